@@ -1,0 +1,42 @@
+"""What every test shares: where the golden numbers are, and one quiet, deterministic JAX."""
+
+import os
+import pathlib
+
+# Two simulated hosts or eight simulated devices are made by the tests that need them, in processes
+# of their own: the device count is fixed when JAX starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache/ofa_jax/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, and only them")
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--slow")
+    selected = [item for item in items if ("slow" in item.keywords) == wanted]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
+    items[:] = selected
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """The committed numbers of the official implementation, `tests/golden`."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> pathlib.Path:
+    """The golden folder beside the checkout, for what may not be committed (the BPE files)."""
+    path = ROOT.parent / "shared" / "golden"
+    if not path.is_dir():
+        pytest.skip(f"needs the official BPE files in {path}")
+    return path
