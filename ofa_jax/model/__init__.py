@@ -1,0 +1,36 @@
+"""The OFA model: one encoder-decoder Transformer over text, image patches, boxes and image codes.
+
+    from ofa_jax.model import OFA, OFAConfig
+    model = OFA(OFAConfig.tiny())
+    variables = model.init(jax.random.key(0), batch)          # {'params': ..., 'batch_stats': ...}
+    logits = model.apply(variables, batch)                    # float32 [B, T, V]
+    logits, updates = model.apply(variables, batch, train=True, mutable=["batch_stats"],
+                                  rngs={"dropout": key})
+
+`batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] and, all optional,
+encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_blank_boxes
+int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B]; other keys are ignored.
+Without encoder_images the ResNet does not run. For generation: `model.apply(variables, batch,
+method="encode")`, then `method="decode"`.
+
+`init` boxes every parameter with its logical axes (`nn.LogicallyPartitioned`; `nn.meta.unbox`
+strips them, `nn.get_partition_spec` reads them); `apply` takes boxed and plain arrays alike.
+
+Logical axes of parameters:
+    vocab      rows of the shared embedding
+    embed      model width
+    heads, kv  attention heads, width of one head
+    mlp        width of the feed-forward layers
+    positions  rows of the absolute position embeddings
+    relpos     rows of the relative position tables
+    types      rows of the type embedding
+    conv_height, conv_width, conv_in, conv_out    ResNet kernels; its norms are conv_out
+    norm       scales and biases of LayerNorms, and biases over the model width
+Logical axes of activations:
+    activation_batch, activation_length, activation_embed, activation_heads, activation_kv,
+    activation_mlp, activation_vocab, activation_height, activation_width, activation_channels
+"""
+
+from ofa_jax.model.config import OFAConfig
+
+__all__ = ["OFAConfig"]

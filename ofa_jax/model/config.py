@@ -1,0 +1,214 @@
+"""The model's configuration: one frozen dataclass, and the published sizes as constructors.
+
+Sizes and flags: OFA (Wang et al., ICML 2022, arXiv 2202.03052), table 1 and appendix A, as the
+released pretraining scripts set them.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+RELATIVE_POSITION_RANGE = 1024
+"""Largest text distance, in tokens, that the logarithmic buckets of the 1-D table tell apart."""
+
+PIXELS_PER_CODE = 8
+"""An image code stands for 8x8 pixels (the f8 image tokenizer)."""
+
+PATCH_STRIDE = 16
+"""The three ResNet stages turn 16x16 pixels into one patch feature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OFAConfig:
+    """Shape and regularisation of an OFA model. The defaults are OFA-base without dropout.
+
+    Attributes:
+      vocab_size: rows of the embedding that encoder, decoder and output projection share.
+      width: model width d; the feed-forward layers are `ffn_width` wide, attention has `num_heads`.
+      encoder_layers, decoder_layers: transformer layers on each side.
+      resnet_layers: bottleneck blocks in conv2_x, conv3_x, conv4_x.
+      resnet_width: channels of the stem, 64 in every published size. Patch features have
+        `16 * resnet_width` channels.
+      max_source_positions, max_target_positions: longest text, in tokens. The embedding tables have
+        two rows more, as the original's.
+      token_bucket_size: the 1-D relative table has `2 * token_bucket_size - 1` rows.
+      image_bucket_size: largest patch grid, in patches a side; the 2-D relative table has
+        `(2 * image_bucket_size - 1) ** 2 + 3` rows.
+      code_image_size: pixels a side of the image the decoder writes as codes (8 pixels a code).
+      attn_scale_factor: scores are scaled by `(head_dim * attn_scale_factor) ** -0.5`.
+      scale_attn: LayerNorm on every attention output.
+      scale_fc: LayerNorm inside the feed-forward layer, after its activation.
+      scale_heads: one learned factor per head on the attention output.
+      scale_resids: learned factors `w_resid` on the residual of the feed-forward layer.
+      scale_embedding: multiply token and patch embeddings by `sqrt(width)`.
+      entangle_encoder_positions, entangle_decoder_positions: also add the position embeddings to
+        the embeddings (the published models do not).
+      interpolate_positions: images with more patches than `interpolation_image_size` gives take
+        their position embeddings by bilinear resizing of that smaller grid.
+      interpolation_image_size: pixels a side of the grid that is resized.
+      type_embedding, text_norm, patch_norm, code_norm: the embedding's type vector and the
+        LayerNorms on text, patch and code embeddings (`text_norm` is `layernorm_embedding`).
+      activation: "gelu" (the exact one) or "relu".
+      dropout_rate, attention_dropout_rate, activation_dropout_rate: as usual; only when training.
+      encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the
+        last layer; it grows linearly from 0 at the first one and is drawn per example.
+      freeze_batch_norm: use the running statistics even in training, and leave them alone.
+      pad_id: id of the padding token.
+      dtype: what the layers compute in, "float32" or "bfloat16". Parameters, softmax,
+        normalisation statistics and logits are float32 in both.
+    """
+
+    vocab_size: int = 59457
+    width: int = 768
+    ffn_width: int = 3072
+    num_heads: int = 12
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    resnet_layers: tuple[int, int, int] = (3, 4, 23)
+    resnet_width: int = 64
+
+    max_source_positions: int = 1024
+    max_target_positions: int = 1024
+    token_bucket_size: int = 256
+    image_bucket_size: int = 42
+    code_image_size: int = 128
+    attn_scale_factor: float = 2.0
+
+    scale_attn: bool = True
+    scale_fc: bool = True
+    scale_heads: bool = True
+    scale_resids: bool = False
+    scale_embedding: bool = False
+    entangle_encoder_positions: bool = False
+    entangle_decoder_positions: bool = False
+    interpolate_positions: bool = False
+    interpolation_image_size: int = 256
+    type_embedding: bool = True
+    text_norm: bool = True
+    patch_norm: bool = True
+    code_norm: bool = True
+    activation: str = "gelu"
+
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    activation_dropout_rate: float = 0.0
+    encoder_drop_path_rate: float = 0.0
+    decoder_drop_path_rate: float = 0.0
+    resnet_drop_path_rate: float = 0.0
+    freeze_batch_norm: bool = False
+
+    pad_id: int = 1
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        # gin and json hand lists over; a tuple keeps the config hashable, so that jit can key on it.
+        object.__setattr__(self, "resnet_layers", tuple(self.resnet_layers))
+        for name in ("vocab_size", "width", "ffn_width", "num_heads", "encoder_layers",
+                     "decoder_layers", "resnet_width", "token_bucket_size", "image_bucket_size",
+                     "max_source_positions", "max_target_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"OFAConfig.{name} is {getattr(self, name)}; it must be at least "
+                                 "1.")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"OFAConfig.width {self.width} does not divide into num_heads {self.num_heads}; "
+                "choose a width that is a multiple of the number of heads.")
+        if len(self.resnet_layers) != 3 or min(self.resnet_layers) < 1:
+            raise ValueError(f"OFAConfig.resnet_layers is {self.resnet_layers}; give the number of "
+                             "blocks (at least one) of each of the three stages.")
+        if self.vocab_size <= self.pad_id or self.pad_id < 0:
+            raise ValueError(f"OFAConfig.vocab_size {self.vocab_size} leaves no row for pad_id "
+                             f"{self.pad_id}; the vocabulary starts with <s>, <pad>, </s>, <unk>.")
+        if self.token_bucket_size % 2 or self.token_bucket_size > RELATIVE_POSITION_RANGE:
+            raise ValueError(f"OFAConfig.token_bucket_size is {self.token_bucket_size}; it must be "
+                             f"even and at most {RELATIVE_POSITION_RANGE}.")
+        if self.code_image_size % PIXELS_PER_CODE or not (
+                0 < self.code_grid <= self.image_bucket_size):
+            raise ValueError(
+                f"OFAConfig.code_image_size is {self.code_image_size} pixels; it must be a "
+                f"multiple of {PIXELS_PER_CODE} and at most {PIXELS_PER_CODE} * image_bucket_size "
+                f"= {PIXELS_PER_CODE * self.image_bucket_size}.")
+        if self.activation not in ("gelu", "relu"):
+            raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"OFAConfig.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
+                raise ValueError(f"OFAConfig.{field.name} is {getattr(self, field.name)}; a rate "
+                                 "lies in [0, 1).")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on queries, for content and for positions alike (two score terms are summed)."""
+        return (self.head_dim * self.attn_scale_factor) ** -0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor on token and patch embeddings."""
+        return math.sqrt(self.width) if self.scale_embedding else 1.0
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the ResNet's output."""
+        return 16 * self.resnet_width
+
+    @property
+    def code_grid(self) -> int:
+        """Image codes a side."""
+        return self.code_image_size // PIXELS_PER_CODE
+
+    def replace(self, **overrides: Any) -> "OFAConfig":
+        """The same configuration with some fields changed."""
+        return dataclasses.replace(self, **overrides)
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> "OFAConfig":
+        """OFA-tiny: 33,488,336 parameters."""
+        return cls(**_PUBLISHED | dict(
+            width=256, ffn_width=1024, num_heads=4, encoder_layers=4, decoder_layers=4,
+            resnet_layers=(3, 4, 6)) | overrides)
+
+    @classmethod
+    def medium(cls, **overrides: Any) -> "OFAConfig":
+        """OFA-medium: 92,892,000 parameters."""
+        return cls(**_PUBLISHED | dict(
+            width=512, ffn_width=2048, num_heads=8, encoder_layers=4, decoder_layers=4,
+            resnet_layers=(3, 4, 23)) | overrides)
+
+    @classmethod
+    def base(cls, **overrides: Any) -> "OFAConfig":
+        """OFA-base: 182,238,536 parameters."""
+        return cls(**_PUBLISHED | dict(
+            width=768, ffn_width=3072, num_heads=12, encoder_layers=6, decoder_layers=6,
+            resnet_layers=(3, 4, 23)) | overrides)
+
+    @classmethod
+    def large(cls, **overrides: Any) -> "OFAConfig":
+        """OFA-large: 472,977,152 parameters."""
+        return cls(**_PUBLISHED | dict(
+            width=1024, ffn_width=4096, num_heads=16, encoder_layers=12, decoder_layers=12,
+            resnet_layers=(3, 8, 36)) | overrides)
+
+    @classmethod
+    def huge(cls, **overrides: Any) -> "OFAConfig":
+        """OFA-huge: 929,486,848 parameters."""
+        return cls(**_PUBLISHED | dict(
+            width=1280, ffn_width=5120, num_heads=16, encoder_layers=24, decoder_layers=12,
+            resnet_layers=(3, 8, 36)) | overrides)
+
+    @classmethod
+    def scenes(cls, **overrides: Any) -> "OFAConfig":
+        """A small model that learns Scenes on a CPU: 128 px images, 64 px of codes."""
+        return cls(**dict(
+            width=128, ffn_width=512, num_heads=4, encoder_layers=3, decoder_layers=3,
+            resnet_layers=(1, 1, 1), resnet_width=16, code_image_size=64,
+            dropout_rate=0.0) | overrides)
+
+
+_PUBLISHED = dict(dropout_rate=0.1, encoder_drop_path_rate=0.1, decoder_drop_path_rate=0.1)
+"""The regularisation of the pretraining scripts."""
