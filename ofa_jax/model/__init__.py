@@ -32,5 +32,6 @@ Logical axes of activations:
 """
 
 from ofa_jax.model.config import OFAConfig
+from ofa_jax.model.network import OFA, EncoderOutput
 
-__all__ = ["OFAConfig"]
+__all__ = ["OFA", "EncoderOutput", "OFAConfig"]

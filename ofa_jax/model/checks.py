@@ -1,0 +1,75 @@
+"""What the model refuses, said before anything is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
+from ofa_jax.model.positions import patch_grid
+
+
+def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) -> None:
+    """Raises ValueError unless tokens are integers [B, L], short enough, within the vocabulary.
+
+    Ids are looked at only outside jit, where they have values.
+    """
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"{name} is {tokens.dtype}{list(tokens.shape)}; give integer token ids "
+                         "[batch, length].")
+    limit = min(max_positions, RELATIVE_POSITION_RANGE)
+    if not 1 <= tokens.shape[1] <= limit:
+        raise ValueError(f"{name} is {tokens.shape[1]} tokens long, the model has {limit} "
+                         "positions; shorten the task_feature_lengths.")
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= config.vocab_size:
+        raise ValueError(
+            f"{name} holds the id {high if low >= 0 else low}, but OFAConfig.vocab_size is "
+            f"{config.vocab_size}; set it to the vocabulary's size.")
+
+
+def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
+    """Raises ValueError for encoder inputs that do not fit together or do not fit the model."""
+    if "encoder_input_tokens" not in batch:
+        raise ValueError("the batch has no encoder_input_tokens; every OFA task has an "
+                         f"instruction. It has {sorted(batch)}.")
+    tokens = batch["encoder_input_tokens"]
+    check_tokens(tokens, "encoder_input_tokens", config.max_source_positions, config)
+    size = tokens.shape[0]
+    if "encoder_images" not in batch:
+        stray = sorted({"encoder_image_mask", "encoder_patch_indices",
+                        "encoder_image_blank_boxes"} & set(batch))
+        if stray:
+            raise ValueError(f"the batch has {', '.join(stray)} but no encoder_images; a text "
+                             "stream carries none of them.")
+        return
+    images = batch["encoder_images"]
+    if images.ndim != 4 or images.shape[0] != size or images.shape[3] != 3:
+        raise ValueError(f"encoder_images is {list(images.shape)}; give [{size}, height, width, "
+                         "3].")
+    if images.dtype != np.uint8 and not jax.numpy.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"encoder_images is {images.dtype}; give uint8 pixels, or floats in "
+                         "[-1, 1].")
+    rows, columns = patch_grid(*images.shape[1:3])
+    if max(rows, columns) > config.image_bucket_size:
+        raise ValueError(
+            f"images of {images.shape[1]}x{images.shape[2]} pixels make {rows}x{columns} patches, "
+            f"the model has positions for {config.image_bucket_size} a side; use smaller images "
+            "or a larger image_bucket_size.")
+    shapes = {"encoder_image_mask": [size], "encoder_image_blank_boxes": [size, 4]}
+    for name, shape in shapes.items():
+        if name in batch and list(batch[name].shape) != shape:
+            raise ValueError(f"{name} is {list(batch[name].shape)}; give {shape}.")
+    if "encoder_patch_indices" in batch:
+        indices = batch["encoder_patch_indices"]
+        if indices.ndim != 2 or indices.shape[0] != size or indices.shape[1] > rows * columns:
+            raise ValueError(
+                f"encoder_patch_indices is {list(indices.shape)}; give [{size}, N] with N at most "
+                f"the {rows * columns} patches of these images.")
+        if not isinstance(indices, jax.core.Tracer) and indices.size and not (
+                0 <= int(indices.min()) <= int(indices.max()) < rows * columns):
+            raise ValueError(f"encoder_patch_indices reaches {int(indices.max())}; these images "
+                             f"have patches 0 to {rows * columns - 1}.")

@@ -1,0 +1,249 @@
+"""Positions: which row of a relative table a pair of positions uses, and the biases they give.
+
+OFA keeps positions out of the embeddings (TUPE, Ke et al. 2021). A pair (query q, key k) gets a
+score term per head from two sources, both computed here from indices that are static under jit:
+
+* text-text: a 1-D table over q - k, exact within `bucket_size / 2`, logarithmic beyond (as T5's);
+* patch-patch, code-code: a 2-D table over (row difference, column difference), and three rows more
+  for the position 0 that is no patch (the decoder's bos): as query, as key, as both.
+
+An image position id is `row * image_bucket_size + column + 1`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax.model.config import RELATIVE_POSITION_RANGE
+
+FILLER_POSITION = 1024
+"""Image position id that the decoder gives to every token after its last image code."""
+
+FILLER_COUNT = 769
+"""How many of them the original's index buffer holds: 1 + 256 + 769 = 1026 for a 16x16 grid."""
+
+
+def token_buckets(bucket_size: int, distances: np.ndarray,
+                  max_position: int = RELATIVE_POSITION_RANGE) -> np.ndarray:
+    """Row of the 1-D relative table for each distance q - k.
+
+    With m = bucket_size / 2, a distance d with |d| <= m keeps its own row; beyond, the row grows
+    with ceil((m - 1) log(|d| / m) / log((max_position - 1) / m)) + m.
+
+    Args:
+      bucket_size: half the number of rows, plus one half: the table has `2 * bucket_size - 1`.
+      distances: int [...], query position minus key position, within `max_position`.
+      max_position: the distance at which the last row is reached.
+
+    Returns:
+      int32 [...] in [0, 2 * bucket_size - 2]; distance 0 is row `bucket_size - 1`.
+
+    Example:
+      >>> token_buckets(256, np.array([0, 1, -128, 1023])).tolist()
+      [255, 256, 127, 510]
+    """
+    distances = np.asarray(distances, np.int64)
+    middle = bucket_size // 2
+    # float32 throughout: the published tables were rounded up from float32 logarithms.
+    magnitude = np.maximum(np.abs(distances), middle).astype(np.float32)
+    scale = np.float32(np.log((max_position - 1) / middle)) if middle < max_position - 1 else (
+        np.float32(1))
+    logarithmic = np.ceil(
+        np.log(magnitude / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    far = np.sign(distances) * logarithmic.astype(np.int64)
+    return (np.where(np.abs(distances) <= middle, distances, far) + bucket_size - 1).astype(
+        np.int32)
+
+
+def token_bucket_table(bucket_size: int, length: int = RELATIVE_POSITION_RANGE,
+                       max_position: int = RELATIVE_POSITION_RANGE) -> np.ndarray:
+    """`token_buckets` of every pair of positions: int32 [length (query), length (key)]."""
+    positions = np.arange(length)
+    return token_buckets(bucket_size, positions[:, None] - positions[None, :], max_position)
+
+
+def num_image_relations(bucket_size: int) -> int:
+    """Rows of the 2-D relative table: 83 * 83 + 3 = 6892 for bucket size 42."""
+    return (2 * bucket_size - 1) ** 2 + 3
+
+
+def image_buckets(query_ids, key_ids, bucket_size: int):
+    """Row of the 2-D relative table for pairs of image position ids.
+
+    Args:
+      query_ids, key_ids: int arrays (numpy or jax) that broadcast; 0 is the position without a
+        place in the image.
+      bucket_size: places a side.
+
+    Returns:
+      int32 of the broadcast shape, in [0, (2 * bucket_size - 1) ** 2 + 2].
+    """
+    xp = np if isinstance(query_ids, np.ndarray) and isinstance(key_ids, np.ndarray) else jnp
+    side = 2 * bucket_size - 1
+    query, key = query_ids - 1, key_ids - 1
+    row = query // bucket_size - key // bucket_size + bucket_size - 1
+    column = query % bucket_size - key % bucket_size + bucket_size - 1
+    special = xp.where(query_ids == 0, xp.where(key_ids == 0, 2, 0), 1) + side * side
+    nowhere = (query_ids == 0) | (key_ids == 0)
+    return xp.where(nowhere, special, row * side + column).astype(xp.int32)
+
+
+def image_bucket_table(bucket_size: int) -> np.ndarray:
+    """`image_buckets` of every pair of ids: int32 [n, n] with n = bucket_size ** 2 + 1."""
+    ids = np.arange(bucket_size**2 + 1)
+    return image_buckets(ids[:, None], ids[None, :], bucket_size)
+
+
+def patch_grid(height: int, width: int) -> tuple[int, int]:
+    """Patches down and across that the ResNet makes of an image of so many pixels.
+
+    Four layers of stride 2 (stem, pooling, conv3_x, conv4_x), each rounding up.
+    """
+    for _ in range(4):
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
+def grid_position_ids(rows: int, columns: int, bucket_size: int) -> np.ndarray:
+    """Image position ids of a grid, row by row: int32 [rows * columns].
+
+    Example:
+      >>> grid_position_ids(2, 3, bucket_size=42).tolist()
+      [1, 2, 3, 43, 44, 45]
+    """
+    return (np.arange(rows)[:, None] * bucket_size + np.arange(columns) + 1).reshape(-1).astype(
+        np.int32)
+
+
+def code_position_ids(code_grid: int, bucket_size: int, length: int | None = None) -> np.ndarray:
+    """Image position ids of a decoder row of image codes: bos, the grid, then the filler.
+
+    Args:
+      code_grid: codes a side.
+      bucket_size: places a side of the position table; the filler id is kept inside it.
+      length: how many ids; by default the 1 + code_grid ** 2 + 769 of the original's buffer.
+
+    Returns:
+      int32 [length].
+    """
+    ids = np.concatenate([[0], grid_position_ids(code_grid, code_grid, bucket_size)])
+    length = len(ids) + FILLER_COUNT if length is None else length
+    filler = np.full(max(0, length - len(ids)), min(FILLER_POSITION, bucket_size**2))
+    return np.concatenate([ids, filler])[:length].astype(np.int32)
+
+
+def toeplitz(values: jax.Array) -> jax.Array:
+    """The matrix M[..., q, k] = values[..., n - 1 + q - k] of a vector over differences.
+
+    By repeating and reshaping only: a gather would give the same, but its gradient is a scatter,
+    the slowest thing an accelerator does; this one's is a reshape and a sum.
+
+    Args:
+      values: [..., 2 * n - 1], entry n - 1 + d for the difference d.
+
+    Returns:
+      [..., n, n].
+
+    Example:
+      >>> toeplitz(jnp.array([-1, 0, 1])).tolist()
+      [[0, -1], [1, 0]]
+    """
+    n = (values.shape[-1] + 1) // 2
+    flipped = values[..., ::-1]
+    # A period of 2n read in rows of 2n - 1 starts one place earlier each row.
+    period = jnp.concatenate(
+        [flipped[..., n - 1:], jnp.zeros_like(values[..., :1]), flipped[..., :n - 1]], axis=-1)
+    rows = jnp.broadcast_to(period[..., None, :], (*values.shape[:-1], n, 2 * n))
+    flat = rows.reshape(*values.shape[:-1], 2 * n * n)[..., :n * (2 * n - 1)]
+    return flat.reshape(*values.shape[:-1], n, 2 * n - 1)[..., :n]
+
+
+def text_bias(table: jax.Array, length: int, bucket_size: int) -> jax.Array:
+    """Relative bias between the positions of a text: [R, heads] to [heads, length, length]."""
+    distances = np.arange(1 - length, length)
+    return toeplitz(table[token_buckets(bucket_size, distances)].T)
+
+
+def grid_bias(table: jax.Array, rows: int, columns: int, bucket_size: int) -> jax.Array:
+    """Relative bias between all places of a grid.
+
+    Args:
+      table: [(2 * bucket_size - 1) ** 2 + 3, heads].
+      rows, columns: the grid, within `bucket_size`.
+      bucket_size: places a side of the table.
+
+    Returns:
+      [heads, rows * columns (query), rows * columns (key)].
+    """
+    side, heads = 2 * bucket_size - 1, table.shape[-1]
+    differences = table[:side * side].reshape(side, side, heads)
+    differences = differences[bucket_size - rows:bucket_size + rows - 1,
+                              bucket_size - columns:bucket_size + columns - 1]
+    by_column = toeplitz(differences.transpose(2, 0, 1))  # [heads, 2 rows - 1, column, column]
+    both = toeplitz(by_column.transpose(0, 2, 3, 1))      # [heads, column, column, row, row]
+    return both.transpose(0, 3, 1, 4, 2).reshape(heads, rows * columns, rows * columns)
+
+
+def patch_bias(table: jax.Array, position_ids: jax.Array, bucket_size: int) -> jax.Array:
+    """Relative bias between patches chosen per example.
+
+    Args:
+      table: [(2 * bucket_size - 1) ** 2 + 3, heads].
+      position_ids: int32 [B, N], image position ids.
+      bucket_size: places a side of the table.
+
+    Returns:
+      [B, heads, N, N].
+    """
+    index = image_buckets(position_ids[:, :, None], position_ids[:, None, :], bucket_size)
+    return jnp.take(table, index, axis=0, mode="clip").transpose(0, 3, 1, 2)
+
+
+def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int) -> jax.Array:
+    """Relative bias within a decoder row of image codes: [R, heads] to [heads, length, length]."""
+    num_codes = code_grid**2
+    if length > num_codes + 1:
+        # Filler positions follow the grid (a longer text is in the same batch): no longer Toeplitz.
+        ids = code_position_ids(code_grid, bucket_size, length)
+        return table[image_buckets(ids[:, None], ids[None, :], bucket_size)].transpose(2, 0, 1)
+    query_bos, key_bos, both_bos = table[-3], table[-2], table[-1]
+    rows = -(-max(length - 1, 1) // code_grid)
+    grid = grid_bias(table, rows, code_grid, bucket_size)[:, :length - 1, :length - 1]
+    heads = table.shape[-1]
+    first_row = jnp.concatenate(
+        [both_bos[:, None], jnp.broadcast_to(query_bos[:, None], (heads, length - 1))], axis=1)
+    first_column = jnp.broadcast_to(key_bos[:, None, None], (heads, length - 1, 1))
+    return jnp.concatenate(
+        [first_row[:, None], jnp.concatenate([first_column, grid], axis=2)], axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def _resize_matrix(source: int, target: int) -> np.ndarray:
+    """Weights of a 1-D linear resize with half-pixel centres and no antialiasing."""
+    centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    low = np.minimum(np.floor(centre).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weights = np.zeros((target, source))
+    np.add.at(weights, (np.arange(target), low), 1 - (centre - low))
+    np.add.at(weights, (np.arange(target), high), centre - low)
+    return weights.astype(np.float32)
+
+
+def interpolate_positions(embeddings: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Bilinear resize of a square grid of position embeddings.
+
+    Half-pixel centres, edges repeated, no antialiasing: torch's `interpolate(mode="bilinear")`.
+
+    Args:
+      embeddings: [n, n, d].
+      rows, columns: the grid wanted.
+
+    Returns:
+      [rows * columns, d].
+    """
+    n = embeddings.shape[0]
+    resized = jnp.einsum("ri,cj,ijd->rcd", _resize_matrix(n, rows), _resize_matrix(n, columns),
+                         embeddings, precision=jax.lax.Precision.HIGHEST)
+    return resized.reshape(rows * columns, -1)

@@ -1,0 +1,167 @@
+"""The image encoder's first part: a ResNet (v1.5) cut after its third stage, and its batch norm.
+
+He et al. 2016; the stride sits in the 3x3 convolution. Kernels are initialised as He et al. 2015,
+mode fan_out. Sixteen pixels square become one feature of `16 * resnet_width` channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.model.config import OFAConfig
+from ofa_jax.model.convolutions import convolution, max_pool, pointwise
+from ofa_jax.model.layers import DropPath, constrain, dtype_of, linear_rates
+
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.1
+"""Weight of the new batch in the running statistics."""
+
+_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Convolution(nn.Module):
+    """A convolution without bias.
+
+    Attributes:
+      in_channels, channels: its width on both sides.
+      size: kernel size; a 1x1 kernel is stored as a matrix [in, out], others as HWIO.
+      stride: of both axes.
+      dtype: what to compute in.
+    """
+
+    in_channels: int
+    channels: int
+    size: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), channels]."""
+        shape, axes = (self.in_channels, self.channels), ("conv_in", "conv_out")
+        if self.size > 1:
+            shape = (self.size, self.size, *shape)
+            axes = ("conv_height", "conv_width", *axes)
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(_fan_out, axes), shape).astype(self.dtype)
+        if self.size == 1:
+            return pointwise(x, kernel, self.stride)
+        return convolution(x, kernel, self.stride)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over examples and places.
+
+    Under jit the mean over the batch is a mean over all devices: statistics are synchronised.
+
+    Attributes:
+      channels: width of the last axis.
+      frozen: normalise with the running statistics in training too.
+    """
+
+    channels: int
+    frozen: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] to the same; in training also updates `batch_stats`."""
+        def parameter(name, init):
+            return self.param(
+                name, nn.with_logical_partitioning(init, ("conv_out",)), (self.channels,))
+
+        scale = parameter("scale", nn.initializers.ones)
+        bias = parameter("bias", nn.initializers.zeros)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
+        mean, var = running_mean.value, running_var.value
+        if train and not self.frozen:
+            values = x.astype(jnp.float32).reshape(-1, self.channels)
+            mean = values.mean(axis=0)
+            var = jnp.square(values - mean).mean(axis=0)
+            if not self.is_initializing():
+                count = values.shape[0]
+                unbiased = var * (count / max(count - 1, 1))
+                keep = 1.0 - BATCH_NORM_MOMENTUM
+                running_mean.value = keep * running_mean.value + BATCH_NORM_MOMENTUM * mean
+                running_var.value = keep * running_var.value + BATCH_NORM_MOMENTUM * unbiased
+        factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        # One multiplication and one addition per value, whichever statistics are used.
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 to four times the channels, plus the shortcut.
+
+    Attributes:
+      in_channels, channels: input width; width inside. The output is `4 * channels` wide.
+      stride: of the 3x3 convolution.
+      drop_path_rate: stochastic depth of this block.
+    """
+
+    config: OFAConfig
+    in_channels: int
+    channels: int
+    stride: int
+    drop_path_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, in_channels] to [N, H/stride, W/stride, 4 * channels]."""
+        c, dtype, out = self.config, dtype_of(self.config), 4 * self.channels
+
+        def conv_norm(x, name, width, size, stride):
+            x = Convolution(x.shape[-1], width, size, stride, dtype, name=f"conv_{name}")(x)
+            return BatchNorm(width, c.freeze_batch_norm, name=f"norm_{name}")(x, train)
+
+        y = nn.relu(conv_norm(x, "1", self.channels, 1, 1))
+        y = nn.relu(conv_norm(y, "2", self.channels, 3, self.stride))
+        y = conv_norm(y, "3", out, 1, 1)
+        if self.stride != 1 or self.in_channels != out:
+            x = conv_norm(x, "shortcut", out, 1, self.stride)
+        y = DropPath()(y, self.drop_path_rate, train)
+        return constrain(nn.relu(x + y), "batch", "height", "width", "channels")
+
+
+class ResNet(nn.Module):
+    """Stem, pooling and three stages of bottlenecks."""
+
+    config: OFAConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """float [N, H, W, 3] in [-1, 1] to [N, ceil(H/16), ceil(W/16), 16 * resnet_width]."""
+        c = self.config
+        x = images.astype(dtype_of(c))
+        x = Convolution(3, c.resnet_width, 7, 2, dtype_of(c), name="conv_stem")(x)
+        x = nn.relu(BatchNorm(c.resnet_width, c.freeze_batch_norm, name="norm_stem")(x, train))
+        x = max_pool(x)
+        for stage, blocks in enumerate(c.resnet_layers):
+            channels = c.resnet_width * 2**stage
+            rates = linear_rates(c.resnet_drop_path_rate, blocks)
+            for block in range(blocks):
+                x = Bottleneck(
+                    c, x.shape[-1], channels, 2 if stage and not block else 1,
+                    rates[block], name=f"stage_{stage + 1}_block_{block}")(x, train)
+        return x
+
+
+def normalise_images(images: jax.Array, blank_boxes: jax.Array | None = None) -> jax.Array:
+    """Pixels to [-1, 1], and blanked regions to exactly 0.
+
+    Args:
+      images: uint8 [B, H, W, 3], or float already in [-1, 1].
+      blank_boxes: int32 [B, 4], rows y0 to y1 and columns x0 to x1 (ends excluded) of the region
+        that is blank; all zeros for none.
+
+    Returns:
+      float32 [B, H, W, 3].
+    """
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 127.5 - 1.0
+    images = images.astype(jnp.float32)
+    if blank_boxes is None:
+        return images
+    y0, x0, y1, x1 = (blank_boxes[:, k, None] for k in range(4))
+    y, x = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
+    inside = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
+    return jnp.where(inside[..., None], 0.0, images)

@@ -1,0 +1,203 @@
+"""Encoder and decoder layers: pre-LN with the NormFormer extras, and what positions add.
+
+A layer: LayerNorm, attention with per-head factors, LayerNorm, dropout, drop path, residual; then
+the same around a feed-forward layer that normalises after its activation
+(Shleifer et al. 2021, NormFormer). Decoder layers have cross-attention in between.
+"""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.model import positions
+from ofa_jax.model.attention import Attention
+from ofa_jax.model.config import OFAConfig
+from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, layer_norm
+
+
+@flax.struct.dataclass
+class EncoderPositions:
+    """What encoder layers need to know of positions; the layers share it.
+
+    Attributes:
+      absolute_bias: float32 [B or 1, heads, N + S, N + S], patches first.
+      patch_ids: int32 [B, N], image position ids, where patches are chosen per example.
+      grid: rows and columns of the full patch grid; None for text alone.
+      text_length: S.
+    """
+
+    absolute_bias: jax.Array
+    patch_ids: jax.Array | None = None
+    grid: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+    text_length: int = flax.struct.field(pytree_node=False, default=0)
+
+
+@flax.struct.dataclass
+class DecoderPositions:
+    """What decoder layers need to know of positions; the layers share it.
+
+    V is 1 for text rows alone, 2 where `code_rows` picks between text (0) and code (1) rows.
+
+    Attributes:
+      self_bias: float32 [V, heads, T, T], absolute.
+      cross_bias: float32 [B or 1, heads, T, K].
+      code_rows: bool [B], or None.
+    """
+
+    self_bias: jax.Array
+    cross_bias: jax.Array
+    code_rows: jax.Array | None = None
+
+
+def choose_rows(text: jax.Array, code: jax.Array, code_rows: jax.Array) -> jax.Array:
+    """Per example one of two arrays [...]: bool [B] to [B, ...]."""
+    return jnp.where(code_rows.reshape(-1, *[1] * text.ndim), code, text)
+
+
+class RelativePositions(nn.Module):
+    """The 1-D and 2-D relative tables of one layer, and the biases made of them."""
+
+    config: OFAConfig
+
+    def setup(self):
+        c = self.config
+        self.tokens = Table(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
+        self.images = Table(positions.num_image_relations(c.image_bucket_size), c.num_heads,
+                            ("relpos", "heads"))
+
+    def encoder_bias(self, where: EncoderPositions) -> jax.Array:
+        """Absolute plus relative bias; none of the latter between patches and text.
+
+        Returns:
+          float32 [B or 1, heads, N + S, N + S].
+        """
+        c, length = self.config, where.text_length
+        bias = where.absolute_bias
+        num_patches = bias.shape[-1] - length
+        text = positions.text_bias(self.tokens(), length, c.token_bucket_size)[None]
+        bias = bias + _pad_corner(text, before=num_patches)
+        if where.grid is None:
+            return bias
+        if where.patch_ids is None:
+            image = positions.grid_bias(self.images(), *where.grid, c.image_bucket_size)[None]
+        else:
+            image = positions.patch_bias(self.images(), where.patch_ids, c.image_bucket_size)
+        return bias + _pad_corner(image, after=length)
+
+    def decoder_bias(self, where: DecoderPositions) -> jax.Array:
+        """Absolute plus relative bias of the decoder's self-attention, float32 [B or 1, h, T, T]."""
+        c, length = self.config, where.self_bias.shape[-1]
+        text = where.self_bias[0] + positions.text_bias(
+            self.tokens(), length, c.token_bucket_size)
+        if where.code_rows is None:
+            return text[None]
+        code = where.self_bias[1] + positions.code_bias(
+            self.images(), length, c.code_grid, c.image_bucket_size)
+        return choose_rows(text, code, where.code_rows)
+
+
+def _pad_corner(bias: jax.Array, before: int = 0, after: int = 0) -> jax.Array:
+    """Zeros before or after the last two axes."""
+    return jnp.pad(bias, ((0, 0), (0, 0), (before, after), (before, after)))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with an activation and, by `scale_fc`, a LayerNorm in between."""
+
+    config: OFAConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, L, d] to [B, L, d]."""
+        c, dtype = self.config, dtype_of(self.config)
+        x = Dense((c.width,), (c.ffn_width,), ("embed",), ("mlp",), dtype, name="expand")(x)
+        x = nn.gelu(x, approximate=False) if c.activation == "gelu" else nn.relu(x)
+        x = constrain(x, "batch", "length", "mlp")
+        x = nn.Dropout(c.activation_dropout_rate)(x, deterministic=not train)
+        if c.scale_fc:
+            x = layer_norm(dtype, "norm")(x)
+        x = Dense((c.ffn_width,), (c.width,), ("mlp",), ("embed",), dtype, name="contract")(x)
+        return constrain(x, "batch", "length", "embed")
+
+
+class _Layer(nn.Module):
+    """What both kinds of layer share: how a branch joins the residual stream."""
+
+    config: OFAConfig
+
+    def _join(self, x, branch, drop_path_rate, train):
+        branch = nn.Dropout(self.config.dropout_rate)(branch, deterministic=not train)
+        return x + DropPath()(branch, drop_path_rate, train)
+
+    def _attend(self, name, x, memory, bias, mask, train):
+        """LayerNorm, attention, LayerNorm; `memory` None is self-attention."""
+        c, dtype = self.config, dtype_of(self.config)
+        x = layer_norm(dtype, f"{name}_input_norm")(x)
+        x = Attention(c, name=name)(x, x if memory is None else memory, bias, mask, train)
+        return layer_norm(dtype, f"{name}_output_norm")(x) if c.scale_attn else x
+
+    def _feed_forward(self, x, drop_path_rate, train):
+        c = self.config
+        branch = layer_norm(dtype_of(c), "feed_forward_input_norm")(x)
+        branch = FeedForward(c, name="feed_forward")(branch, train)
+        if c.scale_resids:
+            factor = self.param("residual_scale", nn.with_logical_partitioning(
+                nn.initializers.ones, ("norm",)), (c.width,))
+            x = x * factor.astype(x.dtype)
+        return self._join(x, branch, drop_path_rate, train)
+
+
+class EncoderLayer(_Layer):
+    """Self-attention and feed-forward."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, where: EncoderPositions, mask: jax.Array,
+                 drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
+        """One layer.
+
+        Args:
+          x: [B, L, d].
+          where: positions.
+          mask: bool [B, L], False on what is not there.
+          drop_path_rate: stochastic depth of this layer.
+          train: whether dropout and stochastic depth are on.
+
+        Returns:
+          [B, L, d].
+        """
+        bias = RelativePositions(self.config, name="relative_positions").encoder_bias(where)
+        attended = self._attend(
+            "self_attention", x, None, bias, mask[:, None, None, :], train)
+        x = self._join(x, attended, drop_path_rate, train)
+        return self._feed_forward(x, drop_path_rate, train)
+
+
+class DecoderLayer(_Layer):
+    """Causal self-attention, cross-attention, feed-forward."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, encoded: jax.Array, where: DecoderPositions,
+                 self_mask: jax.Array, encoder_mask: jax.Array,
+                 drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
+        """One layer.
+
+        Args:
+          x: [B, T, d].
+          encoded: [B, K, d], the encoder's output.
+          where: positions.
+          self_mask: bool, broadcasts to [B, T, T]: which key a query may see.
+          encoder_mask: bool [B, K].
+          drop_path_rate: stochastic depth of this layer.
+          train: whether dropout and stochastic depth are on.
+
+        Returns:
+          [B, T, d].
+        """
+        bias = RelativePositions(self.config, name="relative_positions").decoder_bias(where)
+        attended = self._attend("self_attention", x, None, bias, self_mask[:, None], train)
+        x = self._join(x, attended, drop_path_rate, train)
+        attended = self._attend("cross_attention", x, encoded, where.cross_bias,
+                                encoder_mask[:, None, None, :], train)
+        x = self._join(x, attended, drop_path_rate, train)
+        return self._feed_forward(x, drop_path_rate, train)
