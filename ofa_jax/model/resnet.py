@@ -76,8 +76,10 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train and not self.frozen:
             values = x.astype(jnp.float32).reshape(-1, self.channels)
-            mean = values.mean(axis=0)
-            var = jnp.square(values - mean).mean(axis=0)
+            # Both moments in one pass; about the running mean, so that nothing cancels.
+            values = values - jax.lax.stop_gradient(mean)
+            shift, square = values.mean(axis=0), jnp.square(values).mean(axis=0)
+            mean, var = mean + shift, jnp.maximum(square - jnp.square(shift), 0.0)
             if not self.is_initializing():
                 count = values.shape[0]
                 unbiased = var * (count / max(count - 1, 1))
