@@ -30,7 +30,7 @@ lotus; hyacinth; palm tree; pine tree = evergreen tree; potted plant; maple leaf
 four-leaf clover = four leaf clover; ear of corn; snowman; rainbow; volcano; tornado;
 crescent moon; spider web; ringed planet;
 
-avocado; bagel; bell pepper; bone; broccoli; burrito; chestnut; cookie; croissant; cucumber;
+avocado; bagel; bell pepper; bone; burrito; chestnut; cookie; croissant; cucumber;
 cupcake; doughnut; eggplant; hamburger; hot dog; ice cube;
 kiwi = kiwi fruit; lollipop; mango; olive; onion; pancake stack = pancakes; peach;
 potato; pretzel; spoon; taco; tamale; tangerine; teapot; waffle; baby bottle; beer mug;
@@ -68,22 +68,18 @@ _IRREGULAR_PLURALS = {
     "goose": "geese",
     "knife": "knives",
     "leaf": "leaves",
-    "lotus": "lotuses",
     "mouse": "mice",
     "sheep": "sheep",
     "squid": "squid",
     "bison": "bison",
     "jellyfish": "jellyfish",
-    "starfish": "starfish",
-    "fish": "fish",
-    "broccoli": "broccoli",
     "mango": "mangoes",
+    "mosquito": "mosquitoes",
     "potato": "potatoes",
     "tomato": "tomatoes",
+    "tornado": "tornadoes",
     "volcano": "volcanoes",
     "moai": "moai",
-    "radio": "radios",
-    "avocado": "avocados",
 }
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -1,0 +1,50 @@
+"""Sentences: clean, and no sentence of training in another split."""
+
+import doctest
+import re
+
+import pytest
+
+from ofa_jax.scenes import corpus
+
+SPLITS = ("train", "validation", "test", "test_shifted")
+
+
+def test_training_sentences_are_in_no_other_split():
+    train = set(corpus.sentences("train"))
+    for split in SPLITS[1:]:
+        assert corpus.sentences(split)
+        assert train.isdisjoint(corpus.sentences(split))
+
+
+def test_sentences_are_plain_text():
+    for split in SPLITS:
+        sentences = corpus.sentences(split)
+        assert len(set(sentences)) == len(sentences)
+        for text in sentences:
+            assert not re.search(r"</?[a-z]|&[a-z]+;|[\n\t\xa0]", text), text
+            assert text == " ".join(text.split())
+            assert 5 <= len(text.split()) <= 48
+    assert len(corpus.sentences("train")) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("<p>Supr&ecirc;me <em>Court</em> &amp; more</p>", "Suprême Court & more"),
+        ("the people’s flag – red", "the people's flag - red"),
+        ("note 1: the coast , is  long", "the coast, is long"),
+    ],
+)
+def test_clean(raw, clean):
+    assert corpus.clean(raw) == clean
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(corpus).failed == 0
+
+
+def test_figures_and_lists_of_names_are_not_prose():
+    assert corpus.is_prose("most of the country is rugged and mountainous")
+    assert not corpus.is_prose("urban: 96.1% of population 2022 total: 84.3% rural 50.1%")
+    assert not corpus.is_prose("Algiers, Oran, Constantine, Batna, Djelfa, Setif, Annaba")
