@@ -1,0 +1,1 @@
+"""Commands for data and checkpoints: `python -m tools.NAME --help`."""
