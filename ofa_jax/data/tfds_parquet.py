@@ -8,6 +8,7 @@ per process, however many sources look at them, and a source pickles as its path
 import dataclasses
 import functools
 import pathlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,9 +73,17 @@ def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any
     return record
 
 
-@functools.lru_cache(maxsize=16)
+_READING = threading.Lock()
+
+
 def _column(paths: tuple[str, ...]):
-    """The column `data` of several files as one, in memory."""
+    """The column `data` of several files as one, in memory; read by one thread, used by all."""
+    with _READING:
+        return _read_column(paths)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_column(paths: tuple[str, ...]):
     import pyarrow
     import pyarrow.parquet
 

@@ -5,6 +5,8 @@ drawn from them. Each maker lists candidates (question, answer, type); nothing a
 """
 
 import dataclasses
+import functools
+import itertools
 
 from ofa_jax.scenes import relations
 from ofa_jax.scenes.composer import Scene
@@ -35,8 +37,11 @@ class Question:
 
 def questions(scene: Scene, count: int, rng) -> list[Question]:
     """About `count` questions on different things: existence and count always, others in turn."""
-    chosen = [_existence(scene, rng), _count(scene, rng)]
-    makers = [_existence, _count, _side, _relation, _object, _comparison, _background, _corner]
+    yes = rng.random() < 0.5
+    chosen = [_existence(scene, rng, yes), _count(scene, rng)]
+    # A second question on existence has the other answer, so that both stay equally frequent.
+    makers = [functools.partial(_existence, yes=not yes), _count, _side, _relation, _object,
+              _comparison, _background, _corner]
     while makers and len(chosen) < count:
         maker = makers.pop(rng.integers(len(makers)))
         question = maker(scene, rng)
@@ -49,9 +54,7 @@ def _pick(items, rng):
     return items[rng.integers(len(items))] if len(items) else None
 
 
-def _existence(scene: Scene, rng) -> Question:
-    """Yes and no with equal probability."""
-    yes = rng.random() < 0.5
+def _existence(scene: Scene, rng, yes: bool) -> Question:
     noun = _pick(scene.objects, rng).noun if yes else _pick(relations.absent(scene), rng)
     text = (f"is there {noun.with_article} in the picture?" if rng.random() < 0.7
             else f"are there any {noun.plural} in the picture?")
@@ -128,10 +131,13 @@ def _object(scene: Scene, rng) -> Question | None:
 
 
 def _comparison(scene: Scene, rng) -> Question | None:
-    groups = relations.groups(scene)
-    if len(groups) < 2:
+    """Mostly of nouns with different counts, else nearly every answer would be no."""
+    pairs = list(itertools.permutations(relations.groups(scene), 2))
+    different = [(a, b) for a, b in pairs if len(a[1]) != len(b[1])]
+    pair = _pick(different if different else pairs if rng.random() < 0.1 else [], rng)
+    if pair is None:
         return None
-    first, second = (groups[i] for i in rng.permutation(len(groups))[:2])
+    first, second = pair
     more = len(first[1]) > len(second[1])
     return Question(f"are there more {first[0].plural} than {second[0].plural}?",
                     "yes" if more else "no", "comparison")
