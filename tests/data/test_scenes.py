@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from ofa_jax.data import prompts
 from ofa_jax.data.scenes import SPLITS, VERSION, Scenes
 from tools import build_scenes
 from tools.build_scenes import BuildOptions
@@ -115,8 +116,10 @@ def test_vocabulary_and_codebook_come_from_training(scenes):
     text = " a picture of two butterflies on grass"
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
-    # Words of the captions are tokens of their own.
+    # Words of captions and instructions are tokens, nearly all; answers of matching are.
     assert len(ids) <= 2 * len(text.split())
+    assert len(vocabulary.encode(prompts.IMAGE_CAPTIONING)) <= 7
+    assert len(vocabulary.encode(prompts.YES)) == len(vocabulary.encode(prompts.NO)) == 1
 
 
 def test_negatives_hold_training_captions_names_and_answers(scenes):
