@@ -265,8 +265,8 @@ def _resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
         for block in range(blocks):
             key = f"{root}.layer{stage + 1}.{block}"
             path = (*ours, f"stage_{stage + 1}_block_{block}")
-            for n, (i, o, size) in enumerate((
-                    (inputs, channels, 1), (channels, channels, 3), (channels, 4 * channels, 1)), 1):
+            shapes = (inputs, channels, 1), (channels, channels, 3), (channels, 4 * channels, 1)
+            for n, (i, o, size) in enumerate(shapes, 1):
                 yield from conv_norm(f"{key}.conv{n}", f"{key}.bn{n}", path, str(n), i, o, size)
             if block == 0:
                 yield from conv_norm(f"{key}.downsample.0", f"{key}.downsample.1", path, "shortcut",

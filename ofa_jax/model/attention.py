@@ -8,7 +8,7 @@ from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import Dense, constrain, dtype_of
 
 MASKED_SCORE = -1e30
-"""Score of a masked pair: vanishes in float32 softmax, yet a row with nothing to see stays finite."""
+"""Score of a masked pair: vanishes in float32 softmax, yet rows that see nothing stay finite."""
 
 
 def head_projection(config: OFAConfig, name: str | None = None) -> Dense:

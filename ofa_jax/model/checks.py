@@ -22,9 +22,10 @@ def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) 
     if not 1 <= tokens.shape[1] <= limit:
         raise ValueError(f"{name} is {tokens.shape[1]} tokens long, the model has {limit} "
                          "positions; shorten the task_feature_lengths.")
-    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+    values = _values(tokens)
+    if values is None:
         return
-    low, high = int(tokens.min()), int(tokens.max())
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= config.vocab_size:
         raise ValueError(
             f"{name} holds the id {high if low >= 0 else low}, but OFAConfig.vocab_size is "
@@ -69,7 +70,16 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
             raise ValueError(
                 f"encoder_patch_indices is {list(indices.shape)}; give [{size}, N] with N at most "
                 f"the {rows * columns} patches of these images.")
-        if not isinstance(indices, jax.core.Tracer) and indices.size and not (
-                0 <= int(indices.min()) <= int(indices.max()) < rows * columns):
-            raise ValueError(f"encoder_patch_indices reaches {int(indices.max())}; these images "
-                             f"have patches 0 to {rows * columns - 1}.")
+        values = _values(indices)
+        if values is not None and not (0 <= values.min() <= values.max() < rows * columns):
+            raise ValueError(
+                f"encoder_patch_indices reaches from {values.min()} to {values.max()}; these "
+                f"images have patches 0 to {rows * columns - 1}.")
+
+
+def _values(array: Any) -> np.ndarray | None:
+    """The numbers of an array, where it has any to look at: not under jit, not on other hosts."""
+    if isinstance(array, jax.core.Tracer) or not array.size or not getattr(
+            array, "is_fully_addressable", True):
+        return None
+    return np.asarray(array)

@@ -101,7 +101,7 @@ class OFAConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        # gin and json hand lists over; a tuple keeps the config hashable, so that jit can key on it.
+        # gin and json hand lists over; a tuple keeps the config hashable.
         object.__setattr__(self, "resnet_layers", tuple(self.resnet_layers))
         for name in ("vocab_size", "width", "ffn_width", "num_heads", "encoder_layers",
                      "decoder_layers", "resnet_width", "token_bucket_size", "image_bucket_size",

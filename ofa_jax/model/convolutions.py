@@ -3,7 +3,8 @@
 Measured on two cores, in a training step: 1x1 convolutions are a third faster as matrix products,
 and the native gradient of max-pooling (select_and_scatter) takes several times as long as
 comparing. Gradients towards the 3x3 and 7x7 kernels were best left to XLA. `platform_dependent`
-chooses when the program is lowered, so that what is compiled ahead of time for a TPU gets the TPU's.
+chooses when the program is lowered, so that what is compiled ahead of time for a TPU gets the
+TPU's own.
 
 All arrays are NHWC, kernels HWIO.
 """

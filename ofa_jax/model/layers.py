@@ -10,7 +10,7 @@ import jax.numpy as jnp
 LAYER_NORM_EPSILON = 1e-5
 
 bert_init = nn.initializers.normal(0.02)
-"""N(0, 0.02): the last thing the original does to every Linear and Embedding, relative tables too."""
+"""N(0, 0.02): what the original does last to every Linear and Embedding, relative tables too."""
 
 
 def dtype_of(config) -> jnp.dtype:

@@ -1,8 +1,12 @@
 """OFA: one encoder over [image patches, text], one decoder, one vocabulary.
 
-    uint8 [B,H,W,3] -> ResNet -> [B,G,C] -> (sampled) patches [B,N,C] -> linear \\
-                                                                                 encoder -> decoder -> logits
-    tokens [B,S] -> shared embedding ------------------------------------------/            [B,T,V]
+    images [B,H,W,3] -> ResNet -> grid [B,G,C] -> patches [B,N,C] -> [B,N,d] --+
+                                                                             encoder [B,N+S,d]
+    instruction [B,S] -> shared embedding -> [B,S,d] --------------------------+    |
+                                                                                    v
+    answer so far [B,T] -> shared embedding -> [B,T,d] ------------------------> decoder [B,T,d]
+                                                                                    |
+    logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
 
 from collections.abc import Mapping
@@ -50,9 +54,10 @@ class EncoderOutput:
 
     def select(self, rows: jax.Array) -> "EncoderOutput":
         """Picks, repeats or reorders examples (beams): int [B'] to an output of B' examples."""
-        pick = lambda x: None if x is None else jnp.take(x, rows, axis=0)  # noqa: E731
-        return self.replace(hidden=pick(self.hidden), mask=pick(self.mask),
-                            position_indices=pick(self.position_indices))
+        indices = self.position_indices
+        return self.replace(
+            hidden=jnp.take(self.hidden, rows, axis=0), mask=jnp.take(self.mask, rows, axis=0),
+            position_indices=None if indices is None else jnp.take(indices, rows, axis=0))
 
     def positions_per_example(self) -> jax.Array:
         """[B, L, d], the position embeddings spelled out."""

@@ -86,7 +86,7 @@ class RelativePositions(nn.Module):
         return bias + _pad_corner(image, after=length)
 
     def decoder_bias(self, where: DecoderPositions) -> jax.Array:
-        """Absolute plus relative bias of the decoder's self-attention, float32 [B or 1, h, T, T]."""
+        """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, T, T]."""
         c, length = self.config, where.self_bias.shape[-1]
         text = where.self_bias[0] + positions.text_bias(
             self.tokens(), length, c.token_bucket_size)

@@ -1,0 +1,63 @@
+"""The small official model, its cases, and how a golden case becomes a batch."""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from small_model import SMALL, random_batch
+
+from ofa_jax.interop import config_from_fairseq, from_fairseq
+from ofa_jax.model import OFA
+
+
+def batch_of(case) -> dict[str, np.ndarray]:
+    """A golden case (official names, NCHW images) as a batch."""
+    batch = {"encoder_input_tokens": case["in_src_tokens"].astype(np.int32),
+             "decoder_input_tokens": case["in_prev_output_tokens"].astype(np.int32)}
+    if "in_patch_images" in case:
+        batch["encoder_images"] = case["in_patch_images"].transpose(0, 2, 3, 1)
+        batch["encoder_image_mask"] = case["in_patch_masks"]
+    if "in_code_masks" in case:
+        batch["decoder_code_mask"] = case["in_code_masks"]
+    if "patch_orders" in case:
+        batch["encoder_patch_indices"] = case["patch_orders"].astype(np.int32)
+    return batch
+
+
+class Official:
+    """The official model with random weights: `config`, `variables`, and its cases."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        description = json.loads((folder / "config.json").read_text())
+        self.config = config_from_fairseq(description["args"], description["vocab"]["size"])
+        self.state_dict = dict(np.load(folder / "state_dict_f16.npz"))
+        self.variables = from_fairseq(self.state_dict, self.config)
+        self.model = OFA(self.config)
+        self.apply = jax.jit(self.model.apply)
+        self.encode = jax.jit(lambda v, b: self.model.apply(v, b, method="encode"))
+
+    def case(self, name):
+        """Arrays of a golden case and its batch."""
+        case = dict(np.load(self.folder / f"case_{name}.npz"))
+        return case, batch_of(case)
+
+
+@pytest.fixture(scope="session")
+def official(golden):
+    return Official(golden / "model_tiny")
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A randomised small model: (jitted apply, variables). No parameter has a neutral value."""
+    model = OFA(SMALL)
+    variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), random_batch()))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: (0.8 * rng.standard_normal(x.shape)).astype(np.float32), variables["params"])
+    statistics = jax.tree.map(
+        lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["batch_stats"])
+    return jax.jit(model.apply), {"params": params, "batch_stats": statistics}

@@ -1,0 +1,244 @@
+"""What must hold of the model whatever its weights are.
+
+Two ways to the same float32 sums differ by rounding; logits here are of order 1 to 10, so 1e-5 is
+ten units in the last place and more; what must differ does so by a thousand times that.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import SMALL, random_batch
+
+from ofa_jax.model import OFA
+
+SAME = dict(rtol=1e-5, atol=1e-5)
+DIFFERENT = 1e-2
+
+
+def without(batch, *names):
+    return {name: array for name, array in batch.items() if name not in names}
+
+
+def test_masked_images_are_as_no_images(small):
+    apply, variables = small
+    batch = random_batch()
+    masked = apply(variables, batch | {"encoder_image_mask": np.zeros(3, bool)})
+    np.testing.assert_allclose(
+        masked, apply(variables, without(batch, "encoder_images")), **SAME)
+    assert np.abs(masked - apply(variables, batch)).max() > DIFFERENT
+
+
+def test_an_image_mask_is_per_example(small):
+    apply, variables = small
+    batch = random_batch()
+    mixed = apply(variables, batch | {"encoder_image_mask": np.array([True, False, True])})
+    np.testing.assert_allclose(mixed[::2], apply(variables, batch)[::2], **SAME)
+    np.testing.assert_allclose(
+        mixed[1], apply(variables, without(batch, "encoder_images"))[1], **SAME)
+
+
+def test_rows_of_codes_and_text_do_not_touch_each_other(small):
+    apply, variables = small
+    batch = random_batch()
+    mixed = apply(variables, batch)
+    code = apply(variables, batch | {"decoder_code_mask": np.ones(3, bool)})
+    text = apply(variables, without(batch, "decoder_code_mask"))
+    np.testing.assert_allclose(mixed[::2], code[::2], **SAME)
+    np.testing.assert_allclose(mixed[1], text[1], **SAME)
+    assert np.abs(code - text).max() > DIFFERENT
+
+
+def test_sampling_every_patch_is_sampling_none_and_order_does_not_matter(small):
+    apply, variables = small
+    batch = random_batch()
+    whole = apply(variables, batch)
+    rng = np.random.default_rng(0)
+    orders = np.stack([rng.permutation(9) for _ in range(3)]).astype(np.int32)
+    np.testing.assert_allclose(
+        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME)
+    some = apply(variables, batch | {"encoder_patch_indices": orders[:, :4]})
+    assert np.abs(some - whole).max() > DIFFERENT
+
+
+@pytest.mark.parametrize("options", [
+    {"entangle_encoder_positions": True, "entangle_decoder_positions": True},
+    {"interpolate_positions": True, "interpolation_image_size": 32},
+    {"scale_embedding": True, "activation": "relu"},
+])
+def test_options_change_the_result_and_keep_sampling_consistent(small, options):
+    """Interpolation starts at more than 2x2 patches here, so that all 9 of them use it."""
+    plain, variables = small
+    apply = jax.jit(OFA(SMALL.replace(**options)).apply)
+    batch = random_batch()
+    whole = apply(variables, batch)
+    assert np.abs(whole - plain(variables, batch)).max() > DIFFERENT
+    orders = np.stack([np.roll(np.arange(9), k) for k in range(3)]).astype(np.int32)
+    np.testing.assert_allclose(
+        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME)
+
+
+def test_uint8_pixels_are_scaled_to_plus_minus_one(small):
+    apply, variables = small
+    batch = random_batch()
+    floats = batch["encoder_images"].astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(
+        apply(variables, batch),
+        apply(variables, batch | {"encoder_images": floats}), **SAME)
+
+
+def test_blank_boxes_are_exactly_zero_after_scaling(small):
+    apply, variables = small
+    batch = random_batch()
+    boxes = np.array([[8, 16, 24, 40], [0, 0, 0, 0], [0, 0, 48, 48]], np.int32)
+    floats = batch["encoder_images"].astype(np.float32) / 127.5 - 1
+    floats[0, 8:24, 16:40] = 0
+    floats[2] = 0
+    np.testing.assert_allclose(
+        apply(variables, batch | {"encoder_image_blank_boxes": boxes}),
+        apply(variables, batch | {"encoder_images": floats}), **SAME)
+
+
+def test_padding_of_the_instruction_changes_nothing(small):
+    apply, variables = small
+    batch = random_batch()
+    padded = np.pad(batch["encoder_input_tokens"], ((0, 0), (0, 3)),
+                    constant_values=SMALL.pad_id)
+    np.testing.assert_allclose(
+        apply(variables, batch | {"encoder_input_tokens": padded}),
+        apply(variables, batch), **SAME)
+
+
+def test_the_decoder_does_not_look_ahead(small):
+    apply, variables = small
+    batch = random_batch()
+    changed = batch["decoder_input_tokens"].copy()
+    changed[:, 4:] = 4 + (changed[:, 4:] - 3) % 56
+    before = apply(variables, batch)
+    after = apply(variables, batch | {"decoder_input_tokens": changed})
+    np.testing.assert_allclose(after[:, :4], before[:, :4], **SAME)
+    assert (np.abs(after[:, 4:] - before[:, 4:]).max(axis=(1, 2)) > DIFFERENT).all()
+
+
+def test_an_empty_example_gives_finite_gradients(small):
+    """What becomes of a broken record: nothing but padding, no image."""
+    apply, variables = small
+    batch = random_batch() | {"encoder_image_mask": np.array([True, False, True])}
+    for name in ("encoder_input_tokens", "decoder_input_tokens"):
+        batch[name][1] = SMALL.pad_id
+
+    def loss(params):
+        logits = apply({**variables, "params": params}, batch)
+        return jnp.square(logits).mean()
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_selecting_encoded_examples_repeats_them(small):
+    apply, variables = small
+    encode = jax.jit(functools.partial(OFA(SMALL).apply, method="encode"))
+    decode = jax.jit(functools.partial(OFA(SMALL).apply, method="decode"))
+    orders = np.stack([np.roll(np.arange(9), k)[:5] for k in range(3)]).astype(np.int32)
+    for extra in ({}, {"encoder_patch_indices": orders}):
+        batch = random_batch() | extra
+        rows = np.array([2, 2, 0])
+        encoded = encode(variables, batch).select(rows)
+        logits = decode(variables, encoded, batch["decoder_input_tokens"][rows],
+                        batch["decoder_code_mask"][rows])
+        np.testing.assert_allclose(logits, apply(variables, batch)[rows], **SAME)
+
+
+def test_boxed_and_plain_variables_are_taken_alike():
+    model = OFA(SMALL)
+    boxed = jax.jit(model.init)(jax.random.key(0), random_batch())
+    apply = jax.jit(model.apply)
+    np.testing.assert_array_equal(
+        apply(boxed, random_batch()), apply(nn.meta.unbox(boxed), random_batch()))
+
+
+def test_init_makes_every_parameter_whatever_batch_it_is_shown():
+    model = OFA(SMALL)
+    shapes = [jax.eval_shape(model.init, jax.random.key(0), batch) for batch in (
+        random_batch(), random_batch(pixels=0, codes=False))]
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+
+
+def test_text_alone_never_runs_the_resnet():
+    model = OFA(SMALL)
+    batch = random_batch(pixels=0, codes=False)
+    variables = jax.eval_shape(model.init, jax.random.key(0), batch)
+    program = str(jax.make_jaxpr(model.apply)(nn.meta.unbox(variables), batch))
+    assert "conv_general_dilated" not in program
+    with_image = str(jax.make_jaxpr(model.apply)(nn.meta.unbox(variables), random_batch()))
+    assert "conv_general_dilated" in with_image
+
+
+def test_every_parameter_names_its_axes_and_the_names_are_documented():
+    import ofa_jax.model
+
+    model = OFA(SMALL.replace(scale_resids=True))
+    variables = jax.eval_shape(model.init, jax.random.key(0), random_batch())
+    names = set()
+    for leaf in jax.tree.leaves(
+            variables["params"], is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
+        assert isinstance(leaf, nn.LogicallyPartitioned)
+        assert len(leaf.names) == leaf.value.ndim and None not in leaf.names
+        names |= set(leaf.names)
+    documented = ofa_jax.model.__doc__.split("Logical axes of parameters:")[1].split(
+        "Logical axes of activations:")[0].replace(",", " ").split()
+    assert names <= set(documented)
+    assert {"vocab", "embed", "mlp", "heads", "kv", "conv_in", "conv_out", "relpos"} <= names
+
+
+def test_dropout_and_stochastic_depth_act_only_in_training(small):
+    _, variables = small
+    model = OFA(SMALL.replace(
+        dropout_rate=0.1, attention_dropout_rate=0.1, activation_dropout_rate=0.1,
+        encoder_drop_path_rate=0.5, decoder_drop_path_rate=0.5, resnet_drop_path_rate=0.5,
+        freeze_batch_norm=True))
+    batch = random_batch()
+    still = small[0](variables, batch)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, batch), still)
+
+    @jax.jit
+    def trained(key):
+        return model.apply(variables, batch, train=True, rngs={"dropout": key})
+
+    first, again, other = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - still).max() > DIFFERENT
+    assert np.abs(first - other).max() > DIFFERENT
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"encoder_input_tokens": np.full((3, 7), 60, np.int32)}, "vocab_size"),
+    ({"decoder_input_tokens": np.full((3, 7), -1, np.int32)}, "vocab_size"),
+    ({"encoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
+    ({"decoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
+    ({"encoder_input_tokens": np.zeros((3, 7), np.float32)}, "integer token ids"),
+    ({"encoder_images": np.zeros((2, 48, 48, 3), np.uint8)}, "encoder_images"),
+    ({"encoder_images": np.zeros((3, 3, 48, 48), np.uint8)}, "encoder_images"),
+    ({"encoder_images": np.zeros((3, 48, 48, 3), np.int32)}, "uint8"),
+    ({"encoder_images": np.zeros((3, 112, 48, 3), np.uint8)}, "image_bucket_size"),
+    ({"encoder_image_mask": np.ones((3, 9), bool)}, "encoder_image_mask"),
+    ({"encoder_image_blank_boxes": np.ones((4,), np.int32)}, "encoder_image_blank_boxes"),
+    ({"encoder_patch_indices": np.zeros((3, 10), np.int32)}, "9 patches"),
+    ({"encoder_patch_indices": np.full((3, 4), 9, np.int32)}, "patches 0 to 8"),
+])
+def test_a_batch_that_does_not_fit_is_refused_in_words(small, change, message):
+    """Outside jit, where ids have values; shapes are refused under jit as well."""
+    _, variables = small
+    with pytest.raises(ValueError, match=message):
+        OFA(SMALL).apply(variables, random_batch() | change)
+
+
+def test_image_arrays_without_images_are_refused(small):
+    apply, variables = small
+    batch = random_batch(pixels=0) | {"encoder_image_mask": np.ones(3, bool)}
+    with pytest.raises(ValueError, match="encoder_image_mask but no encoder_images"):
+        apply(variables, batch)

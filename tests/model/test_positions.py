@@ -1,0 +1,103 @@
+"""Position tables and biases against the original's tables, entry by entry."""
+
+import doctest
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.model import positions
+
+
+@pytest.fixture(scope="module")
+def tables(golden):
+    return dict(np.load(golden / "positions" / "positions.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("token_bucket_256", (256,)), ("token_bucket_16_max64", (16, 64, 64))])
+def test_token_buckets_are_the_originals(tables, name, arguments):
+    np.testing.assert_array_equal(positions.token_bucket_table(*arguments), tables[name])
+
+
+def test_token_buckets_over_a_longer_range_are_the_originals(tables):
+    ours = positions.token_buckets(256, -np.arange(2048), max_position=2048)
+    np.testing.assert_array_equal(ours, tables["token_bucket_256_max2048_row0"])
+
+
+@pytest.mark.parametrize("bucket_size", [42, 4])
+def test_image_buckets_are_the_originals(tables, bucket_size):
+    np.testing.assert_array_equal(
+        positions.image_bucket_table(bucket_size), tables[f"image_bucket_{bucket_size}"])
+
+
+@pytest.mark.parametrize("size", ["96x128", "64x160", "384x384", "100x70"])
+def test_patch_position_ids_are_the_originals(tables, size):
+    grid = positions.patch_grid(*map(int, size.split("x")))
+    np.testing.assert_array_equal(
+        positions.grid_position_ids(*grid, 42), tables[f"image_position_ids_{size}"])
+
+
+def test_code_position_ids_are_the_originals(tables):
+    ours = positions.code_position_ids(code_grid=16, bucket_size=42)
+    np.testing.assert_array_equal(ours, tables["decoder_image_position_idx"])
+
+
+def test_filler_positions_stay_inside_a_small_table():
+    assert positions.code_position_ids(2, bucket_size=4).max() == 16
+
+
+# The biases only move table entries around: equality is exact, no tolerance.
+
+def table(rows, heads=3):
+    return np.random.default_rng(0).standard_normal((rows, heads)).astype(np.float32)
+
+
+@pytest.mark.parametrize("length", [1, 2, 33, 300])
+def test_text_bias_looks_up_the_originals_buckets(tables, length):
+    values = table(511)
+    expected = values[tables["token_bucket_256"][:length, :length]].transpose(2, 0, 1)
+    np.testing.assert_array_equal(positions.text_bias(jnp.array(values), length, 256), expected)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (5, 7), (7, 5), (1, 42)])
+def test_grid_bias_looks_up_the_originals_buckets(tables, grid):
+    values = table(6892)
+    ids = positions.grid_position_ids(*grid, 42)
+    expected = values[tables["image_bucket_42"][ids][:, ids]].transpose(2, 0, 1)
+    np.testing.assert_array_equal(positions.grid_bias(jnp.array(values), *grid, 42), expected)
+
+
+def test_patch_bias_follows_the_patches_of_each_example(tables):
+    values = table(6892)
+    ids = np.random.default_rng(1).integers(1, 1765, (2, 9))
+    got = positions.patch_bias(jnp.array(values), jnp.array(ids), 42)
+    for row in range(2):
+        expected = values[tables["image_bucket_42"][ids[row]][:, ids[row]]].transpose(2, 0, 1)
+        np.testing.assert_array_equal(got[row], expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 10, 65, 66, 90])
+def test_code_bias_looks_up_the_originals_buckets_within_and_behind_the_grid(tables, length):
+    values = table(6892)
+    # The original's ids for an 8x8 grid: the same rows and columns, 64 of them.
+    ids = np.concatenate([[0], positions.grid_position_ids(8, 8, 42), np.full(90, 1024)])[:length]
+    expected = values[tables["image_bucket_42"][ids][:, ids]].transpose(2, 0, 1)
+    np.testing.assert_array_equal(positions.code_bias(jnp.array(values), length, 8, 42), expected)
+
+
+def test_interpolated_positions_are_torchs_bilinear_resize(official, tables):
+    """torch computes source coordinates up to 16 in float32, spaced 2^-20: a weight may be off by
+    that much, in each of two directions, between neighbours that differ by twice the maximum."""
+    embedding = official.state_dict["encoder.embed_image_positions.weight"].astype(np.float32)
+    grid = embedding[positions.grid_position_ids(16, 16, 42)].reshape(16, 16, -1)
+    resized = positions.interpolate_positions(jnp.array(grid), 20, 26)
+    tolerance = 2 * 2**-20 * 2 * np.abs(embedding).max()
+    np.testing.assert_allclose(
+        resized, tables["interp_image_pos_embed"], rtol=0, atol=tolerance)
+
+
+def test_the_examples_in_the_docstrings_run():
+    result = doctest.testmod(positions)
+    assert result.attempted >= 3 and result.failed == 0

@@ -1,0 +1,60 @@
+"""Convolutions, pooling, batch norm, and the ResNet against the original's activations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.model import convolutions
+from ofa_jax.model.resnet import BatchNorm, ResNet
+
+
+def test_resnet_output_is_the_originals(official):
+    """Float32 sums over up to 2,304 terms through 19 convolutions, on values up to about 30."""
+    case, batch = official.case("a")
+    variables = {name: tree["encoder"]["resnet"] for name, tree in official.variables.items()}
+    output = ResNet(official.config).apply(variables, batch["encoder_images"], False)
+    np.testing.assert_allclose(
+        output.transpose(0, 3, 1, 2), case["resnet_out"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_convolution_is_a_convolution(stride):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 5))
+    kernel = jax.random.normal(jax.random.key(1), (5, 3))
+    expected = convolutions.convolution(x, kernel[None, None], stride)
+    np.testing.assert_allclose(
+        convolutions.pointwise(x, kernel, stride), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (7, 7), (1, 1)])
+def test_pooling_and_its_gradient_are_xlas_with_ties_as_well(size):
+    """Rounded to one decimal, so that equal maxima occur: the first takes the gradient."""
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3)).round(1)
+    weights = jax.random.normal(
+        jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
+
+    def gradient(pool):
+        return jax.grad(lambda x: (pool(x) * weights).sum())(x)
+
+    np.testing.assert_array_equal(convolutions.max_pool(x), convolutions._max_window(x))
+    # Up to four outputs share a pixel: their sum may be taken in another order.
+    np.testing.assert_allclose(gradient(convolutions.max_pool), gradient(convolutions._max_window),
+                               rtol=1e-6, atol=1e-6)
+
+
+def test_batch_norm_far_from_zero_keeps_its_digits():
+    """Mean 1,000, deviation 1, known to the running mean: the one-pass variance must not cancel.
+
+    The inputs are float32 near 1,000, spaced 2^-14 = 6e-5: so much can the output be off.
+    """
+    x = 1000 + jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
+    variables = {"params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)},
+                 "batch_stats": {"mean": jnp.full(2, 999.0), "var": jnp.ones(2)}}
+    y, updates = BatchNorm(2, frozen=False).apply(variables, x, True, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64)
+    centred = exact - exact.mean((0, 1, 2))
+    expected = centred / np.sqrt(np.square(centred).mean((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=4 * 2**-14)
+    np.testing.assert_allclose(
+        updates["batch_stats"]["var"], 0.9 + 0.1 * exact.reshape(-1, 2).var(0, ddof=1), rtol=1e-5)
