@@ -1,0 +1,139 @@
+"""Picture transforms that take boxes along, computed by Pillow as the original does.
+
+A picture is an RGB `PIL.Image` until `pixels` makes it uint8 [H, W, 3]. Sizes are in pixels, boxes
+float32 [K, 4] (see `boxes`). Whatever is random is drawn by the caller and handed in.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from ofa_jax.data import boxes as box_ops
+from ofa_jax.data.records import BadRecord
+
+# The original turns Pillow's guard against decompression bombs off as well: pretraining data has
+# large scans in it.
+Image.MAX_IMAGE_PIXELS = None
+
+JITTER_SCALES = (1.0, 1.5)
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Any format that Pillow opens to an RGB picture.
+
+    Raises:
+      BadRecord: the bytes are no picture, or a torn one.
+    """
+    try:
+        return Image.open(io.BytesIO(encoded)).convert("RGB")
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever they stumble over
+        raise BadRecord(f"its image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.asarray(image)
+
+
+def shorter_side_size(
+    width: int, height: int, size: int, max_size: int | None
+) -> tuple[int, int]:
+    """(width, height) after resizing the shorter side to `size`.
+
+    The longer side is rounded down and then cut to `max_size`, which changes the aspect: the
+    original does so.
+    """
+    if min(width, height) == size:
+        new_width, new_height = width, height
+    elif width < height:
+        new_width, new_height = size, int(size * height / width)
+    else:
+        new_width, new_height = int(size * width / height), size
+    if max_size is not None:
+        new_width, new_height = min(new_width, max_size), min(new_height, max_size)
+    return new_width, new_height
+
+
+def resize(
+    image: Image.Image, boxes: np.ndarray, size: int, max_size: int | None = None
+) -> tuple[Image.Image, np.ndarray]:
+    """Resizes the shorter side to `size` (bicubic); see `shorter_side_size`."""
+    width, height = image.size
+    new_width, new_height = shorter_side_size(width, height, size, max_size)
+    if (new_width, new_height) != (width, height):
+        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    return image, box_ops.scale(boxes, new_width / width, new_height / height)
+
+
+def _crop(
+    image: Image.Image, boxes: np.ndarray, left: float, top: float, size: int
+) -> tuple[Image.Image, np.ndarray]:
+    # Pillow rounds the window to whole pixels and fills what lies outside with black; the boxes
+    # move by the exact offset, as in the original.
+    window = image.crop((left, top, left + size, top + size))
+    return window, box_ops.crop(boxes, left, top, size, size)
+
+
+def center_crop(
+    image: Image.Image, boxes: np.ndarray, size: int
+) -> tuple[Image.Image, np.ndarray]:
+    """The middle `size` x `size` pixels."""
+    width, height = image.size
+    return _crop(image, boxes, round((width - size) / 2), round((height - size) / 2), size)
+
+
+def object_center_crop(
+    image: Image.Image, boxes: np.ndarray, size: int
+) -> tuple[Image.Image, np.ndarray]:
+    """`size` x `size` pixels around the first box, moved to lie within the picture."""
+    x0, y0, x1, y1 = map(float, boxes[0])
+
+    def start(center: float, length: int) -> float:
+        beyond = min(length - center - size / 2, 0)
+        return max(center - size / 2 + beyond, 0)
+
+    left, top = start((x0 + x1) / 2, image.width), start((y0 + y1) / 2, image.height)
+    return _crop(image, boxes, left, top, size)
+
+
+def horizontal_flip(
+    image: Image.Image, boxes: np.ndarray
+) -> tuple[Image.Image, np.ndarray]:
+    """Mirrors left to right."""
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return mirrored, box_ops.flip(boxes, image.width)
+
+
+def large_scale_jitter(
+    image: Image.Image,
+    boxes: np.ndarray,
+    size: int,
+    scale_draw: float,
+    offset_draws: tuple[float, float],
+) -> tuple[Image.Image, np.ndarray]:
+    """Resizes to 1.0-1.5 times `size` (shorter side) and crops `size` x `size` anywhere.
+
+    Ghiasi et al. 2021 (Copy-Paste), with the range that OFA uses for detection.
+
+    Args:
+      image, boxes: the picture.
+      size: of the result.
+      scale_draw: in [0, 1), where in the range of scales.
+      offset_draws: in [0, 1), where to crop: (vertical, horizontal).
+
+    Returns:
+      The picture and all boxes; those outside have no area.
+    """
+    width, height = image.size
+    # float32 throughout, as the original: a rounding apart moves a box by a pixel.
+    low, high = JITTER_SCALES
+    target = np.round(np.float32(size) * (np.float32(scale_draw) * np.float32(high - low)
+                                          + np.float32(low)))
+    extent = np.array([height, width], np.float32)
+    scaled = np.round(extent * np.max(target / extent)).astype(np.int32)
+    image = image.resize((int(scaled[1]), int(scaled[0])), Image.Resampling.BICUBIC)
+    ratio_height, ratio_width = scaled.astype(np.float32) / extent
+    boxes = box_ops.scale(boxes, ratio_width, ratio_height)
+    offsets = np.floor((scaled - size) * np.asarray(offset_draws, np.float32))
+    return _crop(image, boxes, int(offsets[1]), int(offsets[0]), size)

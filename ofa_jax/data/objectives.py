@@ -1,0 +1,453 @@
+"""The eight pretraining objectives: from a record to an instruction and its answer.
+
+Section 4 of the spec. Each is a plain function `(record, rng, config) -> example` (see `features`
+for an example's fields, `records` for a record's). Where a record offers several captions,
+questions or phrases, one is drawn. All randomness comes from `rng`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ofa_jax.data import boxes as box_ops
+from ofa_jax.data import images, infilling, negatives, prompts
+from ofa_jax.data.negatives import NegativePool
+from ofa_jax.data.randaugment import randaugment
+from ofa_jax.data.records import BadRecord, Record
+from ofa_jax.data.text import clean_caption, clean_question
+from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.vocabulary import OFAVocabulary
+
+_NO_BOXES = np.zeros((0, 4), np.float32)
+# The published weight of text, image and detection examples; a pair weighs 1.
+_GROUP_WEIGHT = 2.0
+# The captions of CC12M are noisy at their start: their first two tokens are not scored.
+_UNSCORED = {"cc12m": 2}
+# What a blanked pixel looks like to the eye; the model sees exactly 0 there (`blank_box`).
+_BLANK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Sizes and resources of the objectives; the defaults are the published ones.
+
+    Attributes:
+      vocabulary: makes ids.
+      negatives: for image-text matching.
+      image_tokenizer: for image infilling, where records have no codes.
+      image_size: of pictures in pairs, in pixels a side.
+      resize_range: the shorter side of pairs is drawn from it (both ends included).
+      resize_max_size: the longer side is cut to it.
+      max_image_size: pixels that the last location bin stands for.
+      infill_image_size: of pictures to infill.
+      code_image_size: of their middle, which is blanked and predicted as codes.
+      detection_image_size: of pictures with objects.
+      max_source_words, max_target_words: of captions and questions.
+      text_length, text_window: text infilling reads so many tokens and keeps the last so many.
+      mask_ratio: share of the words that text infilling masks.
+      randaugment: whether captioning, questions and matching use it.
+      training: False for validation: the smallest size, central crops, no flips, no RandAugment.
+    """
+
+    vocabulary: OFAVocabulary
+    negatives: NegativePool | None = None
+    image_tokenizer: ImageTokenizer | None = None
+    image_size: int = 384
+    resize_range: tuple[int, int] = (384, 480)
+    resize_max_size: int = 672
+    max_image_size: int = 512
+    infill_image_size: int = 256
+    code_image_size: int = 128
+    detection_image_size: int = 256
+    max_source_words: int = 80
+    max_target_words: int = 30
+    text_length: int = 512
+    text_window: int = 256
+    mask_ratio: float = infilling.MASK_RATIO
+    randaugment: bool = True
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.resize_range
+        if not self.image_size <= low <= high <= self.resize_max_size:
+            raise ValueError(
+                f"resize_range {self.resize_range} must lie between image_size {self.image_size} "
+                f"and resize_max_size {self.resize_max_size}."
+            )
+        largest = max(self.image_size, self.detection_image_size)
+        if largest > self.max_image_size:
+            raise ValueError(
+                f"max_image_size {self.max_image_size} is smaller than the pictures ({largest} "
+                "pixels): boxes would not fit into the bins; raise it."
+            )
+        if self.code_image_size > self.infill_image_size:
+            raise ValueError(
+                f"code_image_size {self.code_image_size} is larger than infill_image_size "
+                f"{self.infill_image_size}: the middle must lie inside."
+            )
+
+
+def make_example(
+    vocabulary: OFAVocabulary,
+    inputs: str | Sequence[str | np.ndarray],
+    targets: str | Sequence[str | np.ndarray],
+    image: np.ndarray | None = None,
+    loss_weight: float = 1.0,
+    **others: Any,
+) -> dict[str, Any]:
+    """Puts an example together: frames the instruction by bos and eos, ends the answer with eos.
+
+    Args:
+      vocabulary: makes ids of strings.
+      inputs: the instruction: a string, or strings and ids (such as boxes) one after the other.
+      targets: the answer, likewise.
+      image: uint8 [H, W, 3].
+      loss_weight: the example's confidence.
+      **others: further fields of an example.
+
+    >>> make_example(v, "  what is in the region? region:", ...)  # doctest: +SKIP
+    """
+    source, target = _ids(vocabulary, inputs), _ids(vocabulary, targets)
+    example = {
+        "inputs": np.concatenate([[vocabulary.bos_id], source, [vocabulary.eos_id]]).astype(
+            np.int32
+        ),
+        "targets": np.append(target, vocabulary.eos_id).astype(np.int32),
+        "loss_weight": np.float32(loss_weight),
+        "code_mask": np.bool_(False),
+    }
+    if image is not None:
+        example["image"] = image
+    return example | others
+
+
+def _ids(vocabulary: OFAVocabulary, parts: str | Sequence[str | np.ndarray]) -> np.ndarray:
+    if isinstance(parts, str):
+        parts = [parts]
+    encoded = [vocabulary.encode(part) if isinstance(part, str) else part for part in parts]
+    return np.concatenate(encoded) if encoded else np.zeros(0, np.int32)
+
+
+# ------------------------------------------------------------------------------- image-text pairs
+
+
+def image_captioning(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`what does the image describe?` -> a caption."""
+    caption = clean_caption(_pick(record, "captions", rng), config.max_target_words)
+    example = make_example(
+        config.vocabulary,
+        prompts.IMAGE_CAPTIONING,
+        f" {caption}",
+        _pair_image(record, rng, config),
+    )
+    if unscored := _UNSCORED.get(record.get("data_set", ""), 0):
+        example["unscored_targets"] = np.int32(unscored)
+    return example
+
+
+def visual_question_answering(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """The question -> the answer, weighted by its confidence."""
+    question, answer, confidence, _ = _question(record, rng, config)
+    return make_example(
+        config.vocabulary,
+        f" {question}",
+        f" {answer}",
+        _pair_image(record, rng, config),
+        confidence,
+    )
+
+
+def image_text_matching(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """Does this caption, or this answer, fit the picture? -> yes or no, each half of the time.
+
+    A record with captions and questions is asked about either. Its own `negative_captions`, where
+    it has some, are known to be wrong and are preferred to drawn ones.
+    """
+    about_question = bool(record.get("questions"))
+    if about_question and record.get("captions"):
+        about_question = rng.random() < 0.5
+    positive = bool(rng.random() >= 0.5)
+    make = _match_answer if about_question else _match_caption
+    instruction, confidence = make(record, positive, rng, config)
+    return make_example(
+        config.vocabulary,
+        instruction,
+        prompts.YES if positive else prompts.NO,
+        _pair_image(record, rng, config),
+        confidence,
+    )
+
+
+def _match_caption(
+    record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
+) -> tuple[str, float]:
+    caption = _pick(record, "captions", rng)
+    if not positive:
+        own = record.get("negative_captions")
+        if own:
+            caption = own[int(rng.integers(len(own)))]
+        else:
+            objects = record.get("object_labels", ())
+            caption = negatives.negative_caption(caption, objects, _pool(config), rng)
+            if caption is None:
+                raise BadRecord(_at(record, "there is no other caption to tell it from"))
+    cleaned = clean_caption(caption, config.max_source_words)
+    return prompts.MATCHING_CAPTION.format(caption=cleaned), 1.0
+
+
+def _match_answer(
+    record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
+) -> tuple[str, float]:
+    question, answer, confidence, kind = _question(record, rng, config)
+    if not positive:
+        answer = negatives.negative_answer(answer, confidence, kind, _pool(config), rng)
+        if answer is None:
+            raise BadRecord(_at(record, "there is no other answer to tell it from"))
+    return prompts.MATCHING_ANSWER.format(question=question, answer=answer), confidence
+
+
+def visual_grounding(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`which region does the text " {phrase} " describe?` -> its box."""
+    phrase, bins, image = _region(record, rng, config)
+    instruction = prompts.VISUAL_GROUNDING.format(
+        phrase=clean_caption(phrase, config.max_source_words)
+    )
+    return make_example(config.vocabulary, instruction, [bins], image)
+
+
+def grounded_captioning(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`what does the region describe? region: {box}` -> its phrase."""
+    phrase, bins, image = _region(record, rng, config)
+    answer = clean_caption(phrase, config.max_target_words)
+    return make_example(
+        config.vocabulary, [prompts.GROUNDED_CAPTIONING, bins], f" {answer}", image
+    )
+
+
+def _pair_image(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> np.ndarray:
+    """Resizes, crops the middle, augments: uint8 [image_size, image_size, 3]."""
+    image, _ = images.resize(
+        _image(record), _NO_BOXES, _resize_draw(rng, config), config.resize_max_size
+    )
+    image, _ = images.center_crop(image, _NO_BOXES, config.image_size)
+    array = images.pixels(image)
+    return randaugment(array, rng) if config.training and config.randaugment else array
+
+
+def _region(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """A phrase, the ids of its box and the picture cropped around the object."""
+    phrases = _require(record, "phrases")
+    index = int(rng.integers(len(phrases)))
+    box = box_ops.as_boxes(_require(record, "phrase_boxes"))[index : index + 1]
+    image = _image(record)
+    _check_box(record, box[0], image)
+    image, box = images.resize(image, box, _resize_draw(rng, config), config.resize_max_size)
+    image, box = images.object_center_crop(image, box, config.image_size)
+    bins = config.vocabulary.encode_box(box[0], config.max_image_size)
+    return phrases[index], bins, images.pixels(image)
+
+
+def _resize_draw(rng: np.random.Generator, config: ObjectiveConfig) -> int:
+    low, high = config.resize_range
+    return int(rng.integers(low, high + 1)) if config.training else low
+
+
+# ------------------------------------------------------------------------ images, objects and text
+
+
+def object_detection(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`what are the objects in the image?` -> for each object its box and name, in their order."""
+    labels = np.array(_require(record, "object_labels"), object)
+    boxes = box_ops.as_boxes(_require(record, "object_boxes"))
+    if len(labels) != len(boxes):
+        raise BadRecord(_at(record, f"{len(labels)} names for {len(boxes)} boxes"))
+    image = _image(record)
+    for box in boxes:
+        _check_box(record, box, image)
+    if config.training:
+        if rng.random() < 0.5:
+            image, boxes = images.horizontal_flip(image, boxes)
+        scale, vertical, horizontal = rng.random(3)
+    else:
+        scale, vertical, horizontal = 0.0, 0.5, 0.5
+    image, boxes = images.large_scale_jitter(
+        image, boxes, config.detection_image_size, scale, (vertical, horizontal)
+    )
+    return detection_example(images.pixels(image), boxes, labels, config)
+
+
+def detection_example(
+    image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], config: ObjectiveConfig
+) -> dict[str, Any]:
+    """The example of a transformed picture; boxes without area are left out."""
+    vocabulary = config.vocabulary
+    targets: list[str | np.ndarray] = []
+    for box, label, seen in zip(boxes, labels, box_ops.nonempty(boxes), strict=True):
+        if seen:
+            targets += [vocabulary.encode_box(box, config.max_image_size), f" {label}"]
+    return make_example(vocabulary, prompts.OBJECT_DETECTION, targets, image, _GROUP_WEIGHT)
+
+
+def image_infilling(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`what is the image in the middle part?` -> the codes of the middle, which is blanked."""
+    del rng
+    size, middle = config.infill_image_size, config.code_image_size
+    image = _image(record)
+    if image.size != (size, size):
+        image, _ = images.resize(image, _NO_BOXES, size)
+        image, _ = images.center_crop(image, _NO_BOXES, size)
+    start = (size - middle) // 2
+    stop = start + middle
+    array = images.pixels(image).copy()
+    codes = record.get("codes")
+    if codes is None or not len(codes):
+        if config.image_tokenizer is None:
+            raise ValueError(
+                "Image infilling needs codes in the records, or an image_tokenizer in the settings "
+                "that makes them."
+            )
+        codes = config.image_tokenizer.encode(array[None, start:stop, start:stop])
+    else:
+        expected = (middle // 8) ** 2
+        if len(codes) != expected:
+            raise BadRecord(_at(record, f"{len(codes)} image codes instead of {expected}"))
+    array[start:stop, start:stop] = _BLANK
+    return make_example(
+        config.vocabulary,
+        prompts.IMAGE_INFILLING,
+        [config.vocabulary.encode_codes(codes)],
+        array,
+        _GROUP_WEIGHT,
+        blank_box=np.array([start, start, stop, stop], np.int32),
+        code_mask=np.bool_(True),
+    )
+
+
+def text_infilling(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> dict[str, Any]:
+    """`what is the complete text of " {text with masked spans} "?` -> the text."""
+    text = _require(record, "text").strip().lower()
+    vocabulary = config.vocabulary
+    ids = vocabulary.encode(f" {text}", max_length=config.text_length)[-config.text_window :]
+    framed = np.concatenate([[vocabulary.bos_id], ids, [vocabulary.eos_id]])
+    masked = infilling.mask_spans(
+        framed, vocabulary.whole_word_starts, vocabulary.mask_id, rng, config.mask_ratio
+    )
+    before, after = prompts.TEXT_INFILLING
+    return make_example(
+        vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT
+    )
+
+
+# ------------------------------------------------------------------------------- what records have
+
+
+def _at(record: Record, problem: str) -> str:
+    return f"record {record.get('id', '?')}: {problem}"
+
+
+def _require(record: Record, field: str) -> Any:
+    value = record.get(field)
+    if value is None or not len(value):
+        raise BadRecord(_at(record, f"it has no {field}"))
+    return value
+
+
+def _pick(record: Record, field: str, rng: np.random.Generator) -> str:
+    values = _require(record, field)
+    return values[int(rng.integers(len(values)))]
+
+
+def _question(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> tuple[str, str, float, str | None]:
+    """A question, its answer, the answer's confidence and type."""
+    questions, answers = _require(record, "questions"), _require(record, "answers")
+    if len(questions) != len(answers):
+        raise BadRecord(_at(record, f"{len(answers)} answers to {len(questions)} questions"))
+    index = int(rng.integers(len(questions)))
+    confidences = record.get("answer_confidences")
+    types = record.get("answer_types")
+    return (
+        clean_question(questions[index], config.max_source_words),
+        answers[index],
+        1.0 if confidences is None or not len(confidences) else float(confidences[index]),
+        types[index] if types else None,
+    )
+
+
+def _image(record: Record) -> Image.Image:
+    try:
+        return images.decode(_require(record, "image"))
+    except BadRecord as error:
+        raise BadRecord(_at(record, str(error))) from error
+
+
+def _check_box(record: Record, box: np.ndarray, image: Image.Image) -> None:
+    if not np.isfinite(box).all() or not (box[:2] < box[2:]).all():
+        raise BadRecord(_at(record, f"box {box.tolist()} is empty or upside down"))
+    if (box < 0).any() or (box > np.array(image.size * 2, np.float32) + 1).any():
+        raise BadRecord(
+            _at(record, f"box {box.tolist()} lies outside its picture of {image.size} pixels")
+        )
+
+
+def _pool(config: ObjectiveConfig) -> NegativePool:
+    if config.negatives is None:
+        raise ValueError(
+            "Image-text matching needs a NegativePool (settings.negatives) for records without "
+            "negative_captions."
+        )
+    return config.negatives
+
+
+Objective = Callable[[Record, np.random.Generator, ObjectiveConfig], dict[str, Any]]
+
+OBJECTIVES: Mapping[str, Objective] = {
+    function.__name__: function
+    for function in (
+        image_captioning,
+        visual_question_answering,
+        image_text_matching,
+        visual_grounding,
+        grounded_captioning,
+        object_detection,
+        image_infilling,
+        text_infilling,
+    )
+}
+"""Name -> objective."""
+
+RECORD_KIND: Mapping[str, str] = {
+    "image_captioning": "captions",
+    "visual_question_answering": "questions",
+    "image_text_matching": "captions",
+    "visual_grounding": "regions",
+    "grounded_captioning": "regions",
+    "object_detection": "objects",
+    "image_infilling": "images",
+    "text_infilling": "text",
+}
+"""Which records an objective reads (a key of `records.RECORD_FIELDS`)."""

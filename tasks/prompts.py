@@ -1,0 +1,3 @@
+"""Every instruction, once."""
+
+from ofa_jax.data.prompts import *  # noqa: F403

@@ -1,0 +1,247 @@
+"""All eight objectives against the examples of the original (golden/preprocess/fixed.json)."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ofa_jax.data import images, objectives
+from ofa_jax.data.boxes import as_boxes
+from ofa_jax.data.features import Stream, to_features
+from ofa_jax.data.negatives import NegativePool
+from ofa_jax.data.records import BadRecord
+from ofa_jax.vocabulary import OFAVocabulary
+
+# The matching example of a pair follows its main example.
+MAIN = {"caption": "image_captioning", "qa": "visual_question_answering",
+        "visual_grounding": "visual_grounding"}
+
+
+@pytest.fixture(scope="module")
+def fixed(golden):
+    return json.loads((golden / "preprocess" / "fixed.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pixels(golden):
+    return np.load(golden / "preprocess" / "fixed_images.npz")
+
+
+@pytest.fixture(scope="module")
+def config(shared_golden):
+    """The golden run: the shorter side always 400, no RandAugment."""
+    return objectives.ObjectiveConfig(
+        OFAVocabulary.from_ofa_directory(shared_golden / "bpe"),
+        negatives=NegativePool(),
+        resize_range=(400, 400),
+        randaugment=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def to_record(golden):
+    """A row of the original's TSV as a record."""
+
+    def convert(row):
+        answers = [ref.split("|!+") for ref in row["refs"].split("&&") if "|!+" in ref]
+        confidence, answer = max(answers, default=("1", ""), key=lambda pair: float(pair[0]))
+        record = {
+            "id": row["uniq_id"],
+            "image": (golden / "preprocess" / row["image"]).read_bytes(),
+            "data_set": row["dataset_name"],
+            "object_labels": [name for name in row["gt_objects"].split("&&") if name],
+        }
+        if row["type"] == "caption":
+            record["captions"] = [row["caption"]]
+        elif row["type"] == "qa":
+            record |= {"questions": [row["question"]], "answers": [answer],
+                       "answer_confidences": [float(confidence)]}
+        else:
+            record |= {"phrases": [row["caption"]],
+                       "phrase_boxes": as_boxes([float(x) for x in row["refs"].split(",")])}
+        return record
+
+    return convert
+
+
+def assert_same(example, expected, vocabulary):
+    """Source, target, decoder input and weight, through the features that the model gets."""
+    lengths = {"inputs": len(example["inputs"]), "targets": len(example["targets"])}
+    size = example["image"].shape[0] if "image" in example else None
+    stream = Stream("golden", "golden", 1, lengths, size, code_targets=True)
+    features = to_features(example, stream, 0, np.random.default_rng(0))
+    assert example["inputs"].tolist() == expected["source"], expected["source_text"]
+    assert features["decoder_target_tokens"].tolist() == expected["target"]
+    assert features["decoder_input_tokens"].tolist() == expected["prev_output_tokens"]
+    scored = np.array(expected["target"]) != vocabulary.pad_id
+    np.testing.assert_array_equal(
+        features["decoder_loss_weights"], scored * np.float32(expected["conf"][0])
+    )
+    assert bool(features["decoder_code_mask"]) == expected.get("code_mask", [False])[0]
+    assert ("image" in example) == expected["patch_mask"][0]
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_main_examples_of_pairs(fixed, pixels, config, to_record):
+    for item in fixed["image_text"]:
+        row, expected = item["row"], item["examples"][0]
+        make = objectives.OBJECTIVES[MAIN[row["type"]]]
+        example = make(to_record(row), rng(), config)
+        assert_same(example, expected, config.vocabulary)
+        if "patch_image_array" in expected:
+            np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
+
+
+def test_matching_examples(fixed, config, to_record):
+    for item in fixed["image_text"]:
+        row, expected = item["row"], item["examples"][1]
+        if row["type"] == "visual_grounding":
+            continue
+        # The second draw chooses; the negative that was drawn is handed in.
+        positive = item["random_random_sequence"][1] >= 0.5
+        drawn = item["negative_chosen"]
+        record = to_record(row) | {"negative_captions": drawn}
+        pool = NegativePool(answers_by_type={"other": drawn})
+        given = dataclasses.replace(config, negatives=pool)
+        about = objectives._match_answer if row["type"] == "qa" else objectives._match_caption
+        instruction, weight = about(record, positive, rng(), given)
+        answer = " yes" if positive else " no"
+        assert answer == expected["target_text"]
+        assert config.vocabulary.encode(
+            instruction, add_bos=True, add_eos=True
+        ).tolist() == expected["source"]
+        assert np.float32(weight) == np.float32(expected["conf"][0])
+
+
+def test_grounding_boxes_and_grounded_captions(fixed, config, to_record):
+    for item in fixed["image_text"]:
+        if item["row"]["type"] != "visual_grounding":
+            continue
+        record = to_record(item["row"])
+        example = objectives.grounded_captioning(record, rng(), config)
+        assert_same(example, item["examples"][1], config.vocabulary)
+        # The box before it becomes bins, in float32 of 512ths as the original keeps it.
+        picture, box = images.resize(
+            images.decode(record["image"]), record["phrase_boxes"], 400, 672
+        )
+        _, box = images.object_center_crop(picture, box, 384)
+        expected = item["transformed_box_xyxy_over_512_and_size"][0]
+        np.testing.assert_array_equal(box[0] / np.float32(512), np.array(expected, np.float32))
+
+
+def test_detection(fixed, pixels, config, golden):
+    for item in fixed["detection"]:
+        _, name, objects = item["row"]
+        fields = [entry.split(",") for entry in objects.split("&&")]
+        boxes = as_boxes([[float(x) for x in entry[:4]] for entry in fields])
+        labels = [entry[5] for entry in fields]
+        image = images.decode((golden / "preprocess" / name).read_bytes())
+        if item["hflip"]:
+            image, boxes = images.horizontal_flip(image, boxes)
+        draw = item["all_torch_rand"]
+        image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
+        example = objectives.detection_example(images.pixels(image), boxes, labels, config)
+        assert_same(example, item["examples"][0], config.vocabulary)
+        np.testing.assert_array_equal(
+            example["image"], pixels[item["examples"][0]["patch_image_array"]]
+        )
+
+
+def test_image_infilling(fixed, pixels, config, golden):
+    item = fixed["image_infilling"][0]
+    identity, name, codes = item["row"]
+    record = {"id": identity, "image": (golden / "preprocess" / name).read_bytes(),
+              "codes": np.array(codes.split(), np.int32)}
+    example = objectives.image_infilling(record, rng(), config)
+    assert_same(example, item["examples"][0], config.vocabulary)
+    assert example["blank_box"].tolist() == [64, 64, 192, 192]
+    np.testing.assert_array_equal(
+        example["image"], pixels[item["examples"][0]["patch_image_array"]]
+    )
+
+
+def test_text_infilling(fixed, config):
+    """The target exactly; the source has the same frame, and is the target with spans masked."""
+    mask = config.vocabulary.mask_id
+    for item in fixed["text_infilling"]:
+        for (identity, text), expected in zip(item["rows"], item["examples"], strict=True):
+            example = objectives.text_infilling({"id": identity, "text": text}, rng(), config)
+            assert example["targets"].tolist() == expected["target"]
+            assert example["loss_weight"] == expected["conf"][0]
+            source = example["inputs"].tolist()
+            before, after = 8, 3
+            assert source[:before] == expected["source"][:before]
+            assert source[-after:] == expected["source"][-after:]
+            kept = [token for token in source[before:-after] if token != mask]
+            assert len(kept) < len(source[before:-after])
+            remaining = iter(expected["target"])
+            assert all(token in remaining for token in kept), "kept tokens stay in order"
+
+
+def test_training_draws_differ_and_repeat(config, to_record, fixed):
+    training = dataclasses.replace(config, resize_range=(384, 480), randaugment=True)
+    record = to_record(fixed["image_text"][0]["row"])
+
+    def make(seed):
+        return objectives.image_captioning(record, np.random.default_rng(seed), training)["image"]
+
+    np.testing.assert_array_equal(make(3), make(3))
+    assert len({make(seed).tobytes() for seed in range(4)}) > 1
+
+
+def test_matching_asks_half_of_the_time_for_yes(config, to_record, fixed):
+    record = to_record(fixed["image_text"][0]["row"]) | {"negative_captions": ["a wrong one"]}
+    small = dataclasses.replace(
+        config, image_size=32, resize_range=(32, 32), detection_image_size=32
+    )
+    yes = config.vocabulary.encode(" yes")[0]
+    draws = 400
+    answers = [
+        objectives.image_text_matching(record, np.random.default_rng(seed), small)["targets"][0]
+        for seed in range(draws)
+    ]
+    # Five standard deviations of a fair coin.
+    assert abs(sum(answer == yes for answer in answers) - draws / 2) < 5 * np.sqrt(draws) / 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "sentence"),
+    [
+        ("image_captioning", {"image": b"torn"}, "cannot be decoded"),
+        ("image_captioning", {"captions": []}, "it has no captions"),
+        ("visual_question_answering", {"answers": ["a", "b"]}, "2 answers to 1 questions"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2, 9])}, "empty or upside down"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2000, 9])}, "outside its picture"),
+        ("object_detection", {"object_labels": ["a", "b"]}, "2 names for 1 boxes"),
+        ("image_infilling", {"codes": np.zeros(3, np.int32)}, "3 image codes instead of 256"),
+        ("text_infilling", {"text": ""}, "it has no text"),
+    ],
+)
+def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, change, sentence):
+    record = {
+        **to_record(fixed["image_text"][0]["row"]),
+        "questions": ["what?"], "answers": ["a"],
+        "phrases": ["a thing"], "phrase_boxes": as_boxes([1, 2, 30, 40]),
+        "object_labels": ["thing"], "object_boxes": as_boxes([1, 2, 30, 40]),
+        "codes": np.zeros(256, np.int32), "text": "some text",
+    }
+    objectives.OBJECTIVES[objective](record, rng(), config)
+    with pytest.raises(BadRecord, match=sentence):
+        objectives.OBJECTIVES[objective](record | change, rng(), config)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"resize_range": (200, 300)}, "must lie between image_size"),
+        ({"max_image_size": 300}, "smaller than the pictures"),
+        ({"code_image_size": 300}, "larger than infill_image_size"),
+    ],
+)
+def test_impossible_sizes_are_refused(config, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(config, **change)
