@@ -1,0 +1,120 @@
+"""The command line that all entry points share, in t5x's manner.
+
+    python -m ofa_jax.train --gin_file=FILE [--gin_file=FILE ...] [--gin_search_paths=DIR,DIR]
+                            [--gin.NAME=value ...]
+
+A mistake of the user's ends with one sentence on standard error and exit code 2, before anything is
+compiled. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import gin
+
+from ofa_jax import configurables, gin_check
+
+USAGE_ERROR = 2
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the nearest right flag in the message."""
+
+    def error(self, message: str) -> None:
+        raise gin_check.ConfigError(message[0].upper() + message[1:] + ".")
+
+
+def parse_arguments(program: str, description: str, arguments: Sequence[str]) -> list[str]:
+    """Reads the command line and configures gin with it.
+
+    Args:
+      program: how the command is called, for the usage line.
+      description: one paragraph for `--help`.
+      arguments: the command line without the program; `configurables.register` was called.
+
+    Returns:
+      The gin files that were read, as given (for the log).
+
+    Raises:
+      gin_check.ConfigError: see there; also an unknown flag, or no gin file at all.
+    """
+    parser = _Parser(prog=program, description=description, allow_abbrev=False, epilog=_EPILOG)
+    parser.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE", help="read in the order given"
+    )
+    parser.add_argument(
+        "--gin_search_paths",
+        default="",
+        metavar="DIR,DIR",
+        help="where gin files are looked for, besides the current folder and the project's root",
+    )
+    bindings, rest = [], []
+    for argument in arguments:
+        if argument.startswith("--gin."):
+            name, separator, value = argument.removeprefix("--gin.").partition("=")
+            if not separator:
+                raise gin_check.ConfigError(
+                    f"{argument} has no value: write --gin.{name}=VALUE, without a space."
+                )
+            bindings.append(f"{name} = {value}")
+        else:
+            rest.append(argument)
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        flags = ["--gin_file", "--gin_search_paths", "--gin.", "--help"]
+        flag = unknown[0].partition("=")[0]
+        raise gin_check.ConfigError(
+            f"There is no flag {flag}.{gin_check.nearest(flag, flags)} "
+            f"See `{program} --help`."
+        )
+    if not options.gin_file:
+        raise gin_check.ConfigError(
+            f"No gin file given: add --gin_file=FILE, as in `{program} "
+            "--gin_file=gin_configs/runs/pretrain_scenes.gin`."
+        )
+    search_paths = [path for path in options.gin_search_paths.split(",") if path]
+    for path in search_paths:
+        if not pathlib.Path(path).is_dir():
+            raise gin_check.ConfigError(f"--gin_search_paths names {path}, which is no folder.")
+    search_paths += [".", str(_ROOT)]
+
+    files = [gin_check.find_file(name, search_paths) for name in options.gin_file]
+    gin_check.check(files, bindings, search_paths, gin.get_configurable, configurables.names)
+    for path in search_paths:
+        gin.add_config_file_search_path(path)
+    gin.parse_config_files_and_bindings([str(path) for path in files], bindings)
+    return options.gin_file
+
+
+_EPILOG = (
+    "Every --gin.NAME=value overrides what the files say; strings need quotes "
+    "(--gin.MODEL_DIR='\"runs/mine\"'). Each file in gin_configs/ says in its header what it is "
+    "for and the command that runs it."
+)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns the errors that a user can mend into one sentence and exit code 2.
+
+    Wrap only what happens before compilation: constructors, data sources and checks raise
+    ValueError, TypeError, LookupError or OSError with a sentence; after that point an exception is
+    a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        fail(error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Ends the program with the error's sentence and exit code 2."""
+    # gin appends lines on where a configurable was called; the first paragraph is ours.
+    message = str(error).split("\n  In call to configurable")[0].strip()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)

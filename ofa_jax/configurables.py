@@ -1,0 +1,71 @@
+"""Everything that gin can configure, registered in one place; library code does not import gin.
+
+Names are those of classes and functions, as in `Stream.batch_size = 32`. What a module of your own
+registers (`import my_module` in a gin file, `@gin.configurable` there) works beside these.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.scenes import Scenes
+from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training.loop import LoopConfig
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig
+from ofa_jax.vocabulary import OFAVocabulary
+from tasks.pretraining import PretrainingSettings, scenes_settings
+
+_CLASSES = (
+    Stream, Scenes, Partitioner, LoopConfig, LossConfig, OptimizerConfig, PretrainingSettings
+)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "scenes_settings": scenes_settings,
+    "vocabulary_from_gpt2_files": OFAVocabulary.from_gpt2_files,
+    "vocabulary_from_ofa_directory": OFAVocabulary.from_ofa_directory,
+    "vocabulary_from_tokenizer_json": OFAVocabulary.from_tokenizer_json,
+    "patch_codebook": PatchCodebook.load,
+}
+_names: list[str] = []
+
+
+def register(entry_points: dict[str, Callable[..., Any]]) -> None:
+    """Makes everything known to gin, once per process.
+
+    Args:
+      entry_points: name -> function of the command that runs, e.g. {"train": prepare}.
+    """
+    for cls in _CLASSES:
+        _register(cls.__name__, _constructor(cls))
+    for name, function in (_FUNCTIONS | entry_points).items():
+        _register(name, function)
+
+
+def names() -> Sequence[str]:
+    """Of all that is registered here."""
+    return tuple(_names)
+
+
+def _register(name: str, function: Callable[..., Any]) -> None:
+    if name not in _names:
+        gin.external_configurable(function, name=name, module="ofa_jax")
+        _names.append(name)
+
+
+def _constructor(cls: type) -> Callable[..., Any]:
+    """A function that makes instances of the class itself.
+
+    gin would make a subclass, which data workers could not unpickle.
+    """
+
+    @functools.wraps(cls, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        return cls(*args, **kwargs)
+
+    make.__signature__ = inspect.signature(cls)
+    return make

@@ -1,0 +1,321 @@
+"""Pretrains or fine-tunes OFA as gin files say.
+
+    python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes.gin --gin.TRAIN_STEPS=100
+
+Whatever a user can get wrong is found in `prepare`, before the first compilation: it builds every
+part of the run and checks the parts against each other. The loop then trains.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+import seqio
+from absl import flags, logging
+from clu import metric_writers
+from rich.console import Console
+
+from ofa_jax import command_line, configurables, gin_check
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Stream
+from ofa_jax.data.loader import Loader, RatedTask
+from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import checkpoints, loop, state, step, validation
+from ofa_jax.training.loop import LoopConfig, Run
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from tasks import pretraining
+
+SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
+
+
+def model_config(size: str, **overrides: Any) -> OFAConfig:
+    """One of the named sizes, with any field of `OFAConfig` overridden.
+
+    Args:
+      size: "tiny", "medium", "base", "large", "huge" (the published ones) or "scenes".
+      **overrides: fields of `OFAConfig`, e.g. `dtype="bfloat16"`. `vocab_size` is filled in from
+        the vocabulary of the run's tasks.
+
+    Raises:
+      ValueError: an unknown size or field, with the nearest right name.
+    """
+    if size not in SIZES:
+        raise ValueError(
+            f"model_config.size is {size!r}; the sizes are {', '.join(SIZES)}."
+            f"{gin_check.nearest(str(size), SIZES)}"
+        )
+    fields = {field.name for field in dataclasses.fields(OFAConfig)}
+    for name in overrides:
+        if name not in fields:
+            raise ValueError(
+                f"model_config has no parameter {name}.{gin_check.nearest(name, fields)}"
+            )
+    return getattr(OFAConfig, size)(**overrides)
+
+
+def prepare(
+    model_dir: str,
+    model: OFAConfig,
+    streams: Sequence[Stream],
+    optimizer: OptimizerConfig,
+    schedule: LoopConfig,
+    loss: LossConfig | None = None,
+    partitioner: Partitioner | None = None,
+    settings: pretraining.PretrainingSettings | None = None,
+    mixture_or_task_module: str | Sequence[str] | None = None,
+    initial_checkpoint_path: str | None = None,
+    seed: int = 0,
+    train_split: str = "train",
+    validation_split: str | None = "validation",
+    validation_examples: int = 500,
+    baseline_examples: int = 2000,
+    num_threads: int = 2,
+    num_workers: int = 0,
+) -> Run:
+    """Builds every part of a run and checks that they fit; compiles nothing.
+
+    gin knows it as `train`.
+
+    Args:
+      model_dir: where everything of the run goes; a run that is there is continued.
+      model: sizes and options.
+      streams: one batch of each goes into every step.
+      optimizer: and its schedule.
+      schedule: when to log, save and validate.
+      loss: its options; plain cross-entropy when None.
+      partitioner: the mesh; all devices along `data` when None.
+      settings: what the pretraining tasks run over; None for other tasks.
+      mixture_or_task_module: module(s) to import, which register tasks and mixtures.
+      initial_checkpoint_path: where a new run takes parameters and batch statistics from.
+      seed: of parameters, order, augmentation and dropout.
+      train_split, validation_split: names of the data's splits; None for no validation.
+      validation_examples: of each task, the first ones of the split.
+      baseline_examples: of each task, the first ones of the training split; the baselines beside
+        the validation losses know their targets.
+      num_threads: that make batches.
+      num_workers: processes that make batches, 0 for none.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
+    """
+    modules = mixture_or_task_module or ()
+    for module in (modules,) if isinstance(modules, str) else modules:
+        _import(module)
+    if settings is not None:
+        pretraining.configure(settings)
+    if not streams:
+        raise ValueError("train.streams is empty: give at least one Stream.")
+    partitioner = partitioner or Partitioner()
+    model = _with_vocabulary(model, streams)
+    loss = loss or LossConfig(pad_id=model.pad_id)
+    network = OFA(model)
+
+    training_data = _Data.open(streams, train_split, seed, partitioner, num_threads, num_workers)
+    loader = training_data.loader
+    # The first batch shows what is wrong with records, sizes and lengths, in sentences.
+    first = next(loader.batches(0))
+    for stream in streams:
+        _check(network, stream, first[stream.name])
+    held_out = None
+    if validation_split is not None:
+        held_out = _Data.open(
+            streams, validation_split, seed, partitioner, num_threads, num_workers
+        )
+    tx = make_optimizer(optimizer)
+    abstract = state.abstract_state(network, tx, partitioner)
+    new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
+    if initial_checkpoint_path is not None:
+        checkpoints.find(initial_checkpoint_path)
+        create = new_state
+        new_state = lambda: _initialised(create(), initial_checkpoint_path, abstract)  # noqa: E731
+
+    directory = pathlib.Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    groups = {stream.name: stream.loss_group for stream in streams}
+    num_tasks = len(loader.task_names)
+    validation_batches = held_out and (
+        lambda: held_out.loader.validation_batches(held_out.tasks, validation_examples)
+    )
+    return Run(
+        model_dir=directory,
+        identity={"seed": seed, "streams": [dataclasses.asdict(stream) for stream in streams]}
+        | {"rates": {s.name: seqio_bridge.rates(s.mixture_or_task_name) for s in streams}},
+        config=schedule,
+        partitioner=partitioner,
+        train_step=step.make_train_step(
+            network, tx, learning_rate_schedule(optimizer), loss, groups, num_tasks, seed
+        ),
+        eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
+        abstract_state=abstract,
+        new_state=new_state,
+        batches=loader.batches,
+        validation_batches=validation_batches,
+        baselines=lambda: _baselines(
+            directory, model.vocab_size, training_data, held_out, streams,
+            baseline_examples, validation_examples,
+        ),
+        examples_per_step=sum(stream.batch_size for stream in streams),
+        task_names=loader.task_names,
+        skipped_records=loader.skipped_records.total,
+        writer=metric_writers.create_default_writer(
+            str(directory), just_logging=jax.process_index() > 0, asynchronous=False
+        ),
+        console=Console(quiet=jax.process_index() > 0),
+    )
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"MIXTURE_OR_TASK_MODULE is {module!r}, which cannot be imported ({error}): is its "
+            "folder on PYTHONPATH?"
+        ) from error
+
+
+def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
+    """The model with the vocabulary size of its tasks, which must all agree."""
+    sizes = {}
+    for stream in streams:
+        provider = seqio_bridge.find(stream.mixture_or_task_name)
+        sizes[stream.name] = provider.output_features["targets"].vocabulary.vocab_size
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "The streams have vocabularies of different sizes "
+            f"({', '.join(f'{name}: {size}' for name, size in sizes.items())}): one model has one "
+            "vocabulary."
+        )
+    return model.replace(vocab_size=next(iter(sizes.values())))
+
+
+def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> None:
+    """Whether the model takes the stream's batches; says where the misfit is."""
+    try:
+        one = {name: array[:1] for name, array in batch.items()}
+        jax.eval_shape(lambda: network.init(jax.random.key(0), one))
+    except ValueError as error:
+        raise ValueError(f"Stream {stream.name!r} does not fit the model: {error}") from error
+
+
+def _initialised(new: Any, path: str, abstract: Any) -> Any:
+    variables = checkpoints.restore_variables(path, abstract.variables)
+    return new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """A split, as the streams take it."""
+
+    loader: Loader
+    tasks: Mapping[str, Sequence[RatedTask]]
+
+    @classmethod
+    def open(
+        cls,
+        streams: Sequence[Stream],
+        split: str,
+        seed: int,
+        partitioner: Partitioner | None,
+        num_threads: int,
+        num_workers: int,
+    ) -> "_Data":
+        """All streams, this host's share on the mesh; everything on this host without a mesh."""
+        shards, own = 1, (0,)
+        if partitioner is not None:
+            shards, own = partitioner.num_data_shards, partitioner.data_shards
+        tasks, sequential = {}, {}
+        for stream in streams:
+            rated = seqio_bridge.rated_tasks(stream.mixture_or_task_name, split)
+            if rated is not None:
+                tasks[stream.name] = rated
+            else:
+                sequential[stream.name] = _sequential(stream, split, seed, shards, own)
+        loader = Loader(
+            streams, tasks, seed, shards, own, num_threads, num_workers=num_workers,
+            sequential=sequential,
+        )
+        return cls(loader, tasks)
+
+
+def _sequential(
+    stream: Stream, split: str, seed: int, shards: int, own: Sequence[int]
+) -> Callable[[int], Any]:
+    return lambda start: seqio_bridge.sequential_batches(
+        stream, 0, split, seed, shards, own, start
+    )
+
+
+def _baselines(
+    directory: pathlib.Path,
+    vocab_size: int,
+    training: _Data,
+    held_out: _Data,
+    streams: Sequence[Stream],
+    num_training: int,
+    num_validation: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scores of both baselines; counted once per run directory."""
+    path = directory / "baselines.json"
+    key = {"tasks": list(training.loader.task_names), "examples": [num_training, num_validation]}
+    key["lengths"] = [dict(stream.task_feature_lengths) for stream in streams]
+    if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
+        return tuple(np.array(known[name]) for name in ("unigram", "majority", "tokens"))
+    baselines = validation.Baselines(len(training.loader.task_names), vocab_size)
+    # Every host counts all of it: the examples must not depend on the mesh.
+    counted = Loader(streams, training.tasks, 0)
+    for _, batch in counted.validation_batches(training.tasks, num_training):
+        baselines.add(batch)
+    scored = Loader(streams, held_out.tasks, 0)
+    scores = baselines.score(
+        batch for _, batch in scored.validation_batches(held_out.tasks, num_validation)
+    )
+    names = ("unigram", "majority", "tokens")
+    entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(entry) + "\n")
+    return scores
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line `arguments` (without the program)."""
+    flags.FLAGS(["train"])  # grain reads its options from absl
+    logging.set_verbosity(logging.WARNING)
+    with command_line.user_errors():
+        configurables.register({"train": prepare, "model_config": model_config})
+        command_line.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
+        seqio.set_global_cache_dirs([])
+        run = gin.get_configurable("train")()
+        if jax.process_index() == 0:
+            (run.model_dir / "config.gin").write_text(gin.operative_config_str())
+        _describe(run)
+    try:
+        loop.train(run)
+    except (loop.RunError, FloatingPointError) as error:
+        command_line.fail(error)
+
+
+def _describe(run: Run) -> None:
+    parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state.params))
+    mesh = " x ".join(f"{name} {size}" for name, size in run.partitioner.mesh.shape.items())
+    streams = ", ".join(
+        f"{stream['name']} {stream['batch_size']}" for stream in run.identity["streams"]
+    )
+    run.console.print(
+        f"{parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s), "
+        f"mesh {mesh}; examples per step: {streams}.",
+        highlight=False, soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""How the model learns; knows nothing of where batches come from, nor of gin."""

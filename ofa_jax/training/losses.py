@@ -1,0 +1,250 @@
+"""The loss: token cross-entropy with the original's options, in two groups of streams.
+
+For a token with target t, log-probabilities l (float32 [V]) and confidence c (section 5 of the
+spec; the original's adjust_label_smoothed_cross_entropy):
+
+    nll    = -c l[t]
+    smooth = -c sum(l)                              over the allowed ids, if there is a range
+    loss   = (1 - eps - eps_i) nll + eps_i smooth,  eps_i = eps / (V - 1)
+
+Padding is left out, drop-worst leaves out the largest losses, R-Drop (Liang et al. 2021) adds the
+symmetric KL divergence of two passes that differ by their dropout. Each *group* of streams is
+divided by its own number of tokens, and the groups are added: mean(pairs) + mean(text, images).
+A confidence scales a token's loss, not the number of tokens.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NUM_SPECIAL_IDS = 4
+"""bos, pad, eos and unk may be predicted under any constraint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Options of the loss.
+
+    Attributes:
+      label_smoothing: eps; 0 in pretraining, 0.1 in most fine-tuning.
+      drop_worst_ratio: share of the tokens to leave out, those with the largest losses.
+      drop_worst_after: number of updates before drop-worst starts.
+      rdrop_alpha: weight of R-Drop's divergence; 0 for one pass only.
+      constraint_range: [first, last + 1) of the ids that may be predicted besides the special ones,
+        e.g. the image codes; None for all.
+      pad_id: targets that are not scored.
+    """
+
+    label_smoothing: float = 0.0
+    drop_worst_ratio: float = 0.0
+    drop_worst_after: int = 0
+    rdrop_alpha: float = 0.0
+    constraint_range: tuple[int, int] | None = None
+    pad_id: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "drop_worst_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"LossConfig.{name} is {getattr(self, name)}; give 0 <= x < 1.")
+        if self.rdrop_alpha < 0:
+            raise ValueError(f"LossConfig.rdrop_alpha is {self.rdrop_alpha}; it must not be < 0.")
+        if self.constraint_range is not None:
+            start, end = self.constraint_range
+            if not NUM_SPECIAL_IDS <= start < end:
+                raise ValueError(
+                    f"LossConfig.constraint_range is ({start}, {end}); give (first, last + 1) of "
+                    f"the allowed ids, from {NUM_SPECIAL_IDS} on."
+                )
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per example: two under R-Drop."""
+        return 2 if self.rdrop_alpha else 1
+
+
+@flax.struct.dataclass
+class TokenLosses:
+    """What the loss needs to know of each token; all arrays have the shape of the targets.
+
+    Attributes:
+      loss: float32, smoothed and weighted; 0 on padding.
+      nll: float32, weighted negative log-likelihood; 0 on padding.
+      divergence: float32, the symmetric KL of the two passes, on the first half of the examples
+        only; None without R-Drop.
+      scored: bool, False on padding.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    divergence: jax.Array | None
+    scored: jax.Array
+
+
+def negative_log_likelihood(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-log p(target) in nats: float32 [..., V] and int [...] to float32 [...]."""
+    return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
+
+
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """logits[..., target]. By comparison: it fuses, and never gathers a sharded vocabulary."""
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
+
+
+def token_losses(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    config: LossConfig,
+    mask: jax.Array | None = None,
+) -> TokenLosses:
+    """The loss of every token.
+
+    Args:
+      logits: float32 [B, T, V]; under R-Drop both passes one after the other, [2B, T, V].
+      targets: int32 [B, T] (or [2B, T]).
+      weights: float32 of the same shape, each example's confidence; anything on padding.
+      config: options; drop-worst is applied later, see `total`.
+      mask: bool [B, T, V], the ids that may be predicted at each place (an answer trie); None for
+        all.
+
+    Returns:
+      TokenLosses.
+    """
+    eps = config.label_smoothing
+    scored = targets != config.pad_id
+    allowed, count = _allowed(logits.shape[-1], config, mask)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    nll = (normaliser - _pick(logits, targets)) * weights
+    loss = nll
+    if eps:
+        eps_i = eps / count
+        # sum(log p) = sum(logits) - V log(normaliser): no array of log-probabilities is made.
+        finite = logits if allowed is None else jnp.where(allowed, logits, 0)
+        number = logits.shape[-1] if allowed is None else allowed.sum(-1)
+        smooth = (number * normaliser - finite.sum(-1)) * weights
+        loss = (1 - eps - eps_i) * nll + eps_i * smooth
+    divergence = None
+    if config.rdrop_alpha:
+        divergence = _divergence(logits, normaliser, weights, allowed)
+    zero = lambda x: jnp.where(scored, x, 0)  # noqa: E731
+    return TokenLosses(zero(loss), zero(nll), divergence, scored)
+
+
+def _allowed(size: int, config: LossConfig, mask: jax.Array | None):
+    """Which ids may be predicted (None: all), and the divisor of eps."""
+    if mask is not None:
+        return mask, mask.sum(-1) - 1 + 1e-6
+    if config.constraint_range is None:
+        return None, size - 1
+    ids = np.arange(size)
+    start, end = config.constraint_range
+    if end > size:
+        raise ValueError(
+            f"LossConfig.constraint_range ends at {end}, but the vocabulary has {size} ids."
+        )
+    allowed = (ids < NUM_SPECIAL_IDS) | ((ids >= start) & (ids < end))
+    return allowed, allowed.sum() - 1 + 1e-6
+
+
+def _divergence(logits, normaliser, weights, allowed) -> jax.Array:
+    """(KL(p||q) + KL(q||p)) / 2 of each token's two passes, float32 [B, T].
+
+    As in the original the confidence scales the log-probabilities themselves.
+    """
+    log_probs = (logits - normaliser[..., None]) * weights[..., None]
+    if allowed is not None:
+        # Not -inf: both passes have it, and 0 * (inf - inf) would spoil value and gradient.
+        log_probs = jnp.where(allowed, log_probs, 0)
+    p, q = jnp.split(log_probs, 2)
+    return jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
+
+
+def total(
+    streams: Sequence[TokenLosses], config: LossConfig, update: jax.Array | int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums the tokens of the streams of one group, as the original sums one mini-batch.
+
+    Args:
+      streams: of one group; drop-worst ranks the tokens of all of them together.
+      config: options.
+      update: number of updates made so far.
+
+    Returns:
+      (loss, nll, tokens), float32 scalars: the sum of the losses with R-Drop's divergence, the sum
+      of the negative log-likelihoods, and the number of tokens in both (of both passes).
+    """
+    loss = [stream.loss for stream in streams]
+    nll = [stream.nll for stream in streams]
+    kept = [stream.scored for stream in streams]
+    if config.drop_worst_ratio:
+        kept = _drop_worst(loss, kept, config, update)
+    sum_kept = lambda values: sum(  # noqa: E731
+        jnp.where(keep, value, 0).sum() for keep, value in zip(kept, values, strict=True)
+    )
+    result = sum_kept(loss)
+    if config.rdrop_alpha:
+        for stream, keep in zip(streams, kept, strict=True):
+            first = jnp.split(keep, 2)[0]
+            result += config.rdrop_alpha * jnp.where(first, stream.divergence, 0).sum()
+    tokens = sum(keep.sum() for keep in kept).astype(jnp.float32)
+    return result, sum_kept(nll), tokens
+
+
+def _drop_worst(losses, scored, config: LossConfig, update) -> list[jax.Array]:
+    """bool arrays: the int(n (1 - ratio)) smallest of the n scored losses.
+
+    Under R-Drop the first pass chooses for both.
+    """
+    passes = config.passes
+    first = [jnp.split(x, passes)[0] for x in scored]
+    ranked = [
+        jnp.where(keep, jnp.split(x, passes)[0], jnp.inf).ravel()
+        for x, keep in zip(losses, first, strict=True)
+    ]
+    ranked = jnp.concatenate(ranked)
+    # Counted beforehand in double precision, as the original counts.
+    keep_of = np.floor(np.arange(len(ranked) + 1) * (1 - config.drop_worst_ratio))
+    number = sum(keep.sum() for keep in first)
+    number = jnp.where(
+        update > config.drop_worst_after, jnp.asarray(keep_of, jnp.int32)[number], number
+    )
+    ranks = jnp.argsort(jnp.argsort(ranked, stable=True))
+    kept, start = [], 0
+    for keep in first:
+        chosen = keep & (ranks[start : start + keep.size].reshape(keep.shape) < number)
+        kept.append(jnp.concatenate([chosen] * passes))
+        start += keep.size
+    return kept
+
+
+def grouped_loss(
+    streams: Mapping[str, TokenLosses],
+    groups: Mapping[str, str],
+    config: LossConfig,
+    update: jax.Array | int,
+) -> jax.Array:
+    """The pretraining loss: each group's loss per token, added over the groups.
+
+    Args:
+      streams: stream name -> the losses of its tokens.
+      groups: stream name -> its group.
+      config: options.
+      update: number of updates made so far.
+
+    Returns:
+      float32 scalar, in nats.
+    """
+    result = jnp.float32(0)
+    for group in dict.fromkeys(groups[name] for name in streams):
+        members = [losses for name, losses in streams.items() if groups[name] == group]
+        loss, _, tokens = total(members, config, update)
+        # A group whose records were all bad has no token, and teaches nothing.
+        result += loss / jnp.maximum(tokens, 1)
+    return result

@@ -1,0 +1,96 @@
+"""AdamW with polynomial decay, as section 5 of the spec has it; optax does the work."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule.
+
+    Attributes:
+      learning_rate: the peak; 1e-4 in the released pretraining scripts, 2e-4 in the paper.
+      total_steps: when the rate has reached `end_learning_rate`.
+      warmup: steps over which the rate grows linearly; a number below 1 is a share of all steps.
+      end_learning_rate: at the end of the decay.
+      decay_power: 1 is a straight line.
+      clip_norm: the gradient's global norm is cut to this; None for no clipping.
+      beta1, beta2, epsilon: of Adam.
+      weight_decay: decoupled, of all parameters.
+    """
+
+    learning_rate: float
+    total_steps: int
+    warmup: float = 0.01
+    end_learning_rate: float = 0.0
+    decay_power: float = 1.0
+    clip_norm: float | None = 5.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(
+                f"OptimizerConfig.learning_rate is {self.learning_rate}; it must be positive."
+            )
+        if self.total_steps < 1:
+            raise ValueError(
+                f"OptimizerConfig.total_steps is {self.total_steps}; it must be at least 1."
+            )
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ValueError(
+                f"OptimizerConfig.warmup is {self.warmup}, which makes {self.warmup_steps} of "
+                f"{self.total_steps} steps; give a share below 1, or a number of steps within them."
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(
+                f"OptimizerConfig.clip_norm is {self.clip_norm}; it must be positive, or None."
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up."""
+        if 0 < self.warmup < 1:
+            return round(self.warmup * self.total_steps)
+        return int(self.warmup)
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Update number (from 0) -> learning rate.
+
+    The original counts the updates that are done, and begins with the rate of the first rather
+    than with none: updates 0 and 1 both have peak / warmup_steps.
+    """
+    warmup = config.warmup_steps
+    decay = optax.polynomial_schedule(
+        config.learning_rate,
+        config.end_learning_rate,
+        config.decay_power,
+        max(config.total_steps - warmup, 1),
+    )
+    if not warmup:
+        return decay
+    rising = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    joined = optax.join_schedules([rising, decay], [warmup])
+    return lambda count: joined(jnp.maximum(count, 1))
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip, Adam, decay, scale."""
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(
+        clip,
+        optax.adamw(
+            learning_rate_schedule(config),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )

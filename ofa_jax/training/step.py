@@ -1,0 +1,128 @@
+"""One step: a batch of every stream, one gradient, one update. And one of evaluation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from ofa_jax.model import OFA
+from ofa_jax.training import losses, metrics
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.metrics import TaskSums
+from ofa_jax.training.state import TrainState
+
+Batches = Mapping[str, Mapping[str, jax.Array]]
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """Attributes:
+    loss: float32 scalar, the sum of the groups.
+    gradient_norm: float32 scalar, before clipping.
+    learning_rate: float32 scalar.
+    tasks: sums of this step.
+    """
+
+    loss: jax.Array
+    gradient_norm: jax.Array
+    learning_rate: jax.Array
+    tasks: TaskSums
+
+
+def make_train_step(
+    model: OFA,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    loss_config: LossConfig,
+    groups: Mapping[str, str],
+    num_tasks: int,
+    seed: int,
+) -> Callable[[TrainState, Batches], tuple[TrainState, StepMetrics]]:
+    """The training step, to be jitted by the caller with its state donated.
+
+    Args:
+      model: OFA.
+      optimizer: of the state.
+      schedule: the optimiser's, for the log.
+      loss_config: options of the loss.
+      groups: stream name -> loss group. The streams are run in this order: each one's batch norm
+        goes on from the statistics that the one before left.
+      num_tasks: K of `task_ids`.
+      seed: of dropout and stochastic depth, with the step and the stream.
+
+    Returns:
+      (state, {stream: batch}) -> (state, StepMetrics). A step whose loss or gradient is not finite
+      leaves parameters, statistics and moments as they were, and is counted.
+    """
+
+    def loss_of(params, batch_stats, batches: Batches, step):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(groups))
+        per_stream, sums = {}, TaskSums.zeros(num_tasks)
+        for name, key in zip(groups, keys, strict=True):
+            batch = batches[name]
+            if loss_config.passes == 2:
+                batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            batch_stats = updates.get("batch_stats", batch_stats)
+            targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+            tokens = losses.token_losses(logits, targets, weights, loss_config)
+            per_stream[name] = tokens
+            # The weighted value over its weight: the log shows plain nats, at no second pass.
+            plain = tokens.nll / jnp.where(weights > 0, weights, 1)
+            sums += metrics.task_sums(plain, tokens.scored, batch["task_ids"], num_tasks)
+        loss = losses.grouped_loss(per_stream, groups, loss_config, step)
+        return loss, (batch_stats, sums)
+
+    def train_step(state: TrainState, batches: Batches) -> tuple[TrainState, StepMetrics]:
+        (loss, (batch_stats, sums)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.batch_stats, batches, state.step
+        )
+        norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        changed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
+        unchanged = (state.params, state.batch_stats, state.opt_state)
+        params, batch_stats, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), changed, unchanged
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            skipped_steps=state.skipped_steps + jnp.where(good, 0, 1),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        rate = jnp.asarray(schedule(state.step - state.skipped_steps), jnp.float32)
+        return new_state, StepMetrics(loss, norm, rate, sums)
+
+    return train_step
+
+
+def make_eval_step(
+    model: OFA, num_tasks: int, pad_id: int = 1
+) -> Callable[[Any, Mapping[str, jax.Array], TaskSums], TaskSums]:
+    """Evaluation: (variables, batch of one stream, sums) -> the sums with this batch added.
+
+    Without dropout, smoothing, confidences or divergence: nats per token, and how many tokens are
+    the most likely ones given the true ones before.
+    """
+
+    def eval_step(variables, batch, sums: TaskSums) -> TaskSums:
+        logits = model.apply(variables, batch)
+        targets = batch["decoder_target_tokens"]
+        nll = losses.negative_log_likelihood(logits, targets)
+        correct = logits.argmax(-1) == targets
+        return sums + metrics.task_sums(
+            nll, targets != pad_id, batch["task_ids"], num_tasks, correct
+        )
+
+    return eval_step

@@ -1,0 +1,138 @@
+"""Has the model learned? Its loss and token accuracy beside what needs no model.
+
+Both baselines know only the training targets of the same objective: *unigram* predicts every token
+from its frequency, *majority* always answers with the most frequent target.
+"""
+
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ofa_jax.training.metrics import TaskSums
+
+SMOOTHING = 0.01
+"""Added to every token's count, so that a token never seen has a probability."""
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Baselines:
+    """Counts of the training targets of each task."""
+
+    def __init__(self, num_tasks: int, vocab_size: int, pad_id: int = 1):
+        self._pad_id = pad_id
+        self._counts = np.zeros((num_tasks, vocab_size), np.int64)
+        self._targets: list[collections.Counter[bytes]] = [
+            collections.Counter() for _ in range(num_tasks)
+        ]
+
+    def add(self, batch: Batch) -> None:
+        """Counts a training batch."""
+        for task, tokens in self._answers(batch):
+            np.add.at(self._counts[task], tokens[tokens != self._pad_id], 1)
+            self._targets[task][tokens.tobytes()] += 1
+
+    def _answers(self, batch: Batch) -> Iterable[tuple[int, np.ndarray]]:
+        targets = np.asarray(batch["decoder_target_tokens"], np.int32)
+        for task, tokens in zip(np.asarray(batch["task_ids"]), targets, strict=True):
+            if (tokens != self._pad_id).any():
+                yield int(task), tokens
+
+    def score(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores validation targets.
+
+        Returns:
+          float64 [K] each: the sum of the unigram's negative log-likelihoods in nats, the number of
+          tokens that the majority's answer has right at their place, the number of tokens.
+        """
+        num_tasks, vocab_size = self._counts.shape
+        totals = self._counts.sum(1, keepdims=True) + SMOOTHING * vocab_size
+        log_probs = np.log((self._counts + SMOOTHING) / totals)
+        majority = [
+            np.frombuffer(counter.most_common(1)[0][0], np.int32) if counter else None
+            for counter in self._targets
+        ]
+        nll, correct, tokens_seen = np.zeros((3, num_tasks))
+        for batch in batches:
+            for task, tokens in self._answers(batch):
+                scored = tokens != self._pad_id
+                nll[task] -= log_probs[task, tokens[scored]].sum()
+                tokens_seen[task] += scored.sum()
+                if majority[task] is not None:
+                    correct[task] += (scored & (majority[task] == tokens)).sum()
+        return nll, correct, tokens_seen
+
+
+def evaluate(
+    eval_step: Callable[[Any, Mapping[str, Any], TaskSums], TaskSums],
+    variables: Any,
+    batches: Iterable[Mapping[str, Any]],
+    num_tasks: int,
+) -> TaskSums:
+    """Sums of all validation batches, on the host."""
+    sums = TaskSums.zeros(num_tasks)
+    for batch in batches:
+        sums = eval_step(variables, batch, sums)
+    return TaskSums(*(np.asarray(x) for x in (sums.nll, sums.tokens, sums.correct, sums.examples)))
+
+
+def summarise(
+    sums: TaskSums,
+    baselines: tuple[np.ndarray, np.ndarray, np.ndarray],
+    task_names: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Task -> loss, unigram_loss (nats per token), token_accuracy, majority_accuracy (shares).
+
+    Raises:
+      ValueError: model and baselines did not see the same tokens, so they cannot be compared.
+    """
+    unigram, majority, tokens = baselines
+    if not np.array_equal(tokens, sums.tokens):
+        raise ValueError(
+            f"Model and baselines saw different tokens ({sums.tokens} and {tokens})."
+        )
+    return {
+        name: {
+            "loss": float(sums.nll[k] / tokens[k]),
+            "unigram_loss": float(unigram[k] / tokens[k]),
+            "token_accuracy": float(sums.correct[k] / tokens[k]),
+            "majority_accuracy": float(majority[k] / tokens[k]),
+        }
+        for k, name in enumerate(task_names)
+        if tokens[k]
+    }
+
+
+def write(path: pathlib.Path, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes `validation.json`, all at once."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def print_table(results: Mapping[str, Mapping[str, float]], title: str, console: Console) -> None:
+    """One row per objective; a loss that does not beat its baseline is marked."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("objective")
+    columns = ("validation loss", "unigram baseline", "token accuracy", "majority baseline")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, row in results.items():
+        learned = row["loss"] < row["unigram_loss"]
+        loss = f"{row['loss']:.3f}" + ("" if learned else " !")
+        table.add_row(
+            name,
+            loss if math.isfinite(row["loss"]) else "not finite !",
+            f"{row['unigram_loss']:.3f}",
+            f"{row['token_accuracy']:.1%}",
+            f"{row['majority_accuracy']:.1%}",
+        )
+    console.print(table)
+    console.print("Losses in nats per token; ! marks one that does not beat its baseline.")
