@@ -40,3 +40,23 @@ def shared_golden() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"needs the official BPE files in {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def official(golden):
+    """The small official model with its weights and cases."""
+    from official_model import Official
+
+    return Official(golden / "model_tiny")
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A randomised small model: (jitted apply, variables)."""
+    import jax
+    from official_model import random_variables
+    from small_model import SMALL
+
+    from ofa_jax.model import OFA
+
+    return jax.jit(OFA(SMALL).apply), random_variables()

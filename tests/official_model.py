@@ -5,7 +5,6 @@ import json
 import flax.linen as nn
 import jax
 import numpy as np
-import pytest
 from small_model import SMALL, random_batch
 
 from ofa_jax.interop import config_from_fairseq, from_fairseq
@@ -45,14 +44,8 @@ class Official:
         return case, batch_of(case)
 
 
-@pytest.fixture(scope="session")
-def official(golden):
-    return Official(golden / "model_tiny")
-
-
-@pytest.fixture(scope="session")
-def small():
-    """A randomised small model: (jitted apply, variables). No parameter has a neutral value."""
+def random_variables():
+    """A randomised `SMALL` model: no parameter has a neutral value."""
     model = OFA(SMALL)
     variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), random_batch()))
     rng = np.random.default_rng(1)
@@ -60,4 +53,4 @@ def small():
         lambda x: (0.8 * rng.standard_normal(x.shape)).astype(np.float32), variables["params"])
     statistics = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["batch_stats"])
-    return jax.jit(model.apply), {"params": params, "batch_stats": statistics}
+    return {"params": params, "batch_stats": statistics}

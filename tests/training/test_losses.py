@@ -1,0 +1,158 @@
+"""The loss against the original's, with every option.
+
+Tolerance 1e-5 relative: sums of some hundred float32 terms, each within 2^-23 of its value.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.training import losses
+from ofa_jax.training.losses import LossConfig
+
+RELATIVE = dict(rtol=1e-5)
+UNIT_CASES = {
+    "plain": {},
+    "drop": dict(drop_worst_ratio=0.3),
+    "rdrop": dict(rdrop_alpha=1.0),
+    "rdrop_a5_drop": dict(rdrop_alpha=5.0, drop_worst_ratio=0.2),
+    "range": dict(constraint_range=(369, 401)),
+    "range_rdrop": dict(constraint_range=(369, 401), rdrop_alpha=0.7),
+    "cmask": {},
+}
+
+
+@pytest.fixture(scope="module")
+def unit(golden):
+    return dict(np.load(golden / "model_tiny" / "loss_unit.npz"))
+
+
+def unit_loss(unit, name, eps, logits=None):
+    config = LossConfig(label_smoothing=eps, **UNIT_CASES[name])
+    logits = unit[f"{name}/logits"] if logits is None else logits
+    mask = unit.get(f"{name}/mask")
+    tokens = losses.token_losses(
+        jnp.asarray(logits)[:, None],
+        jnp.asarray(unit[f"{name}/target"], jnp.int32)[:, None],
+        jnp.ones((len(logits), 1)),
+        config,
+        None if mask is None else jnp.asarray(mask)[:, None],
+    )
+    # `update_num` was 1 and `drop_worst_after` 0.
+    return losses.total([tokens], config, 1)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("name", UNIT_CASES)
+def test_every_option_is_the_originals(unit, name, eps):
+    np.testing.assert_allclose(
+        unit_loss(unit, name, eps), unit[f"{name}/out_eps{eps}"], **RELATIVE)
+
+
+@pytest.mark.parametrize("name", UNIT_CASES)
+def test_gradients_are_finite_where_logits_are_not(unit, name):
+    """A constraint leaves -inf in the logits, and 0 * inf must not reach the gradient."""
+    gradient = jax.grad(lambda logits: unit_loss(unit, name, 0.1, logits)[0])(
+        jnp.asarray(unit[f"{name}/logits"]))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+def tokens_of(case, logits, config):
+    weights = jnp.broadcast_to(
+        jnp.asarray(case["in_conf"], jnp.float32)[:, None], case["in_target"].shape)
+    return losses.token_losses(logits, jnp.asarray(case["in_target"], jnp.int32), weights, config)
+
+
+@pytest.mark.parametrize("drop", ["", "_drop20"])
+@pytest.mark.parametrize("conf", ["conf", "noconf"])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["a", "b1", "c", "d"])
+def test_losses_of_the_cases_are_the_originals(official, name, eps, conf, drop):
+    case, _ = official.case(name)
+    key = f"loss_eps{eps}_{conf}{drop}"
+    if conf == "noconf":
+        case = {**case, "in_conf": np.ones(len(case["in_target"]))}
+    elif "in_conf" not in case:
+        pytest.fail(f"case {name} has no confidences")
+    config = LossConfig(label_smoothing=eps, drop_worst_ratio=0.2 if drop else 0.0)
+    tokens = tokens_of(case, jnp.asarray(case["logits"]), config)
+    loss, nll, count = losses.total([tokens], config, 1)
+    np.testing.assert_allclose(loss, case[key], **RELATIVE)
+    np.testing.assert_allclose(nll, case[f"{key}_nll"], **RELATIVE)
+    assert count == case[f"{key}_sample_size"]
+
+
+def test_the_pretraining_loss_is_the_originals(official, golden):
+    """The mini-batches [case a with sampled patches, case d], each over its own tokens."""
+    expected = json.loads((golden / "model_tiny" / "pretrain_pair.json").read_text())
+    config = LossConfig(label_smoothing=0.1)
+    streams = {}
+    for name in ("a", "d"):
+        case, batch = official.case(name)
+        if name == "a":
+            batch["encoder_patch_indices"] = np.array(expected["patch_orders"], np.int32)
+        streams[name] = tokens_of(case, official.apply(official.variables, batch), config)
+    log = expected["log"]
+    for name, version in (("a", "v1"), ("d", "v2")):
+        loss, _, count = losses.total([streams[name]], config, 0)
+        np.testing.assert_allclose(loss, log[f"loss_{version}"], **RELATIVE)
+        assert count == log[f"sample_size_{version}"]
+    loss = losses.grouped_loss(streams, {"a": "pairs", "d": "others"}, config, 0)
+    np.testing.assert_allclose(loss, expected["loss"], **RELATIVE)
+
+
+def random_tokens(seed, config, shape=(4, 5), vocabulary=11):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(2, vocabulary, shape).astype(np.int32)
+    targets[:, -1] = 1
+    return losses.token_losses(
+        jnp.asarray(rng.standard_normal((*shape, vocabulary)), jnp.float32),
+        jnp.asarray(targets), jnp.ones(shape), config)
+
+
+def test_streams_of_one_group_are_summed_before_they_are_divided():
+    config = LossConfig()
+    streams = {"x": random_tokens(0, config), "y": random_tokens(1, config, (2, 9))}
+    together = losses.grouped_loss(streams, {"x": "g", "y": "g"}, config, 0)
+    loss = sum(float(tokens.loss.sum()) for tokens in streams.values())
+    np.testing.assert_allclose(together, loss / (4 * 4 + 2 * 8), **RELATIVE)
+    apart = losses.grouped_loss(streams, {"x": "g", "y": "h"}, config, 0)
+    assert abs(float(apart) - float(together)) > 1
+
+
+def test_drop_worst_ranks_the_tokens_of_a_group_together_and_starts_late():
+    config = LossConfig(drop_worst_ratio=0.25, drop_worst_after=3)
+    streams = [random_tokens(0, config), random_tokens(1, config, (2, 9))]
+    every = np.concatenate([np.asarray(s.loss)[np.asarray(s.scored)] for s in streams])
+    loss, _, count = losses.total(streams, config, 3)
+    assert count == len(every) == 32
+    np.testing.assert_allclose(loss, every.sum(), **RELATIVE)
+    loss, _, count = losses.total(streams, config, 4)
+    assert count == 24
+    np.testing.assert_allclose(loss, np.sort(every)[:24].sum(), **RELATIVE)
+
+
+def test_a_group_without_a_token_teaches_nothing():
+    config = LossConfig()
+    empty = losses.token_losses(
+        jnp.ones((2, 3, 7)), jnp.ones((2, 3), jnp.int32), jnp.zeros((2, 3)), config)
+    assert losses.grouped_loss({"x": empty}, {"x": "g"}, config, 0) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(label_smoothing=1.0), dict(drop_worst_ratio=-0.1), dict(rdrop_alpha=-1),
+     dict(constraint_range=(9, 5)), dict(constraint_range=(0, 5))],
+)
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match=f"LossConfig.{next(iter(options))}"):
+        LossConfig(**options)
+
+
+def test_a_range_beyond_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="ends at 20, but the vocabulary has 11"):
+        random_tokens(0, LossConfig(constraint_range=(5, 20)))
