@@ -86,7 +86,7 @@ def make_train_step(
         (loss, (batch_stats, sums)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, batches, state.step
         )
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         changed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)

@@ -1,0 +1,92 @@
+"""A run of the small model on random batches, which follow from the step alone."""
+
+import io
+import pathlib
+
+import numpy as np
+from rich.console import Console
+from small_model import SMALL, random_batch
+
+from ofa_jax.model import OFA
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import state, step
+from ofa_jax.training.loop import LoopConfig, Run
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+
+TASKS = ("first", "second")
+GROUPS = {"pairs": "pairs", "text": "others"}
+
+
+def stream_batch(seed, pixels, size=4):
+    """A batch of one stream with its targets."""
+    batch = random_batch(seed, size=size, pixels=pixels, codes=bool(pixels))
+    targets = np.roll(batch["decoder_input_tokens"], -1, axis=1)
+    targets[:, -1] = SMALL.pad_id
+    scored = targets != SMALL.pad_id
+    task_ids = np.arange(size, dtype=np.int32) % 2
+    return batch | {
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": scored.astype(np.float32),
+        "task_ids": task_ids,
+    }
+
+
+def batches(start=0):
+    """{stream: batch} of every step from `start` on."""
+    number = start
+    while True:
+        yield {"pairs": stream_batch(2 * number, 48), "text": stream_batch(2 * number + 1, 0)}
+        number += 1
+
+
+class Events:
+    """A writer that remembers."""
+
+    def __init__(self):
+        self.scalars: dict[int, dict[str, float]] = {}
+
+    def write_scalars(self, step, scalars):
+        self.scalars.setdefault(step, {}).update(scalars)
+
+    def flush(self):
+        pass
+
+
+def make_parts(config=SMALL, loss=None, learning_rate=1e-2, partitioner=None, groups=GROUPS):
+    """(abstract state, function that makes a state, train step, eval step)."""
+    model, loss = OFA(config), loss or LossConfig()
+    optimizer_config = OptimizerConfig(learning_rate, total_steps=100, warmup=0)
+    optimizer = make_optimizer(optimizer_config)
+    abstract = state.abstract_state(model, optimizer, partitioner or Partitioner())
+    train_step = step.make_train_step(
+        model, optimizer, learning_rate_schedule(optimizer_config), loss, groups, len(TASKS), seed=3
+    )
+    eval_step = step.make_eval_step(model, len(TASKS))
+    new_state = lambda: state.create_state(model, optimizer, abstract, 0)  # noqa: E731
+    return abstract, new_state, train_step, eval_step
+
+
+def make_run(model_dir: pathlib.Path, validation=False, identity=None, **config) -> Run:
+    """A run, its output kept in `run.console.file` and `run.writer`."""
+    abstract, new_state, train_step, eval_step = make_parts(SMALL.replace(dropout_rate=0.1))
+    held_out = [("pairs", stream_batch(1000, 48)), ("text", stream_batch(1001, 0))]
+    tokens = np.array([20.0, 20.0])
+    return Run(
+        model_dir=model_dir,
+        identity=identity or {"seed": 3, "shape": (1, 2)},
+        config=LoopConfig(**config),
+        partitioner=Partitioner(),
+        train_step=train_step,
+        eval_step=eval_step,
+        abstract_state=abstract,
+        new_state=new_state,
+        batches=batches,
+        validation_batches=(lambda: held_out) if validation else None,
+        baselines=lambda: (tokens * 4.0, tokens * 0.25, tokens),
+        examples_per_step=8,
+        task_names=TASKS,
+        skipped_records=lambda: 7,
+        writer=Events(),
+        console=Console(file=io.StringIO(), width=100),
+    )

@@ -1,0 +1,129 @@
+"""The loop: what is saved, that going on is the same as not stopping, and what it says."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small_run import TASKS, make_run
+
+from ofa_jax.training import checkpoints, loop
+from ofa_jax.training.checkpoints import Checkpoints
+
+PERIODS = dict(log_period=1, checkpoint_period=2)
+
+
+def output(run):
+    return run.console.file.getvalue()
+
+
+def final_state(run):
+    manager = Checkpoints(run.model_dir)
+    state, _ = manager.restore(run.config.total_steps, run.abstract_state)
+    manager.close()
+    return state
+
+
+def losses(run):
+    return {step: s["train/loss"] for step, s in run.writer.scalars.items() if "train/loss" in s}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Five steps without a stop."""
+    run = make_run(tmp_path_factory.mktemp("whole"), validation=True, total_steps=5, **PERIODS)
+    results = loop.train(run)
+    return run, results
+
+
+def test_resuming_gives_the_same_losses_and_parameters_as_not_stopping(whole, tmp_path):
+    run, _ = whole
+    begun = make_run(tmp_path, total_steps=3, **PERIODS)
+    loop.train(begun)
+    resumed = make_run(tmp_path, total_steps=5, **PERIODS)
+    loop.train(resumed)
+    assert "Resuming from step 3 of 5" in output(resumed)
+    expected = losses(run)
+    assert losses(begun) | losses(resumed) == expected and set(expected) == {1, 2, 3, 4, 5}
+    jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(resumed))
+
+
+def test_a_complete_run_is_shown_again_and_not_run_again(whole):
+    run, results = whole
+    again = make_run(run.model_dir, validation=True, total_steps=5, **PERIODS)
+    assert loop.train(again) == results
+    assert "already complete" in output(again) and "Compiling" not in output(again)
+    assert not again.writer.scalars
+    assert "first" in output(again)
+
+
+def test_validation_stands_in_the_file_the_events_and_the_table(whole):
+    run, results = whole
+    assert json.loads((run.model_dir / "validation.json").read_text()) == results
+    assert set(results) == set(TASKS)
+    for name, row in results.items():
+        assert list(row) == ["loss", "unigram_loss", "token_accuracy", "majority_accuracy"]
+        assert row["unigram_loss"] == 4.0 and row["majority_accuracy"] == 0.25
+        assert run.writer.scalars[5][f"validation/loss/{name}"] == row["loss"]
+        assert f"{row['loss']:.3f}" in output(run)
+
+
+def test_reports_tell_speed_losses_and_what_was_skipped(whole):
+    run, _ = whole
+    text = output(run)
+    assert "step 5/5" in text and "examples/s" in text and "7 records skipped" in text
+    scalars = run.writer.scalars[3]
+    assert scalars["train/examples_per_second"] == pytest.approx(
+        8 * scalars["train/steps_per_second"])
+    assert {f"train/loss/{name}" for name in TASKS} <= set(scalars)
+
+
+def test_a_run_with_another_identity_is_not_continued(whole):
+    run, _ = whole
+    other = make_run(run.model_dir, identity={"seed": 4, "shape": (1, 2)}, total_steps=9)
+    with pytest.raises(loop.RunError, match="seed = 3, and is 4 now"):
+        loop.train(other)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
+    run, _ = whole
+    smaller = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding),
+        run.abstract_state)
+    manager = Checkpoints(run.model_dir)
+    with pytest.raises(ValueError, match="does not fit this model and optimiser"):
+        manager.restore(5, smaller)
+    manager.close()
+
+
+def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):
+    run, _ = whole
+    variables = checkpoints.restore_variables(
+        str(run.model_dir), run.abstract_state.variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, final_state(run).variables)
+    folder = checkpoints.find(str(run.model_dir / "checkpoints" / "4"))
+    assert folder.name == "4"
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        checkpoints.find(str(run.model_dir / "nowhere"))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    run = make_run(
+        tmp_path, total_steps=4, log_period=4, checkpoint_period=1, checkpoints_to_keep=2)
+    loop.train(run)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"3", "4"}
+
+
+def test_too_many_bad_steps_stop_the_run(tmp_path):
+    run = make_run(tmp_path, total_steps=5, log_period=1, max_skipped_steps=1)
+
+    def broken(start):
+        for batch in run_batches(start):
+            batch["text"]["decoder_loss_weights"][:] = np.nan
+            yield batch
+
+    run_batches = run.batches
+    object.__setattr__(run, "batches", broken)
+    with pytest.raises(FloatingPointError, match="2 steps had a loss or gradient"):
+        loop.train(run)
