@@ -6,6 +6,8 @@ registers (`import my_module` in a gin file, `@gin.configurable` there) works be
 
 import functools
 import inspect
+import types
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +43,7 @@ def register(entry_points: dict[str, Callable[..., Any]]) -> None:
       entry_points: name -> function of the command that runs, e.g. {"train": prepare}.
     """
     for cls in _CLASSES:
-        _register(cls.__name__, _constructor(cls))
+        _register(cls.__name__, cls)
     for name, function in (_FUNCTIONS | entry_points).items():
         _register(name, function)
 
@@ -53,19 +55,41 @@ def names() -> Sequence[str]:
 
 def _register(name: str, function: Callable[..., Any]) -> None:
     if name not in _names:
-        gin.external_configurable(function, name=name, module="ofa_jax")
+        gin.external_configurable(_typed(name, function), name=name, module="ofa_jax")
         _names.append(name)
 
 
-def _constructor(cls: type) -> Callable[..., Any]:
-    """A function that makes instances of the class itself.
+def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or a function that calls the class, with its plain arguments checked.
 
-    gin would make a subclass, which data workers could not unpickle.
+    Of a class itself gin would make a subclass, which data workers could not unpickle.
     """
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
 
-    @functools.wraps(cls, updated=())
+    @functools.wraps(function, updated=())
     def make(*args: Any, **kwargs: Any) -> Any:
-        return cls(*args, **kwargs)
+        for parameter, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            _check_type(f"{name}.{parameter}", value, hints.get(parameter, Any))
+        return function(*args, **kwargs)
 
-    make.__signature__ = inspect.signature(cls)
+    make.__signature__ = signature
     return make
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Numbers and strings only: the rest is checked where it is used."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if union else {hint}
+    if not kinds <= {int, float, str, bool, type(None)}:
+        return
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        wanted = " or ".join(sorted(_KIND_NAMES[kind] for kind in kinds))
+        raise ValueError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+_KIND_NAMES = {
+    int: "a whole number", float: "a number", str: "a string", bool: "True or False",
+    type(None): "None",
+}

@@ -110,10 +110,11 @@ def prepare(
     modules = mixture_or_task_module or ()
     for module in (modules,) if isinstance(modules, str) else modules:
         _import(module)
-    if settings is not None:
-        pretraining.configure(settings)
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
+    if settings is not None:
+        pretraining.configure(settings)
+        _check_codes(model, settings, streams)
     partitioner = partitioner or Partitioner()
     model = _with_vocabulary(model, streams)
     loss = loss or LossConfig(pad_id=model.pad_id)
@@ -196,6 +197,18 @@ def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
             "vocabulary."
         )
     return model.replace(vocab_size=next(iter(sizes.values())))
+
+
+def _check_codes(
+    model: OFAConfig, settings: pretraining.PretrainingSettings, streams: Sequence[Stream]
+) -> None:
+    """The decoder's positions of image codes are those of the grid that the data has."""
+    size = settings.objective_config.code_image_size
+    if any(stream.code_targets for stream in streams) and size != model.code_image_size:
+        raise ValueError(
+            f"model_config.code_image_size is {model.code_image_size}, but the pictures' middle "
+            f"that is turned into codes is {size} pixels a side: make them equal."
+        )
 
 
 def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> None:

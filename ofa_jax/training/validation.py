@@ -120,7 +120,7 @@ def write(path: pathlib.Path, results: Mapping[str, Mapping[str, float]]) -> Non
 def print_table(results: Mapping[str, Mapping[str, float]], title: str, console: Console) -> None:
     """One row per objective; a loss that does not beat its baseline is marked."""
     table = Table(title=title, title_justify="left")
-    table.add_column("objective")
+    table.add_column("objective", no_wrap=True)
     columns = ("validation loss", "unigram baseline", "token accuracy", "majority baseline")
     for name in columns:
         table.add_column(name, justify="right")

@@ -1,0 +1,223 @@
+"""`python -m ofa_jax.train` as people call it: a whole run, one that was stopped, every mistake."""
+
+import json
+import os
+import pathlib
+
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from ofa_jax import train
+from ofa_jax.data import objectives
+from ofa_jax.training import loop
+from tasks import pretraining
+from tools import build_scenes
+from tools.build_scenes import BuildOptions
+
+RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
+# Every part of the real run, at sizes that compile quickly.
+SMALL = [
+    "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
+    "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=1",
+    "--gin.model_config.decoder_layers=1", "--gin.model_config.resnet_width=4",
+    "--gin.model_config.code_image_size=32",
+    "--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32",
+    "--gin.pairs/Stream.batch_size=4", "--gin.pairs/Stream.image_size=64",
+    "--gin.images/Stream.batch_size=4", "--gin.images/Stream.image_size=64",
+    "--gin.images/Stream.task_feature_lengths={'inputs': 16, 'targets': 40}",
+    "--gin.text/Stream.batch_size=2",
+    "--gin.LoopConfig.checkpoint_period=2", "--gin.LoopConfig.log_period=1",
+    "--gin.train.validation_examples=6", "--gin.train.baseline_examples=20",
+    "--gin.TRAIN_STEPS=4",
+]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    options = BuildOptions(
+        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64)
+    build_scenes.build(folder, options, num_workers=2)
+    return folder
+
+
+@pytest.fixture
+def call(data_dir, monkeypatch):
+    """Calls the command line in this process, from a clean gin."""
+    monkeypatch.setenv("OFA_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+
+    def run(*arguments):
+        gin.clear_config()
+        pretraining.configure(None)
+        train.main(arguments)
+
+    yield run
+    gin.clear_config()
+    pretraining.configure(None)
+
+
+def model_dir(path):
+    return f"--gin.MODEL_DIR='{path}'"
+
+
+def checkpoint(path, step):
+    return ocp.PyTreeCheckpointer().restore(path / "checkpoints" / str(step) / "state")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_a_run_learns_from_all_eight_objectives_and_says_how_well(call, runs, capsys):
+    call(RUN, *SMALL, model_dir(runs / "whole"))
+    text = capsys.readouterr().out
+    results = json.loads((runs / "whole" / "validation.json").read_text())
+    assert set(results) == set(objectives.OBJECTIVES)
+    for row in results.values():
+        assert list(row) == ["loss", "unigram_loss", "token_accuracy", "majority_accuracy"]
+        assert all(np.isfinite(value) for value in row.values())
+    assert "step 4/4" in text and "Validation after 4 steps" in text
+    names = os.listdir(runs / "whole")
+    assert {"checkpoints", "config.gin", "validation.json"} < set(names)
+    assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, capsys):
+    stopped = model_dir(runs / "stopped")
+    call(RUN, *SMALL, stopped, "--gin.LoopConfig.total_steps=2")
+    capsys.readouterr()
+    call(RUN, *SMALL, stopped)
+    assert "Resuming from step 2 of 4" in capsys.readouterr().out
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        checkpoint(runs / "whole", 4), checkpoint(runs / "stopped", 4))
+    whole, resumed = (
+        json.loads((runs / name / "validation.json").read_text()) for name in ("whole", "stopped"))
+    assert whole == resumed
+
+
+def test_the_operative_configuration_is_a_gin_file_of_the_same_run(call, runs, capsys):
+    call(f"--gin_file={runs / 'whole' / 'config.gin'}")
+    assert "already complete (step 4 of 4)" in capsys.readouterr().out
+
+
+def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
+    call(
+        "--gin_file=gin_configs/models/scenes.gin", "--gin_file=gin_configs/runs/finetune.gin",
+        *(option for option in SMALL if "model_config" in option),
+        model_dir(runs / "tuned"), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / 'whole'}'",
+        "--gin.MIXTURE_OR_TASK_MODULE='tasks.pretraining'",
+        "--gin.MIXTURE_OR_TASK_NAME='visual_question_answering'",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 24}", "--gin.IMAGE_SIZE=64",
+        "--gin.BATCH_SIZE=4", "--gin.TRAIN_STEPS=1", "--gin.LEARNING_RATE=1e-12",
+        "--gin.train.settings=@scenes_settings()",
+        *(option for option in SMALL if "scenes_settings" in option),
+    )
+    assert list(json.loads((runs / "tuned" / "validation.json").read_text())) == [
+        "visual_question_answering"]
+    # A step of no length: the parameters are those of the checkpoint.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
+        checkpoint(runs / "tuned", 1)["params"], checkpoint(runs / "whole", 4)["params"])
+
+
+MISTAKES = {
+    "a gin file that is not there": (
+        ["--gin_file=gin_configs/runs/pretrain_scens.gin"],
+        "There is no gin file gin_configs/runs/pretrain_scens.gin",
+        "Did you mean gin_configs/runs/pretrain_scenes.gin?"),
+    "no gin file": ([], "No gin file given: add --gin_file=FILE"),
+    "a flag": (
+        [RUN, "--gin_flie=x"], "There is no flag --gin_flie.", "Did you mean --gin_file?"),
+    "a flag without a value": ([RUN, "--gin.TRAIN_STEPS"], "write --gin.TRAIN_STEPS=VALUE"),
+    "a search path": ([RUN, "--gin_search_paths=nowhere"], "names nowhere, which is no folder"),
+    "a macro": (
+        [RUN, "--gin.TRAIN_STPES=3"], "TRAIN_STPES is set (the command line) but nothing uses it.",
+        "Did you mean TRAIN_STEPS?"),
+    "a configurable": (
+        [RUN, "--gin.OptimiserConfig.beta1=0.5"], "Nothing named OptimiserConfig can be configured",
+        "Did you mean OptimizerConfig?"),
+    "a parameter": (
+        [RUN, "--gin.OptimizerConfig.clip_nrom=1"], "OptimizerConfig has no parameter clip_nrom",
+        "Did you mean clip_norm?"),
+    "a parameter of the model": (
+        [RUN, "--gin.model_config.wdith=3"], "model_config has no parameter wdith",
+        "Did you mean width?"),
+    "a size": (
+        [RUN, "--gin.model_config.size='bse'"], "model_config.size is 'bse'", "Did you mean base?"),
+    "a string without quotes": (
+        [RUN, "--gin.MODEL_DIR=runs/x"], "cannot read `MODEL_DIR = runs/x` as gin",
+        "strings need quotes"),
+    "what is required": (
+        ["--gin_file=gin_configs/models/base.gin", "--gin_file=gin_configs/runs/finetune.gin"],
+        "MODEL_DIR is required", "set it with --gin.MODEL_DIR=VALUE"),
+    "a mixture": (
+        [RUN, "--gin.pairs/Stream.mixture_or_task_name='ofa_pretrain_pears'"],
+        "No task or mixture is called 'ofa_pretrain_pears'.", "Did you mean ofa_pretrain_pairs?"),
+    "a module": (
+        [RUN, "--gin.train.mixture_or_task_module='my_taks'"],
+        "MIXTURE_OR_TASK_MODULE is 'my_taks', which cannot be imported"),
+    "a place without data": (
+        [RUN, "--gin.scenes_settings.data_set=@Scenes()", "--gin.Scenes.data_dir='nowhere'"],
+        "There are no scenes in nowhere/scenes",
+        "build them with `python -m tools.build_scenes --data_dir=nowhere`"),
+    "a picture of another size": (
+        [RUN, "--gin.pairs/Stream.image_size=96"],
+        "Stream 'pairs' expects pictures of (96, 96, 3)", "make the stream's image_size"),
+    "a picture that is no multiple of a patch": (
+        [RUN, "--gin.pairs/Stream.image_size=100"], "is no multiple of 16 pixels"),
+    "codes that are not expected": (
+        [RUN, "--gin.images/Stream.code_targets=False"], "set its code_targets=True"),
+    "codes of another grid": (
+        [RUN, "--gin.model_config.code_image_size=32"],
+        "model_config.code_image_size is 32", "64"),
+    "a length beyond the positions": (
+        [RUN, "--gin.text/Stream.task_feature_lengths={'inputs': 2000, 'targets': 34}"],
+        "Stream 'text' does not fit the model", "shorten the task_feature_lengths"),
+    "a length that is not given": (
+        [RUN, "--gin.text/Stream.task_feature_lengths={'inputs': 40}"],
+        "Stream 'text': task_feature_lengths is {'inputs': 40}"),
+    "a mesh that does not fit": (
+        [RUN, "--gin.Partitioner.data=3"], "Partitioner(data=3, fsdp=1, tensor=1) does not fit"),
+    "a checkpoint": (
+        [RUN, "--gin.INITIAL_CHECKPOINT_PATH='nowhere'"], "There is no checkpoint in nowhere"),
+    "a learning rate": (
+        [RUN, "--gin.LEARNING_RATE=0"], "OptimizerConfig.learning_rate is 0; it must be positive"),
+    "a rate of an objective": (
+        [RUN, "--gin.scenes_settings.rates={'captioning': 0}"],
+        "PretrainingSettings.rates names captioning; known are"),
+    "a type": (
+        [RUN, "--gin.TRAIN_STEPS='many'"],
+        "OptimizerConfig.total_steps is 'many'; it must be a whole number."),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2_before_anything_compiles(
+    mistake, call, tmp_path, capsys, monkeypatch
+):
+    arguments, *parts = MISTAKES[mistake]
+    if arguments and "MODEL_DIR" not in str(arguments) and "finetune" not in str(arguments):
+        arguments = [*arguments, model_dir(tmp_path)]
+    compiled = []
+    monkeypatch.setattr(loop, "train", lambda run: compiled.append(run))
+    with pytest.raises(SystemExit) as ended:
+        call(*arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    for part in parts:
+        assert part in error, error
+    assert not compiled
+
+
+def test_another_run_in_the_same_place_is_refused(call, runs, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call(RUN, *SMALL, model_dir(runs / "whole"), "--gin.SEED=1", "--gin.TRAIN_STEPS=6")
+    assert ended.value.code == 2
+    assert "was begun with seed = 0, and is 1 now" in capsys.readouterr().err
