@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from ofa_jax.training.state import TrainState
@@ -23,7 +24,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_names=("state", "run"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
+            },
         )
 
     @property
@@ -57,19 +61,15 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is of another model or optimiser.
         """
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"The checkpoint {self.directory / str(step)} does not fit this model and "
-                f"optimiser: go on with the run's own config.gin, or choose another MODEL_DIR. "
-                f"({' '.join(str(error).split())[:300]})"
-            ) from error
+        saved = self._manager.item_metadata(step)["state"]
+        # Before restoring: Orbax's own words are long, and name only the first misfit.
+        _check_fits(saved, abstract_state, self.directory / str(step))
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()
+            ),
+        )
         return restored["state"], restored["run"]
 
     def close(self) -> None:
@@ -94,19 +94,43 @@ def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[
     """
     folder = find(path)
     item = dict(abstract_variables)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    try:
-        return ocp.PyTreeCheckpointer().restore(
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder / "state").item_metadata.tree
+        _check_fits({name: saved.get(name, {}) for name in item}, item, folder)
+        return checkpointer.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
-                item=item, restore_args=restore_args, partial_restore=True
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
             ),
         )
-    except (ValueError, KeyError) as error:
+
+
+def _check_fits(saved: Any, wanted: Any, folder: pathlib.Path) -> None:
+    """Raises ValueError that names the arrays that are missing, unexpected or misshapen."""
+    saved, wanted = _shapes(saved), _shapes(wanted)
+    misfits = [f"{name} is missing" for name in wanted if name not in saved]
+    misfits += [f"{name} is not expected" for name in saved if name not in wanted]
+    misfits += [
+        f"{name} is {list(saved[name])} and should be {list(shape)}"
+        for name, shape in wanted.items()
+        if name in saved and saved[name] != shape
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
         raise ValueError(
-            f"The checkpoint {folder} does not fit this model: is it of another size or "
-            f"vocabulary? ({' '.join(str(error).split())[:300]})"
-        ) from error
+            f"The checkpoint {folder} is of another model or optimiser: {'; '.join(misfits[:5])}"
+            f"{more}. Use the configuration it was made with (config.gin beside its checkpoints), "
+            "or choose another one."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape; the same for our classes and for the plain containers that Orbax gives."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    part = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))))  # noqa: E731
+    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def find(path: str) -> pathlib.Path:

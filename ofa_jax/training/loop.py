@@ -19,7 +19,7 @@ from ofa_jax.training import validation
 from ofa_jax.training.checkpoints import Checkpoints
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.state import TrainState
-from ofa_jax.training.step import StepMetrics
+from ofa_jax.training.step import StepMetrics, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 
 HostBatch = Mapping[str, np.ndarray]
@@ -162,7 +162,7 @@ def _steps(
     run: Run, state: TrainState, start: int, checkpoints: Checkpoints, progress: Progress
 ) -> dict[str, dict[str, float]]:
     config, total = run.config, run.config.total_steps
-    train_step = jax.jit(run.train_step, donate_argnums=0)
+    train_step = jit_train_step(run.train_step, run.abstract_state)
     eval_step = jax.jit(run.eval_step, donate_argnums=2)
     batches = run.batches(start)
     clock = _Clock()

@@ -87,13 +87,19 @@ def test_a_run_with_another_identity_is_not_continued(whole):
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
     run, _ = whole
-    smaller = jax.tree.map(
+    state = run.abstract_state
+    wider = state.replace(batch_stats=jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding),
-        run.abstract_state)
+        state.batch_stats))
+    count = len(jax.tree.leaves(state.batch_stats))
     manager = Checkpoints(run.model_dir)
-    with pytest.raises(ValueError, match="does not fit this model and optimiser"):
-        manager.restore(5, smaller)
+    sentence = rf"is \[4\] and should be \[3, 4\].* and {count - 5} more"
+    with pytest.raises(ValueError, match=sentence):
+        manager.restore(5, wider)
     manager.close()
+    other = {"params": {"new": state.step}, "batch_stats": state.batch_stats}
+    with pytest.raises(ValueError, match="params/new is missing; params/.* is not expected"):
+        checkpoints.restore_variables(str(run.model_dir), other)
 
 
 def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):

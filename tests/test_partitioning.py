@@ -1,0 +1,155 @@
+"""Meshes, and that training on any of them is the same.
+
+Eight devices are simulated in a process of their own, for the number is fixed when JAX starts.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from ofa_jax.partitioning import STANDARD_RULES, Partitioner
+
+TESTS = pathlib.Path(__file__).parent
+MESHES = {
+    "one": "Partitioner(data=1, devices=tuple(jax.devices()[:1]))",
+    "data": "Partitioner()",
+    "fsdp": "Partitioner(data=1, fsdp=-1)",
+    "tensor": "Partitioner(data=4, tensor=2)",
+    "all": "Partitioner(data=-1, fsdp=2, tensor=2)",
+}
+PROGRAM = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+import jax, numpy as np
+from small_model import SMALL
+from small_run import GROUPS, make_parts, stream_batch
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.step import jit_train_step
+
+batch = {"pairs": stream_batch(0, 32, size=8), "text": stream_batch(1, 0, size=8)}
+results = {}
+for name, make in json.loads(sys.argv[3]).items():
+    partitioner = eval(make)
+    abstract, new_state, train_step, _ = make_parts(
+        SMALL.replace(dropout_rate=0.1, encoder_layers=1, decoder_layers=1),
+        LossConfig(label_smoothing=0.1), partitioner=partitioner)
+    with partitioner.active():
+        state = new_state()
+        step = jit_train_step(train_step, abstract)
+        global_batch = {k: partitioner.put_batch(b) for k, b in batch.items()}
+        shards = global_batch["text"]["task_ids"].addressable_shards
+        rows = sorted((s.index[0].start or 0, s.data.tolist()) for s in shards)
+        losses = []
+        for _ in range(3):
+            state, metrics = step(state, global_batch)
+            losses.append(float(metrics.loss))
+    embedding = state.params["token_embedding"]["embedding"]
+    results[name] = {
+        "losses": losses, "nll": np.asarray(metrics.tasks.nll).tolist(), "rows": rows,
+        "shard": embedding.addressable_shards[0].data.shape,
+        "stays": all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in zip(
+            jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True)),
+        "compiled": step._cache_size(),
+    }
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(TESTS), str(TESTS / "training"), json.dumps(MESHES)],
+        capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one"])
+def test_every_mesh_trains_alike(results, mesh):
+    """float32 sums in another order: 1e-5 relative, a few times over three steps."""
+    np.testing.assert_allclose(results[mesh]["losses"], results["one"]["losses"], rtol=5e-5)
+    np.testing.assert_allclose(results[mesh]["nll"], results["one"]["nll"], rtol=5e-5)
+
+
+def test_parameters_are_split_as_the_rules_say_and_stay_so(results):
+    assert all(result["stays"] and result["compiled"] == 1 for result in results.values())
+    # 60 rows over tensor, 16 columns over fsdp.
+    assert results["data"]["shard"] == [60, 16]
+    assert results["fsdp"]["shard"] == [60, 2]
+    assert results["tensor"]["shard"] == [30, 16]
+    assert results["all"]["shard"] == [30, 8]
+
+
+def test_a_batch_is_split_over_data_and_fsdp_and_repeated_over_tensor(results):
+    ids = [k % 2 for k in range(8)]
+    assert results["one"]["rows"] == [[0, ids]]
+    assert results["data"]["rows"] == [[k, [ids[k]]] for k in range(8)]
+    expected = [[2 * k, ids[2 * k : 2 * k + 2]] for k in range(4)]
+    assert results["tensor"]["rows"] == sorted(expected * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(data=3), "does not fit the 1 devices here: the product of the axes must be 1"),
+        (dict(data=-1, fsdp=-1), "-1 for at most one axis"),
+        (dict(tensor=0), "give positive sizes"),
+        (dict(slices=2), "slices is 2, which does not divide the 1 devices"),
+        (dict(logical_axis_rules=(("embed", "model"),)),
+         "sends 'embed' to 'model', but the mesh has the axes data, fsdp, tensor"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(options, sentence):
+    with pytest.raises(ValueError, match=".*") as raised:
+        Partitioner(devices=tuple(jax.devices()[:1]), **options)
+    assert sentence in str(raised.value)
+
+
+class _Devices:
+    """A mesh that exists only as numbers: 4 data shards x 2 tensor, devices of two hosts."""
+
+    shape = {"data": 4, "fsdp": 1, "tensor": 2}
+
+    def __init__(self, hosts):
+        device = lambda host: type("Device", (), {"process_index": host})()  # noqa: E731
+        self.devices = np.array([device(h) for h in hosts], object).reshape(4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1, 1], (0, 1)),
+        ([1, 1, 0, 0, 1, 1, 0, 0], (1, 3)),  # hosts do not follow the data axis
+        ([0, 1, 0, 1, 0, 1, 0, 1], (0, 1, 2, 3)),  # every part is on both hosts
+    ],
+)
+def test_a_host_loads_what_its_devices_need_by_position_on_the_mesh(hosts, expected, monkeypatch):
+    partitioner = Partitioner()
+    object.__setattr__(partitioner, "mesh", _Devices(hosts))
+    assert partitioner.data_shards == expected
+    assert partitioner.num_data_shards == 4
+
+
+def test_an_axis_that_does_not_divide_stays_whole_and_is_logged(caplog):
+    partitioner = Partitioner(devices=tuple(jax.devices()[:1]))
+    object.__setattr__(partitioner, "mesh", _Devices([0] * 8))
+    spec = partitioner._dividing(PartitionSpec("tensor", "data"), (59457, 8))
+    assert spec == PartitionSpec(None, "data")
+    assert "59457" in caplog.text
+
+
+def test_the_rules_name_axes_that_the_model_has():
+    from ofa_jax import model
+
+    for logical, _ in STANDARD_RULES:
+        name = logical.removeprefix("activation_")
+        assert name in model.__doc__, logical
