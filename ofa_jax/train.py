@@ -7,11 +7,12 @@ part of the run and checks the parts against each other. The loop then trains.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -25,7 +26,7 @@ from rich.console import Console
 from ofa_jax import command_line, configurables, gin_check
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import Loader, RatedTask
+from ofa_jax.data.loader import Loader, RatedTask, task_names
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import checkpoints, loop, state, step, validation
@@ -143,9 +144,12 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     groups = {stream.name: stream.loss_group for stream in streams}
     num_tasks = len(loader.task_names)
-    validation_batches = held_out and (
-        lambda: held_out.loader.validation_batches(held_out.tasks, validation_examples)
-    )
+    validation_batches = None
+    # Tasks in seqio's own order have no fixed examples to be validated on.
+    if held_out is not None and held_out.tasks:
+        validation_batches = lambda: held_out.loader.validation_batches(  # noqa: E731
+            held_out.tasks, validation_examples
+        )
     return Run(
         model_dir=directory,
         identity={"seed": seed, "streams": [dataclasses.asdict(stream) for stream in streams]}
@@ -161,8 +165,8 @@ def prepare(
         batches=loader.batches,
         validation_batches=validation_batches,
         baselines=lambda: _baselines(
-            directory, model.vocab_size, training_data, held_out, streams,
-            baseline_examples, validation_examples,
+            directory, model.vocab_size, training_data, held_out, baseline_examples,
+            validation_examples,
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
         task_names=loader.task_names,
@@ -246,26 +250,29 @@ class _Data:
         shards, own = 1, (0,)
         if partitioner is not None:
             shards, own = partitioner.num_data_shards, partitioner.data_shards
-        tasks, sequential = {}, {}
+        tasks = {}
         for stream in streams:
             rated = seqio_bridge.rated_tasks(stream.mixture_or_task_name, split)
             if rated is not None:
                 tasks[stream.name] = rated
-            else:
-                sequential[stream.name] = _sequential(stream, split, seed, shards, own)
+        names = task_names(streams, tasks)
+        sequential = {
+            stream.name: functools.partial(
+                seqio_bridge.sequential_batches,
+                stream, names.index(stream.mixture_or_task_name), split, seed, shards, own,
+            )
+            for stream in streams
+            if stream.name not in tasks
+        }
         loader = Loader(
             streams, tasks, seed, shards, own, num_threads, num_workers=num_workers,
             sequential=sequential,
         )
         return cls(loader, tasks)
 
-
-def _sequential(
-    stream: Stream, split: str, seed: int, shards: int, own: Sequence[int]
-) -> Callable[[int], Any]:
-    return lambda start: seqio_bridge.sequential_batches(
-        stream, 0, split, seed, shards, own, start
-    )
+    def whole(self) -> Loader:
+        """A loader of all rows on this host: what is counted must not depend on the mesh."""
+        return Loader(self.loader.streams, self.tasks, 0, sequential=self.loader.sequential)
 
 
 def _baselines(
@@ -273,24 +280,22 @@ def _baselines(
     vocab_size: int,
     training: _Data,
     held_out: _Data,
-    streams: Sequence[Stream],
     num_training: int,
     num_validation: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scores of both baselines; counted once per run directory."""
     path = directory / "baselines.json"
-    key = {"tasks": list(training.loader.task_names), "examples": [num_training, num_validation]}
-    key["lengths"] = [dict(stream.task_feature_lengths) for stream in streams]
+    task_names = training.loader.task_names
+    lengths = [dict(stream.task_feature_lengths) for stream in training.loader.streams]
+    key = {"tasks": list(task_names), "lengths": lengths}
+    key["examples"] = [num_training, num_validation]
     if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
         return tuple(np.array(known[name]) for name in ("unigram", "majority", "tokens"))
-    baselines = validation.Baselines(len(training.loader.task_names), vocab_size)
-    # Every host counts all of it: the examples must not depend on the mesh.
-    counted = Loader(streams, training.tasks, 0)
-    for _, batch in counted.validation_batches(training.tasks, num_training):
+    baselines = validation.Baselines(len(task_names), vocab_size)
+    for _, batch in training.whole().validation_batches(training.tasks, num_training):
         baselines.add(batch)
-    scored = Loader(streams, held_out.tasks, 0)
     scores = baselines.score(
-        batch for _, batch in scored.validation_batches(held_out.tasks, num_validation)
+        batch for _, batch in held_out.whole().validation_batches(held_out.tasks, num_validation)
     )
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}

@@ -292,11 +292,15 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
 
 
 def rates(mixture_or_task_name: str) -> dict[str, float]:
-    """Task name -> its rate within a mixture (nested ones multiplied out); 1 for a task alone."""
+    """Task name -> its rate within a mixture (nested ones multiplied out); 1 for a task alone.
+
+    Tasks of rate 0 are left out.
+    """
     provider = find(mixture_or_task_name)
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
-    return {task.name: float(provider.get_rate(task)) for task in provider.tasks}
+    named = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
+    return {name: rate for name, rate in named.items() if rate}
 
 
 def rated_tasks(mixture_or_task_name: str, split: str) -> list[RatedTask] | None:

@@ -1,0 +1,128 @@
+"""Static shapes, shifting, cutting, and what a stream refuses."""
+
+import numpy as np
+import pytest
+
+from ofa_jax.data.features import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    Stream,
+    empty_features,
+    stack,
+    to_features,
+)  # fmt: skip
+
+LENGTHS = {"inputs": 6, "targets": 5}
+TEXT = Stream("text", "m", 2, LENGTHS)
+PICTURES = Stream("pictures", "m", 2, LENGTHS, image_size=48, code_targets=True)
+SAMPLED = Stream("sampled", "m", 2, LENGTHS, image_size=48, num_sampled_patches=4)
+
+
+def example(inputs=(0, 7, 2), targets=(8, 9, 2), **others):
+    return {"inputs": np.array(inputs), "targets": np.array(targets)} | others
+
+
+def features(stream=TEXT, seed=0, **parts):
+    return to_features(example(**parts), stream, 3, np.random.default_rng(seed))
+
+
+def picture(size=48):
+    return np.random.default_rng(1).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def test_targets_are_shifted_behind_bos_and_weighted_by_the_confidence():
+    row = features(loss_weight=0.25)
+    np.testing.assert_array_equal(row["encoder_input_tokens"], [0, 7, 2, 1, 1, 1])
+    np.testing.assert_array_equal(row["decoder_target_tokens"], [8, 9, 2, 1, 1])
+    np.testing.assert_array_equal(row["decoder_input_tokens"], [0, 8, 9, 1, 1])
+    np.testing.assert_array_equal(row["decoder_loss_weights"], [0.25, 0.25, 0.25, 0, 0])
+    assert row["task_ids"] == 3
+
+
+def test_text_has_no_picture_at_all():
+    assert set(features()) == {
+        "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
+        "decoder_loss_weights", "task_ids"}
+
+
+def test_inputs_that_are_too_long_keep_their_end_and_targets_lose_it():
+    row = features(inputs=[0, *range(10, 18), EOS_ID], targets=[*range(20, 28), EOS_ID])
+    np.testing.assert_array_equal(row["encoder_input_tokens"], [0, 10, 11, 12, 13, EOS_ID])
+    np.testing.assert_array_equal(row["decoder_target_tokens"], range(20, 25))
+    np.testing.assert_array_equal(row["decoder_input_tokens"], [BOS_ID, *range(20, 24)])
+
+
+def test_unscored_targets_are_read_but_not_scored():
+    """As the original does with captions of CC12M: the targets are padding, the inputs are not."""
+    row = features(unscored_targets=2)
+    np.testing.assert_array_equal(row["decoder_target_tokens"], [PAD_ID, PAD_ID, 2, 1, 1])
+    np.testing.assert_array_equal(row["decoder_input_tokens"], [0, 8, 9, 1, 1])
+    np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 0, 1, 0, 0])
+
+
+def test_a_picture_comes_as_bytes_with_its_blank_part_and_its_codes():
+    image = picture()
+    row = features(PICTURES, image=image, blank_box=np.array([8, 8, 24, 24]), code_mask=True)
+    assert row["encoder_images"].dtype == np.uint8
+    np.testing.assert_array_equal(row["encoder_images"], image)
+    assert row["encoder_image_mask"] and row["decoder_code_mask"]
+    np.testing.assert_array_equal(row["encoder_image_blank_boxes"], [8, 8, 24, 24])
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((0, 0, 3), np.uint8)])
+def test_an_example_without_a_picture_masks_it(image):
+    row = features(PICTURES, **({} if image is None else {"image": image}))
+    assert not row["encoder_image_mask"] and not row["encoder_images"].any()
+
+
+def test_patches_are_drawn_without_replacement_and_differently_for_each_example():
+    rows = [features(SAMPLED, seed, image=picture())["encoder_patch_indices"] for seed in range(40)]
+    assert all(len(set(row)) == 4 for row in rows)
+    # 9 patches; 160 draws miss one of them with a probability of about 1e-9.
+    assert {int(patch) for row in rows for patch in row} == set(range(9))
+    assert len({tuple(row) for row in rows}) > 30
+
+
+@pytest.mark.parametrize("stream", [TEXT, PICTURES, SAMPLED])
+def test_an_empty_row_looks_like_any_other_and_teaches_nothing(stream):
+    image = {} if stream.image_size is None else {"image": picture()}
+    row, empty = features(stream, **image), empty_features(stream, 3)
+    assert {k: (v.shape, v.dtype) for k, v in row.items()} == {
+        k: (v.shape, v.dtype) for k, v in empty.items()}
+    assert not empty["decoder_loss_weights"].any()
+    assert (empty["decoder_target_tokens"] == PAD_ID).all()
+    batch = stack([row, empty])
+    assert all(len(array) == 2 for array in batch.values())
+
+
+@pytest.mark.parametrize(
+    ("stream", "parts", "sentence"),
+    [
+        (TEXT, {"image": picture()}, "has no image_size, but m yields pictures"),
+        (PICTURES, {"image": picture(32)}, r"expects pictures of \(48, 48, 3\), but m yields"),
+        (SAMPLED, {"image": picture(), "code_mask": True}, "set its code_targets=True"),
+        (SAMPLED, {"image": picture(), "blank_box": np.ones(4)}, "blanked part: set its code_t"),
+    ],
+)
+def test_an_example_that_does_not_fit_its_stream_is_refused(stream, parts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        features(stream, **parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(task_feature_lengths={"inputs": 5}), "give {'inputs': S, 'targets': T}"),
+        (dict(task_feature_lengths={"inputs": 5, "targets": 0}), "both at least 1"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(image_size=40), "no multiple of 16 pixels"),
+        (dict(num_sampled_patches=3), "cannot sample 3 of 0 patches"),
+        (dict(image_size=48, num_sampled_patches=10), "cannot sample 10 of 9 patches"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused(options, sentence):
+    settings = dict(
+        name="s", mixture_or_task_name="m", batch_size=2, task_feature_lengths=LENGTHS) | options
+    with pytest.raises(ValueError, match=sentence):
+        Stream(**settings)

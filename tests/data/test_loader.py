@@ -1,0 +1,218 @@
+"""The order of examples follows from (seed, step): on any number of hosts, after any stop."""
+
+import collections
+import itertools
+import logging
+
+import numpy as np
+import pytest
+from absl import flags
+from loader_tasks import LENGTHS, PAIRS, TEXT, numbered, tasks, tensorflow_is_loaded
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.loader import Loader, RatedTask
+
+STREAMS = (PAIRS, TEXT)
+
+
+def take(count, start=0, seed=7, bad=(), **options):
+    loader = Loader(STREAMS, tasks(bad), seed, **options)
+    return list(itertools.islice(loader.batches(start), count))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for stream in a:
+            assert a[stream].keys() == b[stream].keys()
+            for name in a[stream]:
+                np.testing.assert_array_equal(a[stream][name], b[stream][name], err_msg=name)
+
+
+def seen(batches, stream="pairs"):
+    """(task id, number of the record) of every row."""
+    return [
+        (int(task), int(number) - 1000)
+        for batch in batches
+        for task, number in zip(
+            batch[stream]["task_ids"], batch[stream]["decoder_target_tokens"][:, 0], strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return take(9)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_have_the_batches_of_one_host(undisturbed, hosts):
+    parts = [take(9, num_data_shards=hosts, data_shards=(host,)) for host in range(hosts)]
+    joined = [
+        {
+            stream: {
+                name: np.concatenate([part[stream][name] for part in step])
+                for name in step[0][stream]
+            }
+            for stream in step[0]
+        }
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, undisturbed)
+
+
+def test_a_host_may_feed_parts_that_are_not_neighbours(undisturbed):
+    part = take(9, num_data_shards=4, data_shards=(1, 3))
+    rows = [2, 3, 6, 7]
+    for ours, whole in zip(part, undisturbed, strict=True):
+        np.testing.assert_array_equal(
+            ours["pairs"]["decoder_target_tokens"], whole["pairs"]["decoder_target_tokens"][rows])
+
+
+@pytest.mark.parametrize("start", [1, 4, 8])
+def test_a_restart_goes_on_with_the_examples_that_would_have_come(undisturbed, start):
+    assert_same(take(9 - start, start=start), undisturbed[start:])
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_restart_on_another_number_of_hosts_does_too(undisturbed, hosts):
+    part = take(3, start=6, num_data_shards=2, data_shards=tuple(range(2))[-hosts:])
+    for ours, whole in zip(part, undisturbed[6:], strict=True):
+        for name, array in ours["pairs"].items():
+            np.testing.assert_array_equal(array, whole["pairs"][name][8 - 4 * hosts :])
+
+
+def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(undisturbed):
+    rows = seen(undisturbed)
+    often = [number for task, number in rows if task == 0]
+    rarely = [number for task, number in rows if task == 1]
+    # 72 rows at 2 to 1: exactly four epochs of 12 and of 6 records.
+    assert (len(often), len(rarely)) == (48, 24)
+    for numbers, size in ((often, 12), (rarely, 6)):
+        epochs = [numbers[k : k + size] for k in range(0, len(numbers), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+        assert epochs[0] != epochs[1]
+    counts = collections.Counter(seen(undisturbed, "text"))
+    # 36 rows of 5 records: seven epochs and one more.
+    assert sorted(counts.values()) == [7, 7, 7, 7, 8]
+
+
+def test_every_row_draws_for_itself():
+    """The same record augments differently each time, and the same row always alike."""
+    steps = take(9)
+    draws = collections.defaultdict(list)
+    for row, draw in zip(
+        seen(steps),
+        np.concatenate([s["pairs"]["decoder_target_tokens"][:, 1] for s in steps]),
+        strict=True,
+    ):
+        draws[row].append(int(draw))
+    assert all(len(set(values)) > 1 for values in draws.values())
+    assert_same(steps, take(9))
+
+
+def test_another_seed_is_another_order(undisturbed):
+    assert seen(take(9, seed=8)) != seen(undisturbed)
+
+
+def test_threads_and_prefetching_change_nothing(undisturbed):
+    assert_same(take(9, num_threads=5, prefetch_steps=9), undisturbed)
+
+
+@pytest.fixture
+def absl_flags():
+    """Grain's worker processes want absl's flags parsed."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tests"])
+
+
+def test_worker_processes_change_nothing_and_do_without_tensorflow(undisturbed, absl_flags):
+    assert_same(take(3, start=2, num_workers=1), undisturbed[2:5])
+    stream = Stream("s", "m", 2, LENGTHS)
+    task = RatedTask("t", 1.0, numbered(4), tensorflow_is_loaded)
+    loader = Loader([stream], {"s": [task]}, 0, num_workers=1)
+    batch = next(loader.batches())
+    assert set(batch["s"]["decoder_target_tokens"][:, 0]) == {10}
+
+
+def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
+    loader = Loader(STREAMS, tasks(bad={3}), 7)
+    with caplog.at_level(logging.WARNING):
+        steps = list(itertools.islice(loader.batches(), 9))
+    empty = 0
+    for ours, whole in zip(steps, undisturbed, strict=True):
+        bad = (whole["pairs"]["task_ids"] == 0) & (
+            whole["pairs"]["decoder_target_tokens"][:, 0] == 1003)
+        empty += bad.sum()
+        for name, array in ours["pairs"].items():
+            np.testing.assert_array_equal(array[~bad], whole["pairs"][name][~bad])
+        assert not ours["pairs"]["decoder_loss_weights"][bad].any()
+        assert not ours["pairs"]["encoder_image_mask"][bad].any()
+        np.testing.assert_array_equal(ours["pairs"]["task_ids"], whole["pairs"]["task_ids"])
+    assert empty == 4
+    assert loader.skipped_records == {"often": 4}
+    assert caplog.text.count("often, record 3: has no number") == 4
+
+
+def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
+    with pytest.raises(ValueError, match="Every record of step 0 in stream 'pairs' is bad, e.g. "):
+        records = numbered(12, bad=set(range(12)))
+        broken = [RatedTask("often", 1.0, records, tasks()["pairs"][0].preprocess)]
+        next(Loader([PAIRS], {"pairs": broken}, 0).batches())
+
+
+def test_validation_has_every_example_once_and_fills_up_with_empty_rows():
+    loader = Loader(STREAMS, tasks(), 7)
+    batches = list(loader.validation_batches(tasks(), num_examples=7))
+    # 7 + 6 pictures in batches of 8, 5 texts in batches of 4.
+    assert [name for name, _ in batches] == ["pairs", "pairs", "text", "text"]
+    rows = []
+    for _, batch in batches:
+        for task, tokens, weights in zip(
+            batch["task_ids"], batch["decoder_target_tokens"], batch["decoder_loss_weights"],
+            strict=True):
+            if weights.any():
+                rows.append((loader.task_names[task], int(tokens[0]) - 1000))
+    assert rows == [
+        *(("often", k) for k in range(7)), *(("rarely", k) for k in range(6)),
+        *(("texts", k) for k in range(5))]
+    again = list(Loader(STREAMS, tasks(), 8).validation_batches(tasks(), num_examples=7))
+    for (_, a), (_, b) in zip(batches, again, strict=True):
+        assert_same([{"x": a}], [{"x": b}])
+
+
+def test_validation_is_split_over_hosts_like_training():
+    whole = list(Loader(STREAMS, tasks(), 7).validation_batches(tasks(), 7))
+    loader = Loader(STREAMS, tasks(), 7, num_data_shards=2, data_shards=(1,))
+    for (_, ours), (_, theirs) in zip(
+        loader.validation_batches(tasks(), 7), whole, strict=True):
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name][len(array) :])
+
+
+def test_sequential_streams_go_along_from_the_same_step():
+    def batches(start):
+        for step in itertools.count(start):
+            yield {"step": np.array([step])}
+
+    loader = Loader(STREAMS, {"pairs": tasks()["pairs"]}, 0, sequential={"text": batches})
+    steps = list(itertools.islice(loader.batches(3), 2))
+    assert [int(step["text"]["step"][0]) for step in steps] == [3, 4]
+    assert loader.task_names == ("often", "rarely", "text_mixture")
+
+
+@pytest.mark.parametrize(
+    ("streams", "given", "options", "sentence"),
+    [
+        ((PAIRS, PAIRS), tasks(), {}, r"Two streams have one name \(pairs, pairs\)"),
+        (STREAMS, tasks(), dict(num_data_shards=3), "batch_size 8 does not divide over the 3"),
+        (STREAMS, tasks() | {"text": []}, {}, "text_mixture has nothing to train on"),
+        (STREAMS, tasks() | {"text": [RatedTask("texts", 1.0, numbered(0), print)]}, {},
+         "texts is empty"),
+        (STREAMS, tasks() | {"text": [RatedTask("texts", 0.0, numbered(3), print)]}, {},
+         "every rate must be positive"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_read(streams, given, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Loader(streams, given, 0, **options)
