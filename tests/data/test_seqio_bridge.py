@@ -1,0 +1,176 @@
+"""One function, two hosts: the loader and plain seqio give the same examples."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+from absl import flags
+
+from ofa_jax.data import features, seqio_bridge
+from ofa_jax.data.feature_converter import OFAFeatureConverter
+from ofa_jax.data.features import Stream
+from ofa_jax.data.loader import Loader
+from ofa_jax.data.records import BadRecord, InMemoryRecords
+from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor
+
+SIZE = 32
+STREAM = Stream("s", "bridge_mixture", 4, {"inputs": 6, "targets": 4}, image_size=SIZE,
+                num_sampled_patches=2)
+PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+def records(split):
+    texts = [f"é {split} {k}" for k in range(8)]
+    texts[5] = ""
+    return InMemoryRecords([{"id": str(k), "text": text} for k, text in enumerate(texts)])
+
+
+@numpy_preprocessor
+def spell(record, rng):
+    """The letters of a text, shuffled, over a picture of noise."""
+    if not record["text"]:
+        raise BadRecord("has no text")
+    letters = np.frombuffer(record["text"].encode(), np.uint8).astype(np.int32)
+    return {
+        "inputs": np.array([0, 40, 2], np.int32),
+        "targets": np.append(rng.permutation(letters)[:3], 2).astype(np.int32),
+        "image": PICTURE,
+        "loss_weight": np.float32(0.5),
+    }
+
+
+@numpy_preprocessor
+def number(record, rng):
+    """The record's id and split as the answer: nothing random."""
+    target = [int(record["id"]), len(record["split"]), 2]
+    return {"inputs": np.array([0, 41, 2], np.int32), "targets": np.array(target, np.int32),
+            "image": PICTURE}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registry():
+    outputs = seqio_bridge.output_features(seqio.PassThroughVocabulary(300))
+    for function in (spell, number):
+        seqio.TaskRegistry.add(
+            f"bridge_{function.__name__}",
+            source=RecordDataSource(records, "text", ("train", "validation")),
+            preprocessors=[function],
+            output_features=outputs,
+        )
+    seqio.MixtureRegistry.add("bridge_mixture", [("bridge_spell", 3.0), ("bridge_number", 1.0)])
+    seqio.MixtureRegistry.add("bridge_nested", [("bridge_mixture", 2.0), ("bridge_number", 0.0)])
+    seqio.MixtureRegistry.add("bridge_without", [("bridge_spell", 0.0), ("bridge_number", 1.0)])
+    tokens = tf.data.Dataset.from_tensor_slices([[7, 8], [9, 10]]).repeat(10)
+    plain = {name: seqio.Feature(seqio.PassThroughVocabulary(300), add_eos=False)
+             for name in ("inputs", "targets")}
+    seqio.TaskRegistry.add(
+        "bridge_tensors",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tokens, ["train"]),
+        preprocessors=[lambda ds: ds.map(lambda x: {"inputs": x, "targets": x})],
+        output_features=plain,
+    )
+    yield
+    for name in ("bridge_spell", "bridge_number", "bridge_tensors"):
+        seqio.TaskRegistry.remove(name)
+    for name in ("bridge_mixture", "bridge_nested", "bridge_without"):
+        seqio.MixtureRegistry.remove(name)
+
+
+def seqio_examples(name, split="train", **options):
+    dataset = seqio.get_mixture_or_task(name).get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1, **options)
+    return list(dataset.as_numpy_iterator())
+
+
+def test_plain_seqio_gives_what_the_function_gives():
+    examples = seqio_examples("bridge_number", "validation")
+    assert len(examples) == 8
+    for k, example in enumerate(examples):
+        assert set(example) >= set(seqio_bridge.EXAMPLE_SIGNATURE)
+        np.testing.assert_array_equal(example["targets"], [k, len("validation"), 2])
+        np.testing.assert_array_equal(example["image"], PICTURE)
+        assert example["loss_weight"] == 1.0 and not example["code_mask"]
+
+
+def test_a_bad_record_is_skipped_and_logged(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(seqio_examples("bridge_spell")) == 7
+    assert "Skipped a record: has no text" in caplog.text
+
+
+def test_random_preprocessors_follow_the_seed_of_seqio():
+    def targets(seed):
+        return [x["targets"].tolist() for x in seqio_examples("bridge_spell", seed=seed)]
+
+    assert targets(1) == targets(1) != targets(2)
+
+
+def test_the_loader_takes_the_same_functions_out_again():
+    tasks = seqio_bridge.rated_tasks("bridge_mixture", "validation")
+    assert [(task.name, task.rate) for task in tasks] == [
+        ("bridge_number", 1.0), ("bridge_spell", 3.0)]
+    loader = Loader([STREAM], {"s": tasks}, 0)
+    batch = next(loader.batches())["s"]
+    numbers = batch["decoder_target_tokens"][batch["task_ids"] == 0]
+    assert len(numbers) == 1 and numbers[0][1] == len("validation")
+    np.testing.assert_array_equal(batch["encoder_images"][0], PICTURE)
+
+
+def test_rates_of_nested_mixtures_multiply_and_a_rate_of_nothing_leaves_out():
+    # seqio: the outer rate is shared out by the inner ones, 2 * 3/4 and 2 * 1/4.
+    assert seqio_bridge.rates("bridge_nested") == {"bridge_spell": 1.5, "bridge_number": 0.5}
+    assert seqio_bridge.rates("bridge_without") == {"bridge_number": 1.0}
+    assert seqio_bridge.rates("bridge_spell") == {"bridge_spell": 1.0}
+
+
+def test_an_unknown_name_brings_the_nearest():
+    with pytest.raises(ValueError, match="called 'bridge_mixtrue'. Did you mean bridge_mixture?"):
+        seqio_bridge.find("bridge_mixtrue")
+
+
+def test_a_split_or_kind_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="no split 'test': choose from train, validation"):
+        seqio_bridge.rated_tasks("bridge_spell", "test")
+    with pytest.raises(ValueError, match="No kind of record is called 'texts'"):
+        RecordDataSource(records, "texts")
+
+
+def test_ordinary_tensor_preprocessors_train_in_seqios_order_with_a_warning(caplog):
+    assert seqio_bridge.rated_tasks("bridge_tensors", "train") is None
+    stream = Stream("t", "bridge_tensors", 4, {"inputs": 3, "targets": 3})
+    with caplog.at_level(logging.WARNING):
+        batches = seqio_bridge.sequential_batches(stream, 5, "train", 0, 2, (0, 1), 0)
+        taken = list(itertools.islice(batches, 7))
+    assert "exact resuming does not cover" in caplog.text
+    for batch in taken:
+        assert batch["encoder_input_tokens"].shape == (4, 3)
+        assert set(batch["decoder_target_tokens"][:, 0]) <= {7, 9}
+        assert (batch["task_ids"] == 5).all()
+
+
+def test_the_converter_makes_the_same_features_in_a_graph():
+    lengths = dict(STREAM.task_feature_lengths)
+    dataset = seqio.get_dataset(
+        "bridge_number", lengths, dataset_split="validation", shuffle=False,
+        feature_converter=OFAFeatureConverter(STREAM, task_id=2), trim_output_features=False)
+    rows = list(dataset.as_numpy_iterator())
+    examples = seqio_examples("bridge_number", "validation")
+    assert len(rows) == len(examples)
+    for k, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        expected = features.to_features(example, STREAM, 2, np.random.default_rng(k))
+        assert row.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(row[name], array, err_msg=name)
+            assert row[name].dtype == array.dtype
+    batch = next(dataset.batch(8).as_numpy_iterator())
+    assert batch["encoder_images"].shape == (8, SIZE, SIZE, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def absl_flags():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tests"])
