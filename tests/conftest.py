@@ -60,3 +60,15 @@ def small():
     from ofa_jax.model import OFA
 
     return jax.jit(OFA(SMALL).apply), random_variables()
+
+
+@pytest.fixture(scope="session")
+def small_scenes(tmp_path_factory) -> pathlib.Path:
+    """A data folder with a few scenes of 64 pixels (a `--data_dir`)."""
+    from tools import build_scenes
+
+    folder = tmp_path_factory.mktemp("data")
+    options = build_scenes.BuildOptions(
+        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64)
+    build_scenes.build(folder, options, num_workers=2)
+    return folder

@@ -14,8 +14,6 @@ from ofa_jax import train
 from ofa_jax.data import objectives
 from ofa_jax.training import loop
 from tasks import pretraining
-from tools import build_scenes
-from tools.build_scenes import BuildOptions
 
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 # Every part of the real run, at sizes that compile quickly.
@@ -35,19 +33,10 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    options = BuildOptions(
-        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64)
-    build_scenes.build(folder, options, num_workers=2)
-    return folder
-
-
 @pytest.fixture
-def call(data_dir, monkeypatch):
+def call(small_scenes, monkeypatch):
     """Calls the command line in this process, from a clean gin."""
-    monkeypatch.setenv("OFA_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
 
     def run(*arguments):
@@ -104,6 +93,42 @@ def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, c
 def test_the_operative_configuration_is_a_gin_file_of_the_same_run(call, runs, capsys):
     call(f"--gin_file={runs / 'whole' / 'config.gin'}")
     assert "already complete (step 4 of 4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["data", "fsdp", "tensor", "fsdp_tensor"])
+def test_every_partitioning_preset_configures_a_run(call, runs, tmp_path, monkeypatch, preset):
+    seen = []
+    monkeypatch.setattr(loop, "train", seen.append)
+    tensor = ["--gin.TENSOR=1"] if "tensor" in preset else []
+    preset_file = f"--gin_file=gin_configs/partitioning/{preset}.gin"
+    call(RUN, preset_file, *tensor, *SMALL, model_dir(tmp_path))
+    assert dict(seen[0].partitioner.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    asked = seen[0].partitioner
+    assert (asked.data, asked.fsdp) == ((1, -1) if "fsdp" in preset else (-1, 1))
+
+
+def test_the_published_run_configures_over_any_data_set(
+    call, small_scenes, shared_golden, tmp_path, monkeypatch
+):
+    """Published shapes and vocabulary; a size and a batch that this machine can hold."""
+    seen = []
+    monkeypatch.setattr(loop, "train", seen.append)
+    call(
+        "--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin",
+        model_dir(tmp_path), "--gin.DATA_SET=@Scenes()",
+        "--gin.VOCABULARY=@vocabulary_from_ofa_directory()",
+        f"--gin.vocabulary_from_ofa_directory.bpe_dir='{shared_golden / 'bpe'}'",
+        "--gin.IMAGE_TOKENIZER=@patch_codebook()",
+        f"--gin.patch_codebook.path='{small_scenes / 'scenes' / 'codebook.npz'}'",
+        "--gin.train.num_workers=0",
+        *(f"--gin.{stream}/Stream.batch_size=2" for stream in ("pairs", "images", "text")))
+    (run,) = seen
+    assert sum(x.size for x in jax.tree.leaves(run.abstract_state.params)) == 33_488_336
+    batch = next(run.batches(0))
+    assert batch["pairs"]["encoder_images"].shape == (2, 384, 384, 3)
+    assert batch["pairs"]["encoder_patch_indices"].shape == (2, 196)
+    assert batch["images"]["decoder_target_tokens"].shape == (2, 264)
+    assert batch["text"]["encoder_input_tokens"].shape == (2, 288)
 
 
 def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):

@@ -1,0 +1,120 @@
+"""Shows what a task or mixture makes: rates, sizes, lengths, and some examples as text.
+
+    python -m tools.inspect_mixture ofa_pretrain_pairs --data_dir=data
+    PYTHONPATH=. python -m tools.inspect_mixture counting_and_captions --module=counting
+
+The lengths are what `TASK_FEATURE_LENGTHS` must hold; the examples are what the model will read.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+from rich.console import Console
+from rich.table import Table
+
+from ofa_jax.data import seqio_bridge
+
+Example = dict[str, Any]
+
+
+def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
+    """Task -> feature -> lengths of its examples, as median, 95th percentile and largest."""
+    table = Table(title="Lengths in tokens (median / 95 % / largest)", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    table.add_column("examples", justify="right")
+    table.add_column("inputs", justify="right")
+    table.add_column("targets", justify="right")
+    for name, features in lengths.items():
+        cells = [
+            f"{np.median(values):.0f} / {np.percentile(values, 95):.0f} / {max(values)}"
+            for values in (features["inputs"], features["targets"])
+        ]
+        table.add_row(name, str(len(features["inputs"])), *cells)
+    return table
+
+
+def draw(task: seqio.Task, split: str, count: int, seed: int) -> list[Example]:
+    """The first examples of a task through plain seqio, so that any task can be shown."""
+    dataset = task.get_dataset(
+        sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
+    )
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
+    """What a person wants to see of an example."""
+    for name in ("inputs", "targets"):
+        vocabulary = task.output_features[name].vocabulary
+        yield name, vocabulary.decode([int(token) for token in example[name]])
+    image = example.get("image")
+    if image is not None and image.size:
+        yield "image", f"{image.shape[0]} x {image.shape[1]} pixels"
+    if example.get("loss_weight", 1.0) != 1.0:
+        yield "weight", f"{example['loss_weight']:g}"
+
+
+def show(name: str, split: str, examples: int, sample: int, seed: int, console: Console) -> None:
+    """Prints all of it."""
+    rates = seqio_bridge.rates(name)
+    tasks = {task: seqio.TaskRegistry.get(task) for task in sorted(rates)}
+    table = Table(title=f"{name}, split {split}", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for column in ("share", "records", "order"):
+        table.add_column(column, justify="right")
+    exact = seqio_bridge.rated_tasks(name, split) is not None
+    for task_name, task in tasks.items():
+        records = task.source.num_input_examples(split)
+        table.add_row(
+            task_name, f"{rates[task_name] / sum(rates.values()):.1%}",
+            "?" if records is None else f"{records:,}", "exact" if exact else "seqio's own",
+        )
+    console.print(table)
+    lengths = {}
+    for task_name, task in tasks.items():
+        drawn = draw(task, split, max(sample, examples), seed)
+        if not drawn:
+            raise ValueError(f"The task {task_name} yields nothing on the split {split!r}.")
+        lengths[task_name] = {
+            feature: [len(example[feature]) for example in drawn]
+            for feature in ("inputs", "targets")
+        }
+        for number, example in enumerate(drawn[:examples], 1):
+            console.print(f"[bold]{task_name}[/bold] {number}")
+            for what, text in describe(example, task):
+                console.print(f"    {what:8}{text}", markup=False, highlight=False)
+    console.print(lengths_table(lengths))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.inspect_mixture", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of a task or mixture")
+    parser.add_argument("--module", action="append", default=[],
+                        help="to import first, besides tasks.pretraining")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--examples", type=int, default=2, help="to show of each task")
+    parser.add_argument("--sample", type=int, default=200, help="to measure of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data_dir", default=None, help="where scenes are, if not OFA_DATA_DIR")
+    options = parser.parse_args(arguments)
+    if options.data_dir is not None:
+        os.environ["OFA_DATA_DIR"] = options.data_dir
+    try:
+        for module in ("tasks.pretraining", *options.module):
+            importlib.import_module(module)
+        show(options.name, options.split, options.examples, options.sample, options.seed, Console())
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
