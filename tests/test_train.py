@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, c
 
 def test_the_operative_configuration_is_a_gin_file_of_the_same_run(call, runs, capsys):
     call(f"--gin_file={runs / 'whole' / 'config.gin'}")
-    assert "already complete (step 4 of 4)" in capsys.readouterr().out
+    assert "already complete (checkpoint of step 4 of 4)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("preset", ["data", "fsdp", "tensor", "fsdp_tensor"])

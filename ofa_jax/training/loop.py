@@ -120,8 +120,8 @@ def train(run: Run) -> dict[str, dict[str, float]]:
     with run.partitioner.active(), Progress(run.console) as progress:
         if start is not None and start >= total and _results_path(run).exists():
             progress.say(
-                f"The run in {run.model_dir} is already complete (step {start} of {total}): "
-                "nothing to do. Raise TRAIN_STEPS to go on, or choose another MODEL_DIR."
+                f"The run in {run.model_dir} is already complete (checkpoint of step {start} of "
+                f"{total}): nothing to do. Raise TRAIN_STEPS to go on, or choose another MODEL_DIR."
             )
             results = json.loads(_results_path(run).read_text())
         else:
