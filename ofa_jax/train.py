@@ -27,6 +27,7 @@ from ofa_jax import command_line, configurables, gin_check
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
+from ofa_jax.interop import files, from_fairseq
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import checkpoints, loop, state, step, validation
@@ -136,12 +137,16 @@ def prepare(
     abstract = state.abstract_state(network, tx, partitioner)
     new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
     if initial_checkpoint_path is not None:
-        checkpoints.find(initial_checkpoint_path)
+        _check_initial(initial_checkpoint_path, model)
         create = new_state
-        new_state = lambda: _initialised(create(), initial_checkpoint_path, abstract)  # noqa: E731
+        new_state = lambda: _initialised(  # noqa: E731
+            create(), initial_checkpoint_path, abstract, model
+        )
 
     directory = pathlib.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        checkpoints.write_model(directory, model)
     groups = {stream.name: stream.loss_group for stream in streams}
     num_tasks = len(loader.task_names)
     validation_batches = None
@@ -224,8 +229,54 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
         raise ValueError(f"Stream {stream.name!r} does not fit the model: {error}") from error
 
 
-def _initialised(new: Any, path: str, abstract: Any) -> Any:
-    variables = checkpoints.restore_variables(path, abstract.variables)
+# What a checkpoint's model may differ in without being another model.
+_TRAINING_FIELDS = {"dtype", "freeze_batch_norm"} | {
+    field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")
+}
+
+
+def _check_initial(path: str, model: OFAConfig) -> None:
+    """Whether a checkpoint is of this model, as far as its configuration says."""
+    if files.is_official(path):
+        theirs = files.read(path).config
+    else:
+        checkpoints.find(path)
+        try:
+            theirs = checkpoints.read_model(path)
+        except FileNotFoundError:
+            return
+    wrong = [
+        f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
+        for field in dataclasses.fields(OFAConfig)
+        if field.name not in _TRAINING_FIELDS
+        and getattr(theirs, field.name) != getattr(model, field.name)
+    ]
+    if wrong:
+        extend = ""
+        if theirs.vocab_size < model.vocab_size:
+            extend = (
+                " (python -m tools.convert_checkpoint extends a vocabulary with "
+                f"--vocab_size={model.vocab_size})"
+            )
+        raise ValueError(
+            f"INITIAL_CHECKPOINT_PATH {path} is of another model: {'; '.join(wrong)}. Choose the "
+            f"model's size and vocabulary accordingly{extend}."
+        )
+
+
+def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
+    """The state with the parameters and statistics of a checkpoint of ours or the original's."""
+    if files.is_official(path):
+        variables = from_fairseq(files.read(path).state_dict, model)
+        variables = jax.tree.map(
+            lambda array, like: jax.make_array_from_callback(
+                array.shape, like.sharding, lambda index: array[index]
+            ),
+            variables,
+            abstract.variables,
+        )
+    else:
+        variables = checkpoints.restore_variables(path, abstract.variables)
     return new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
 
 

@@ -1,5 +1,7 @@
 """Weights that anyone can make again: tests/golden/model_tiny/README.md, "Recipe"."""
 
+import json
+import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -49,3 +51,13 @@ def state_dict(shapes: Mapping[str, tuple[Sequence[int], str]]) -> dict[str, np.
         for key, (shape, dtype) in shapes.items()
         if "float" in dtype and not key.endswith("version")
     }
+
+
+def official(size: str, golden: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """(arguments, state dict with integer buffers) of a published size."""
+    from ofa_jax.interop import config_from_fairseq, from_fairseq, to_fairseq
+
+    arch = json.loads((golden / "resnet" / "ofa_archs.json").read_text())[f"ofa_{size}"]
+    config = config_from_fairseq(arch["args"], arch["args"]["vocab_size"])
+    variables = from_fairseq(state_dict(arch["state_dict"]), config)
+    return arch["args"], to_fairseq(variables, config)

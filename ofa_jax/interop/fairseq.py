@@ -1,4 +1,4 @@
-"""The original's (fairseq's) arguments and state dict, to our configuration and variables and back.
+"""The original's (fairseq's) state dict, to our variables and back.
 
 torch keeps linear kernels as [out, in], convolutions as [out, in, height, width]; ours are the
 other way round, with the attention heads as an axis of their own. Nothing is renamed by pattern:
@@ -15,96 +15,8 @@ import numpy as np
 from ofa_jax.model import positions
 from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 
-RESNETS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6), "resnet50": (3, 4, 6),
-           "resnet101": (3, 4, 23), "resnet152": (3, 8, 36)}
-"""Blocks of the first three stages; the original uses bottlenecks for the small ones as well."""
-
 _TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _EMBEDDING = "encoder.embed_tokens.weight"
-
-
-def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
-    """The configuration of a model that the original's arguments describe.
-
-    Args:
-      args: the arguments after the architecture function filled them in (`vars(args)`, or the
-        `cfg.model` of a checkpoint). What is absent has the original's default.
-      vocab_size: length of the dictionary.
-
-    Returns:
-      OFAConfig.
-
-    Raises:
-      ValueError: for an option that the released models do not use and that is not built here.
-    """
-    def get(name: str, default: Any = None) -> Any:
-        value = args.get(name, default)
-        return default if value is None else value
-
-    _refuse_unsupported(args)
-    return OFAConfig(
-        vocab_size=vocab_size,
-        width=get("encoder_embed_dim", 512),
-        ffn_width=get("encoder_ffn_embed_dim", 2048),
-        num_heads=get("encoder_attention_heads", 8),
-        encoder_layers=get("encoder_layers", 6),
-        decoder_layers=get("decoder_layers", 6),
-        resnet_layers=RESNETS[get("resnet_type", "resnet101")],
-        max_source_positions=get("max_source_positions", 1024),
-        max_target_positions=get("max_target_positions", 1024),
-        token_bucket_size=get("token_bucket_size", 256),
-        image_bucket_size=get("image_bucket_size", 42),
-        code_image_size=get("code_image_size", 128),
-        attn_scale_factor=float(get("attn_scale_factor", 2)),
-        scale_attn=bool(get("scale_attn", False)),
-        scale_fc=bool(get("scale_fc", False)),
-        scale_heads=bool(get("scale_heads", False)),
-        scale_resids=bool(get("scale_resids", False)),
-        scale_embedding=not get("no_scale_embedding", False),
-        entangle_encoder_positions=bool(get("entangle_position_embedding", False)),
-        # The original's decoder looks at the second flag alone.
-        entangle_decoder_positions=not get("disable_entangle", False),
-        interpolate_positions=bool(get("interpolate_position", False)),
-        interpolation_image_size=get("orig_patch_image_size", 256),
-        type_embedding=bool(get("add_type_embedding", False)),
-        text_norm=bool(get("layernorm_embedding", False)),
-        patch_norm=bool(get("patch_layernorm_embedding", False)),
-        code_norm=bool(get("code_layernorm_embedding", False)),
-        activation=get("activation_fn", "relu"),
-        dropout_rate=float(get("dropout", 0.1)),
-        attention_dropout_rate=float(get("attention_dropout", 0.0)),
-        activation_dropout_rate=float(get("activation_dropout", 0.0) or get("relu_dropout", 0.0)),
-        encoder_drop_path_rate=float(get("encoder_drop_path_rate", 0.0)),
-        decoder_drop_path_rate=float(get("decoder_drop_path_rate", 0.0)),
-        resnet_drop_path_rate=float(get("resnet_drop_path_rate", 0.0)),
-        freeze_batch_norm=bool(get("freeze_resnet", False)),
-    )
-
-
-def _refuse_unsupported(args: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every option that changes the model and is not built here."""
-    required = {"encoder_normalize_before": True, "decoder_normalize_before": True,
-                "share_all_embeddings": True}
-    forbidden = ("adaptive_input", "adaptive_softmax_cutoff", "encoder_prompt", "decoder_prompt",
-                 "adapter", "no_cross_attention", "cross_self_attention", "quant_noise_pq",
-                 "quant_noise_scalar", "encoder_layerdrop", "decoder_layerdrop",
-                 "encoder_layers_to_keep", "decoder_layers_to_keep", "use_bias_kv")
-    equal = (("encoder_embed_dim", "decoder_embed_dim"), ("encoder_embed_dim", "decoder_input_dim"),
-             ("encoder_embed_dim", "decoder_output_dim"),
-             ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"),
-             ("encoder_attention_heads", "decoder_attention_heads"))
-    wrong = [f"{name}={args.get(name)!r} (must be {value})" for name, value in required.items()
-             if bool(args.get(name, False)) != value]
-    wrong += [f"{name}={args[name]!r} (must be off)" for name in forbidden if args.get(name)]
-    wrong += [f"{a}={args[a]} and {b}={args[b]} (must be equal)" for a, b in equal
-              if args.get(a) is not None and args.get(b) is not None and args[a] != args[b]]
-    if (resnet := args.get("resnet_type") or "resnet101") not in RESNETS:
-        wrong.append(f"resnet_type={resnet!r} (must be one of {', '.join(RESNETS)})")
-    if args.get("code_layernorm_embedding") and not args.get("layernorm_embedding"):
-        wrong.append("code_layernorm_embedding without layernorm_embedding (the original would "
-                     "never apply it)")
-    if wrong:
-        raise ValueError("this OFA variant is not supported: " + "; ".join(wrong) + ".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,12 +34,7 @@ class _Entry:
     permuted: tuple[int, ...] | None = None
 
     def ours(self, array: np.ndarray) -> np.ndarray:
-        array = np.asarray(array)
-        if array.shape != self.official_shape:
-            raise ValueError(
-                f"{self.key} has shape {list(array.shape)}, this configuration needs "
-                f"{list(self.official_shape)}; do the arguments belong to the checkpoint?")
-        array = array.astype(np.float32)
+        array = np.asarray(array, np.float32)
         return np.ascontiguousarray(
             (array.transpose(self.order) if self.order else array).reshape(self.shape))
 
@@ -309,12 +216,26 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
     entries = list(_entries(config))
     optional = _buffers(config).keys() | set(_TIED)
     keys = {entry.key for entry in entries}
-    missing = sorted(keys - state_dict.keys())
-    unknown = sorted(state_dict.keys() - keys - optional)
-    if missing or unknown:
+    rows = np.shape(state_dict.get(_EMBEDDING, ()))
+    if rows and rows[0] != config.vocab_size:
         raise ValueError(
-            f"the state dict does not fit this configuration: {_names(missing)} missing, "
-            f"{_names(unknown)} unknown; do the arguments belong to the checkpoint?")
+            f"the checkpoint has a vocabulary of {rows[0]} ids, and the model one of "
+            f"{config.vocab_size}: give the model the checkpoint's vocabulary, or extend the "
+            "checkpoint's embedding (`resize_vocabulary`, or `python -m tools.convert_checkpoint "
+            f"--vocab_size={config.vocab_size}`).")
+    problems = [
+        ("missing", sorted(keys - state_dict.keys())),
+        ("not expected", sorted(state_dict.keys() - keys - optional)),
+        ("misshapen", [
+            f"{e.key} {list(np.shape(state_dict[e.key]))} (must be {list(e.official_shape)})"
+            for e in entries
+            if e.key in state_dict and np.shape(state_dict[e.key]) != e.official_shape]),
+    ]
+    if any(names for _, names in problems):
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
+        raise ValueError(
+            "the state dict does not fit this configuration, do the arguments belong to it? "
+            f"{listed}.")
     for key in _TIED:
         if key in state_dict and not np.array_equal(
                 np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])):
@@ -349,6 +270,71 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
     state_dict = {entry.key: entry.official(flat[entry.path]) for entry in entries}
     state_dict |= {key: state_dict[_EMBEDDING] for key in _TIED}
     return state_dict | _buffers(config)
+
+
+def resize_vocabulary(
+    state_dict: Mapping[str, np.ndarray], vocab_size: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """A state dict whose embedding has other many rows, the new ones at the end.
+
+    As the original extends it: new rows are drawn from N(0, 1/d). Codes and bins come last in the
+    vocabulary, so that more bins may be added; rows may not be taken away.
+
+    Args:
+      state_dict: the original's.
+      vocab_size: the new number of rows.
+      seed: of the new rows.
+
+    Raises:
+      ValueError: the vocabulary would shrink.
+    """
+    old = np.asarray(state_dict[_EMBEDDING])
+    added = vocab_size - len(old)
+    if added < 0:
+        raise ValueError(
+            f"the checkpoint has a vocabulary of {len(old)} ids: it cannot be cut to {vocab_size}, "
+            "which would take the meaning of the ids away.")
+    rows = np.random.default_rng(seed).normal(0, old.shape[1] ** -0.5, (added, old.shape[1]))
+    embedding = np.concatenate([old, rows.astype(old.dtype)])
+    tied = {key: embedding for key in (_EMBEDDING, *_TIED) if key in state_dict}
+    return dict(state_dict) | tied
+
+
+def initialise_from_bart(
+    state_dict: Mapping[str, np.ndarray], bart: Mapping[str, np.ndarray], mask_id: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The text part of a new model from BART (Lewis et al. 2020), as the paper begins.
+
+    Every tensor of BART that has a namesake of the same shape is taken. The first rows of the
+    vocabularies agree (bos, pad, eos, unk, then GPT-2's BPE in one order); BART has `<mask>` last.
+
+    Args:
+      state_dict: of a new model, fairseq's names.
+      bart: BART's state dict, fairseq's names.
+      mask_id: `<mask>` in this model's vocabulary.
+
+    Returns:
+      (the state dict, the names that were taken).
+
+    Raises:
+      ValueError: BART is of another width.
+    """
+    ours, theirs = np.asarray(state_dict[_EMBEDDING]), np.asarray(bart[_EMBEDDING])
+    if ours.shape[1] != theirs.shape[1]:
+        raise ValueError(
+            f"BART is {theirs.shape[1]} wide and this model {ours.shape[1]}: bart.base fits "
+            "OFA-base, bart.large fits OFA-large.")
+    embedding = ours.copy()
+    shared = min(len(theirs) - 1, mask_id)
+    embedding[:shared] = theirs[:shared]
+    embedding[mask_id] = theirs[-1]
+    result = dict(state_dict) | {key: embedding for key in (_EMBEDDING, *_TIED)}
+    taken = [
+        key for key, array in bart.items()
+        if key in result and key not in (_EMBEDDING, *_TIED) and "version" not in key
+        and np.shape(array) == np.shape(result[key])
+    ]
+    return result | {key: np.asarray(bart[key], np.float32) for key in taken}, [_EMBEDDING, *taken]
 
 
 def _names(keys: list[str]) -> str:

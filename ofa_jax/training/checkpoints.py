@@ -1,12 +1,16 @@
 """Checkpoints of a run directory: `checkpoints/<step>`, written by Orbax while training goes on."""
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from ofa_jax.model import OFAConfig
 from ofa_jax.training.state import TrainState
 
 
@@ -131,6 +135,67 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     part = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))))  # noqa: E731
     return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) -> pathlib.Path:
+    """Writes parameters and batch statistics alone, as a run directory that others start from.
+
+    Args:
+      directory: a run directory; `checkpoints/<step>` is made in it.
+      variables: {"params", "batch_stats"}.
+      step: its number.
+
+    Returns:
+      The checkpoint's folder.
+
+    Raises:
+      FileExistsError: there is one already.
+    """
+    folder = pathlib.Path(directory).resolve() / "checkpoints" / str(step)
+    if folder.exists():
+        raise FileExistsError(f"There is a checkpoint in {folder} already: choose another folder.")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", dict(variables))
+    return folder
+
+
+def load_variables(path: str) -> dict[str, Any]:
+    """Parameters and batch statistics as numpy arrays, whatever model they are of.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    folder = find(path) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        item = {name: saved[name] for name in ("params", "batch_stats")}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        return checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
+        )
+
+
+def write_model(directory: str, config: OFAConfig) -> None:
+    """Writes `model.json`: the configuration that the checkpoints of a run directory are of."""
+    path = pathlib.Path(directory) / "model.json"
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def read_model(path: str) -> OFAConfig:
+    """The configuration beside a checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    folder = find(path)
+    for directory in (folder, *folder.parents[:2]):
+        if (directory / "model.json").is_file():
+            fields = json.loads((directory / "model.json").read_text())
+            return OFAConfig(**fields | {"resnet_layers": tuple(fields["resnet_layers"])})
+    raise FileNotFoundError(
+        f"There is no model.json beside {folder}, which says what model it is of."
+    )
 
 
 def find(path: str) -> pathlib.Path:
