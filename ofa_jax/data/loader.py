@@ -142,7 +142,11 @@ class Steps:
             ]
             made = [rows[row] for row in own]
             reasons = [reason for _, reason in made if reason]
-            if len(reasons) == len(made) > 1:
+            # A host may own few rows, and those may be bad by chance. Asking for the whole step
+            # only then costs nothing, and all hosts come to the same verdict.
+            if len(reasons) == len(made) and size > 1 and all(
+                rows[row][1] for row in range(step * size, (step + 1) * size)
+            ):
                 raise ValueError(
                     f"Every record of step {step} in stream {rows.stream.name!r} is bad, e.g. "
                     f"{reasons[0]}: the data does not fit the task."
@@ -211,6 +215,7 @@ class Loader:
         self.sequential = dict(sequential or {})
         self.task_names = task_names(streams, tasks)
         self.skipped_records: collections.Counter[str] = collections.Counter()
+        self._logged: set[str] = set()
         self._shards = (num_data_shards, tuple(data_shards))
         self._threads = (num_threads, prefetch_steps, num_workers)
         self._rows = tuple(
@@ -248,9 +253,13 @@ class Loader:
 
     def _count(self, reasons: Sequence[str]) -> None:
         for reason in reasons:
-            if self.skipped_records.total() < _MOST_LOGGED:
-                logging.warning("Skipped %s", reason)
             self.skipped_records[reason.partition(",")[0]] += 1
+            # Once each, or a single bad record that comes in every epoch would hide all others.
+            if reason not in self._logged and len(self._logged) < _MOST_LOGGED:
+                self._logged.add(reason)
+                logging.warning("Skipped %s", reason)
+                if len(self._logged) == _MOST_LOGGED:
+                    logging.warning("Further bad records are counted, but no longer named.")
 
     def validation_batches(
         self, tasks: Mapping[str, Sequence[RatedTask]], num_examples: int

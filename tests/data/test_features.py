@@ -40,10 +40,30 @@ def test_targets_are_shifted_behind_bos_and_weighted_by_the_confidence():
     assert row["task_ids"] == 3
 
 
-def test_text_has_no_picture_at_all():
-    assert set(features()) == {
-        "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
-        "decoder_loss_weights", "task_ids"}
+TOKENS = {
+    "encoder_input_tokens": ((6,), "int32"),
+    "decoder_input_tokens": ((5,), "int32"),
+    "decoder_target_tokens": ((5,), "int32"),
+    "decoder_loss_weights": ((5,), "float32"),
+    "task_ids": ((), "int32"),
+}
+IMAGE = {"encoder_images": ((48, 48, 3), "uint8"), "encoder_image_mask": ((), "bool")}
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (TEXT, TOKENS),
+        (PICTURES, TOKENS | IMAGE | {"decoder_code_mask": ((), "bool"),
+                                     "encoder_image_blank_boxes": ((4,), "int32")}),
+        (SAMPLED, TOKENS | IMAGE | {"encoder_patch_indices": ((4,), "int32")}),
+    ],
+    ids=lambda part: getattr(part, "name", ""),
+)
+def test_every_key_has_its_shape_and_type_and_text_no_picture_at_all(stream, expected):
+    image = {} if stream.image_size is None else {"image": picture()}
+    for row in (features(stream, **image), empty_features(stream, 3)):
+        assert {k: (v.shape, v.dtype.name) for k, v in row.items()} == expected
 
 
 def test_inputs_that_are_too_long_keep_their_end_and_targets_lose_it():
@@ -59,6 +79,12 @@ def test_unscored_targets_are_read_but_not_scored():
     np.testing.assert_array_equal(row["decoder_target_tokens"], [PAD_ID, PAD_ID, 2, 1, 1])
     np.testing.assert_array_equal(row["decoder_input_tokens"], [0, 8, 9, 1, 1])
     np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 0, 1, 0, 0])
+
+
+def test_the_end_is_scored_even_where_more_than_the_answer_is_not_to_be():
+    row = features(targets=[8, 2], unscored_targets=4)
+    np.testing.assert_array_equal(row["decoder_target_tokens"], [PAD_ID, 2, 1, 1, 1])
+    np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 1, 0, 0, 0])
 
 
 def test_a_picture_comes_as_bytes_with_its_blank_part_and_its_codes():
@@ -85,11 +111,11 @@ def test_patches_are_drawn_without_replacement_and_differently_for_each_example(
 
 
 @pytest.mark.parametrize("stream", [TEXT, PICTURES, SAMPLED])
-def test_an_empty_row_looks_like_any_other_and_teaches_nothing(stream):
+def test_an_empty_row_teaches_nothing_but_gives_the_softmax_something(stream):
     image = {} if stream.image_size is None else {"image": picture()}
     row, empty = features(stream, **image), empty_features(stream, 3)
-    assert {k: (v.shape, v.dtype) for k, v in row.items()} == {
-        k: (v.shape, v.dtype) for k, v in empty.items()}
+    np.testing.assert_array_equal(empty["encoder_input_tokens"], [BOS_ID] + 5 * [PAD_ID])
+    np.testing.assert_array_equal(empty["decoder_input_tokens"], [BOS_ID] + 4 * [PAD_ID])
     assert not empty["decoder_loss_weights"].any()
     assert (empty["decoder_target_tokens"] == PAD_ID).all()
     batch = stack([row, empty])

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 from absl import flags
-from loader_tasks import LENGTHS, PAIRS, TEXT, numbered, tasks, tensorflow_is_loaded
+from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow_is_loaded
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask
@@ -45,10 +45,12 @@ def undisturbed():
     return take(9)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_have_the_batches_of_one_host(undisturbed, hosts):
-    parts = [take(9, num_data_shards=hosts, data_shards=(host,)) for host in range(hosts)]
-    joined = [
+def take_from_hosts(hosts, count, **options):
+    """What so many hosts make, put together."""
+    parts = [
+        take(count, num_data_shards=hosts, data_shards=(host,), **options) for host in range(hosts)
+    ]
+    return [
         {
             stream: {
                 name: np.concatenate([part[stream][name] for part in step])
@@ -58,7 +60,11 @@ def test_hosts_together_have_the_batches_of_one_host(undisturbed, hosts):
         }
         for step in zip(*parts, strict=True)
     ]
-    assert_same(joined, undisturbed)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_have_the_batches_of_one_host(undisturbed, hosts):
+    assert_same(take_from_hosts(hosts, 9), undisturbed)
 
 
 def test_a_host_may_feed_parts_that_are_not_neighbours(undisturbed):
@@ -115,6 +121,27 @@ def test_another_seed_is_another_order(undisturbed):
     assert seen(take(9, seed=8)) != seen(undisturbed)
 
 
+def draws_and_numbers(name="s", seed=7, task="t", size=1):
+    """The random draws and the records of the first 16 rows."""
+    stream = Stream(name, "m", 16, LENGTHS)
+    rated = RatedTask(task, 1.0, numbered(size), Tell(picture=False))
+    batch = next(Loader([stream], {name: [rated]}, seed).batches())[name]
+    return batch["decoder_target_tokens"][:, 1].tolist(), seen([{name: batch}], name)
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"seed": 8}])
+def test_another_stream_or_seed_augments_the_same_record_differently(change):
+    draws, numbers = draws_and_numbers()
+    other_draws, same_numbers = draws_and_numbers(**change)
+    assert numbers == same_numbers
+    assert draws != other_draws
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"seed": 8}, {"task": "other"}])
+def test_another_stream_seed_or_task_shuffles_differently(change):
+    assert draws_and_numbers(size=16)[1] != draws_and_numbers(size=16, **change)[1]
+
+
 def test_threads_and_prefetching_change_nothing(undisturbed):
     assert_same(take(9, num_threads=5, prefetch_steps=9), undisturbed)
 
@@ -151,7 +178,49 @@ def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
         np.testing.assert_array_equal(ours["pairs"]["task_ids"], whole["pairs"]["task_ids"])
     assert empty == 4
     assert loader.skipped_records == {"often": 4}
-    assert caplog.text.count("often, record 3: has no number") == 4
+    assert caplog.text.count("often, record 3: has no number") == 1
+
+
+def test_bad_records_are_named_once_each_and_when_they_are_many_only_counted(caplog):
+    stream = Stream("s", "m", 64, LENGTHS)
+    task = RatedTask("t", 1.0, numbered(32, bad=range(1, 26)), Tell(picture=False))
+    loader = Loader([stream], {"s": [task]}, 0)
+    with caplog.at_level(logging.WARNING):
+        next(loader.batches())
+    named = [message for message in caplog.messages if message.startswith("Skipped t, record ")]
+    assert len(named) == len(set(named)) == 20
+    assert caplog.text.count("Further bad records are counted, but no longer named.") == 1
+    # Two epochs.
+    assert loader.skipped_records == {"t": 50}
+
+
+class TornRecords:
+    """Four records, of which the third cannot be read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("short read")
+        return {"number": index}
+
+
+def test_a_record_that_cannot_be_read_is_a_bad_one():
+    stream = Stream("s", "m", 4, LENGTHS)
+    loader = Loader([stream], {"s": [RatedTask("t", 1.0, TornRecords(), Tell(False))]}, 0)
+    batch = next(loader.batches())["s"]
+    assert sorted(batch["decoder_target_tokens"][:, 0]) == [1, 1000, 1001, 1003]
+    assert loader.skipped_records == {"t": 1}
+
+
+def test_what_is_no_bad_record_stops_the_run_as_itself():
+    def mistake(record, rng):
+        return record["nubmer"]
+
+    stream = Stream("s", "m", 4, LENGTHS)
+    with pytest.raises(KeyError, match="nubmer"):
+        next(Loader([stream], {"s": [RatedTask("t", 1.0, numbered(4), mistake)]}, 0).batches())
 
 
 def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
@@ -161,24 +230,59 @@ def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
         next(Loader([PAIRS], {"pairs": broken}, 0).batches())
 
 
+def test_hosts_go_on_when_all_of_their_own_few_records_are_bad():
+    """Whether a run stops must not depend on the number of hosts."""
+    bad = set(range(12)) - {0, 5}
+    joined = take_from_hosts(4, 9, bad=bad)
+    assert_same(joined, take(9, bad=bad))
+    parts = np.stack([step["pairs"]["decoder_loss_weights"].reshape(4, -1) for step in joined])
+    assert (~parts.any(-1)).any(), "on no host and step was everything bad: nothing was tested"
+
+
+def test_hosts_stop_together_when_a_step_has_no_good_record():
+    broken = [RatedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
+    for host in range(4):
+        loader = Loader(
+            [PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
+        with pytest.raises(ValueError, match="Every record of step 0"):
+            next(loader.batches())
+
+
+def test_a_batch_of_one_may_be_bad():
+    stream = Stream("s", "m", 1, LENGTHS)
+    loader = Loader([stream], {"s": [RatedTask("t", 1.0, numbered(2, {0}), Tell(False))]}, 0)
+    weights = [b["s"]["decoder_loss_weights"].any() for b in itertools.islice(loader.batches(), 2)]
+    assert sorted(weights) == [False, True]
+
+
 def test_validation_has_every_example_once_and_fills_up_with_empty_rows():
     loader = Loader(STREAMS, tasks(), 7)
     batches = list(loader.validation_batches(tasks(), num_examples=7))
     # 7 + 6 pictures in batches of 8, 5 texts in batches of 4.
     assert [name for name, _ in batches] == ["pairs", "pairs", "text", "text"]
-    rows = []
+    rows, draws = [], set()
     for _, batch in batches:
         for task, tokens, weights in zip(
             batch["task_ids"], batch["decoder_target_tokens"], batch["decoder_loss_weights"],
             strict=True):
             if weights.any():
                 rows.append((loader.task_names[task], int(tokens[0]) - 1000))
+                draws.add(int(tokens[1]))
     assert rows == [
         *(("often", k) for k in range(7)), *(("rarely", k) for k in range(6)),
         *(("texts", k) for k in range(5))]
+    assert len(draws) > len(rows) / 2, "each row draws for itself"
     again = list(Loader(STREAMS, tasks(), 8).validation_batches(tasks(), num_examples=7))
     for (_, a), (_, b) in zip(batches, again, strict=True):
         assert_same([{"x": a}], [{"x": b}])
+
+
+def test_validation_skips_and_counts_bad_records():
+    loader = Loader(STREAMS, tasks(), 7)
+    batches = list(loader.validation_batches(tasks(bad={3, 9}), num_examples=7))
+    good = [batch["decoder_loss_weights"].any(axis=1).sum() for _, batch in batches]
+    assert good == [7, 5, 4, 1]
+    assert loader.skipped_records == {"often": 1}
 
 
 def test_validation_is_split_over_hosts_like_training():
@@ -214,5 +318,6 @@ def test_sequential_streams_go_along_from_the_same_step():
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_read(streams, given, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=sentence) as raised:
         Loader(streams, given, 0, **options)
+    assert "\n" not in str(raised.value)
