@@ -6,6 +6,7 @@
         feature_converter=OFAFeatureConverter(stream), trim_output_features=False,
     ).batch(32)
 
+Without `trim_output_features=False` seqio cuts long inputs first, and their eos is lost.
 Training here does not need it (see `loader`); it is `features.to_features` inside a tf.data graph.
 """
 

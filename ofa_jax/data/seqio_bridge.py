@@ -135,10 +135,11 @@ class RecordDataSource(seqio.DataSource):
         records = self.records(split)
         names = [*RECORD_FIELDS[self.kind], "split"]
         dataset = tf.data.Dataset.range(len(records))
-        if shuffle:
-            dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
+        # Sharded first: without a seed every host shuffles differently, and shares would overlap.
         if shard_info and shard_info.num_shards > 1:
             dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+        if shuffle:
+            dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
 
         def read(index: np.ndarray) -> list[np.ndarray]:
             try:
@@ -237,7 +238,6 @@ def _to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
     if value is None:
         return np.zeros(shape, spec.dtype.as_numpy_dtype)
     return np.asarray(value, spec.dtype.as_numpy_dtype)
-
 
 
 def _from_tensor(value: Any) -> Any:
@@ -350,6 +350,8 @@ def sequential_batches(
             seed=seed + start_step,
             shard_info=seqio.ShardInfo(index=shard, num_shards=num_data_shards),
             num_epochs=None,
+            # `to_features` cuts: seqio would cut off the end of the inputs, eos and all.
+            trim_output_features=False,
         )
         .as_numpy_iterator()
         for shard in data_shards

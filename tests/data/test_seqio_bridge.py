@@ -1,5 +1,6 @@
 """One function, two hosts: the loader and plain seqio give the same examples."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -50,32 +51,57 @@ def number(record, rng):
             "image": PICTURE}
 
 
+@numpy_preprocessor
+def everything(record, rng):
+    """An example of every field, whose instruction is too long."""
+    return {
+        "inputs": np.array([0, *range(50, 58), 2], np.int32),
+        "targets": np.array([int(record["id"]) + 10, 11, 12, 13, 14, 2], np.int32),
+        "image": PICTURE,
+        "blank_box": np.array([4, 8, 12, 16], np.int32),
+        "loss_weight": np.float32(0.25),
+        "code_mask": np.bool_(True),
+        "unscored_targets": np.int32(1),
+    }
+
+
+@numpy_preprocessor
+def halve(example, rng):
+    """A second preprocessor, after one of the others."""
+    return {**example, "loss_weight": np.float32(example["loss_weight"] / 2)}
+
+
+TASKS = {"spell": [spell], "number": [number], "everything": [everything],
+         "chain": [everything, halve]}
+LONG = np.array([[0, 100 + k, 5, 6, 7, 2] for k in range(8)], np.int32)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registry():
     outputs = seqio_bridge.output_features(seqio.PassThroughVocabulary(300))
-    for function in (spell, number):
+    for name, functions in TASKS.items():
         seqio.TaskRegistry.add(
-            f"bridge_{function.__name__}",
+            f"bridge_{name}",
             source=RecordDataSource(records, "text", ("train", "validation")),
-            preprocessors=[function],
+            preprocessors=functions,
             output_features=outputs,
         )
     seqio.MixtureRegistry.add("bridge_mixture", [("bridge_spell", 3.0), ("bridge_number", 1.0)])
     seqio.MixtureRegistry.add("bridge_nested", [("bridge_mixture", 2.0), ("bridge_number", 0.0)])
     seqio.MixtureRegistry.add("bridge_without", [("bridge_spell", 0.0), ("bridge_number", 1.0)])
-    tokens = tf.data.Dataset.from_tensor_slices([[7, 8], [9, 10]]).repeat(10)
     plain = {name: seqio.Feature(seqio.PassThroughVocabulary(300), add_eos=False)
              for name in ("inputs", "targets")}
     seqio.TaskRegistry.add(
         "bridge_tensors",
         source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tokens, ["train"]),
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(LONG),
+            ["train"]),
         preprocessors=[lambda ds: ds.map(lambda x: {"inputs": x, "targets": x})],
         output_features=plain,
     )
     yield
-    for name in ("bridge_spell", "bridge_number", "bridge_tensors"):
-        seqio.TaskRegistry.remove(name)
+    for name in (*TASKS, "tensors"):
+        seqio.TaskRegistry.remove(f"bridge_{name}")
     for name in ("bridge_mixture", "bridge_nested", "bridge_without"):
         seqio.MixtureRegistry.remove(name)
 
@@ -102,6 +128,34 @@ def test_a_bad_record_is_skipped_and_logged(caplog):
     assert "Skipped a record: has no text" in caplog.text
 
 
+def test_a_record_that_cannot_be_read_is_skipped_and_logged(caplog):
+    class Torn(InMemoryRecords):
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("short read")
+            return super().__getitem__(index)
+
+    source = RecordDataSource(lambda split: Torn(records(split).records[:4]), "text")
+    with caplog.at_level(logging.WARNING):
+        kept = list(spell(source.get_dataset("train", shuffle=False)).as_numpy_iterator())
+    assert len(kept) == 3
+    assert "Record 2 of train cannot be read: short read" in caplog.text
+
+
+def test_shards_of_plain_seqio_have_every_record_once_even_without_a_seed():
+    """Without one, every host shuffles in its own way."""
+    source = RecordDataSource(
+        lambda split: InMemoryRecords([{"id": str(k)} for k in range(40)]), "text")
+    shards = [
+        [int(x["id"]) for x in source.get_dataset(
+            "train", shuffle=True, shard_info=seqio.ShardInfo(index, 2)).as_numpy_iterator()]
+        for index in range(2)
+    ]
+    assert len(shards[0]) == len(shards[1])
+    assert sorted(shards[0] + shards[1]) == list(range(40))
+    assert shards[0] != sorted(shards[0])
+
+
 def test_random_preprocessors_follow_the_seed_of_seqio():
     def targets(seed):
         return [x["targets"].tolist() for x in seqio_examples("bridge_spell", seed=seed)]
@@ -118,6 +172,15 @@ def test_the_loader_takes_the_same_functions_out_again():
     numbers = batch["decoder_target_tokens"][batch["task_ids"] == 0]
     assert len(numbers) == 1 and numbers[0][1] == len("validation")
     np.testing.assert_array_equal(batch["encoder_images"][0], PICTURE)
+
+
+def test_several_preprocessors_run_one_after_the_other_on_both_sides():
+    (task,) = seqio_bridge.rated_tasks("bridge_chain", "train")
+    ours = task.preprocess(task.records[3], np.random.default_rng(0))
+    theirs = seqio_examples("bridge_chain")[3]
+    assert ours["loss_weight"] == theirs["loss_weight"] == 0.125
+    for name in seqio_bridge.EXAMPLE_SIGNATURE:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def test_rates_of_nested_mixtures_multiply_and_a_rate_of_nothing_leaves_out():
@@ -142,32 +205,54 @@ def test_a_split_or_kind_that_is_not_there_is_named():
 def test_ordinary_tensor_preprocessors_train_in_seqios_order_with_a_warning(caplog):
     assert seqio_bridge.rated_tasks("bridge_tensors", "train") is None
     stream = Stream("t", "bridge_tensors", 4, {"inputs": 3, "targets": 3})
+
+    def take(start, data_shards=(0, 1)):
+        batches = seqio_bridge.sequential_batches(stream, 5, "train", 0, 2, data_shards, start)
+        return list(itertools.islice(batches, 6))
+
     with caplog.at_level(logging.WARNING):
-        batches = seqio_bridge.sequential_batches(stream, 5, "train", 0, 2, (0, 1), 0)
-        taken = list(itertools.islice(batches, 7))
+        taken = take(0)
     assert "exact resuming does not cover" in caplog.text
     for batch in taken:
-        assert batch["encoder_input_tokens"].shape == (4, 3)
-        assert set(batch["decoder_target_tokens"][:, 0]) <= {7, 9}
         assert (batch["task_ids"] == 5).all()
+        # What is too long keeps its eos here as well.
+        np.testing.assert_array_equal(batch["encoder_input_tokens"][:, [0, 2]], [[0, 2]] * 4)
+    numbers = np.stack([batch["encoder_input_tokens"][:, 1] - 100 for batch in taken])
+    # seqio repeats before it shuffles, so epochs are not exact; but hosts share nothing.
+    assert not set(numbers[:, :2].flat) & set(numbers[:, 2:].flat)
+    assert set(numbers.flat) <= set(range(8))
+    # A host feeds its own share; a run that starts later reads in another order.
+    second = np.stack([batch["encoder_input_tokens"][:, 1] - 100 for batch in take(0, (1,))])
+    np.testing.assert_array_equal(second, numbers[:, 2:])
+    later = np.stack([batch["encoder_input_tokens"][:, 1] - 100 for batch in take(1)])
+    assert (later != numbers).any()
 
 
-def test_the_converter_makes_the_same_features_in_a_graph():
-    lengths = dict(STREAM.task_feature_lengths)
+@pytest.mark.parametrize(
+    ("name", "stream"),
+    [
+        ("bridge_number", STREAM),
+        ("bridge_everything", dataclasses.replace(
+            STREAM, mixture_or_task_name="bridge_everything", code_targets=True)),
+        ("bridge_tensors", Stream("t", "bridge_tensors", 4, {"inputs": 4, "targets": 9})),
+    ],
+)
+def test_the_converter_makes_the_same_features_in_a_graph(name, stream):
     dataset = seqio.get_dataset(
-        "bridge_number", lengths, dataset_split="validation", shuffle=False,
-        feature_converter=OFAFeatureConverter(STREAM, task_id=2), trim_output_features=False)
+        name, dict(stream.task_feature_lengths), dataset_split="train", shuffle=False,
+        feature_converter=OFAFeatureConverter(stream, task_id=2), trim_output_features=False)
     rows = list(dataset.as_numpy_iterator())
-    examples = seqio_examples("bridge_number", "validation")
-    assert len(rows) == len(examples)
+    examples = seqio_examples(name)
+    assert len(rows) == len(examples) == 8
     for k, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        expected = features.to_features(example, STREAM, 2, np.random.default_rng(k))
+        expected = features.to_features(example, stream, 2, np.random.default_rng(k))
         assert row.keys() == expected.keys()
-        for name, array in expected.items():
-            np.testing.assert_array_equal(row[name], array, err_msg=name)
-            assert row[name].dtype == array.dtype
-    batch = next(dataset.batch(8).as_numpy_iterator())
-    assert batch["encoder_images"].shape == (8, SIZE, SIZE, 3)
+        for feature, array in expected.items():
+            np.testing.assert_array_equal(row[feature], array, err_msg=feature)
+            assert row[feature].dtype == array.dtype
+    # Shapes are static: what compiles a step can ask the dataset for them.
+    assert {k: v.shape.as_list() for k, v in dataset.batch(8, True).element_spec.items()} == {
+        feature: [8, *array.shape] for feature, array in expected.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
