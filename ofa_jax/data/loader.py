@@ -12,6 +12,8 @@ undisturbed run would have seen. A row draws all its randomness from a generator
 
 import collections
 import dataclasses
+import fractions
+import math
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +48,39 @@ class RatedTask:
     preprocess: Preprocess
 
 
+class ByRate(grain.transforms.DatasetSelectionMap):
+    """Row -> (task, how many rows of it came before), evenly interleaved and exact at any rates.
+
+    `MapDataset.mix` cuts rates to hundredths of the smallest: 8 to 3 would become 266 to 100.
+
+    >>> by_rate = ByRate([2.0, 1.0])
+    >>> [by_rate[row] for row in range(6)]
+    [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
+    """
+
+    def __init__(self, rates: Sequence[float]):
+        # Thirds that went through floats become thirds again.
+        shares = [
+            fractions.Fraction(rate / min(rates)).limit_denominator(1_000_000) for rate in rates
+        ]
+        common = math.lcm(*(share.denominator for share in shares))
+        self._weights = tuple(int(share * common) for share in shares)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        # Task by task: how many of the rows so far, and of those with this one, are of later tasks.
+        before, after, remaining = row, row + 1, sum(self._weights)
+        for task, weight in enumerate(self._weights):
+            later_before = before * (remaining - weight) // remaining
+            later_after = after * (remaining - weight) // remaining
+            if after - later_after > before - later_before:
+                return task, before - later_before
+            before, after, remaining = later_before, later_after, remaining - weight
+        raise AssertionError("The last task takes all that is left.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """The endless rows of one stream, by number."""
@@ -76,7 +111,8 @@ class Rows:
                 indices = indices.shuffle(seed=_digest(self.seed, self.stream.name, task.name))
             indices = indices.repeat()
             datasets.append(indices.map(lambda index, number=number: (number, int(index))))
-        return grain.MapDataset.mix(datasets, [task.rate for task in self.tasks])
+        by_rate = ByRate([task.rate for task in self.tasks])
+        return grain.MapDataset.select_from_datasets(datasets, by_rate)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_built"}

@@ -10,7 +10,7 @@ from absl import flags
 from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow_is_loaded
 
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import Loader, RatedTask
+from ofa_jax.data.loader import ByRate, Loader, RatedTask
 
 STREAMS = (PAIRS, TEXT)
 
@@ -101,6 +101,29 @@ def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(undisturbe
     counts = collections.Counter(seen(undisturbed, "text"))
     # 36 rows of 5 records: seven epochs and one more.
     assert sorted(counts.values()) == [7, 7, 7, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([2, 1], [2, 1]),
+        ([0.7, 0.2, 0.1], [7, 2, 1]),
+        # As in pretraining; hundredths of the smallest would give 266 to 100.
+        ([16 / 6, 32 / 6, 1.0, 2.0], [8, 16, 3, 6]),
+        ([10_199, 10_100], [10_199, 10_100]),
+    ],
+)
+def test_rates_are_exact_and_evenly_spread(rates, expected):
+    period = sum(expected)
+    by_rate = ByRate(rates)
+    counts = np.zeros(len(rates), int)
+    for row in range(2 * period):
+        task, number = by_rate[row]
+        assert number == counts[task], "a task's rows come one after the other"
+        counts[task] += 1
+        fair = np.array(expected) * (row + 1) / period
+        assert np.abs(counts - fair).max() < len(rates) - 0.5
+    np.testing.assert_array_equal(counts, 2 * np.array(expected))
 
 
 def test_every_row_draws_for_itself():
