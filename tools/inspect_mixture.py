@@ -8,9 +8,11 @@ The lengths are what `TASK_FEATURE_LENGTHS` must hold; the examples are what the
 
 import argparse
 import importlib
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.loader import RatedTask
+from ofa_jax.data.records import BadRecord
 
 Example = dict[str, Any]
 
@@ -39,12 +43,30 @@ def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
     return table
 
 
-def draw(task: seqio.Task, split: str, count: int, seed: int) -> list[Example]:
-    """The first examples of a task through plain seqio, so that any task can be shown."""
-    dataset = task.get_dataset(
-        sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
-    )
-    return list(dataset.take(count).as_numpy_iterator())
+def draw(name: str, split: str, count: int, seed: int) -> list[Example]:
+    """The first examples of a task, as training would make them; bad records are left out."""
+    rated = seqio_bridge.rated_tasks(name, split)
+    if rated is None:
+        dataset = seqio.get_mixture_or_task(name).get_dataset(
+            sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
+        )
+        return list(dataset.take(count).as_numpy_iterator())
+    # Without TensorFlow around it, a mistake in the function has a short traceback.
+    (task,) = rated
+    return list(itertools.islice(_good_examples(task, seed), count))
+
+
+def _good_examples(task: RatedTask, seed: int) -> Iterator[Example]:
+    for index in range(len(task.records)):
+        try:
+            yield task.preprocess(task.records[index], np.random.default_rng([seed, index]))
+        except BadRecord as error:
+            print(f"Skipped {task.name}, record {index}: {error}", file=sys.stderr)
+        except Exception as error:
+            traceback.print_exc()
+            raise ValueError(
+                f"{task.name} fails on record {index}, see above: {type(error).__name__}: {error}"
+            ) from error
 
 
 def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
@@ -77,7 +99,7 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
     console.print(table)
     lengths = {}
     for task_name, task in tasks.items():
-        drawn = draw(task, split, max(sample, examples), seed)
+        drawn = draw(task_name, split, max(sample, examples), seed)
         if not drawn:
             raise ValueError(f"The task {task_name} yields nothing on the split {split!r}.")
         lengths[task_name] = {
@@ -100,7 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--module", action="append", default=[],
                         help="to import first, besides tasks.pretraining")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--examples", type=int, default=2, help="to show of each task")
+    parser.add_argument("--examples", type=int, default=3, help="to show of each task")
     parser.add_argument("--sample", type=int, default=200, help="to measure of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data_dir", default=None, help="where scenes are, if not OFA_DATA_DIR")

@@ -295,8 +295,17 @@ def rates(mixture_or_task_name: str) -> dict[str, float]:
     """Task name -> its rate within a mixture (nested ones multiplied out); 1 for a task alone.
 
     Tasks of rate 0 are left out.
+
+    Raises:
+      ValueError: there is none of that name, or a task of it has no inputs or no targets.
     """
     provider = find(mixture_or_task_name)
+    for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
+        if missing := sorted({"inputs", "targets"} - set(task.output_features)):
+            raise ValueError(
+                f"The task {task.name} has no {' and no '.join(missing)} among its output "
+                "features: OFA needs an instruction and an answer."
+            )
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
     named = {task.name: float(provider.get_rate(task)) for task in provider.tasks}

@@ -190,10 +190,15 @@ def test_training_is_augmented_and_validation_is_not(settings, small_scenes, nam
         pretraining.configure(settings)
 
 
-def test_pairs_are_not_augmented_unless_asked_for(settings):
+def test_pairs_are_not_augmented_unless_asked_for():
     """What is said of a scene need not be true of an augmented one."""
-    first, second = (examples("image_captioning", 1, seed=seed)[0]["image"] for seed in (1, 2))
-    np.testing.assert_array_equal(first, second)
+    (task,) = seqio_bridge.rated_tasks("image_captioning", "train")
+    # Half of the draws of RandAugment leave a picture as it is, so two would not tell.
+    pictures = {
+        task.preprocess(task.records[0], np.random.default_rng(seed))["image"].tobytes()
+        for seed in range(12)
+    }
+    assert len(pictures) == 1
 
 
 def test_tasks_of_ones_own_mix_with_these(settings):

@@ -1,7 +1,12 @@
 """What `python -m tools.inspect_mixture` shows."""
 
+import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.records import BadRecord, InMemoryRecords
 from ofa_jax.data.scenes import Scenes
 from tasks import pretraining
 from tools import inspect_mixture
@@ -24,6 +29,85 @@ def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
     assert "64 x 64 pixels" in text
     # 16 codes and the end.
     assert "17 / 17 / 17" in text
+
+
+def length_of_text(record, rng):
+    """So many zeros as the text says; some texts are bad, and one is a mistake of ours."""
+    if record["text"] == "bad":
+        raise BadRecord("is bad")
+    tokens = np.zeros(int(record["text"]), np.int32)
+    return {"inputs": tokens, "targets": tokens[:3], "loss_weight": np.float32(0.5)}
+
+
+@pytest.fixture
+def register():
+    """Registers a task over texts, or over what a tf.data function makes."""
+    names = []
+
+    def add(name, records=None, function=None, features=("inputs", "targets")):
+        names.append(name)
+        vocabulary = seqio.PassThroughVocabulary(300)
+        if function is None:
+            source = seqio_bridge.RecordDataSource(
+                lambda split: InMemoryRecords([{"text": text} for text in records]), "text")
+            steps = [seqio_bridge.numpy_preprocessor(length_of_text)]
+            outputs = seqio_bridge.output_features(vocabulary)
+        else:
+            source = seqio.FunctionDataSource(function, ["train"])
+            steps = []
+            outputs = {feature: seqio.Feature(vocabulary, add_eos=False) for feature in features}
+        seqio.TaskRegistry.add(
+            name, source=source, preprocessors=steps, output_features=outputs)
+
+    yield add
+    for name in names:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_lengths_are_of_the_good_records(register, capsys):
+    # 1, 2, ..., 100; the median is between 50 and 51, five are longer than 95.
+    register("inspected", ["bad", *map(str, range(1, 101))])
+    inspect_mixture.main(["inspected", "--examples=1"])
+    text, skipped = capsys.readouterr()
+    assert "50 / 95 / 100" in text and "3 / 3 / 3" in text and "101" in text
+    assert "weight  0.5" in text
+    assert skipped.strip() == "Skipped inspected, record 0: is bad"
+
+
+def test_a_mistake_in_the_function_is_shown_where_it_is(register, capsys):
+    register("inspected", ["1", "many"])
+    with pytest.raises(SystemExit) as ended:
+        inspect_mixture.main(["inspected"])
+    *above, last = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert last.startswith("error: inspected fails on record 1, see above: ValueError: invalid")
+    assert any(line.endswith("in length_of_text") for line in above)
+
+
+def test_a_task_of_tensors_is_shown_too(register, capsys):
+    def dataset(split, shuffle_files, seed=None):
+        tokens = np.array([[5, 6, 7], [8, 9, 10]], np.int32)
+        return tf.data.Dataset.from_tensor_slices({"inputs": tokens, "targets": tokens[:, :1]})
+
+    register("inspected", function=dataset)
+    inspect_mixture.main(["inspected", "--examples=1"])
+    text = capsys.readouterr().out
+    assert "seqio's own" in text and "3 / 3 / 3" in text and "1 / 1 / 1" in text
+
+
+def test_a_task_without_an_instruction_is_refused(register, capsys):
+    register("inspected", function=lambda split, shuffle_files, seed=None: None,
+             features=("targets",))
+    with pytest.raises(SystemExit):
+        inspect_mixture.main(["inspected"])
+    assert "The task inspected has no inputs among its output" in capsys.readouterr().err
+
+
+def test_a_task_without_a_good_record_is_refused(register, capsys):
+    register("inspected", ["bad"])
+    with pytest.raises(SystemExit):
+        inspect_mixture.main(["inspected"])
+    assert "inspected yields nothing on the split 'train'" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_one_sentence(capsys):
