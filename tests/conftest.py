@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
+from absl import logging
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,14 @@ def pytest_collection_modifyitems(config, items):
     selected = [item for item in items if ("slow" in item.keywords) == wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
     items[:] = selected
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """A command line sets its own; the tests after it must not inherit that."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")
