@@ -109,26 +109,31 @@ class Partitioner:
 
     # ------------------------------------------------------------------------------ arrays
 
-    def shardings(self, logical_specs: Any, shapes: Any) -> Any:
-        """Logical axes to shardings.
+    def shardings(self, boxed: Any) -> Any:
+        """The shardings of arrays that carry their logical axes.
 
         An axis that does not divide over its mesh axis stays whole, which is logged: 59,457 rows
         over two tensor devices, for example.
 
         Args:
-          logical_specs: a tree of PartitionSpec of logical names.
-          shapes: a tree of the same structure, of arrays or ShapeDtypeStructs.
+          boxed: a tree of `nn.LogicallyPartitioned` boxes, and of arrays or ShapeDtypeStructs
+            without one, which are whole everywhere.
 
         Returns:
-          A tree of NamedSharding.
+          A tree of NamedSharding; it has the structure of the tree without boxes.
         """
-        specs = nn.logical_to_mesh(logical_specs, list(self.logical_axis_rules))
-        return jax.tree.map(
-            lambda spec, x: NamedSharding(self.mesh, self._dividing(spec, x.shape)),
-            specs,
-            shapes,
-            is_leaf=lambda x: isinstance(x, PartitionSpec),
-        )
+        rules = list(self.logical_axis_rules)
+
+        def one(leaf: Any) -> Any:
+            if not isinstance(leaf, nn.meta.AxisMetadata):
+                return self.replicated
+            value = leaf.value
+            if not hasattr(value, "shape"):
+                return value  # optax has no moments of what is not trained
+            spec = nn.logical_to_mesh_axes(leaf.names, rules)
+            return NamedSharding(self.mesh, self._dividing(spec, value.shape))
+
+        return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
     def _dividing(self, spec: PartitionSpec, shape: Sequence[int]) -> PartitionSpec:
         kept = []

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 import seqio
 from absl import flags, logging
@@ -30,10 +32,10 @@ from ofa_jax.data.loader import Loader, RatedTask, task_names
 from ofa_jax.interop import files, from_fairseq
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints, loop, state, step, validation
+from ofa_jax.training import checkpoints, loop, state, step, trainable, validation
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
-from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tasks import pretraining
 
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
@@ -119,6 +121,9 @@ def prepare(
         _check_codes(model, settings, streams)
     partitioner = partitioner or Partitioner()
     model = _with_vocabulary(model, streams)
+    if "resnet" in optimizer.frozen or "encoder" in optimizer.frozen:
+        # Statistics that move under frozen kernels would train what is said to be frozen.
+        model = model.replace(freeze_batch_norm=True)
     loss = loss or LossConfig(pad_id=model.pad_id)
     network = OFA(model)
 
@@ -134,7 +139,7 @@ def prepare(
             streams, validation_split, seed, partitioner, num_threads, num_workers
         )
     tx = make_optimizer(optimizer)
-    abstract = state.abstract_state(network, tx, partitioner)
+    abstract = state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
     new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
     if initial_checkpoint_path is not None:
         _check_initial(initial_checkpoint_path, model)
@@ -162,7 +167,7 @@ def prepare(
         config=schedule,
         partitioner=partitioner,
         train_step=step.make_train_step(
-            network, tx, learning_rate_schedule(optimizer), loss, groups, num_tasks, seed
+            network, tx, optimizer, loss, groups, num_tasks, seed
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,
@@ -230,7 +235,7 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
 
 
 # What a checkpoint's model may differ in without being another model.
-_TRAINING_FIELDS = {"dtype", "freeze_batch_norm"} | {
+_TRAINING_FIELDS = {"dtype", "freeze_batch_norm", "adapter_width", "prefix_length"} | {
     field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")
 }
 
@@ -266,18 +271,30 @@ def _check_initial(path: str, model: OFAConfig) -> None:
 
 def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
     """The state with the parameters and statistics of a checkpoint of ours or the original's."""
+    given = flax.traverse_util.flatten_dict(new.variables)
+    added = {path: x for path, x in given.items() if trainable.in_groups(path[1:], trainable.ADDED)}
+    wanted = flax.traverse_util.flatten_dict(abstract.variables)
+    wanted = flax.traverse_util.unflatten_dict(
+        {path: x for path, x in wanted.items() if path not in added}
+    )
     if files.is_official(path):
-        variables = from_fairseq(files.read(path).state_dict, model)
         variables = jax.tree.map(
             lambda array, like: jax.make_array_from_callback(
                 array.shape, like.sharding, lambda index: array[index]
             ),
-            variables,
-            abstract.variables,
+            from_fairseq(files.read(path).state_dict, model),
+            wanted,
         )
     else:
-        variables = checkpoints.restore_variables(path, abstract.variables)
-    return new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+        variables = checkpoints.restore_variables(path, wanted)
+    # What the checkpoint's model does not have keeps its new values.
+    variables = flax.traverse_util.unflatten_dict(
+        flax.traverse_util.flatten_dict(dict(variables)) | added
+    )
+    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    if new.ema_params is not None:
+        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
+    return new
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,10 @@ class OFAConfig:
       encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the
         last layer; it grows linearly from 0 at the first one and is drawn per example.
       freeze_batch_norm: use the running statistics even in training, and leave them alone.
+      prefix_length: learned keys and values put before those of every self-attention (prefix
+        tuning, Li and Liang 2021); 0 for none.
+      adapter_width: of a small bottleneck after every feed-forward layer (adapters, Houlsby et al.
+        2019), which begins as the identity; 0 for none.
       pad_id: id of the padding token.
       dtype: what the layers compute in, "float32" or "bfloat16". Parameters, softmax,
         normalisation statistics and logits are float32 in both.
@@ -96,6 +100,9 @@ class OFAConfig:
     decoder_drop_path_rate: float = 0.0
     resnet_drop_path_rate: float = 0.0
     freeze_batch_norm: bool = False
+
+    prefix_length: int = 0
+    adapter_width: int = 0
 
     pad_id: int = 1
     dtype: str = "float32"

@@ -34,6 +34,7 @@ class Dense(nn.Module):
       out_axes: logical names of the output axes.
       in_features: shape of the input axes.
       dtype: what to compute in.
+      kernel_init: of the kernel.
     """
 
     in_features: Sequence[int]
@@ -41,12 +42,14 @@ class Dense(nn.Module):
     in_axes: Sequence[str]
     out_axes: Sequence[str]
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = bert_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *in_features] to [..., *features]."""
         kernel = self.param("kernel", nn.with_logical_partitioning(
-            bert_init, (*self.in_axes, *self.out_axes)), (*self.in_features, *self.features))
+            self.kernel_init, (*self.in_axes, *self.out_axes)),
+            (*self.in_features, *self.features))
         bias = self.param("bias", nn.with_logical_partitioning(
             nn.initializers.zeros, tuple("norm" if a == "embed" else a for a in self.out_axes)),
             tuple(self.features))

@@ -121,6 +121,21 @@ class FeedForward(nn.Module):
         return constrain(x, "batch", "length", "embed")
 
 
+class Adapter(nn.Module):
+    """A bottleneck with a residual connection (Houlsby et al. 2019); it begins as the identity."""
+
+    config: OFAConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, d] to [B, L, d]."""
+        c, dtype = self.config, dtype_of(self.config)
+        y = Dense((c.width,), (c.adapter_width,), ("embed",), ("mlp",), dtype, name="down")(x)
+        up = Dense((c.adapter_width,), (c.width,), ("mlp",), ("embed",), dtype,
+                   kernel_init=nn.initializers.zeros, name="up")
+        return x + up(nn.relu(y))
+
+
 class _Layer(nn.Module):
     """What both kinds of layer share: how a branch joins the residual stream."""
 
@@ -134,7 +149,9 @@ class _Layer(nn.Module):
         """LayerNorm, attention, LayerNorm; `memory` None is self-attention."""
         c, dtype = self.config, dtype_of(self.config)
         x = layer_norm(dtype, f"{name}_input_norm")(x)
-        x = Attention(c, name=name)(x, x if memory is None else memory, bias, mask, train)
+        prefix_length = c.prefix_length if memory is None else 0
+        attention = Attention(c, prefix_length, name=name)
+        x = attention(x, x if memory is None else memory, bias, mask, train)
         return layer_norm(dtype, f"{name}_output_norm")(x) if c.scale_attn else x
 
     def _feed_forward(self, x, drop_path_rate, train):
@@ -145,7 +162,8 @@ class _Layer(nn.Module):
             factor = self.param("residual_scale", nn.with_logical_partitioning(
                 nn.initializers.ones, ("norm",)), (c.width,))
             x = x * factor.astype(x.dtype)
-        return self._join(x, branch, drop_path_rate, train)
+        x = self._join(x, branch, drop_path_rate, train)
+        return Adapter(c, name="adapter")(x) if c.adapter_width else x
 
 
 class EncoderLayer(_Layer):

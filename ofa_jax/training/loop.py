@@ -233,7 +233,7 @@ def _validate(
 ) -> dict[str, dict[str, float]]:
     put = run.partitioner.put_batch
     batches = (put(batch) for _, batch in run.validation_batches())
-    sums = validation.evaluate(eval_step, state.variables, batches, len(run.task_names))
+    sums = validation.evaluate(eval_step, state.evaluated_variables, batches, len(run.task_names))
     results = validation.summarise(sums, run.baselines(), run.task_names)
     run.writer.write_scalars(
         step,

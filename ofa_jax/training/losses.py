@@ -7,13 +7,16 @@ spec; the original's adjust_label_smoothed_cross_entropy):
     smooth = -c sum(l)                              over the allowed ids, if there is a range
     loss   = (1 - eps - eps_i) nll + eps_i smooth,  eps_i = eps / (V - 1)
 
-Padding is left out, drop-worst leaves out the largest losses, R-Drop (Liang et al. 2021) adds the
-symmetric KL divergence of two passes that differ by their dropout. Each *group* of streams is
-divided by its own number of tokens, and the groups are added: mean(pairs) + mean(text, images).
-A confidence scales a token's loss, not the number of tokens.
+Encouraging loss (Li et al. 2021, arXiv 2110.06537) adds to nll the bonus c log(1 - p) of the
+target's probability p, so that what is already right goes on being learned; from p = log_end on the
+bonus is continued by its tangent. Padding is left out, drop-worst leaves out the largest losses,
+R-Drop (Liang et al. 2021) adds the symmetric KL divergence of two passes that differ by their
+dropout. Each *group* of streams is divided by its own number of tokens, and the groups are added:
+mean(pairs) + mean(text, images). A confidence scales a token's loss, not the number of tokens.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import flax
@@ -36,6 +39,8 @@ class LossConfig:
       rdrop_alpha: weight of R-Drop's divergence; 0 for one pass only.
       constraint_range: [first, last + 1) of the ids that may be predicted besides the special ones,
         e.g. the image codes; None for all.
+      encouraging_end: log_end of the encouraging loss, 0 < x < 1 (0.75 and 0.5 are usual; the
+        larger, the stronger); None for none.
       pad_id: targets that are not scored.
     """
 
@@ -44,6 +49,7 @@ class LossConfig:
     drop_worst_after: int = 0
     rdrop_alpha: float = 0.0
     constraint_range: tuple[int, int] | None = None
+    encouraging_end: float | None = None
     pad_id: int = 1
 
     def __post_init__(self) -> None:
@@ -52,6 +58,10 @@ class LossConfig:
                 raise ValueError(f"LossConfig.{name} is {getattr(self, name)}; give 0 <= x < 1.")
         if self.rdrop_alpha < 0:
             raise ValueError(f"LossConfig.rdrop_alpha is {self.rdrop_alpha}; it must not be < 0.")
+        if self.encouraging_end is not None and not 0 < self.encouraging_end < 1:
+            raise ValueError(
+                f"LossConfig.encouraging_end is {self.encouraging_end}; give 0 < x < 1, or None."
+            )
         if self.constraint_range is not None:
             start, end = self.constraint_range
             if not NUM_SPECIAL_IDS <= start < end:
@@ -122,19 +132,31 @@ def token_losses(
         logits = jnp.where(allowed, logits, -jnp.inf)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     nll = (normaliser - _pick(logits, targets)) * weights
-    loss = nll
+    loss = target_loss = nll + _encouragement(nll, weights, config)
     if eps:
         eps_i = eps / count
         # sum(log p) = sum(logits) - V log(normaliser): no array of log-probabilities is made.
         finite = logits if allowed is None else jnp.where(allowed, logits, 0)
         number = logits.shape[-1] if allowed is None else allowed.sum(-1)
         smooth = (number * normaliser - finite.sum(-1)) * weights
-        loss = (1 - eps - eps_i) * nll + eps_i * smooth
+        loss = (1 - eps - eps_i) * target_loss + eps_i * smooth
     divergence = None
     if config.rdrop_alpha:
         divergence = _divergence(logits, normaliser, weights, allowed)
     zero = lambda x: jnp.where(scored, x, 0)  # noqa: E731
     return TokenLosses(zero(loss), zero(nll), divergence, scored)
+
+
+def _encouragement(nll: jax.Array, weights: jax.Array, config: LossConfig) -> jax.Array | float:
+    """weights * log(1 - p), at most 0; linear beyond log_end, with the slope it has there."""
+    if config.encouraging_end is None:
+        return 0.0
+    end = config.encouraging_end
+    probability = jnp.exp(-nll / jnp.where(weights > 0, weights, 1))
+    # The branch that is not taken must not make an infinity, whose gradient would be NaN.
+    inside = jnp.log1p(-jnp.minimum(probability, end))
+    beyond = math.log(1 - end) - (probability - end) / (1 - end)
+    return weights * jnp.where(probability > end, beyond, inside)
 
 
 def _allowed(size: int, config: LossConfig, mask: jax.Array | None):

@@ -21,6 +21,7 @@ class TrainState:
     params: the model's parameters, float32.
     batch_stats: running statistics of batch norm.
     opt_state: of optax.
+    ema_params: exponential moving average of the parameters; None without.
     """
 
     step: jax.Array
@@ -28,11 +29,18 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema_params: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `OFA.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated_variables(self) -> dict[str, Any]:
+        """The same with the averaged parameters, if there are any."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 def _create(
@@ -40,6 +48,7 @@ def _create(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     batch: Mapping[str, Any],
+    ema: bool,
 ) -> TrainState:
     """A new state whose arrays still carry their logical axes."""
     variables = model.init(key, batch)
@@ -50,11 +59,16 @@ def _create(
         batch_stats=variables["batch_stats"],
         # optax maps over the boxes, so its moments have the axes of their parameters.
         opt_state=optimizer.init(variables["params"]),
+        # Its own memory: the parameters' is given away at every step.
+        ema_params=jax.tree.map(jnp.copy, variables["params"]) if ema else None,
     )
 
 
 def abstract_state(
-    model: OFA, optimizer: optax.GradientTransformation, partitioner: Partitioner
+    model: OFA,
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    ema: bool = False,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, without making it. Call it outside of the mesh.
 
@@ -64,9 +78,10 @@ def abstract_state(
     batch = _any_batch()
     # Not within `partitioner.active()`: there, unboxing constrains, which wants concrete devices.
     boxed = jax.eval_shape(
-        lambda key: _create(model, optimizer, key, batch), jax.eval_shape(lambda: jax.random.key(0))
+        lambda key: _create(model, optimizer, key, batch, ema),
+        jax.eval_shape(lambda: jax.random.key(0)),
     )
-    shardings = partitioner.shardings(nn.get_partition_spec(boxed), nn.meta.unbox(boxed))
+    shardings = partitioner.shardings(boxed)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         nn.meta.unbox(boxed),
@@ -87,8 +102,10 @@ def create_state(
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     batch = _any_batch()
+    ema = abstract.ema_params is not None
     make = jax.jit(
-        lambda key: nn.meta.unbox(_create(model, optimizer, key, batch)), out_shardings=shardings
+        lambda key: nn.meta.unbox(_create(model, optimizer, key, batch, ema)),
+        out_shardings=shardings,
     )
     return make(jax.random.key(seed))
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from ofa_jax.model import OFA
-from ofa_jax.training import losses, metrics
+from ofa_jax.training import losses, metrics, trainable
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.metrics import TaskSums
+from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 from ofa_jax.training.state import TrainState
 
 Batches = Mapping[str, Mapping[str, jax.Array]]
@@ -35,7 +36,7 @@ class StepMetrics:
 def make_train_step(
     model: OFA,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    optimizer_config: OptimizerConfig,
     loss_config: LossConfig,
     groups: Mapping[str, str],
     num_tasks: int,
@@ -46,7 +47,7 @@ def make_train_step(
     Args:
       model: OFA.
       optimizer: of the state.
-      schedule: the optimiser's, for the log.
+      optimizer_config: what the optimiser was made of.
       loss_config: options of the loss.
       groups: stream name -> loss group. The streams are run in this order: each one's batch norm
         goes on from the statistics that the one before left.
@@ -58,7 +59,11 @@ def make_train_step(
       leaves parameters, statistics and moments as they were, and is counted.
     """
 
+    schedule = learning_rate_schedule(optimizer_config)
+    learns = (optimizer_config.frozen, optimizer_config.trained)
+
     def loss_of(params, batch_stats, batches: Batches, step):
+        params = trainable.stop_frozen(params, *learns)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(groups))
         per_stream, sums = {}, TaskSums.zeros(num_tasks)
         for name, key in zip(groups, keys, strict=True):
@@ -89,9 +94,11 @@ def make_train_step(
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        changed = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
-        unchanged = (state.params, state.batch_stats, state.opt_state)
-        params, batch_stats, opt_state = jax.tree.map(
+        params = optax.apply_updates(state.params, updates)
+        ema_params = _averaged(params, state, optimizer_config)
+        changed = (params, batch_stats, opt_state, ema_params)
+        unchanged = (state.params, state.batch_stats, state.opt_state, state.ema_params)
+        params, batch_stats, opt_state, ema_params = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), changed, unchanged
         )
         new_state = TrainState(
@@ -100,11 +107,21 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema_params=ema_params,
         )
         rate = jnp.asarray(schedule(state.step - state.skipped_steps), jnp.float32)
         return new_state, StepMetrics(loss, norm, rate, sums)
 
     return train_step
+
+
+def _averaged(params: Any, state: TrainState, config: OptimizerConfig) -> Any:
+    """The moving average after this update; None without."""
+    if config.ema_decay is None:
+        return None
+    updates = state.step - state.skipped_steps
+    decay = jnp.where(updates < config.ema_start, 0.0, config.ema_decay)
+    return optax.incremental_update(params, state.ema_params, 1 - decay)
 
 
 def jit_train_step(

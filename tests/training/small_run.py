@@ -12,7 +12,7 @@ from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import state, step
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
-from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 TASKS = ("first", "second")
 GROUPS = {"pairs": "pairs", "text": "others"}
@@ -53,15 +53,15 @@ class Events:
         pass
 
 
-def make_parts(config=SMALL, loss=None, learning_rate=1e-2, partitioner=None, groups=GROUPS):
+def make_parts(config=SMALL, loss=None, partitioner=None, groups=GROUPS, **options):
     """(abstract state, function that makes a state, train step, eval step)."""
     model, loss = OFA(config), loss or LossConfig()
-    optimizer_config = OptimizerConfig(learning_rate, total_steps=100, warmup=0)
+    optimizer_config = OptimizerConfig(1e-2, total_steps=100, warmup=0, **options)
     optimizer = make_optimizer(optimizer_config)
-    abstract = state.abstract_state(model, optimizer, partitioner or Partitioner())
+    abstract = state.abstract_state(
+        model, optimizer, partitioner or Partitioner(), optimizer_config.ema_decay is not None)
     train_step = step.make_train_step(
-        model, optimizer, learning_rate_schedule(optimizer_config), loss, groups, len(TASKS), seed=3
-    )
+        model, optimizer, optimizer_config, loss, groups, len(TASKS), seed=3)
     eval_step = step.make_eval_step(model, len(TASKS))
     new_state = lambda: state.create_state(model, optimizer, abstract, 0)  # noqa: E731
     return abstract, new_state, train_step, eval_step

@@ -136,6 +136,27 @@ def test_drop_worst_ranks_the_tokens_of_a_group_together_and_starts_late():
     np.testing.assert_allclose(loss, np.sort(every)[:24].sum(), **RELATIVE)
 
 
+def test_encouraging_loss_is_its_formula_and_has_no_kink():
+    """Li et al. 2021: -log p + log(1 - p), from log_end on with the tangent of the bonus."""
+    logits = jnp.stack([jnp.linspace(-9, 9, 181), jnp.zeros(181)], -1)[:, None]
+    targets, weights = jnp.zeros((181, 1), jnp.int32), jnp.full((181, 1), 0.5)
+    config = LossConfig(encouraging_end=0.75)
+    ours = losses.token_losses(logits, targets, weights, config)
+    p = 1 / (1 + np.exp(-np.linspace(-9, 9, 181)))
+    bonus = np.where(
+        p <= 0.75, np.log1p(-np.minimum(p, 0.75)), np.log(0.25) - (p - 0.75) / 0.25)
+    np.testing.assert_allclose(
+        ours.loss[:, 0], 0.5 * (-np.log(p) + bonus), rtol=1e-4, atol=1e-5)
+    # Differences of float32 numbers up to 9.
+    np.testing.assert_allclose(ours.nll[:, 0], -0.5 * np.log(p), rtol=1e-5, atol=1e-6)
+    # What is right already goes on being pushed, more than by cross-entropy; nothing is infinite.
+    slope = jax.vmap(jax.grad(lambda x, config: losses.token_losses(
+        x[None, None], jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), config).loss.sum()),
+        in_axes=(0, None))
+    pushed, usual = slope(logits[:, 0], config)[:, 0], slope(logits[:, 0], LossConfig())[:, 0]
+    assert np.isfinite(pushed).all() and (np.asarray(pushed) < np.asarray(usual)).all()
+
+
 def test_a_group_without_a_token_teaches_nothing():
     config = LossConfig()
     empty = losses.token_losses(
@@ -145,8 +166,8 @@ def test_a_group_without_a_token_teaches_nothing():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(label_smoothing=1.0), dict(drop_worst_ratio=-0.1), dict(rdrop_alpha=-1),
-     dict(constraint_range=(9, 5)), dict(constraint_range=(0, 5))],
+    [dict(label_smoothing=1.0), dict(encouraging_end=1.0), dict(drop_worst_ratio=-0.1),
+     dict(rdrop_alpha=-1), dict(constraint_range=(9, 5)), dict(constraint_range=(0, 5))],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=f"LossConfig.{next(iter(options))}"):
