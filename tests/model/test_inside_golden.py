@@ -1,0 +1,207 @@
+"""What happens inside the model, against the original: states, biases, attention, every gradient.
+
+Tolerance 1e-4 absolute on states of size up to 30 and 1e-3 relative on gradients, as the project
+asks; see test_model_golden.py for why float32 cannot do better in another order of summation.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.interop import to_fairseq
+from ofa_jax.training import losses
+from ofa_jax.training.losses import LossConfig
+
+CLOSE = dict(rtol=0, atol=1e-4)
+CONFIDENT = LossConfig(label_smoothing=0.1)
+
+
+def record(model, variables, batch):
+    """{path of a module: (positional arguments, result)} of one evaluation."""
+
+    def run(variables, batch):
+        seen = {}
+
+        def keep(method, arguments, keywords, context):
+            result = method(*arguments, **keywords)
+            if context.method_name == "__call__":
+                seen["/".join(context.module.path)] = (arguments, result)
+            return result
+
+        with nn.intercept_methods(keep):
+            model.apply(variables, batch)
+        return seen
+
+    return jax.jit(run)(variables, batch)
+
+
+@pytest.fixture(scope="module", params=["a", "b1"])
+def inside(request, official):
+    """(golden case, what our modules were given and made of it)."""
+    case, batch = official.case(request.param)
+    return case, record(official.model, official.variables, batch)
+
+
+def spread(x, like):
+    return np.broadcast_to(x, like.shape)
+
+
+def biases(array, case, heads=4):
+    """The original's [B * heads, Q, K] as [B, heads, Q, K]."""
+    return array.reshape(-1, heads, *array.shape[1:])
+
+
+def test_every_layer_is_given_and_makes_the_originals_states(inside, official):
+    case, seen = inside
+    there = ~case["encoder_padding_mask"]
+    target = case["in_target"] != official.config.pad_id
+    for side, valid in (("encoder", there), ("decoder", target)):
+        layers = getattr(official.config, f"{side}_layers")
+        states = [seen[f"{side}/layer_{i}"][0][0] for i in range(layers)]
+        states.append(seen[f"{side}/layer_{layers - 1}"][1])
+        for i, state in enumerate(states):
+            np.testing.assert_allclose(
+                state[valid], case[f"{side}_state_{i}"][valid], **CLOSE, err_msg=f"{side} {i}")
+
+
+def test_positions_and_attention_of_the_first_layers_are_the_originals(inside, official):
+    case, seen = inside
+    there, target = ~case["encoder_padding_mask"], case["in_target"] != official.config.pad_id
+    for name, path, valid in (
+            ("enc_l0_self", "encoder/layer_0/self_attention", there),
+            ("dec_l0_self", "decoder/layer_0/self_attention", target),
+            ("dec_l0_cross", "decoder/layer_0/cross_attention", target)):
+        arguments, result = seen[path]
+        theirs = case["enc_l0_attn_bias" if name == "enc_l0_self" else f"{name}_attn_bias"]
+        theirs = biases(theirs, case)
+        # The original hides the future in its bias, ours in the mask.
+        shown = np.isfinite(theirs)
+        bias = np.broadcast_to(arguments[2], theirs.shape)
+        np.testing.assert_allclose(bias[shown], theirs[shown], **CLOSE, err_msg=name)
+        np.testing.assert_allclose(
+            result[valid], case[f"{name}_attn_out"][valid], **CLOSE, err_msg=name)
+        if not shown.all():
+            hidden = ~np.broadcast_to(arguments[3], theirs.shape)
+            assert hidden[~shown].all()
+    normed = seen["encoder/position_norm"][1]
+    np.testing.assert_allclose(
+        spread(normed, case["enc_pos_ln"]), case["enc_pos_ln"], rtol=0, atol=1e-5)
+
+
+def test_the_last_cross_attention_looks_where_the_originals_does(inside, official):
+    case, seen = inside
+    last = official.config.decoder_layers - 1
+    (weights,), _ = (seen[f"decoder/layer_{last}/cross_attention/Dropout_0"])
+    target = case["in_target"] != official.config.pad_id
+    # Weights are at most 1, so the tolerance on scores of size 10 carries over.
+    np.testing.assert_allclose(
+        weights.mean(axis=1)[target], case["decoder_attn_last_mean"][target], **CLOSE)
+
+
+def test_patches_are_the_originals_on_their_way(official):
+    case, batch = official.case("a")
+    seen = record(official.model, official.variables, batch)
+    blocks = official.config.resnet_layers[0]
+    nhwc = lambda x: x.transpose(0, 2, 3, 1)  # noqa: E731
+    for path, name in ((f"encoder/resnet/stage_1_block_{blocks - 1}", "resnet_layer1"),
+                       ("encoder/resnet", "resnet_out")):
+        # Relative to the largest of some ten thousand values.
+        theirs = nhwc(case[name])
+        np.testing.assert_allclose(
+            seen[path][1], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
+    np.testing.assert_allclose(seen["encoder/image_projection"][1], case["image_proj"], **CLOSE)
+    positions = seen["encoder/image_position_norm"][1]
+    np.testing.assert_allclose(
+        spread(positions, case["enc_image_pos_ln"]), case["enc_image_pos_ln"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["c", "d"])
+def test_biases_of_code_rows_are_the_originals(official, name):
+    case, batch = official.case(name)
+    seen = record(official.model, official.variables, batch)
+    for kind in ("self", "cross"):
+        theirs = biases(case[f"dec_l0_{kind}_attn_bias_first40"], case)
+        ours = seen[f"decoder/layer_0/{kind}_attention"][0][2][:, :, :40]
+        ours = ours[..., :40] if kind == "self" else ours
+        shown = np.isfinite(theirs)
+        np.testing.assert_allclose(
+            np.broadcast_to(ours, theirs.shape)[shown], theirs[shown], **CLOSE, err_msg=kind)
+
+
+def loss_of(official, case, batch, train=False):
+    """params -> the SUM of the smoothed, weighted losses."""
+    weights = np.broadcast_to(
+        case["in_conf"].astype(np.float32)[:, None], case["in_target"].shape)
+    targets = jnp.asarray(case["in_target"], jnp.int32)
+
+    def loss(params):
+        variables = {**official.variables, "params": params}
+        if train:
+            logits, _ = official.model.apply(
+                variables, batch, train=True, mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)})
+        else:
+            logits = official.model.apply(variables, batch)
+        tokens = losses.token_losses(logits, targets, jnp.asarray(weights), CONFIDENT)
+        return losses.total([tokens], CONFIDENT, 0)[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def check_gradients(gradients, theirs, official, norm_alone=""):
+    """1e-3 of each array's own size: its root mean square, where single entries cancel.
+
+    Arrays whose names begin with `norm_alone` are compared by the norm of the difference, to 1e-2.
+    """
+    ours = to_fairseq({**official.variables, "params": gradients}, official.config)
+    for key, expected in theirs.items():
+        if norm_alone and key.startswith(norm_alone):
+            difference = np.linalg.norm(ours[key].astype(np.float64) - expected)
+            assert difference < 1e-2 * np.linalg.norm(expected.astype(np.float64)), key
+            continue
+        size = np.sqrt(np.mean(np.square(expected.astype(np.float64))))
+        # Key biases have no gradient in exact arithmetic; the original's rounding is about 1e-6.
+        np.testing.assert_allclose(
+            ours[key], expected, rtol=1e-3, atol=1e-3 * size + 2e-5, err_msg=key)
+
+
+def test_every_gradient_entry_of_a_mixed_batch_is_the_originals(official, golden):
+    case, batch = official.case("d")
+    theirs = dict(np.load(golden / "model_tiny" / "grads_case_d_eps0.1_conf.npz"))
+    assert len(theirs) > 150
+    _, gradients = loss_of(official, case, batch)(official.variables["params"])
+    check_gradients(gradients, theirs, official)
+
+
+def test_every_gradient_entry_of_pictures_is_the_originals(official, shared_golden):
+    """All parameters; the file is too large to be committed."""
+    case, batch = official.case("a")
+    theirs = dict(np.load(shared_golden / "model_tiny" / "grads_case_a_eps0.1_conf.npz"))
+    value, gradients = loss_of(official, case, batch)(official.variables["params"])
+    np.testing.assert_allclose(value, case["loss_eps0.1_conf"], rtol=1e-5)
+    assert set(theirs) == {
+        key for key in to_fairseq(official.variables, official.config)
+        if key in theirs or "running_" not in key and "bucket" not in key
+        and "version" not in key and "num_batches" not in key and "_idx" not in key
+        and key not in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")}
+    check_gradients(gradients, theirs, official)
+
+
+def test_gradients_through_batch_statistics_are_the_originals(official, golden):
+    """Behind batch statistics some activations are within rounding of ReLU's corner.
+
+    Computed in float64, the exact gradient of the ResNet is up to 6.3e-3 (in norm) away from the
+    original's float32 and up to 3.2e-3 from ours, each with other activations on the wrong side:
+    together below 1e-2. All parameters behind the ResNet agree to a few 1e-6.
+    """
+    case, batch = official.case("a")
+    trained = dict(np.load(golden / "model_tiny" / "case_a_trainmode.npz"))
+    value, gradients = loss_of(official, case, batch, train=True)(official.variables["params"])
+    np.testing.assert_allclose(value, trained["loss"], rtol=1e-5)
+    theirs = {
+        key.removeprefix("grad/"): array for key, array in trained.items()
+        if key.startswith("grad/")}
+    assert len(theirs) > 150
+    check_gradients(gradients, theirs, official, norm_alone="encoder.embed_images")
