@@ -235,7 +235,9 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
 
 
 # What a checkpoint's model may differ in without being another model.
-_TRAINING_FIELDS = {"dtype", "freeze_batch_norm", "adapter_width", "prefix_length"} | {
+_TRAINING_FIELDS = {
+    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image"
+} | {
     field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")
 }
 

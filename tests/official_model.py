@@ -44,9 +44,9 @@ class Official:
         return case, batch_of(case)
 
 
-def random_variables():
-    """A randomised `SMALL` model: no parameter has a neutral value."""
-    model = OFA(SMALL)
+def random_variables(config=SMALL):
+    """A randomised model: no parameter has a neutral value."""
+    model = OFA(config)
     variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), random_batch()))
     rng = np.random.default_rng(1)
     params = jax.tree.map(

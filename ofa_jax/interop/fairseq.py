@@ -256,8 +256,14 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
       they are not kept).
 
     Raises:
-      ValueError: for variables that do not fit the configuration.
+      ValueError: for variables that do not fit the configuration, or that the original lacks.
     """
+    added = [name for name in ("prefix_length", "adapter_width", "second_image")
+             if getattr(config, name)]
+    if added:
+        raise ValueError(
+            f"the original's layout has no place for what OFAConfig.{', '.join(added)} adds to the "
+            "model: keep this checkpoint in our own layout.")
     flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(
         flax.linen.meta.unbox(dict(variables))))
     entries = list(_entries(config))

@@ -9,7 +9,9 @@
 
 `batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] and, all optional,
 encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_blank_boxes
-int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B]; other keys are ignored.
+int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second picture
+(OFAConfig.second_image) encoder_second_images and encoder_second_patch_indices; other keys are
+ignored.
 Without encoder_images the ResNet does not run. For generation: `model.apply(variables, batch,
 method="encode")`, then `method="decode"`.
 

@@ -41,18 +41,31 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
     check_tokens(tokens, "encoder_input_tokens", config.max_source_positions, config)
     size = tokens.shape[0]
     if "encoder_images" not in batch:
-        stray = sorted({"encoder_image_mask", "encoder_patch_indices",
-                        "encoder_image_blank_boxes"} & set(batch))
+        stray = sorted({"encoder_image_mask", "encoder_patch_indices", "encoder_image_blank_boxes",
+                        "encoder_second_images"} & set(batch))
         if stray:
             raise ValueError(f"the batch has {', '.join(stray)} but no encoder_images; a text "
                              "stream carries none of them.")
         return
-    images = batch["encoder_images"]
+    if "encoder_second_images" in batch and not config.second_image:
+        raise ValueError("the batch has encoder_second_images, but the model takes one picture: "
+                         "set OFAConfig.second_image.")
+    if "encoder_image_mask" in batch and list(batch["encoder_image_mask"].shape) != [size]:
+        raise ValueError(
+            f"encoder_image_mask is {list(batch['encoder_image_mask'].shape)}; give {[size]}.")
+    for prefix in ("encoder_", "encoder_second_"):
+        if f"{prefix}images" in batch:
+            _check_images(batch, prefix, size, config)
+
+
+def _check_images(batch: Mapping[str, Any], prefix: str, size: int, config: OFAConfig) -> None:
+    """Raises ValueError for pictures, blank boxes or patch indices that the model cannot take."""
+    images = batch[f"{prefix}images"]
     if images.ndim != 4 or images.shape[0] != size or images.shape[3] != 3:
-        raise ValueError(f"encoder_images is {list(images.shape)}; give [{size}, height, width, "
+        raise ValueError(f"{prefix}images is {list(images.shape)}; give [{size}, height, width, "
                          "3].")
     if images.dtype != np.uint8 and not jax.numpy.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"encoder_images is {images.dtype}; give uint8 pixels, or floats in "
+        raise ValueError(f"{prefix}images is {images.dtype}; give uint8 pixels, or floats in "
                          "[-1, 1].")
     rows, columns = patch_grid(*images.shape[1:3])
     if max(rows, columns) > config.image_bucket_size:
@@ -60,21 +73,21 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
             f"images of {images.shape[1]}x{images.shape[2]} pixels make {rows}x{columns} patches, "
             f"the model has positions for {config.image_bucket_size} a side; use smaller images "
             "or a larger image_bucket_size.")
-    shapes = {"encoder_image_mask": [size], "encoder_image_blank_boxes": [size, 4]}
-    for name, shape in shapes.items():
-        if name in batch and list(batch[name].shape) != shape:
-            raise ValueError(f"{name} is {list(batch[name].shape)}; give {shape}.")
-    if "encoder_patch_indices" in batch:
-        indices = batch["encoder_patch_indices"]
+    name = f"{prefix}image_blank_boxes"
+    if name in batch and list(batch[name].shape) != [size, 4]:
+        raise ValueError(f"{name} is {list(batch[name].shape)}; give {[size, 4]}.")
+    name = f"{prefix}patch_indices"
+    if name in batch:
+        indices = batch[name]
         if indices.ndim != 2 or indices.shape[0] != size or indices.shape[1] > rows * columns:
             raise ValueError(
-                f"encoder_patch_indices is {list(indices.shape)}; give [{size}, N] with N at most "
-                f"the {rows * columns} patches of these images.")
+                f"{name} is {list(indices.shape)}; give [{size}, N] with N at most the "
+                f"{rows * columns} patches of these images.")
         values = _values(indices)
         if values is not None and not (0 <= values.min() <= values.max() < rows * columns):
             raise ValueError(
-                f"encoder_patch_indices reaches from {values.min()} to {values.max()}; these "
-                f"images have patches 0 to {rows * columns - 1}.")
+                f"{name} reaches from {values.min()} to {values.max()}; these images have patches "
+                f"0 to {rows * columns - 1}.")
 
 
 def _values(array: Any) -> np.ndarray | None:

@@ -48,6 +48,7 @@ class OFAConfig:
       interpolation_image_size: pixels a side of the grid that is resized.
       type_embedding, text_norm, patch_norm, code_norm: the embedding's type vector and the
         LayerNorms on text, patch and code embeddings (`text_norm` is `layernorm_embedding`).
+      second_image: an example may have two pictures (NLVR2); adds a type vector of the second.
       activation: "gelu" (the exact one) or "relu".
       dropout_rate, attention_dropout_rate, activation_dropout_rate: as usual; only when training.
       encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the
@@ -91,6 +92,7 @@ class OFAConfig:
     text_norm: bool = True
     patch_norm: bool = True
     code_norm: bool = True
+    second_image: bool = False
     activation: str = "gelu"
 
     dropout_rate: float = 0.0
@@ -135,6 +137,9 @@ class OFAConfig:
                 f"OFAConfig.code_image_size is {self.code_image_size} pixels; it must be a "
                 f"multiple of {PIXELS_PER_CODE} and at most {PIXELS_PER_CODE} * image_bucket_size "
                 f"= {PIXELS_PER_CODE * self.image_bucket_size}.")
+        if self.second_image and not self.type_embedding:
+            raise ValueError("OFAConfig.second_image needs type_embedding: types tell the pictures "
+                             "apart.")
         if self.activation not in ("gelu", "relu"):
             raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")
         if self.dtype not in ("float32", "bfloat16"):

@@ -9,6 +9,7 @@
     logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,13 +23,22 @@ from ofa_jax.model import positions
 from ofa_jax.model.attention import head_projection, score
 from ofa_jax.model.checks import check_batch, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
-from ofa_jax.model.layers import Dense, Table, constrain, dtype_of, layer_norm, linear_rates
+from ofa_jax.model.layers import (
+    Dense,
+    Table,
+    bert_init,
+    constrain,
+    dtype_of,
+    layer_norm,
+    linear_rates,
+)
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.model.transformer import (
     DecoderLayer,
     DecoderPositions,
     EncoderLayer,
     EncoderPositions,
+    PatchPositions,
     choose_rows,
 )
 
@@ -86,77 +96,137 @@ class Encoder(nn.Module):
         c, dtype = self.config, dtype_of(self.config)
         tokens = batch["encoder_input_tokens"]
         batch_size, length = tokens.shape
-        types = Table(2, c.width, ("types", "embed"), name="type_embedding")() if (
-            c.type_embedding) else None
-
-        def embed(x, kind, entangled, norm):
-            """Adds positions (if entangled) and type, normalises, drops out: [B, L, d]."""
-            if c.entangle_encoder_positions:
-                x = x + entangled.astype(dtype)
-            if types is not None:
-                x = x + types[kind].astype(dtype)
-            if norm is not None:
-                x = layer_norm(dtype, norm)(x)
-            return nn.Dropout(c.dropout_rate)(x, deterministic=not train)
 
         text_positions = Table(
             c.max_source_positions + 2, c.width, ("positions", "embed"),
             name="position_embedding")(np.arange(length))
-        x = embed(token_embeddings, 0, text_positions, "text_norm" if c.text_norm else None)
+        types = self._types()
+        norm = layer_norm(dtype, "text_norm") if c.text_norm else None
+        x = self._embed(token_embeddings, text_positions, types[0], norm, train)
         mask = jnp.asarray(tokens != c.pad_id)
         embeddings = layer_norm(dtype, "position_norm")(text_positions)
-        indices = patch_ids = grid = None
+        indices = np.broadcast_to(np.arange(length), (batch_size, length))
 
-        if "encoder_images" in batch:
-            images = normalise_images(
-                jnp.asarray(batch["encoder_images"]), batch.get("encoder_image_blank_boxes"))
-            patches = ResNet(c, name="resnet")(images, train)
-            grid = patches.shape[1:3]
-            patches = patches.reshape(batch_size, -1, c.patch_channels)
-            sampled = batch.get("encoder_patch_indices")
-            num_patches = patches.shape[1] if sampled is None else sampled.shape[1]
-            image_positions = self._image_positions(grid, num_patches)
-            entangled = image_positions
-            image_embeddings = layer_norm(dtype, "image_position_norm")(image_positions)
-            embeddings = jnp.concatenate([image_embeddings, embeddings])
-            if sampled is not None:
-                patches = jnp.take_along_axis(patches, sampled[..., None], axis=1)
-                ids = positions.grid_position_ids(*grid, c.image_bucket_size)
-                patch_ids, entangled = jnp.asarray(ids)[sampled], image_positions[sampled]
-                text_indices = image_positions.shape[0] + jnp.arange(length)
-                indices = jnp.concatenate(
-                    [sampled, jnp.broadcast_to(text_indices, (batch_size, length))], axis=1)
-            patches = Dense((c.patch_channels,), (c.width,), ("conv_out",), ("embed",), dtype,
-                            name="image_projection")(patches)
-            patches = embed(patches * jnp.asarray(c.embedding_scale, dtype), 1, entangled,
-                            "patch_norm" if c.patch_norm else None)
-            has_image = batch.get("encoder_image_mask")
-            has_image = jnp.ones(batch_size, bool) if has_image is None else has_image
-            mask = jnp.concatenate(
-                [jnp.broadcast_to(has_image[:, None], (batch_size, num_patches)), mask], axis=1)
-            x = jnp.concatenate([patches, x], axis=1)
+        pictures = self._pictures(batch, types[1:], train) if "encoder_images" in batch else []
+        for picture in pictures:
+            # What is there moves back: [second image, image, text].
+            x = jnp.concatenate([picture.hidden, x], axis=1)
+            mask = jnp.concatenate([picture.mask, mask], axis=1)
+            indices = _join(picture.indices, indices + len(picture.position_embeddings))
+            embeddings = jnp.concatenate([picture.position_embeddings, embeddings])
 
         x = constrain(x * mask[..., None].astype(dtype), "batch", "length", "embed")
+        # Without sampling place i of every example has position i.
+        indices = None if isinstance(indices, np.ndarray) else indices
         query = head_projection(c, "position_query")(embeddings) * jnp.asarray(
             c.attention_scale, dtype)
         key = head_projection(c, "position_key")(embeddings)
         # Project each position once, then spread over the examples that sampled it.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
-        where = EncoderPositions(score(query, key), patch_ids, grid, length)
+        where = EncoderPositions(
+            score(query, key), tuple(picture.where for picture in reversed(pictures)), length)
         for i, rate in enumerate(linear_rates(c.encoder_drop_path_rate, c.encoder_layers)):
             x = EncoderLayer(c, name=f"layer_{i}")(x, where, mask, rate, train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
 
-    def _image_positions(self, grid: tuple[int, int], num_patches: int) -> jax.Array:
-        """Position embeddings of the whole grid, float32 [rows * columns, d]."""
+    def _types(self) -> list[jax.Array | None]:
+        """The type vectors of text, image and second image, each [d] or None."""
         c = self.config
+        if not c.type_embedding:
+            return [None, None]
+        types = list(Table(2, c.width, ("types", "embed"), name="type_embedding")())
+        if c.second_image:
+            types.append(self.param("second_image_type", nn.with_logical_partitioning(
+                bert_init, ("embed",)), (c.width,)))
+        return types
+
+    def _embed(self, x, position, kind, norm, train) -> jax.Array:
+        """Adds positions (if entangled) and type, normalises, drops out: [B, L, d]."""
+        c, dtype = self.config, dtype_of(self.config)
+        if c.entangle_encoder_positions:
+            x = x + position.astype(dtype)
+        if kind is not None:
+            x = x + kind.astype(dtype)
+        if norm is not None:
+            x = norm(x)
+        return nn.Dropout(c.dropout_rate)(x, deterministic=not train)
+
+    def _pictures(self, batch: Batch, types: list, train: bool) -> list["_Picture"]:
+        """Embeds the image and, where there is one, the second; the same weights see both."""
+        c, dtype = self.config, dtype_of(self.config)
+        resnet = ResNet(c, name="resnet")
+        project = Dense((c.patch_channels,), (c.width,), ("conv_out",), ("embed",), dtype,
+                        name="image_projection")
+        norm = layer_norm(dtype, "patch_norm") if c.patch_norm else None
         table = Table(c.image_bucket_size**2 + 1, c.width, ("positions", "embed"),
                       name="image_position_embedding")
+        position_norm = layer_norm(dtype, "image_position_norm")
+        batch_size = len(batch["encoder_input_tokens"])
+        has_image = jnp.asarray(batch.get("encoder_image_mask", np.ones(batch_size, bool)))
+
+        def embed(prefix: str, kind: jax.Array | None) -> _Picture:
+            images = normalise_images(
+                jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes"))
+            patches = resnet(images, train)
+            grid = patches.shape[1:3]
+            patches = patches.reshape(batch_size, -1, c.patch_channels)
+            sampled = batch.get(f"{prefix}patch_indices")
+            num_patches = patches.shape[1] if sampled is None else sampled.shape[1]
+            position = entangled = self._image_positions(table, grid, num_patches)
+            ids, indices = None, np.broadcast_to(
+                np.arange(num_patches), (batch_size, num_patches))
+            if sampled is not None:
+                patches = jnp.take_along_axis(patches, sampled[..., None], axis=1)
+                ids = jnp.asarray(positions.grid_position_ids(*grid, c.image_bucket_size))[sampled]
+                entangled, indices = position[sampled], jnp.asarray(sampled)
+            x = project(patches) * jnp.asarray(c.embedding_scale, dtype)
+            return _Picture(
+                hidden=self._embed(x, entangled, kind, norm, train),
+                mask=jnp.broadcast_to(has_image[:, None], (batch_size, num_patches)),
+                position_embeddings=position_norm(position),
+                indices=indices,
+                where=PatchPositions(ids, grid),
+            )
+
+        pictures = [embed("encoder_", types[0])]
+        if "encoder_second_images" in batch:
+            pictures.append(embed("encoder_second_", types[1]))
+        return pictures
+
+    def _image_positions(self, table, grid: tuple[int, int], num_patches: int) -> jax.Array:
+        """Position embeddings of the whole grid, float32 [rows * columns, d]."""
+        c = self.config
         side = c.interpolation_image_size // PATCH_STRIDE
         if c.interpolate_positions and num_patches > side**2:
             small = table(positions.grid_position_ids(side, side, c.image_bucket_size))
             return positions.interpolate_positions(small.reshape(side, side, c.width), *grid)
         return table(positions.grid_position_ids(*grid, c.image_bucket_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """An embedded picture.
+
+    Attributes:
+      hidden: [B, N, d].
+      mask: bool [B, N].
+      position_embeddings: [rows * columns, d], of its whole grid, after their LayerNorm.
+      indices: int [B, N], the row of position_embeddings of each patch; numpy where it is the same
+        for all examples.
+      where: for the relative bias.
+    """
+
+    hidden: jax.Array
+    mask: jax.Array
+    position_embeddings: jax.Array
+    indices: np.ndarray | jax.Array
+    where: PatchPositions
+
+
+def _join(before, after):
+    """Index arrays [B, N] and [B, L] one after the other; numpy as long as both are."""
+    both_known = isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+    return (np if both_known else jnp).concatenate([before, after], axis=1)
 
 
 class Decoder(nn.Module):
@@ -264,7 +334,7 @@ class OFA(nn.Module):
           ValueError: for a batch that the configuration cannot take.
         """
         if self.is_initializing():
-            batch = _with_every_input(batch)
+            batch = _with_every_input(batch, self.config)
         return self.decode(self.encode(batch, train), batch["decoder_input_tokens"],
                            batch.get("decoder_code_mask"), train)
 
@@ -300,12 +370,12 @@ class OFA(nn.Module):
             c.embedding_scale, dtype_of(c))
 
 
-def _with_every_input(batch: Batch) -> Batch:
+def _with_every_input(batch: Batch, config: OFAConfig) -> Batch:
     """A batch that reaches every parameter: `init` must make them all, whatever it is shown."""
     batch_size = batch["encoder_input_tokens"].shape[0]
     pixels = 2 * PATCH_STRIDE
-    missing = {
-        "encoder_images": jnp.zeros((batch_size, pixels, pixels, 3)),
-        "decoder_code_mask": jnp.zeros((batch_size,), bool),
-    }
+    images = jnp.zeros((batch_size, pixels, pixels, 3))
+    missing = {"encoder_images": images, "decoder_code_mask": jnp.zeros((batch_size,), bool)}
+    if config.second_image:
+        missing["encoder_second_images"] = images
     return missing | dict(batch)

@@ -17,19 +17,36 @@ from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, la
 
 
 @flax.struct.dataclass
+class PatchPositions:
+    """Where the patches of a picture are.
+
+    Attributes:
+      ids: int32 [B, N], image position ids, where patches are chosen per example; None for all.
+      grid: rows and columns of the full patch grid.
+    """
+
+    ids: jax.Array | None
+    grid: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+    def bias(self, table: jax.Array, bucket_size: int) -> jax.Array:
+        """The relative bias between these patches, float32 [B or 1, heads, N, N]."""
+        if self.ids is None:
+            return positions.grid_bias(table, *self.grid, bucket_size)[None]
+        return positions.patch_bias(table, self.ids, bucket_size)
+
+
+@flax.struct.dataclass
 class EncoderPositions:
     """What encoder layers need to know of positions; the layers share it.
 
     Attributes:
-      absolute_bias: float32 [B or 1, heads, N + S, N + S], patches first.
-      patch_ids: int32 [B, N], image position ids, where patches are chosen per example.
-      grid: rows and columns of the full patch grid; None for text alone.
+      absolute_bias: float32 [B or 1, heads, L, L], L counting all patches, then the text.
+      pictures: in the order of their patches.
       text_length: S.
     """
 
     absolute_bias: jax.Array
-    patch_ids: jax.Array | None = None
-    grid: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+    pictures: tuple[PatchPositions, ...] = ()
     text_length: int = flax.struct.field(pytree_node=False, default=0)
 
 
@@ -67,23 +84,20 @@ class RelativePositions(nn.Module):
                             ("relpos", "heads"))
 
     def encoder_bias(self, where: EncoderPositions) -> jax.Array:
-        """Absolute plus relative bias; none of the latter between patches and text.
+        """Absolute plus relative bias; none of the latter between text and pictures, or pictures.
 
         Returns:
-          float32 [B or 1, heads, N + S, N + S].
+          float32 [B or 1, heads, L, L].
         """
-        c, length = self.config, where.text_length
-        bias = where.absolute_bias
-        num_patches = bias.shape[-1] - length
-        text = positions.text_bias(self.tokens(), length, c.token_bucket_size)[None]
-        bias = bias + _pad_corner(text, before=num_patches)
-        if where.grid is None:
-            return bias
-        if where.patch_ids is None:
-            image = positions.grid_bias(self.images(), *where.grid, c.image_bucket_size)[None]
-        else:
-            image = positions.patch_bias(self.images(), where.patch_ids, c.image_bucket_size)
-        return bias + _pad_corner(image, after=length)
+        c, bias, start = self.config, where.absolute_bias, 0
+        blocks = [picture.bias(self.images(), c.image_bucket_size) for picture in where.pictures]
+        blocks.append(
+            positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None])
+        for block in blocks:
+            end = start + block.shape[-1]
+            bias = bias + _pad_corner(block, before=start, after=bias.shape[-1] - end)
+            start = end
+        return bias
 
     def decoder_bias(self, where: DecoderPositions) -> jax.Array:
         """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, T, T]."""
@@ -97,7 +111,7 @@ class RelativePositions(nn.Module):
         return choose_rows(text, code, where.code_rows)
 
 
-def _pad_corner(bias: jax.Array, before: int = 0, after: int = 0) -> jax.Array:
+def _pad_corner(bias: jax.Array, before: int, after: int) -> jax.Array:
     """Zeros before or after the last two axes."""
     return jnp.pad(bias, ((0, 0), (0, 0), (before, after), (before, after)))
 

@@ -10,6 +10,7 @@ Groups by name, over a parameter's path in the tree:
     biases       every bias (BitFit, Ben Zaken et al. 2021)
     adapters     adapters (`OFAConfig.adapter_width`)
     prefixes     learned keys and values (`OFAConfig.prefix_length`)
+    second_image the type vector of a second picture (`OFAConfig.second_image`)
 """
 
 import difflib
@@ -21,7 +22,8 @@ import jax
 Path = tuple[str, ...]
 
 _EMBEDDINGS = {
-    "token_embedding", "position_embedding", "image_position_embedding", "type_embedding"
+    "token_embedding", "position_embedding", "image_position_embedding", "type_embedding",
+    "second_image_type",
 }
 GROUPS: dict[str, Callable[[Path], bool]] = {
     "resnet": lambda path: path[:2] == ("encoder", "resnet"),
@@ -32,8 +34,9 @@ GROUPS: dict[str, Callable[[Path], bool]] = {
     "biases": lambda path: path[-1] == "bias",
     "adapters": lambda path: "adapter" in path,
     "prefixes": lambda path: path[-1] in ("prefix_key", "prefix_value"),
+    "second_image": lambda path: path[-1] == "second_image_type",
 }
-ADDED = ("adapters", "prefixes")
+ADDED = ("adapters", "prefixes", "second_image")
 """Groups that the published models do not have."""
 
 
