@@ -21,6 +21,14 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, and only them")
 
 
+def pytest_configure(config):
+    # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes.
+    # What takes long runs optimised, as users run it.
+    if not config.getoption("--slow"):
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{given} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_collection_modifyitems(config, items):
     wanted = config.getoption("--slow")
     selected = [item for item in items if ("slow" in item.keywords) == wanted]

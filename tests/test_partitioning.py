@@ -65,7 +65,8 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(TESTS), str(TESTS / "training"), json.dumps(MESHES)],
         capture_output=True, text=True, env=environment, cwd=TESTS.parent)
