@@ -27,6 +27,26 @@ def test_a_pointwise_convolution_is_a_convolution(stride):
         convolutions.pointwise(x, kernel, stride), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel_size", "channels"), [(7, 3), (3, 16), (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 6), (8, 8), (2, 3)])
+def test_gradients_of_a_convolution_are_xlas(size, stride, kernel_size, channels):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, *size, channels))
+    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, channels, 4))
+    weights = jax.random.normal(
+        keys[2], convolutions.convolution(x, kernel, stride).shape)
+
+    def gradients(convolution):
+        return jax.jit(jax.grad(
+            lambda x, kernel: (convolution(x, kernel, stride) * weights).sum(), (0, 1)))(x, kernel)
+
+    for ours, native in zip(
+            gradients(convolutions.convolution), gradients(convolutions._native), strict=True):
+        # Sums of up to 150 products of size 1.
+        np.testing.assert_allclose(ours, native, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (9, 6), (7, 7), (1, 1)])
 def test_pooling_and_its_gradient_are_xlas_with_ties_as_well(size):
     """Rounded to one decimal, so that equal maxima occur: the first takes the gradient."""

@@ -1,0 +1,263 @@
+"""Times the training step on this machine: seconds, examples and FLOPs per second, and their parts.
+
+    python -m tools.benchmark_step
+    python -m tools.benchmark_step --size=base --steps=3
+    python -m tools.benchmark_step --size=tiny --batch_size=8 --dtype=bfloat16 --json
+
+The step is the real one: dropout, stochastic depth, batch statistics, clipping and Adam, on one
+batch of pictures with sampled patches. FLOPs are those of the program as it is written, as XLA
+counts them. The share is of the matrix product that the same machine reaches in float32, measured
+just before. The parts are timed as programs of their own: what the whole step overlaps or shares
+is in none of them, so they need not add up.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model.resnet import ResNet, normalise_images
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import losses, state, step
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
+NUM_SPECIAL_IDS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is timed; the defaults are the shapes of the `pairs` stream at a batch of 4.
+
+    Attributes:
+      size: of the model.
+      batch_size: examples.
+      image_size: pixels a side; 0 for text alone.
+      num_patches: sampled ones; 0 for all.
+      source_length, target_length: tokens.
+      dtype: "float32" or "bfloat16".
+    """
+
+    size: str = "tiny"
+    batch_size: int = 4
+    image_size: int = 384
+    num_patches: int = 196
+    source_length: int = 32
+    target_length: int = 30
+    dtype: str = "float32"
+
+    @property
+    def config(self) -> OFAConfig:
+        """The model, as it is pretrained."""
+        return getattr(OFAConfig, self.size)(dtype=self.dtype)
+
+    def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """A random batch of full length: no token is padding."""
+        rng = np.random.default_rng(seed)
+        ids = lambda length: rng.integers(  # noqa: E731
+            NUM_SPECIAL_IDS, self.config.vocab_size, (self.batch_size, length), np.int32)
+        batch = {
+            "encoder_input_tokens": ids(self.source_length),
+            "decoder_input_tokens": ids(self.target_length),
+            "decoder_target_tokens": ids(self.target_length),
+            "decoder_loss_weights": np.ones((self.batch_size, self.target_length), np.float32),
+            "task_ids": np.zeros(self.batch_size, np.int32),
+        }
+        if self.image_size:
+            shape = (self.batch_size, self.image_size, self.image_size, 3)
+            batch["encoder_images"] = rng.integers(0, 256, shape, np.uint8)
+            grid = (self.image_size // 16) ** 2
+            if self.num_patches:
+                orders = [rng.permutation(grid)[: self.num_patches] for _ in range(self.batch_size)]
+                batch["encoder_patch_indices"] = np.array(orders, np.int32)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Attributes:
+    seconds: the median of the runs.
+    flops: of one run, as XLA counts the program before it is optimised.
+    compile_seconds: until the program could run.
+    """
+
+    seconds: float
+    flops: float
+    compile_seconds: float
+
+    @property
+    def flops_per_second(self) -> float:
+        """FLOP/s."""
+        return self.flops / self.seconds
+
+
+def time_program(
+    function: Callable[..., Any], arguments: Sequence[Any], runs: int, donate: bool = False
+) -> Timing:
+    """Compiles a function, runs it once for nothing, then `runs` times.
+
+    Args:
+      function: of arrays; with `donate` it returns its first argument's successor first.
+      arguments: to call it with.
+      runs: counted ones.
+      donate: give the first argument's memory away, as training does.
+    """
+    start = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - start
+    arguments, seconds = list(arguments), []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        result = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - start)
+        if donate:
+            arguments[0] = result[0]
+    return Timing(float(np.median(seconds[1:])), _flops(lowered), compile_seconds)
+
+
+def _flops(lowered: Any) -> float:
+    analysis = lowered.cost_analysis() or {}
+    return float(analysis.get("flops", np.nan))
+
+
+def matmul_rate(runs: int, side: int = 2048) -> float:
+    """FLOP/s of a float32 product of two square matrices on one device of this machine."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
+    timing = time_program(lambda x: x @ x, [x], max(runs, 5))
+    return 2 * side**3 / timing.seconds
+
+
+def time_step(work: Workload, runs: int) -> Timing:
+    """The whole training step, its state donated."""
+    model, device = OFA(work.config), jax.devices()[:1]
+    optimizer_config = OptimizerConfig(1e-4, total_steps=1000)
+    optimizer = make_optimizer(optimizer_config)
+    abstract = state.abstract_state(model, optimizer, Partitioner(devices=tuple(device)))
+    train_step = step.make_train_step(
+        model, optimizer, optimizer_config, LossConfig(), {"pairs": "pairs"}, 1, seed=0)
+    first = state.create_state(model, optimizer, abstract, seed=0)
+    return time_program(train_step, [first, {"pairs": work.batch()}], runs, donate=True)
+
+
+def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
+    """Where the time goes: the ResNet, the layers around it, and the update, one by one."""
+    config, batch = work.config, work.batch()
+    model, key = OFA(config), jax.random.key(0)
+    boxed = model.init(key, {name: batch[name][:1] for name in (
+        "encoder_input_tokens", "decoder_input_tokens")})
+    variables = nn.meta.unbox(boxed)
+    parts = {}
+
+    if work.image_size:
+        resnet = ResNet(config)
+        own = {
+            "params": variables["params"]["encoder"]["resnet"],
+            "batch_stats": variables["batch_stats"]["encoder"]["resnet"],
+        }
+
+        def features(params, images):
+            x, _ = resnet.apply(
+                own | {"params": params}, normalise_images(images), train=True,
+                mutable=["batch_stats"], rngs={"dropout": key})
+            return x.astype(jnp.float32).sum()
+
+        images = [own["params"], batch["encoder_images"]]
+        parts["ResNet, forward"] = time_program(features, images, runs)
+        parts["ResNet, forward and backward"] = time_program(jax.grad(features), images, runs)
+
+    def loss(params, batch):
+        logits, _ = model.apply(
+            variables | {"params": params}, batch, train=True, mutable=["batch_stats"],
+            rngs={"dropout": key})
+        tokens = losses.token_losses(
+            logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], LossConfig())
+        return tokens.loss.sum()
+
+    parts["model and loss, forward"] = time_program(loss, [variables["params"], batch], runs)
+    parts["model and loss, forward and backward"] = time_program(
+        jax.grad(loss), [variables["params"], batch], runs)
+
+    optimizer = make_optimizer(OptimizerConfig(1e-4, total_steps=1000))
+    params = jax.tree.map(jnp.copy, variables["params"])
+
+    def update(carried, gradients):
+        params, moments = carried
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (jax.tree.map(jnp.add, params, updates), moments), None
+
+    parts["clipping and Adam"] = time_program(
+        update, [(params, optimizer.init(params)), variables["params"]], runs, donate=True)
+    return parts
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark_step", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Workload):
+        choices = {"size": SIZES, "dtype": ("float32", "bfloat16")}.get(field.name)
+        parser.add_argument(
+            f"--{field.name}", type=type(field.default), default=field.default, choices=choices)
+    parser.add_argument("--steps", type=int, default=5, help="counted runs; the median is shown")
+    parser.add_argument("--no_parts", action="store_true", help="time the whole step alone")
+    parser.add_argument("--json", action="store_true", help="one object instead of a table")
+    options = parser.parse_args(arguments)
+    work = Workload(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Workload)})
+    if min(work.batch_size, work.source_length, work.target_length, options.steps) < 1:
+        parser.error("batch_size, source_length, target_length and steps must be at least 1.")
+    if work.image_size % 16 or work.num_patches > (work.image_size // 16) ** 2:
+        parser.error(
+            f"pictures of {work.image_size} pixels have no {work.num_patches} patches of 16: "
+            "choose a multiple of 16, and fewer patches (0 for all).")
+
+    rate = matmul_rate(options.steps)
+    timings = {"whole step": time_step(work, options.steps)}
+    if not options.no_parts:
+        timings |= time_parts(work, options.steps)
+    whole = timings["whole step"]
+    if options.json:
+        print(json.dumps({
+            "workload": dataclasses.asdict(work), "device": jax.devices()[0].device_kind,
+            "matmul_flops_per_second": rate,
+            "examples_per_second": work.batch_size / whole.seconds,
+            "programs": {
+                name: dataclasses.asdict(timing) | {
+                    "flops_per_second": timing.flops_per_second,
+                    "share_of_matmul_rate": timing.flops_per_second / rate}
+                for name, timing in timings.items()},
+        }))
+        return
+    table = Table(
+        title=f"OFA-{work.size}, batch {work.batch_size}, {work.image_size} px, "
+        f"{work.num_patches or 'all'} patches, {work.source_length} + {work.target_length} tokens, "
+        f"{work.dtype}, on {jax.devices()[0].device_kind}")
+    for name in ("program", "seconds", "GFLOP", "GFLOP/s", "of matmul rate", "compiled in"):
+        table.add_column(name, justify="left" if name == "program" else "right")
+    for name, timing in timings.items():
+        table.add_row(
+            name, f"{timing.seconds:.3f}", f"{timing.flops / 1e9:.1f}",
+            f"{timing.flops_per_second / 1e9:.1f}", f"{timing.flops_per_second / rate:.0%}",
+            f"{timing.compile_seconds:.0f} s")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{work.batch_size / whole.seconds:.2f} examples/s; float32 matmul here: "
+        f"{rate / 1e9:.0f} GFLOP/s; median of {options.steps} runs.", highlight=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
