@@ -54,6 +54,7 @@ from tools import building
 
 _UNFINISHED = ".unfinished-"
 _NAMED = 10
+_MEGABYTE = 1 << 20
 _UNREADABLE = "unreadable image"
 
 
@@ -76,7 +77,7 @@ class Conversion:
     paths: tuple[str, ...]
     selected_cols: str | None = None
     index_dir: str | None = None
-    shard_bytes: int = 256 << 20
+    shard_bytes: int = 256 * _MEGABYTE
     check_images: bool = True
 
     def open(self) -> TsvRecords:
@@ -367,7 +368,7 @@ def main(arguments: Sequence[str]) -> int:
         for kind in chosen:
             conversion = Conversion(
                 kind, options["split"], tuple(options[kind]), options[f"{kind}_cols"],
-                options["index_dir"], options["shard_megabytes"] << 20,
+                options["index_dir"], options["shard_megabytes"] * _MEGABYTE,
                 not options["no_image_check"],
             )
             convert(conversion, output_dir, num_workers=options["num_workers"],

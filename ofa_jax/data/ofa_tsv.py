@@ -206,18 +206,28 @@ def count_types(opened: OpenTsv) -> dict[str, int]:
 
 
 def _check_types(opened: OpenTsv, layout: Layout, places: Sequence[int]) -> None:
-    counts = count_types(opened)
-    described = ", ".join(f"{count:,} {kind[:40]!r}" for kind, count in list(counts.items())[:8])
+    counts = _describe(opened)
     if not set(PAIR_TYPES) & set(counts):
         column = places[layout.columns.index(layout.key)]
         raise ValueError(
             f"{opened.path}: column {column} should say {', '.join(PAIR_TYPES)}, but no line does "
-            f"(there are {described}): check the file and its selected_cols."
+            f"(there are {_listed(counts)}): check the file and its selected_cols."
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _describe(opened: OpenTsv) -> Mapping[str, int]:
+    """`count_types`, logged the first time."""
+    counts = count_types(opened)
     faulty = set(counts) - set(PAIR_TYPES)
     log = logging.warning if faulty else logging.info
-    log("%s has %s of %s lines%s.", opened.path, described, f"{len(opened):,}",
+    log("%s has %s of %s lines%s.", opened.path, _listed(counts), f"{len(opened):,}",
         "; torn lines and unknown types will be skipped" if faulty else "")
+    return counts
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind[:40]!r}" for kind, count in list(counts.items())[:8])
 
 
 def parse_selected_cols(

@@ -229,11 +229,15 @@ def test_lines_of_no_type_are_met_by_matching_and_by_no_other(faulty, folder):
         "wrong number of columns", "unknown type"}
 
 
-def test_opening_a_file_says_what_is_in_it(faulty, caplog):
+def test_opening_a_file_says_once_what_is_in_it(golden, tmp_path, caplog):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join([line(golden)] * 3 + [line(golden, type="video"), "torn"]))
     with caplog.at_level(logging.WARNING):
-        OfaTsv(vision_language=str(faulty)).records("captions", "train")
-    assert f"{faulty} has " in caplog.text and "1 'video', 1 'torn'" in caplog.text
-    assert "torn lines and unknown types will be skipped" in caplog.text
+        for _ in range(2):
+            OfaTsv(vision_language=str(path)).records("captions", "train")
+    assert caplog.messages == [
+        f"{path} has 3 'caption', 1 'video', 1 'torn' of 5 lines; torn lines and unknown types "
+        "will be skipped."]
 
 
 TEXT_LENGTHS = {"inputs": 32, "targets": 8}
