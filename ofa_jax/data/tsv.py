@@ -288,10 +288,11 @@ def _read_lines(file: TsvFile, lines: BinaryIO) -> tuple[dict, tuple[array.array
         if not (file.skip_blank and line.isspace()):
             # A blank line at the start becomes part of the first line.
             starts.append(position if starts or not file.skip_blank else 0)
-            columns = line.rstrip(b"\r\n").split(b"\t")
-            usual[len(columns)] += 1
-            widths.append(min(len(columns), _MOST_WIDTH))
-            codes.append(_key_code(columns, file.key_column, keys))
+            width = line.count(b"\t") + 1
+            usual[width] += 1
+            widths.append(min(width, _MOST_WIDTH))
+            has_key = file.key_column is not None and width > file.key_column
+            codes.append(_key_code(line, file.key_column, keys) if has_key else NO_KEY)
         position += len(line)
         show(position, len(starts))
     if not starts:
@@ -306,10 +307,9 @@ def _read_lines(file: TsvFile, lines: BinaryIO) -> tuple[dict, tuple[array.array
     return header, (starts, widths, codes)
 
 
-def _key_code(columns: list[bytes], key_column: int | None, keys: dict[bytes, int]) -> int:
-    if key_column is None or key_column >= len(columns):
-        return NO_KEY
-    key = columns[key_column].strip()[:_LONGEST_KEY]
+def _key_code(line: bytes, key_column: int, keys: dict[bytes, int]) -> int:
+    """The key's number in `keys`; a new one is added, as long as there are few."""
+    key = line.split(b"\t", key_column + 1)[key_column].strip()[:_LONGEST_KEY]
     if key not in keys:
         if len(keys) == _MOST_KEYS:
             return OTHER_KEY

@@ -213,7 +213,7 @@ def test_help_explains_itself():
     shown = subprocess.run(
         [sys.executable, "-m", "tools.convert_tsv", "--help"], check=True, cwd=root,
         capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}).stdout
-    for part in ("python -m tools.convert_tsv --output_dir=data/ofa", "@OfaArrayRecords()",
+    for part in ("python -m tools.convert_tsv --output_dir=data/ofa", "pretrain_ofa_records.gin",
                  "8 columns: id, image, caption", "--no_image_check"):
         assert part in shown
 
