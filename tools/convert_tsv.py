@@ -44,11 +44,11 @@ from ofa_jax.data.ofa_tsv import (
     CAPTIONS_FILE,
     NAMES_FILE,
     PRETRAINING_FILES,
-    TsvRecords,
     read_negatives,
 )
 from ofa_jax.data.records import BadRecord
 from ofa_jax.data.tsv import BadLine
+from ofa_jax.data.tsv_records import TsvRecords
 from ofa_jax.data.tsv_rows import PAIR_TYPES
 from tools import building
 

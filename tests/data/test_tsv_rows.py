@@ -5,8 +5,8 @@ import base64
 import numpy as np
 import pytest
 
-from ofa_jax.data.ofa_tsv import TsvRecords
 from ofa_jax.data.tsv import BadLine
+from ofa_jax.data.tsv_records import TsvRecords
 from ofa_jax.data.tsv_rows import LAYOUTS
 
 PIXELS = b"not looked at"
