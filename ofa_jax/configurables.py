@@ -14,6 +14,8 @@ from typing import Any
 import gin
 
 from ofa_jax.data.features import Stream
+from ofa_jax.data.ofa_array_records import OfaArrayRecords
+from ofa_jax.data.ofa_tsv import OfaTsv
 from ofa_jax.data.scenes import Scenes
 from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
 from ofa_jax.partitioning import Partitioner
@@ -24,7 +26,8 @@ from ofa_jax.vocabulary import OFAVocabulary
 from tasks.pretraining import PretrainingSettings, scenes_settings
 
 _CLASSES = (
-    Stream, Scenes, Partitioner, LoopConfig, LossConfig, OptimizerConfig, PretrainingSettings
+    Stream, Scenes, OfaTsv, OfaArrayRecords, Partitioner, LoopConfig, LossConfig, OptimizerConfig,
+    PretrainingSettings,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,

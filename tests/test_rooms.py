@@ -17,6 +17,8 @@ HEAVY = {"tensorflow", "seqio", "gin"}
         ("ofa_jax.vocabulary", HEAVY | {"jax", "ofa_jax.data", "ofa_jax.model"}),
         ("ofa_jax.data.objectives", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
         ("ofa_jax.data.scenes", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
+        ("ofa_jax.data.ofa_tsv", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
+        ("ofa_jax.data.ofa_array_records", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
         ("ofa_jax.data.features", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
     ],
 )

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from original_files import write_original_files
 
 from ofa_jax import train
 from ofa_jax.data import objectives
 from ofa_jax.training import loop
 from tasks import pretraining
+from tools import convert_tsv
 
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 # Every part of the real run, at sizes that compile quickly.
@@ -129,6 +131,56 @@ def test_the_published_run_configures_over_any_data_set(
     assert batch["pairs"]["encoder_patch_indices"].shape == (2, 196)
     assert batch["images"]["decoder_target_tokens"].shape == (2, 264)
     assert batch["text"]["encoder_input_tokens"].shape == (2, 288)
+
+
+@pytest.mark.parametrize("form", ["tsv", "records"])
+def test_the_published_run_configures_over_the_original_files(
+    call, golden, shared_golden, tmp_path, monkeypatch, form
+):
+    seen = []
+    monkeypatch.setattr(loop, "train", seen.append)
+    folder = write_original_files(golden, tmp_path)
+    if form == "records":
+        kinds = ("vision_language", "text", "images", "detection")
+        files = [f"--{kind}={folder / kind.removesuffix('s')}_examples.tsv" for kind in kinds]
+        folder = tmp_path / "records"
+        assert convert_tsv.main([
+            f"--output_dir={folder}", "--num_workers=0", *files,
+            f"--negative_samples={tmp_path / 'negative_sample'}"]) == 0
+    call(
+        "--gin_file=gin_configs/models/tiny.gin",
+        f"--gin_file=gin_configs/runs/pretrain_ofa_{form}.gin", model_dir(tmp_path / "run"),
+        f"--gin.DATA_DIR='{folder}'", f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
+        "--gin.train.num_workers=0",
+        *(f"--gin.{stream}/Stream.batch_size=8" for stream in ("pairs", "images", "text")))
+    (run,) = seen
+    assert run.validation_batches is None
+    batch = next(run.batches(0))
+    assert {name: (rows["decoder_loss_weights"].sum(1) > 0).tolist() for name, rows in
+            batch.items()} == {name: [True] * 8 for name in ("pairs", "images", "text")}
+    # Every task of each stream is there: 2 of 6, twice 1 of 6 ... of the pairs; half of the images.
+    names = [run.task_names[number] for rows in batch.values() for number in rows["task_ids"]]
+    assert set(names) == set(objectives.OBJECTIVES)
+
+
+def test_an_original_file_that_is_missing_is_one_sentence(
+    call, golden, shared_golden, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop, "train", None)
+    (write_original_files(golden, tmp_path) / "detection_examples.tsv").unlink()
+    files = [
+        "--gin_file=gin_configs/models/tiny.gin",
+        "--gin_file=gin_configs/runs/pretrain_ofa_tsv.gin", model_dir(tmp_path / "run"),
+        f"--gin.DATA_DIR='{tmp_path}'", f"--gin.BPE_DIR='{shared_golden / 'bpe'}'"]
+    for others, sentence in (
+        ([], f"There is no file {tmp_path / 'detection_examples.tsv'}: check the path."),
+        (["--gin.OfaTsv.detection=None"],
+         "leave the task out with PretrainingSettings.rates = {'object_detection': 0}"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*files, *others)
+        error = capsys.readouterr().err.strip()
+        assert sentence in error and error.startswith("error: ") and "\n" not in error
 
 
 def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):

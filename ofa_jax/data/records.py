@@ -9,9 +9,13 @@ A record is a dict of plain values. Every field is optional; an objective says w
                                                        answer_types       list[str]      parallel
     phrases           list[str]                        phrase_boxes       float32[P, 4]  parallel
     object_labels     list[str]                        object_boxes       float32[K, 4]  parallel
-    codes             int32[n], image codes of the picture's middle, when computed beforehand
-    text              str
+    codes             int32[n], image codes of the picture's middle, when computed beforehand (of
+                      the whole picture where a picture is to be generated)
+    text              str                              summary            str
     data_set          str, where the record is from (the captions of "cc12m" are treated specially)
+    label             str, the answer of a classification; its sentences have the names of TFDS
+                      (sentence, sentence1, premise, hypothesis, question, question1 ...)
+    reference_answers list[str]                        reference_confidences list[float], parallel
 
 Boxes are x0, y0, x1, y1 in pixels of the stored picture.
 """
@@ -25,7 +29,8 @@ from ofa_jax.data.negatives import NegativePool
 Record = Mapping[str, Any]
 
 RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "captions": (
+    "captions": ("id", "image", "data_set", "captions"),
+    "pairs": (
         "id", "image", "data_set", "captions", "negative_captions", "object_labels",
         "questions", "answers", "answer_confidences", "answer_types",
     ),
@@ -35,7 +40,9 @@ RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
     "images": ("id", "image", "codes"),
     "text": ("id", "text"),
 }
-"""The kinds of record that objectives ask for, and the fields that each may have."""
+"""The kinds of record that objectives ask for, and the fields that each may have.
+
+`pairs` are what matching asks about: pictures with captions, with questions, or with both."""
 
 
 class BadRecord(ValueError):
@@ -43,7 +50,11 @@ class BadRecord(ValueError):
 
 
 class RecordSource(Protocol):
-    """Random access to records. Picklable, and free of TensorFlow, for data workers carry it."""
+    """Random access to records. Picklable, and free of TensorFlow, for data workers carry it.
+
+    A method `place(index) -> str`, where a source has it, says where a record is stored: the loader
+    names it when the record is bad.
+    """
 
     def __len__(self) -> int: ...
 

@@ -31,9 +31,10 @@ _CAPTIONS = {"captions": "strings", "negative_captions": "strings"}
 _QUESTIONS = {"questions": "strings", "answers": "strings", "answer_types": "strings",
               "answer_confidences": "floats"}
 _PICTURE = {"id": "string", "image": "bytes"}
-# Kind of record -> its fields. Captions come with questions: matching draws from both.
+# Kind of record -> its fields. Matching asks about captions and questions.
 _FIELDS = {
-    "captions": {**_PICTURE, **_CAPTIONS, **_QUESTIONS, "object_labels": "strings"},
+    "captions": {**_PICTURE, "captions": "strings"},
+    "pairs": {**_PICTURE, **_CAPTIONS, **_QUESTIONS, "object_labels": "strings"},
     "questions": {**_PICTURE, **_QUESTIONS},
     "regions": {**_PICTURE, **_REGIONS},
     "objects": {**_PICTURE, **_OBJECTS},
@@ -86,12 +87,13 @@ class Scenes:
         """Random access to the records of a split.
 
         Args:
-          kind: "captions", "questions", "regions", "objects", "images" or "text".
+          kind: "captions", "pairs", "questions", "regions", "objects", "images" or "text".
           split: one of `splits`.
 
         Returns:
           A picklable source of records; each kind of picture has id and image (JPEG bytes), and
-            captions   captions, negative_captions, object_labels, and the fields of questions
+            captions   captions list[str]
+            pairs      captions, negative_captions, object_labels, and the fields of questions
             questions  questions, answers, answer_types list[str], answer_confidences list[float]
             regions    phrases list[str], phrase_boxes float32[P, 4]
             objects    object_labels list[str], object_boxes float32[K, 4]

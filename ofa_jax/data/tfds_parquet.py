@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-# How a field is read: one string, a list of strings, bytes, a list of floats, or float32[n, 4].
-FIELD_KINDS = ("string", "strings", "bytes", "floats", "boxes")
+# How a field is read: one string, a list of strings, bytes, a list of floats, float32[n, 4], or
+# int32[n].
+FIELD_KINDS = ("string", "strings", "bytes", "floats", "boxes", "ints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any
             record[name] = feature.bytes_list.value[0].decode()
         elif kind == "strings":
             record[name] = [value.decode() for value in feature.bytes_list.value]
+        elif kind == "ints":
+            record[name] = np.array(feature.int64_list.value, np.int32)
         else:
             values = np.array(feature.float_list.value, np.float32)
             record[name] = values.reshape(-1, 4) if kind == "boxes" else values.tolist()

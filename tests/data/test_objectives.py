@@ -1,85 +1,15 @@
 """All eight objectives against the examples of the original (golden/preprocess/fixed.json)."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from golden_examples import MAIN, assert_same
 
 from ofa_jax.data import images, objectives
 from ofa_jax.data.boxes import as_boxes
-from ofa_jax.data.features import Stream, to_features
 from ofa_jax.data.negatives import NegativePool
 from ofa_jax.data.records import BadRecord
-from ofa_jax.vocabulary import OFAVocabulary
-
-# The matching example of a pair follows its main example.
-MAIN = {"caption": "image_captioning", "qa": "visual_question_answering",
-        "visual_grounding": "visual_grounding"}
-
-
-@pytest.fixture(scope="module")
-def fixed(golden):
-    return json.loads((golden / "preprocess" / "fixed.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def pixels(golden):
-    return np.load(golden / "preprocess" / "fixed_images.npz")
-
-
-@pytest.fixture(scope="module")
-def config(shared_golden):
-    """The golden run: the shorter side always 400, no RandAugment."""
-    return objectives.ObjectiveConfig(
-        OFAVocabulary.from_ofa_directory(shared_golden / "bpe"),
-        negatives=NegativePool(),
-        resize_range=(400, 400),
-        randaugment=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def to_record(golden):
-    """A row of the original's TSV as a record."""
-
-    def convert(row):
-        answers = [ref.split("|!+") for ref in row["refs"].split("&&") if "|!+" in ref]
-        confidence, answer = max(answers, default=("1", ""), key=lambda pair: float(pair[0]))
-        record = {
-            "id": row["uniq_id"],
-            "image": (golden / "preprocess" / row["image"]).read_bytes(),
-            "data_set": row["dataset_name"],
-            "object_labels": [name for name in row["gt_objects"].split("&&") if name],
-        }
-        if row["type"] == "caption":
-            record["captions"] = [row["caption"]]
-        elif row["type"] == "qa":
-            record |= {"questions": [row["question"]], "answers": [answer],
-                       "answer_confidences": [float(confidence)]}
-        else:
-            record |= {"phrases": [row["caption"]],
-                       "phrase_boxes": as_boxes([float(x) for x in row["refs"].split(",")])}
-        return record
-
-    return convert
-
-
-def assert_same(example, expected, vocabulary):
-    """Source, target, decoder input and weight, through the features that the model gets."""
-    lengths = {"inputs": len(example["inputs"]), "targets": len(example["targets"])}
-    size = example["image"].shape[0] if "image" in example else None
-    stream = Stream("golden", "golden", 1, lengths, size, code_targets=True)
-    features = to_features(example, stream, 0, np.random.default_rng(0))
-    assert example["inputs"].tolist() == expected["source"], expected["source_text"]
-    assert features["decoder_target_tokens"].tolist() == expected["target"]
-    assert features["decoder_input_tokens"].tolist() == expected["prev_output_tokens"]
-    scored = np.array(expected["target"]) != vocabulary.pad_id
-    np.testing.assert_array_equal(
-        features["decoder_loss_weights"], scored * np.float32(expected["conf"][0])
-    )
-    assert bool(features["decoder_code_mask"]) == expected.get("code_mask", [False])[0]
-    assert ("image" in example) == expected["patch_mask"][0]
 
 
 def rng():

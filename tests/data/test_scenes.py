@@ -12,15 +12,16 @@ import pytest
 
 from ofa_jax.data import prompts
 from ofa_jax.data.scenes import SPLITS, VERSION, Scenes
-from tools import build_scenes
+from tools import build_scenes, building
 from tools.build_scenes import BuildOptions
 
 # More than 100 training scenes: the parquet writer of TFDS loses rows from there on.
 OPTIONS = BuildOptions(num_train=150, num_validation=6, num_test=6, vocab_size=800, num_codes=32,
                        seed=1)
 KINDS = {
-    "captions": {"captions", "negative_captions", "questions", "answers", "answer_types",
-                 "answer_confidences", "object_labels"},
+    "captions": {"captions"},
+    "pairs": {"captions", "negative_captions", "questions", "answers", "answer_types",
+              "answer_confidences", "object_labels"},
     "questions": {"questions", "answers", "answer_types", "answer_confidences"},
     "regions": {"phrases", "phrase_boxes"},
     "objects": {"object_labels", "object_boxes"},
@@ -60,7 +61,7 @@ def test_records_are_the_scenes_whatever_composed_them(scenes):
 
 
 def test_field_types(scenes):
-    record = scenes.records("captions", "train")[0]
+    record = scenes.records("pairs", "train")[0]
     assert isinstance(record["image"], bytes) and isinstance(record["id"], str)
     assert all(isinstance(text, str) for text in record["captions"])
     assert record["answer_confidences"] == [1.0] * len(record["questions"])
@@ -124,7 +125,7 @@ def test_vocabulary_and_codebook_come_from_training(scenes):
 
 def test_negatives_hold_training_captions_names_and_answers(scenes):
     pool = scenes.negatives()
-    record = scenes.records("captions", "train")[3]
+    record = scenes.records("pairs", "train")[3]
     assert set(record["captions"]) <= set(pool.captions)
     assert set(record["object_labels"]) <= set(pool.object_names)
     assert set(pool.answers_by_type["existence"]) == {"yes", "no"}
@@ -180,7 +181,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path):
     alive = tmp_path / f".scenes-unfinished-{os.getpid()}"
     dead.mkdir()
     alive.mkdir()
-    build_scenes._remove_left_over(tmp_path)
+    building.remove_left_over(tmp_path, ".scenes-unfinished-")
     assert alive.exists() and not dead.exists()
 
 

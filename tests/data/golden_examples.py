@@ -1,0 +1,26 @@
+"""What an example must share with one of the original's (golden/preprocess/fixed.json)."""
+
+import numpy as np
+
+from ofa_jax.data.features import Stream, to_features
+
+# The matching example of a pair follows its main example.
+MAIN = {"caption": "image_captioning", "qa": "visual_question_answering",
+        "visual_grounding": "visual_grounding"}
+
+
+def assert_same(example, expected, vocabulary):
+    """Source, target, decoder input and weight, through the features that the model gets."""
+    lengths = {"inputs": len(example["inputs"]), "targets": len(example["targets"])}
+    size = example["image"].shape[0] if "image" in example else None
+    stream = Stream("golden", "golden", 1, lengths, size, code_targets=True)
+    features = to_features(example, stream, 0, np.random.default_rng(0))
+    assert example["inputs"].tolist() == expected["source"], expected["source_text"]
+    assert features["decoder_target_tokens"].tolist() == expected["target"]
+    assert features["decoder_input_tokens"].tolist() == expected["prev_output_tokens"]
+    scored = np.array(expected["target"]) != vocabulary.pad_id
+    np.testing.assert_array_equal(
+        features["decoder_loss_weights"], scored * np.float32(expected["conf"][0])
+    )
+    assert bool(features["decoder_code_mask"]) == expected.get("code_mask", [False])[0]
+    assert ("image" in example) == expected["patch_mask"][0]
