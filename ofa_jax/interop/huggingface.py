@@ -19,6 +19,7 @@ _MODULES = {
     },
 }
 """Modules of a layer: fairseq's name -> here."""
+_CODE_POSITIONS = "decoder.image_position_idx"
 _BACK = {side: {new: old for old, new in names.items()} for side, names in _MODULES.items()}
 
 _ARGUMENTS = {
@@ -100,11 +101,13 @@ def huggingface_from_args(args: Mapping[str, Any], vocab_size: int) -> dict[str,
 
 def to_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """fairseq's names to this layout's."""
-    return {
+    renamed = {
         _renamed(key, _MODULES): array
         for key, array in state_dict.items()
         if not key.endswith(".version")
     }
+    # The same table of positions, with one filler less behind the codes.
+    return renamed | {_CODE_POSITIONS: renamed[_CODE_POSITIONS][:-1]}
 
 
 def from_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,80 @@
+"""Our Hugging Face layout in the model that defines it: the OFA of the package `modelscope`.
+
+Needs requirements-peer.txt (torch, transformers, modelscope) on top of the project's; skipped
+without. The model alone is imported: its package's other parts want fairseq.
+"""
+
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from ofa_jax.interop import files
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """The module with the peer's model."""
+    pytest.importorskip("torch", reason="requirements-peer.txt is not installed")
+    pytest.importorskip("transformers", reason="requirements-peer.txt is not installed")
+    found = importlib.util.find_spec("modelscope")
+    if found is None:
+        pytest.skip("requirements-peer.txt is not installed")
+    name, folder = "modelscope", pathlib.Path(found.origin).parent
+    for part in (None, "models", "multi_modal", "ofa", "generate"):
+        if part:
+            name, folder = f"{name}.{part}", folder / part
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    ofa = "modelscope.models.multi_modal.ofa"
+    # The vision transformers of other variants.
+    vit = types.ModuleType(f"{ofa}.vit")
+    vit.vit_base = vit.vit_large = vit.vit_large_336 = vit.vit_huge = None
+    sys.modules[vit.__name__] = vit
+    return importlib.import_module(f"{ofa}.modeling_ofa")
+
+
+@pytest.fixture(scope="module")
+def loaded(peer, official, tmp_path_factory):
+    """The peer's model with what we have written; every name must be one of its own."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("peer")
+    files.write(folder, official.variables, official.config, layout="huggingface")
+    described = json.loads((folder / "config.json").read_text())
+    config = importlib.import_module(
+        "modelscope.models.multi_modal.ofa.configuration_ofa").OFAConfig(**described)
+    model = peer.OFAModel(config)
+    held = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    missing, unexpected = model.load_state_dict(held, strict=False)
+    assert not unexpected
+    # Versions of the format are not kept in this layout.
+    assert [key for key in missing if "version" not in key] == []
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["a", "c", "d"])
+def test_the_peer_scores_what_we_wrote_as_the_original(loaded, official, name):
+    """float32, 1e-4 absolute on logits of size 15, as between us and the original."""
+    import torch
+
+    case, _ = official.case(name)
+    tensor = lambda key: torch.from_numpy(case[key]) if key in case else None  # noqa: E731
+    with torch.no_grad():
+        output = loaded(
+            input_ids=tensor("in_src_tokens"),
+            patch_images=tensor("in_patch_images"),
+            patch_masks=tensor("in_patch_masks"),
+            decoder_input_ids=tensor("in_prev_output_tokens"),
+            code_masks=tensor("in_code_masks"),
+            return_dict=True,
+        )
+    np.testing.assert_allclose(output.logits.numpy(), case["logits"], rtol=0, atol=1e-4)
