@@ -1,5 +1,6 @@
 """What every test shares: where the golden numbers are, and one quiet, deterministic JAX."""
 
+import functools
 import os
 import pathlib
 
@@ -19,6 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, and only them")
+    parser.addoption(
+        "--differences", action="store_true",
+        help="show the largest difference that each test has found and allowed")
 
 
 def pytest_configure(config):
@@ -34,6 +38,41 @@ def pytest_collection_modifyitems(config, items):
     selected = [item for item in items if ("slow" in item.keywords) == wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
     items[:] = selected
+
+
+_differences: dict[str, list[float]] = {}
+
+
+@pytest.fixture(autouse=True)
+def differences(request, monkeypatch):
+    """Keeps, under --differences, what `assert_allclose` and `assert_array_equal` let pass."""
+    if not request.config.getoption("--differences"):
+        return
+    import numpy as np
+
+    name = request.node.nodeid.split("[")[0]
+
+    def keep(compare, actual, expected, *arguments, **keywords):
+        compare(actual, expected, *arguments, **keywords)
+        actual, expected = (np.asarray(x) for x in (actual, expected))
+        if actual.size and np.issubdtype(actual.dtype, np.number):
+            expected = expected.astype(np.float64)
+            distance = float(np.nanmax(np.abs(actual - expected), initial=0))
+            largest = float(np.nanmax(np.abs(expected), initial=0)) or 1.0
+            known = _differences.setdefault(name, [0.0, 0.0, 0])
+            _differences[name] = [
+                max(known[0], distance), max(known[1], distance / largest), known[2] + actual.size]
+
+    for compare in (np.testing.assert_allclose, np.testing.assert_array_equal):
+        monkeypatch.setattr(
+            np.testing, compare.__name__, functools.partial(keep, compare))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _differences:
+        terminalreporter.section("largest differences: absolute, over the largest value, numbers")
+    for name, (distance, relative, count) in _differences.items():
+        terminalreporter.write_line(f"{distance:.1e}  {relative:.1e}  {count:>10,}  {name}")
 
 
 @pytest.fixture(autouse=True)
