@@ -28,9 +28,11 @@ class NegativePool:
 
     @functools.cached_property
     def type_by_answer(self) -> dict[str, str]:
-        """The last type that lists an answer, as the original's table."""
+        """The last type that lists an answer; "other" is none, as in the original's table."""
         return {
-            answer: kind for kind, answers in self.answers_by_type.items() for answer in answers
+            answer: kind
+            for kind, answers in self.answers_by_type.items() if kind != OTHER
+            for answer in answers
         }
 
     def __getstate__(self):

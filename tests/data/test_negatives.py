@@ -74,3 +74,8 @@ def test_nothing_to_choose_from_says_so():
     assert choose_other(("a",), "a", rng) is None
     assert negative_caption("a", [], NegativePool(), rng) is None
     assert negative_answer("a", 1.0, None, NegativePool(), rng) is None
+
+
+def test_an_answer_of_other_as_well_keeps_its_type():
+    pool = NegativePool(answers_by_type={"what color": ("red", "blue"), "other": ("red", "tree")})
+    assert pool.type_by_answer == {"red": "what color", "blue": "what color"}
