@@ -30,7 +30,7 @@ from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
 from ofa_jax.interop import files, from_fairseq
-from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model import OFA, OFAConfig, layout
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import checkpoints, loop, state, step, trainable, validation
 from ofa_jax.training.loop import LoopConfig, Run
@@ -78,6 +78,7 @@ def prepare(
     mixture_or_task_module: str | Sequence[str] | None = None,
     initial_checkpoint_path: str | None = None,
     seed: int = 0,
+    gradient_accumulation: int = 1,
     train_split: str = "train",
     validation_split: str | None = "validation",
     validation_examples: int = 500,
@@ -101,6 +102,8 @@ def prepare(
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
       seed: of parameters, order, augmentation and dropout.
+      gradient_accumulation: parts into which a step's batch is cut to save memory; see
+        `step.make_train_step`.
       train_split, validation_split: names of the data's splits; None for no validation.
       validation_examples: of each task, the first ones of the split.
       baseline_examples: of each task, the first ones of the training split; the baselines beside
@@ -126,6 +129,7 @@ def prepare(
         model = model.replace(freeze_batch_norm=True)
     loss = loss or LossConfig(pad_id=model.pad_id)
     network = OFA(model)
+    _check_batches(streams, partitioner, gradient_accumulation)
 
     training_data = _Data.open(streams, train_split, seed, partitioner, num_threads, num_workers)
     loader = training_data.loader
@@ -167,7 +171,7 @@ def prepare(
         config=schedule,
         partitioner=partitioner,
         train_step=step.make_train_step(
-            network, tx, optimizer, loss, groups, num_tasks, seed
+            network, tx, optimizer, loss, groups, num_tasks, seed, gradient_accumulation
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,
@@ -213,6 +217,20 @@ def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
     return model.replace(vocab_size=next(iter(sizes.values())))
 
 
+def _check_batches(
+    streams: Sequence[Stream], partitioner: Partitioner, gradient_accumulation: int
+) -> None:
+    """Every part of every batch divides over the devices; the loader checks whole batches."""
+    parts = gradient_accumulation * partitioner.num_data_shards
+    for stream in streams:
+        if gradient_accumulation > 1 and stream.batch_size % parts:
+            raise ValueError(
+                f"Stream {stream.name!r} has a batch_size of {stream.batch_size}, which does not "
+                f"divide into train.gradient_accumulation = {gradient_accumulation} parts over "
+                f"{partitioner.num_data_shards} devices: make it a multiple of {parts}."
+            )
+
+
 def _check_codes(
     model: OFAConfig, settings: pretraining.PretrainingSettings, streams: Sequence[Stream]
 ) -> None:
@@ -236,10 +254,9 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
 
 # What a checkpoint's model may differ in without being another model.
 _TRAINING_FIELDS = {
-    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image"
-} | {
-    field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")
-}
+    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image", "remat",
+    *layout.LAYOUT_FIELDS,
+} | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
 
 
 def _check_initial(path: str, model: OFAConfig) -> None:
@@ -248,9 +265,8 @@ def _check_initial(path: str, model: OFAConfig) -> None:
         theirs = files.read(path).config
     else:
         checkpoints.find(path)
-        try:
-            theirs = checkpoints.read_model(path)
-        except FileNotFoundError:
+        theirs = _model_of(path)
+        if theirs is None:
             return
     wrong = [
         f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
@@ -271,6 +287,14 @@ def _check_initial(path: str, model: OFAConfig) -> None:
         )
 
 
+def _model_of(path: str) -> OFAConfig | None:
+    """What a checkpoint of ours is of, if it says so."""
+    try:
+        return checkpoints.read_model(path)
+    except FileNotFoundError:
+        return None
+
+
 def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
     """The state with the parameters and statistics of a checkpoint of ours or the original's."""
     given = flax.traverse_util.flatten_dict(new.variables)
@@ -280,13 +304,10 @@ def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
         {path: x for path, x in wanted.items() if path not in added}
     )
     if files.is_official(path):
-        variables = jax.tree.map(
-            lambda array, like: jax.make_array_from_callback(
-                array.shape, like.sharding, lambda index: array[index]
-            ),
-            from_fairseq(files.read(path).state_dict, model),
-            wanted,
-        )
+        variables = _placed(from_fairseq(files.read(path).state_dict, model), wanted)
+    elif (theirs := _model_of(path)) is not None and not layout.same_layout(theirs, model):
+        held = layout.convert(checkpoints.load_variables(path), theirs, model)
+        variables = _placed(held, wanted)
     else:
         variables = checkpoints.restore_variables(path, wanted)
     # What the checkpoint's model does not have keeps its new values.
@@ -297,6 +318,23 @@ def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
     if new.ema_params is not None:
         new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
     return new
+
+
+def _placed(arrays: Any, wanted: Any) -> Any:
+    """Arrays of this host, as global arrays of the wanted shardings."""
+    held, wanted = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (arrays, wanted))
+    for what, names in (("lacks", wanted.keys() - held), ("has", held.keys() - wanted)):
+        if names:
+            raise ValueError(
+                f"The initial checkpoint {what} {'/'.join(min(names))}"
+                f"{f' and {len(names) - 1} more' * (len(names) > 1)}, unlike this model."
+            )
+    return flax.traverse_util.unflatten_dict({
+        path: jax.make_array_from_callback(
+            array.shape, wanted[path].sharding, lambda index, array=array: array[index]
+        )
+        for path, array in held.items()
+    })
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import flax
 import numpy as np
 
-from ofa_jax.model import positions
+from ofa_jax.model import layout, positions
 from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 
 _TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
@@ -240,8 +240,8 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
         if key in state_dict and not np.array_equal(
                 np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])):
             raise ValueError(f"{key} differs from {_EMBEDDING}; OFA shares one embedding.")
-    return flax.traverse_util.unflatten_dict(
-        {entry.path: entry.ours(state_dict[entry.key]) for entry in entries})
+    return layout.from_plain(flax.traverse_util.unflatten_dict(
+        {entry.path: entry.ours(state_dict[entry.key]) for entry in entries}), config)
 
 
 def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.ndarray]:
@@ -264,8 +264,8 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
         raise ValueError(
             f"the original's layout has no place for what OFAConfig.{', '.join(added)} adds to the "
             "model: keep this checkpoint in our own layout.")
-    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(
-        flax.linen.meta.unbox(dict(variables))))
+    flat = flax.traverse_util.flatten_dict(layout.to_plain(flax.core.unfreeze(
+        flax.linen.meta.unbox(dict(variables))), config))
     entries = list(_entries(config))
     paths = {entry.path for entry in entries}
     missing, unknown = (sorted("/".join(p) for p in s)

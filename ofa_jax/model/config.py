@@ -17,6 +17,9 @@ PIXELS_PER_CODE = 8
 PATCH_STRIDE = 16
 """The three ResNet stages turn 16x16 pixels into one patch feature."""
 
+REMAT_POLICIES = ("none", "full", "dots", "weight_dots")
+"""Names of `OFAConfig.remat`; `layers.remat` says what each keeps."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OFAConfig:
@@ -61,6 +64,13 @@ class OFAConfig:
       pad_id: id of the padding token.
       dtype: what the layers compute in, "float32" or "bfloat16". Parameters, softmax,
         normalisation statistics and logits are float32 in both.
+      scan_layers: one program for all layers of a side, run in a loop: compiles in a fraction of
+        the time. Their parameters are stacked then, see `layout`; dropout draws other masks.
+      remat: what the backward pass computes again instead of keeping it: "none", "full" (only each
+        layer's input is kept), "dots" (products and convolutions are kept) or "weight_dots" (the
+        same without the products within attention).
+      vocab_multiple: the embedding has rows up to the next multiple, so that it can be split over
+        devices (59,457 is odd); nothing is ever predicted of the rows added.
     """
 
     vocab_size: int = 59457
@@ -108,13 +118,16 @@ class OFAConfig:
 
     pad_id: int = 1
     dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+    vocab_multiple: int = 1
 
     def __post_init__(self):
         # gin and json hand lists over; a tuple keeps the config hashable.
         object.__setattr__(self, "resnet_layers", tuple(self.resnet_layers))
         for name in ("vocab_size", "width", "ffn_width", "num_heads", "encoder_layers",
                      "decoder_layers", "resnet_width", "token_bucket_size", "image_bucket_size",
-                     "max_source_positions", "max_target_positions"):
+                     "max_source_positions", "max_target_positions", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"OFAConfig.{name} is {getattr(self, name)}; it must be at least "
                                  "1.")
@@ -144,6 +157,9 @@ class OFAConfig:
             raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"OFAConfig.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"OFAConfig.remat is {self.remat!r}; use one of "
+                             f"{', '.join(map(repr, REMAT_POLICIES))}.")
         for field in dataclasses.fields(self):
             if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
                 raise ValueError(f"OFAConfig.{field.name} is {getattr(self, field.name)}; a rate "
@@ -153,6 +169,11 @@ class OFAConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.width // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding, and width of the logits."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def attention_scale(self) -> float:

@@ -1,5 +1,6 @@
 """The small layers everything is built of: dense, normalisation, embedding table, drop path."""
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -102,6 +103,35 @@ class DropPath(nn.Module):
         keep = jax.random.bernoulli(
             self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)
+
+
+def remat(module: type[nn.Module], config, num_static: int = 1) -> type[nn.Module]:
+    """The module as `OFAConfig.remat` wants it; values and parameters are the same.
+
+    Args:
+      module: the class of a layer.
+      config: of the model.
+      num_static: how many of the last arguments of its `__call__` are plain Python values; `train`
+        is.
+    """
+    if config.remat == "none":
+        return module
+    policy = {"full": None, "dots": _is_product, "weight_dots": _is_product_with_weights}
+    arguments = len(inspect.signature(module.__call__).parameters)
+    return nn.remat(
+        module, policy=policy[config.remat],
+        static_argnums=tuple(range(arguments - num_static, arguments)))
+
+
+def _is_product(primitive, *_, **__) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def _is_product_with_weights(primitive, *_, **parameters) -> bool:
+    """Products of activations with each other, in attention, have batch axes; weights have none."""
+    if primitive.name == "dot_general":
+        return not any(parameters["dimension_numbers"][1])
+    return primitive.name == "conv_general_dilated"
 
 
 def linear_rates(last: float, layers: int) -> list[float]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import head_projection, score
+from ofa_jax.model.attention import MASKED_SCORE, head_projection, score
 from ofa_jax.model.checks import check_batch, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.layers import (
@@ -40,6 +40,7 @@ from ofa_jax.model.transformer import (
     EncoderPositions,
     PatchPositions,
     choose_rows,
+    run_layers,
 )
 
 Batch = Mapping[str, Any]
@@ -125,8 +126,8 @@ class Encoder(nn.Module):
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         where = EncoderPositions(
             score(query, key), tuple(picture.where for picture in reversed(pictures)), length)
-        for i, rate in enumerate(linear_rates(c.encoder_drop_path_rate, c.encoder_layers)):
-            x = EncoderLayer(c, name=f"layer_{i}")(x, where, mask, rate, train)
+        rates = linear_rates(c.encoder_drop_path_rate, c.encoder_layers)
+        x = run_layers(EncoderLayer, c, rates, x, where, mask, train=train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
 
     def _types(self) -> list[jax.Array | None]:
@@ -280,9 +281,9 @@ class Decoder(nn.Module):
         where = self._positions(embeddings, encoded, code_rows)
         causal = np.tril(np.ones((1, length, length), bool))
         self_mask = causal & (tokens != c.pad_id)[:, None, :]
-        for i, rate in enumerate(linear_rates(c.decoder_drop_path_rate, c.decoder_layers)):
-            x = DecoderLayer(c, name=f"layer_{i}")(
-                x, encoded.hidden, where, self_mask, encoded.mask, rate, train)
+        rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
+        x = run_layers(DecoderLayer, c, rates, x, encoded.hidden, where, self_mask, encoded.mask,
+                       train=train)
         return layer_norm(dtype, "final_norm")(x)
 
     def _positions(self, embeddings, encoded, code_rows) -> DecoderPositions:
@@ -315,7 +316,7 @@ class OFA(nn.Module):
 
     def setup(self):
         c = self.config
-        self.token_embedding = Table(c.vocab_size, c.width, ("vocab", "embed"))
+        self.token_embedding = Table(c.padded_vocab_size, c.width, ("vocab", "embed"))
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
 
@@ -362,6 +363,10 @@ class OFA(nn.Module):
                          decoder_code_mask, train)
         logits = jnp.einsum("btd,vd->btv", x, self.token_embedding().astype(x.dtype),
                             preferred_element_type=jnp.float32)
+        if logits.shape[-1] > self.config.vocab_size:
+            # Finite, so that sums and differences of what is never predicted stay numbers.
+            ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+            logits = jnp.where(ids < self.config.vocab_size, logits, MASKED_SCORE)
         return constrain(logits, "batch", "length", "vocab")
 
     def _embed(self, tokens: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.convolutions import convolution, max_pool, pointwise
-from ofa_jax.model.layers import DropPath, constrain, dtype_of, linear_rates
+from ofa_jax.model.layers import DropPath, constrain, dtype_of, linear_rates, remat
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
@@ -141,7 +141,7 @@ class ResNet(nn.Module):
             channels = c.resnet_width * 2**stage
             rates = linear_rates(c.resnet_drop_path_rate, blocks)
             for block in range(blocks):
-                x = Bottleneck(
+                x = remat(Bottleneck, c)(
                     c, x.shape[-1], channels, 2 if stage and not block else 1,
                     rates[block], name=f"stage_{stage + 1}_block_{block}")(x, train)
         return x

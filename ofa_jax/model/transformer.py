@@ -5,6 +5,9 @@ the same around a feed-forward layer that normalises after its activation
 (Shleifer et al. 2021, NormFormer). Decoder layers have cross-attention in between.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax
 import flax.linen as nn
 import jax
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 from ofa_jax.model import positions
 from ofa_jax.model.attention import Attention
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, layer_norm
+from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, layer_norm, remat
 
 
 @flax.struct.dataclass
@@ -178,6 +181,45 @@ class _Layer(nn.Module):
             x = x * factor.astype(x.dtype)
         x = self._join(x, branch, drop_path_rate, train)
         return Adapter(c, name="adapter")(x) if c.adapter_width else x
+
+
+def run_layers(
+    layer: type[_Layer],
+    config: OFAConfig,
+    drop_path_rates: Sequence[float],
+    x: jax.Array,
+    *inputs: Any,
+    train: bool,
+) -> jax.Array:
+    """Runs all layers of a side: one module `layer_<i>` each, or one `layers` in a scan.
+
+    Args:
+      layer: EncoderLayer or DecoderLayer.
+      config: whether to scan, and what to keep for the backward pass.
+      drop_path_rates: of each layer.
+      x: [B, L, d].
+      *inputs: what every layer gets between x and its rate.
+      train: whether dropout and stochastic depth are on.
+
+    Returns:
+      [B, L, d].
+    """
+    rates = jnp.asarray(drop_path_rates, jnp.float32) if any(drop_path_rates) else None
+    # In a scan the rate is an array, else a number that says at once whether anything is dropped.
+    layer = remat(layer, config, 1 if config.scan_layers and rates is not None else 2)
+    if not config.scan_layers:
+        for i, rate in enumerate(drop_path_rates):
+            x = layer(config, name=f"layer_{i}")(x, *inputs, rate, train)
+        return x
+
+    def step(module: _Layer, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+        return module(x, *inputs, 0.0 if rate is None else rate, train), None
+
+    scan = nn.scan(
+        step, variable_axes={"params": 0, "cache": 0}, length=len(drop_path_rates),
+        split_rngs={"params": True, "dropout": True},
+        metadata_params={nn.PARTITION_NAME: "layers"})
+    return scan(layer(config, name="layers"), x, rates)[0]
 
 
 class EncoderLayer(_Layer):

@@ -111,6 +111,7 @@ def token_losses(
     weights: jax.Array,
     config: LossConfig,
     mask: jax.Array | None = None,
+    vocab_size: int | None = None,
 ) -> TokenLosses:
     """The loss of every token.
 
@@ -119,15 +120,17 @@ def token_losses(
       targets: int32 [B, T] (or [2B, T]).
       weights: float32 of the same shape, each example's confidence; anything on padding.
       config: options; drop-worst is applied later, see `total`.
-      mask: bool [B, T, V], the ids that may be predicted at each place (an answer trie); None for
-        all.
+      mask: bool [B, T, V], the ids that may be predicted at each place (an answer trie), with or
+        without the rows added; None for all.
+      vocab_size: the first ids, those that there are; the model may have added rows to its
+        embedding. All of V when None.
 
     Returns:
       TokenLosses.
     """
     eps = config.label_smoothing
     scored = targets != config.pad_id
-    allowed, count = _allowed(logits.shape[-1], config, mask)
+    allowed, count = _allowed(logits.shape[-1], vocab_size or logits.shape[-1], config, mask)
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -159,13 +162,14 @@ def _encouragement(nll: jax.Array, weights: jax.Array, config: LossConfig) -> ja
     return weights * jnp.where(probability > end, beyond, inside)
 
 
-def _allowed(size: int, config: LossConfig, mask: jax.Array | None):
-    """Which ids may be predicted (None: all), and the divisor of eps."""
+def _allowed(rows: int, size: int, config: LossConfig, mask: jax.Array | None):
+    """Which of the rows may be predicted (None: all), and the divisor of eps."""
     if mask is not None:
-        return mask, mask.sum(-1) - 1 + 1e-6
+        added = [(0, 0)] * (mask.ndim - 1) + [(0, rows - mask.shape[-1])]
+        return jnp.pad(mask, added), mask.sum(-1) - 1 + 1e-6
+    ids = np.arange(rows)
     if config.constraint_range is None:
-        return None, size - 1
-    ids = np.arange(size)
+        return (None if rows == size else ids < size), size - 1
     start, end = config.constraint_range
     if end > size:
         raise ValueError(
@@ -251,6 +255,7 @@ def grouped_loss(
     groups: Mapping[str, str],
     config: LossConfig,
     update: jax.Array | int,
+    tokens: Mapping[str, jax.Array] | None = None,
 ) -> jax.Array:
     """The pretraining loss: each group's loss per token, added over the groups.
 
@@ -259,6 +264,8 @@ def grouped_loss(
       groups: stream name -> its group.
       config: options.
       update: number of updates made so far.
+      tokens: what each group is divided by, see `count_tokens`, where the streams are a part of the
+        batch; their own number of tokens when None.
 
     Returns:
       float32 scalar, in nats.
@@ -266,7 +273,29 @@ def grouped_loss(
     result = jnp.float32(0)
     for group in dict.fromkeys(groups[name] for name in streams):
         members = [losses for name, losses in streams.items() if groups[name] == group]
-        loss, _, tokens = total(members, config, update)
+        loss, _, number = total(members, config, update)
+        if tokens is not None:
+            number = tokens[group]
         # A group whose records were all bad has no token, and teaches nothing.
-        result += loss / jnp.maximum(tokens, 1)
+        result += loss / jnp.maximum(number, 1)
     return result
+
+
+def count_tokens(
+    targets: Mapping[str, jax.Array], groups: Mapping[str, str], config: LossConfig
+) -> dict[str, jax.Array]:
+    """How many tokens each group's loss is divided by, known before any loss is.
+
+    Args:
+      targets: stream name -> int32 [B, T], as the batch has them (R-Drop counts them twice).
+      groups: stream name -> its group.
+      config: options, without drop-worst: how many that leaves depends on the losses.
+
+    Returns:
+      Group -> float32 scalar.
+    """
+    counts: dict[str, jax.Array] = {}
+    for name, array in targets.items():
+        number = config.passes * (array != config.pad_id).sum()
+        counts[groups[name]] = counts.get(groups[name], 0) + number
+    return {group: number.astype(jnp.float32) for group, number in counts.items()}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -41,6 +42,7 @@ def make_train_step(
     groups: Mapping[str, str],
     num_tasks: int,
     seed: int,
+    gradient_accumulation: int = 1,
 ) -> Callable[[TrainState, Batches], tuple[TrainState, StepMetrics]]:
     """The training step, to be jitted by the caller with its state donated.
 
@@ -53,18 +55,30 @@ def make_train_step(
         goes on from the statistics that the one before left.
       num_tasks: K of `task_ids`.
       seed: of dropout and stochastic depth, with the step and the stream.
+      gradient_accumulation: into how many parts the batch is cut, one being computed after another
+        to need less memory. Loss and gradient are those of the whole batch: every part is divided
+        by the tokens of the whole. Only batch norm, unless frozen, sees each part by itself.
 
     Returns:
       (state, {stream: batch}) -> (state, StepMetrics). A step whose loss or gradient is not finite
       leaves parameters, statistics and moments as they were, and is counted.
-    """
 
+    Raises:
+      ValueError: for accumulation with an option that must see the whole batch.
+    """
+    if gradient_accumulation < 1:
+        raise ValueError(f"gradient_accumulation is {gradient_accumulation}; give at least 1.")
+    if gradient_accumulation > 1 and loss_config.drop_worst_ratio:
+        raise ValueError(
+            f"gradient_accumulation is {gradient_accumulation}, but LossConfig.drop_worst_ratio "
+            "ranks the tokens of the whole batch: set it to 1, or the ratio to 0."
+        )
     schedule = learning_rate_schedule(optimizer_config)
     learns = (optimizer_config.frozen, optimizer_config.trained)
 
-    def loss_of(params, batch_stats, batches: Batches, step):
+    def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
         params = trainable.stop_frozen(params, *learns)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(groups))
+        keys = jax.random.split(key, len(groups))
         per_stream, sums = {}, TaskSums.zeros(num_tasks)
         for name, key in zip(groups, keys, strict=True):
             batch = batches[name]
@@ -79,18 +93,48 @@ def make_train_step(
             )
             batch_stats = updates.get("batch_stats", batch_stats)
             targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-            tokens = losses.token_losses(logits, targets, weights, loss_config)
+            tokens = losses.token_losses(
+                logits, targets, weights, loss_config, vocab_size=model.config.vocab_size
+            )
             per_stream[name] = tokens
             # The weighted value over its weight: the log shows plain nats, at no second pass.
             plain = tokens.nll / jnp.where(weights > 0, weights, 1)
             sums += metrics.task_sums(plain, tokens.scored, batch["task_ids"], num_tasks)
-        loss = losses.grouped_loss(per_stream, groups, loss_config, step)
+        loss = losses.grouped_loss(per_stream, groups, loss_config, step, group_tokens)
         return loss, (batch_stats, sums)
 
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulated(state: TrainState, batches: Batches, key):
+        """What `gradient_of` returns, from one part of the batch after another."""
+        targets = {name: batches[name]["decoder_target_tokens"] for name in groups}
+        tokens = losses.count_tokens(targets, groups, loss_config)
+
+        def one(carry, part):
+            gradients, loss, sums, batch_stats = carry
+            batches, number = part
+            (part_loss, (batch_stats, part_sums)), part_gradients = gradient_of(
+                state.params, batch_stats, batches, state.step, jax.random.fold_in(key, number),
+                tokens,
+            )
+            gradients = jax.tree.map(jnp.add, gradients, part_gradients)
+            return (gradients, loss + part_loss, sums + part_sums, batch_stats), None
+
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        first = (nothing, jnp.float32(0), TaskSums.zeros(num_tasks), state.batch_stats)
+        parts = jax.tree.map(lambda x: _parts(x, gradient_accumulation), dict(batches))
+        numbers = jnp.arange(gradient_accumulation)
+        (gradients, loss, sums, batch_stats), _ = jax.lax.scan(one, first, (parts, numbers))
+        return (loss, (batch_stats, sums)), gradients
+
     def train_step(state: TrainState, batches: Batches) -> tuple[TrainState, StepMetrics]:
-        (loss, (batch_stats, sums)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, batches, state.step
-        )
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if gradient_accumulation > 1:
+            (loss, (batch_stats, sums)), gradients = accumulated(state, batches, key)
+        else:
+            (loss, (batch_stats, sums)), gradients = gradient_of(
+                state.params, state.batch_stats, batches, state.step, key
+            )
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -113,6 +157,13 @@ def make_train_step(
         return new_state, StepMetrics(loss, norm, rate, sums)
 
     return train_step
+
+
+def _parts(x: jax.Array, number: int) -> jax.Array:
+    """[B, ...] to [number, B / number, ...]; rows stay on their device."""
+    # Every number-th row: a part of neighbours would be on a part of the devices.
+    x = x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1)
+    return nn.with_logical_constraint(x, (None, "activation_batch"))
 
 
 def _averaged(params: Any, state: TrainState, config: OptimizerConfig) -> Any:

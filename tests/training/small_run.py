@@ -53,7 +53,9 @@ class Events:
         pass
 
 
-def make_parts(config=SMALL, loss=None, partitioner=None, groups=GROUPS, **options):
+def make_parts(
+    config=SMALL, loss=None, partitioner=None, groups=GROUPS, gradient_accumulation=1, **options
+):
     """(abstract state, function that makes a state, train step, eval step)."""
     model, loss = OFA(config), loss or LossConfig()
     optimizer_config = OptimizerConfig(1e-2, total_steps=100, warmup=0, **options)
@@ -61,7 +63,8 @@ def make_parts(config=SMALL, loss=None, partitioner=None, groups=GROUPS, **optio
     abstract = state.abstract_state(
         model, optimizer, partitioner or Partitioner(), optimizer_config.ema_decay is not None)
     train_step = step.make_train_step(
-        model, optimizer, optimizer_config, loss, groups, len(TASKS), seed=3)
+        model, optimizer, optimizer_config, loss, groups, len(TASKS), 3,
+        gradient_accumulation)
     eval_step = step.make_eval_step(model, len(TASKS))
     new_state = lambda: state.create_state(model, optimizer, abstract, 0)  # noqa: E731
     return abstract, new_state, train_step, eval_step

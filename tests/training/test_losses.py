@@ -177,3 +177,18 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_a_range_beyond_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="ends at 20, but the vocabulary has 11"):
         random_tokens(0, LossConfig(constraint_range=(5, 20)))
+
+
+@pytest.mark.parametrize("name", UNIT_CASES)
+def test_rows_added_to_the_vocabulary_change_nothing(unit, name):
+    logits, target = unit[f"{name}/logits"][:, None], unit[f"{name}/target"][:, None]
+    config = LossConfig(label_smoothing=0.1, **UNIT_CASES[name])
+    size, mask = logits.shape[-1], unit.get(f"{name}/mask")
+    mask = None if mask is None else jnp.asarray(mask)[:, None]
+    padded = np.pad(logits, ((0, 0), (0, 0), (0, 7)), constant_values=-1e30)
+    expected, actual = (
+        losses.total([losses.token_losses(
+            jnp.asarray(x), jnp.asarray(target, jnp.int32), jnp.ones((len(x), 1)), config, mask,
+            vocab_size=size)], config, 1)
+        for x in (logits, padded))
+    np.testing.assert_allclose(actual, expected, **RELATIVE)

@@ -143,3 +143,32 @@ def test_evaluation_sums_loss_and_right_tokens(pixels):
         right = (logits.argmax(-1) == targets)[rows][scored[rows]].sum()
         assert sums.correct[task] == 2 * right
         assert sums.tokens[task] == 2 * scored[rows].sum()
+
+
+def test_accumulated_parts_teach_what_the_whole_batch_teaches():
+    """Parts of unequal numbers of tokens: a mean of means would be another loss.
+
+    float32 sums in another order: 1e-5 of each array's largest value.
+    """
+    whole = {"pairs": stream_batch(0, 0, size=6), "text": stream_batch(1, 0, size=6)}
+    for k, batch in enumerate(whole.values()):
+        batch["decoder_target_tokens"][k : k + 3, 1:] = SMALL.pad_id
+    results = []
+    for parts in (1, 3):
+        _, new_state, train_step, _ = make_parts(
+            SHALLOW, LossConfig(label_smoothing=0.1), gradient_accumulation=parts)
+        results.append(jax.jit(train_step)(new_state(), whole))
+    (state, one), (accumulated_state, accumulated) = results
+    for name in ("loss", "gradient_norm", "tasks"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+            getattr(accumulated, name), getattr(one, name))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-6)),
+        accumulated_state.opt_state, state.opt_state)
+
+
+def test_accumulation_is_refused_where_the_whole_batch_must_be_seen():
+    with pytest.raises(ValueError, match="drop_worst_ratio ranks the tokens of the whole batch"):
+        make_parts(SHALLOW, LossConfig(drop_worst_ratio=0.2), gradient_accumulation=2)
