@@ -1,0 +1,122 @@
+"""How much arithmetic a step needs, from shapes alone: what MFU is measured against.
+
+Two operations per multiply-add of every matrix product and convolution, forward; a training step
+needs three times that (PaLM, Chowdhery et al. 2022, appendix B): as much again towards the weights
+and towards the inputs. Norms, softmax, look-ups, the optimiser and what is computed a second time
+to save memory are left out. A convolution counts the taps that see a pixel, not the padding.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ofa_jax.model import OFAConfig
+from ofa_jax.model.positions import patch_grid
+
+TRAINING_FACTOR = 3
+"""Forward, and backward towards weights and inputs."""
+
+
+def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]:
+    """Of one forward pass over the batch of one stream.
+
+    Args:
+      batch: arrays, or anything else with shapes, by the names that the model takes.
+      config: of the model.
+
+    Returns:
+      Part -> floating point operations: "resnet", "encoder", "decoder", "positions" (the absolute
+      biases) and "logits".
+    """
+    c, d = config, config.width
+    size, source = batch["encoder_input_tokens"].shape
+    target = batch["decoder_input_tokens"].shape[1]
+    resnet = patches = places = 0
+    sampled = False
+    for prefix in ("encoder_", "encoder_second_"):
+        if f"{prefix}images" not in batch:
+            continue
+        height, width = batch[f"{prefix}images"].shape[1:3]
+        resnet += size * resnet_flops(height, width, c)
+        number = math.prod(patch_grid(height, width))
+        places += number
+        if f"{prefix}patch_indices" in batch:
+            number, sampled = batch[f"{prefix}patch_indices"].shape[1], True
+        patches += number
+    length, places = patches + source, places + source
+
+    feed_forward = 4 * d * c.ffn_width + 4 * d * c.adapter_width
+    encoder = size * (
+        2 * patches * c.patch_channels * d
+        + c.encoder_layers * length * (8 * d * d + feed_forward + _attention(length, c))
+    )
+    cross = 4 * target * d * d + 4 * length * d * d + 4 * target * length * d
+    decoder = size * c.decoder_layers * (
+        target * (8 * d * d + feed_forward + _attention(target, c)) + cross)
+
+    # Rows of text alone, or of both kinds; once for all examples, unless they sampled patches.
+    kinds = 2 if "decoder_code_mask" in batch else 1
+    positions = 4 * places * d * d + (size if sampled else 1) * 2 * length * length * d
+    positions += kinds * (4 * target * d * d + 2 * target * target * d)
+    positions += kinds * 2 * target * d * d + 2 * places * d * d
+    positions += (size if sampled else kinds) * 2 * target * length * d
+    return {
+        "resnet": resnet,
+        "encoder": encoder,
+        "decoder": decoder,
+        "positions": positions,
+        "logits": 2 * size * target * d * c.vocab_size,
+    }
+
+
+def training_flops(
+    streams: Mapping[str, Mapping[str, Any]], config: OFAConfig, passes: int = 1
+) -> int:
+    """Of one training step over a batch of every stream.
+
+    Args:
+      streams: stream -> batch, see `forward_flops`.
+      config: of the model.
+      passes: 2 under R-Drop.
+    """
+    forward = sum(sum(forward_flops(batch, config).values()) for batch in streams.values())
+    return TRAINING_FACTOR * passes * forward
+
+
+def _attention(length: int, config: OFAConfig) -> int:
+    """Scores and mixing, for one query of a self-attention."""
+    return 4 * (length + config.prefix_length) * config.width
+
+
+def resnet_flops(height: int, width: int, config: OFAConfig) -> int:
+    """Of one image of so many pixels."""
+    shape, channels = (height, width), 3
+    total = 0
+
+    def convolution(shape, inputs, outputs, size, stride) -> tuple[int, int]:
+        nonlocal total
+        total += 2 * inputs * outputs * math.prod(_taps(n, size, stride) for n in shape)
+        return tuple(-(-n // stride) for n in shape)
+
+    shape = convolution(shape, channels, config.resnet_width, 7, 2)
+    shape, channels = tuple(-(-n // 2) for n in shape), config.resnet_width  # pooling
+    for stage, blocks in enumerate(config.resnet_layers):
+        inside = config.resnet_width * 2**stage
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            convolution(shape, channels, inside, 1, 1)
+            after = convolution(shape, inside, inside, 3, stride)
+            convolution(after, inside, 4 * inside, 1, 1)
+            if stride != 1 or channels != 4 * inside:
+                convolution(shape, channels, 4 * inside, 1, stride)
+            shape, channels = after, 4 * inside
+    return total
+
+
+def _taps(size: int, kernel: int, stride: int) -> int:
+    """Pairs of an output and a tap that see a value, along one axis padded by half the kernel."""
+    low = kernel // 2
+    return sum(
+        min(out * stride - low + kernel, size) - max(out * stride - low, 0)
+        for out in range(-(-size // stride))
+    )
