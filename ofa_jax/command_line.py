@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import gin
 
@@ -29,13 +29,20 @@ class _Parser(argparse.ArgumentParser):
         raise gin_check.ConfigError(message[0].upper() + message[1:] + ".")
 
 
-def parse_arguments(program: str, description: str, arguments: Sequence[str]) -> list[str]:
+def parse_arguments(
+    program: str,
+    description: str,
+    arguments: Sequence[str],
+    not_needed: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Reads the command line and configures gin with it.
 
     Args:
       program: how the command is called, for the usage line.
       description: one paragraph for `--help`.
       arguments: the command line without the program; `configurables.register` was called.
+      not_needed: macros that this program does not read, so that they may be left required -> what
+        to set them to.
 
     Returns:
       The gin files that were read, as given (for the log).
@@ -84,7 +91,9 @@ def parse_arguments(program: str, description: str, arguments: Sequence[str]) ->
     search_paths += [".", str(_ROOT)]
 
     files = [gin_check.find_file(name, search_paths) for name in options.gin_file]
-    gin_check.check(files, bindings, search_paths, gin.get_configurable, configurables.names)
+    gin_check.check(files, bindings, search_paths, gin.get_configurable, configurables.names,
+                    not_needed or {})
+    bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
     for path in search_paths:
         gin.add_config_file_search_path(path)
     gin.parse_config_files_and_bindings([str(path) for path in files], bindings)

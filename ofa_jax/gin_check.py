@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gin import config_parser
@@ -147,6 +147,7 @@ def check(
     search_paths: Sequence[str],
     lookup: Callable[[str], Any],
     names: Callable[[], Iterable[str]],
+    not_needed: Collection[str] = (),
 ) -> None:
     """Checks every name in gin files and command line bindings.
 
@@ -156,6 +157,7 @@ def check(
       search_paths: where `include` statements are looked up.
       lookup: configurable name -> the function or class (raises ValueError when unknown).
       names: the names of all configurables, for suggestions.
+      not_needed: macros that may be left `%gin.REQUIRED`.
 
     Raises:
       ConfigError: an unknown configurable, parameter or macro; a macro that nothing uses but
@@ -172,7 +174,7 @@ def check(
             else:
                 found.append(statement)
     _check_configurables(found, lookup, names)
-    _check_macros(found)
+    _check_macros(found, not_needed)
 
 
 def _import(statement: config_parser.ImportStatement) -> None:
@@ -213,7 +215,7 @@ def _check_configurables(
             )
 
 
-def _check_macros(found: Sequence[_Binding]) -> None:
+def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> None:
     # The last binding of a name counts, as in gin.
     final = {binding.key: binding for binding in found}
     macros = {key: binding for key, binding in final.items() if not binding.parameter}
@@ -237,7 +239,8 @@ def _check_macros(found: Sequence[_Binding]) -> None:
         if hint := nearest(name, used):
             raise ConfigError(f"{name} is set ({binding.where}) but nothing uses it.{hint}")
     for binding in final.values():
-        if isinstance(binding.value, _Macro) and binding.value.name == REQUIRED:
+        left_open = isinstance(binding.value, _Macro) and binding.value.name == REQUIRED
+        if left_open and binding.key not in not_needed:
             raise ConfigError(
                 f"{binding.key} is required ({binding.where}): "
                 f"set it with --gin.{binding.key}=VALUE or in a gin file that is read later."

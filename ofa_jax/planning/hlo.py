@@ -95,7 +95,8 @@ class Collective:
       bytes: of its result on one device (of its operand, for a reduce-scatter).
       wire_bytes: sent by one device, by ring algorithms.
       times: how often it runs in a step.
-      groups: [number, size] of device positions within the program; None for pairs.
+      groups: [number, size] of device positions within the program, [sender, receiver] for a
+        collective-permute; None where they cannot be read.
       arrays: its results.
       source: where in the Python program it comes from.
     """
@@ -369,7 +370,8 @@ def _groups(attributes: str) -> np.ndarray | None:
     Three notations: {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0), a transposed iota; and
     mesh['a'=4,'b'=2] {'b'}, groups along named axes of a mesh of positions.
     """
-    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
+    if found := re.search(
+            r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes):
         rows = [[int(n) for n in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", found[1])]
         return np.array(rows) if len(set(map(len, rows))) == 1 else None
     if found := re.search(

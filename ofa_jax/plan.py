@@ -1,0 +1,326 @@
+"""What a run would need and cost on a pod, without the pod.
+
+    python -m ofa_jax.plan --gin_file=gin_configs/models/base.gin \\
+      --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 [--slices=2] [--json] [--sweep]
+
+Compiles the real training step for the chips of --topology (v2 to v6e, tpu7x; a shape like 4x4 or
+4x4x8) with libtpu, and reads memory, arithmetic, exchanges and a roofline from the program. No
+data set and no vocabulary is opened: --vocab_size says how many ids there are (the published
+59457). --sweep tries meshes, remat and accumulation, and ranks what fits. Exit code 3: it does not
+fit; the report says what would make it fit.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# libtpu must neither look for hardware nor be kept to one process. Read when jax loads it.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import gin  # noqa: E402
+import jax  # noqa: E402
+from absl import logging  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+from ofa_jax import command_line, configurables, train  # noqa: E402
+from ofa_jax.data import features  # noqa: E402
+from ofa_jax.data.features import Stream  # noqa: E402
+from ofa_jax.model import OFA, OFAConfig  # noqa: E402
+from ofa_jax.partitioning import Partitioner  # noqa: E402
+from ofa_jax.planning import cost, report  # noqa: E402
+from ofa_jax.planning.chips import Chip, parse_topology  # noqa: E402
+from ofa_jax.planning.hlo import Program  # noqa: E402
+from ofa_jax.training import state, step  # noqa: E402
+from ofa_jax.training.flops import training_flops  # noqa: E402
+from ofa_jax.training.losses import LossConfig  # noqa: E402
+from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+
+DOES_NOT_FIT = 3
+_NUM_TASKS = 8
+# What only the data would be needed for.
+_NOT_NEEDED = {
+    "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "MIXTURE_OR_TASK_NAME": "not opened",
+    "MIXTURE_OR_TASK_MODULE": None,
+}
+_UNUSED = {"model_dir": "", "settings": None, "mixture_or_task_module": None,
+           "initial_checkpoint_path": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What of a run decides its cost; the fields are parameters of `train`."""
+
+    model: OFAConfig
+    streams: Sequence[Stream]
+    optimizer: OptimizerConfig
+    loss: LossConfig | None
+    partitioner: Partitioner
+    gradient_accumulation: int
+
+
+def plan(parts: Parts, chip: Chip, topology: str, slices: int) -> dict[str, Any]:
+    """Compiles the step and says what it costs; see `report.text` for the result's entries.
+
+    Args:
+      parts: of the run, on the mesh of the topology's devices.
+      chip: of the topology.
+      topology, slices: as on the command line.
+
+    Raises:
+      ValueError: a batch that does not divide.
+    """
+    model, partitioner = parts.model, parts.partitioner
+    if "resnet" in parts.optimizer.frozen or "encoder" in parts.optimizer.frozen:
+        model = model.replace(freeze_batch_norm=True)
+    network, optimizer = OFA(model), make_optimizer(parts.optimizer)
+    loss = parts.loss or LossConfig(pad_id=model.pad_id)
+    ema = parts.optimizer.ema_decay is not None
+    abstract = state.abstract_state(network, optimizer, partitioner, ema)
+    batches = {stream.name: _abstract_batch(stream, parts) for stream in parts.streams}
+    groups = {stream.name: stream.loss_group for stream in parts.streams}
+    train_step = step.make_train_step(
+        network, optimizer, parts.optimizer, loss, groups, _NUM_TASKS, 0,
+        parts.gradient_accumulation)
+    num_devices, model_flops = partitioner.mesh.size, training_flops(batches, model, loss.passes)
+    result: dict[str, Any] = {
+        "topology": topology,
+        "slices": slices,
+        "chips": num_devices // chip.devices,
+        "devices": num_devices,
+        "mesh": dict(partitioner.mesh.shape),
+        "model": {
+            "parameters": sum(x.size for x in jax.tree.leaves(abstract.params)),
+            "vocab_size": model.vocab_size, "dtype": model.dtype, "remat": model.remat,
+            "scan_layers": model.scan_layers},
+        "batch": {stream.name: stream.batch_size for stream in parts.streams},
+        "gradient_accumulation": parts.gradient_accumulation,
+    }
+    kinds = {"parameters": (abstract.params, abstract.batch_stats),
+             "optimizer": abstract.opt_state, "average": abstract.ema_params}
+    capacity = chip.hbm_bytes / chip.devices
+    started = time.perf_counter()
+    with partitioner.active():
+        lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+                raise
+            needed = _needed(str(error))
+            result["fits"] = False
+            result["memory"] = {
+                name: cost.bytes_per_device(tree) for name, tree in kinds.items()
+            } | {"batch": cost.bytes_per_device(batches), "peak": needed, "capacity": capacity}
+            result["compiler"] = _first_line(str(error))
+    result["compile_seconds"] = time.perf_counter() - started
+    if "fits" not in result:
+        program = Program(compiled.as_text())
+        result["memory"] = cost.memory(compiled, kinds, batches) | {"capacity": capacity}
+        result["fits"] = result["memory"]["peak"] <= capacity
+        flops = program.flops()
+        result["flops"] = {"model": model_flops, "per_device": flops,
+                           "ratio": flops * num_devices / model_flops}
+        sent = cost.exchanges(program, partitioner.mesh, chip)
+        result["exchanges"] = [dataclasses.asdict(exchange) for exchange in sent]
+        result["roofline"] = dataclasses.asdict(cost.roofline(
+            flops, program.hbm_bytes(), sent, chip, num_devices, model_flops,
+            sum(stream.batch_size for stream in parts.streams)))
+    result["advice"] = [] if result["fits"] else _advice(result, parts)
+    return result
+
+
+def _abstract_batch(stream: Stream, parts: Parts) -> dict[str, jax.ShapeDtypeStruct]:
+    shards = parts.partitioner.num_data_shards * parts.gradient_accumulation
+    if stream.batch_size % shards:
+        raise ValueError(
+            f"Stream {stream.name!r} has a batch_size of {stream.batch_size}, which does not "
+            f"divide over {parts.partitioner.num_data_shards} devices of the axes data and fsdp "
+            f"with train.gradient_accumulation = {parts.gradient_accumulation}: make it a "
+            f"multiple of {shards}, or use Partitioner.tensor.")
+    return {
+        name: jax.ShapeDtypeStruct(
+            (stream.batch_size, *array.shape), array.dtype,
+            sharding=parts.partitioner.batch_sharding)
+        for name, array in features.empty_features(stream, 0).items()
+    }
+
+
+def _needed(message: str) -> float | None:
+    """Bytes that the compiler says it would need, e.g. "Used 20.51G of 15.75G hbm"."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
+    return float(found[1]) * 1024 ** " KMGT".index(found[2]) if found else None
+
+
+def _first_line(message: str) -> str:
+    return next((line for line in message.splitlines() if line.strip()), "")[:300]
+
+
+def _advice(result: Mapping[str, Any], parts: Parts) -> list[str]:
+    """What would make it fit, the cheapest first."""
+    advice, memory = [], result["memory"]
+    capacity, model = memory["capacity"], parts.model
+    held = sum(memory[name] for name in ("parameters", "optimizer", "average"))
+    if held > 0.3 * capacity and parts.partitioner.fsdp == 1:
+        advice.append(
+            f"parameters and moments take {held / 1e9:.1f} GB on each device: split them with "
+            "--gin_file=gin_configs/partitioning/fsdp.gin")
+    if model.dtype == "float32":
+        advice.append("--gin.model_config.dtype=\"'bfloat16'\" halves the activations")
+    if model.remat != "full":
+        better = "weight_dots" if model.remat in ("none", "dots") else "full"
+        advice.append(f"--gin.model_config.remat=\"'{better}'\" keeps fewer activations, and "
+                      "computes them a second time")
+    shards = parts.partitioner.num_data_shards
+    factor = (memory["peak"] or 2 * capacity) - held
+    factor = max(2, factor / max(capacity - held, 0.1 * capacity))
+    divides = [k for k in range(2, 65) if k >= factor and all(
+        stream.batch_size % (k * shards) == 0 for stream in parts.streams)]
+    if divides and held < capacity:
+        k = divides[0] * parts.gradient_accumulation
+        advice.append(f"--gin.train.gradient_accumulation={k} computes {k} parts of the batch one "
+                      "after another (about; batch norm then sees each part by itself)")
+    advice.append("more chips, or a smaller batch_size of the streams")
+    return advice
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+class _Devices(tuple):
+    """gin copies what is bound to it, and devices cannot be copied."""
+
+    def __deepcopy__(self, memo: Any) -> "_Devices":
+        return self
+
+
+def _collect(**arguments: Any) -> Parts:
+    """Stands in for `train`: keeps what a plan needs of what the gin files bind."""
+    defaults = {name: p.default for name, p in inspect.signature(train.prepare).parameters.items()}
+    chosen = defaults | arguments
+    return Parts(**{field.name: chosen[field.name] for field in dataclasses.fields(Parts)})
+
+
+def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
+    """Devices that exist only as a description.
+
+    Raises:
+      ImportError, ValueError: libtpu is missing, or knows no such topology.
+    """
+    if chip.name == "h100":
+        raise ValueError("--topology=h100 is not built yet: plans are for TPUs.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            "Compiling for a TPU needs libtpu, which runs without one: `pip install --no-deps -r "
+            "requirements-aot.txt`.")
+    options = {"num_slices": slices} if slices > 1 else {}
+    if chip.name == "v4":
+        options["chip_config_name"] = "megacore"
+    try:
+        described = topologies.get_topology_desc(
+            topology_name=f"{chip.name}:{shape}", platform="tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"libtpu knows no topology {chip.name}:{shape}: {_first_line(str(error))}") from error
+    return list(described.devices)
+
+
+def _sweep(parts: Parts) -> Iterator[Parts]:
+    """Meshes, then what saves memory, over the run as it is configured."""
+    original, devices = parts.partitioner, parts.partitioner.mesh.size // parts.partitioner.slices
+    meshes = [(-1, 1, 1), (1, -1, 1)]
+    meshes += [(1, -1, tensor) for tensor in (2, 4) if devices % tensor == 0]
+    for data, fsdp, tensor in meshes:
+        mesh = dataclasses.replace(original, data=data, fsdp=fsdp, tensor=tensor)
+        for remat in dict.fromkeys((parts.model.remat, "weight_dots", "full")):
+            for accumulation in (1, 2, 4):
+                if all(s.batch_size % (accumulation * mesh.num_data_shards) == 0
+                       for s in parts.streams):
+                    yield dataclasses.replace(
+                        parts, partitioner=mesh, model=parts.model.replace(remat=remat),
+                        gradient_accumulation=accumulation)
+
+
+def _run_sweep(parts: Parts, *arguments: Any) -> list[dict[str, Any]]:
+    """Plans each; of a mesh and a remat, more accumulation only where less did not fit."""
+    plans: list[dict[str, Any]] = []
+    done = set()
+    for candidate in _sweep(parts):
+        mesh = tuple(candidate.partitioner.mesh.shape.values())
+        if mesh in done:
+            continue
+        result = plan(candidate, *arguments)
+        plans.append(result)
+        print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr)
+        if result["fits"]:
+            done.add(mesh)
+    return plans
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line `arguments` (without the program)."""
+    logging.set_verbosity(logging.ERROR)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--topology", default="")
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--vocab_size", type=int)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
+    own, rest = parser.parse_known_args(arguments)
+    with command_line.user_errors():
+        prepare = functools.wraps(train.prepare)(_collect)
+        configurables.register({"train": prepare, "model_config": train.model_config})
+        command_line.parse_arguments("python -m ofa_jax.plan", __doc__ or "", rest, _NOT_NEEDED)
+        if not own.topology:
+            raise ValueError("No topology given: add --topology=v5e:16x16, for example.")
+        chip, shape = parse_topology(own.topology)
+        devices = _topology_devices(chip, shape, own.slices)
+        parts = _configured(devices, own.slices, own.vocab_size)
+    # A program for other chips cannot be read back from the cache, which would warn.
+    jax.config.update("jax_enable_compilation_cache", False)
+    with command_line.user_errors() if not own.sweep else contextlib.nullcontext():
+        if own.sweep:
+            plans = _run_sweep(parts, chip, own.topology, own.slices)
+            print(json.dumps(plans) if own.json else report.table(plans))
+            fits = any(result["fits"] for result in plans)
+        else:
+            result = plan(parts, chip, own.topology, own.slices)
+            print(json.dumps(result) if own.json else report.text(result))
+            fits = result["fits"]
+    sys.exit(0 if fits else DOES_NOT_FIT)
+
+
+def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> Parts:
+    """What the gin files say, on these devices, without what belongs to data."""
+    with gin.unlock_config():
+        for name, value in _UNUSED.items():
+            gin.bind_parameter(f"train.{name}", value)
+        gin.bind_parameter("Partitioner.devices", _Devices(devices))
+        gin.bind_parameter("Partitioner.slices", slices)
+    parts = gin.get_configurable("train")()
+    if not parts.streams:
+        raise ValueError("train.streams is empty: give at least one Stream.")
+    model = parts.model
+    if vocab_size is not None:
+        model = model.replace(vocab_size=vocab_size)
+    partitioner = parts.partitioner or Partitioner(slices=slices, devices=tuple(devices))
+    return dataclasses.replace(parts, model=model, partitioner=partitioner)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,159 @@
+"""From a compiled step to what it costs: memory by kind, traffic by mesh axis, a roofline."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ofa_jax.planning.chips import Chip
+from ofa_jax.planning.hlo import Collective, Program
+
+NETWORK = "between slices"
+"""Beside the mesh axes, the medium of what crosses slices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """All collectives of one kind along the same mesh axes.
+
+    Attributes:
+      kind: "all-reduce" ...
+      axes: "data", "fsdp+tensor" ...
+      count: how many run in a step.
+      bytes: of their results on one device.
+      wire_bytes: that one device sends.
+      seconds: to send them, at the published bandwidth.
+      crosses_slices: whether they go over the data-centre network.
+    """
+
+    kind: str
+    axes: str
+    count: float
+    bytes: float
+    wire_bytes: float
+    seconds: float
+    crosses_slices: bool
+
+
+def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
+    """The program's collectives by kind and mesh axes, the longest first."""
+    sums: dict[tuple[str, str, bool], np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
+    for collective in program.collectives():
+        axes, slices, share = _placement(collective, mesh, chip)
+        wire, bandwidth = collective.wire_bytes, chip.interconnect * share / chip.devices
+        if slices > 1:
+            # Within a slice first; what remains is one part of each chip.
+            inner = max(collective.groups.shape[1] // slices, 1)
+            wire, bandwidth = wire / inner, chip.network / chip.devices
+        sums[collective.kind, axes, slices > 1] += np.array(
+            [1, collective.bytes, wire, wire / bandwidth]) * collective.times
+    found = [Exchange(kind, axes, *map(float, values), crosses)
+             for (kind, axes, crosses), values in sums.items()]
+    return sorted(found, key=lambda exchange: -exchange.seconds)
+
+
+def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int, float]:
+    """(mesh axes, number of slices, share of a chip's links) of a collective."""
+    if collective.groups is None:
+        return "?", 1, 1.0
+    sizes = tuple(mesh.shape.values())
+    groups = collective.groups
+    if collective.kind == "collective-permute":
+        groups = groups[groups[:, 0] != groups[:, 1]][:1]
+        if not len(groups):
+            return "itself", 1, 1.0
+    places = np.stack(np.unravel_index(groups[0], sizes))
+    axes = "+".join(
+        name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place)) > 1)
+    devices = mesh.devices.reshape(-1)[groups[0]]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if chip.torus_dimensions == 1:
+        return axes, slices, 1.0
+    coords = np.array([device.coords for device in devices])
+    spanned = sum(len(set(line)) > 1 for line in coords.T)
+    return axes, slices, max(spanned, 1) / chip.torus_dimensions
+
+
+def bytes_per_device(tree: Any) -> float:
+    """Of arrays as they are split over the mesh.
+
+    Args:
+      tree: of jax.ShapeDtypeStruct with shardings.
+    """
+    return float(sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """How long a step takes at least, were each thing the only one; an estimate.
+
+    Attributes:
+      compute, memory, interconnect, network: seconds; the last two of what is sent within a slice
+        and between slices.
+      binds: the name of the longest.
+      step_seconds: the longest, as if all the others ran at the same time.
+      mfu: upper bound on the model FLOPs utilisation.
+      examples_per_second: upper bound.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+    network: float
+    binds: str
+    step_seconds: float
+    mfu: float
+    examples_per_second: float
+
+
+def roofline(
+    flops: float, hbm_bytes: float, sent: list[Exchange], chip: Chip, num_devices: int,
+    model_flops: float, examples: int,
+) -> Roofline:
+    """Estimates a step.
+
+    Args:
+      flops, hbm_bytes: of one device.
+      sent: of `exchanges`.
+      chip: whose figures to use.
+      num_devices: of the whole mesh.
+      model_flops: of the whole step, see `ofa_jax.training.flops`.
+      examples: of the whole step.
+    """
+    seconds = {
+        "compute": flops / (chip.flops / chip.devices),
+        "memory": hbm_bytes / (chip.hbm_bandwidth / chip.devices),
+        "interconnect": sum(e.seconds for e in sent if not e.crosses_slices),
+        "network": sum(e.seconds for e in sent if e.crosses_slices),
+    }
+    binds = max(seconds, key=seconds.get)
+    step = seconds[binds]
+    peak = num_devices * chip.flops / chip.devices
+    return Roofline(**seconds, binds=binds, step_seconds=step, mfu=model_flops / (step * peak),
+                    examples_per_second=examples / step)
+
+
+def memory(compiled: Any, state: Mapping[str, Any], batches: Any) -> dict[str, float]:
+    """Bytes of one device, by kind; "peak" is their sum.
+
+    Args:
+      compiled: of the step, whose state is donated.
+      state: kind -> the arrays of the training state.
+      batches: the step's other argument.
+    """
+    stats = compiled.memory_analysis()
+    kinds = {name: bytes_per_device(tree) for name, tree in state.items()}
+    kinds["batch"] = bytes_per_device(batches)
+    known = sum(kinds.values())
+    kinds["activations"] = float(
+        stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes - known)
+    kinds["program"] = float(stats.generated_code_size_in_bytes)
+    return kinds | {"peak": sum(kinds.values())}
