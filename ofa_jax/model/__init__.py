@@ -28,7 +28,7 @@ Logical axes of parameters:
     types      rows of the type embedding
     conv_height, conv_width, conv_in, conv_out    ResNet kernels; its norms are conv_out
     norm       scales and biases of LayerNorms, and biases over the model width
-    layers     the layers of a side, where they are stacked (`OFAConfig.scan_layers`)
+    layers     layers or blocks that are stacked (`OFAConfig.scan_layers`)
 Logical axes of activations:
     activation_batch, activation_length, activation_embed, activation_heads, activation_kv,
     activation_mlp, activation_vocab, activation_height, activation_width, activation_channels

@@ -64,8 +64,9 @@ class OFAConfig:
       pad_id: id of the padding token.
       dtype: what the layers compute in, "float32" or "bfloat16". Parameters, softmax,
         normalisation statistics and logits are float32 in both.
-      scan_layers: one program for all layers of a side, run in a loop: compiles in a fraction of
-        the time. Their parameters are stacked then, see `layout`; dropout draws other masks.
+      scan_layers: one program for all layers of a side, and for all like blocks of a ResNet stage,
+        run in a loop: compiles in a fraction of the time. Their parameters are stacked then, see
+        `layout`; dropout draws other masks.
       remat: what the backward pass computes again instead of keeping it: "none", "full" (only each
         layer's input is kept), "dots" (products and convolutions are kept) or "weight_dots" (the
         same without the products within attention).

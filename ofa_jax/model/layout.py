@@ -1,6 +1,7 @@
 """Two options change how parameters are laid out, and nothing else; here is the way between.
 
-    scan_layers      encoder/layer_0 ... layer_<n-1>  <->  encoder/layers, stacked on a first axis
+    scan_layers      encoder/layer_0 ... layer_<n-1>  <->  encoder/layers, stacked on a first axis;
+                     resnet/stage_1_block_1 ...       <->  resnet/stage_1_blocks, likewise
     vocab_multiple   the embedding's rows             <->  the same and zeros that nothing reads
 
 *Plain* is the layout without either: that of checkpoints of others, and of a default `OFAConfig`.
@@ -17,7 +18,6 @@ import numpy as np
 
 from ofa_jax.model.config import OFAConfig
 
-_STACKED = "layers"
 _EMBEDDING = ("token_embedding", "embedding")
 
 LAYOUT_FIELDS = ("scan_layers", "vocab_multiple")
@@ -37,12 +37,13 @@ def to_plain(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, Any]:
       config: what they are of.
     """
     flat = flax.traverse_util.flatten_dict(dict(variables))
+    places = {stacked: single for single, stacked in _places(config).items()}
     plain = {}
     for path, leaf in flat.items():
-        place = _side(path)
-        if config.scan_layers and place and path[place] == _STACKED:
-            for i in range(_num_layers(path, config)):
-                plain[(*path[:place], f"layer_{i}", *path[place + 1 :])] = leaf[i]
+        depth = next((n for n in (3, 4) if path[1:n] in places), None)
+        if depth:
+            for i, single in enumerate(places[path[1:depth]]):
+                plain[(path[0], *single, *path[depth:])] = leaf[i]
         elif path[1:] == _EMBEDDING:
             plain[path] = leaf[: config.vocab_size]
         else:
@@ -58,17 +59,18 @@ def from_plain(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, Any
       config: what they shall be of.
     """
     flat = flax.traverse_util.flatten_dict(dict(variables))
+    places = {}
+    for singles, stacked in _places(config).items():
+        places |= {single: (singles, stacked) for single in singles}
     result = {}
     for path, leaf in flat.items():
-        place = _side(path)
-        if config.scan_layers and place and path[place].startswith("layer_"):
-            if path[place] == "layer_0":
-                parts = [
-                    flat[(*path[:place], f"layer_{i}", *path[place + 1 :])]
-                    for i in range(_num_layers(path, config))
-                ]
+        depth = next((n for n in (3, 4) if path[1:n] in places), None)
+        if depth:
+            singles, stacked = places[path[1:depth]]
+            if path[1:depth] == singles[0]:
+                parts = [flat[(path[0], *single, *path[depth:])] for single in singles]
                 stack = np.stack if isinstance(leaf, np.ndarray) else jnp.stack
-                result[(*path[:place], _STACKED, *path[place + 1 :])] = stack(parts)
+                result[(path[0], *stacked, *path[depth:])] = stack(parts)
         elif path[1:] == _EMBEDDING:
             pad = np.pad if isinstance(leaf, np.ndarray) else jnp.pad
             result[path] = pad(leaf, ((0, config.padded_vocab_size - len(leaf)), (0, 0)))
@@ -87,10 +89,17 @@ def convert_shapes(variables: Any, theirs: OFAConfig, ours: OFAConfig) -> Any:
     return jax.eval_shape(lambda tree: convert(tree, theirs, ours), variables)
 
 
-def _side(path: tuple[str, ...]) -> int | None:
-    """Where in a path the layer stands: collection / encoder or decoder / layer / ..."""
-    return 2 if len(path) > 3 and path[1] in ("encoder", "decoder") else None
-
-
-def _num_layers(path: tuple[str, ...], config: OFAConfig) -> int:
-    return config.encoder_layers if path[1] == "encoder" else config.decoder_layers
+def _places(config: OFAConfig) -> dict[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Modules that are stacked, within a collection -> the module of their stack."""
+    if not config.scan_layers:
+        return {}
+    places = {}
+    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        places[tuple((side, f"layer_{i}") for i in range(layers))] = (side, "layers")
+    for stage, blocks in enumerate(config.resnet_layers, 1):
+        if blocks > 1:
+            # The first has another stride and a shortcut of its own.
+            root = ("encoder", "resnet")
+            places[tuple((*root, f"stage_{stage}_block_{i}") for i in range(1, blocks))] = (
+                *root, f"stage_{stage}_blocks")
+    return places

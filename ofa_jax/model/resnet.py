@@ -97,18 +97,21 @@ class Bottleneck(nn.Module):
     Attributes:
       in_channels, channels: input width; width inside. The output is `4 * channels` wide.
       stride: of the 3x3 convolution.
-      drop_path_rate: stochastic depth of this block.
     """
 
     config: OFAConfig
     in_channels: int
     channels: int
     stride: int
-    drop_path_rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, in_channels] to [N, H/stride, W/stride, 4 * channels]."""
+    def __call__(
+        self, x: jax.Array, drop_path_rate: float | jax.Array, train: bool
+    ) -> jax.Array:
+        """[N, H, W, in_channels] to [N, H/stride, W/stride, 4 * channels].
+
+        `drop_path_rate` is the stochastic depth of this block.
+        """
         c, dtype, out = self.config, dtype_of(self.config), 4 * self.channels
 
         def conv_norm(x, name, width, size, stride):
@@ -120,7 +123,7 @@ class Bottleneck(nn.Module):
         y = conv_norm(y, "3", out, 1, 1)
         if self.stride != 1 or self.in_channels != out:
             x = conv_norm(x, "shortcut", out, 1, self.stride)
-        y = DropPath()(y, self.drop_path_rate, train)
+        y = DropPath()(y, drop_path_rate, train)
         return constrain(nn.relu(x + y), "batch", "height", "width", "channels")
 
 
@@ -140,11 +143,28 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(c.resnet_layers):
             channels = c.resnet_width * 2**stage
             rates = linear_rates(c.resnet_drop_path_rate, blocks)
-            for block in range(blocks):
-                x = remat(Bottleneck, c)(
+            for block in range(1 if c.scan_layers else blocks):
+                x = remat(Bottleneck, c, 2)(
                     c, x.shape[-1], channels, 2 if stage and not block else 1,
-                    rates[block], name=f"stage_{stage + 1}_block_{block}")(x, train)
+                    name=f"stage_{stage + 1}_block_{block}")(x, rates[block], train)
+            if c.scan_layers and blocks > 1:
+                x = self._scanned(x, channels, rates[1:], f"stage_{stage + 1}_blocks", train)
         return x
+
+    def _scanned(self, x, channels, rates, name, train) -> jax.Array:
+        """All blocks of a stage but its first: they are alike."""
+        dropped = any(rates)
+        block = remat(Bottleneck, self.config, 1 if dropped else 2)(
+            self.config, x.shape[-1], channels, 1, name=name)
+
+        def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
+            return module(x, 0.0 if rate is None else rate, train), None
+
+        scan = nn.scan(
+            step, variable_axes={"params": 0, "batch_stats": 0}, length=len(rates),
+            split_rngs={"params": True, "dropout": True},
+            metadata_params={nn.PARTITION_NAME: "layers"})
+        return scan(block, x, jnp.asarray(rates, jnp.float32) if dropped else None)[0]
 
 
 def normalise_images(images: jax.Array, blank_boxes: jax.Array | None = None) -> jax.Array:

@@ -16,6 +16,7 @@ from small_model import SMALL, random_batch
 from ofa_jax.interop import from_fairseq, to_fairseq
 from ofa_jax.model import OFA, OFAConfig, layout
 
+BLOCKS = SMALL.replace(resnet_layers=(1, 3, 2))
 BATCH = random_batch(pixels=32)
 TEXT = random_batch(pixels=0, codes=False)
 # The ResNet compiles slowly, and only remat has to do with it.
@@ -24,6 +25,7 @@ OPTIONS = [
     ("text", dict(scan_layers=True, remat="weight_dots", vocab_multiple=64)),
     ("text", dict(remat="full")),
     pytest.param("images", dict(remat="dots", vocab_multiple=8), marks=pytest.mark.slow),
+    pytest.param("images", dict(remat="full", scan_layers=True), marks=pytest.mark.slow),
 ]
 
 
@@ -31,7 +33,7 @@ OPTIONS = [
 def plain_variables():
     from official_model import random_variables
 
-    return random_variables()
+    return random_variables(BLOCKS)
 
 
 @functools.cache
@@ -65,32 +67,32 @@ def assert_close(actual, expected, tolerance=1e-5):
 def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
     kind, options, plain_variables
 ):
-    config = SMALL.replace(**options)
+    config = BLOCKS.replace(**options)
     variables = layout.from_plain(plain_variables, config)
     logits, stats, gradient = scored(config, kind)(variables)
-    expected_logits, expected_stats, expected_gradient = scored(SMALL, kind)(plain_variables)
+    expected_logits, expected_stats, expected_gradient = scored(BLOCKS, kind)(plain_variables)
     assert logits.shape[-1] == config.padded_vocab_size
-    assert_close(logits[..., : SMALL.vocab_size], expected_logits)
-    assert (np.asarray(logits[..., SMALL.vocab_size :]) < -1e29).all()
+    assert_close(logits[..., : BLOCKS.vocab_size], expected_logits)
+    assert (np.asarray(logits[..., BLOCKS.vocab_size :]) < -1e29).all()
     jax.tree.map(assert_close, stats, expected_stats)
     plain = layout.to_plain({"params": gradient}, config)["params"]
     jax.tree.map(lambda a, b: assert_close(a, b, 5e-5), plain, expected_gradient)
-    added = gradient["token_embedding"]["embedding"][SMALL.vocab_size :]
+    added = gradient["token_embedding"]["embedding"][BLOCKS.vocab_size :]
     assert not np.asarray(added).any()
 
 
 def test_init_makes_what_the_layout_says_and_names_the_axis_of_the_layers():
-    config = SMALL.replace(
+    config = BLOCKS.replace(
         dropout_rate=0.1, encoder_drop_path_rate=0.2, scan_layers=True, vocab_multiple=64)
     boxed = jax.eval_shape(OFA(config).init, jax.random.key(0), BATCH)
     kernel = boxed["params"]["encoder"]["layers"]["feed_forward"]["expand"]["kernel"]
     assert kernel.names == ("layers", "embed", "mlp") and kernel.value.shape == (2, 16, 32)
-    plain = nn.meta.unbox(jax.eval_shape(OFA(SMALL).init, jax.random.key(0), BATCH))
-    assert nn.meta.unbox(boxed) == layout.convert_shapes(plain, SMALL, config)
+    plain = nn.meta.unbox(jax.eval_shape(OFA(BLOCKS).init, jax.random.key(0), BATCH))
+    assert nn.meta.unbox(boxed) == layout.convert_shapes(plain, BLOCKS, config)
 
 
 def test_dropout_within_a_scan_follows_from_its_key(plain_variables):
-    config = SMALL.replace(scan_layers=True, dropout_rate=0.3, encoder_drop_path_rate=0.5)
+    config = BLOCKS.replace(scan_layers=True, dropout_rate=0.3, encoder_drop_path_rate=0.5)
     variables = layout.from_plain(plain_variables, config)
     apply = jax.jit(lambda key: OFA(config).apply(
         variables, TEXT, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0])
@@ -101,8 +103,8 @@ def test_dropout_within_a_scan_follows_from_its_key(plain_variables):
 
 
 def test_official_checkpoints_fit_every_layout(plain_variables):
-    official = to_fairseq(plain_variables, SMALL)
-    config = SMALL.replace(scan_layers=True, vocab_multiple=64)
+    official = to_fairseq(plain_variables, BLOCKS)
+    config = BLOCKS.replace(scan_layers=True, vocab_multiple=64)
     variables = from_fairseq(official, config)
     assert variables["params"]["token_embedding"]["embedding"].shape == (64, 16)
     assert variables["params"]["decoder"]["layers"]["self_attention"]["query"][
@@ -114,13 +116,13 @@ def test_official_checkpoints_fit_every_layout(plain_variables):
 
 
 def test_from_one_layout_to_another_and_back_is_nothing(plain_variables):
-    one = SMALL.replace(scan_layers=True, vocab_multiple=7)
-    other = SMALL.replace(vocab_multiple=128)
+    one = BLOCKS.replace(scan_layers=True, vocab_multiple=7)
+    other = BLOCKS.replace(vocab_multiple=128)
     first = layout.from_plain(plain_variables, one)
     second = layout.convert(first, one, other)
     jax.tree.map(np.testing.assert_array_equal, layout.convert(second, other, one), first)
     assert not layout.same_layout(one, other)
-    assert layout.same_layout(SMALL, SMALL.replace(remat="full", vocab_multiple=4))
+    assert layout.same_layout(BLOCKS, BLOCKS.replace(remat="full", vocab_multiple=4))
 
 
 def test_the_published_vocabulary_divides_once_it_is_padded():

@@ -1,0 +1,81 @@
+"""Which mesh axes an exchange runs along, what medium it takes, and what binds."""
+
+import types
+
+import numpy as np
+import pytest
+
+from ofa_jax.planning import cost
+from ofa_jax.planning.chips import CHIPS, parse_topology
+from ofa_jax.planning.hlo import Program
+
+V5E = CHIPS["v5e"]
+
+
+def mesh(shape, slices=1):
+    """Devices of v5e in a line of rows of four, slice after slice."""
+    count = int(np.prod(shape))
+    devices = np.empty(count, object)
+    for k in range(count):
+        place = k % (count // slices)
+        devices[k] = types.SimpleNamespace(
+            coords=(place % 4, place // 4, 0), slice_index=k // (count // slices))
+    names = ("data", "fsdp", "tensor")
+    return types.SimpleNamespace(
+        shape=dict(zip(names, shape, strict=True)), axis_names=names,
+        devices=devices.reshape(shape), size=count)
+
+
+def exchange(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4,1024]"):
+    text = (f"ENTRY %main (p: {operand}) -> {result} {{\n  %p = {operand} parameter(0)\n"
+            f"  ROOT %x = {result} {kind}(%p), {groups}, dimensions={{0}}\n}}\n")
+    (found,) = cost.exchanges(Program(text), on, V5E)
+    return found
+
+
+@pytest.mark.parametrize(("groups", "axes", "links"), [
+    ("replica_groups=[4,4]<=[16]", "tensor", 0.5),             # a row: one of two dimensions
+    ("replica_groups=[4,4]<=[4,4]T(1,0)", "data", 0.5),
+    ("replica_groups=[1,16]<=[16]", "data+tensor", 1.0),
+])
+def test_an_exchange_is_told_by_its_axes_and_has_the_links_of_their_dimensions(groups, axes, links):
+    found = exchange(groups, mesh((4, 1, 4)))
+    size = 16 if "+" in axes else 4
+    assert (found.axes, found.count, found.bytes) == (axes, 1, 4 * 4096)
+    assert found.wire_bytes == 4 * 4096 * (size - 1) / size
+    assert found.seconds == pytest.approx(found.wire_bytes / (links * 200e9))
+    assert not found.crosses_slices
+
+
+def test_between_slices_each_chip_sends_its_part_over_the_network():
+    found = exchange("replica_groups=[1,16]<=[16]", mesh((16, 1, 1), slices=2), "all-reduce",
+                     "f32[4,1024]")
+    assert found.crosses_slices and found.axes == "data"
+    assert found.wire_bytes == 4 * 4096 * 2 * 15 / 16 / 8
+    assert found.seconds == pytest.approx(found.wire_bytes / 3.125e9)
+
+
+def test_a_permutation_runs_along_the_axis_of_its_pairs():
+    found = exchange("source_target_pairs={{0,0},{1,2},{2,1}}", mesh((4, 1, 4)),
+                     "collective-permute", "f32[4,1024]")
+    assert (found.axes, found.wire_bytes) == ("tensor", 4 * 4096)
+
+
+def test_the_longest_time_binds_and_bounds_the_rest():
+    sent = [cost.Exchange("all-gather", "fsdp", 1, 8e9, 8e9, 0.04, False),
+            cost.Exchange("all-reduce", "data", 1, 8e9, 8e9, 0.03, True)]
+    line = cost.roofline(19.7e12, 40.95e9, sent, V5E, 4, 39.4e12, 64)
+    assert (line.compute, line.memory) == (pytest.approx(0.1), pytest.approx(0.05))
+    assert (line.interconnect, line.network, line.binds) == (0.04, 0.03, "compute")
+    assert line.examples_per_second == pytest.approx(640)
+    # Half of what the chips computed was asked for.
+    assert line.mfu == pytest.approx(0.5)
+    assert cost.roofline(1e12, 819e9, sent, V5E, 4, 1e12, 1).binds == "memory"
+
+
+def test_topologies_are_named_by_chip_and_shape():
+    assert parse_topology("v5p:4x4x8") == (CHIPS["v5p"], "4x4x8")
+    with pytest.raises(ValueError, match="known chips are v2.*Did you mean v5e"):
+        parse_topology("v5ee:4x4")
+    with pytest.raises(ValueError, match="write e.g. v5e:4x4"):
+        parse_topology("v5e")

@@ -1,0 +1,116 @@
+"""The reader of HLO on programs whose costs are known, and on all notations that XLA prints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.planning.hlo import Program, _groups
+
+
+def shape(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def program_of(function, *arguments, compiled=False):
+    lowered = jax.jit(function).lower(*arguments)
+    return Program(lowered.compile().as_text() if compiled else lowered.as_text(dialect="hlo"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loops_body_is_counted_as_often_as_it_runs(compiled):
+    def loop(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    # Long enough that XLA does not unroll it, and large enough to stay a dot.
+    program = program_of(loop, shape(64, 128), shape(9, 128, 128), compiled=compiled)
+    assert program.flops() == 9 * 2 * 64 * 128 * 128 or compiled and program.flops() == 0
+    assert 9 in program.times.values()
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [
+    (1, (1, 1), 1, 1), (2, (1, 1), 1, 1), (2, (0, 3), 2, 1), (1, (2, 0), 1, 4)])
+def test_convolutions_are_counted_as_xla_counts_them(stride, padding, dilation, groups):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), (padding, padding), rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+
+    arguments = shape(2, 9, 12, 8), shape(3, 3, 8 // groups, 16)
+    lowered = jax.jit(convolve).lower(*arguments)
+    program = Program(lowered.as_text(dialect="hlo"))
+    assert program.flops() == lowered.cost_analysis()["flops"] > 0
+    if groups == 1:
+        # Its gradients are convolutions with dilated inputs, of the same number of products.
+        gradient = jax.jit(lambda *a: jax.vjp(convolve, *a)[1](convolve(*a))).lower(*arguments)
+        assert Program(gradient.as_text(dialect="hlo")).flops() == pytest.approx(
+            3 * program.flops())
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,4]<=[4,2]T(1,0), x", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+    ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
+    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ("replica_groups={}", None),
+])
+def test_groups_of_devices_in_every_notation(text, expected):
+    groups = _groups(text)
+    assert (None if groups is None else groups.tolist()) == expected
+
+
+# Lines as libtpu prints them: layouts with memory spaces, an asynchronous gather in two parts.
+TPU = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %all-reduce.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-reduce(%x), channel_id=3, """ \
+"""replica_groups=[4,2]<=[8], to_apply=%add, metadata={op_name="jit(f)/while/body/dot_general"}
+  ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %all-reduce.1)
+}
+
+%cond (p.1: (s32[], bf16[8,128])) -> pred[] {
+  %p.1 = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %c = s32[]{:T(128)} constant(6)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %c), direction=LT
+}
+
+%start (a: bf16[1,128]) -> bf16[8,128] {
+  %a = bf16[1,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %gather.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%a), channel_id=7, """ \
+"""replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+ENTRY %main (q: bf16[1,128]) -> bf16[8,128] {
+  %q = bf16[1,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%q), kind=kCustom, calls=%start
+  %fusion.2 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, calls=%start
+  %zero = s32[]{:T(128)} constant(0)
+  %tuple = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%zero, %fusion.2)
+  %loop = (s32[]{:T(128)}, /*index=1*/bf16[8,128]{1,0:T(8,128)(2,1)}) while(%tuple), """ \
+"""condition=%cond, body=%body
+  ROOT %out = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_exchanges_and_memory_traffic_of_a_tpu_program():
+    program = Program(TPU)
+    gather, reduce = sorted(program.collectives(), key=lambda c: c.kind)
+    assert (gather.kind, gather.bytes, gather.wire_bytes) == ("all-gather", 2048, 1792)
+    assert (reduce.kind, reduce.times, reduce.wire_bytes) == ("all-reduce", 6, 2048)
+    assert reduce.source == "jit(f)/while/body/dot_general"
+    np.testing.assert_array_equal(reduce.groups, np.arange(8).reshape(4, 2))
+    # Two fusions read 256 bytes each and one writes 2048 to HBM; the reduction, six times, reads
+    # 2048 from there, and the comparisons move four bytes and one.
+    assert program.hbm_bytes() == 2 * 256 + 2048 + 6 * (2048 + 4 + 4 + 1)
+
+
+def test_what_is_no_program_is_said():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        Program("nothing")

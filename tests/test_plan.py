@@ -1,0 +1,100 @@
+"""`python -m ofa_jax.plan` as people call it, on this machine's device in the place of a pod's.
+
+The slow test compiles for a real TPU topology; it needs libtpu (requirements-aot.txt).
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import gin
+import jax
+import pytest
+
+from ofa_jax import plan
+
+ROOT = pathlib.Path(__file__).parent.parent
+RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin"]
+SMALL = [
+    "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
+    "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=2",
+    "--gin.model_config.decoder_layers=2", "--gin.model_config.resnet_width=4",
+    "--gin.train.streams=[@text/Stream()]", "--gin.text/Stream.batch_size=4", "--vocab_size=250",
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls the command line; returns (exit code, standard output, standard error)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(plan, "_topology_devices", lambda *_: jax.devices()[:1])
+
+    def run(*arguments):
+        gin.clear_config()
+        with pytest.raises(SystemExit) as ended:
+            plan.main(arguments)
+        return ended.value.code, *capsys.readouterr()
+
+    yield run
+    gin.clear_config()
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
+    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["fits"] and result["batch"] == {"text": 4}
+    assert result["model"]["vocab_size"] == 250
+    memory = result["memory"]
+    # 256 rows of the padded vocabulary; two moments of each parameter, and a count.
+    assert memory["optimizer"] == pytest.approx(
+        2 * 4 * result["model"]["parameters"], abs=64)
+    assert memory["peak"] == pytest.approx(
+        sum(size for name, size in memory.items() if name not in ("peak", "capacity")))
+    assert result["roofline"]["step_seconds"] > 0 and result["exchanges"] == []
+
+
+def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, monkeypatch):
+    def full(self):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm.")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", full)
+    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1")
+    assert code == 3
+    assert "peak 22.02 of 16 GB: DOES NOT FIT" in out
+    assert "to fit      --gin.model_config.remat=\"'weight_dots'\"" in out
+    assert "--gin.train.gradient_accumulation=2 computes 2 parts" in out
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ([], "No topology given: add --topology=v5e:16x16"),
+    (["--topology=v9:2x2"], "known chips are"),
+    (["--topology=v5e:1x1", "--gin.train.gradient_accumulation=3"], "make it a multiple of 3"),
+    (["--topology=v5e:1x1", "--gin.TRAIN_STPES=3"], "Did you mean TRAIN_STEPS?"),
+    (["--topology=v5e:1x1", "--swep"], "There is no flag --swep."),
+])
+def test_a_mistake_is_one_sentence_and_exit_code_2(call, arguments, sentence):
+    code, _, error = call(*RUN, *SMALL, *arguments)
+    assert code == 2 and sentence in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+def test_without_libtpu_the_sentence_says_how_to_get_it():
+    with pytest.raises(ImportError, match="pip install --no-deps -r requirements-aot.txt"):
+        plan._topology_devices(plan.parse_topology("v5e:2x2")[0], "2x2", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_published_base_model_is_planned_for_a_tpu_slice_in_three_minutes():
+    done = subprocess.run(
+        [sys.executable, "-m", "ofa_jax.plan", "--gin_file=gin_configs/models/base.gin", RUN[1],
+         "--topology=v5e:4x4", "--json"],
+        capture_output=True, text=True, cwd=ROOT, timeout=180)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if result["fits"] else 3)
+    assert result["chips"] == 16 and result["model"]["parameters"] > 182_000_000
