@@ -361,8 +361,8 @@ class OFA(nn.Module):
                      self.config.max_target_positions, self.config)
         x = self.decoder(encoder_output, decoder_input_tokens, self._embed(decoder_input_tokens),
                          decoder_code_mask, train)
-        logits = jnp.einsum("btd,vd->btv", x, self.token_embedding().astype(x.dtype),
-                            preferred_element_type=jnp.float32)
+        table = constrain(self.token_embedding().astype(x.dtype), "vocab", "embed")
+        logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
         if logits.shape[-1] > self.config.vocab_size:
             # Finite, so that sums and differences of what is never predicted stay numbers.
             ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
@@ -371,7 +371,10 @@ class OFA(nn.Module):
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         c = self.config
-        return self.token_embedding(tokens).astype(dtype_of(c)) * jnp.asarray(
+        # Whole rows on every device: a look-up in columns would spread ids and results over all.
+        # In float32, for its gradient adds up the tokens that share a row.
+        table = constrain(self.token_embedding(), "vocab", "embed")
+        return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype_of(c)) * jnp.asarray(
             c.embedding_scale, dtype_of(c))
 
 
