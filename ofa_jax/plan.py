@@ -55,8 +55,8 @@ DOES_NOT_FIT = 3
 _NUM_TASKS = 8
 # What only the data would be needed for.
 _NOT_NEEDED = {
-    "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "MIXTURE_OR_TASK_NAME": "not opened",
-    "MIXTURE_OR_TASK_MODULE": None,
+    "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "DATA_DIR": "", "BPE_DIR": "",
+    "MIXTURE_OR_TASK_MODULE": None, "MIXTURE_OR_TASK_NAME": "not opened",
 }
 _UNUSED = {"model_dir": "", "settings": None, "mixture_or_task_module": None,
            "initial_checkpoint_path": None}
