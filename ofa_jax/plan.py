@@ -12,8 +12,8 @@ fit; the report says what would make it fit.
 
 import argparse
 import contextlib
+import copy
 import dataclasses
-import functools
 import importlib.util
 import inspect
 import json
@@ -58,8 +58,6 @@ _NOT_NEEDED = {
     "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "DATA_DIR": "", "BPE_DIR": "",
     "MIXTURE_OR_TASK_MODULE": None, "MIXTURE_OR_TASK_NAME": "not opened",
 }
-_UNUSED = {"model_dir": "", "settings": None, "mixture_or_task_module": None,
-           "initial_checkpoint_path": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,11 +207,23 @@ class _Devices(tuple):
         return self
 
 
-def _collect(**arguments: Any) -> Parts:
-    """Stands in for `train`: keeps what a plan needs of what the gin files bind."""
-    defaults = {name: p.default for name, p in inspect.signature(train.prepare).parameters.items()}
-    chosen = defaults | arguments
-    return Parts(**{field.name: chosen[field.name] for field in dataclasses.fields(Parts)})
+def _bound(name: str) -> Any:
+    """What the gin files bind to a parameter of `train`, else its default; `train` is not called.
+
+    Raises:
+      ValueError: it has neither.
+    """
+    try:
+        value = gin.query_parameter(f"train.{name}")
+    except ValueError as error:
+        default = inspect.signature(train.prepare).parameters[name].default
+        if default is inspect.Parameter.empty:
+            raise ValueError(
+                f"train.{name} is not set: give a gin file of a run, such as "
+                "gin_configs/runs/pretrain.gin.") from error
+        return default
+    # gin evaluates the references in a value when it copies it, as for every call.
+    return copy.deepcopy(value)
 
 
 def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
@@ -283,8 +293,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sweep", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     with command_line.user_errors():
-        prepare = functools.wraps(train.prepare)(_collect)
-        configurables.register({"train": prepare, "model_config": train.model_config})
+        configurables.register({"train": train.prepare, "model_config": train.model_config})
         command_line.parse_arguments("python -m ofa_jax.plan", __doc__ or "", rest, _NOT_NEEDED)
         if not own.topology:
             raise ValueError("No topology given: add --topology=v5e:16x16, for example.")
@@ -308,11 +317,9 @@ def main(arguments: Sequence[str]) -> None:
 def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> Parts:
     """What the gin files say, on these devices, without what belongs to data."""
     with gin.unlock_config():
-        for name, value in _UNUSED.items():
-            gin.bind_parameter(f"train.{name}", value)
         gin.bind_parameter("Partitioner.devices", _Devices(devices))
         gin.bind_parameter("Partitioner.slices", slices)
-    parts = gin.get_configurable("train")()
+    parts = Parts(**{field.name: _bound(field.name) for field in dataclasses.fields(Parts)})
     if not parts.streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     model = parts.model
