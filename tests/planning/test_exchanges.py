@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # four programs for eight devices are compiled
+
 TESTS = pathlib.Path(__file__).parent.parent
 MESHES = {
     "data": dict(),
