@@ -125,7 +125,7 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int) -> dict[str, Any]
             result["memory"] = {
                 name: cost.bytes_per_device(tree) for name, tree in kinds.items()
             } | {"batch": cost.bytes_per_device(batches), "peak": needed, "capacity": capacity}
-            result["compiler"] = _first_line(str(error))
+            result["compiler"] = _short(str(error))
     result["compile_seconds"] = time.perf_counter() - started
     if "fits" not in result:
         program = Program(compiled.as_text())
@@ -165,8 +165,8 @@ def _needed(message: str) -> float | None:
     return float(found[1]) * 1024 ** " KMGT".index(found[2]) if found else None
 
 
-def _first_line(message: str) -> str:
-    return next((line for line in message.splitlines() if line.strip()), "")[:300]
+def _short(message: str) -> str:
+    return " ".join(message.split())[:400]
 
 
 def _advice(result: Mapping[str, Any], parts: Parts) -> list[str]:
@@ -246,7 +246,7 @@ def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
             topology_name=f"{chip.name}:{shape}", platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"libtpu knows no topology {chip.name}:{shape}: {_first_line(str(error))}") from error
+            f"libtpu knows no topology {chip.name}:{shape}: {_short(str(error))}") from error
     return list(described.devices)
 
 

@@ -30,6 +30,8 @@ def text(plan: Mapping[str, Any]) -> str:
     fits = "fits" if plan["fits"] else "DOES NOT FIT"
     peak = f"{memory['peak'] / _GIGA:.2f}" if memory["peak"] else "?"
     lines.append(f"            peak {peak} of {memory['capacity'] / _GIGA:.0f} GB: {fits}")
+    if "compiler" in plan:
+        lines.append(f"            the compiler says: {plan['compiler']}")
     if "flops" in plan:
         flops = plan["flops"]
         lines.append(
