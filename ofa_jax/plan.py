@@ -120,11 +120,11 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int) -> dict[str, Any]
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
                 raise
-            needed = _needed(str(error))
+            held = {name: cost.bytes_per_device(tree) for name, tree in kinds.items()}
+            held["batch"] = cost.bytes_per_device(batches)
+            needed = _needed(str(error), sum(held.values()))
             result["fits"] = False
-            result["memory"] = {
-                name: cost.bytes_per_device(tree) for name, tree in kinds.items()
-            } | {"batch": cost.bytes_per_device(batches), "peak": needed, "capacity": capacity}
+            result["memory"] = held | {"peak": needed, "capacity": capacity}
             result["compiler"] = _short(str(error))
     result["compile_seconds"] = time.perf_counter() - started
     if "fits" not in result:
@@ -159,10 +159,19 @@ def _abstract_batch(stream: Stream, parts: Parts) -> dict[str, jax.ShapeDtypeStr
     }
 
 
-def _needed(message: str) -> float | None:
-    """Bytes that the compiler says it would need, e.g. "Used 20.51G of 15.75G hbm"."""
+def _needed(message: str, held: float) -> float | None:
+    """Bytes that the compiler says it would need; None where it does not.
+
+    Args:
+      message: "Used 20.51G of 15.75G hbm", or "HLO temporaries (20.50G) exceeds available HBM".
+      held: by the arguments, which temporaries come on top of.
+    """
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
-    return float(found[1]) * 1024 ** " KMGT".index(found[2]) if found else None
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds", message)
+    found = found or temporaries
+    if found is None:
+        return None
+    return float(found[1]) * 1024 ** " KMGT".index(found[2]) + (held if temporaries else 0)
 
 
 def _short(message: str) -> str:

@@ -69,6 +69,16 @@ def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, mon
     assert "--gin.train.gradient_accumulation=2 computes 2 parts" in out
 
 
+@pytest.mark.parametrize(("message", "expected"), [
+    ("Used 20.5G of 15.75G hbm.", 20.5 * 2**30),
+    ("total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+     20.5 * 2**30 + 7),
+    ("out of something else", None),
+])
+def test_what_the_compiler_would_need_is_read_from_its_words(message, expected):
+    assert plan._needed(message, held=7) == expected
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
     ([], "No topology given: add --topology=v5e:16x16"),
     (["--topology=v9:2x2"], "known chips are"),
