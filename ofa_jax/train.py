@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 import seqio
 from absl import flags, logging
 from clu import metric_writers
+from etils import epath
 from rich.console import Console
 
 from ofa_jax import command_line, configurables, gin_check
@@ -148,7 +148,7 @@ def prepare(
             create(), initial_checkpoint_path, abstract, model
         )
 
-    directory = pathlib.Path(model_dir)
+    directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         checkpoints.write_model(directory, model)
@@ -181,6 +181,7 @@ def prepare(
         examples_per_step=sum(stream.batch_size for stream in streams),
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
+        pad_id=model.pad_id,
         writer=metric_writers.create_default_writer(
             str(directory), just_logging=jax.process_index() > 0, asynchronous=False
         ),
@@ -346,7 +347,7 @@ class _Data:
 
 
 def _baselines(
-    directory: pathlib.Path,
+    directory: epath.Path,
     vocab_size: int,
     training: _Data,
     held_out: _Data,
@@ -370,7 +371,7 @@ def _baselines(
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
     if jax.process_index() == 0:
-        path.write_text(json.dumps(entry) + "\n")
+        validation.write(path, entry)
     return scores
 
 
