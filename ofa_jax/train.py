@@ -25,7 +25,7 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, gin_check
+from ofa_jax import command_line, configurables, distributed, gin_check
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
@@ -36,6 +36,7 @@ from ofa_jax.training import checkpoints, loop, state, step, trainable, validati
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ofa_jax.training.run_checkpoints import SaveError
 from tasks import pretraining
 
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
@@ -391,6 +392,8 @@ def main(arguments: Sequence[str]) -> None:
         loop.train(run)
     except (loop.RunError, FloatingPointError) as error:
         command_line.fail(error)
+    except SaveError as error:
+        command_line.fail(error, command_line.FAILURE)
 
 
 def _describe(run: Run) -> None:
@@ -407,4 +410,5 @@ def _describe(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with distributed.crashes_end_at_once():
+        main(sys.argv[1:])

@@ -23,6 +23,7 @@ from ofa_jax.training.run_checkpoints import Checkpoints
 from ofa_jax.training.state import TrainState
 from ofa_jax.training.step import StepMetrics, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
+from ofa_jax.training.watchdog import Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
 
@@ -42,6 +43,8 @@ class LoopConfig:
         mean of all objectives, or e.g. "visual_grounding/loss"; None for none. Only steps that are
         both validated and saved take part.
       max_skipped_steps: so many steps that are not finite stop the run.
+      stuck_seconds: a process that does not come from one report to the next in so long ends, to be
+        started again by a supervisor; None for never. Compiling and validating are in it.
       profile_steps: record a profile of the steps from the first to the second of these, both
         included, into MODEL_DIR/profile; None for none.
     """
@@ -54,6 +57,7 @@ class LoopConfig:
     checkpoint_keep_period: int | None = None
     best_metric: str | None = None
     max_skipped_steps: int = 100
+    stuck_seconds: float | None = 3600
     profile_steps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +160,12 @@ def train(run: Run) -> dict[str, dict[str, float]]:
     if config.best_metric is not None:
         validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
         best = functools.partial(history.best, config.best_metric)
-    with run.partitioner.active(), Progress(run.console) as progress, Preemption() as preemption:
+    with (
+        run.partitioner.active(),
+        Progress(run.console) as progress,
+        Preemption() as preemption,
+        Watchdog(config.stuck_seconds) as watchdog,
+    ):
         with clock.measure("restoring"):
             checkpoints = Checkpoints(
                 run.model_dir, config.checkpoints_to_keep, config.checkpoint_keep_period, best,
@@ -175,7 +184,7 @@ def train(run: Run) -> dict[str, dict[str, float]]:
             with clock.measure("restoring"):
                 state = _first_state(run, start, checkpoints, progress)
             results = _steps(
-                run, state, start or 0, checkpoints, history, preemption, clock, progress
+                run, state, start or 0, checkpoints, history, preemption, watchdog, clock, progress
             )
             progress.say_total(clock.total())
     if results:
@@ -223,6 +232,7 @@ def _steps(
     checkpoints: Checkpoints,
     history: validation.History,
     preemption: Preemption,
+    watchdog: Watchdog,
     clock: telemetry.Clock,
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
@@ -255,6 +265,7 @@ def _steps(
         if step % config.log_period == 0 or step in (start + 1, total) or stopped:
             _report(run, step, waiting, state, clock, padding, progress)
             waiting = []
+            watchdog.well()
         if step % config.checkpoint_period == 0 or step == total or stopped:
             with clock.measure("checkpoints"):
                 checkpoints.save(step, state, run.identity)

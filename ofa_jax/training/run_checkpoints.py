@@ -166,7 +166,11 @@ class Checkpoints:
         for folder in self._folders_of(step):
             folder.rmtree()
         self._manager.reload()
-        self._say(f"{what} Training goes on, and the next one is tried at its time.")
+        good = self.latest_step
+        self._say(
+            f"{what} Training goes on, and the next one is tried at its time; until then "
+            + ("there is none." if good is None else f"the newest one is of step {good}.")
+        )
 
     def close(self) -> None:
         """Waits for what is being written.
