@@ -148,7 +148,10 @@ def make_run(options, partitioner):
     abstract = abstract_state(partitioner)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     rows = directory / f"rows.{jax.process_index()}.txt"
-    (directory / f"pid.{jax.process_index()}").write_text(str(os.getpid()))
+    pid = directory / f"pid.{jax.process_index()}"
+    temporary = pid.with_name(f"{pid.name}.tmp")
+    temporary.write_text(str(os.getpid()))
+    temporary.replace(pid)  # never half of it
 
     def batches(start):
         for batch in told(loader.batches(start), start, rows, partitioner):

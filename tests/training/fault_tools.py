@@ -58,6 +58,13 @@ class Started:
         """Of the process of this number in its present life."""
         return int((self.directory / f"pid.{number}").read_text())
 
+    def wait_for_another_life(self, pid: int, timeout: float = 120) -> None:
+        """Until the first process has another id than this."""
+        end = time.monotonic() + timeout
+        while self.pid(0) == pid:
+            assert time.monotonic() < end, f"It is not started again:\n{self.said()[-3000:]}"
+            time.sleep(0.05)
+
     def wait_for_steps(self, count: int, timeout: float = 120) -> None:
         """Until so many steps more have been reported, in whatever life."""
         wanted = len(losses_told(self.directory)) + count

@@ -73,13 +73,19 @@ class Chaos:
         self.run.wait_for_steps(1)
         assert f"The checkpoint of step {newest.name} is damaged" in self.run.said()[said:]
 
+    def restarted(self, victim, number):
+        """A signal after which the supervisor must begin again."""
+        before = self.run.pid(0)
+        os.kill(victim, number)
+        self.run.wait_for_another_life(before)
+
     def strike(self, fault):
         if fault.startswith("kill"):
             self.two_processes()
-            os.kill(self.run.pid(int("worker" in fault)), signal.SIGKILL)
+            self.restarted(self.run.pid(int("worker" in fault)), signal.SIGKILL)
         elif fault == "silent worker":
             self.two_processes()
-            os.kill(self.run.pid(1), signal.SIGSTOP)
+            self.restarted(self.run.pid(1), signal.SIGSTOP)
         elif fault == "SIGTERM":
             self.run.process.terminate()
             assert self.run.wait() == 0, self.run.said()
