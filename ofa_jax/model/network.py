@@ -391,7 +391,9 @@ class OFA(nn.Module):
         c, batch_size = self.config, encoder_output.hidden.shape[0]
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
         nothing = jnp.zeros((batch_size, beams), jnp.int32)
-        past = jnp.zeros((batch_size, beams, length, c.num_heads, c.head_dim), dtype_of(c))
+        past = constrain(
+            jnp.zeros((batch_size, beams, length, c.num_heads, c.head_dim), dtype_of(c)),
+            "batch", None, "length", "heads", "kv")
         empty = DecoderCache((LayerCache(KeyValues(past, past)),) * c.decoder_layers,
                              encoder_output.mask, decoder_code_mask)
         # Of this step only what the layers project of the encoder's output is kept; the compiler
