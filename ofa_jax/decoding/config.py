@@ -88,7 +88,7 @@ class DecodingConfig:
 
     def check(self, model: OFAConfig) -> None:
         """Raises ValueError where a model cannot do what is asked."""
-        if 2 * self.beam_size >= model.vocab_size:
+        if self.method == "beam" and 2 * self.beam_size >= model.vocab_size:
             raise ValueError(f"DecodingConfig.beam_size {self.beam_size} needs more than "
                              f"{2 * self.beam_size} tokens; the vocabulary has "
                              f"{model.vocab_size}.")

@@ -7,9 +7,10 @@ Nodes are numbered level by level, children of one node side by side and sorted 
                                         └─ 93 ──▶ 1 ─ 220 ──▶ 3 ─▶ 6                2: 4 …
 
 so that a node needs only the number of its first child and the token that leads to it, and the
-child for a token is found by bisection. 12 bytes a node. The few nodes with many children (the
-root, say) also have a row of bits over the vocabulary, so that a step costs the same however many
-answers there are.
+child for a token is found by bisection. The few nodes with many children (the root, say) also have
+a row of bits over the vocabulary, so that a step costs the same however many answers there are.
+Answers of one to six tokens that share beginnings take 0.05 MB (1,000), 0.34 MB (3,129) or 4.3 MB
+(100,000).
 """
 
 from collections.abc import Sequence
