@@ -18,12 +18,20 @@ def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
                  dtype_of(config), name=name)
 
 
+def as_keys(x: jax.Array) -> jax.Array:
+    """[..., K, heads, k] to [..., heads, k, K], as the products of attention read keys and values.
+
+    In a cache they stay so: no step has to turn them around.
+    """
+    return jnp.moveaxis(x, -3, -1)
+
+
 def score(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Dot products per head: [B, Q, heads, k] and [B, K, heads, k] to float32 [B, heads, Q, K].
+    """Dot products per head: [B, Q, heads, k] and [B, heads, k, K] to float32 [B, heads, Q, K].
 
     Either B may be 1: positions are often the same for all examples.
     """
-    return jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32)
+    return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
 
 
 @flax.struct.dataclass
@@ -31,16 +39,16 @@ class KeyValues:
     """What an attention has projected of its memory.
 
     Attributes:
-      key, value: [..., K, heads, head_dim].
+      key, value: [..., heads, head_dim, K].
     """
 
     key: jax.Array
     value: jax.Array
 
     def write(self, new: "KeyValues", position: jax.Array) -> "KeyValues":
-        """With `new` [..., 1, heads, head_dim] at place `position` of the K."""
+        """With `new` [..., heads, head_dim, 1] at place `position` of the K."""
         return jax.tree.map(
-            lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=-3),
+            lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=-1),
             self, new)
 
 
@@ -74,7 +82,8 @@ class Attention(nn.Module):
 
     def project(self, memory: jax.Array) -> KeyValues:
         """Keys and values of a memory [..., K, d]."""
-        return KeyValues(_constrain_heads(self.key(memory)), _constrain_heads(self.value(memory)))
+        return KeyValues(as_keys(_constrain_heads(self.key(memory))),
+                         as_keys(_constrain_heads(self.value(memory))))
 
     def __call__(self, x: jax.Array, memory: jax.Array | KeyValues, bias: jax.Array,
                  mask: jax.Array, train: bool) -> jax.Array:
@@ -104,7 +113,7 @@ class Attention(nn.Module):
         scores = jnp.where(mask, score(query, key) + bias, MASKED_SCORE)
         weights = jax.nn.softmax(scores, axis=-1)
         weights = self.dropout(weights, deterministic=not train)
-        mixed = jnp.einsum("...hqk,...khd->...qhd", weights.astype(value.dtype), value)
+        mixed = jnp.einsum("...hqk,...hdk->...qhd", weights.astype(value.dtype), value)
         if c.scale_heads:
             mixed = mixed * self.head_scale.astype(mixed.dtype)[:, None]
         return constrain(self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed")
@@ -115,9 +124,10 @@ def _constrain_heads(x: jax.Array) -> jax.Array:
 
 
 def _prepend(prefix: jax.Array, x: jax.Array) -> jax.Array:
-    """[..., K, heads, k] to [..., prefix_length + K, heads, k]."""
-    prefix = jnp.broadcast_to(prefix.astype(x.dtype), (*x.shape[:-3], *prefix.shape))
-    return jnp.concatenate([prefix, x], axis=-3)
+    """[prefix_length, heads, k] and [..., heads, k, K] to [..., heads, k, prefix_length + K]."""
+    prefix = as_keys(prefix.astype(x.dtype))
+    prefix = jnp.broadcast_to(prefix, (*x.shape[:-3], *prefix.shape))
+    return jnp.concatenate([prefix, x], axis=-1)
 
 
 def _pad_front(x: jax.Array, count: int, value: float) -> jax.Array:

@@ -19,16 +19,15 @@ class ProjectedPositions:
     V is 1 for text rows alone, 2 where there may be code rows (the second).
 
     Attributes:
-      self_query, self_key: [V, T, heads, head_dim], of the decoder's positions for each other; all
-        queries here are scaled.
-      cross_query: [V, T, heads, head_dim], of the decoder's positions for the encoder's.
-      cross_key: [B or 1, K, heads, head_dim], of the encoder's positions.
+      self_query, cross_query: [V, T, heads, head_dim], of the decoder's positions, scaled.
+      self_key: [V, heads, head_dim, T], of the decoder's positions.
+      cross_key: [B or 1, heads, head_dim, K], of the encoder's positions.
       embeddings: [V, T, d], what an entangled decoder adds to its tokens; None in others.
     """
 
     self_query: jax.Array
-    self_key: jax.Array
     cross_query: jax.Array
+    self_key: jax.Array
     cross_key: jax.Array
     embeddings: jax.Array | None = None
 
@@ -72,7 +71,7 @@ class DecoderCache:
     @property
     def length(self) -> int:
         """Number of positions there is room for."""
-        return self.layers[0].past.key.shape[-3]
+        return self.layers[0].past.key.shape[-1]
 
     def reorder(self, parents: jax.Array) -> "DecoderCache":
         """Every beam goes on from the past of its parent.

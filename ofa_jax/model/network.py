@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import KeyValues, head_projection, score
+from ofa_jax.model.attention import KeyValues, as_keys, head_projection, score
 from ofa_jax.model.cache import DecoderCache, ProjectedPositions
 from ofa_jax.model.checks import check_batch, check_length, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
@@ -125,7 +125,8 @@ class Encoder(nn.Module):
         # Project each position once, then spread over the examples that sampled it.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         where = EncoderPositions(
-            score(query, key), tuple(picture.where for picture in reversed(pictures)), length)
+            score(query, as_keys(key)), tuple(picture.where for picture in reversed(pictures)),
+            length)
         for i, rate in enumerate(linear_rates(c.encoder_drop_path_rate, c.encoder_layers)):
             x = EncoderLayer(c, name=f"layer_{i}")(x, where, mask, rate, train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
@@ -311,9 +312,9 @@ class Decoder(nn.Module):
         indices = encoded.position_indices
         return ProjectedPositions(
             self_query=head_projection(c, "self_position_query")(embeddings) * scale,
-            self_key=head_projection(c, "self_position_key")(embeddings),
             cross_query=head_projection(c, "cross_position_query")(embeddings) * scale,
-            cross_key=cross_key[None] if indices is None else cross_key[indices],
+            self_key=as_keys(head_projection(c, "self_position_key")(embeddings)),
+            cross_key=as_keys(cross_key[None] if indices is None else cross_key[indices]),
             embeddings=jnp.stack(raw) if c.entangle_decoder_positions else None)
 
 
@@ -392,8 +393,8 @@ class OFA(nn.Module):
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
         nothing = jnp.zeros((batch_size, beams), jnp.int32)
         past = constrain(
-            jnp.zeros((batch_size, beams, length, c.num_heads, c.head_dim), dtype_of(c)),
-            "batch", None, "length", "heads", "kv")
+            jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
+            "batch", None, "heads", "kv", "length")
         empty = DecoderCache((LayerCache(KeyValues(past, past)),) * c.decoder_layers,
                              encoder_output.mask, decoder_code_mask)
         # Of this step only what the layers project of the encoder's output is kept; the compiler

@@ -75,8 +75,8 @@ class LayerCache:
     """What a decoder layer keeps from one position to the next, for G beams of each example.
 
     Attributes:
-      past: keys and values of the positions so far, [B, G, T, heads, head_dim].
-      encoded: those of the encoder's output, [B, K, heads, head_dim]: all beams read the same.
+      past: keys and values of the positions so far, [B, G, heads, head_dim, T].
+      encoded: those of the encoder's output, [B, heads, head_dim, K]: all beams read the same.
         None until the layer has seen that output.
     """
 

@@ -115,8 +115,8 @@ def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_
     encoded = jax.eval_shape(lambda v: model.apply(v, batch, method="encode"), shapes)
     cache = jax.eval_shape(lambda v, e: model.apply(
         v, e, LENGTH, 5, method="start_cache"), shapes, encoded)
-    assert all(layer.encoded.key.shape == (3, 9 + 13, 2, 8) for layer in cache.layers)
-    assert all(layer.past.key.shape == (3, 5, LENGTH, 2, 8) for layer in cache.layers)
+    assert all(layer.encoded.key.shape == (3, 2, 8, 9 + 13) for layer in cache.layers)
+    assert all(layer.past.key.shape == (3, 5, 2, 8, LENGTH) for layer in cache.layers)
     step = str(jax.make_jaxpr(lambda v, c: model.apply(
         v, jnp.zeros((3, 5), jnp.int32), c, 3, method="decode_step"))(shapes, cache))
     for absent in ("f32[3,22,16]", f"f32[1,{LENGTH},16]", f"f32[2,{LENGTH},{LENGTH}]"):
