@@ -89,11 +89,11 @@ def fastest(function: Callable[[], Any], repeats: int) -> float:
 def measure(model: OFA, batch_size: int, beam: int, tokens: int, pixels: int, source: int,
             repeats: int) -> Timings:
     """Times the encoder and the decoder."""
-    batch = random_batch(batch_size, source, pixels)
-    variables = random_variables(model, batch)
     config = DecodingConfig(beam_size=beam, max_length=tokens, min_length=tokens)
     config.check(model.config)
     longest = config.longest(source, model.config)
+    batch = random_batch(batch_size, source, pixels)
+    variables = random_variables(model, batch)
     encode = jax.jit(functools.partial(model.apply, method="encode"))
     encoded = encode(variables, batch)
     decode = jax.jit(lambda variables, encoded, numbers: generate(

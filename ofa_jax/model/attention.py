@@ -31,6 +31,9 @@ def score(query: jax.Array, key: jax.Array) -> jax.Array:
 
     Either B may be 1: positions are often the same for all examples.
     """
+    batch = jnp.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    # Spelled out: the CPU backend has no bfloat16 product that broadcasts by itself.
+    query, key = (jnp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (query, key))
     return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
 
 
