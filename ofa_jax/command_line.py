@@ -3,6 +3,8 @@
     python -m ofa_jax.train --gin_file=FILE [--gin_file=FILE ...] [--gin_search_paths=DIR,DIR]
                             [--gin.NAME=value ...]
 
+and, where several hosts run it, the flags of `ofa_jax.distributed`.
+
 A mistake of the user's ends with one sentence on standard error and exit code 2, before anything is
 compiled. Any other exception is a bug of ours and keeps its traceback.
 """
@@ -16,9 +18,10 @@ from typing import Any, NoReturn
 
 import gin
 
-from ofa_jax import configurables, gin_check
+from ofa_jax import configurables, distributed, gin_check
 
-USAGE_ERROR = 2
+FAILURE, USAGE_ERROR = 1, 2
+"""Exit codes; a supervisor starts a run again after a failure, not after a user's mistake."""
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -35,7 +38,9 @@ def parse_arguments(
     arguments: Sequence[str],
     not_needed: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Reads the command line and configures gin with it.
+    """Reads the command line, meets the other hosts if there are any, and configures gin.
+
+    Before the call JAX must not have been used for anything.
 
     Args:
       program: how the command is called, for the usage line.
@@ -60,6 +65,7 @@ def parse_arguments(
         metavar="DIR,DIR",
         help="where gin files are looked for, besides the current folder and the project's root",
     )
+    distributed.add_arguments(parser)
     bindings, rest = [], []
     for argument in arguments:
         if argument.startswith("--gin."):
@@ -73,7 +79,7 @@ def parse_arguments(
             rest.append(argument)
     options, unknown = parser.parse_known_args(rest)
     if unknown:
-        flags = ["--gin_file", "--gin_search_paths", "--gin.", "--help"]
+        flags = ["--gin_file", "--gin_search_paths", "--gin.", "--help", *distributed.FLAGS]
         flag = unknown[0].partition("=")[0]
         raise gin_check.ConfigError(
             f"There is no flag {flag}.{gin_check.nearest(flag, flags)} "
@@ -94,6 +100,7 @@ def parse_arguments(
     gin_check.check(files, bindings, search_paths, gin.get_configurable, configurables.names,
                     not_needed or {})
     bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
+    distributed.initialize(distributed.from_arguments(options))
     for path in search_paths:
         gin.add_config_file_search_path(path)
     gin.parse_config_files_and_bindings([str(path) for path in files], bindings)
@@ -121,9 +128,9 @@ def user_errors() -> Iterator[None]:
         fail(error)
 
 
-def fail(error: Exception) -> NoReturn:
-    """Ends the program with the error's sentence and exit code 2."""
+def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:
+    """Ends the program with the error's sentence and an exit code."""
     # gin appends lines on where a configurable was called; the first paragraph is ours.
     message = str(error).split("\n  In call to configurable")[0].strip()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+    sys.exit(code)

@@ -17,6 +17,7 @@ from ofa_jax.data.features import Stream
 from ofa_jax.data.ofa_array_records import OfaArrayRecords
 from ofa_jax.data.ofa_tsv import OfaTsv
 from ofa_jax.data.scenes import Scenes
+from ofa_jax.decoding import DecodingConfig
 from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training.loop import LoopConfig
@@ -27,7 +28,7 @@ from tasks.pretraining import PretrainingSettings, scenes_settings
 
 _CLASSES = (
     Stream, Scenes, OfaTsv, OfaArrayRecords, Partitioner, LoopConfig, LossConfig, OptimizerConfig,
-    PretrainingSettings,
+    PretrainingSettings, DecodingConfig,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,

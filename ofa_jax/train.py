@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +22,10 @@ import numpy as np
 import seqio
 from absl import flags, logging
 from clu import metric_writers
+from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, gin_check
+from ofa_jax import command_line, configurables, distributed, gin_check
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
@@ -36,6 +36,7 @@ from ofa_jax.training import checkpoints, loop, state, step, trainable, validati
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ofa_jax.training.run_checkpoints import SaveError
 from tasks import pretraining
 
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
@@ -152,7 +153,7 @@ def prepare(
             create(), initial_checkpoint_path, abstract, model
         )
 
-    directory = pathlib.Path(model_dir)
+    directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         checkpoints.write_model(directory, model)
@@ -185,6 +186,7 @@ def prepare(
         examples_per_step=sum(stream.batch_size for stream in streams),
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
+        pad_id=model.pad_id,
         writer=metric_writers.create_default_writer(
             str(directory), just_logging=jax.process_index() > 0, asynchronous=False
         ),
@@ -384,7 +386,7 @@ class _Data:
 
 
 def _baselines(
-    directory: pathlib.Path,
+    directory: epath.Path,
     vocab_size: int,
     training: _Data,
     held_out: _Data,
@@ -408,7 +410,7 @@ def _baselines(
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
     if jax.process_index() == 0:
-        path.write_text(json.dumps(entry) + "\n")
+        validation.write(path, entry)
     return scores
 
 
@@ -428,6 +430,8 @@ def main(arguments: Sequence[str]) -> None:
         loop.train(run)
     except (loop.RunError, FloatingPointError) as error:
         command_line.fail(error)
+    except SaveError as error:
+        command_line.fail(error, command_line.FAILURE)
 
 
 def _describe(run: Run) -> None:
@@ -444,4 +448,5 @@ def _describe(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with distributed.crashes_end_at_once():
+        main(sys.argv[1:])

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash tests/run.sh            lint and every test but the slow ones
 # bash tests/run.sh slow       only the slow ones
+# bash tests/run.sh chaos      only the one that breaks a run in ten ways (one of the slow ones)
 # bash tests/run.sh PATH ...   lint and what pytest finds there (pytest's own options work too)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +10,8 @@ source launch/environment.sh
 selection=("$@")
 if [[ "${1:-}" == slow ]]; then
   selection=(--slow "${@:2}")
+elif [[ "${1:-}" == chaos ]]; then
+  selection=(--slow -m chaos "${@:2}")
 fi
 ruff check .
 python -m pytest -q "${selection[@]}"

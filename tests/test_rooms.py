@@ -12,6 +12,7 @@ HEAVY = {"tensorflow", "seqio", "gin"}
     ("module", "forbidden"),
     [
         ("ofa_jax.model", HEAVY | {"ofa_jax.data", "ofa_jax.training"}),
+        ("ofa_jax.decoding", HEAVY | {"ofa_jax.data", "ofa_jax.training"}),
         ("ofa_jax.interop", HEAVY | {"ofa_jax.data", "ofa_jax.training"}),
         ("ofa_jax.training", HEAVY | {"ofa_jax.data", "tasks"}),
         ("ofa_jax.vocabulary", HEAVY | {"jax", "ofa_jax.data", "ofa_jax.model"}),

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import flax
 import gin
 import jax
 import numpy as np
@@ -184,24 +185,51 @@ def test_an_original_file_that_is_missing_is_one_sentence(
         assert sentence in error and error.startswith("error: ") and "\n" not in error
 
 
-def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
+def tune(call, runs, name, *options):
+    """One step of visual question answering from the checkpoint of the whole run."""
     call(
         "--gin_file=gin_configs/models/scenes.gin", "--gin_file=gin_configs/runs/finetune.gin",
         *(option for option in SMALL if "model_config" in option),
-        model_dir(runs / "tuned"), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / 'whole'}'",
+        model_dir(runs / name), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / 'whole'}'",
         "--gin.MIXTURE_OR_TASK_MODULE='tasks.pretraining'",
         "--gin.MIXTURE_OR_TASK_NAME='visual_question_answering'",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 24}", "--gin.IMAGE_SIZE=64",
-        "--gin.BATCH_SIZE=4", "--gin.TRAIN_STEPS=1", "--gin.LEARNING_RATE=1e-12",
+        "--gin.BATCH_SIZE=4", "--gin.TRAIN_STEPS=1",
         "--gin.train.settings=@scenes_settings()",
         *(option for option in SMALL if "scenes_settings" in option),
+        *options,
     )
+    return checkpoint(runs / name, 1)
+
+
+def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
+    tuned = tune(call, runs, "tuned", "--gin.LEARNING_RATE=1e-12")
     assert list(json.loads((runs / "tuned" / "validation.json").read_text())) == [
         "visual_question_answering"]
     # A step of no length: the parameters are those of the checkpoint.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
-        checkpoint(runs / "tuned", 1)["params"], checkpoint(runs / "whole", 4)["params"])
+        tuned["params"], checkpoint(runs / "whole", 4)["params"])
+
+
+def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them(call, runs):
+    tuned = tune(
+        call, runs, "small_parts", "--gin.LEARNING_RATE=1e-2",
+        "--gin.model_config.adapter_width=2", "--gin.model_config.prefix_length=3",
+        "--gin.model_config.freeze_batch_norm=True",
+        "--gin.OptimizerConfig.trained=['adapters', 'prefixes']",
+        "--gin.OptimizerConfig.ema_decay=0.5", "--gin.LossConfig.encouraging_end=0.75",
+        "--gin.OptimizerConfig.warmup=0",
+    )
+    flat = flax.traverse_util.flatten_dict
+    before, after = flat(checkpoint(runs / "whole", 4)["params"]), flat(tuned["params"])
+    added = set(after) - set(before)
+    assert {"adapter" in path or "prefix" in path[-1] for path in added} == {True}
+    for path, array in before.items():
+        np.testing.assert_array_equal(after[path], array, err_msg="/".join(path))
+    average = flat(tuned["ema_params"])
+    moved = [path for path in added if (average[path] != after[path]).any()]
+    assert moved and all(path in added for path in moved)
 
 
 MISTAKES = {

@@ -12,8 +12,11 @@ encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_b
 int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second picture
 (OFAConfig.second_image) encoder_second_images and encoder_second_patch_indices; other keys are
 ignored.
-Without encoder_images the ResNet does not run. For generation: `model.apply(variables, batch,
-method="encode")`, then `method="decode"`.
+Without encoder_images the ResNet does not run. In two parts: `encoded = model.apply(variables,
+batch, method="encode")`, then `method="decode"` for all positions at once. One position after
+another: `cache = model.apply(variables, encoded, length, beams, method="start_cache")`, then
+`logits, cache = model.apply(variables, tokens, cache, position, method="decode_step")`;
+`ofa_jax.decoding` writes whole answers that way.
 
 `init` boxes every parameter with its logical axes (`nn.LogicallyPartitioned`; `nn.meta.unbox`
 strips them, `nn.get_partition_spec` reads them); `apply` takes boxed and plain arrays alike.
@@ -34,7 +37,8 @@ Logical axes of activations:
     activation_mlp, activation_vocab, activation_height, activation_width, activation_channels
 """
 
+from ofa_jax.model.cache import DecoderCache
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.network import OFA, EncoderOutput
 
-__all__ = ["OFA", "EncoderOutput", "OFAConfig"]
+__all__ = ["OFA", "DecoderCache", "EncoderOutput", "OFAConfig"]

@@ -1,5 +1,6 @@
 """Multi-head attention with an additive position bias and one learned factor per head."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,41 @@ def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
                  dtype_of(config), name=name)
 
 
+def as_keys(x: jax.Array) -> jax.Array:
+    """[..., K, heads, k] to [..., heads, k, K], as the products of attention read keys and values.
+
+    In a cache they stay so: no step has to turn them around.
+    """
+    return jnp.moveaxis(x, -3, -1)
+
+
 def score(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Dot products per head: [B, Q, heads, k] and [B, K, heads, k] to float32 [B, heads, Q, K].
+    """Dot products per head: [B, Q, heads, k] and [B, heads, k, K] to float32 [B, heads, Q, K].
 
     Either B may be 1: positions are often the same for all examples.
     """
-    return jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32)
+    batch = jnp.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    # Spelled out: the CPU backend has no bfloat16 product that broadcasts by itself.
+    query, key = (jnp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (query, key))
+    return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
+
+
+@flax.struct.dataclass
+class KeyValues:
+    """What an attention has projected of its memory.
+
+    Attributes:
+      key, value: [..., heads, head_dim, K].
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+    def write(self, new: "KeyValues", position: jax.Array) -> "KeyValues":
+        """With `new` [..., heads, head_dim, 1] at place `position` of the K."""
+        return jax.tree.map(
+            lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=-1),
+            self, new)
 
 
 class Attention(nn.Module):
@@ -38,14 +68,35 @@ class Attention(nn.Module):
     config: OFAConfig
     prefix_length: int = 0
 
-    @nn.compact
-    def __call__(self, x: jax.Array, memory: jax.Array, bias: jax.Array, mask: jax.Array,
-                 train: bool) -> jax.Array:
+    def setup(self):
+        c = self.config
+        self.query, self.key, self.value = (head_projection(c) for _ in range(3))
+        self.output = Dense((c.num_heads, c.head_dim), (c.width,), ("heads", "kv"), ("embed",),
+                            dtype_of(c))
+        self.dropout = nn.Dropout(c.attention_dropout_rate)
+        if c.scale_heads:
+            self.head_scale = self.param("head_scale", nn.with_logical_partitioning(
+                nn.initializers.ones, ("heads",)), (c.num_heads,))
+        if self.prefix_length:
+            shape = (self.prefix_length, c.num_heads, c.head_dim)
+            self.prefix_key, self.prefix_value = (
+                self.param(name, nn.with_logical_partitioning(bert_init, (None, "heads", "kv")),
+                           shape) for name in ("prefix_key", "prefix_value"))
+
+    def project(self, memory: jax.Array) -> KeyValues:
+        """Keys and values of a memory [..., K, d]."""
+        return KeyValues(as_keys(_constrain_heads(self.key(memory))),
+                         as_keys(_constrain_heads(self.value(memory))))
+
+    def __call__(self, x: jax.Array, memory: jax.Array | KeyValues, bias: jax.Array,
+                 mask: jax.Array, train: bool) -> jax.Array:
         """Attends from x to memory.
+
+        There may be several leading axes: B, or B and the beams of an example.
 
         Args:
           x: [B, Q, d] queries.
-          memory: [B, K, d] keys and values.
+          memory: [B, K, d], or what `project` made of it.
           bias: float32 [B or 1, heads, Q, K], added to the scores.
           mask: bool, broadcasts to [B, heads, Q, K]; False hides the key.
           train: whether dropout is on.
@@ -54,31 +105,34 @@ class Attention(nn.Module):
           [B, Q, d].
         """
         c = self.config
-
-        def heads(name: str, inputs: jax.Array) -> jax.Array:
-            return constrain(head_projection(c, name)(inputs), "batch", "length", "heads", "kv")
-
-        query = heads("query", x) * jnp.asarray(c.attention_scale, dtype_of(c))
-        key, value = heads("key", memory), heads("value", memory)
+        if not isinstance(memory, KeyValues):
+            memory = self.project(memory)
+        key, value = memory.key, memory.value
+        query = _constrain_heads(self.query(x)) * jnp.asarray(c.attention_scale, dtype_of(c))
         if self.prefix_length:
-            key, value = self._prefixed("key", key), self._prefixed("value", value)
-            front = ((0, 0), (0, 0), (0, 0), (self.prefix_length, 0))
-            bias, mask = jnp.pad(bias, front), jnp.pad(mask, front, constant_values=True)
+            key, value = _prepend(self.prefix_key, key), _prepend(self.prefix_value, value)
+            bias = _pad_front(bias, self.prefix_length, 0)
+            mask = _pad_front(mask, self.prefix_length, True)
         scores = jnp.where(mask, score(query, key) + bias, MASKED_SCORE)
         weights = jax.nn.softmax(scores, axis=-1)
-        weights = nn.Dropout(c.attention_dropout_rate)(weights, deterministic=not train)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        weights = self.dropout(weights, deterministic=not train)
+        mixed = jnp.einsum("...hqk,...hdk->...qhd", weights.astype(value.dtype), value)
         if c.scale_heads:
-            factor = self.param("head_scale", nn.with_logical_partitioning(
-                nn.initializers.ones, ("heads",)), (c.num_heads,))
-            mixed = mixed * factor.astype(mixed.dtype)[:, None]
-        out = Dense((c.num_heads, c.head_dim), (c.width,), ("heads", "kv"), ("embed",),
-                    dtype_of(c), name="output")(mixed)
-        return constrain(out, "batch", "length", "embed")
+            mixed = mixed * self.head_scale.astype(mixed.dtype)[:, None]
+        return constrain(self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed")
 
-    def _prefixed(self, name: str, x: jax.Array) -> jax.Array:
-        """[B, K, heads, k] to [B, prefix_length + K, heads, k]."""
-        prefix = self.param(f"prefix_{name}", nn.with_logical_partitioning(
-            bert_init, (None, "heads", "kv")), (self.prefix_length, *x.shape[2:]))
-        prefix = jnp.broadcast_to(prefix.astype(x.dtype), (x.shape[0], *prefix.shape))
-        return jnp.concatenate([prefix, x], axis=1)
+
+def _constrain_heads(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", *[None] * (x.ndim - 4), "length", "heads", "kv")
+
+
+def _prepend(prefix: jax.Array, x: jax.Array) -> jax.Array:
+    """[prefix_length, heads, k] and [..., heads, k, K] to [..., heads, k, prefix_length + K]."""
+    prefix = as_keys(prefix.astype(x.dtype))
+    prefix = jnp.broadcast_to(prefix, (*x.shape[:-3], *prefix.shape))
+    return jnp.concatenate([prefix, x], axis=-1)
+
+
+def _pad_front(x: jax.Array, count: int, value: float) -> jax.Array:
+    """Values before those of the last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)

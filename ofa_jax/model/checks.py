@@ -10,6 +10,14 @@ from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 from ofa_jax.model.positions import patch_grid
 
 
+def check_length(length: int, name: str, max_positions: int, remedy: str) -> None:
+    """Raises ValueError unless the model has positions for so many tokens."""
+    limit = min(max_positions, RELATIVE_POSITION_RANGE)
+    if not 1 <= length <= limit:
+        raise ValueError(
+            f"{name} is {length} tokens long, the model has {limit} positions; {remedy}.")
+
+
 def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) -> None:
     """Raises ValueError unless tokens are integers [B, L], short enough, within the vocabulary.
 
@@ -18,10 +26,7 @@ def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) 
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"{name} is {tokens.dtype}{list(tokens.shape)}; give integer token ids "
                          "[batch, length].")
-    limit = min(max_positions, RELATIVE_POSITION_RANGE)
-    if not 1 <= tokens.shape[1] <= limit:
-        raise ValueError(f"{name} is {tokens.shape[1]} tokens long, the model has {limit} "
-                         "positions; shorten the task_feature_lengths.")
+    check_length(tokens.shape[1], name, max_positions, "shorten the task_feature_lengths")
     values = _values(tokens)
     if values is None:
         return

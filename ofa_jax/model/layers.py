@@ -105,22 +105,21 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)
 
 
-def remat(module: type[nn.Module], config, num_static: int = 1) -> type[nn.Module]:
+def remat(module: type[nn.Module], config, static: Sequence[str] = ("train",)) -> type[nn.Module]:
     """The module as `OFAConfig.remat` wants it; values and parameters are the same.
 
     Args:
       module: the class of a layer.
       config: of the model.
-      num_static: how many of the last arguments of its `__call__` are plain Python values; `train`
-        is.
+      static: which arguments of its `__call__` are plain Python values.
     """
     if config.remat == "none":
         return module
     policy = {"full": None, "dots": _is_product, "weight_dots": _is_product_with_weights}
-    arguments = len(inspect.signature(module.__call__).parameters)
+    arguments = list(inspect.signature(module.__call__).parameters)
     return nn.remat(
         module, policy=policy[config.remat],
-        static_argnums=tuple(range(arguments - num_static, arguments)))
+        static_argnums=tuple(arguments.index(name) for name in static))
 
 
 def _is_product(primitive, *_, **__) -> bool:

@@ -29,6 +29,14 @@ def same_layout(one: OFAConfig, other: OFAConfig) -> bool:
     return (one.scan_layers, one.padded_vocab_size) == (other.scan_layers, other.padded_vocab_size)
 
 
+def plain(variables: Mapping[str, Any], config: OFAConfig) -> tuple[Mapping[str, Any], OFAConfig]:
+    """Variables and configuration in the plain layout; as they are, where they are so already."""
+    ordinary = config.replace(scan_layers=False, vocab_multiple=1)
+    if same_layout(config, ordinary):
+        return variables, config
+    return to_plain(variables, config), ordinary
+
+
 def to_plain(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, Any]:
     """Variables of a configuration to the plain layout.
 

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import MASKED_SCORE, head_projection, score
-from ofa_jax.model.checks import check_batch, check_tokens
+from ofa_jax.model.attention import MASKED_SCORE, KeyValues, as_keys, head_projection, score
+from ofa_jax.model.cache import DecoderCache, ProjectedPositions
+from ofa_jax.model.checks import check_batch, check_length, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.layers import (
     Dense,
@@ -35,9 +36,9 @@ from ofa_jax.model.layers import (
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.model.transformer import (
     DecoderLayer,
-    DecoderPositions,
     EncoderLayer,
     EncoderPositions,
+    LayerCache,
     PatchPositions,
     choose_rows,
     run_layers,
@@ -125,7 +126,8 @@ class Encoder(nn.Module):
         # Project each position once, then spread over the examples that sampled it.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         where = EncoderPositions(
-            score(query, key), tuple(picture.where for picture in reversed(pictures)), length)
+            score(query, as_keys(key)), tuple(picture.where for picture in reversed(pictures)),
+            length)
         rates = linear_rates(c.encoder_drop_path_rate, c.encoder_layers)
         x = run_layers(EncoderLayer, c, rates, x, where, mask, train=train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
@@ -236,22 +238,67 @@ class Decoder(nn.Module):
     config: OFAConfig
 
     @nn.compact
-    def __call__(self, encoded: EncoderOutput, tokens: jax.Array, token_embeddings: jax.Array,
-                 code_rows: jax.Array | None, train: bool) -> jax.Array:
-        """Decodes all positions at once.
+    def __call__(self, encoded: EncoderOutput | None, tokens: jax.Array,
+                 token_embeddings: jax.Array, code_rows: jax.Array | None, train: bool,
+                 cache: DecoderCache | None = None, position: jax.Array | None = None
+                 ) -> tuple[jax.Array, DecoderCache | None]:
+        """Decodes all positions at once or, with a cache, one position of G beams.
 
         Args:
-          encoded: what the encoder made.
-          tokens: int32 [B, T], the targets shifted right.
-          token_embeddings: [B, T, d], already scaled.
+          encoded: what the encoder made; None where the cache has seen it.
+          tokens: int32 [B, T], the targets shifted right; with a cache [B, G].
+          token_embeddings: [B, T or G, d], already scaled.
           code_rows: bool [B], whose targets are image codes; None for no one's.
           train: whether dropout and stochastic depth are on.
+          cache: of the positions before `position`.
+          position: int32 [], which one the tokens are at; only with a cache.
 
         Returns:
-          [B, T, d], after the final LayerNorm.
+          [B, T or G, d], after the final LayerNorm, and the cache with this position in it.
         """
-        c, dtype, length = self.config, dtype_of(self.config), tokens.shape[1]
+        c, dtype = self.config, dtype_of(self.config)
+        length = tokens.shape[1] if cache is None else cache.length
+        if encoded is not None:
+            places = self._project_positions(encoded, code_rows, length)
+            hidden, encoder_mask = encoded.hidden, encoded.mask
+        else:
+            places, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
+        if cache is None:
+            causal = np.tril(np.ones((1, length, length), bool))
+            self_mask = causal & (tokens != c.pad_id)[:, None, :]
+        else:
+            cache, caches = cache.replace(positions=places), list(cache.layers)
+            self_mask = (np.arange(length) <= position)[None, None]
+            places = places.at(position)
 
+        x = token_embeddings
+        if c.entangle_decoder_positions:
+            raw = places.embeddings
+            x = x + (raw if code_rows is None else choose_rows(*raw, code_rows)).astype(dtype)
+        if c.text_norm:
+            text = layer_norm(dtype, "text_norm")(x)
+            if code_rows is None or not c.code_norm:
+                x = text
+            else:
+                x = jnp.where(code_rows[:, None, None], layer_norm(dtype, "code_norm")(x), text)
+        x = nn.Dropout(c.dropout_rate)(x, deterministic=not train)
+        x = constrain(x, "batch", "length", "embed")
+
+        where = places.biases(code_rows).replace(position=position)
+        if cache is None:
+            rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
+            x = run_layers(
+                DecoderLayer, c, rates, x, hidden, where, self_mask, encoder_mask, train=train)
+        else:
+            for i, layer_cache in enumerate(caches):
+                x, caches[i] = DecoderLayer(c, name=f"layer_{i}")(
+                    x, hidden, where, self_mask, encoder_mask, 0.0, train, layer_cache)
+            cache = cache.replace(layers=tuple(caches))
+        return layer_norm(dtype, "final_norm")(x), cache
+
+    def _project_positions(self, encoded, code_rows, length) -> ProjectedPositions:
+        """Embeds and projects all positions of the decoder and of the encoder's output."""
+        c, dtype = self.config, dtype_of(self.config)
         # Position embeddings of text rows and, where there may be any, of code rows: [V, T, d].
         raw = [Table(c.max_target_positions + 2, c.width, ("positions", "embed"),
                      name="position_embedding")(np.arange(length))]
@@ -264,45 +311,15 @@ class Decoder(nn.Module):
             norms.append("image_position_norm")
         embeddings = jnp.stack(
             [layer_norm(dtype, norm)(x) for norm, x in zip(norms, raw, strict=True)])
-
-        x = token_embeddings
-        if c.entangle_decoder_positions:
-            x = x + (raw[0][None] if code_rows is None else choose_rows(*raw, code_rows)).astype(
-                dtype)
-        if c.text_norm:
-            text = layer_norm(dtype, "text_norm")(x)
-            if code_rows is None or not c.code_norm:
-                x = text
-            else:
-                x = jnp.where(code_rows[:, None, None], layer_norm(dtype, "code_norm")(x), text)
-        x = nn.Dropout(c.dropout_rate)(x, deterministic=not train)
-        x = constrain(x, "batch", "length", "embed")
-
-        where = self._positions(embeddings, encoded, code_rows)
-        causal = np.tril(np.ones((1, length, length), bool))
-        self_mask = causal & (tokens != c.pad_id)[:, None, :]
-        rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
-        x = run_layers(DecoderLayer, c, rates, x, encoded.hidden, where, self_mask, encoded.mask,
-                       train=train)
-        return layer_norm(dtype, "final_norm")(x)
-
-    def _positions(self, embeddings, encoded, code_rows) -> DecoderPositions:
-        """The absolute biases of self- and cross-attention from [V, T, d]."""
-        c = self.config
-        scale = jnp.asarray(c.attention_scale, dtype_of(c))
-        self_bias = score(head_projection(c, "self_position_query")(embeddings) * scale,
-                          head_projection(c, "self_position_key")(embeddings))
-        query = head_projection(c, "cross_position_query")(embeddings) * scale
-        key = head_projection(c, "cross_position_key")(encoded.position_embeddings)
-        if encoded.position_indices is None:
-            cross_bias = score(query, key[None])
-            if code_rows is not None:
-                cross_bias = choose_rows(cross_bias[0], cross_bias[1], code_rows)
-        else:
-            if code_rows is not None:
-                query = choose_rows(query[0], query[1], code_rows)
-            cross_bias = score(query, key[encoded.position_indices])
-        return DecoderPositions(self_bias, cross_bias, code_rows)
+        scale = jnp.asarray(c.attention_scale, dtype)
+        cross_key = head_projection(c, "cross_position_key")(encoded.position_embeddings)
+        indices = encoded.position_indices
+        return ProjectedPositions(
+            self_query=head_projection(c, "self_position_query")(embeddings) * scale,
+            cross_query=head_projection(c, "cross_position_query")(embeddings) * scale,
+            self_key=as_keys(head_projection(c, "self_position_key")(embeddings)),
+            cross_key=as_keys(cross_key[None] if indices is None else cross_key[indices]),
+            embeddings=jnp.stack(raw) if c.entangle_decoder_positions else None)
 
 
 class OFA(nn.Module):
@@ -359,8 +376,62 @@ class OFA(nn.Module):
         """
         check_tokens(decoder_input_tokens, "decoder_input_tokens",
                      self.config.max_target_positions, self.config)
-        x = self.decoder(encoder_output, decoder_input_tokens, self._embed(decoder_input_tokens),
-                         decoder_code_mask, train)
+        x, _ = self.decoder(encoder_output, decoder_input_tokens,
+                            self._embed(decoder_input_tokens), decoder_code_mask, train)
+        return self._logits(x)
+
+    def start_cache(self, encoder_output: EncoderOutput, length: int, beams: int = 1,
+                    decoder_code_mask: jax.Array | None = None) -> DecoderCache:
+        """An empty cache, for decoding token by token.
+
+        Args:
+          encoder_output: of `encode`.
+          length: number of decoder positions to make room for.
+          beams: hypotheses of each example that will grow side by side, G.
+          decoder_code_mask: bool [B], rows that will write image codes.
+
+        Returns:
+          The cache for `decode_step` at position 0.
+
+        Raises:
+          ValueError: the layers are stacked.
+        """
+        c, batch_size = self.config, encoder_output.hidden.shape[0]
+        if c.scan_layers:
+            raise ValueError("OFAConfig.scan_layers stacks the layers, and token by token they are "
+                             "run one by one: see ofa_jax.model.layout.plain.")
+        check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
+        nothing = jnp.zeros((batch_size, beams), jnp.int32)
+        past = constrain(
+            jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
+            "batch", None, "heads", "kv", "length")
+        empty = DecoderCache((LayerCache(KeyValues(past, past)),) * c.decoder_layers,
+                             encoder_output.mask, decoder_code_mask)
+        # Of this step only what the layers project of the encoder's output is kept; the compiler
+        # drops the rest.
+        _, seen = self.decoder(encoder_output, nothing, self._embed(nothing), decoder_code_mask,
+                               False, empty, jnp.zeros((), jnp.int32))
+        return seen.replace(layers=tuple(
+            layer.replace(past=before.past) for layer, before in zip(
+                seen.layers, empty.layers, strict=True)))
+
+    def decode_step(self, tokens: jax.Array, cache: DecoderCache, position: jax.Array
+                    ) -> tuple[jax.Array, DecoderCache]:
+        """Scores the next token of every beam.
+
+        Args:
+          tokens: int32 [B, G], the newest of each beam: bos at position 0.
+          cache: of `start_cache`, or of the step before.
+          position: int32 [], how many tokens came before these.
+
+        Returns:
+          float32 [B, G, V], logits, and the cache for the next step.
+        """
+        x, cache = self.decoder(None, tokens, self._embed(tokens), cache.code_rows, False, cache,
+                                position)
+        return self._logits(x), cache
+
+    def _logits(self, x: jax.Array) -> jax.Array:
         table = constrain(self.token_embedding().astype(x.dtype), "vocab", "embed")
         logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
         if logits.shape[-1] > self.config.vocab_size:

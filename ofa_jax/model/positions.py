@@ -160,10 +160,25 @@ def toeplitz(values: jax.Array) -> jax.Array:
     return flat.reshape(*values.shape[:-1], n, 2 * n - 1)[..., :n]
 
 
-def text_bias(table: jax.Array, length: int, bucket_size: int) -> jax.Array:
-    """Relative bias between the positions of a text: [R, heads] to [heads, length, length]."""
-    distances = np.arange(1 - length, length)
-    return toeplitz(table[token_buckets(bucket_size, distances)].T)
+def text_bias(table: jax.Array, length: int, bucket_size: int,
+              position: jax.Array | None = None) -> jax.Array:
+    """Relative bias between the positions of a text.
+
+    Args:
+      table: [R, heads].
+      length: of the text.
+      bucket_size: as in `token_buckets`.
+      position: of the one query wanted; None for all of them.
+
+    Returns:
+      [heads, length or 1 (query), length (key)].
+    """
+    buckets = token_buckets(bucket_size, np.arange(1 - length, length))
+    if position is None:
+        return toeplitz(table[buckets].T)
+    # The distances q - 0, q - 1, ... lie side by side in the reversed vector.
+    row = jax.lax.dynamic_slice(jnp.asarray(buckets[::-1]), (length - 1 - position,), (length,))
+    return table[row].T[:, None]
 
 
 def grid_bias(table: jax.Array, rows: int, columns: int, bucket_size: int) -> jax.Array:
@@ -201,9 +216,16 @@ def patch_bias(table: jax.Array, position_ids: jax.Array, bucket_size: int) -> j
     return jnp.take(table, index, axis=0, mode="clip").transpose(0, 3, 1, 2)
 
 
-def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int) -> jax.Array:
-    """Relative bias within a decoder row of image codes: [R, heads] to [heads, length, length]."""
+def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
+              position: jax.Array | None = None) -> jax.Array:
+    """Relative bias within a decoder row of image codes, [heads, length or 1, length].
+
+    As `text_bias`, with the 2-D table.
+    """
     num_codes = code_grid**2
+    if position is not None:
+        ids = jnp.asarray(code_position_ids(code_grid, bucket_size, length))
+        return table[image_buckets(ids[position], ids, bucket_size)].T[:, None]
     if length > num_codes + 1:
         # Filler positions follow the grid (a longer text is in the same batch): no longer Toeplitz.
         ids = code_position_ids(code_grid, bucket_size, length)

@@ -144,7 +144,7 @@ class ResNet(nn.Module):
             channels = c.resnet_width * 2**stage
             rates = linear_rates(c.resnet_drop_path_rate, blocks)
             for block in range(1 if c.scan_layers else blocks):
-                x = remat(Bottleneck, c, 2)(
+                x = remat(Bottleneck, c, ("drop_path_rate", "train"))(
                     c, x.shape[-1], channels, 2 if stage and not block else 1,
                     name=f"stage_{stage + 1}_block_{block}")(x, rates[block], train)
             if c.scan_layers and blocks > 1:
@@ -154,7 +154,8 @@ class ResNet(nn.Module):
     def _scanned(self, x, channels, rates, name, train) -> jax.Array:
         """All blocks of a stage but its first: they are alike."""
         dropped = any(rates)
-        block = remat(Bottleneck, self.config, 1 if dropped else 2)(
+        block = remat(
+            Bottleneck, self.config, ("train",) if dropped else ("drop_path_rate", "train"))(
             self.config, x.shape[-1], channels, 1, name=name)
 
         def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import Attention
+from ofa_jax.model.attention import Attention, KeyValues
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, layer_norm, remat
 
@@ -57,17 +57,34 @@ class EncoderPositions:
 class DecoderPositions:
     """What decoder layers need to know of positions; the layers share it.
 
-    V is 1 for text rows alone, 2 where `code_rows` picks between text (0) and code (1) rows.
+    V is 1 for text rows alone, 2 where `code_rows` picks between text (0) and code (1) rows. Q is T
+    when all positions are scored at once, 1 when they come one by one.
 
     Attributes:
-      self_bias: float32 [V, heads, T, T], absolute.
-      cross_bias: float32 [B or 1, heads, T, K].
+      self_bias: float32 [V, heads, Q, T], absolute.
+      cross_bias: float32 [B or 1, heads, Q, K].
       code_rows: bool [B], or None.
+      position: int32 [], of the one query where Q is 1; None for all of them.
     """
 
     self_bias: jax.Array
     cross_bias: jax.Array
     code_rows: jax.Array | None = None
+    position: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """What a decoder layer keeps from one position to the next, for G beams of each example.
+
+    Attributes:
+      past: keys and values of the positions so far, [B, G, heads, head_dim, T].
+      encoded: those of the encoder's output, [B, heads, head_dim, K]: all beams read the same.
+        None until the layer has seen that output.
+    """
+
+    past: KeyValues
+    encoded: KeyValues | None = None
 
 
 def choose_rows(text: jax.Array, code: jax.Array, code_rows: jax.Array) -> jax.Array:
@@ -103,14 +120,14 @@ class RelativePositions(nn.Module):
         return bias
 
     def decoder_bias(self, where: DecoderPositions) -> jax.Array:
-        """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, T, T]."""
+        """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, Q, T]."""
         c, length = self.config, where.self_bias.shape[-1]
         text = where.self_bias[0] + positions.text_bias(
-            self.tokens(), length, c.token_bucket_size)
+            self.tokens(), length, c.token_bucket_size, where.position)
         if where.code_rows is None:
             return text[None]
         code = where.self_bias[1] + positions.code_bias(
-            self.images(), length, c.code_grid, c.image_bucket_size)
+            self.images(), length, c.code_grid, c.image_bucket_size, where.position)
         return choose_rows(text, code, where.code_rows)
 
 
@@ -162,14 +179,15 @@ class _Layer(nn.Module):
         branch = nn.Dropout(self.config.dropout_rate)(branch, deterministic=not train)
         return x + DropPath()(branch, drop_path_rate, train)
 
-    def _attend(self, name, x, memory, bias, mask, train):
-        """LayerNorm, attention, LayerNorm; `memory` None is self-attention."""
-        c, dtype = self.config, dtype_of(self.config)
-        x = layer_norm(dtype, f"{name}_input_norm")(x)
-        prefix_length = c.prefix_length if memory is None else 0
-        attention = Attention(c, prefix_length, name=name)
-        x = attention(x, x if memory is None else memory, bias, mask, train)
-        return layer_norm(dtype, f"{name}_output_norm")(x) if c.scale_attn else x
+    def _attention(self, name, x, prefix_length=0):
+        """The attention of that name, and x after the LayerNorm in front of it."""
+        x = layer_norm(dtype_of(self.config), f"{name}_input_norm")(x)
+        return Attention(self.config, prefix_length, name=name), x
+
+    def _join_attended(self, name, x, attended, drop_path_rate, train):
+        if self.config.scale_attn:
+            attended = layer_norm(dtype_of(self.config), f"{name}_output_norm")(attended)
+        return self._join(x, attended, drop_path_rate, train)
 
     def _feed_forward(self, x, drop_path_rate, train):
         c = self.config
@@ -206,20 +224,26 @@ def run_layers(
     """
     rates = jnp.asarray(drop_path_rates, jnp.float32) if any(drop_path_rates) else None
     # In a scan the rate is an array, else a number that says at once whether anything is dropped.
-    layer = remat(layer, config, 1 if config.scan_layers and rates is not None else 2)
+    traced = config.scan_layers and rates is not None
+    layer = remat(layer, config, ("train",) if traced else ("drop_path_rate", "train"))
     if not config.scan_layers:
         for i, rate in enumerate(drop_path_rates):
-            x = layer(config, name=f"layer_{i}")(x, *inputs, rate, train)
+            x = _hidden(layer(config, name=f"layer_{i}")(x, *inputs, rate, train))
         return x
 
     def step(module: _Layer, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-        return module(x, *inputs, 0.0 if rate is None else rate, train), None
+        return _hidden(module(x, *inputs, 0.0 if rate is None else rate, train)), None
 
     scan = nn.scan(
         step, variable_axes={"params": 0, "cache": 0}, length=len(drop_path_rates),
         split_rngs={"params": True, "dropout": True},
         metadata_params={nn.PARTITION_NAME: "layers"})
     return scan(layer(config, name="layers"), x, rates)[0]
+
+
+def _hidden(result: jax.Array | tuple[jax.Array, None]) -> jax.Array:
+    """What a layer makes; decoder layers return their cache, of which there is none here, too."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 class EncoderLayer(_Layer):
@@ -240,10 +264,11 @@ class EncoderLayer(_Layer):
         Returns:
           [B, L, d].
         """
-        bias = RelativePositions(self.config, name="relative_positions").encoder_bias(where)
-        attended = self._attend(
-            "self_attention", x, None, bias, mask[:, None, None, :], train)
-        x = self._join(x, attended, drop_path_rate, train)
+        c = self.config
+        bias = RelativePositions(c, name="relative_positions").encoder_bias(where)
+        attention, y = self._attention("self_attention", x, c.prefix_length)
+        attended = attention(y, y, bias, mask[:, None, None, :], train)
+        x = self._join_attended("self_attention", x, attended, drop_path_rate, train)
         return self._feed_forward(x, drop_path_rate, train)
 
 
@@ -251,27 +276,42 @@ class DecoderLayer(_Layer):
     """Causal self-attention, cross-attention, feed-forward."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, encoded: jax.Array, where: DecoderPositions,
+    def __call__(self, x: jax.Array, encoded: jax.Array | None, where: DecoderPositions,
                  self_mask: jax.Array, encoder_mask: jax.Array,
-                 drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
-        """One layer.
+                 drop_path_rate: float | jax.Array, train: bool,
+                 cache: LayerCache | None = None) -> tuple[jax.Array, LayerCache | None]:
+        """One layer, over all positions at once or, with a cache, over one position of G beams.
 
         Args:
-          x: [B, T, d].
-          encoded: [B, K, d], the encoder's output.
+          x: [B, T, d]; with a cache [B, G, d].
+          encoded: [B, K, d], the encoder's output; None where the cache has it projected.
           where: positions.
-          self_mask: bool, broadcasts to [B, T, T]: which key a query may see.
+          self_mask: bool, broadcasts to [B, Q, T]: which key a query may see.
           encoder_mask: bool [B, K].
           drop_path_rate: stochastic depth of this layer.
           train: whether dropout and stochastic depth are on.
+          cache: of the positions before `where.position`.
 
         Returns:
-          [B, T, d].
+          An array like x, and the cache with this position in it.
         """
-        bias = RelativePositions(self.config, name="relative_positions").decoder_bias(where)
-        attended = self._attend("self_attention", x, None, bias, self_mask[:, None], train)
-        x = self._join(x, attended, drop_path_rate, train)
-        attended = self._attend("cross_attention", x, encoded, where.cross_bias,
-                                encoder_mask[:, None, None, :], train)
-        x = self._join(x, attended, drop_path_rate, train)
-        return self._feed_forward(x, drop_path_rate, train)
+        c = self.config
+        bias = RelativePositions(c, name="relative_positions").decoder_bias(where)
+        self_mask = self_mask[:, None]
+        attention, y = self._attention("self_attention", x, c.prefix_length)
+        if cache is None:
+            attended = attention(y, y, bias, self_mask, train)
+        else:
+            y = y[:, :, None]  # [B, G, 1, d]: every beam attends to a past of its own
+            cache = cache.replace(past=cache.past.write(attention.project(y), where.position))
+            attended = attention(y, cache.past, bias[:, None], self_mask, train)[:, :, 0]
+        x = self._join_attended("self_attention", x, attended, drop_path_rate, train)
+
+        attention, y = self._attention("cross_attention", x)
+        if cache is not None:
+            if cache.encoded is None:
+                cache = cache.replace(encoded=attention.project(encoded))
+            encoded = cache.encoded
+        attended = attention(y, encoded, where.cross_bias, encoder_mask[:, None, None, :], train)
+        x = self._join_attended("cross_attention", x, attended, drop_path_rate, train)
+        return self._feed_forward(x, drop_path_rate, train), cache

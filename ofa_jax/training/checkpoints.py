@@ -1,85 +1,21 @@
-"""Checkpoints of a run directory: `checkpoints/<step>`, written by Orbax while training goes on."""
+"""Checkpoints as files: finding one, its parameters, what model it is of.
+
+A run directory has them as `checkpoints/<step>`; `run_checkpoints` writes them while training goes
+on.
+"""
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from ofa_jax.model import OFAConfig
-from ofa_jax.training.state import TrainState
-
-
-class Checkpoints:
-    """The checkpoints of one run."""
-
-    def __init__(self, model_dir: str, keep: int | None = 3):
-        """Opens the folder, which need not exist yet.
-
-        Args:
-          model_dir: of the run.
-          keep: how many of the newest stay; None for all.
-        """
-        self.directory = pathlib.Path(model_dir).resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "run": ocp.JsonCheckpointHandler(),
-            },
-        )
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint, if there is any."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
-        """Starts to write a checkpoint; returns when the state may be changed again.
-
-        Args:
-          step: of the state.
-          state: to save.
-          run: what must be the same when the run goes on (seed, streams ...), as JSON.
-        """
-        if step == self.latest_step:
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(run))
-            ),
-        )
-
-    def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state of a step, on the mesh of `abstract_state` whatever mesh it was saved on.
-
-        Returns:
-          (state, what was saved as `run`).
-
-        Raises:
-          ValueError: the checkpoint is of another model or optimiser.
-        """
-        saved = self._manager.item_metadata(step)["state"]
-        # Before restoring: Orbax's own words are long, and name only the first misfit.
-        _check_fits(saved, abstract_state, self.directory / str(step))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()
-            ),
-        )
-        return restored["state"], restored["run"]
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+from ofa_jax.training import checksums
 
 
 def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,13 +30,14 @@ def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is of another model.
+      ValueError: it is of another model, or damaged.
     """
     folder = find(path)
+    _refuse_damaged(folder)
     item = dict(abstract_variables)
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder / "state").item_metadata.tree
-        _check_fits({name: saved.get(name, {}) for name in item}, item, folder)
+        check_fits({name: saved.get(name, {}) for name in item}, item, folder)
         return checkpointer.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
@@ -111,7 +48,23 @@ def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[
         )
 
 
-def _check_fits(saved: Any, wanted: Any, folder: pathlib.Path) -> None:
+def absolute(path: str) -> epath.Path:
+    """As Orbax wants it; gs://... is so already."""
+    path = epath.Path(path)
+    return path if path.is_absolute() else path.resolve()
+
+
+def _refuse_damaged(folder: epath.Path) -> None:
+    if jax.process_index() or not checksums.has_checksums(folder):
+        return
+    problem = checksums.damage(folder)
+    if problem is not None:
+        raise ValueError(
+            f"The checkpoint {folder} is damaged: {problem}. Choose another one beside it."
+        )
+
+
+def check_fits(saved: Any, wanted: Any, folder: epath.Path) -> None:
     """Raises ValueError that names the arrays that are missing, unexpected or misshapen."""
     saved, wanted = _shapes(saved), _shapes(wanted)
     misfits = [f"{name} is missing" for name in wanted if name not in saved]
@@ -137,7 +90,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) -> pathlib.Path:
+def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) -> epath.Path:
     """Writes parameters and batch statistics alone, as a run directory that others start from.
 
     Args:
@@ -151,11 +104,13 @@ def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) 
     Raises:
       FileExistsError: there is one already.
     """
-    folder = pathlib.Path(directory).resolve() / "checkpoints" / str(step)
+    folder = absolute(directory) / "checkpoints" / str(step)
     if folder.exists():
         raise FileExistsError(f"There is a checkpoint in {folder} already: choose another folder.")
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", dict(variables))
+    if jax.process_index() == 0:
+        checksums.write(folder)
     return folder
 
 
@@ -164,7 +119,9 @@ def load_variables(path: str) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      ValueError: it is damaged.
     """
+    _refuse_damaged(find(path))
     folder = find(path) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata.tree
@@ -178,7 +135,7 @@ def load_variables(path: str) -> dict[str, Any]:
 
 def write_model(directory: str, config: OFAConfig) -> None:
     """Writes `model.json`: the configuration that the checkpoints of a run directory are of."""
-    path = pathlib.Path(directory) / "model.json"
+    path = epath.Path(directory) / "model.json"
     path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
@@ -198,13 +155,13 @@ def read_model(path: str) -> OFAConfig:
     )
 
 
-def find(path: str) -> pathlib.Path:
+def find(path: str) -> epath.Path:
     """The folder of one checkpoint: `path` itself, or the newest below it.
 
     Raises:
       FileNotFoundError: there is none.
     """
-    folder = pathlib.Path(path).resolve()
+    folder = absolute(path)
     if (folder / "state").is_dir():
         return folder
     for root in (folder / "checkpoints", folder):

@@ -4,23 +4,26 @@ It is given everything that it works with (see `Run`), and knows neither data no
 """
 
 import dataclasses
+import functools
 import json
-import pathlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import validation
-from ofa_jax.training.checkpoints import Checkpoints
+from ofa_jax.training import telemetry, validation
 from ofa_jax.training.metrics import TaskSums, mean_losses
+from ofa_jax.training.preemption import Preemption
+from ofa_jax.training.run_checkpoints import Checkpoints
 from ofa_jax.training.state import TrainState
 from ofa_jax.training.step import StepMetrics, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
+from ofa_jax.training.watchdog import Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
 
@@ -35,7 +38,15 @@ class LoopConfig:
       checkpoint_period: steps between two checkpoints; the last step is always saved.
       validation_period: steps between two validations; 0 for one at the end.
       checkpoints_to_keep: the newest ones stay; None for all.
+      checkpoint_keep_period: of every so many steps, a checkpoint stays for good; None for none.
+      best_metric: the checkpoint that validates best stays too, by "loss" or "token_accuracy", the
+        mean of all objectives, or e.g. "visual_grounding/loss"; None for none. Only steps that are
+        both validated and saved take part.
       max_skipped_steps: so many steps that are not finite stop the run.
+      stuck_seconds: a process that does not come from one report to the next in so long ends, to be
+        started again by a supervisor; None for never. Compiling and validating are in it.
+      profile_steps: record a profile of the steps from the first to the second of these, both
+        included, into MODEL_DIR/profile; None for none.
     """
 
     total_steps: int
@@ -43,12 +54,35 @@ class LoopConfig:
     checkpoint_period: int = 1000
     validation_period: int = 0
     checkpoints_to_keep: int | None = 3
+    checkpoint_keep_period: int | None = None
+    best_metric: str | None = None
     max_skipped_steps: int = 100
+    stuck_seconds: float | None = 3600
+    profile_steps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "log_period", "checkpoint_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LoopConfig.{name} is {getattr(self, name)}; give at least 1.")
+        # None of the newest would leave nothing to go on from.
+        for name in ("checkpoints_to_keep", "checkpoint_keep_period"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"LoopConfig.{name} is {value}; give at least 1, or None.")
+        if self.best_metric is not None:
+            validation.check_metric(self.best_metric, "LoopConfig.best_metric")
+            if self.validation_period % self.checkpoint_period or not self.validation_period:
+                raise ValueError(
+                    f"LoopConfig.best_metric keeps checkpoints that are validated: set "
+                    f"validation_period ({self.validation_period}) to a multiple of "
+                    f"checkpoint_period ({self.checkpoint_period})."
+                )
+        if self.profile_steps is not None:
+            steps = list(self.profile_steps)
+            if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+                raise ValueError(
+                    f"LoopConfig.profile_steps is {self.profile_steps}; give the first and the "
+                    "last step, e.g. (10, 12)."
+                )
 
 
 class RunError(ValueError):
@@ -81,12 +115,13 @@ class Run:
       baselines: the two baselines' scores on all of the validation examples.
       examples_per_step: over all hosts and streams.
       task_names: of the ids in `task_ids`.
-      skipped_records: how many so far.
+      skipped_records: how many so far, on this host.
+      pad_id: of tokens.
       writer: of events.
       console: to print to.
     """
 
-    model_dir: pathlib.Path
+    model_dir: epath.Path
     identity: Mapping[str, Any]
     config: LoopConfig
     partitioner: Partitioner
@@ -100,42 +135,74 @@ class Run:
     examples_per_step: int
     task_names: Sequence[str]
     skipped_records: Callable[[], int]
+    pad_id: int
     writer: Writer
     console: Console
 
 
 def train(run: Run) -> dict[str, dict[str, float]]:
-    """Trains until the last step, from the newest checkpoint if there is one.
+    """Trains until the last step, from the newest good checkpoint if there is one.
+
+    SIGTERM saves and ends it; called again, it goes on.
 
     Returns:
-      The last validation's results, see `validation.summarise`; empty without validation.
+      The last validation's results, see `validation.summarise`; empty without validation, and
+      where SIGTERM came before.
 
     Raises:
-      RunError: the checkpoint is of another run.
+      RunError: the checkpoint is of another run, or every one is damaged.
+      SaveError: checkpoints cannot be written, see `Checkpoints`.
       FloatingPointError: too many steps were not finite.
     """
-    total = run.config.total_steps
-    checkpoints = Checkpoints(run.model_dir, run.config.checkpoints_to_keep)
-    start = checkpoints.latest_step
-    with run.partitioner.active(), Progress(run.console) as progress:
-        if start is not None and start >= total and _results_path(run).exists():
+    config, clock = run.config, telemetry.Clock()
+    history = validation.History(run.model_dir / "validations.json")
+    best = None
+    if config.best_metric is not None:
+        validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
+        best = functools.partial(history.best, config.best_metric)
+    with (
+        run.partitioner.active(),
+        Progress(run.console) as progress,
+        Preemption() as preemption,
+        Watchdog(config.stuck_seconds) as watchdog,
+    ):
+        with clock.measure("restoring"):
+            checkpoints = Checkpoints(
+                run.model_dir, config.checkpoints_to_keep, config.checkpoint_keep_period, best,
+                progress.say,
+            )
+            start = _newest_good_step(checkpoints)
+        if start is not None and start >= config.total_steps and _results_path(run).exists():
             progress.say(
                 f"The run in {run.model_dir} is already complete (checkpoint of step {start} of "
-                f"{total}): nothing to do. Raise TRAIN_STEPS to go on, or choose another MODEL_DIR."
+                f"{config.total_steps}): nothing to do. Raise TRAIN_STEPS to go on, or choose "
+                "another MODEL_DIR."
             )
             results = json.loads(_results_path(run).read_text())
+            checkpoints.close()
         else:
-            state = _first_state(run, checkpoints, progress)
-            results = _steps(run, state, start or 0, checkpoints, progress)
-    checkpoints.close()
+            with clock.measure("restoring"):
+                state = _first_state(run, start, checkpoints, progress)
+            results = _steps(
+                run, state, start or 0, checkpoints, history, preemption, watchdog, clock, progress
+            )
+            progress.say_total(clock.total())
     if results:
-        title = f"Validation after {max(start or 0, total)} steps"
+        title = f"Validation after {max(start or 0, config.total_steps)} steps"
         validation.print_table(results, title, run.console)
     return results
 
 
-def _first_state(run: Run, checkpoints: Checkpoints, progress: Progress) -> TrainState:
-    step = checkpoints.latest_step
+def _newest_good_step(checkpoints: Checkpoints) -> int | None:
+    try:
+        return checkpoints.newest_good_step()
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _first_state(
+    run: Run, step: int | None, checkpoints: Checkpoints, progress: Progress
+) -> TrainState:
     if step is None:
         progress.say(f"Starting a new run in {run.model_dir}.")
         return run.new_state()
@@ -159,37 +226,64 @@ def _first_state(run: Run, checkpoints: Checkpoints, progress: Progress) -> Trai
 
 
 def _steps(
-    run: Run, state: TrainState, start: int, checkpoints: Checkpoints, progress: Progress
+    run: Run,
+    state: TrainState,
+    start: int,
+    checkpoints: Checkpoints,
+    history: validation.History,
+    preemption: Preemption,
+    watchdog: Watchdog,
+    clock: telemetry.Clock,
+    progress: Progress,
 ) -> dict[str, dict[str, float]]:
     config, total = run.config, run.config.total_steps
     train_step = jit_train_step(run.train_step, run.abstract_state)
     eval_step = jax.jit(run.eval_step, donate_argnums=2)
     batches = run.batches(start)
-    clock = _Clock()
+    padding = telemetry.Padding(run.pad_id)
+    profiler = telemetry.Profiler(run.model_dir / "profile", config.profile_steps)
     waiting: list[StepMetrics] = []
     results: dict[str, dict[str, float]] = {}
+    stopped = False
     if start < total:
         progress.say("Compiling the step ...")
     for step in range(start + 1, total + 1):
-        with clock.waiting_for_data():
+        with clock.measure(telemetry.WAITING_FOR_DATA):
             batch = next(batches)
+        padding.add(batch)
         batch = {name: run.partitioner.put_batch(part) for name, part in batch.items()}
-        state, metrics = train_step(state, batch)
+        profiler.before(step)
+        if step == start + 1:
+            with clock.measure("compilation"):  # the call returns when it is compiled
+                state, metrics = train_step(state, batch)
+        else:
+            state, metrics = train_step(state, batch)
+        profiler.after(step, metrics)
         waiting.append(metrics)
-        # The first step is reported at once, so that compiling is not counted as training.
-        if step % config.log_period == 0 or step in (start + 1, total):
-            _report(run, step, waiting, state, clock, progress)
+        stopped = preemption.requested(step) and step < total
+        # The first step is reported at once, so that people see that it goes.
+        if step % config.log_period == 0 or step in (start + 1, total) or stopped:
+            _report(run, step, waiting, state, clock, padding, progress)
             waiting = []
-        if step % config.checkpoint_period == 0 or step == total:
-            checkpoints.save(step, state, run.identity)
+            watchdog.well()
+        if step % config.checkpoint_period == 0 or step == total or stopped:
+            with clock.measure("checkpoints"):
+                checkpoints.save(step, state, run.identity)
+        if stopped:
+            progress.say(f"Asked to stop (SIGTERM): saving step {step}. Call again to go on.")
+            break
         if config.validation_period and step % config.validation_period == 0 and step < total:
-            results = _validate(run, step, state, eval_step)
-            clock.restart()
-    if run.validation_batches is not None:
+            with clock.measure("validation"):
+                results = _validate(run, step, state, eval_step, history)
+    if run.validation_batches is not None and not stopped:
         progress.say("Validating ...")
-        results = _validate(run, max(start, total), state, eval_step)
+        with clock.measure("validation"):
+            results = _validate(run, max(start, total), state, eval_step, history)
+    profiler.close()
     run.writer.flush()
-    return results
+    with clock.measure("checkpoints"):
+        checkpoints.close()
+    return {} if stopped else results
 
 
 def _report(
@@ -197,25 +291,29 @@ def _report(
     step: int,
     waiting: Sequence[StepMetrics],
     state: TrainState,
-    clock: "_Clock",
+    clock: telemetry.Clock,
+    padding: telemetry.Padding,
     progress: Progress,
 ) -> None:
     metrics = jax.device_get(list(waiting))
     skipped_steps = int(state.skipped_steps)
-    seconds, data_seconds = clock.restart()
-    rate = len(metrics) / seconds
     tasks = sum((m.tasks for m in metrics), TaskSums(*np.zeros((4, len(run.task_names)))))
+    lap = clock.lap()
     report = Report(
         step=step,
         total_steps=run.config.total_steps,
-        steps_per_second=rate,
-        examples_per_second=rate * run.examples_per_step,
-        data_wait=data_seconds / seconds,
+        throughput=telemetry.Throughput.over(
+            lap, len(metrics), len(metrics) * run.examples_per_step, float(tasks.tokens.sum())
+        ),
+        data_wait=lap.share(telemetry.WAITING_FOR_DATA),
+        goodput=clock.total().goodput,
         loss=float(np.mean([m.loss for m in metrics])),
         task_losses=mean_losses(tasks, run.task_names),
         learning_rate=float(metrics[-1].learning_rate),
         gradient_norm=float(metrics[-1].gradient_norm),
-        skipped_records=run.skipped_records(),
+        parameter_norm=float(metrics[-1].parameter_norm),
+        padding=padding.shares(),
+        skipped_records=_over_hosts(run.skipped_records()),
         skipped_steps=skipped_steps,
     )
     progress.show(report)
@@ -228,8 +326,19 @@ def _report(
         )
 
 
+def _over_hosts(count: int) -> int:
+    """The sum of a number that each host has; all hosts must ask."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
 def _validate(
-    run: Run, step: int, state: TrainState, eval_step: Callable[..., TaskSums]
+    run: Run,
+    step: int,
+    state: TrainState,
+    eval_step: Callable[..., TaskSums],
+    history: validation.History,
 ) -> dict[str, dict[str, float]]:
     put = run.partitioner.put_batch
     batches = (put(batch) for _, batch in run.validation_batches())
@@ -239,34 +348,11 @@ def _validate(
         step,
         {f"validation/{k}/{name}": v for name, row in results.items() for k, v in row.items()},
     )
+    history.add(step, results)
     if jax.process_index() == 0:
         validation.write(_results_path(run), results)
     return results
 
 
-def _results_path(run: Run) -> pathlib.Path:
+def _results_path(run: Run) -> epath.Path:
     return run.model_dir / "validation.json"
-
-
-class _Clock:
-    """Seconds since the last report, and how many of them were spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> tuple[float, float]:
-        """Starts again; returns (all seconds, those waiting for data) until now."""
-        now = time.perf_counter()
-        passed = now - getattr(self, "_start", now), getattr(self, "_data", 0.0)
-        self._start, self._data = now, 0.0
-        return passed
-
-    def waiting_for_data(self) -> "_Clock":
-        """A context whose time counts as waiting."""
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._data += time.perf_counter() - self._entered

@@ -24,12 +24,14 @@ class StepMetrics:
     """Attributes:
     loss: float32 scalar, the sum of the groups.
     gradient_norm: float32 scalar, before clipping.
+    parameter_norm: float32 scalar, after the update.
     learning_rate: float32 scalar.
     tasks: sums of this step.
     """
 
     loss: jax.Array
     gradient_norm: jax.Array
+    parameter_norm: jax.Array
     learning_rate: jax.Array
     tasks: TaskSums
 
@@ -154,7 +156,7 @@ def make_train_step(
             ema_params=ema_params,
         )
         rate = jnp.asarray(schedule(state.step - state.skipped_steps), jnp.float32)
-        return new_state, StepMetrics(loss, norm, rate, sums)
+        return new_state, StepMetrics(loss, norm, optax.tree.norm(params), rate, sums)
 
     return train_step
 

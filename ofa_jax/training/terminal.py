@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ofa_jax.training.telemetry import LOST, WAITING_FOR_DATA, Lap, Throughput
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -19,31 +21,36 @@ class Report:
 
     Attributes:
       step, total_steps: steps made; steps of the whole run.
-      steps_per_second, examples_per_second: over all hosts.
-      data_wait: share of the time spent waiting for batches.
+      throughput: over all hosts.
+      data_wait: share of the time since the last report that this host waited for batches.
+      goodput: share of the time since the start that this host has spent stepping.
       loss: of the training objective, mean.
       task_losses: objective -> nats per token.
-      learning_rate, gradient_norm: of the last step.
-      skipped_records: bad records so far.
+      learning_rate, gradient_norm, parameter_norm: of the last step; norms are global.
+      padding: "stream/encoder", "stream/decoder" -> share of the tokens that are padding.
+      skipped_records: bad records since the start, over all hosts.
       skipped_steps: non-finite steps so far.
     """
 
     step: int
     total_steps: int
-    steps_per_second: float
-    examples_per_second: float
+    throughput: Throughput
     data_wait: float
+    goodput: float
     loss: float
     task_losses: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
+    parameter_norm: float
+    padding: Mapping[str, float]
     skipped_records: int
     skipped_steps: int
 
     @property
     def time_left(self) -> datetime.timedelta:
         """At the present speed."""
-        seconds = (self.total_steps - self.step) / max(self.steps_per_second, 1e-9)
+        rate = max(self.throughput.steps_per_second, 1e-9)
+        seconds = (self.total_steps - self.step) / rate
         return datetime.timedelta(seconds=round(seconds))
 
     @property
@@ -53,14 +60,16 @@ class Report:
             "loss": self.loss,
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
-            "steps_per_second": self.steps_per_second,
-            "examples_per_second": self.examples_per_second,
+            "parameter_norm": self.parameter_norm,
             "data_wait": self.data_wait,
+            "goodput": self.goodput,
             "skipped_records": self.skipped_records,
             "skipped_steps": self.skipped_steps,
         }
-        losses = {f"loss/{name}": loss for name, loss in self.task_losses.items()}
-        return {f"train/{name}": value for name, value in (values | losses).items()}
+        values |= self.throughput.scalars
+        values |= {f"loss/{name}": loss for name, loss in self.task_losses.items()}
+        values |= {f"padding/{name}": share for name, share in self.padding.items()}
+        return {f"train/{name}": value for name, value in values.items()}
 
     def headline(self) -> str:
         """One line without the objectives."""
@@ -71,8 +80,9 @@ class Report:
             skipped += f"  {self.skipped_steps} steps skipped"
         return (
             f"step {self.step}/{self.total_steps}  loss {self.loss:.3f}  "
-            f"{self.steps_per_second:.2f} steps/s  {self.examples_per_second:.0f} examples/s  "
-            f"{self.time_left} left  waiting for data {self.data_wait:.0%}{skipped}"
+            f"{self.throughput.steps_per_second:.2f} steps/s  "
+            f"{self.throughput.examples_per_second:.0f} examples/s  {self.time_left} left  "
+            f"waiting for data {self.data_wait:.0%}  goodput {self.goodput:.0%}{skipped}"
         )
 
 
@@ -110,6 +120,17 @@ class Progress(contextlib.AbstractContextManager):
     def say(self, message: str) -> None:
         """Prints a sentence above the view."""
         self._console.print(message, highlight=False, soft_wrap=True)
+
+    def say_total(self, time: Lap) -> None:
+        """Prints where the time of a run went."""
+        parts = [f"{time.goodput:.0%} stepping"]
+        parts += [
+            f"{time.share(kind):.0%} {kind.replace('_', ' ')}"
+            for kind in (WAITING_FOR_DATA, *LOST)
+            if kind in time.parts
+        ]
+        seconds = datetime.timedelta(seconds=round(time.seconds))
+        self.say(f"Time: {seconds}, of which {', '.join(parts)}.")
 
 
 def _view(report: Report) -> Group:

@@ -7,11 +7,12 @@ from its frequency, *majority* always answers with the most frequent target.
 import collections
 import json
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
@@ -110,11 +111,65 @@ def summarise(
     }
 
 
-def write(path: pathlib.Path, results: Mapping[str, Mapping[str, float]]) -> None:
+def write(path: epath.Path, results: Mapping[str, Any]) -> None:
     """Writes `validation.json`, all at once."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2) + "\n")
     temporary.replace(path)
+
+
+METRICS = {"loss": min, "token_accuracy": max}
+"""What a checkpoint can be the best by, and which value is better."""
+
+
+def check_metric(metric: str, where: str, task_names: Sequence[str] | None = None) -> None:
+    """Raises ValueError for a metric that validation does not have.
+
+    Args:
+      metric: "loss", "token_accuracy", or one of them of an objective: "visual_grounding/loss".
+      where: its name, for the message.
+      task_names: of the run; None where they are not known yet.
+    """
+    task, _, name = metric.rpartition("/")
+    if name not in METRICS:
+        raise ValueError(
+            f"{where} is {metric!r}; give one of {', '.join(METRICS)}, or OBJECTIVE/loss."
+        )
+    if task and task_names is not None and task not in task_names:
+        raise ValueError(f"{where} is {metric!r}, but the run's tasks are {', '.join(task_names)}.")
+
+
+class History:
+    """The results of every validation of a run, in `validations.json`."""
+
+    def __init__(self, path: epath.Path):
+        """Reads what is there."""
+        self._path = path
+        self._results: dict[int, Mapping[str, Mapping[str, float]]] = {}
+        if path.exists():
+            self._results = {int(k): v for k, v in json.loads(path.read_text()).items()}
+
+    def add(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Adds or replaces a step's results; the first host writes them."""
+        self._results[step] = results
+        if jax.process_index() == 0:
+            write(self._path, {str(k): self._results[k] for k in sorted(self._results)})
+
+    def best(self, metric: str, steps: Sequence[int]) -> int | None:
+        """The best of some steps, the earliest where several are equal; None if none is known.
+
+        Args:
+          metric: see `check_metric`; without an objective, the mean of all.
+          steps: the ones to choose from.
+        """
+        task, _, name = metric.rpartition("/")
+        values = {}
+        for step in steps:
+            rows = self._results.get(step, {})
+            chosen = [row[name] for key, row in rows.items() if not task or key == task]
+            if chosen and all(map(math.isfinite, chosen)):
+                values[step] = sum(chosen) / len(chosen)
+        return METRICS[name](values, key=values.__getitem__) if values else None
 
 
 def print_table(results: Mapping[str, Mapping[str, float]], title: str, console: Console) -> None:

@@ -1,9 +1,9 @@
 """A run of the small model on random batches, which follow from the step alone."""
 
 import io
-import pathlib
 
 import numpy as np
+from etils import epath
 from rich.console import Console
 from small_model import SMALL, random_batch
 
@@ -70,13 +70,13 @@ def make_parts(
     return abstract, new_state, train_step, eval_step
 
 
-def make_run(model_dir: pathlib.Path, validation=False, identity=None, **config) -> Run:
+def make_run(model_dir, validation=False, identity=None, **config) -> Run:
     """A run, its output kept in `run.console.file` and `run.writer`."""
     abstract, new_state, train_step, eval_step = make_parts(SMALL.replace(dropout_rate=0.1))
     held_out = [("pairs", stream_batch(1000, 48)), ("text", stream_batch(1001, 0))]
     tokens = np.array([20.0, 20.0])
     return Run(
-        model_dir=model_dir,
+        model_dir=epath.Path(model_dir),
         identity=identity or {"seed": 3, "shape": (1, 2)},
         config=LoopConfig(**config),
         partitioner=Partitioner(),
@@ -90,6 +90,7 @@ def make_run(model_dir: pathlib.Path, validation=False, identity=None, **config)
         examples_per_step=8,
         task_names=TASKS,
         skipped_records=lambda: 7,
+        pad_id=SMALL.pad_id,
         writer=Events(),
         console=Console(file=io.StringIO(), width=100),
     )

@@ -8,7 +8,7 @@ import pytest
 from small_run import TASKS, make_run
 
 from ofa_jax.training import checkpoints, loop
-from ofa_jax.training.checkpoints import Checkpoints
+from ofa_jax.training.run_checkpoints import Checkpoints
 
 PERIODS = dict(log_period=1, checkpoint_period=2)
 

@@ -4,12 +4,14 @@ import io
 
 from rich.console import Console
 
+from ofa_jax.training.telemetry import Lap, Throughput
 from ofa_jax.training.terminal import Progress, Report
 
 REPORT = Report(
-    step=250, total_steps=1000, steps_per_second=2.5, examples_per_second=140.0, data_wait=0.013,
-    loss=7.125, task_losses={"image_captioning": 2.5, "text_infilling": 5.25}, learning_rate=1e-3,
-    gradient_norm=1.5, skipped_records=2, skipped_steps=0)
+    step=250, total_steps=1000, throughput=Throughput(2.5, 140.0, 1200.0, 4), data_wait=0.013,
+    goodput=0.9, loss=7.125, task_losses={"image_captioning": 2.5, "text_infilling": 5.25},
+    learning_rate=1e-3, gradient_norm=1.5, parameter_norm=30.0, padding={"text/encoder": 0.25},
+    skipped_records=2, skipped_steps=0)
 
 
 def test_a_log_gets_plain_lines():
@@ -20,7 +22,7 @@ def test_a_log_gets_plain_lines():
     assert console.file.getvalue().splitlines() == [
         "Compiling the step ...",
         "step 250/1000  loss 7.125  2.50 steps/s  140 examples/s  0:05:00 left  "
-        "waiting for data 1%  2 records skipped",
+        "waiting for data 1%  goodput 90%  2 records skipped",
         "    image_captioning 2.500  text_infilling 5.250",
     ]
 
@@ -40,3 +42,16 @@ def test_tensorboard_gets_every_number():
     assert scalars["train/loss"] == 7.125
     assert scalars["train/loss/text_infilling"] == 5.25
     assert scalars["train/skipped_records"] == 2
+    assert scalars["train/steps_per_second"] == 2.5
+    assert scalars["train/examples_per_second_per_chip"] == 35.0
+    assert scalars["train/target_tokens_per_second_per_chip"] == 300.0
+    assert scalars["train/padding/text/encoder"] == 0.25
+    assert scalars["train/parameter_norm"] == 30.0 and scalars["train/goodput"] == 0.9
+
+
+def test_the_end_says_where_the_time_went():
+    console = Console(file=io.StringIO(), width=40)
+    with Progress(console) as progress:
+        progress.say_total(Lap(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
+    assert console.file.getvalue() == (
+        "Time: 0:03:20, of which 84% stepping, 1% waiting for data, 15% compilation.\n")

@@ -1,0 +1,151 @@
+"""Every decoding run of the official code: the same tokens, scores within 1e-4.
+
+Logits of this model are of size 15 and float32 sums of a few hundred terms differ by 3e-5 in
+another order (see test_model_golden.py); a score is a mean of log-probabilities, or a sum of few.
+The sums that are not normalised are of up to 65 tokens whose errors are independent.
+"""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer
+from ofa_jax.decoding.search import generate
+from ofa_jax.interop import from_fairseq
+
+CLOSE = dict(rtol=0, atol=1e-4)
+TRIE_RUNS = ("beam5_trie", "beam5_trie_unnormalized", "beam5_trie_zeroshot", "beam5_trie_prefix")
+SMALL_TRIE_RUNS = ("beam3_trie_3answers", "beam2_trie_3answers")
+
+
+class Golden:
+    """The official decoding runs, the model they used, and its encoded inputs."""
+
+    def __init__(self, official, folder):
+        description = json.loads((folder / "decode.json").read_text())
+        self.runs, self.answers = description["runs"], description["answers"]
+        self.model = official.model
+        self.tries = {
+            name: Trie.from_answers(description[key], official.config.vocab_size)
+            for key, names in (("answers", TRIE_RUNS), ("small_answers", SMALL_TRIE_RUNS))
+            for name in names}
+        self.small_answers = description["small_answers"]
+        overrides = dict(np.load(folder / "weight_overrides.npz"))
+        overrides |= {key: overrides["encoder.embed_tokens.weight"]
+                      for key in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+                      if key in official.state_dict}
+        self.variables = from_fairseq(official.state_dict | overrides, official.config)
+        inputs = np.load(folder / "inputs.npz")
+        self.batch = {"encoder_input_tokens": inputs["src_tokens"].astype(np.int32),
+                      "encoder_images": inputs["patch_images"].transpose(0, 2, 3, 1),
+                      "encoder_image_mask": inputs["patch_masks"]}
+        self.encoded = official.encode(self.variables, self.batch)
+
+    def config(self, name):
+        """The run's arguments as ours."""
+        args = dict(self.runs[name]["args"])
+        gen_code, zero_shot = args.pop("gen_code", False), args.pop("zero_shot", False)
+        names = {"max_len_b": "max_length", "max_len_a": "max_length_per_source_token",
+                 "min_len": "min_length", "len_penalty": "length_penalty"}
+        ours = {names.get(key, key): value for key, value in args.items()}
+        if "constraint_range" in ours:
+            first, end = ours["constraint_range"].split(",")
+            ours["constraint_range"] = (int(first), int(end))
+        return DecodingConfig(exact_length=gen_code, renormalize=not zero_shot, **ours)
+
+    def decode(self, config, trie=None, prefix=None, samples=None, code_rows=None):
+        """Decodes what is encoded already: most of a program is its encoder."""
+        encoded = self.encoded if samples is None else self.encoded.select(np.array(samples))
+        longest = config.longest(self.batch["encoder_input_tokens"].shape[1], self.model.config)
+        return jax.tree.map(np.asarray, _generate(
+            self.variables, encoded, config.numbers, trie, prefix, code_rows, model=self.model,
+            config=config.structure, longest=longest))
+
+    def run(self, name):
+        """Our answers to a run, and the official ones."""
+        run, config = self.runs[name], self.config(name)
+        prefix = run["prefix_tokens"]
+        prefix = None if prefix is None else np.array(prefix, np.int32)
+        code_rows = np.ones(len(run["hypos"]), bool) if config.exact_length else None
+        trie = self.tries.get(name)
+        return self.decode(config, trie, prefix, run["samples"], code_rows), run["hypos"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config", "longest"))
+def _generate(variables, encoded, numbers, trie, prefix, code_rows, *, model, config, longest):
+    return generate(model, variables, encoded, config, numbers, longest, trie, prefix, code_rows)
+
+
+@pytest.fixture(scope="module")
+def decoding(official, golden):
+    return Golden(official, golden / "decode")
+
+
+def names_of_runs():
+    import pathlib
+    path = pathlib.Path(__file__).parent.parent / "golden" / "decode" / "decode.json"
+    return [name for name, run in json.loads(path.read_text())["runs"].items() if "hypos" in run]
+
+
+def assert_same(ours, theirs):
+    for row, hypotheses in enumerate(theirs):
+        assert ours.tokens.shape[1] == len(hypotheses)
+        for place, expected in enumerate(hypotheses):
+            length = len(expected["tokens"])
+            assert ours.lengths[row, place] == length
+            assert ours.tokens[row, place, :length].tolist() == expected["tokens"]
+            assert (ours.tokens[row, place, length:] == 1).all()
+            np.testing.assert_allclose(ours.scores[row, place], expected["score"], **CLOSE)
+            np.testing.assert_allclose(
+                ours.token_scores[row, place, :length], expected["positional_scores"], **CLOSE)
+            assert not ours.token_scores[row, place, length:].any()
+
+
+def test_the_changed_weights_give_the_originals_logits(decoding, golden):
+    case = np.load(golden / "decode" / "teacher_forced.npz")
+    logits = jax.jit(functools.partial(decoding.model.apply, method="decode"))(
+        decoding.variables, decoding.encoded, case["prev_output_tokens"].astype(np.int32))
+    np.testing.assert_allclose(logits, case["logits"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", names_of_runs())
+def test_answers_are_the_originals(decoding, name):
+    assert_same(*decoding.run(name))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_fewer_answers_than_beams_gives_them_all_and_no_more(decoding, normalize):
+    """The official code dies here. With as many beams as answers it finds the same three."""
+    config = DecodingConfig(beam_size=5, max_length=10, normalize_scores=normalize)
+    trie = decoding.tries["beam3_trie_3answers"]
+    found = decoding.decode(config, trie)
+    assert ((found.lengths > 0) == [True, True, True, False, False]).all()
+    assert (found.scores[:, 3:] == -np.inf).all() and (found.tokens[:, 3:] == 1).all()
+    for row, hypotheses in enumerate(decoding.runs["beam3_trie_3answers"]["hypos"]):
+        expected = {tuple(one["tokens"]): one["score"] for one in hypotheses}
+        ours = {tuple(tokens[:length].tolist()): score for tokens, length, score in zip(
+            found.tokens[row], found.lengths[row], found.scores[row], strict=True) if length}
+        assert ours.keys() == expected.keys()
+        for tokens, score in ours.items():
+            total = score * (len(tokens) if normalize else 1)
+            np.testing.assert_allclose(total, expected[tokens], **CLOSE)
+
+
+def test_the_whole_program_answers_as_the_original(decoding):
+    """From pixels to tokens in one compiled program; the settings of two runs share it."""
+    for name in ("beam5", "beam5_lenpen0.5"):
+        decode = make_decoder(decoding.model, decoding.config(name))
+        assert_same(jax.tree.map(np.asarray, decode(decoding.variables, decoding.batch)),
+                    decoding.runs[name]["hypos"])
+
+
+@pytest.mark.parametrize("at_once", [5, 32])
+def test_scores_of_all_candidates_are_the_originals(decoding, at_once):
+    score = make_scorer(decoding.model, decoding.answers, candidates_at_once=at_once)
+    scores = score(decoding.variables, decoding.batch)
+    expected = np.array(decoding.runs["allcand_scores"]["scores"])
+    np.testing.assert_allclose(scores, expected, **CLOSE)
+    assert scores.argmax(axis=1).tolist() == decoding.runs["allcand_scores"]["argmax"]

@@ -1,0 +1,203 @@
+"""The supervisor, and what the launchers would do."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import supervisor
+from ofa_jax import command_line, distributed, gin_check
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CLOUD = {
+    "PROJECT": "p", "ZONE": "z", "NAME": "n", "ACCELERATOR_TYPE": "v5litepod-256",
+    "RUNTIME_VERSION": "r", "IMAGE": "registry/p/ofa", "CLUSTER": "c", "WORKLOAD": "w",
+    "TPU_TYPE": "v5litepod-256",
+}
+
+
+def supervise(*command, **options):
+    given = [f"--{name}={value}" for name, value in {"backoff_seconds": 0, **options}.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "launch.supervisor", *given, "--", sys.executable, *command],
+        capture_output=True, text=True, cwd=ROOT)
+
+
+def failing(tmp_path, times, code):
+    """A program that fails so many times."""
+    return ["-c", (
+        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'lives')!r}); "
+        "n = int(p.read_text()) if p.exists() else 0; p.write_text(str(n + 1)); "
+        f"sys.exit({code} if n < {times} else 0)")]
+
+
+def test_a_crash_is_followed_by_a_restart(tmp_path):
+    done = supervise(*failing(tmp_path, 2, 7))
+    assert done.returncode == 0 and (tmp_path / "lives").read_text() == "3"
+    assert "The run failed with exit code 7: restart 2 of 10" in done.stderr
+
+
+def test_it_gives_up_after_so_many_in_a_row_with_the_code_of_the_last(tmp_path):
+    done = supervise(*failing(tmp_path, 9, 7), restarts=1)
+    assert done.returncode == 7 and (tmp_path / "lives").read_text() == "2"
+    assert "2 times in a row: giving up" in done.stderr
+
+
+def test_a_run_that_was_well_has_all_its_restarts_again(tmp_path):
+    done = supervise(*failing(tmp_path, 4, 7), restarts=1, healthy_seconds=0)
+    assert done.returncode == 0 and (tmp_path / "lives").read_text() == "5"
+
+
+def test_a_mistake_is_not_tried_again(tmp_path):
+    done = supervise(*failing(tmp_path, 9, 2))
+    assert done.returncode == 2 and (tmp_path / "lives").read_text() == "1"
+
+
+def test_when_one_process_dies_the_others_are_ended_and_all_begin_again(tmp_path):
+    program = (
+        "import os, pathlib, sys, time; k = sys.argv[-1][-1]; "
+        f"p = pathlib.Path({str(tmp_path)!r}) / ('lives' + k); "
+        "n = int(p.read_text()) if p.exists() else 0; p.write_text(str(n + 1)); "
+        "(time.sleep(60) if k == '0' else os.kill(os.getpid(), 9)) if n == 0 else None")
+    begun = time.monotonic()
+    done = supervise("-c", program, processes=2)
+    assert done.returncode == 0 and time.monotonic() - begun < 30
+    assert "The run was ended by SIGKILL: restart 1" in done.stderr
+    assert [(tmp_path / f"lives{k}").read_text() for k in "01"] == ["2", "2"]
+
+
+def test_what_does_not_end_after_sigterm_is_killed(tmp_path):
+    program = (
+        "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.supervisor", "--grace_seconds=0.5", "--", sys.executable,
+         "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGKILL and "killing it" in said
+
+
+def test_the_supervisors_dry_run_prints_each_processs_command(capsys):
+    assert supervisor.main(["--processes=2", "--dry_run", "--", "train", "--gin.A='b c'"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [["train", "--gin.A='b c'"]] * 2
+    for number, line in enumerate(lines):
+        assert line[2:] == [
+            "--coordinator_address=127.0.0.1:PORT", "--num_processes=2", f"--process_id={number}"]
+
+
+# --------------------------------------------------------------------------------------- launchers
+
+
+def dry(script, *arguments, without=(), **more):
+    environment = {k: v for k, v in (os.environ | CLOUD | more).items() if k not in without}
+    return subprocess.run(
+        ["bash", f"launch/{script}", "--dry_run", *arguments], capture_output=True, text=True,
+        cwd=ROOT, env=environment)
+
+
+TRAIN = "python -m ofa_jax.train --distributed --gin_file=x --gin.MODEL_DIR=\\'gs://b/r\\'"
+FLAGS = ["--gin_file=x", "--gin.MODEL_DIR='gs://b/r'"]
+DRY_RUNS = {
+    "local_processes.sh": [
+        (["2", "--gin_file=x"], {},
+         ["python -m launch.supervisor --processes=2 -- python -m ofa_jax.train --gin_file=x"]),
+        (["2"], {}, ["tools.build_scenes", "gin_configs/runs/pretrain_scenes.gin"])],
+    "tpu_pod_gcloud.sh": [
+        (["create"], {}, ["--node-id=n --accelerator-type=v5litepod-256 --runtime-version=r"]),
+        (["create"], {"SLICES": "2", "CREATE_FLAGS": "--spot"},
+         ["--node-count=2 --node-prefix=n", "--spot"]),
+        (["run", *FLAGS], {"SLICES": "2"},
+         ["--worker=all --node=all", "python -m launch.supervisor -- " + TRAIN,
+          "--gin.Partitioner.slices=2"]),
+        (["stop"], {}, ["docker stop --time=300"]),
+        (["delete"], {}, ["queued-resources delete n"])],
+    "tpu_xpk.sh": [
+        (["run", *FLAGS], {"SLICES": "4"},
+         ["xpk workload create --cluster=c", "--num-slices=4", "--max-restarts=10",
+          "python -m launch.supervisor -- " + TRAIN, "--gin.Partitioner.slices=4"]),
+        (["delete"], {}, ["xpk workload delete"])],
+    "gpu_slurm.sh": [
+        (FLAGS, {}, ["python -m launch.supervisor -- srun --kill-on-bad-exit=1 " + TRAIN])],
+    "build_image.sh": [
+        (["tpu"], {}, ["--build-arg=ACCELERATOR=tpu --tag=registry/p/ofa", "docker push"])],
+}
+
+
+@pytest.mark.parametrize("script", DRY_RUNS)
+def test_a_dry_run_prints_the_commands(script):
+    for arguments, settings, expected in DRY_RUNS[script]:
+        done = dry(script, *arguments, **settings)
+        assert done.returncode == 0, done.stderr
+        unquoted = done.stdout + " ".join(
+            word for line in done.stdout.splitlines() for word in shlex.split(line))
+        for part in expected:
+            assert part in unquoted, (part, unquoted)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "without", "sentence"),
+    [
+        ("tpu_pod_gcloud.sh", ["create"], ["ZONE"], "ZONE is not set"),
+        ("tpu_pod_gcloud.sh", ["fly"], [], "the action is 'fly'"),
+        ("tpu_xpk.sh", ["run"], ["TPU_TYPE"], "TPU_TYPE is not set"),
+        ("build_image.sh", ["abacus"], [], "give tpu, cuda or cpu"),
+        ("local_processes.sh", ["--gin_file=x"], [], "the number of processes"),
+    ],
+)
+def test_what_is_missing_is_said(script, arguments, without, sentence):
+    done = dry(script, *arguments, without=without)
+    assert done.returncode == 2 and sentence in done.stderr and not done.stdout
+
+
+# ------------------------------------------------------------------------------------- the cluster
+
+
+def cluster(*arguments, **environment):
+    parser = command_line._Parser()
+    distributed.add_arguments(parser)
+    return distributed.from_arguments(parser.parse_args(arguments), environment)
+
+
+def test_a_program_is_alone_unless_it_is_told_otherwise():
+    assert not cluster().several
+    distributed.initialize(cluster())  # does nothing
+
+
+def test_flags_or_the_environment_say_who_takes_part():
+    expected = distributed.Cluster(False, "10.0.0.1:8476", 4, 3)
+    assert expected.several and expected.heartbeat_timeout_seconds == 30
+    assert cluster(
+        "--coordinator_address=10.0.0.1:8476", "--num_processes=4", "--process_id=3") == expected
+    assert cluster(
+        JAX_COORDINATOR_ADDRESS="10.0.0.1:8476", JAX_NUM_PROCESSES="4",
+        JAX_PROCESS_ID="3") == expected
+    assert cluster("--distributed", "--heartbeat_timeout_seconds=9") == distributed.Cluster(
+        True, heartbeat_timeout_seconds=9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--process_id=1"], "--coordinator_address and --num_processes are missing"),
+        (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
+         "none of the 2 processes"),
+        (["--coordinator_address=a", "--num_processes=2", "--process_id=1"], "give HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_a_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cluster(*arguments)
+
+
+def test_a_number_that_is_none_is_a_sentence():
+    with pytest.raises(gin_check.ConfigError, match="invalid int value: 'two'"):
+        cluster("--num_processes=two")

@@ -1,0 +1,93 @@
+"""The real entry point as several processes of one run, over loopback: the code that a pod runs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+from test_train import RUN, SMALL
+
+from ofa_jax.training import checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 3
+
+
+def train(processes, data_dir, model_dir, *flags):
+    """A run of two devices in all, on so many processes; the finished process."""
+    environment = os.environ | {
+        "OFA_DATA_DIR": str(data_dir), "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // processes} "
+        # Each process compiles for itself, and only the first one's results are kept between runs.
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.supervisor", f"--processes={processes}", "--restarts=0",
+         "--", sys.executable, "-m", "ofa_jax.train", RUN, *SMALL, f"--gin.TRAIN_STEPS={STEPS}",
+         "--gin.Partitioner.data=1", "--gin.Partitioner.fsdp=2",
+         "--gin.train.validation_split=None",
+         f"--gin.MODEL_DIR='{model_dir}'", *flags],
+        capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def losses(model_dir):
+    """step -> every training loss, as TensorBoard has them."""
+    events = EventAccumulator(str(model_dir)).Reload()
+    told = {}
+    for tag in events.Tags()["tensors"]:
+        if tag.startswith("train/loss"):
+            for event in events.Tensors(tag):
+                told.setdefault(event.step, {})[tag] = float(make_ndarray(event.tensor_proto))
+    return told
+
+
+@pytest.fixture(scope="module")
+def runs(small_scenes, tmp_path_factory):
+    """The directories of the same run on one process and on two."""
+    directories = {}
+    for processes in (1, 2):
+        directories[processes] = tmp_path_factory.mktemp(f"on_{processes}")
+        done = train(processes, small_scenes, directories[processes])
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Starting a new run") == 1, "only the first host speaks"
+        assert "on 2 cpu device(s), mesh data 1 x fsdp 2 x tensor 1" in done.stdout
+    return directories
+
+
+def test_two_processes_have_the_losses_of_one(runs):
+    """float32, the same mesh: 1e-5 relative."""
+    one, two = losses(runs[1]), losses(runs[2])
+    assert set(one) == set(range(1, STEPS + 1)) and len(set().union(*one.values())) == 9
+    for step, expected in one.items():
+        assert two[step].keys() == expected.keys()
+        for name, loss in expected.items():
+            assert two[step][name] == pytest.approx(loss, rel=1e-5), (step, name)
+
+
+def test_two_processes_end_with_the_parameters_of_one(runs):
+    """float32: 1e-5 of the largest entry of each array."""
+    one, two = (checkpoints.load_variables(str(runs[k])) for k in (1, 2))
+    flat = lambda tree: dict(_flatten(tree))  # noqa: E731
+    one, two = flat(one), flat(two)
+    assert one.keys() == two.keys() and len(one) > 50
+    for name, array in one.items():
+        np.testing.assert_allclose(
+            two[name], array, rtol=0, atol=1e-5 * np.abs(array).max() + 1e-12, err_msg=name)
+
+
+def _flatten(tree, path=""):
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from _flatten(node, f"{path}/{name}")
+        else:
+            yield f"{path}/{name}", np.asarray(node)
+
+
+def test_a_mistake_of_the_user_is_not_tried_again_and_said_by_every_host(small_scenes, tmp_path):
+    done = train(2, small_scenes, tmp_path, "--gin.pairs/Stream.batch_size=3", "--gin.SEED=1")
+    assert done.returncode == 2
+    assert "batch_size 3 does not divide over the 2 data shards" in done.stderr
+    assert "restart" not in done.stderr

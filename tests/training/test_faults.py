@@ -1,0 +1,172 @@
+"""Several processes, killed and counted anew: each run ends as one that nothing happened to.
+
+See `fault_run.py` for the run. The same two devices in all, so equality is exact.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fault_tools import ROOT, arrays, assert_same, environment, losses_told, rows_told, start
+
+STEPS = 12
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Starts runs, and leaves none behind."""
+    begun = []
+
+    def begin(processes, steps=STEPS, *flags):
+        begun.append(start(tmp_path / "run", processes, steps, *flags))
+        return begun[-1]
+
+    yield begin
+    for run in begun:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """One process, never stopped."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run = start(directory, 1, STEPS)
+    assert run.wait() == 0, run.said()
+    return directory
+
+
+def test_the_undisturbed_run_meets_bad_records_and_reads_an_epoch_once(undisturbed):
+    """8 rows a step at 2 to 1: after 7.5 steps the 40 records of the first task are through."""
+    said = (undisturbed / "log.txt").read_text()
+    assert "Skipped often, record 3: is one of the bad ones" in said
+    rows = rows_told(undisturbed)
+    assert len(rows) == 8 * STEPS and all(len(seen) == 1 for seen in rows.values())
+    first_epoch = [
+        json.loads(next(iter(rows[step, row])))[0] - 4
+        for step in range(1, STEPS + 1) for row in range(8) if (8 * (step - 1) + row) % 3 < 2]
+    numbers = [number for number in first_epoch[:40] if number >= 0]
+    assert sorted(numbers) == sorted(set(range(40)) - {3, 11})
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
+def test_a_killed_process_is_started_again_and_nothing_is_lost(begin, undisturbed, victim):
+    """At a random moment (drawn anew by whoever wants it: nothing may depend on it)."""
+    run = begin(2, STEPS, "--step_seconds=0.05")
+    run.wait_for_steps(random.Random(victim).randint(3, 8))
+    os.kill(run.pid(victim), signal.SIGKILL)
+    assert run.wait() == 0, run.said()
+    assert "supervisor: The run " in run.said() and "restart 1 of" in run.said()
+    assert run.said().count("Resuming from step") == 1
+    assert_same(run.directory, undisturbed, STEPS)
+
+
+def test_the_number_of_processes_may_change_at_every_stop(begin, undisturbed):
+    for processes, steps in ((2, 5), (1, 8), (2, STEPS)):
+        run = begin(processes, steps)
+        assert run.wait() == 0, run.said()
+    assert_same(run.directory, undisturbed, STEPS)
+
+
+def test_sigterm_to_one_process_saves_the_same_step_on_all(begin, undisturbed):
+    run = begin(2, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
+    run.wait_for_steps(3)
+    os.kill(run.pid(1), signal.SIGTERM)
+    assert run.wait() == 0, run.said()
+    assert "Asked to stop (SIGTERM): saving step" in run.said()
+    last, _ = losses_told(run.directory)[-1]
+    assert last < STEPS
+    run = begin(2)
+    assert run.wait() == 0, run.said()
+    assert f"Resuming from step {last} of {STEPS}" in run.said()
+    assert_same(run.directory, undisturbed, STEPS)
+
+
+def test_sigterm_to_the_supervisor_saves_and_ends_well(begin):
+    run = begin(1, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
+    run.wait_for_steps(2)
+    run.process.terminate()
+    assert run.wait() == 0, run.said()
+    last, _ = losses_told(run.directory)[-1]
+    assert last < STEPS and arrays(run.directory, last)["['step']"] == last
+
+
+def test_a_process_that_is_silent_is_given_up_after_the_heartbeat_timeout(begin, undisturbed):
+    run = begin(2, STEPS, "--step_seconds=0.05", "--heartbeat_timeout_seconds=3")
+    run.wait_for_steps(3)
+    os.kill(run.pid(1), signal.SIGSTOP)
+    assert run.wait() == 0, run.said()
+    assert "restart 1 of" in run.said()
+    assert_same(run.directory, undisturbed, STEPS)
+
+
+RESHARD = """
+import io, json, shutil, sys
+sys.path.insert(0, "tests/training")
+import jax, fault_run
+from absl import flags
+from rich.console import Console
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import loop
+
+flags.FLAGS(["test"])
+root = sys.argv[1]
+
+def train(name, steps, **mesh):
+    run = fault_run.make_run(
+        fault_run.parse([f"{root}/{name}", f"--steps={steps}"]), Partitioner(**mesh))
+    object.__setattr__(run, "console", Console(file=io.StringIO()))
+    loop.train(run)
+    assert name in ("whole", "begun") or "Resuming from step 4" in run.console.file.getvalue()
+    return run.abstract_state.params["embedding"].sharding.shard_shape((64, 8))
+
+train("whole", 8)
+train("begun", 4)
+two, one = tuple(jax.devices()[:2]), tuple(jax.devices()[:1])
+meshes = {
+    "data": dict(data=4), "fsdp": dict(data=1, fsdp=4), "both": dict(data=2, fsdp=2),
+    "two devices": dict(data=1, fsdp=2, devices=two), "one device": dict(devices=one)}
+for name, mesh in meshes.items():
+    shutil.copytree(f"{root}/begun", f"{root}/{name}")
+    print(json.dumps([name, train(name, 8, **mesh)]))
+"""
+SHARDS = {
+    "data": [64, 8], "fsdp": [16, 8], "both": [32, 8], "two devices": [32, 8], "one device": [64, 8]
+}
+
+
+@pytest.fixture(scope="module")
+def resharded(tmp_path_factory):
+    """Begun on four devices along data, finished on other meshes."""
+    directory = tmp_path_factory.mktemp("resharded")
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESHARD, str(directory)], cwd=ROOT, capture_output=True, text=True,
+        env=environment(1) | four)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory, dict(map(json.loads, done.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("mesh", SHARDS)
+def test_a_run_goes_on_on_any_other_mesh(resharded, mesh):
+    """The saved state is the same to the bit. After it sums are made in another order: float32,
+    1e-5 relative to the largest entry of each array over four steps of Adam."""
+    directory, shards = resharded
+    assert shards[mesh] == SHARDS[mesh]
+    whole, ours = arrays(directory / "whole", 8), arrays(directory / mesh, 8)
+    assert whole.keys() == ours.keys()
+    for name, array in ours.items():
+        atol = 1e-5 * np.abs(whole[name]).max()
+        np.testing.assert_allclose(array, whole[name], rtol=0, atol=atol, err_msg=name)
+    expected, told = dict(losses_told(directory / "whole")), losses_told(directory / mesh)
+    assert [step for step, _ in told] == list(range(1, 9))
+    for step, loss in told:
+        assert loss == pytest.approx(expected[step], rel=1e-6)
+    assert rows_told(directory / mesh) == rows_told(directory / "whole")
+    before = arrays(directory / mesh, 4)
+    for name, array in arrays(directory / "whole", 4).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
