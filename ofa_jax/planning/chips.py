@@ -5,6 +5,8 @@ tpu7x, read in 2026): peak bf16, HBM, and interchip interconnect bandwidth, halv
 stated in both directions; the data-centre network as stated per pod, divided by its chips, and
 for v4 and v5p the 50 Gbit/s per chip of "How to Scale Your Model" (jax-ml.github.io/scaling-book).
 H100: NVIDIA's H100 SXM data sheet, dense bf16; NVLink 4 in one direction, one 400 Gbit/s NIC a GPU.
+The rows of v5e, v5p and v6e were read off those pages; the others and the networks of v4 and v5p
+were written down from memory of them, and want to be checked before they decide anything.
 """
 
 import dataclasses
