@@ -14,10 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax
 import gin
 import jax
-import jax.numpy as jnp
 import numpy as np
 import seqio
 from absl import flags, logging
@@ -25,14 +23,13 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, distributed, gin_check
+from ofa_jax import command_line, configurables, distributed, gin_check, initial_checkpoint
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
-from ofa_jax.interop import files, from_fairseq
-from ofa_jax.model import OFA, OFAConfig, layout
+from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints, loop, state, step, trainable, validation
+from ofa_jax.training import checkpoints, loop, state, step, validation
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -147,9 +144,9 @@ def prepare(
     abstract = state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
     new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
     if initial_checkpoint_path is not None:
-        _check_initial(initial_checkpoint_path, model)
+        initial_checkpoint.check(initial_checkpoint_path, model)
         create = new_state
-        new_state = lambda: _initialised(  # noqa: E731
+        new_state = lambda: initial_checkpoint.take(  # noqa: E731
             create(), initial_checkpoint_path, abstract, model
         )
 
@@ -252,91 +249,6 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
         jax.eval_shape(lambda: network.init(jax.random.key(0), one))
     except ValueError as error:
         raise ValueError(f"Stream {stream.name!r} does not fit the model: {error}") from error
-
-
-# What a checkpoint's model may differ in without being another model.
-_TRAINING_FIELDS = {
-    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image", "remat",
-    *layout.LAYOUT_FIELDS,
-} | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
-
-
-def _check_initial(path: str, model: OFAConfig) -> None:
-    """Whether a checkpoint is of this model, as far as its configuration says."""
-    if files.is_official(path):
-        theirs = files.read(path).config
-    else:
-        checkpoints.find(path)
-        theirs = _model_of(path)
-        if theirs is None:
-            return
-    wrong = [
-        f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
-        for field in dataclasses.fields(OFAConfig)
-        if field.name not in _TRAINING_FIELDS
-        and getattr(theirs, field.name) != getattr(model, field.name)
-    ]
-    if wrong:
-        extend = ""
-        if theirs.vocab_size < model.vocab_size:
-            extend = (
-                " (python -m tools.convert_checkpoint extends a vocabulary with "
-                f"--vocab_size={model.vocab_size})"
-            )
-        raise ValueError(
-            f"INITIAL_CHECKPOINT_PATH {path} is of another model: {'; '.join(wrong)}. Choose the "
-            f"model's size and vocabulary accordingly{extend}."
-        )
-
-
-def _model_of(path: str) -> OFAConfig | None:
-    """What a checkpoint of ours is of, if it says so."""
-    try:
-        return checkpoints.read_model(path)
-    except FileNotFoundError:
-        return None
-
-
-def _initialised(new: Any, path: str, abstract: Any, model: OFAConfig) -> Any:
-    """The state with the parameters and statistics of a checkpoint of ours or the original's."""
-    given = flax.traverse_util.flatten_dict(new.variables)
-    added = {path: x for path, x in given.items() if trainable.in_groups(path[1:], trainable.ADDED)}
-    wanted = flax.traverse_util.flatten_dict(abstract.variables)
-    wanted = flax.traverse_util.unflatten_dict(
-        {path: x for path, x in wanted.items() if path not in added}
-    )
-    if files.is_official(path):
-        variables = _placed(from_fairseq(files.read(path).state_dict, model), wanted)
-    elif (theirs := _model_of(path)) is not None and not layout.same_layout(theirs, model):
-        held = layout.convert(checkpoints.load_variables(path), theirs, model)
-        variables = _placed(held, wanted)
-    else:
-        variables = checkpoints.restore_variables(path, wanted)
-    # What the checkpoint's model does not have keeps its new values.
-    variables = flax.traverse_util.unflatten_dict(
-        flax.traverse_util.flatten_dict(dict(variables)) | added
-    )
-    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
-    if new.ema_params is not None:
-        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
-    return new
-
-
-def _placed(arrays: Any, wanted: Any) -> Any:
-    """Arrays of this host, as global arrays of the wanted shardings."""
-    held, wanted = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (arrays, wanted))
-    for what, names in (("lacks", wanted.keys() - held), ("has", held.keys() - wanted)):
-        if names:
-            raise ValueError(
-                f"The initial checkpoint {what} {'/'.join(min(names))}"
-                f"{f' and {len(names) - 1} more' * (len(names) > 1)}, unlike this model."
-            )
-    return flax.traverse_util.unflatten_dict({
-        path: jax.make_array_from_callback(
-            array.shape, wanted[path].sharding, lambda index, array=array: array[index]
-        )
-        for path, array in held.items()
-    })
 
 
 @dataclasses.dataclass(frozen=True)

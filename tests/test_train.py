@@ -185,12 +185,12 @@ def test_an_original_file_that_is_missing_is_one_sentence(
         assert sentence in error and error.startswith("error: ") and "\n" not in error
 
 
-def tune(call, runs, name, *options):
-    """One step of visual question answering from the checkpoint of the whole run."""
+def tune(call, runs, name, *options, begin="whole"):
+    """One step of visual question answering from the checkpoint of another run."""
     call(
         "--gin_file=gin_configs/models/scenes.gin", "--gin_file=gin_configs/runs/finetune.gin",
         *(option for option in SMALL if "model_config" in option),
-        model_dir(runs / name), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / 'whole'}'",
+        model_dir(runs / name), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / begin}'",
         "--gin.MIXTURE_OR_TASK_MODULE='tasks.pretraining'",
         "--gin.MIXTURE_OR_TASK_NAME='visual_question_answering'",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 24}", "--gin.IMAGE_SIZE=64",
@@ -213,11 +213,13 @@ def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
 
 
 def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them(call, runs):
-    tuned = tune(
-        call, runs, "small_parts", "--gin.LEARNING_RATE=1e-2",
+    added_parts = [
         "--gin.model_config.adapter_width=2", "--gin.model_config.prefix_length=3",
         "--gin.model_config.freeze_batch_norm=True",
         "--gin.OptimizerConfig.trained=['adapters', 'prefixes']",
+    ]
+    tuned = tune(
+        call, runs, "small_parts", *added_parts, "--gin.LEARNING_RATE=1e-2",
         "--gin.OptimizerConfig.ema_decay=0.5", "--gin.LossConfig.encouraging_end=0.75",
         "--gin.OptimizerConfig.warmup=0",
     )
@@ -230,6 +232,12 @@ def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them
     average = flat(tuned["ema_params"])
     moved = [path for path in added if (average[path] != after[path]).any()]
     assert moved and all(path in added for path in moved)
+    # A checkpoint that has the small parts gives them on, too.
+    again = tune(
+        call, runs, "small_parts_again", *added_parts, "--gin.LEARNING_RATE=1e-12",
+        begin="small_parts")
+    for path, array in flat(again["params"]).items():
+        np.testing.assert_allclose(array, after[path], rtol=0, atol=1e-9, err_msg="/".join(path))
 
 
 MISTAKES = {

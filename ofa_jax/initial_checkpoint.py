@@ -1,0 +1,119 @@
+"""Where a new run takes its parameters from: INITIAL_CHECKPOINT_PATH, ours or the original's."""
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.interop import files, from_fairseq
+from ofa_jax.model import OFAConfig, layout
+from ofa_jax.training import checkpoints, trainable
+from ofa_jax.training.state import TrainState
+
+# What a checkpoint's model may differ in without being another model.
+_TRAINING_FIELDS = {
+    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image", "remat",
+    *layout.LAYOUT_FIELDS,
+} | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
+
+
+def check(path: str, model: OFAConfig) -> None:
+    """Whether a checkpoint is of this model, as far as its configuration says.
+
+    Args:
+      path: a run directory, a folder `checkpoints/<step>`, or a checkpoint of others.
+      model: of the run.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is of another model.
+    """
+    if files.is_official(path):
+        theirs = files.read(path).config
+    else:
+        checkpoints.find(path)
+        theirs = _model_of(path)
+        if theirs is None:
+            return
+    wrong = [
+        f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
+        for field in dataclasses.fields(OFAConfig)
+        if field.name not in _TRAINING_FIELDS
+        and getattr(theirs, field.name) != getattr(model, field.name)
+    ]
+    if wrong:
+        extend = ""
+        if theirs.vocab_size < model.vocab_size:
+            extend = (
+                " (python -m tools.convert_checkpoint extends a vocabulary with "
+                f"--vocab_size={model.vocab_size})"
+            )
+        raise ValueError(
+            f"INITIAL_CHECKPOINT_PATH {path} is of another model: {'; '.join(wrong)}. Choose the "
+            f"model's size and vocabulary accordingly{extend}."
+        )
+
+
+def _model_of(path: str) -> OFAConfig | None:
+    """What a checkpoint of ours is of, if it says so."""
+    try:
+        return checkpoints.read_model(path)
+    except FileNotFoundError:
+        return None
+
+
+def take(new: TrainState, path: str, abstract: TrainState, model: OFAConfig) -> TrainState:
+    """The state with the parameters and statistics of a checkpoint of ours or the original's.
+
+    Args:
+      new: of step 0.
+      path: as for `check`.
+      abstract: shapes and shardings of the state.
+      model: of the run.
+
+    Returns:
+      `new` with the checkpoint's arrays; what its model does not have keeps its new values.
+    """
+    theirs = None if files.is_official(path) else _model_of(path)
+    lacking = [
+        group for group, field in trainable.ADDED.items()
+        if theirs is None or not getattr(theirs, field)
+    ]
+    given = flax.traverse_util.flatten_dict(new.variables)
+    added = {path: x for path, x in given.items() if trainable.in_groups(path[1:], lacking)}
+    wanted = flax.traverse_util.flatten_dict(abstract.variables)
+    wanted = flax.traverse_util.unflatten_dict(
+        {path: x for path, x in wanted.items() if path not in added}
+    )
+    if files.is_official(path):
+        variables = _placed(from_fairseq(files.read(path).state_dict, model), wanted)
+    elif theirs is not None and not layout.same_layout(theirs, model):
+        held = layout.convert(checkpoints.load_variables(path), theirs, model)
+        variables = _placed(held, wanted)
+    else:
+        variables = checkpoints.restore_variables(path, wanted)
+    variables = flax.traverse_util.unflatten_dict(
+        flax.traverse_util.flatten_dict(dict(variables)) | added
+    )
+    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    if new.ema_params is not None:
+        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
+    return new
+
+
+def _placed(arrays: Any, wanted: Any) -> Any:
+    """Arrays of this host, as global arrays of the wanted shardings."""
+    held, wanted = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (arrays, wanted))
+    for what, names in (("lacks", wanted.keys() - held), ("has", held.keys() - wanted)):
+        if names:
+            raise ValueError(
+                f"The initial checkpoint {what} {'/'.join(min(names))}"
+                f"{f' and {len(names) - 1} more' * (len(names) > 1)}, unlike this model."
+            )
+    return flax.traverse_util.unflatten_dict({
+        path: jax.make_array_from_callback(
+            array.shape, wanted[path].sharding, lambda index, array=array: array[index]
+        )
+        for path, array in held.items()
+    })
