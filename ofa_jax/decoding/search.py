@@ -57,7 +57,7 @@ def make_decoder(model: OFA, config: DecodingConfig, trie: Trie | None = None
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _program(variables, batch, rng, trie, numbers, *, model, config) -> Hypotheses:
     variables, plain_config = layout.plain(variables, model.config)
-    model = OFA(plain_config)
+    model = model.clone(config=plain_config)
     encoded = model.apply(variables, batch, method="encode")
     longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)
     return generate(model, variables, encoded, config, numbers, longest, trie,
