@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import sys
 
 # Two simulated hosts or eight simulated devices are made by the tests that need them, in processes
 # of their own: the device count is fixed when JAX starts.
@@ -81,6 +82,18 @@ def verbosity():
     before = logging.get_verbosity()
     yield
     logging.set_verbosity(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Compiled programs go with the module that wanted them.
+
+    Each maps some memory, of which a process may have 65,530 pieces: after a thousand tests the
+    next program was a segmentation fault.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
