@@ -7,6 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 
+# Most tests compile small programs, which keeps one core busy: two modules at a time.
+workers=(--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 selection=("$@")
 if [[ "${1:-}" == slow ]]; then
   selection=(--slow "${@:2}")
@@ -14,4 +16,4 @@ elif [[ "${1:-}" == chaos ]]; then
   selection=(--slow -m chaos "${@:2}")
 fi
 ruff check .
-python -m pytest -q "${selection[@]}"
+python -m pytest -q "${workers[@]}" "${selection[@]}"

@@ -7,7 +7,7 @@ from official_model import random_variables
 from small_model import SMALL
 from small_run import make_parts
 
-from ofa_jax import train
+from ofa_jax import initial_checkpoint
 from ofa_jax.model import layout
 from ofa_jax.training import checkpoints
 
@@ -19,7 +19,7 @@ def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
     config = SMALL.replace(scan_layers=True, vocab_multiple=64, adapter_width=2)
     abstract = make_parts(config)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-    state = train._initialised(zeros, str(tmp_path), abstract, config)
+    state = initial_checkpoint.take(zeros, str(tmp_path), abstract, config)
     plain = layout.to_plain(state.variables, config)
     adapter = plain["params"]["encoder"]["layer_1"].pop("adapter")
     assert not np.asarray(adapter["up"]["kernel"]).any()
