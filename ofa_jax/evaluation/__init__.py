@@ -1,0 +1,1 @@
+"""What the model's answers are worth: metrics, and how each task is asked and judged."""

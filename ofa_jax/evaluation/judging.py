@@ -1,0 +1,95 @@
+"""How a task's answers are generated, read and judged: one frozen description of each task.
+
+`tasks/` registers a description beside each seqio task (of the same name); `python -m
+ofa_jax.evaluate` and `infer` look it up. An answer is read as one of
+
+    text      str
+    box       float32 [4]                     x0 y0 x1 y1, pixels of the stored picture
+    objects   {"boxes": float32 [K, 4], "labels": list[str]}      the same pixels
+    codes     int32 [n]                       image codes, 0 the first one
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ofa_jax.data.records import Record
+from ofa_jax.decoding import DecodingConfig
+
+KINDS = ("text", "box", "objects", "codes")
+
+Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
+"""(references of every example, its answer) -> values by name; both lists in the same order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """How the answers to a task are found and judged.
+
+    Attributes:
+      task: name in the seqio registry.
+      kind: what an answer is read as, see the module's text.
+      references: record -> what the metrics compare an answer with, plain values that json takes
+        (for boxes: in pixels of the stored picture).
+      metrics: functions of all references and all answers.
+      decoding: how answers are searched.
+      answers: gives the only answers allowed, as they would be encoded (a space in front, as in
+        training); None where all are. Called once, when an evaluation begins.
+      score_all: score every one of `answers` instead of searching among them.
+      main_metric: the one that "best" means; the first of the results when None.
+    """
+
+    task: str
+    kind: str
+    references: Callable[[Record], Any]
+    metrics: tuple[Metric, ...]
+    decoding: DecodingConfig = DecodingConfig()
+    answers: Callable[[], Sequence[str]] | None = None
+    score_all: bool = False
+    main_metric: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"Judging of task {self.task!r}: kind is {self.kind!r}; choose from "
+                f"{', '.join(KINDS)}."
+            )
+        if self.score_all and self.answers is None:
+            raise ValueError(
+                f"Judging of task {self.task!r}: score_all needs the answers to score; give "
+                "`answers`."
+            )
+
+    def replace(self, **overrides: Any) -> "Judging":
+        """The same description with some fields changed."""
+        return dataclasses.replace(self, **overrides)
+
+
+_registry: dict[str, Judging] = {}
+
+
+def register(judging: Judging) -> Judging:
+    """Makes a description known; the last one of a task counts.
+
+    Returns:
+      The description.
+    """
+    _registry[judging.task] = judging
+    return judging
+
+
+def find(task: str) -> Judging:
+    """The description of a task.
+
+    Raises:
+      ValueError: there is none; names the nearest one.
+    """
+    if task not in _registry:
+        near = difflib.get_close_matches(task, _registry, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"Task {task!r} has no description of how it is judged: register an "
+            f"ofa_jax.evaluation.judging.Judging for it beside the task.{hint}"
+        )
+    return _registry[task]
