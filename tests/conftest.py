@@ -27,11 +27,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes.
-    # What takes long runs optimised, as users run it.
-    if not config.getoption("--slow"):
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{given} --xla_backend_optimization_level=0".strip()
+    # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes, and
+    # a third of the rest into the newer emitters of fusions. What takes long runs as users run it.
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    given = os.environ.get("XLA_FLAGS", "")
+    # Workers of xdist inherit what the first process has set.
+    if not config.getoption("--slow") and quick not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {quick}".strip()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -23,7 +23,7 @@ def train(processes, data_dir, model_dir, *flags):
         "OFA_DATA_DIR": str(data_dir), "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // processes} "
         # Each process compiles for itself, and only the first one's results are kept between runs.
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
     return subprocess.run(
         [sys.executable, "-m", "launch.supervisor", f"--processes={processes}", "--restarts=0",
          "--", sys.executable, "-m", "ofa_jax.train", RUN, *SMALL, f"--gin.TRAIN_STEPS={STEPS}",
