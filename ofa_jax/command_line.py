@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import gin
 
 from ofa_jax import configurables, distributed, gin_check
+from ofa_jax.nearest import nearest
 
 FAILURE, USAGE_ERROR = 1, 2
 """Exit codes; a supervisor starts a run again after a failure, not after a user's mistake."""
@@ -82,7 +83,7 @@ def parse_arguments(
         flags = ["--gin_file", "--gin_search_paths", "--gin.", "--help", *distributed.FLAGS]
         flag = unknown[0].partition("=")[0]
         raise gin_check.ConfigError(
-            f"There is no flag {flag}.{gin_check.nearest(flag, flags)} "
+            f"There is no flag {flag}.{nearest(flag, flags)} "
             f"See `{program} --help`."
         )
     if not options.gin_file:

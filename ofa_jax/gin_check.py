@@ -7,7 +7,6 @@ nearest right name, and long before anything is compiled.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pathlib
@@ -16,20 +15,14 @@ from typing import Any
 
 from gin import config_parser
 
+from ofa_jax.nearest import nearest
+
 COMMAND_LINE = "the command line"
 REQUIRED = "gin.REQUIRED"
 
 
 class ConfigError(ValueError):
     """A mistake of the user's, told in one sentence: what is wrong, where, and what to do."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` Did you mean X?` for the closest of `names`, or an empty string when none is close."""
-    names = sorted(set(names))
-    folded = {known.casefold(): known for known in names}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
-    return f" Did you mean {folded[close[0]]}?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True)

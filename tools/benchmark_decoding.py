@@ -27,10 +27,8 @@ from rich.table import Table
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.decoding.search import generate
-from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.config import PATCH_STRIDE
-
-SIZES = ("scenes", "tiny", "medium", "base", "large", "huge")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,14 +26,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import losses, state, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 
-SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
 NUM_SPECIAL_IDS = 4
 
 

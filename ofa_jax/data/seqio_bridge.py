@@ -7,7 +7,6 @@ processes. This is the only module of `ofa_jax.data` that imports TensorFlow.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from absl import logging
 from ofa_jax.data import features
 from ofa_jax.data.loader import Preprocess, RatedTask
 from ofa_jax.data.records import RECORD_FIELDS, BadRecord, Record, RecordSource
+from ofa_jax.nearest import nearest
 
 _STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
 _BOXES = tf.TensorSpec([None, 4], tf.float32)
@@ -282,10 +282,8 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     """
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in names:
-        close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(
-            f"No task or mixture is called {name!r}.{hint} Known are "
+            f"No task or mixture is called {name!r}.{nearest(name, names)} Known are "
             f"{', '.join(sorted(names)) or 'none: set MIXTURE_OR_TASK_MODULE'}."
         )
     return seqio.get_mixture_or_task(name)

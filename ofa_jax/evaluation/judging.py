@@ -10,12 +10,12 @@ ofa_jax.evaluate` and `infer` look it up. An answer is read as one of
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ofa_jax.data.records import Record
 from ofa_jax.decoding import DecodingConfig
+from ofa_jax.nearest import nearest
 
 KINDS = ("text", "box", "objects", "codes")
 
@@ -86,10 +86,8 @@ def find(task: str) -> Judging:
       ValueError: there is none; names the nearest one.
     """
     if task not in _registry:
-        near = difflib.get_close_matches(task, _registry, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"Task {task!r} has no description of how it is judged: register an "
-            f"ofa_jax.evaluation.judging.Judging for it beside the task.{hint}"
+            f"ofa_jax.evaluation.judging.Judging for it beside the task.{nearest(task, _registry)}"
         )
     return _registry[task]

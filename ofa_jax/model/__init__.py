@@ -38,7 +38,7 @@ Logical axes of activations:
 """
 
 from ofa_jax.model.cache import DecoderCache
-from ofa_jax.model.config import OFAConfig
+from ofa_jax.model.config import SIZES, OFAConfig
 from ofa_jax.model.network import OFA, EncoderOutput
 
-__all__ = ["OFA", "DecoderCache", "EncoderOutput", "OFAConfig"]
+__all__ = ["OFA", "SIZES", "DecoderCache", "EncoderOutput", "OFAConfig"]

@@ -20,6 +20,9 @@ PATCH_STRIDE = 16
 REMAT_POLICIES = ("none", "full", "dots", "weight_dots")
 """Names of `OFAConfig.remat`; `layers.remat` says what each keeps."""
 
+SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
+"""Names of the constructors of `OFAConfig`: the five published sizes, and one for a CPU."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OFAConfig:

@@ -13,11 +13,12 @@ Groups by name, over a parameter's path in the tree:
     second_image the type vector of a second picture (`OFAConfig.second_image`)
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+
+from ofa_jax.nearest import nearest
 
 Path = tuple[str, ...]
 
@@ -46,9 +47,9 @@ def check_groups(names: Sequence[str], where: str) -> None:
     """Raises ValueError for a group that there is not, with the nearest one."""
     for name in names:
         if name not in GROUPS:
-            close = difflib.get_close_matches(name, GROUPS, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{where} names {name!r}; known are {', '.join(GROUPS)}.{hint}")
+            raise ValueError(
+                f"{where} names {name!r}; known are {', '.join(GROUPS)}.{nearest(name, GROUPS)}"
+            )
 
 
 def in_groups(path: Path, names: Sequence[str]) -> bool:
