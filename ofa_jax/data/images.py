@@ -1,10 +1,14 @@
 """Picture transforms that take boxes along, computed by Pillow as the original does.
 
-A picture is an RGB `PIL.Image` until `pixels` makes it uint8 [H, W, 3]. Sizes are in pixels, boxes
-float32 [K, 4] (see `boxes`). Whatever is random is drawn by the caller and handed in.
+A picture is an RGB `PIL.Image` until `pixels` makes it uint8 [H, W, 3]; between resizing and
+cropping it is a `Resized`. Sizes are in pixels, boxes float32 [K, 4] (see `boxes`). Whatever is
+random is drawn by the caller and handed in.
 """
 
+import dataclasses
 import io
+import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,12 +30,75 @@ def decode(encoded: bytes) -> Image.Image:
       BadRecord: the bytes are no picture, or a torn one.
     """
     try:
-        return Image.open(io.BytesIO(encoded)).convert("RGB")
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode != "RGB":
+            return image.convert("RGB")
+        image.load()
+        return image
     except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever they stumble over
         raise BadRecord(f"its image cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def pixels(image: Image.Image) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Resized:
+    """A picture to be resized, bicubically, once it is known what of it is wanted.
+
+    Pillow resizes along the rows, rounds to 8 bits, and then along the columns. Rows that no pixel
+    of the window looks at need no first pass, and columns that are cropped away no second one: the
+    pixels are those of resizing and then cropping, bit for bit.
+
+    Attributes:
+      image: as it is stored.
+      size: (width, height) that it is resized to.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+
+    @property
+    def width(self) -> int:
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
+    def crop(self, window: tuple[float, float, float, float]) -> Image.Image:
+        """As `PIL.Image.crop` of the resized picture: rounded, and black outside."""
+        left, top, right, bottom = (round(edge) for edge in window)
+        first, last = max(left, 0), min(right, self.width)
+        if first >= last or self._columns_first:
+            return self._whole().crop(window)
+        above, below = self._rows_behind(top, bottom)
+        rows = self.image.crop((0, above, self.image.width, below))
+        rows = rows.resize((self.width, rows.height), Image.Resampling.BICUBIC)
+        # As high as before, black where it does not matter: the second pass is the same.
+        strip = rows.crop((first, -above, last, self.image.height - above))
+        strip = strip.resize((last - first, self.height), Image.Resampling.BICUBIC)
+        return strip.crop((left - first, top, right - first, bottom))
+
+    def _rows_behind(self, top: int, bottom: int) -> tuple[int, int]:
+        """The stored rows, and some more, that the resized rows from top to bottom are made of."""
+        scale = self.image.height / self.height
+        reach = 2 * max(scale, 1.0) + 1  # of the bicubic kernel
+        above = min(max(math.floor(top * scale - reach), 0), self.image.height - 1)
+        below = max(min(math.ceil(bottom * scale + reach), self.image.height), above + 1)
+        return above, below
+
+    @property
+    def _columns_first(self) -> bool:
+        """Whether Pillow may take the other order: 13 does, where that saves much."""
+        width, height = self.image.size
+        return height > self.height and height - self.height > 2 * (width - self.width)
+
+    def _whole(self) -> Image.Image:
+        return self.image.resize(self.size, Image.Resampling.BICUBIC)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._whole(), dtype)
+
+
+def pixels(image: Image.Image | Resized) -> np.ndarray:
     """uint8 [H, W, 3]."""
     return np.asarray(image)
 
@@ -57,17 +124,16 @@ def shorter_side_size(
 
 def resize(
     image: Image.Image, boxes: np.ndarray, size: int, max_size: int | None = None
-) -> tuple[Image.Image, np.ndarray]:
+) -> tuple[Resized, np.ndarray]:
     """Resizes the shorter side to `size` (bicubic); see `shorter_side_size`."""
     width, height = image.size
     new_width, new_height = shorter_side_size(width, height, size, max_size)
-    if (new_width, new_height) != (width, height):
-        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    image = Resized(image, (new_width, new_height))
     return image, box_ops.scale(boxes, new_width / width, new_height / height)
 
 
 def _crop(
-    image: Image.Image, boxes: np.ndarray, left: float, top: float, size: int
+    image: Image.Image | Resized, boxes: np.ndarray, left: float, top: float, size: int
 ) -> tuple[Image.Image, np.ndarray]:
     # Pillow rounds the window to whole pixels and fills what lies outside with black; the boxes
     # move by the exact offset, as in the original.
@@ -76,7 +142,7 @@ def _crop(
 
 
 def center_crop(
-    image: Image.Image, boxes: np.ndarray, size: int
+    image: Image.Image | Resized, boxes: np.ndarray, size: int
 ) -> tuple[Image.Image, np.ndarray]:
     """The middle `size` x `size` pixels."""
     width, height = image.size
@@ -84,7 +150,7 @@ def center_crop(
 
 
 def object_center_crop(
-    image: Image.Image, boxes: np.ndarray, size: int
+    image: Image.Image | Resized, boxes: np.ndarray, size: int
 ) -> tuple[Image.Image, np.ndarray]:
     """`size` x `size` pixels around the first box, moved to lie within the picture."""
     x0, y0, x1, y1 = map(float, boxes[0])

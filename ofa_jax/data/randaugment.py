@@ -30,8 +30,8 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
     return _per_channel(image, _contrast_table)
 
 
-def _contrast_table(channel: np.ndarray) -> np.ndarray | None:
-    low, high = int(channel.min()), int(channel.max())
+def _contrast_table(histogram: np.ndarray) -> np.ndarray | None:
+    low, high = np.flatnonzero(histogram)[[0, -1]].tolist()
     if high <= low:
         return None
     scale = 255 / (high - low)
@@ -44,8 +44,7 @@ def equalize(image: np.ndarray) -> np.ndarray:
     return _per_channel(image, _equalize_table)
 
 
-def _equalize_table(channel: np.ndarray) -> np.ndarray | None:
-    histogram = np.bincount(channel.reshape(-1), minlength=256)
+def _equalize_table(histogram: np.ndarray) -> np.ndarray | None:
     step = histogram[histogram != 0][:-1].sum() // 255
     if step == 0:
         return None
@@ -56,19 +55,20 @@ def _equalize_table(channel: np.ndarray) -> np.ndarray | None:
 def _per_channel(
     image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]
 ) -> np.ndarray:
-    """Looks each channel up in its own table; one without a table stays."""
-    channels = [image[..., i] for i in range(image.shape[-1])]
-    tables = [table(channel) for channel in channels]
-    return np.stack(
-        [c if t is None else t.astype(np.uint8)[c] for c, t in zip(channels, tables, strict=True)],
-        axis=-1,
-    )
+    """Looks each channel up in the table that its histogram gives; one without a table stays."""
+    tables = np.empty((256, 1, image.shape[-1]), np.uint8)
+    for channel in range(image.shape[-1]):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
+        # float32, which is exact below 2^24 pixels.
+        found = table(counts.reshape(-1).astype(np.int64))
+        tables[:, 0, channel] = np.arange(256) if found is None else found.astype(np.uint8)
+    return cv2.LUT(image, tables)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Multiplies by `factor` and cuts at 255."""
     table = (np.arange(256, dtype=np.float32) * factor).clip(0, 255).astype(np.uint8)
-    return table[image]
+    return cv2.LUT(image, table)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:

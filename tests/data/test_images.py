@@ -42,6 +42,26 @@ def test_bicubic_pixels(resized, name):
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_cropping_what_is_to_be_resized_gives_the_pixels_of_resizing_first(seed):
+    """Larger and smaller, one side alone, windows within, beside and beyond the picture."""
+    rng = np.random.default_rng(seed)
+    width, height = (int(side) for side in rng.integers(20, 90, 2))
+    size = tuple(int(side) for side in rng.integers(15, 110, 2))
+    if seed % 4 == 0:
+        size = (width, size[1]) if seed % 8 else (size[0], height)
+    if seed == 19:
+        size = (width, height)
+    stored = picture(width, height, seed)
+    resized, expected = images.Resized(stored, size), stored.resize(size, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(images.pixels(resized), np.asarray(expected))
+    for _ in range(5):
+        left, top = rng.uniform(-20, 60, 2).round(1)
+        window = (left, top, left + rng.integers(1, 60), top + rng.integers(1, 60))
+        found = resized.crop(window)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected.crop(window)))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_object_stays_in_the_crop_around_it(seed):
     rng = np.random.default_rng(seed)
