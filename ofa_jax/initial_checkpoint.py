@@ -19,23 +19,88 @@ _TRAINING_FIELDS = {
 } | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
 
 
-def check(path: str, model: OFAConfig) -> None:
-    """Whether a checkpoint is of this model, as far as its configuration says.
+@dataclasses.dataclass(frozen=True)
+class InitialCheckpoint:
+    """A checkpoint that a run begins from, opened and found to be of its model.
 
-    Args:
+    Attributes:
       path: a run directory, a folder `checkpoints/<step>`, or a checkpoint of others.
-      model: of the run.
-
-    Raises:
-      FileNotFoundError, ValueError: there is none, or it is of another model.
+      official: what a checkpoint of others holds, as views of its file; None for one of ours.
+      theirs: the model it is of; None where a checkpoint of ours does not say.
     """
-    if files.is_official(path):
-        theirs = files.read(path).config
-    else:
-        checkpoints.find(path)
-        theirs = _model_of(path)
-        if theirs is None:
-            return
+
+    path: str
+    official: files.OfficialCheckpoint | None
+    theirs: OFAConfig | None
+
+    @classmethod
+    def open(cls, path: str, model: OFAConfig) -> "InitialCheckpoint":
+        """Checks that a checkpoint is of this model, as far as its configuration says.
+
+        Args:
+          path: see the class.
+          model: of the run.
+
+        Raises:
+          FileNotFoundError, ValueError: there is none, or it is of another model.
+        """
+        official = files.read(path) if files.is_official(path) else None
+        if official is not None:
+            theirs = official.config
+        else:
+            checkpoints.find(path)
+            theirs = _model_of(path)
+        if theirs is not None:
+            _refuse_another_model(path, theirs, model)
+        return cls(path, official, theirs)
+
+    def take(self, new: TrainState, abstract: TrainState, model: OFAConfig) -> TrainState:
+        """A state with the checkpoint's parameters and statistics.
+
+        Args:
+          new: of step 0.
+          abstract: shapes and shardings of the state.
+          model: of the run.
+
+        Returns:
+          `new` with the checkpoint's arrays; what its model does not have keeps its new values.
+        """
+        # The original has none of the groups; its configuration says so too.
+        lacking = [
+            group for group, field in trainable.ADDED.items()
+            if self.theirs is None or not getattr(self.theirs, field)
+        ]
+        given = flax.traverse_util.flatten_dict(new.variables)
+        added = {path: x for path, x in given.items() if trainable.in_groups(path[1:], lacking)}
+        wanted = flax.traverse_util.flatten_dict(abstract.variables)
+        wanted = flax.traverse_util.unflatten_dict(
+            {path: x for path, x in wanted.items() if path not in added}
+        )
+        if self.official is not None:
+            variables = _placed(from_fairseq(self.official.state_dict, model), wanted)
+        elif self.theirs is not None and not layout.same_layout(self.theirs, model):
+            held = layout.convert(checkpoints.load_variables(self.path), self.theirs, model)
+            variables = _placed(held, wanted)
+        else:
+            variables = checkpoints.restore_variables(self.path, wanted)
+        variables = flax.traverse_util.unflatten_dict(
+            flax.traverse_util.flatten_dict(dict(variables)) | added
+        )
+        new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+        if new.ema_params is not None:
+            new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
+        return new
+
+
+def _model_of(path: str) -> OFAConfig | None:
+    """What a checkpoint of ours is of, if it says so."""
+    try:
+        return checkpoints.read_model(path)
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_another_model(path: str, theirs: OFAConfig, model: OFAConfig) -> None:
     wrong = [
         f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
         for field in dataclasses.fields(OFAConfig)
@@ -53,53 +118,6 @@ def check(path: str, model: OFAConfig) -> None:
             f"INITIAL_CHECKPOINT_PATH {path} is of another model: {'; '.join(wrong)}. Choose the "
             f"model's size and vocabulary accordingly{extend}."
         )
-
-
-def _model_of(path: str) -> OFAConfig | None:
-    """What a checkpoint of ours is of, if it says so."""
-    try:
-        return checkpoints.read_model(path)
-    except FileNotFoundError:
-        return None
-
-
-def take(new: TrainState, path: str, abstract: TrainState, model: OFAConfig) -> TrainState:
-    """The state with the parameters and statistics of a checkpoint of ours or the original's.
-
-    Args:
-      new: of step 0.
-      path: as for `check`.
-      abstract: shapes and shardings of the state.
-      model: of the run.
-
-    Returns:
-      `new` with the checkpoint's arrays; what its model does not have keeps its new values.
-    """
-    theirs = None if files.is_official(path) else _model_of(path)
-    lacking = [
-        group for group, field in trainable.ADDED.items()
-        if theirs is None or not getattr(theirs, field)
-    ]
-    given = flax.traverse_util.flatten_dict(new.variables)
-    added = {path: x for path, x in given.items() if trainable.in_groups(path[1:], lacking)}
-    wanted = flax.traverse_util.flatten_dict(abstract.variables)
-    wanted = flax.traverse_util.unflatten_dict(
-        {path: x for path, x in wanted.items() if path not in added}
-    )
-    if files.is_official(path):
-        variables = _placed(from_fairseq(files.read(path).state_dict, model), wanted)
-    elif theirs is not None and not layout.same_layout(theirs, model):
-        held = layout.convert(checkpoints.load_variables(path), theirs, model)
-        variables = _placed(held, wanted)
-    else:
-        variables = checkpoints.restore_variables(path, wanted)
-    variables = flax.traverse_util.unflatten_dict(
-        flax.traverse_util.flatten_dict(dict(variables)) | added
-    )
-    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
-    if new.ema_params is not None:
-        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
-    return new
 
 
 def _placed(arrays: Any, wanted: Any) -> Any:

@@ -23,20 +23,20 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, distributed, gin_check, initial_checkpoint
+from ofa_jax import command_line, configurables, device_kinds, distributed
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
-from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.initial_checkpoint import InitialCheckpoint
+from ofa_jax.model import OFA, SIZES, OFAConfig
+from ofa_jax.nearest import nearest
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints, loop, state, step, validation
+from ofa_jax.training import checkpoints, flops, loop, state, step, trainable, validation
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.run_checkpoints import SaveError
 from tasks import pretraining
-
-SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
 
 
 def model_config(size: str, **overrides: Any) -> OFAConfig:
@@ -53,13 +53,13 @@ def model_config(size: str, **overrides: Any) -> OFAConfig:
     if size not in SIZES:
         raise ValueError(
             f"model_config.size is {size!r}; the sizes are {', '.join(SIZES)}."
-            f"{gin_check.nearest(str(size), SIZES)}"
+            f"{nearest(str(size), SIZES)}"
         )
     fields = {field.name for field in dataclasses.fields(OFAConfig)}
     for name in overrides:
         if name not in fields:
             raise ValueError(
-                f"model_config has no parameter {name}.{gin_check.nearest(name, fields)}"
+                f"model_config has no parameter {name}.{nearest(name, fields)}"
             )
     return getattr(OFAConfig, size)(**overrides)
 
@@ -83,6 +83,7 @@ def prepare(
     baseline_examples: int = 2000,
     num_threads: int = 2,
     num_workers: int = 0,
+    peak_flops: float | None = None,
 ) -> Run:
     """Builds every part of a run and checks that they fit; compiles nothing.
 
@@ -108,6 +109,8 @@ def prepare(
         the validation losses know their targets.
       num_threads: that make batches.
       num_workers: processes that make batches, 0 for none.
+      peak_flops: operations per second of one device, which MFU is a share of; the published figure
+        of the device's kind when None. For a CPU, the rate that `tools.benchmark_step` measures.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
@@ -117,6 +120,13 @@ def prepare(
         _import(module)
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
+    if peak_flops is None:
+        peak_flops = device_kinds.peak_flops(jax.devices()[0].device_kind)
+    elif peak_flops <= 0:
+        raise ValueError(
+            f"train.peak_flops is {peak_flops}; give the operations per second of one device, e.g. "
+            "1.3e11, or None."
+        )
     if settings is not None:
         pretraining.configure(settings)
         _check_codes(model, settings, streams)
@@ -144,11 +154,9 @@ def prepare(
     abstract = state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
     new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
     if initial_checkpoint_path is not None:
-        initial_checkpoint.check(initial_checkpoint_path, model)
+        initial = InitialCheckpoint.open(initial_checkpoint_path, model)
         create = new_state
-        new_state = lambda: initial_checkpoint.take(  # noqa: E731
-            create(), initial_checkpoint_path, abstract, model
-        )
+        new_state = lambda: initial.take(create(), abstract, model)  # noqa: E731
 
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -181,6 +189,8 @@ def prepare(
             validation_examples,
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
+        flops_per_step=_flops_per_step(streams, first, model, loss, optimizer, abstract.params),
+        peak_flops=peak_flops,
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
         pad_id=model.pad_id,
@@ -249,6 +259,27 @@ def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> Non
         jax.eval_shape(lambda: network.init(jax.random.key(0), one))
     except ValueError as error:
         raise ValueError(f"Stream {stream.name!r} does not fit the model: {error}") from error
+
+
+def _flops_per_step(
+    streams: Sequence[Stream],
+    first: Mapping[str, Mapping[str, np.ndarray]],
+    model: OFAConfig,
+    loss: LossConfig,
+    optimizer: OptimizerConfig,
+    params: Any,
+) -> int:
+    """Of the whole batch; `first` holds this host's rows of it."""
+    shapes = {
+        stream.name: {
+            name: jax.ShapeDtypeStruct((stream.batch_size, *array.shape[1:]), array.dtype)
+            for name, array in first[stream.name].items()
+        }
+        for stream in streams
+    }
+    learns = trainable.trainable(params, optimizer.frozen, optimizer.trained)
+    resnet_learns = any(jax.tree.leaves(learns["encoder"]["resnet"]))
+    return flops.training_flops(shapes, model, loss.passes, resnet_learns)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,11 @@ STEPS = 3
 
 def train(processes, data_dir, model_dir, *flags):
     """A run of two devices in all, on so many processes; the finished process."""
+    flags_of_tests = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "OFA_DATA_DIR": str(data_dir), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // processes} "
-        # Each process compiles for itself, and only the first one's results are kept between runs.
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
+        "XLA_FLAGS":
+            f"{flags_of_tests} --xla_force_host_platform_device_count={2 // processes}".strip()}
     return subprocess.run(
         [sys.executable, "-m", "launch.supervisor", f"--processes={processes}", "--restarts=0",
          "--", sys.executable, "-m", "ofa_jax.train", RUN, *SMALL, f"--gin.TRAIN_STEPS={STEPS}",

@@ -14,7 +14,8 @@ from original_files import write_original_files
 
 from ofa_jax import train
 from ofa_jax.data import objectives
-from ofa_jax.training import loop
+from ofa_jax.model import OFAConfig
+from ofa_jax.training import flops, loop
 from tasks import pretraining
 from tools import convert_tsv
 
@@ -123,7 +124,7 @@ def test_the_published_run_configures_over_any_data_set(
         f"--gin.vocabulary_from_ofa_directory.bpe_dir='{shared_golden / 'bpe'}'",
         "--gin.IMAGE_TOKENIZER=@patch_codebook()",
         f"--gin.patch_codebook.path='{small_scenes / 'scenes' / 'codebook.npz'}'",
-        "--gin.train.num_workers=0",
+        "--gin.train.num_workers=0", "--gin.train.peak_flops=1e11",
         *(f"--gin.{stream}/Stream.batch_size=2" for stream in ("pairs", "images", "text")))
     (run,) = seen
     assert sum(x.size for x in jax.tree.leaves(run.abstract_state.params)) == (
@@ -133,6 +134,8 @@ def test_the_published_run_configures_over_any_data_set(
     assert batch["pairs"]["encoder_patch_indices"].shape == (2, 196)
     assert batch["images"]["decoder_target_tokens"].shape == (2, 264)
     assert batch["text"]["encoder_input_tokens"].shape == (2, 288)
+    assert run.flops_per_step == flops.training_flops(batch, OFAConfig.tiny())
+    assert run.peak_flops == 1e11
 
 
 @pytest.mark.parametrize("form", ["tsv", "records"])
@@ -305,6 +308,9 @@ MISTAKES = {
     "a rate of an objective": (
         [RUN, "--gin.scenes_settings.rates={'captioning': 0}"],
         "PretrainingSettings.rates names captioning; known are"),
+    "a peak": (
+        [RUN, "--gin.train.peak_flops=0"],
+        "train.peak_flops is 0; give the operations per second of one device"),
     "a type": (
         [RUN, "--gin.TRAIN_STEPS='many'"],
         "OptimizerConfig.total_steps is 'many'; it must be a whole number."),

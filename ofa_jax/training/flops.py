@@ -70,7 +70,10 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
 
 
 def training_flops(
-    streams: Mapping[str, Mapping[str, Any]], config: OFAConfig, passes: int = 1
+    streams: Mapping[str, Mapping[str, Any]],
+    config: OFAConfig,
+    passes: int = 1,
+    resnet_learns: bool = True,
 ) -> int:
     """Of one training step over a batch of every stream.
 
@@ -78,9 +81,16 @@ def training_flops(
       streams: stream -> batch, see `forward_flops`.
       config: of the model.
       passes: 2 under R-Drop.
+      resnet_learns: False where the ResNet is frozen: it then runs forward alone. What else is
+        frozen is counted as if it were trained.
     """
-    forward = sum(sum(forward_flops(batch, config).values()) for batch in streams.values())
-    return TRAINING_FACTOR * passes * forward
+    total = 0
+    for batch in streams.values():
+        parts = forward_flops(batch, config)
+        resnet = parts.pop("resnet")
+        total += TRAINING_FACTOR * sum(parts.values())
+        total += (TRAINING_FACTOR if resnet_learns else 1) * resnet
+    return passes * total
 
 
 def _attention(length: int, config: OFAConfig) -> int:

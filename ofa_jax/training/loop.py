@@ -114,6 +114,8 @@ class Run:
         validation.
       baselines: the two baselines' scores on all of the validation examples.
       examples_per_step: over all hosts and streams.
+      flops_per_step: the model's, over all hosts and streams; see `flops`.
+      peak_flops: of one device, per second; None where it is not known.
       task_names: of the ids in `task_ids`.
       skipped_records: how many so far, on this host.
       pad_id: of tokens.
@@ -133,6 +135,8 @@ class Run:
     validation_batches: Callable[[], Iterable[tuple[str, HostBatch]]] | None
     baselines: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
     examples_per_step: int
+    flops_per_step: float
+    peak_flops: float | None
     task_names: Sequence[str]
     skipped_records: Callable[[], int]
     pad_id: int
@@ -240,7 +244,7 @@ def _steps(
     train_step = jit_train_step(run.train_step, run.abstract_state)
     eval_step = jax.jit(run.eval_step, donate_argnums=2)
     batches = run.batches(start)
-    padding = telemetry.Padding(run.pad_id)
+    pace, padding = telemetry.Pace(clock), telemetry.Padding(run.pad_id)
     profiler = telemetry.Profiler(run.model_dir / "profile", config.profile_steps)
     waiting: list[StepMetrics] = []
     results: dict[str, dict[str, float]] = {}
@@ -248,8 +252,7 @@ def _steps(
     if start < total:
         progress.say("Compiling the step ...")
     for step in range(start + 1, total + 1):
-        with clock.measure(telemetry.WAITING_FOR_DATA):
-            batch = next(batches)
+        batch = pace.next(batches)
         padding.add(batch)
         batch = {name: run.partitioner.put_batch(part) for name, part in batch.items()}
         profiler.before(step)
@@ -258,21 +261,24 @@ def _steps(
                 state, metrics = train_step(state, batch)
         else:
             state, metrics = train_step(state, batch)
+        pace.handed_over(metrics)
         profiler.after(step, metrics)
         waiting.append(metrics)
         stopped = preemption.requested(step) and step < total
         # The first step is reported at once, so that people see that it goes.
         if step % config.log_period == 0 or step in (start + 1, total) or stopped:
-            _report(run, step, waiting, state, clock, padding, progress)
+            _report(run, step, waiting, state, clock, pace, padding, progress)
             waiting = []
             watchdog.well()
         if step % config.checkpoint_period == 0 or step == total or stopped:
+            pace.settle()  # or the steps under way would be counted as time of the checkpoint
             with clock.measure("checkpoints"):
                 checkpoints.save(step, state, run.identity)
         if stopped:
             progress.say(f"Asked to stop (SIGTERM): saving step {step}. Call again to go on.")
             break
         if config.validation_period and step % config.validation_period == 0 and step < total:
+            pace.settle()
             with clock.measure("validation"):
                 results = _validate(run, step, state, eval_step, history)
     if run.validation_batches is not None and not stopped:
@@ -280,6 +286,7 @@ def _steps(
         with clock.measure("validation"):
             results = _validate(run, max(start, total), state, eval_step, history)
     profiler.close()
+    pace.close()
     run.writer.flush()
     with clock.measure("checkpoints"):
         checkpoints.close()
@@ -292,9 +299,11 @@ def _report(
     waiting: Sequence[StepMetrics],
     state: TrainState,
     clock: telemetry.Clock,
+    pace: telemetry.Pace,
     padding: telemetry.Padding,
     progress: Progress,
 ) -> None:
+    pace.settle()
     metrics = jax.device_get(list(waiting))
     skipped_steps = int(state.skipped_steps)
     tasks = sum((m.tasks for m in metrics), TaskSums(*np.zeros((4, len(run.task_names)))))
@@ -303,10 +312,15 @@ def _report(
         step=step,
         total_steps=run.config.total_steps,
         throughput=telemetry.Throughput.over(
-            lap, len(metrics), len(metrics) * run.examples_per_step, float(tasks.tokens.sum())
+            lap,
+            steps=len(metrics),
+            examples=len(metrics) * run.examples_per_step,
+            target_tokens=float(tasks.tokens.sum()),
+            flops=len(metrics) * run.flops_per_step,
+            peak_flops=run.peak_flops,
         ),
         data_wait=lap.share(telemetry.WAITING_FOR_DATA),
-        goodput=clock.total().goodput,
+        total=clock.total(),
         loss=float(np.mean([m.loss for m in metrics])),
         task_losses=mean_losses(tasks, run.task_names),
         learning_rate=float(metrics[-1].learning_rate),

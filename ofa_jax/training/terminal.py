@@ -23,7 +23,7 @@ class Report:
       step, total_steps: steps made; steps of the whole run.
       throughput: over all hosts.
       data_wait: share of the time since the last report that this host waited for batches.
-      goodput: share of the time since the start that this host has spent stepping.
+      total: where the time of this host went since the start.
       loss: of the training objective, mean.
       task_losses: objective -> nats per token.
       learning_rate, gradient_norm, parameter_norm: of the last step; norms are global.
@@ -36,7 +36,7 @@ class Report:
     total_steps: int
     throughput: Throughput
     data_wait: float
-    goodput: float
+    total: Lap
     loss: float
     task_losses: Mapping[str, float]
     learning_rate: float
@@ -62,11 +62,12 @@ class Report:
             "gradient_norm": self.gradient_norm,
             "parameter_norm": self.parameter_norm,
             "data_wait": self.data_wait,
-            "goodput": self.goodput,
+            "goodput": self.total.goodput,
             "skipped_records": self.skipped_records,
             "skipped_steps": self.skipped_steps,
         }
         values |= self.throughput.scalars
+        values |= {f"time/{kind}": self.total.share(kind) for kind in self.total.parts}
         values |= {f"loss/{name}": loss for name, loss in self.task_losses.items()}
         values |= {f"padding/{name}": share for name, share in self.padding.items()}
         return {f"train/{name}": value for name, value in values.items()}
@@ -81,8 +82,9 @@ class Report:
         return (
             f"step {self.step}/{self.total_steps}  loss {self.loss:.3f}  "
             f"{self.throughput.steps_per_second:.2f} steps/s  "
-            f"{self.throughput.examples_per_second:.0f} examples/s  {self.time_left} left  "
-            f"waiting for data {self.data_wait:.0%}  goodput {self.goodput:.0%}{skipped}"
+            f"{self.throughput.examples_per_second:.0f} examples/s  {self.throughput.arithmetic}  "
+            f"{self.time_left} left  waiting for data {self.data_wait:.1%}  "
+            f"goodput {self.total.goodput:.0%}{skipped}"
         )
 
 

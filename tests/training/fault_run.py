@@ -172,6 +172,8 @@ def make_run(options, partitioner):
         validation_batches=None,
         baselines=lambda: None,
         examples_per_step=STREAM.batch_size,
+        flops_per_step=6 * VOCABULARY * WIDTH * 4 * STREAM.batch_size,
+        peak_flops=None,
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
         pad_id=PAD_ID,

@@ -22,10 +22,13 @@ any difference at all is an error."""
 
 def environment(processes: int) -> dict[str, str]:
     """Of one of so many processes."""
-    count = DEVICES // processes
-    return os.environ | {
-        "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return with_devices(DEVICES // processes) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of these tests, and so many simulated devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags.strip()}
 
 
 @dataclasses.dataclass

@@ -1,13 +1,15 @@
 """A run of the small model on random batches, which follow from the step alone."""
 
+import functools
 import io
 
+import jax
 import numpy as np
 from etils import epath
 from rich.console import Console
 from small_model import SMALL, random_batch
 
-from ofa_jax.model import OFA
+from ofa_jax.model import OFA, layout
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import state, step
 from ofa_jax.training.loop import LoopConfig, Run
@@ -66,13 +68,44 @@ def make_parts(
         model, optimizer, optimizer_config, loss, groups, len(TASKS), 3,
         gradient_accumulation)
     eval_step = step.make_eval_step(model, len(TASKS))
-    new_state = lambda: state.create_state(model, optimizer, abstract, 0)  # noqa: E731
-    return abstract, new_state, train_step, eval_step
+    return abstract, lambda: new_state(config, abstract), train_step, eval_step
 
 
-def make_run(model_dir, validation=False, identity=None, **config) -> Run:
+def new_state(config, abstract):
+    """What `state.create_state` makes, of parameters that every test of a model begins from.
+
+    To be called outside of a mesh for the first time.
+    """
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
+    variables = layout.from_plain(_plain_variables(config.replace(
+        dropout_rate=0.0, encoder_drop_path_rate=0.0, decoder_drop_path_rate=0.0,
+        scan_layers=False, vocab_multiple=1)), config)
+    first = zeros.replace(
+        **variables, ema_params=None if zeros.ema_params is None else variables["params"])
+    # Copies, for the step takes its state's memory.
+    return jax.tree.map(lambda x, like: jax.device_put(np.array(x), like.sharding), first, abstract)
+
+
+@functools.cache
+def _plain_variables(config):
+    """As numpy; compiling this takes as long as compiling a step, and only the sizes matter."""
+    model, optimizer = OFA(config), make_optimizer(OptimizerConfig(1e-2, total_steps=100))
+    partitioner = Partitioner(data=1, devices=tuple(jax.devices()[:1]))
+    abstract = state.abstract_state(model, optimizer, partitioner)
+    return jax.tree.map(np.asarray, state.create_state(model, optimizer, abstract, 0).variables)
+
+
+@functools.cache
+def _parts_of_a_run():
+    """The same for all runs, which need not trace and compile their steps anew."""
+    parts = make_parts(SMALL.replace(dropout_rate=0.1))
+    parts[1]()  # its parameters cannot be made within the loop's mesh
+    return parts
+
+
+def make_run(model_dir, validation=False, identity=None, peak_flops=None, **config) -> Run:
     """A run, its output kept in `run.console.file` and `run.writer`."""
-    abstract, new_state, train_step, eval_step = make_parts(SMALL.replace(dropout_rate=0.1))
+    abstract, first_state, train_step, eval_step = _parts_of_a_run()
     held_out = [("pairs", stream_batch(1000, 48)), ("text", stream_batch(1001, 0))]
     tokens = np.array([20.0, 20.0])
     return Run(
@@ -83,11 +116,13 @@ def make_run(model_dir, validation=False, identity=None, **config) -> Run:
         train_step=train_step,
         eval_step=eval_step,
         abstract_state=abstract,
-        new_state=new_state,
+        new_state=first_state,
         batches=batches,
         validation_batches=(lambda: held_out) if validation else None,
         baselines=lambda: (tokens * 4.0, tokens * 0.25, tokens),
         examples_per_step=8,
+        flops_per_step=4e6,
+        peak_flops=peak_flops,
         task_names=TASKS,
         skipped_records=lambda: 7,
         pad_id=SMALL.pad_id,

@@ -12,7 +12,16 @@ import sys
 
 import numpy as np
 import pytest
-from fault_tools import ROOT, arrays, assert_same, environment, losses_told, rows_told, start
+from fault_tools import (
+    ROOT,
+    arrays,
+    assert_same,
+    environment,
+    losses_told,
+    rows_told,
+    start,
+    with_devices,
+)
 
 STEPS = 12
 
@@ -143,10 +152,9 @@ SHARDS = {
 def resharded(tmp_path_factory):
     """Begun on four devices along data, finished on other meshes."""
     directory = tmp_path_factory.mktemp("resharded")
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-c", RESHARD, str(directory)], cwd=ROOT, capture_output=True, text=True,
-        env=environment(1) | four)
+        env=environment(1) | {"XLA_FLAGS": with_devices(4)["XLA_FLAGS"]})
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, dict(map(json.loads, done.stdout.splitlines()))
 

@@ -60,3 +60,9 @@ def test_a_step_is_three_forward_passes_of_every_stream():
     batch = shapes(pixels=0)
     one = sum(flops.forward_flops(batch, SMALL).values())
     assert flops.training_flops({"a": batch, "b": batch}, SMALL, passes=2) == 12 * one
+
+
+def test_a_frozen_resnet_runs_forward_alone():
+    parts = flops.forward_flops(shapes(), SMALL)
+    assert flops.training_flops({"a": shapes()}, SMALL, resnet_learns=False) == (
+        3 * sum(parts.values()) - 2 * parts["resnet"])

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from official_model import random_variables
 from small_model import SMALL
 from small_run import make_parts
 
-from ofa_jax import initial_checkpoint
+from ofa_jax.initial_checkpoint import InitialCheckpoint
+from ofa_jax.interop import files, torch_file
 from ofa_jax.model import layout
 from ofa_jax.training import checkpoints
 
@@ -19,7 +21,7 @@ def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
     config = SMALL.replace(scan_layers=True, vocab_multiple=64, adapter_width=2)
     abstract = make_parts(config)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-    state = initial_checkpoint.take(zeros, str(tmp_path), abstract, config)
+    state = InitialCheckpoint.open(str(tmp_path), config).take(zeros, abstract, config)
     plain = layout.to_plain(state.variables, config)
     adapter = plain["params"]["encoder"]["layer_1"].pop("adapter")
     assert not np.asarray(adapter["up"]["kernel"]).any()
@@ -27,3 +29,21 @@ def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
         for layer in plain["params"][side].values():
             layer.pop("adapter", None)
     jax.tree.map(np.testing.assert_array_equal, plain, plain_variables)
+
+
+def test_a_checkpoint_of_the_original_is_read_once_and_taken_as_it_was_checked(
+    official, tmp_path, monkeypatch
+):
+    path, config = tmp_path / "model.pt", official.config
+    files.write(path, official.variables, config)
+    with pytest.raises(ValueError, match=r"is of another model: decoder_layers is \d there and 9"):
+        InitialCheckpoint.open(str(path), config.replace(decoder_layers=9))
+    opened, load = [], torch_file.load
+    monkeypatch.setattr(torch_file, "load", lambda path: opened.append(path) or load(path))
+    initial = InitialCheckpoint.open(str(path), config)
+    path.unlink()
+    abstract = make_parts(config)[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    state = initial.take(zeros, abstract, config)
+    jax.tree.map(np.testing.assert_array_equal, state.variables, official.variables)
+    assert opened == [path]

@@ -1,6 +1,7 @@
 """The loop: what is saved, that going on is the same as not stopping, and what it says."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -31,7 +32,9 @@ def losses(run):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Five steps without a stop."""
-    run = make_run(tmp_path_factory.mktemp("whole"), validation=True, total_steps=5, **PERIODS)
+    run = make_run(
+        tmp_path_factory.mktemp("whole"), validation=True, total_steps=5, peak_flops=1e12,
+        profile_steps=(3, 4), **PERIODS)
     results = loop.train(run)
     return run, results
 
@@ -76,6 +79,23 @@ def test_reports_tell_speed_losses_and_what_was_skipped(whole):
     assert scalars["train/examples_per_second"] == pytest.approx(
         8 * scalars["train/steps_per_second"])
     assert {f"train/loss/{name}" for name in TASKS} <= set(scalars)
+    chips = jax.device_count()
+    rate = 4e6 * scalars["train/steps_per_second"] / chips
+    assert scalars["train/model_flops_per_second_per_chip"] == pytest.approx(rate)
+    assert scalars["train/mfu"] == pytest.approx(rate / 1e12)
+    assert f"MFU {scalars['train/mfu']:.1%}" in text
+    # 8 examples of 5 scored tokens.
+    assert scalars["train/target_tokens_per_second_per_chip"] == pytest.approx(
+        40 * scalars["train/steps_per_second"] / chips)
+    assert scalars["train/gradient_norm"] > 0 and scalars["train/parameter_norm"] > 0
+    assert scalars["train/padding/text/encoder"] == 0
+    assert {"train/time/compilation", "train/time/checkpoints", "train/time/restoring"} <= set(
+        run.writer.scalars[5])
+
+
+def test_the_steps_asked_for_are_profiled(whole):
+    run, _ = whole
+    assert list(pathlib.Path(run.model_dir / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_run_with_another_identity_is_not_continued(whole):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from ofa_jax import device_kinds
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop import LoopConfig
 
@@ -18,9 +20,11 @@ def test_a_lap_tells_stepping_from_all_else():
     assert lap.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
     assert lap.goodput == pytest.approx(0.4)
     assert lap.share("checkpoints") == 0.2 and lap.share("validation") == 0.0
-    speed = telemetry.Throughput.over(lap, steps=10, examples=80, target_tokens=400)
+    speed = telemetry.Throughput.over(
+        lap, steps=10, examples=80, target_tokens=400, flops=5e12, peak_flops=4e12)
     assert (speed.steps_per_second, speed.examples_per_second) == (2.0, 16.0)
     assert speed.scalars["target_tokens_per_second_per_chip"] == 80.0 / speed.num_devices
+    assert speed.flops_per_second == 1e12 and speed.mfu == 0.25 / speed.num_devices
 
 
 def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
@@ -36,6 +40,110 @@ def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
     assert total.parts["checkpoints"] == pytest.approx(
         first.parts["checkpoints"] + second.parts["checkpoints"])
     assert total.seconds >= first.seconds + second.seconds
+
+
+class _Devices:
+    """Each step takes so long, from when its batch is there and the step before is made."""
+
+    def __init__(self, seconds):
+        self._seconds, self.free_at = seconds, 0.0
+
+    def step(self):
+        """What it makes; asking for it waits."""
+        self.free_at = max(self.free_at, time.perf_counter()) + self._seconds
+        return _Made(self.free_at)
+
+
+class _Made:
+    def __init__(self, at):
+        self._at = at
+
+    def block_until_ready(self):
+        time.sleep(max(0.0, self._at - time.perf_counter()))
+        return self
+
+
+def slow_batches(seconds):
+    while True:
+        time.sleep(seconds)
+        yield {}
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "batch_seconds", "waited"),
+    [
+        (0.10, 0.04, 0.04),  # only the first batch is waited for: the others come meanwhile
+        (0.02, 0.10, 0.10 + 5 * 0.08),  # all but the time that the step before still took
+    ],
+)
+def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
+    step_seconds, batch_seconds, waited
+):
+    devices, batches = _Devices(step_seconds), slow_batches(batch_seconds)
+    clock = telemetry.Clock()
+    pace = telemetry.Pace(clock)
+    for _ in range(6):
+        pace.next(batches)
+        pace.handed_over(devices.step())
+    pace.settle()
+    pace.close()
+    # Sleeping is late by some milliseconds on a busy machine, and never early.
+    found = clock.total().parts[telemetry.WAITING_FOR_DATA]
+    assert waited * 0.9 <= found <= waited + 6 * 0.02
+
+
+class _Result:
+    """An array that is ready when it is told to be."""
+
+    def __init__(self):
+        self.ready = threading.Event()
+
+    def block_until_ready(self):
+        assert self.ready.wait(10)
+        return self
+
+
+def test_the_host_is_at_most_two_steps_ahead():
+    pace = telemetry.Pace(telemetry.Clock())
+    results = [_Result() for _ in range(4)]
+    handed_over = []
+
+    def host():
+        for number, result in enumerate(results):
+            pace.handed_over(result)
+            handed_over.append(number)
+
+    thread = threading.Thread(target=host)
+    thread.start()
+    for number, result in enumerate(results):
+        end = time.monotonic() + 10
+        while len(handed_over) < min(number + 2, 4) and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.02)  # as long as it wants to go further
+        assert handed_over == list(range(min(number + 2, 4)))
+        result.ready.set()
+    thread.join()
+    pace.settle()
+    pace.close()
+
+
+def test_what_fails_on_the_devices_is_raised_by_the_host():
+    class Failing:
+        def block_until_ready(self):
+            raise RuntimeError("the device is gone")
+
+    pace = telemetry.Pace(telemetry.Clock())
+    pace.handed_over(Failing())
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        pace.settle()
+
+
+@pytest.mark.parametrize(("kind", "flops"), [
+    ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v3", 61.5e12),  # half a chip
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("cpu", None), ("TPU v99", None),
+])
+def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
+    assert device_kinds.peak_flops(kind) == flops
 
 
 def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():

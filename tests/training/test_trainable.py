@@ -107,7 +107,7 @@ def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
 
 
 def test_a_bad_step_leaves_the_average_alone():
-    state, train_step = step(ema_decay=0.9)
+    state, train_step = step(ema_decay=0.9, ema_start=1)
     broken = jax.tree.map(np.copy, BATCH)
     broken["text"]["decoder_loss_weights"][0, 0] = np.nan
     after, _ = train_step(state, broken)
