@@ -1,0 +1,35 @@
+"""Answers that must be just so: strings, and sequences of codes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ofa_jax.evaluation.metrics import inputs
+
+
+def exact_match(references: Sequence[str], answers: Sequence[str | None]) -> dict[str, float]:
+    """"exact_match": how many strings are the same but for surrounding spaces."""
+    inputs.check_pairs("exact_match", references, answers)
+    same = [
+        answer is not None and reference.strip() == answer.strip()
+        for reference, answer in zip(references, answers, strict=True)
+    ]
+    return {"exact_match": sum(same) / len(same)}
+
+
+def token_accuracy(references: Sequence, answers: Sequence) -> dict[str, float]:
+    """"token_accuracy": how many of the true tokens, over all examples, are at their place.
+
+    Args:
+      references: int [n] each, e.g. the codes of a picture.
+      answers: int [m] each, or None; what is missing is wrong, and what is too much is not seen.
+    """
+    inputs.check_pairs("token_accuracy", references, answers)
+    inputs.check_references("token_accuracy", references)
+    right = total = 0
+    for reference, answer in zip(references, answers, strict=True):
+        reference = np.asarray(reference)
+        answer = np.asarray([] if answer is None else answer)[: len(reference)]
+        right += int((reference[: len(answer)] == answer).sum())
+        total += len(reference)
+    return {"token_accuracy": right / total}
