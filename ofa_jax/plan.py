@@ -1,17 +1,18 @@
 """What a run would need and cost on a pod, without the pod.
 
     python -m ofa_jax.plan --gin_file=gin_configs/models/base.gin \\
-      --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 [--slices=2] [--json] [--sweep]
+      --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 \\
+      [--slices=2] [--json] [--sweep] [--program=decode]
 
-Compiles the real training step for the chips of --topology (v2 to v6e, tpu7x; a shape like 4x4 or
-4x4x8) with libtpu, and reads memory, arithmetic, exchanges and a roofline from the program. No
-data set and no vocabulary is opened: --vocab_size says how many ids there are (the published
-59457). --sweep tries meshes, remat and accumulation, and ranks what fits. Exit code 3: it does not
-fit; the report says what would make it fit.
+Compiles the real training step (or, with --program=decode, the program that answers a batch of
+the first stream as `DecodingConfig` says) for the chips of --topology (v3 to v6e, tpu7x; a shape
+like 4x4 or 4x4x8) with libtpu, and reads memory, arithmetic, exchanges and a roofline from the
+program. No data set and no vocabulary is opened: --vocab_size says how many ids there are (the
+published 59457). --sweep tries meshes, remat and accumulation, and ranks what fits. Exit code 3: it
+does not fit; the report says what would make it fit.
 """
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -19,9 +20,10 @@ import inspect
 import json
 import os
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # libtpu must neither look for hardware nor be kept to one process. Read when jax loads it.
@@ -39,20 +41,15 @@ from absl import logging  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from ofa_jax import command_line, configurables, train  # noqa: E402
-from ofa_jax.data import features  # noqa: E402
-from ofa_jax.data.features import Stream  # noqa: E402
-from ofa_jax.model import OFA, OFAConfig  # noqa: E402
 from ofa_jax.partitioning import Partitioner  # noqa: E402
-from ofa_jax.planning import cost, report  # noqa: E402
+from ofa_jax.planning import compiling, cost, programs, report  # noqa: E402
 from ofa_jax.planning.chips import Chip, parse_topology  # noqa: E402
 from ofa_jax.planning.hlo import Program  # noqa: E402
-from ofa_jax.training import state, step  # noqa: E402
-from ofa_jax.training.flops import training_flops  # noqa: E402
-from ofa_jax.training.losses import LossConfig  # noqa: E402
-from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from ofa_jax.planning.programs import Parts  # noqa: E402
 
 DOES_NOT_FIT = 3
-_NUM_TASKS = 8
+Compiler = Callable[[Any], compiling.Compiled]
+"""Of what `jax.jit(...).lower(...)` returned."""
 # What only the data would be needed for.
 _NOT_NEEDED = {
     "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "DATA_DIR": "", "BPE_DIR": "",
@@ -60,103 +57,69 @@ _NOT_NEEDED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What of a run decides its cost; the fields are parameters of `train`."""
-
-    model: OFAConfig
-    streams: Sequence[Stream]
-    optimizer: OptimizerConfig
-    loss: LossConfig | None
-    partitioner: Partitioner
-    gradient_accumulation: int
-
-
-def plan(parts: Parts, chip: Chip, topology: str, slices: int) -> dict[str, Any]:
-    """Compiles the step and says what it costs; see `report.text` for the result's entries.
+def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compiler,
+         program: str = "train") -> dict[str, Any]:
+    """Compiles a program and says what it costs; see `report.text` for the result's entries.
 
     Args:
       parts: of the run, on the mesh of the topology's devices.
       chip: of the topology.
       topology, slices: as on the command line.
+      compiler: of what was lowered.
+      program: one of `programs.PROGRAMS`.
 
     Raises:
       ValueError: a batch that does not divide.
     """
     model, partitioner = parts.model, parts.partitioner
-    if "resnet" in parts.optimizer.frozen or "encoder" in parts.optimizer.frozen:
-        model = model.replace(freeze_batch_norm=True)
-    network, optimizer = OFA(model), make_optimizer(parts.optimizer)
-    loss = parts.loss or LossConfig(pad_id=model.pad_id)
-    ema = parts.optimizer.ema_decay is not None
-    abstract = state.abstract_state(network, optimizer, partitioner, ema)
-    batches = {stream.name: _abstract_batch(stream, parts) for stream in parts.streams}
-    groups = {stream.name: stream.loss_group for stream in parts.streams}
-    train_step = step.make_train_step(
-        network, optimizer, parts.optimizer, loss, groups, _NUM_TASKS, 0,
-        parts.gradient_accumulation)
-    num_devices, model_flops = partitioner.mesh.size, training_flops(batches, model, loss.passes)
+    started = time.perf_counter()
+    traced = programs.PROGRAMS[program](parts)
+    num_devices = partitioner.mesh.size
     result: dict[str, Any] = {
+        "program": program,
         "topology": topology,
         "slices": slices,
         "chips": num_devices // chip.devices,
         "devices": num_devices,
         "mesh": dict(partitioner.mesh.shape),
         "model": {
-            "parameters": sum(x.size for x in jax.tree.leaves(abstract.params)),
+            "parameters": traced.num_parameters,
             "vocab_size": model.vocab_size, "dtype": model.dtype, "remat": model.remat,
             "scan_layers": model.scan_layers},
         "batch": {stream.name: stream.batch_size for stream in parts.streams},
         "gradient_accumulation": parts.gradient_accumulation,
     }
-    kinds = {"parameters": (abstract.params, abstract.batch_stats),
-             "optimizer": abstract.opt_state, "average": abstract.ema_params}
     capacity = chip.hbm_bytes / chip.devices
+    result["trace_seconds"] = time.perf_counter() - started
     started = time.perf_counter()
-    with partitioner.active():
-        lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
-                raise
-            held = {name: cost.bytes_per_device(tree) for name, tree in kinds.items()}
-            held["batch"] = cost.bytes_per_device(batches)
-            needed = _needed(str(error), sum(held.values()))
-            result["fits"] = False
-            result["memory"] = held | {"peak": needed, "capacity": capacity}
-            result["compiler"] = _short(str(error))
+    try:
+        with partitioner.active():
+            compiled = compiler(traced.lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+            raise
+        held = {name: cost.bytes_per_device(tree) for name, tree in traced.held.items()}
+        held["batch"] = cost.bytes_per_device(traced.batches)
+        needed = _needed(str(error), sum(held.values()))
+        result["fits"] = False
+        result["memory"] = held | {"peak": needed, "capacity": capacity}
+        result["compiler"] = _short(str(error))
     result["compile_seconds"] = time.perf_counter() - started
     if "fits" not in result:
-        program = Program(compiled.as_text())
-        result["memory"] = cost.memory(compiled, kinds, batches) | {"capacity": capacity}
+        text = Program(compiled.text, traced.trips)
+        result["memory"] = cost.memory(compiled.buffer_bytes, traced.held, traced.batches) | {
+            "capacity": capacity}
         result["fits"] = result["memory"]["peak"] <= capacity
-        flops = program.flops()
-        result["flops"] = {"model": model_flops, "per_device": flops,
-                           "ratio": flops * num_devices / model_flops}
-        sent = cost.exchanges(program, partitioner.mesh, chip)
+        flops = text.flops()
+        result["flops"] = {"model": traced.model_flops, "per_device": flops,
+                           "ratio": flops * num_devices / traced.model_flops}
+        sent = cost.exchanges(text, partitioner.mesh, chip)
         result["exchanges"] = [dataclasses.asdict(exchange) for exchange in sent]
         result["roofline"] = dataclasses.asdict(cost.roofline(
-            flops, program.hbm_bytes(), sent, chip, num_devices, model_flops,
-            sum(stream.batch_size for stream in parts.streams)))
+            flops, text.hbm_bytes(), sent, chip, num_devices, traced.model_flops,
+            traced.examples))
     result["advice"] = [] if result["fits"] else _advice(result, parts)
     return result
-
-
-def _abstract_batch(stream: Stream, parts: Parts) -> dict[str, jax.ShapeDtypeStruct]:
-    shards = parts.partitioner.num_data_shards * parts.gradient_accumulation
-    if stream.batch_size % shards:
-        raise ValueError(
-            f"Stream {stream.name!r} has a batch_size of {stream.batch_size}, which does not "
-            f"divide over {parts.partitioner.num_data_shards} devices of the axes data and fsdp "
-            f"with train.gradient_accumulation = {parts.gradient_accumulation}: make it a "
-            f"multiple of {shards}, or use Partitioner.tensor.")
-    return {
-        name: jax.ShapeDtypeStruct(
-            (stream.batch_size, *array.shape), array.dtype,
-            sharding=parts.partitioner.batch_sharding)
-        for name, array in features.empty_features(stream, 0).items()
-    }
 
 
 def _needed(message: str, held: float) -> float | None:
@@ -182,10 +145,10 @@ def _advice(result: Mapping[str, Any], parts: Parts) -> list[str]:
     """What would make it fit, the cheapest first."""
     advice, memory = [], result["memory"]
     capacity, model = memory["capacity"], parts.model
-    held = sum(memory[name] for name in ("parameters", "optimizer", "average"))
+    held = sum(memory.get(name, 0) for name in ("parameters", "optimizer", "average"))
     if held > 0.3 * capacity and parts.partitioner.fsdp == 1:
         advice.append(
-            f"parameters and moments take {held / 1e9:.1f} GB on each device: split them with "
+            f"parameters and moments take {held / 2**30:.1f} GiB on each device: split them with "
             "--gin_file=gin_configs/partitioning/fsdp.gin")
     if model.dtype == "float32":
         advice.append("--gin.model_config.dtype=\"'bfloat16'\" halves the activations")
@@ -275,20 +238,34 @@ def _sweep(parts: Parts) -> Iterator[Parts]:
                         gradient_accumulation=accumulation)
 
 
-def _run_sweep(parts: Parts, *arguments: Any) -> list[dict[str, Any]]:
+def _run_sweep(parts: Parts, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Plans each; of a mesh and a remat, more accumulation only where less did not fit."""
     plans: list[dict[str, Any]] = []
     done = set()
     for candidate in _sweep(parts):
-        mesh = tuple(candidate.partitioner.mesh.shape.values())
-        if mesh in done:
+        mesh = candidate.partitioner.mesh.shape
+        if tuple(mesh.values()) in done:
             continue
-        result = plan(candidate, *arguments)
+        per_slice = dict(mesh) | {"data": mesh["data"] // candidate.partitioner.slices}
+        settings = {f"Partitioner.{axis}": size for axis, size in per_slice.items()} | {
+            "model_config.remat": repr(candidate.model.remat),
+            "train.gradient_accumulation": candidate.gradient_accumulation}
+        result = _plan_apart([*arguments, "--json", *(
+            f"--gin.{name}={value}" for name, value in settings.items())])
         plans.append(result)
-        print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr)
+        print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr, flush=True)
         if result["fits"]:
-            done.add(mesh)
+            done.add(tuple(mesh.values()))
     return plans
+
+
+def _plan_apart(arguments: Sequence[str]) -> dict[str, Any]:
+    """What this command answers in a process of its own, see `compiling.Unfinished`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ofa_jax.plan", *arguments], capture_output=True, text=True)
+    if done.returncode not in (0, DOES_NOT_FIT):
+        raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -298,6 +275,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--topology", default="")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--vocab_size", type=int)
+    parser.add_argument("--program", default="train", choices=programs.PROGRAMS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     own, rest = parser.parse_known_args(arguments)
@@ -307,20 +285,26 @@ def main(arguments: Sequence[str]) -> None:
         if not own.topology:
             raise ValueError("No topology given: add --topology=v5e:16x16, for example.")
         chip, shape = parse_topology(own.topology)
+        compiler = None if own.sweep else _compiler(chip)
         devices = _topology_devices(chip, shape, own.slices)
         parts = _configured(devices, own.slices, own.vocab_size)
-    # A program for other chips cannot be read back from the cache, which would warn.
-    jax.config.update("jax_enable_compilation_cache", False)
-    with command_line.user_errors() if not own.sweep else contextlib.nullcontext():
+        # A program for other chips cannot be read back from the cache, which would warn.
+        jax.config.update("jax_enable_compilation_cache", False)
         if own.sweep:
-            plans = _run_sweep(parts, chip, own.topology, own.slices)
-            print(json.dumps(plans) if own.json else report.table(plans))
+            plans = _run_sweep(parts, [a for a in arguments if a not in ("--sweep", "--json")])
+            answer = json.dumps(plans) if own.json else report.table(plans)
             fits = any(result["fits"] for result in plans)
         else:
-            result = plan(parts, chip, own.topology, own.slices)
-            print(json.dumps(result) if own.json else report.text(result))
-            fits = result["fits"]
+            result = plan(parts, chip, own.topology, own.slices, compiler, own.program)
+            answer, fits = json.dumps(result) if own.json else report.text(result), result["fits"]
+    print(answer, flush=True)
     sys.exit(0 if fits else DOES_NOT_FIT)
+
+
+def _compiler(chip: Chip) -> Compiler:
+    """Before JAX is asked for devices."""
+    del chip
+    return compiling.Unfinished().compile
 
 
 def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> Parts:
@@ -328,7 +312,10 @@ def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> 
     with gin.unlock_config():
         gin.bind_parameter("Partitioner.devices", _Devices(devices))
         gin.bind_parameter("Partitioner.slices", slices)
-    parts = Parts(**{field.name: _bound(field.name) for field in dataclasses.fields(Parts)})
+    parts = Parts(
+        decoding=gin.get_configurable("DecodingConfig")(),
+        **{field.name: _bound(field.name) for field in dataclasses.fields(Parts)
+           if field.name != "decoding"})
     if not parts.streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     model = parts.model
@@ -339,4 +326,10 @@ def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SystemExit as ended:
+        # The compiler may still be at work, and cannot be called off.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 1)

@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from ofa_jax import plan
+from ofa_jax.planning import compiling
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin"]
@@ -30,6 +31,8 @@ def call(monkeypatch, capsys):
     """Calls the command line; returns (exit code, standard output, standard error)."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(plan, "_topology_devices", lambda *_: jax.devices()[:1])
+    monkeypatch.setattr(
+        plan, "_compiler", lambda _: lambda lowered: compiling.finished(lowered.compile()))
 
     def run(*arguments):
         gin.clear_config()
@@ -53,7 +56,48 @@ def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
         2 * 4 * result["model"]["parameters"], abs=64)
     assert memory["peak"] == pytest.approx(
         sum(size for name, size in memory.items() if name not in ("peak", "capacity")))
-    assert result["roofline"]["step_seconds"] > 0 and result["exchanges"] == []
+    assert result["exchanges"] == []
+    flops, line = result["flops"], result["roofline"]
+    assert flops["per_device"] == pytest.approx(flops["ratio"] * flops["model"])
+    # One v5e: 197 TFLOP/s, 819 GB/s.
+    assert line["compute"] == pytest.approx(flops["per_device"] / 197e12)
+    assert line["step_seconds"] == line[line["binds"]] == max(line["compute"], line["memory"])
+    assert line["mfu"] == pytest.approx(flops["model"] / 197e12 / line["step_seconds"])
+    assert line["examples_per_second"] == pytest.approx(4 / line["step_seconds"])
+
+
+def test_answers_are_planned_too(call):
+    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--program=decode", "--json",
+                        "--gin.DecodingConfig.beam_size=2", "--gin.DecodingConfig.max_length=3")
+    result = json.loads(out)
+    assert code == 0 and result["program"] == "decode"
+    assert set(result["memory"]) == {"parameters", "batch", "activations", "peak", "capacity"}
+    assert result["flops"]["model"] > 0
+
+
+def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, monkeypatch):
+    asked = []
+
+    def answer(arguments):
+        settings = dict(a.removeprefix("--gin.").split("=", 1) for a in arguments if "--gin." in a)
+        asked.append(settings)
+        parts = int(settings["train.gradient_accumulation"])
+        fits = parts >= 2
+        return {
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1}, "batch": {"text": 4}, "fits": fits,
+            "gradient_accumulation": parts, "memory": {"peak": 2.0**30},
+            "model": {"remat": settings["model_config.remat"].strip("'")},
+            "roofline": {"step_seconds": 0.1 * parts, "examples_per_second": 40.0 / parts,
+                         "mfu": 0.5, "binds": "compute"}}
+
+    monkeypatch.setattr(plan, "_plan_apart", answer)
+    code, out, progress = call(*RUN, *SMALL, "--topology=v5e:1x1", "--sweep")
+    lines = out.splitlines()
+    assert code == 0 and len(asked) == len(lines) - 1
+    tried = [int(settings["train.gradient_accumulation"]) for settings in asked]
+    assert tried == [1, 2]  # two parts fit: four were not asked for, nor another remat
+    assert "compute" in lines[1] and "does not fit" in lines[2]
+    assert progress.count("...") == len(asked)
 
 
 def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, monkeypatch):
@@ -64,7 +108,7 @@ def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, mon
     monkeypatch.setattr(jax.stages.Lowered, "compile", full)
     code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1")
     assert code == 3
-    assert "peak 22.02 of 16 GB: DOES NOT FIT" in out
+    assert "peak 20.51 of 16.00 GiB: DOES NOT FIT" in out
     assert "to fit      --gin.model_config.remat=\"'weight_dots'\"" in out
     assert "--gin.train.gradient_accumulation=2 computes 2 parts" in out
 

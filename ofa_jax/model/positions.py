@@ -11,6 +11,7 @@ An image position id is `row * image_bucket_size + column + 1`.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -201,19 +202,68 @@ def grid_bias(table: jax.Array, rows: int, columns: int, bucket_size: int) -> ja
     return both.transpose(0, 3, 1, 4, 2).reshape(heads, rows * columns, rows * columns)
 
 
-def patch_bias(table: jax.Array, position_ids: jax.Array, bucket_size: int) -> jax.Array:
+def patch_bias(table: jax.Array, places: jax.Array, grid: tuple[int, int], bucket_size: int,
+               dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Relative bias between patches chosen per example.
 
     Args:
       table: [(2 * bucket_size - 1) ** 2 + 3, heads].
-      position_ids: int32 [B, N], image position ids.
+      places: int32 [B, N], which patches of the grid, counted row by row.
+      grid: rows and columns, within `bucket_size`.
       bucket_size: places a side of the table.
+      dtype: what an accelerator may round the table to.
 
     Returns:
       [B, heads, N, N].
     """
-    index = image_buckets(position_ids[:, :, None], position_ids[:, None, :], bucket_size)
+    return _patch_bias(table, places, grid, bucket_size, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _patch_bias(table, places, grid, bucket_size, dtype):
+    return jax.lax.platform_dependent(
+        table, places, cpu=functools.partial(_by_look_up, grid=grid, bucket_size=bucket_size),
+        default=functools.partial(_by_products, grid=grid, bucket_size=bucket_size, dtype=dtype))
+
+
+def _patch_bias_forward(table, places, grid, bucket_size, dtype):
+    return _patch_bias(table, places, grid, bucket_size, dtype), (table, places)
+
+
+def _patch_bias_backward(grid, bucket_size, dtype, residuals, gradient):
+    def transposed(function, **options):
+        return lambda table, places, gradient: jax.vjp(
+            lambda table: function(table, places, grid, bucket_size, **options), table
+        )[1](gradient)[0]
+
+    return jax.lax.platform_dependent(
+        *residuals, gradient, cpu=transposed(_by_look_up),
+        default=transposed(_by_products, dtype=dtype)), None
+
+
+_patch_bias.defvjp(_patch_bias_forward, _patch_bias_backward)
+
+
+def _by_look_up(table, places, grid, bucket_size):
+    """A row of the table for every pair."""
+    ids = jnp.asarray(grid_position_ids(*grid, bucket_size))[places]
+    index = image_buckets(ids[:, :, None], ids[:, None, :], bucket_size)
     return jnp.take(table, index, axis=0, mode="clip").transpose(0, 3, 1, 2)
+
+
+def _by_products(table, places, grid, bucket_size, dtype):
+    """The bias of the whole grid; then the rows of the queries, and the columns of the keys.
+
+    An accelerator looks up one short row of the table after another, and there are N * N of them in
+    every example. Here it copies N long rows, and picks columns by a product with zeros and ones,
+    which its matrix unit does on the side (2 N N heads P operations for P places of the grid).
+    """
+    whole = grid_bias(table, *grid, bucket_size).astype(dtype)
+    queries = whole.transpose(1, 0, 2)[places]  # [B, N, heads, P]
+    chosen = jax.nn.one_hot(places, math.prod(grid), dtype=dtype)
+    # Exact: in float32 as the highest precision has it, and there is one term in every sum.
+    return jnp.einsum("bqhp,bkp->bhqk", queries, chosen, precision=jax.lax.Precision.HIGHEST,
+                      preferred_element_type=jnp.float32)
 
 
 def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
@@ -227,9 +277,10 @@ def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
         ids = jnp.asarray(code_position_ids(code_grid, bucket_size, length))
         return table[image_buckets(ids[position], ids, bucket_size)].T[:, None]
     if length > num_codes + 1:
-        # Filler positions follow the grid (a longer text is in the same batch): no longer Toeplitz.
-        ids = code_position_ids(code_grid, bucket_size, length)
-        return table[image_buckets(ids[:, None], ids[None, :], bucket_size)].transpose(2, 0, 1)
+        # A longer text is in the same batch: filler positions follow the grid.
+        return _followed_by_filler(
+            code_bias(table, num_codes + 1, code_grid, bucket_size), table, length, code_grid,
+            bucket_size)
     query_bos, key_bos, both_bos = table[-3], table[-2], table[-1]
     rows = -(-max(length - 1, 1) // code_grid)
     grid = grid_bias(table, rows, code_grid, bucket_size)[:, :length - 1, :length - 1]
@@ -239,6 +290,20 @@ def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
     first_column = jnp.broadcast_to(key_bos[:, None, None], (heads, length - 1, 1))
     return jnp.concatenate(
         [first_row[:, None], jnp.concatenate([first_column, grid], axis=2)], axis=1)
+
+
+def _followed_by_filler(bias, table, length, code_grid, bucket_size) -> jax.Array:
+    """[heads, n, n] to [heads, length, length]: all filler positions have the same id."""
+    heads, n = bias.shape[:2]
+    *ids, filler = code_position_ids(code_grid, bucket_size, n + 1)
+    ids, filler, count = np.array(ids), np.array([filler]), length - n
+    as_key = table[image_buckets(ids, filler, bucket_size)].T[:, :, None]
+    as_query = table[image_buckets(filler, np.append(ids, filler), bucket_size)].T
+    as_query = jnp.concatenate(
+        [as_query[:, :-1], jnp.broadcast_to(as_query[:, -1:], (heads, count))], axis=1)
+    rows = jnp.concatenate([bias, jnp.broadcast_to(as_key, (heads, n, count))], axis=2)
+    return jnp.concatenate(
+        [rows, jnp.broadcast_to(as_query[:, None], (heads, count, length))], axis=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,18 +24,20 @@ class PatchPositions:
     """Where the patches of a picture are.
 
     Attributes:
-      ids: int32 [B, N], image position ids, where patches are chosen per example; None for all.
+      places: int32 [B, N], which patches of the grid, counted row by row, where they are chosen per
+        example; None for all.
       grid: rows and columns of the full patch grid.
     """
 
-    ids: jax.Array | None
+    places: jax.Array | None
     grid: tuple[int, int] = flax.struct.field(pytree_node=False)
 
-    def bias(self, table: jax.Array, bucket_size: int) -> jax.Array:
+    def bias(self, table: jax.Array, config: OFAConfig) -> jax.Array:
         """The relative bias between these patches, float32 [B or 1, heads, N, N]."""
-        if self.ids is None:
-            return positions.grid_bias(table, *self.grid, bucket_size)[None]
-        return positions.patch_bias(table, self.ids, bucket_size)
+        size = config.image_bucket_size
+        if self.places is None:
+            return positions.grid_bias(table, *self.grid, size)[None]
+        return positions.patch_bias(table, self.places, self.grid, size, dtype_of(config))
 
 
 @flax.struct.dataclass
@@ -110,7 +112,7 @@ class RelativePositions(nn.Module):
           float32 [B or 1, heads, L, L].
         """
         c, bias, start = self.config, where.absolute_bias, 0
-        blocks = [picture.bias(self.images(), c.image_bucket_size) for picture in where.pictures]
+        blocks = [picture.bias(self.images(), c) for picture in where.pictures]
         blocks.append(
             positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None])
         for block in blocks:

@@ -1,18 +1,29 @@
 """Published figures of accelerator chips, and the names of their topologies.
 
-Sources: Google Cloud's TPU system architecture pages (docs.cloud.google.com/tpu/docs/v2 to v6e,
-tpu7x, read in 2026): peak bf16, HBM, and interchip interconnect bandwidth, halved where it is
-stated in both directions; the data-centre network as stated per pod, divided by its chips, and
-for v4 and v5p the 50 Gbit/s per chip of "How to Scale Your Model" (jax-ml.github.io/scaling-book).
-H100: NVIDIA's H100 SXM data sheet, dense bf16; NVLink 4 in one direction, one 400 Gbit/s NIC a GPU.
-The rows of v5e, v5p and v6e were read off those pages; the others and the networks of v4 and v5p
-were written down from memory of them, and want to be checked before they decide anything.
+Read in November 2026. "TPU pages" are docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x};
+"book" is the table of chips in part 2 of "How to Scale Your Model"
+(jax-ml.github.io/scaling-book/tpus).
+
+* Peak bf16 and HBM: the TPU pages. The pages of v5e and v6e write the capacity in GB and mean GiB.
+* Interconnect: the TPU pages state it in both directions for v5e (400 GB/s), v5p (1200), v6e (800)
+  and tpu7x (1200), which is halved here; v3 and v4 are the book's bandwidth of a link one way (100
+  and 45 GB/s) times their 4 and 6 links.
+* Where a dimension of a slice closes to a ring: the book (all 16 chips of a v5e's or v6e's pod;
+  multiples of 4 for v4, v5p and tpu7x) and the page of v3 (a torus as the whole pod, 32 a side).
+* Network: the TPU pages for v5e (6.4 Tbit/s for 256 chips), v5p (50 Gbit/s a chip), v6e and tpu7x
+  (100 Gbit/s); the book's "typically" 6.25 GB/s for v3 and v4.
+* H100 SXM: dense bf16 989.4 TFLOP/s, 80 GB and 3.35 TB/s (glennklockwood.com/garden/processors/
+  h100, after NVIDIA's white paper), NVLink 450 GB/s one way (github.com/NVIDIA/nccl/issues/1264).
+  NVIDIA's own data sheet could not be opened. UNCONFIRMED: 400 Gbit/s of network for each GPU, of
+  no weight within one machine of eight.
+
+TPU v2 is left out: its bandwidths could not be confirmed.
 """
 
 import dataclasses
 import re
 
-from ofa_jax.gin_check import nearest
+from ofa_jax.nearest import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Chip:
       hbm_bytes, hbm_bandwidth: bytes, and bytes per second.
       interconnect: bytes per second that one chip can send to the others of its slice.
       torus_dimensions: over which its links are spread; 1 for a switch.
+      ring: a dimension of so many chips, or a multiple, closes to a ring; a shorter one is a line,
+        and sends half as fast. 1 for a switch.
       network: bytes per second that one chip can send to other slices.
       devices: that JAX sees of one chip.
     """
@@ -35,22 +48,22 @@ class Chip:
     hbm_bandwidth: float
     interconnect: float
     torus_dimensions: int
+    ring: int
     network: float
     devices: int = 1
 
 
-_TERA, _GIGA = 1e12, 1e9
+_TERA, _GIGA, _GIB = 1e12, 1e9, 2.0**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v2", 45 * _TERA, 16 * _GIGA, 700 * _GIGA, 248 * _GIGA, 2, 3.1 * _GIGA, 2),
-        Chip("v3", 123 * _TERA, 32 * _GIGA, 900 * _GIGA, 328 * _GIGA, 2, 3.1 * _GIGA, 2),
-        Chip("v4", 275 * _TERA, 32 * _GIGA, 1228 * _GIGA, 300 * _GIGA, 3, 6.25 * _GIGA),
-        Chip("v5e", 197 * _TERA, 16 * _GIGA, 819 * _GIGA, 200 * _GIGA, 2, 3.125 * _GIGA),
-        Chip("v5p", 459 * _TERA, 95 * _GIGA, 2765 * _GIGA, 600 * _GIGA, 3, 6.25 * _GIGA),
-        Chip("v6e", 918 * _TERA, 32 * _GIGA, 1638 * _GIGA, 400 * _GIGA, 2, 12.5 * _GIGA),
-        Chip("tpu7x", 2307 * _TERA, 192 * _GIGA, 7380 * _GIGA, 600 * _GIGA, 3, 12.5 * _GIGA, 2),
-        Chip("h100", 989 * _TERA, 80 * _GIGA, 3350 * _GIGA, 450 * _GIGA, 1, 50 * _GIGA),
+        Chip("v3", 123 * _TERA, 32 * _GIB, 900 * _GIGA, 400 * _GIGA, 2, 32, 6.25 * _GIGA, 2),
+        Chip("v4", 275 * _TERA, 32 * _GIB, 1200 * _GIGA, 270 * _GIGA, 3, 4, 6.25 * _GIGA),
+        Chip("v5e", 197 * _TERA, 16 * _GIB, 819 * _GIGA, 200 * _GIGA, 2, 16, 3.125 * _GIGA),
+        Chip("v5p", 459 * _TERA, 95 * _GIB, 2765 * _GIGA, 600 * _GIGA, 3, 4, 6.25 * _GIGA),
+        Chip("v6e", 918 * _TERA, 32 * _GIB, 1638 * _GIGA, 400 * _GIGA, 2, 16, 12.5 * _GIGA),
+        Chip("tpu7x", 2307 * _TERA, 192 * _GIB, 7380 * _GIGA, 600 * _GIGA, 3, 4, 12.5 * _GIGA, 2),
+        Chip("h100", 989.4 * _TERA, 80 * _GIGA, 3350 * _GIGA, 450 * _GIGA, 1, 1, 50 * _GIGA),
     )
 }
 

@@ -31,6 +31,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
+_ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 # They move nothing: names for memory that is there.
 _FREE = {
@@ -99,6 +100,7 @@ class Collective:
         collective-permute; None where they cannot be read.
       arrays: its results.
       source: where in the Python program it comes from.
+      beside: it goes on beside other work, and fusions hand its arrays on.
     """
 
     kind: str
@@ -108,19 +110,25 @@ class Collective:
     groups: np.ndarray | None
     arrays: tuple[Array, ...]
     source: str
+    beside: bool
 
 
 class Program:
     """A parsed program."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, trips: int | None = None):
         """Parses what `compiled.as_text()` or `lowered.as_text(dialect="hlo")` gives.
+
+        Args:
+          text: of the program.
+          trips: how often a loop runs whose number of rounds the compiler does not know, as that of
+            decoding, which stops early; read from its condition when None.
 
         Raises:
           ValueError: it has no entry computation.
         """
         self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry = ""
+        self.entry, self._unknown_trips = "", trips
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -158,6 +166,8 @@ class Program:
     def _trips(self, loop: Instruction, condition: str) -> float:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return float(known[1])
+        if self._unknown_trips is not None:
+            return float(self._unknown_trips)
         # `i < n` with i from 0 on, as jax.lax.scan makes it.
         limits = [int(i.text) for i in self.computations[condition].values()
                   if i.opcode == "constant" and i.text.isdigit()]
@@ -182,6 +192,10 @@ class Program:
                 sides = [self._array(name, operand) for operand in instruction.operands[:2]]
                 count = _dot_flops if instruction.opcode == "dot" else _convolution_flops
                 yield times * count(instruction, *sides), instruction
+
+    def _root(self, computation: str) -> Instruction:
+        """What a computation returns; it is printed last."""
+        return next(reversed(self.computations[computation].values()))
 
     def _array(self, computation: str, name: str) -> Array:
         return self.computations[computation][name].outputs[0]
@@ -209,8 +223,10 @@ class Program:
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             key = channel[1] if channel else f"{name}/{instruction.name}"
             collective = Collective(
-                kind, amount, amount * share, times, groups, tuple(outputs), instruction.source)
-            if key not in found or found[key].times < times:
+                kind, amount, amount * share, times, groups, tuple(outputs), instruction.source,
+                name in self._fused and self._root(name).opcode == "tuple")
+            # One that is begun before a loop may go on beside the loop's work.
+            if key not in found or times < found[key].times:
                 found[key] = collective
         return [c for c in found.values() if c.wire_bytes]
 
@@ -222,63 +238,108 @@ class Program:
         Every instruction outside of fusions reads its operands and writes its results once; a
         slice reads, and an update writes, only its part.
         """
-        fused = {
+        total = sum(2 * c.bytes * c.times for c in self.collectives() if c.beside)
+        for name, times, instruction in self._instructions():
+            opcode = instruction.opcode
+            if name not in self._fused and opcode not in _FREE and not opcode.endswith("-done"):
+                total += times * self._traffic(name, instruction)
+        return total
+
+    @functools.cached_property
+    def _fused(self) -> set[str]:
+        """Computations that belong to one instruction, as the inside of a fusion does."""
+        return {
             callee
             for instructions in self.computations.values()
             for instruction in instructions.values()
-            if instruction.opcode != "while"
-            for kind, callee in _CALLED.findall(instruction.attributes)
-            if instruction.opcode not in ("call", "conditional")
+            if instruction.opcode not in ("while", "call", "conditional", "async-start")
+            for _, callee in _CALLED.findall(instruction.attributes)
         }
-        total = 0.0
-        for name, times, instruction in self._instructions():
-            if name in fused or instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
-                continue
-            total += times * self._traffic(name, instruction)
-        return total
 
     def _traffic(self, computation: str, instruction: Instruction) -> float:
-        scope = self.computations[computation]
+        scope, opcode = self.computations[computation], instruction.opcode
         whole = [array for o in instruction.operands for array in scope[o].outputs]
-        written = sum(array.bytes for array in instruction.outputs if not array.on_chip)
-        opcode = instruction.opcode
+        outputs = instruction.outputs
+        if opcode.endswith("-start"):
+            if opcode == "async-start":
+                return 0.0  # what it starts is counted in its own computation
+            if opcode == "copy-start":
+                outputs = outputs[:1]  # (result, operand, context)
+            elif len(outputs) > len(whole):
+                outputs = outputs[len(whole):2 * len(whole)]  # (operands, results, contexts)
+        written = sum(array.bytes for array in outputs if not array.on_chip)
         if opcode in ("dynamic-slice", "slice", "gather"):
-            return written * (1 if whole and whole[0].on_chip else 2)
+            read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
+            return written + read
         if opcode == "dynamic-update-slice":
-            return 2 * whole[1].bytes
+            return sum(array.bytes for array in (outputs[0], whole[1]) if not array.on_chip
+                       ) - (0.0 if outputs[0].on_chip else outputs[0].bytes - whole[1].bytes)
         called = dict(_CALLED.findall(instruction.attributes)).get("calls")
         if opcode != "fusion" or called not in self.computations:
             return written + sum(array.bytes for array in whole if not array.on_chip)
+        read = sum(
+            self._part_read(called, number, array)
+            for number, array in enumerate(whole) if not array.on_chip)
         body = self.computations[called]
-        uses = collections.defaultdict(list)
-        for inner in body.values():
-            for operand in inner.operands:
-                uses[operand].append(inner)
-        parameters = {int(i.text): i for i in body.values() if i.opcode == "parameter"}
+        result = self._root(called)
+        if result.opcode == "tuple" and len(result.operands) == len(outputs):
+            # An exchange that goes on beside other work hands its arrays from fusion to fusion.
+            made = [body[operand].opcode.removesuffix("-start") for operand in result.operands]
+            outputs = [array for array, opcode in zip(outputs, made, strict=True)
+                       if opcode != "parameter" and opcode not in COLLECTIVES]
+            written = sum(array.bytes for array in outputs if not array.on_chip)
+        # What is updated in place is written only where it changes.
+        unchanged = self._unchanged(called, [o for o in outputs if not o.on_chip])
+        return read + max(written - unchanged, 0.0)
+
+    def _part_read(self, computation: str, number: int, array: Array) -> float:
+        """How much of an operand a fusion reads: only the slices, where it is only sliced."""
+        parameter, users = self._uses[computation].get(number, ("", ()))
+        hands_on = self._root(computation).opcode == "tuple"
         read = 0.0
-        for number, operand in enumerate(instruction.operands):
-            array = scope[operand].outputs[0] if scope[operand].outputs else None
-            if array is None or array.on_chip or number not in parameters:
+        for user in users:
+            if hands_on and user.opcode.removesuffix("-start") in ("tuple", *COLLECTIVES):
                 continue
-            read += _part_read(array, parameters[number].name, uses)
-        for inner in body.values():
-            if inner.opcode == "dynamic-update-slice" and inner.operands[1] in body:
-                base, update = inner.outputs[0], body[inner.operands[1]].outputs[0]
-                if any(o.shape == base.shape and not o.on_chip for o in instruction.outputs):
-                    written += update.bytes - base.bytes
-        return read + max(written, 0.0)
+            if user.opcode in ("dynamic-slice", "slice", "gather"):
+                read += user.outputs[0].bytes
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
+                pass  # updated in place
+            elif user.opcode == "fusion":
+                called = dict(_CALLED.findall(user.attributes))["calls"]
+                read += sum(self._part_read(called, place, array)
+                            for place, operand in enumerate(user.operands) if operand == parameter)
+            else:
+                return array.bytes
+        return min(read, array.bytes)
 
+    def _unchanged(self, computation: str, outputs: list[Array]) -> float:
+        """Bytes of a fusion's results that lie there already, around what is updated in place."""
+        total = 0.0
+        for inner in self.computations[computation].values():
+            if inner.opcode == "fusion":
+                total += self._unchanged(
+                    dict(_CALLED.findall(inner.attributes))["calls"],
+                    [o for o in outputs if o.shape in {x.shape for x in inner.outputs}])
+            elif inner.opcode == "dynamic-update-slice":
+                base = inner.outputs[0]
+                update = self.computations[computation][inner.operands[1]].outputs[0]
+                if any(o.shape == base.shape for o in outputs):
+                    total += base.bytes - update.bytes
+        return total
 
-def _part_read(array: Array, name: str, uses: dict[str, list[Instruction]]) -> float:
-    """How much of an operand a fusion reads: only the slices, where it is only sliced."""
-    users = uses[name]
-    if users and all(
-        user.opcode in ("dynamic-slice", "slice", "gather", "dynamic-update-slice")
-        and user.operands[0] == name for user in users
-    ):
-        sliced = [user for user in users if user.opcode != "dynamic-update-slice"]
-        return min(array.bytes, sum(user.outputs[0].bytes for user in sliced))
-    return array.bytes
+    @functools.cached_property
+    def _uses(self) -> dict[str, dict[int, tuple[str, list[Instruction]]]]:
+        """Computation -> number of a parameter -> its name and who reads it."""
+        found = {}
+        for name, instructions in self.computations.items():
+            users = collections.defaultdict(list)
+            for instruction in instructions.values():
+                for operand in dict.fromkeys(instruction.operands):
+                    users[operand].append(instruction)
+            found[name] = {
+                int(i.text): (i.name, users[i.name])
+                for i in instructions.values() if i.opcode == "parameter"}
+        return found
 
 
 def _instruction(name: str, rest: str) -> Instruction:
@@ -307,22 +368,25 @@ def _arrays(text: str) -> tuple[Array, ...]:
 def _closing(text: str, start: int) -> int:
     """Behind the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for bracket in _ROUND.finditer(text, start):
+        depth += 1 if bracket[0] == "(" else -1
         if depth == 0:
-            return place + 1
+            return bracket.end()
     return len(text)
 
 
 def _split(text: str) -> Iterator[str]:
     """At commas outside of brackets; comments like /*index=5*/ left out."""
-    text = re.sub(r"/\*.*?\*/", "", text)
+    if "/*" in text:
+        text = re.sub(r"/\*.*?\*/", "", text)
     depth, start = 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            yield text[start:place]
-            start = place + 1
+    for mark in _MARKS.finditer(text):
+        if mark[0] == ",":
+            if depth == 0:
+                yield text[start:mark.start()]
+                start = mark.end()
+        else:
+            depth += 1 if mark[0] in "([{" else -1
     yield text[start:]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_GIGA = 1e9
+_GIB = 2.0**30
 
 
 def text(plan: Mapping[str, Any]) -> str:
@@ -25,11 +25,11 @@ def text(plan: Mapping[str, Any]) -> str:
     ]
     memory = plan["memory"]
     lines.append("memory      " + ", ".join(
-        f"{name.replace('_', ' ')} {size / _GIGA:.2f} GB"
+        f"{name.replace('_', ' ')} {size / _GIB:.2f} GiB"
         for name, size in memory.items() if name not in ("peak", "capacity")) + ", each device")
     fits = "fits" if plan["fits"] else "DOES NOT FIT"
-    peak = f"{memory['peak'] / _GIGA:.2f}" if memory["peak"] else "?"
-    lines.append(f"            peak {peak} of {memory['capacity'] / _GIGA:.0f} GB: {fits}")
+    peak = f"{memory['peak'] / _GIB:.2f}" if memory["peak"] else "?"
+    lines.append(f"            peak {peak} of {memory['capacity'] / _GIB:.2f} GiB: {fits}")
     if "compiler" in plan:
         lines.append(f"            the compiler says: {plan['compiler']}")
     if "flops" in plan:
@@ -61,7 +61,7 @@ def text(plan: Mapping[str, Any]) -> str:
 
 def table(plans: Sequence[Mapping[str, Any]]) -> str:
     """What `--sweep` tried, the best first."""
-    header = f"{'mesh':<34}{'batch':<24}{'parts':>5}  {'remat':<12}{'peak GB':>8}{'ms':>9}" \
+    header = f"{'mesh':<34}{'batch':<24}{'parts':>5}  {'remat':<12}{'peak GiB':>9}{'ms':>9}" \
              f"{'ex/s':>9}{'MFU':>7}  binds"
     lines = [header]
     for plan in sorted(plans, key=lambda p: -rank(p)):
@@ -69,7 +69,7 @@ def table(plans: Sequence[Mapping[str, Any]]) -> str:
         batch = " + ".join(map(str, plan["batch"].values()))
         peak = plan["memory"]["peak"]
         line = (f"{mesh:<34}{batch:<24}{plan['gradient_accumulation']:>5}  "
-                f"{plan['model']['remat']:<12}{peak / _GIGA if peak else float('nan'):>8.2f}")
+                f"{plan['model']['remat']:<12}{peak / _GIB if peak else float('nan'):>9.2f}")
         if plan["fits"] and "roofline" in plan:
             roof = plan["roofline"]
             line += (f"{roof['step_seconds'] * 1e3:>9.1f}{roof['examples_per_second']:>9,.0f}"

@@ -7,8 +7,11 @@ to save memory are left out. A convolution counts the taps that see a pixel, not
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.positions import patch_grid
@@ -33,16 +36,12 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
     target = batch["decoder_input_tokens"].shape[1]
     resnet = patches = places = 0
     sampled = False
-    for prefix in ("encoder_", "encoder_second_"):
-        if f"{prefix}images" not in batch:
-            continue
-        height, width = batch[f"{prefix}images"].shape[1:3]
+    for height, width, number in _pictures(batch):
         resnet += size * resnet_flops(height, width, c)
-        number = math.prod(patch_grid(height, width))
-        places += number
-        if f"{prefix}patch_indices" in batch:
-            number, sampled = batch[f"{prefix}patch_indices"].shape[1], True
-        patches += number
+        grid = math.prod(patch_grid(height, width))
+        places += grid
+        sampled |= number is not None
+        patches += grid if number is None else number
     length, places = patches + source, places + source
 
     feed_forward = 4 * d * c.ffn_width + 4 * d * c.adapter_width
@@ -93,9 +92,48 @@ def training_flops(
     return passes * total
 
 
+def decoding_flops(
+    batch: Mapping[str, Any], config: OFAConfig, beams: int, length: int
+) -> int:
+    """Of answering one batch with `length` tokens for each of `beams` hypotheses an example.
+
+    The encoder runs once; of its output each decoder layer projects keys and values once for all
+    beams of an example. Every step attends to a cache of the full length.
+
+    Args:
+      batch: see `forward_flops`; its decoder_* arrays are not looked at.
+      config: of the model.
+      beams, length: as in `ofa_jax.decoding.DecodingConfig`, the eos counted.
+    """
+    c, d = config, config.width
+    size = batch["encoder_input_tokens"].shape[0]
+    shapes = {**batch, "decoder_input_tokens": jax.ShapeDtypeStruct((size, length), np.int32)}
+    parts = forward_flops(shapes, c)
+    # What is of every token is done for every beam; what is of the encoder's output, once.
+    once = size * c.decoder_layers * 4 * _encoder_length(batch) * d * d
+    per_token = parts["decoder"] - once + parts["logits"]
+    return (parts["resnet"] + parts["encoder"] + parts["positions"] + once + beams * per_token)
+
+
 def _attention(length: int, config: OFAConfig) -> int:
     """Scores and mixing, for one query of a self-attention."""
     return 4 * (length + config.prefix_length) * config.width
+
+
+def _pictures(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]:
+    """(height, width, number of sampled patches or None) of the images of an example."""
+    for prefix in ("encoder_", "encoder_second_"):
+        if f"{prefix}images" in batch:
+            sampled = batch.get(f"{prefix}patch_indices")
+            yield (*batch[f"{prefix}images"].shape[1:3],
+                   None if sampled is None else sampled.shape[1])
+
+
+def _encoder_length(batch: Mapping[str, Any]) -> int:
+    """Patches and tokens that the decoder can attend to."""
+    patches = (math.prod(patch_grid(height, width)) if number is None else number
+               for height, width, number in _pictures(batch))
+    return sum(patches) + batch["encoder_input_tokens"].shape[1]
 
 
 def resnet_flops(height: int, width: int, config: OFAConfig) -> int:

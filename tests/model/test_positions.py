@@ -2,6 +2,7 @@
 
 import doctest
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,12 +71,33 @@ def test_grid_bias_looks_up_the_originals_buckets(tables, grid):
 
 
 def test_patch_bias_follows_the_patches_of_each_example(tables):
-    values = table(6892)
-    ids = np.random.default_rng(1).integers(1, 1765, (2, 9))
-    got = positions.patch_bias(jnp.array(values), jnp.array(ids), 42)
+    values, grid = table(6892), (5, 7)
+    places = np.random.default_rng(1).integers(0, 35, (2, 9))
+    ids = positions.grid_position_ids(*grid, 42)[places]
+    got = positions.patch_bias(jnp.array(values), jnp.array(places), grid, 42)
     for row in range(2):
         expected = values[tables["image_bucket_42"][ids[row]][:, ids[row]]].transpose(2, 0, 1)
         np.testing.assert_array_equal(got[row], expected)
+
+
+def test_accelerators_pick_the_same_entries_by_products():
+    """And add up the same gradients, in another order: float32, 1e-5 of the largest."""
+    values, grid = jnp.array(table(6892)), (3, 4)
+    places = jnp.array(np.random.default_rng(1).permuted(np.tile(np.arange(12), (2, 1)), axis=1))
+    weights = jnp.array(np.random.default_rng(2).standard_normal((2, 3, 12, 12)), jnp.float32)
+
+    def both(function, **options):
+        value, pull = jax.vjp(lambda x: function(x, places, grid, 42, **options), values)
+        return value, pull(weights)[0]
+
+    value, gradient = both(positions._by_look_up)
+    products, their_gradient = both(positions._by_products, dtype=jnp.float32)
+    np.testing.assert_array_equal(products, value)
+    np.testing.assert_allclose(
+        their_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+    np.testing.assert_array_equal(both(positions.patch_bias)[1], gradient)
+    rounded = both(positions._by_products, dtype=jnp.bfloat16)[0]
+    np.testing.assert_array_equal(rounded, value.astype(jnp.bfloat16).astype(jnp.float32))
 
 
 @pytest.mark.parametrize("length", [1, 2, 10, 65, 66, 90])

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,17 +35,25 @@ def exchange(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4
 
 
 @pytest.mark.parametrize(("groups", "axes", "links"), [
-    ("replica_groups=[4,4]<=[16]", "tensor", 0.5),             # a row: one of two dimensions
-    ("replica_groups=[4,4]<=[4,4]T(1,0)", "data", 0.5),
-    ("replica_groups=[1,16]<=[16]", "data+tensor", 1.0),
+    ("replica_groups=[4,4]<=[16]", "tensor", 0.25),            # a row: one of two dimensions
+    ("replica_groups=[4,4]<=[4,4]T(1,0)", "data", 0.25),
+    ("replica_groups=[1,16]<=[16]", "data+tensor", 0.5),
 ])
 def test_an_exchange_is_told_by_its_axes_and_has_the_links_of_their_dimensions(groups, axes, links):
+    """Four chips in a line are no ring, and send half of what their links could."""
     found = exchange(groups, mesh((4, 1, 4)))
     size = 16 if "+" in axes else 4
     assert (found.axes, found.count, found.bytes) == (axes, 1, 4 * 4096)
     assert found.wire_bytes == 4 * 4096 * (size - 1) / size
     assert found.seconds == pytest.approx(found.wire_bytes / (links * 200e9))
     assert not found.crosses_slices
+
+
+def test_a_whole_side_of_a_pod_is_a_ring():
+    column = exchange("replica_groups=[4,16]<=[16,4]T(1,0)", mesh((16, 1, 4)))
+    # 16 chips one below the other in rows of four.
+    assert column.axes == "data"
+    assert column.seconds == pytest.approx(column.wire_bytes / (0.5 * 200e9))
 
 
 def test_between_slices_each_chip_sends_its_part_over_the_network():
@@ -75,7 +84,14 @@ def test_the_longest_time_binds_and_bounds_the_rest():
 
 def test_topologies_are_named_by_chip_and_shape():
     assert parse_topology("v5p:4x4x8") == (CHIPS["v5p"], "4x4x8")
-    with pytest.raises(ValueError, match="known chips are v2.*Did you mean v5e"):
+    with pytest.raises(ValueError, match="known chips are v3.*Did you mean v5e"):
         parse_topology("v5ee:4x4")
     with pytest.raises(ValueError, match="write e.g. v5e:4x4"):
         parse_topology("v5e")
+
+
+def test_memory_is_told_by_kind_and_the_rest_is_activations():
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    array = jax.ShapeDtypeStruct((3, 4), np.float32, sharding=here)
+    assert cost.memory(500.0, {"parameters": [array], "average": None}, array) == {
+        "parameters": 48, "average": 0, "batch": 48, "activations": 404, "peak": 500}

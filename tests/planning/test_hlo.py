@@ -111,6 +111,69 @@ def test_exchanges_and_memory_traffic_of_a_tpu_program():
     assert program.hbm_bytes() == 2 * 256 + 2048 + 6 * (2048 + 4 + 4 + 1)
 
 
+# A slice that is fetched into VMEM while something else goes on; a copy likewise; and a gather
+# begun before a loop, which goes on beside its four rounds: fusions hand its arrays on.
+ASYNCHRONOUS = """HloModule jit_f, is_scheduled=true
+
+%fetch (a: bf16[64,128]) -> bf16[8,128] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  ROOT %slice.1 = bf16[8,128]{1,0:S(1)} slice(%a), slice={[0:8], [0:128]}
+}
+
+%beside (q: bf16[1,128], r: bf16[8,128], x: bf16[64,128]) -> (bf16[1,128], bf16[8,128], f32[64]) {
+  %q = bf16[1,128]{1,0} parameter(0)
+  %r = bf16[8,128]{1,0} parameter(1)
+  %x = bf16[64,128]{1,0} parameter(2)
+  %gather = bf16[8,128]{1,0} all-gather(%q), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+  %zero = f32[] constant(0)
+  %sum = f32[64]{0} reduce(%x, %zero), dimensions={1}, to_apply=%add
+  ROOT %t = (bf16[1,128]{1,0}, bf16[8,128]{1,0}, f32[64]{0}) tuple(%q, %gather, %sum)
+}
+
+%body (p: (s32[], bf16[1,128], bf16[8,128], bf16[64,128])) -> (s32[], bf16[1,128]) {
+  %p = (s32[], bf16[1,128], bf16[8,128], bf16[64,128]) parameter(0)
+  %q = bf16[1,128]{1,0} get-tuple-element(%p), index=1
+  %r = bf16[8,128]{1,0} get-tuple-element(%p), index=2
+  %x = bf16[64,128]{1,0} get-tuple-element(%p), index=3
+  ROOT %f = (bf16[1,128]{1,0}, bf16[8,128]{1,0}, f32[64]{0}) fusion(%q, %r, %x), calls=%beside
+}
+
+%cond (p: (s32[], bf16[1,128], bf16[8,128], bf16[64,128])) -> pred[] {
+  ROOT %p = (s32[], bf16[1,128], bf16[8,128], bf16[64,128]) parameter(0)
+}
+
+ENTRY %main (x: bf16[64,128], q: bf16[1,128]) -> f32[64] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %q = bf16[1,128]{1,0} parameter(1)
+  %s = ((bf16[64,128]{1,0}), bf16[8,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%fetch
+  %d = bf16[8,128]{1,0:S(1)} async-done(%s)
+  %c = (bf16[1,128]{1,0:S(1)}, bf16[1,128]{1,0}, u32[]{:S(2)}) copy-start(%q)
+  %e = bf16[1,128]{1,0:S(1)} copy-done(%c)
+  %begun = bf16[8,128]{1,0} all-gather(%q), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+  %t = (s32[], bf16[1,128], bf16[8,128], bf16[64,128]) tuple(%x, %q, %begun, %x)
+  ROOT %w = (s32[], bf16[1,128]) while(%t), condition=%cond, body=%body, """ \
+"""backend_config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+def test_what_goes_on_beside_other_work_is_counted_once():
+    program = Program(ASYNCHRONOUS)
+    (gather,) = program.collectives()
+    assert (gather.times, gather.wire_bytes) == (1, 7 / 8 * 2048)
+    # The fetched slice 2048, the copied row 256, the gather's row 256 and result 2048; in each of
+    # four rounds 16,384 are read and summed to 256.
+    assert program.hbm_bytes() == 2048 + 256 + (256 + 2048) + 4 * (16384 + 256)
+
+
+def test_loops_that_stop_when_they_like_run_as_often_as_is_said():
+    def loop(x, kernel):
+        return jax.lax.while_loop(lambda x: x.sum() < 5, lambda x: jnp.tanh(x @ kernel), x)
+
+    lowered = jax.jit(loop).lower(shape(8, 16), shape(16, 16))
+    assert Program(lowered.as_text(dialect="hlo"), trips=7).flops() == 7 * 2 * 8 * 16 * 16
+
+
 def test_what_is_no_program_is_said():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         Program("nothing")

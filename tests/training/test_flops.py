@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_model import SMALL
 
+from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training import flops
@@ -60,6 +61,24 @@ def test_a_step_is_three_forward_passes_of_every_stream():
     batch = shapes(pixels=0)
     one = sum(flops.forward_flops(batch, SMALL).values())
     assert flops.training_flops({"a": batch, "b": batch}, SMALL, passes=2) == 12 * one
+
+
+def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
+    """The loop's body, of three beams less of one: what is done for every beam and token."""
+    config, batch, length = SMALL, shapes(), 5  # with the eos
+    batch = {name: array for name, array in batch.items() if name.startswith("encoder_")}
+    variables = jax.eval_shape(OFA(config).init, jax.random.key(0), shapes(1))
+
+    def body(beams):
+        decode = make_decoder(OFA(config), DecodingConfig(beam_size=beams, max_length=length - 1))
+        text = jax.jit(decode).lower(variables, batch).as_text(dialect="hlo")
+        return Program(text, trips=2).flops() - Program(text, trips=1).flops()
+
+    three, one = (flops.decoding_flops(batch, config, beams, length) for beams in (3, 1))
+    assert three - one == length * (body(3) - body(1))
+    forward = flops.forward_flops(
+        batch | {"decoder_input_tokens": jax.ShapeDtypeStruct((3, length), np.int32)}, config)
+    assert one == sum(forward.values())
 
 
 def test_a_frozen_resnet_runs_forward_alone():

@@ -1,0 +1,72 @@
+"""A compiler that is slow with what a plan does not need is not waited for."""
+
+import os
+import pathlib
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ofa_jax.planning import compiling
+
+REPORT = """Memory Space: default (color=0)
+Total bytes: 29989376 (28.60MiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+
+Memory Space: vmem (color=1)
+Total bytes: 512 (512B)
+"""
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_something=1")
+    monkeypatch.setattr(compiling, "_PERIOD", 0.01)
+    return compiling.Unfinished()
+
+
+def folder():
+    flags = dict(flag.split("=") for flag in os.environ["XLA_FLAGS"].split() if "=" in flag)
+    assert flags["--xla_cpu_something"] == "1"  # what was there stays
+    return pathlib.Path(flags["--xla_dump_to"])
+
+
+class Lowered:
+    """Compiles as `does` says."""
+
+    def __init__(self, does):
+        self.compile = does
+
+
+def test_a_program_is_read_while_its_instructions_are_still_made(compiler):
+    never = threading.Event()
+
+    def compile_():
+        name = "module_0003.jit_train_step.cl_1."
+        (folder() / f"{name}after_optimizations-memory-usage-report.txt").write_text(REPORT)
+        (folder() / f"{name}after_optimizations_after_buffer_assignment.txt").write_text("HLO")
+        never.wait(60)
+
+    assert compiler.compile(Lowered(compile_)) == compiling.Compiled("HLO", 29989376.0)
+    never.set()
+
+
+def test_what_the_compiler_refuses_is_raised(compiler):
+    def compile_():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        compiler.compile(Lowered(compile_))
+
+
+def test_a_compiler_that_writes_nothing_is_waited_for(compiler):
+    lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
+    compiled = compiler.compile(lowered)
+    assert "HloModule" in compiled.text
+    assert compiled.buffer_bytes >= 2 * 4 * 64  # the argument and the result
+
+
+def test_a_report_without_memory_is_said():
+    with pytest.raises(ValueError, match="does not name the default memory"):
+        compiling.hbm_total("nothing")

@@ -1,0 +1,139 @@
+"""Fills the table of docs/pods.md: a plan for each row, made by the command that the row names.
+
+    python -m tools.plan_table                                    # all rows that are not there yet
+    python -m tools.plan_table --sizes=base,large --systems=v5e-256
+
+Wants libtpu (requirements-aot.txt) and a minute or two of two cores for a row. Answers are kept in
+docs/plans.jsonl as they come, so that a later call goes on where this one stopped; the table is
+written anew after each. Where a row does not fit, it is tried again with less kept for the backward
+pass.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "docs" / "plans.jsonl", ROOT / "docs" / "pods.md"
+BEGIN, END = "<!-- tools.plan_table -->", "<!-- end -->"
+
+# The shape of a mesh that a size wants: small ones fit one chip.
+PRESETS = {"tiny": "data", "medium": "data", "base": "data", "large": "data_fsdp",
+           "huge": "data_fsdp"}
+# Published names count TensorCores for v4 and v5p, two to a chip. 256 images a step do not divide
+# over 512 chips: two slices split each example's heads and feed-forward over two chips.
+SYSTEMS = {
+    "v4-128": ["--topology=v4:4x4x4"],
+    "v5e-256": ["--topology=v5e:16x16"],
+    "v5p-128": ["--topology=v5p:4x4x4"],
+    "v6e-256": ["--topology=v6e:16x16"],
+    "2 x v5e-256": ["--topology=v5e:16x16", "--slices=2", "--gin.Partitioner.tensor=2"],
+}
+REMAT = ("none", "weight_dots", "full")
+_COLUMNS = (
+    "model", "system", "options", "peak, GiB of", "TFLOP a chip (x formula)", "compute, ms",
+    "memory, ms", "interconnect, ms", "between slices, ms", "binds", "examples/s", "MFU")
+_HEADER = f"| {' | '.join(_COLUMNS)} |\n" + "| --- " * len(_COLUMNS) + "|"
+
+
+def arguments(size: str, system: str, remat: str) -> list[str]:
+    """Of `python -m ofa_jax.plan` for one row."""
+    return [f"--gin_file=gin_configs/models/{size}.gin", "--gin_file=gin_configs/runs/pretrain.gin",
+            f"--gin_file=gin_configs/partitioning/{PRESETS[size]}.gin", *SYSTEMS[system],
+            *([] if remat == "none" else [f"--gin.model_config.remat='{remat}'"])]
+
+
+def row(result: Mapping[str, Any]) -> str:
+    """A line of the table.
+
+    Args:
+      result: `plan`, what `--json` printed, with `size`, `system` and `arguments` of the row.
+    """
+    plan = result["plan"]
+    options = shlex.join(result["arguments"][2:]).replace("--gin_file=gin_configs/", "…")
+    memory = plan["memory"]
+    peak = f"{memory['peak'] / 2**30:.1f}" if memory["peak"] else "?"
+    cells = [result["size"], result["system"], f"`{options}`",
+             f"{peak} of {memory['capacity'] / 2**30:.0f}"]
+    if plan["fits"]:
+        flops, line = plan["flops"], plan["roofline"]
+        cells.append(f"{flops['per_device'] * plan['devices'] / plan['chips'] / 1e12:.2f} "
+                     f"({flops['ratio']:.3f})")
+        cells += [f"{line[name] * 1e3:.1f}"
+                  for name in ("compute", "memory", "interconnect", "network")]
+        cells += [line["binds"], f"{line['examples_per_second']:,.0f}", f"{line['mfu']:.0%}"]
+    else:
+        cells += ["does not fit"] + [""] * 7
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> str:
+    """The whole table, sizes and systems in their order."""
+    order = [(size, system) for size in PRESETS for system in SYSTEMS]
+    rows = sorted(results, key=lambda result: order.index((result["size"], result["system"])))
+    return "\n".join([_HEADER, *map(row, rows)])
+
+
+def with_table(page: str, text: str) -> str:
+    """The page with another table between its marks.
+
+    Raises:
+      ValueError: it has no marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The page has no place for the table: write {BEGIN} and {END} into it.")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def plan(size: str, system: str) -> dict[str, Any]:
+    """The result of a row: of the first remat that fits, else of the last.
+
+    Raises:
+      RuntimeError: the command failed.
+    """
+    for remat in REMAT:
+        command = arguments(size, system, remat)
+        done = subprocess.run([sys.executable, "-m", "ofa_jax.plan", *command, "--json"],
+                              capture_output=True, text=True, cwd=ROOT)
+        if done.returncode not in (0, 3):
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+        answer = json.loads(done.stdout.splitlines()[-1])
+        if answer["fits"]:
+            break
+    return {"size": size, "system": system, "arguments": command, "plan": answer}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--sizes", default=",".join(PRESETS))
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    options = parser.parse_args(argv)
+    sizes, systems = options.sizes.split(","), options.systems.split(",")
+    for name, known in [*((s, PRESETS) for s in sizes), *((s, SYSTEMS) for s in systems)]:
+        if name not in known:
+            parser.error(f"there is no {name!r}; choose from {', '.join(known)}.")
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    results = [json.loads(line) for line in lines]
+    there = {(result["size"], result["system"]) for result in results}
+    for size in sizes:
+        for system in systems:
+            if (size, system) in there:
+                continue
+            results.append(plan(size, system))
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            print(row(results[-1]), flush=True)
+            PAGE.write_text(with_table(PAGE.read_text(), table(results)))
+    PAGE.write_text(with_table(PAGE.read_text(), table(results)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
