@@ -140,17 +140,23 @@ def make_row(
 ) -> tuple[Batch, str | None]:
     """Reads, preprocesses and shapes one record; a bad one becomes an empty row with its reason."""
     try:
-        record = _read(task.records, index)
-        example = _preprocess(task, record, index, rng)
+        _, example = make_example(task, index, rng)
     except BadRecord as error:
         return empty_features(stream, task_id), f"{task.name}, record {index}: {error}"
     return to_features(example, stream, task_id, rng), None
 
 
-def _preprocess(task: RatedTask, record: Record, index: int, rng: np.random.Generator) -> Example:
-    """The example of a record; what is wrong with it is said with where it is stored."""
+def make_example(
+    task: RatedTask, index: int, rng: np.random.Generator
+) -> tuple[Record, Example]:
+    """A record and what its task makes of it.
+
+    Raises:
+      BadRecord: says what is wrong with it, and where it is stored.
+    """
+    record = _read(task.records, index)
     try:
-        return task.preprocess(record, rng)
+        return record, task.preprocess(record, rng)
     except BadRecord as error:
         if (place := getattr(task.records, "place", None)) is None:
             raise
@@ -177,16 +183,19 @@ class Steps:
     def __len__(self) -> int:
         return sys.maxsize
 
+    def own_rows(self, step: int, size: int) -> list[int]:
+        """The rows of a step of a stream, of batch size `size`, that this host feeds."""
+        return [
+            step * size + offset
+            for shard in self.data_shards
+            for offset in shard_rows(size, shard, self.num_data_shards)
+        ]
+
     def __getitem__(self, step: int) -> dict[str, Any]:
         result: dict[str, Any] = {_SKIPPED: []}
         for rows in self.rows:
             size = rows.stream.batch_size
-            own = [
-                step * size + offset
-                for shard in self.data_shards
-                for offset in shard_rows(size, shard, self.num_data_shards)
-            ]
-            made = [rows[row] for row in own]
+            made = [rows[row] for row in self.own_rows(step, size)]
             reasons = [reason for _, reason in made if reason]
             # A host may own few rows, and those may be bad by chance. Asking for the whole step
             # only then costs nothing, and all hosts come to the same verdict.
@@ -281,11 +290,29 @@ class Loader:
         Yields:
           {stream name: arrays with leading axis batch_size * len(data_shards) / num_data_shards}.
         """
-        steps = self._prefetched(Steps(self._rows, *self._shards), start_step)
+        steps = self._prefetched(self._steps, start_step)
         others = {name: make(start_step) for name, make in self.sequential.items()}
         for batch in steps:
             self._count(batch.pop(_SKIPPED))
             yield batch | {name: next(batches) for name, batches in others.items()}
+
+    def origins(self, step: int) -> dict[str, list[tuple[str, int]]]:
+        """Where this host's rows of a step come from, in the order of `batches`.
+
+        Returns:
+          Stream name -> (name of the task, index of its record) of every row, also of those whose
+          record is bad; without the sequential streams.
+        """
+        origins = {}
+        for rows in self._rows:
+            own = self._steps.own_rows(step, rows.stream.batch_size)
+            where = [rows.where(row) for row in own]
+            origins[rows.stream.name] = [(rows.tasks[task].name, index) for task, index in where]
+        return origins
+
+    @property
+    def _steps(self) -> Steps:
+        return Steps(self._rows, *self._shards)
 
     def _prefetched(self, source: Any, start: int = 0) -> Iterator[dict[str, Any]]:
         threads, prefetch, workers = self._threads

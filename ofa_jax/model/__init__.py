@@ -7,7 +7,8 @@
     logits, updates = model.apply(variables, batch, train=True, mutable=["batch_stats"],
                                   rngs={"dropout": key})
 
-`batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] and, all optional,
+`batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] (or [B,G,T], several
+answers to each example, and then logits are [B,G,T,V]) and, all optional,
 encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_blank_boxes
 int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second picture
 (OFAConfig.second_image) encoder_second_images and encoder_second_patch_indices; other keys are

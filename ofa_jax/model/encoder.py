@@ -52,6 +52,15 @@ class EncoderOutput:
             hidden=jnp.take(self.hidden, rows, axis=0), mask=jnp.take(self.mask, rows, axis=0),
             position_indices=None if indices is None else jnp.take(indices, rows, axis=0))
 
+    def repeat(self, times: int) -> "EncoderOutput":
+        """Each example `times` times, side by side: what G answers to it read."""
+        indices = self.position_indices
+        # Not `select`: repeating stays on its device where the batch is split.
+        return self.replace(
+            hidden=jnp.repeat(self.hidden, times, axis=0),
+            mask=jnp.repeat(self.mask, times, axis=0),
+            position_indices=None if indices is None else jnp.repeat(indices, times, axis=0))
+
     def positions_per_example(self) -> jax.Array:
         """[B, L, d], the position embeddings spelled out."""
         if self.position_indices is None:
@@ -157,19 +166,18 @@ class Encoder(nn.Module):
             sampled = batch.get(f"{prefix}patch_indices")
             num_patches = patches.shape[1] if sampled is None else sampled.shape[1]
             position = entangled = self._image_positions(table, grid, num_patches)
-            ids, indices = None, np.broadcast_to(
-                np.arange(num_patches), (batch_size, num_patches))
+            indices = np.broadcast_to(np.arange(num_patches), (batch_size, num_patches))
             if sampled is not None:
+                sampled = indices = jnp.asarray(sampled)
                 patches = jnp.take_along_axis(patches, sampled[..., None], axis=1)
-                ids = jnp.asarray(positions.grid_position_ids(*grid, c.image_bucket_size))[sampled]
-                entangled, indices = position[sampled], jnp.asarray(sampled)
+                entangled = position[sampled]
             x = project(patches) * jnp.asarray(c.embedding_scale, dtype)
             return _Picture(
                 hidden=self._embed(x, entangled, kind, norm, train),
                 mask=jnp.broadcast_to(has_image[:, None], (batch_size, num_patches)),
                 position_embeddings=position_norm(position),
                 indices=indices,
-                where=PatchPositions(ids, grid),
+                where=PatchPositions(sampled, grid),
             )
 
         pictures = [embed("encoder_", types[0])]

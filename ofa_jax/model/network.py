@@ -48,7 +48,7 @@ class OFA(nn.Module):
             (mutable=["batch_stats"]).
 
         Returns:
-          float32 [B, T, V], logits.
+          float32 [B, T, V], logits; [B, G, T, V] for G answers to each example.
 
         Raises:
           ValueError: for a batch that the configuration cannot take.
@@ -69,13 +69,22 @@ class OFA(nn.Module):
 
         Args:
           encoder_output: of `encode`.
-          decoder_input_tokens: int32 [B, T], the targets shifted right behind bos.
+          decoder_input_tokens: int32 [B, T], the targets shifted right behind bos; [B, G, T] for
+            G answers to each example, which the encoder has read once.
           decoder_code_mask: bool [B], rows whose targets are image codes.
           train: whether dropout and stochastic depth are on.
 
         Returns:
-          float32 [B, T, V], logits.
+          float32 [B, T, V] or [B, G, T, V], logits.
         """
+        if decoder_input_tokens.ndim == 3:
+            shape = decoder_input_tokens.shape
+            if decoder_code_mask is not None:
+                decoder_code_mask = jnp.repeat(decoder_code_mask, shape[1], axis=0)
+            logits = self.decode(
+                encoder_output.repeat(shape[1]), decoder_input_tokens.reshape(-1, shape[2]),
+                decoder_code_mask, train)
+            return logits.reshape(*shape, -1)
         check_tokens(decoder_input_tokens, "decoder_input_tokens",
                      self.config.max_target_positions, self.config)
         x, _ = self.decoder(encoder_output, decoder_input_tokens,

@@ -165,6 +165,17 @@ def test_another_stream_seed_or_task_shuffles_differently(change):
     assert draws_and_numbers(size=16)[1] != draws_and_numbers(size=16, **change)[1]
 
 
+@pytest.mark.parametrize("host", [0, 1])
+def test_where_rows_come_from_is_known_without_making_them(host):
+    shares = dict(num_data_shards=2, data_shards=(host,))
+    loader = Loader(STREAMS, tasks(()), 7, **shares)
+    for step, batch in enumerate(take(3, **shares)):
+        origins = loader.origins(step)
+        assert set(origins) == {"pairs", "text"}
+        expected = [(loader.task_names[task], number) for task, number in seen([batch])]
+        assert origins["pairs"] == expected
+
+
 def test_threads_and_prefetching_change_nothing(undisturbed):
     assert_same(take(9, num_threads=5, prefetch_steps=9), undisturbed)
 

@@ -152,6 +152,18 @@ def test_selecting_encoded_examples_repeats_them(small):
         np.testing.assert_allclose(logits, apply(variables, batch)[rows], **SAME)
 
 
+def test_several_answers_to_an_example_are_scored_as_each_alone(small):
+    apply, variables = small
+    orders = np.stack([np.roll(np.arange(9), k)[:5] for k in range(3)]).astype(np.int32)
+    for extra in ({}, {"encoder_patch_indices": orders}):
+        batch = random_batch() | extra
+        answers = np.stack([np.roll(batch["decoder_input_tokens"], k, axis=1) for k in range(2)], 1)
+        logits = apply(variables, batch | {"decoder_input_tokens": answers})
+        for k in range(2):
+            alone = apply(variables, batch | {"decoder_input_tokens": answers[:, k]})
+            np.testing.assert_allclose(logits[:, k], alone, **SAME)
+
+
 def test_boxed_and_plain_variables_are_taken_alike():
     model = OFA(SMALL)
     boxed = jax.jit(model.init)(jax.random.key(0), random_batch())

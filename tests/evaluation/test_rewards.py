@@ -1,0 +1,64 @@
+"""The reward of self-critical training, on the host."""
+
+import numpy as np
+import pytest
+
+from ofa_jax.data.records import BadRecord
+from ofa_jax.evaluation.metrics.cider import CiderD
+from ofa_jax.evaluation.rewards import CaptionReward, words
+
+TEXT = {0: "<s>", 1: "", 2: "", 5: " a", 6: " red", 7: " dog", 8: " tree", 9: "."}
+
+
+def decode(ids):
+    return "".join(TEXT[int(index)] for index in ids)
+
+
+REFERENCES = {"captions": [["A red dog.", "a dog"], ["a tree"], []]}
+
+
+def test_words_are_lower_case_without_punctuation_and_have_an_end():
+    assert words("A man's red-and-blue hat.") == ["a", "mans", "redandblue", "hat", "<eos>"]
+    assert words("") == ["<eos>"]
+
+
+def test_the_reward_is_cider_d_of_the_text_of_every_attempt():
+    reward = CaptionReward(REFERENCES, decode)
+    attempts = np.array([
+        [[5, 6, 7, 2], [5, 8, 2, 1]], [[5, 8, 9, 2], [7, 7, 2, 1]], [[5, 2, 1, 1], [2, 1, 1, 1]],
+    ])
+    rewards = reward([("captions", 0), ("captions", 1), ("captions", 2)], attempts)
+    scorer = CiderD.of_references([[words("a red dog"), words("a dog")], [words("a tree")]])
+    np.testing.assert_allclose(rewards[0], scorer.score(
+        [words("a red dog"), words("a tree")], [words("a red dog"), words("a dog")]))
+    np.testing.assert_allclose(rewards[1], scorer.score(
+        [words("a tree"), words("dog dog")], [words("a tree")]))
+    # n = 1 ... 3 are perfect ("a tree <eos>" has no n = 4).
+    assert rewards[1, 0] == pytest.approx(7.5) and rewards[0, 0] > rewards[0, 1]
+    assert np.isnan(rewards[2]).all()
+
+
+def test_captions_are_read_from_the_records_once_and_bad_ones_have_none():
+    class Records:
+        reads = 0
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if index == 2:
+                raise BadRecord("torn")
+            return {"captions": REFERENCES["captions"][index], "image": b""}
+
+    records = Records()
+    reward = CaptionReward.of_records({"captions": records}, decode)
+    attempts = np.array([[[5, 8, 2]], [[5, 8, 2]]])
+    assert reward([("captions", 1), ("captions", 2)], attempts)[0, 0] == pytest.approx(7.5)
+    assert np.isnan(reward([("captions", 2)], attempts[:1])).all()
+    assert records.reads == 3
+
+
+def test_records_without_captions_are_refused():
+    with pytest.raises(ValueError, match="The records of questions have no captions"):
+        CaptionReward.of_records({"questions": [{"question": "?"}]}, decode)
