@@ -1,6 +1,7 @@
 """`OFAVocabulary` as seqio and its tools see it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -70,3 +71,44 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     def __hash__(self) -> int:
         return hash(self.wrapped)
+
+
+class CurrentVocabulary(seqio.Vocabulary):
+    """The vocabulary that settings name, looked up whenever it is used.
+
+    So tasks can be registered before they are configured.
+    """
+
+    def __init__(self, look_up: Callable[[], OFAVocabulary]):
+        """
+        Args:
+          look_up: gives the vocabulary; two of the same function are equal.
+        """
+        super().__init__(extra_ids=0)
+        self.__dict__["__look_up__"] = look_up
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):
+            return super().__getattribute__(name)
+        return getattr(_look_up(self)().as_seqio(), name)
+
+    @property
+    def bos_id(self):
+        raise NotImplementedError
+
+    eos_id = unk_id = _base_vocab_size = bos_id
+
+    def _encode(self, s):
+        raise NotImplementedError
+
+    _decode = _encode_tf = _decode_tf = _encode
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CurrentVocabulary) and _look_up(self) == _look_up(other)
+
+    def __hash__(self) -> int:
+        return hash(_look_up(self))
+
+
+def _look_up(vocabulary: CurrentVocabulary) -> Callable[[], OFAVocabulary]:
+    return vocabulary.__dict__["__look_up__"]

@@ -9,6 +9,26 @@ An *example* is what a task's preprocessors make of a record (all arrays numpy):
     loss_weight  float32          the example's confidence; 1 where absent
     code_mask    bool             whether the targets are image codes; False where absent
     unscored_targets  int32       so many tokens at the start are not scored; 0 where absent
+    noisy_targets  int32[T']      what the decoder reads in place of the targets, to learn to go on
+                                  from mistakes; absent or empty where it reads the targets
+
+and, read only when the task is evaluated (both optional):
+
+    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+                                  its pixels; all of it where absent
+    answer_prefix  int32[P]       what the answer is made to begin with
+
+and, read only when the task is evaluated (both optional):
+
+    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+                                  its pixels; all of it where absent
+    answer_prefix  int32[P]       what the answer is made to begin with
+
+and, read only when the task is evaluated (both optional):
+
+    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+                                  its pixels; all of it where absent
+    answer_prefix  int32[P]       what the answer is made to begin with
 
 A *batch* has the names of DESIGN's doors, the same shapes at every step.
 """
@@ -112,7 +132,10 @@ def to_features(
 
     features["encoder_input_tokens"][: len(inputs)] = inputs
     features["decoder_target_tokens"][: len(targets)] = targets
-    features["decoder_input_tokens"][1 : len(targets)] = targets[:-1]
+    read = example.get("noisy_targets")
+    if read is None or not len(read):
+        read = targets
+    features["decoder_input_tokens"][1 : len(targets)] = read[: len(targets) - 1]
     features["decoder_loss_weights"][: len(targets)] = example.get("loss_weight", 1.0)
     unscored = min(int(example.get("unscored_targets", 0)), len(targets) - 1)
     features["decoder_target_tokens"][:unscored] = PAD_ID

@@ -170,12 +170,15 @@ def image_text_matching(
     """Does this caption, or this answer, fit the picture? -> yes or no, each half of the time.
 
     A record with captions and questions is asked about either. Its own `negative_captions`, where
-    it has some, are known to be wrong and are preferred to drawn ones.
+    it has some, are known to be wrong and are preferred to drawn ones. A record with the label
+    "yes" or "no" asks for that.
     """
     about_question = bool(record.get("questions"))
     if about_question and record.get("captions"):
         about_question = rng.random() < 0.5
     positive = bool(rng.random() >= 0.5)
+    if label := record.get("label"):
+        positive = label == "yes"
     make = _match_answer if about_question else _match_caption
     instruction, confidence = make(record, positive, rng, config)
     return make_example(
@@ -219,21 +222,21 @@ def visual_grounding(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """`which region does the text " {phrase} " describe?` -> its box."""
-    phrase, bins, image = _region(record, rng, config)
+    phrase, bins, image, view = _region(record, rng, config)
     instruction = prompts.VISUAL_GROUNDING.format(
         phrase=clean_caption(phrase, config.max_source_words)
     )
-    return make_example(config.vocabulary, instruction, [bins], image)
+    return make_example(config.vocabulary, instruction, [bins], image, view=view)
 
 
 def grounded_captioning(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """`what does the region describe? region: {box}` -> its phrase."""
-    phrase, bins, image = _region(record, rng, config)
+    phrase, bins, image, view = _region(record, rng, config)
     answer = clean_caption(phrase, config.max_target_words)
     return make_example(
-        config.vocabulary, [prompts.GROUNDED_CAPTIONING, bins], f" {answer}", image
+        config.vocabulary, [prompts.GROUNDED_CAPTIONING, bins], f" {answer}", image, view=view
     )
 
 
@@ -251,17 +254,29 @@ def _pair_image(
 
 def _region(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> tuple[str, np.ndarray, np.ndarray]:
-    """A phrase, the ids of its box and the picture cropped around the object."""
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """A phrase, the ids of its box, the picture cropped around the object, and what it shows."""
     phrases = _require(record, "phrases")
     index = int(rng.integers(len(phrases)))
     box = box_ops.as_boxes(_require(record, "phrase_boxes"))[index : index + 1]
     image = _image(record)
     _check_box(record, box[0], image)
+    stored = image.size
     image, box = images.resize(image, box, _resize_draw(rng, config), config.resize_max_size)
+    window = images.object_window(box[0], image.size, config.image_size)
+    view = _view(stored, image.size, window, config.image_size)
     image, box = images.object_center_crop(image, box, config.image_size)
     bins = config.vocabulary.encode_box(box[0], config.max_image_size)
-    return phrases[index], bins, images.pixels(image)
+    return phrases[index], bins, images.pixels(image), view
+
+
+def _view(
+    stored: tuple[int, int], resized: tuple[int, int], window: tuple[float, float], size: int
+) -> np.ndarray:
+    """x0 y0 x1 y1 of a window of a resized picture in pixels of the stored one, float32 [4]."""
+    left, top = window
+    corners = np.array([left, top, left + size, top + size])
+    return (corners * np.array(stored * 2) / np.array(resized * 2)).astype(np.float32)
 
 
 def _resize_draw(rng: np.random.Generator, config: ObjectiveConfig) -> int:
@@ -289,10 +304,14 @@ def object_detection(
         scale, vertical, horizontal = rng.random(3)
     else:
         scale, vertical, horizontal = 0.0, 0.5, 0.5
-    image, boxes = images.large_scale_jitter(
-        image, boxes, config.detection_image_size, scale, (vertical, horizontal)
-    )
-    return detection_example(images.pixels(image), boxes, labels, config)
+    draws = scale, (vertical, horizontal)
+    size, stored = config.detection_image_size, image.size
+    image, boxes = images.large_scale_jitter(image, boxes, size, *draws)
+    example = detection_example(images.pixels(image), boxes, labels, config)
+    if not config.training:
+        resized, start = images.jitter_window(stored, size, *draws)
+        example["view"] = _view(stored, tuple(resized[::-1]), tuple(start[::-1]), size)
+    return example
 
 
 def detection_example(

@@ -13,8 +13,9 @@ A record is a dict of plain values. Every field is optional; an objective says w
                       the whole picture where a picture is to be generated)
     text              str                              summary            str
     data_set          str, where the record is from (the captions of "cc12m" are treated specially)
-    label             str, the answer of a classification; its sentences have the names of TFDS
-                      (sentence, sentence1, premise, hypothesis, question, question1 ...)
+    label             str, the answer of a classification (in `pairs`: whether to ask for what is
+                      true, "yes" or "no"); its sentences have the names of TFDS (sentence,
+                      sentence1, premise, hypothesis, question, question1 ...)
     reference_answers list[str]                        reference_confidences list[float], parallel
 
 Boxes are x0, y0, x1, y1 in pixels of the stored picture.
@@ -29,10 +30,10 @@ from ofa_jax.data.negatives import NegativePool
 Record = Mapping[str, Any]
 
 RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "captions": ("id", "image", "data_set", "captions"),
+    "captions": ("id", "image", "data_set", "captions", "object_labels"),
     "pairs": (
         "id", "image", "data_set", "captions", "negative_captions", "object_labels",
-        "questions", "answers", "answer_confidences", "answer_types",
+        "questions", "answers", "answer_confidences", "answer_types", "label",
     ),
     "questions": ("id", "image", "questions", "answers", "answer_confidences", "answer_types"),
     "regions": ("id", "image", "phrases", "phrase_boxes"),
@@ -43,6 +44,22 @@ RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
 """The kinds of record that objectives ask for, and the fields that each may have.
 
 `pairs` are what matching asks about: pictures with captions, with questions, or with both."""
+
+DOWNSTREAM_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "answered_questions": (
+        "id", "image", "questions", "answers", "answer_confidences", "object_labels",
+        "reference_answers", "reference_confidences",
+    ),
+    "entailment": ("id", "image", "premise", "hypothesis", "label"),
+    "classes": ("id", "image", "label"),
+    "coded_captions": ("id", "captions", "codes"),
+    "sentences": (
+        "id", "sentence", "sentence1", "sentence2", "question", "question1", "question2",
+        "premise", "hypothesis", "label",
+    ),
+    "articles": ("id", "text", "summary"),
+}
+"""The kinds of record that only downstream tasks ask for, and their fields."""
 
 
 class BadRecord(ValueError):

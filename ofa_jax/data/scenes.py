@@ -33,7 +33,7 @@ _QUESTIONS = {"questions": "strings", "answers": "strings", "answer_types": "str
 _PICTURE = {"id": "string", "image": "bytes"}
 # Kind of record -> its fields. Matching asks about captions and questions.
 _FIELDS = {
-    "captions": {**_PICTURE, "captions": "strings"},
+    "captions": {**_PICTURE, "captions": "strings", "object_labels": "strings"},
     "pairs": {**_PICTURE, **_CAPTIONS, **_QUESTIONS, "object_labels": "strings"},
     "questions": {**_PICTURE, **_QUESTIONS},
     "regions": {**_PICTURE, **_REGIONS},
@@ -92,7 +92,7 @@ class Scenes:
 
         Returns:
           A picklable source of records; each kind of picture has id and image (JPEG bytes), and
-            captions   captions list[str]
+            captions   captions, object_labels list[str]
             pairs      captions, negative_captions, object_labels, and the fields of questions
             questions  questions, answers, answer_types list[str], answer_confidences list[float]
             regions    phrases list[str], phrase_boxes float32[P, 4]

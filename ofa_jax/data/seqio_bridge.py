@@ -18,11 +18,19 @@ from absl import logging
 
 from ofa_jax.data import features
 from ofa_jax.data.loader import Preprocess, RatedTask
-from ofa_jax.data.records import RECORD_FIELDS, BadRecord, Record, RecordSource
+from ofa_jax.data.records import (
+    DOWNSTREAM_FIELDS,
+    RECORD_FIELDS,
+    BadRecord,
+    Record,
+    RecordSource,
+)
 from ofa_jax.nearest import nearest
 
 _STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
 _BOXES = tf.TensorSpec([None, 4], tf.float32)
+_NUMBERS = tf.TensorSpec([None], tf.float32)
+_FIELDS = {**RECORD_FIELDS, **DOWNSTREAM_FIELDS}
 RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "id": _STRING,
     "split": _STRING,
@@ -31,7 +39,7 @@ RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "negative_captions": _STRINGS,
     "questions": _STRINGS,
     "answers": _STRINGS,
-    "answer_confidences": tf.TensorSpec([None], tf.float32),
+    "answer_confidences": _NUMBERS,
     "answer_types": _STRINGS,
     "phrases": _STRINGS,
     "phrase_boxes": _BOXES,
@@ -40,6 +48,18 @@ RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "codes": tf.TensorSpec([None], tf.int32),
     "text": _STRING,
     "data_set": _STRING,
+    "summary": _STRING,
+    "label": _STRING,
+    "sentence": _STRING,
+    "sentence1": _STRING,
+    "sentence2": _STRING,
+    "question": _STRING,
+    "question1": _STRING,
+    "question2": _STRING,
+    "premise": _STRING,
+    "hypothesis": _STRING,
+    "reference_answers": _STRINGS,
+    "reference_confidences": _NUMBERS,
 }
 """How the fields of a record look as tensors; what a record lacks is empty."""
 
@@ -51,6 +71,7 @@ EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "loss_weight": tf.TensorSpec([], tf.float32),
     "code_mask": tf.TensorSpec([], tf.bool),
     "unscored_targets": tf.TensorSpec([], tf.int32),
+    "noisy_targets": tf.TensorSpec([None], tf.int32),
 }
 """How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
 example without a picture has one of 0x0 pixels."""
@@ -61,6 +82,7 @@ _DEFAULTS = {
     "loss_weight": np.float32(1.0),
     "code_mask": np.bool_(False),
     "unscored_targets": np.int32(0),
+    "noisy_targets": np.zeros(0, np.int32),
 }
 
 
@@ -78,6 +100,7 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
         "loss_weight": plain(rank=0, dtype=tf.float32),
         "code_mask": plain(rank=0, dtype=tf.bool),
         "unscored_targets": plain(rank=0, dtype=tf.int32),
+        "noisy_targets": plain(rank=1, dtype=tf.int32),
     }
 
 
@@ -94,12 +117,12 @@ class RecordDataSource(seqio.DataSource):
 
         Args:
           open_records: split -> records.
-          kind: which fields the records have, a key of RECORD_FIELDS.
+          kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
           splits: what may be asked for.
         """
         super().__init__(splits=splits)
-        if kind not in RECORD_FIELDS:
-            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(RECORD_FIELDS)}.")
+        if kind not in _FIELDS:
+            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(_FIELDS)}.")
         self._open = open_records
         self.kind = kind
 
@@ -133,7 +156,7 @@ class RecordDataSource(seqio.DataSource):
         """The records as tensors, with their split in the field `split`."""
         del sequence_length, use_cached, num_epochs
         records = self.records(split)
-        names = [*RECORD_FIELDS[self.kind], "split"]
+        names = [*_FIELDS[self.kind], "split"]
         dataset = tf.data.Dataset.range(len(records))
         # Sharded first: without a seed every host shuffles differently, and shares would overlap.
         if shard_info and shard_info.num_shards > 1:

@@ -110,6 +110,26 @@ class Trie:
         bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
         return mask | (bits.reshape(-1)[:self.vocab_size] != 0)
 
+    def allowed_along(self, targets: jax.Array) -> jax.Array:
+        """Which tokens may stand at each place of answers that are known.
+
+        An answer that is not in the trie is allowed where it stands, beside what the trie allows.
+
+        Args:
+          targets: int32 [B, T], one answer each; padding before and behind it.
+
+        Returns:
+          bool [B, T, vocab_size].
+        """
+        def walk(nodes, tokens):
+            after = self.advance(nodes, tokens)
+            return jnp.where(tokens == OFAVocabulary.pad_id, nodes, after), nodes
+
+        start = jnp.zeros(targets.shape[0], jnp.int32)
+        _, nodes = jax.lax.scan(walk, start, targets.T)
+        ids = jnp.arange(self.vocab_size)
+        return self.allowed(nodes.T) | (ids == targets[..., None])
+
     def advance(self, nodes: jax.Array, tokens: jax.Array) -> jax.Array:
         """The children that tokens lead to; a node without children where none does.
 

@@ -19,7 +19,7 @@ from tools.build_scenes import BuildOptions
 OPTIONS = BuildOptions(num_train=150, num_validation=6, num_test=6, vocab_size=800, num_codes=32,
                        seed=1)
 KINDS = {
-    "captions": {"captions"},
+    "captions": {"captions", "object_labels"},
     "pairs": {"captions", "negative_captions", "questions", "answers", "answer_types",
               "answer_confidences", "object_labels"},
     "questions": {"questions", "answers", "answer_types", "answer_confidences"},

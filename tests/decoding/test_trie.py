@@ -118,3 +118,29 @@ def test_answers_that_come_twice_count_once_and_order_does_not_matter():
 def test_answers_that_make_no_trie_are_refused_in_words(answers, sentence):
     with pytest.raises(ValueError, match=sentence):
         Trie.from_answers(answers, 40)
+
+
+def test_what_may_stand_along_an_answer_that_is_known():
+    answers = random_answers(40, 60, seed=3)
+    trie, naive = Trie.from_answers(answers, 60), NaiveTrie(answers)
+    pad, front, longest = 1, 2, 10
+    targets = np.full((len(answers) + 1, longest), pad, np.int32)
+    for row, answer in enumerate(answers):
+        # Padding in front, as where a prompt is; every third without its eos.
+        ended = [*answer, EOS][: len(answer) + (row % 3 > 0)]
+        targets[row, front : front + len(ended)] = ended
+    stranger = [59, 58, 59, EOS]
+    targets[-1, : len(stranger)] = stranger
+    masks = np.asarray(jax.jit(Trie.allowed_along)(trie, targets))
+    for row, answer in enumerate(answers):
+        for place, token in enumerate(targets[row]):
+            prefix = tuple(answer[: max(place - front, 0)])
+            if token != pad:
+                expected = naive.follow[prefix]
+                assert set(np.flatnonzero(masks[row, place])) == expected, (row, place)
+                assert token in expected
+    # One that is not in the trie keeps a finite loss: beside what the trie allows, it is allowed.
+    first = naive.follow[()] | {59}
+    assert set(np.flatnonzero(masks[-1, 0])) == first
+    assert all(masks[-1, place, token] for place, token in enumerate(stranger))
+    assert masks.any(axis=-1).all()
