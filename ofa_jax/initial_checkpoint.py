@@ -14,7 +14,8 @@ from ofa_jax.training.state import TrainState
 
 # What a checkpoint's model may differ in without being another model.
 _TRAINING_FIELDS = {
-    "dtype", "freeze_batch_norm", "adapter_width", "prefix_length", "second_image", "remat",
+    "dtype", "code_image_size", "freeze_batch_norm", "adapter_width", "prefix_length",
+    "second_image", "remat",
     *layout.LAYOUT_FIELDS,
 } | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
 
@@ -77,10 +78,10 @@ class InitialCheckpoint:
             {path: x for path, x in wanted.items() if path not in added}
         )
         if self.official is not None:
-            variables = _placed(from_fairseq(self.official.state_dict, model), wanted)
+            variables = placed(from_fairseq(self.official.state_dict, model), wanted)
         elif self.theirs is not None and not layout.same_layout(self.theirs, model):
             held = layout.convert(checkpoints.load_variables(self.path), self.theirs, model)
-            variables = _placed(held, wanted)
+            variables = placed(held, wanted)
         else:
             variables = checkpoints.restore_variables(self.path, wanted)
         variables = flax.traverse_util.unflatten_dict(
@@ -120,13 +121,17 @@ def _refuse_another_model(path: str, theirs: OFAConfig, model: OFAConfig) -> Non
         )
 
 
-def _placed(arrays: Any, wanted: Any) -> Any:
-    """Arrays of this host, as global arrays of the wanted shardings."""
+def placed(arrays: Any, wanted: Any) -> Any:
+    """Arrays of this host, as global arrays of the wanted shardings.
+
+    Raises:
+      ValueError: some are lacking, or too many.
+    """
     held, wanted = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (arrays, wanted))
     for what, names in (("lacks", wanted.keys() - held), ("has", held.keys() - wanted)):
         if names:
             raise ValueError(
-                f"The initial checkpoint {what} {'/'.join(min(names))}"
+                f"The checkpoint {what} {'/'.join(min(names))}"
                 f"{f' and {len(names) - 1} more' * (len(names) > 1)}, unlike this model."
             )
     return flax.traverse_util.unflatten_dict({

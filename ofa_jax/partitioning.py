@@ -181,6 +181,18 @@ class Partitioner:
             if any(device.process_index == own for device in devices)
         )
 
+    @property
+    def led_shards(self) -> tuple[int, ...]:
+        """Those of `data_shards` that this host speaks for, where several hosts have the same.
+
+        Every part has one speaker; so what is written down is written once.
+        """
+        own = jax.process_index()
+        grid = self.mesh.devices.reshape(self.num_data_shards, -1)
+        return tuple(
+            position for position, devices in enumerate(grid) if devices[0].process_index == own
+        )
+
     def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This host's rows to global arrays.
 
@@ -202,3 +214,8 @@ class Partitioner:
             return jax.make_array_from_callback((size * parts, *local.shape[1:]), sharding, rows)
 
         return {name: put(array) for name, array in batch.items()}
+
+    def take_rows(self, array: jax.Array) -> np.ndarray:
+        """The inverse of `put_batch`: this host's rows of an array with `batch_sharding`."""
+        parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

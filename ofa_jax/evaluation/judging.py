@@ -38,6 +38,7 @@ class Judging:
         training); None where all are. Called once, when an evaluation begins.
       score_all: score every one of `answers` instead of searching among them.
       main_metric: the one that "best" means; the first of the results when None.
+      max_image_size: pixels that the last location bin stands for.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Judging:
     answers: Callable[[], Sequence[str]] | None = None
     score_all: bool = False
     main_metric: str | None = None
+    max_image_size: float = 512.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,7 +68,7 @@ class Judging:
         return dataclasses.replace(self, **overrides)
 
 
-_registry: dict[str, Judging] = {}
+_registry: dict[str, Callable[[], Judging]] = {}
 
 
 def register(judging: Judging) -> Judging:
@@ -75,12 +77,27 @@ def register(judging: Judging) -> Judging:
     Returns:
       The description.
     """
-    _registry[judging.task] = judging
+    register_later(judging.task, lambda: judging)
     return judging
 
 
+def register_later(task: str, describe: Callable[[], Judging]) -> None:
+    """Makes a description known that follows from settings: it is made when it is asked for.
+
+    Args:
+      task: name in the seqio registry.
+      describe: gives the description under the settings as they are then.
+    """
+    _registry[task] = describe
+
+
+def is_known(task: str) -> bool:
+    """Whether a task has a description."""
+    return task in _registry
+
+
 def find(task: str) -> Judging:
-    """The description of a task.
+    """The description of a task, under the settings as they are now.
 
     Raises:
       ValueError: there is none; names the nearest one.
@@ -90,4 +107,4 @@ def find(task: str) -> Judging:
             f"Task {task!r} has no description of how it is judged: register an "
             f"ofa_jax.evaluation.judging.Judging for it beside the task.{nearest(task, _registry)}"
         )
-    return _registry[task]
+    return _registry[task]()

@@ -6,6 +6,7 @@ on.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,18 @@ from etils import epath
 from ofa_jax.model import OFAConfig
 from ofa_jax.training import checksums
 
+_AVERAGE = "ema_params"
 
-def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[str, Any]:
+
+def restore_variables(
+    path: str, abstract_variables: Mapping[str, Any], averaged: bool = False
+) -> dict[str, Any]:
     """Parameters and batch statistics of a checkpoint, without the optimiser's moments.
 
     Args:
       path: a folder `checkpoints/<step>`, or a run directory (its newest checkpoint then).
       abstract_variables: {"params", "batch_stats"} of ShapeDtypeStructs with shardings.
+      averaged: take the averaged parameters, if the run kept any.
 
     Returns:
       {"params", "batch_stats"}.
@@ -37,8 +43,10 @@ def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[
     item = dict(abstract_variables)
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder / "state").item_metadata.tree
+        if averaged and saved.get(_AVERAGE):
+            item[_AVERAGE] = item.pop("params")
         check_fits({name: saved.get(name, {}) for name in item}, item, folder)
-        return checkpointer.restore(
+        restored = checkpointer.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
                 item=item,
@@ -46,6 +54,9 @@ def restore_variables(path: str, abstract_variables: Mapping[str, Any]) -> dict[
                 partial_restore=True,
             ),
         )
+    if _AVERAGE in restored:
+        restored["params"] = restored.pop(_AVERAGE)
+    return restored
 
 
 def absolute(path: str) -> epath.Path:
@@ -155,6 +166,17 @@ def read_model(path: str) -> OFAConfig:
     )
 
 
+def steps(path: str) -> dict[int, epath.Path]:
+    """Step -> folder of every checkpoint of a run directory (or of its `checkpoints`), in order."""
+    folder = absolute(path)
+    for root in (folder / "checkpoints", folder):
+        if root.is_dir():
+            found = {int(p.name): p for p in root.iterdir() if p.name.isdigit()}
+            if found:
+                return dict(sorted(found.items()))
+    return {}
+
+
 def find(path: str) -> epath.Path:
     """The folder of one checkpoint: `path` itself, or the newest below it.
 
@@ -164,12 +186,29 @@ def find(path: str) -> epath.Path:
     folder = absolute(path)
     if (folder / "state").is_dir():
         return folder
-    for root in (folder / "checkpoints", folder):
-        if root.is_dir():
-            steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()]
-            if steps:
-                return root / str(max(steps))
+    if found := steps(path):
+        return found[max(found)]
     raise FileNotFoundError(
         f"There is no checkpoint in {path}: give a folder checkpoints/<step>, or a run directory "
         "that has one."
     )
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """What a run has saved beside its state: what it was begun with, and how long it trained.
+
+    Args:
+      path: as for `find`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint of a run.
+    """
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(find(path) / "run")
+
+
+def count_parameters(path: str) -> int:
+    """How many numbers a checkpoint's model has learned."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(find(path) / "state").item_metadata.tree
+    return sum(math.prod(shape) for shape in _shapes(saved["params"]).values())

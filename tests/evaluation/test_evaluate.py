@@ -1,0 +1,256 @@
+"""`python -m ofa_jax.evaluate` as people call it, over checkpoints of a random small model."""
+
+import json
+import pathlib
+import re
+
+import gin
+import jax
+import numpy as np
+import pytest
+from official_model import random_variables
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ofa_jax import evaluate, trained_model
+from ofa_jax.evaluation.prediction_files import read
+from ofa_jax.evaluation.which_checkpoints import Choice
+from ofa_jax.interop import files
+from ofa_jax.model import OFAConfig
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import checkpoints
+from tasks import pretraining
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
+EVALUATE = "--gin_file=gin_configs/runs/evaluate.gin"
+TASK = "--gin_file=gin_configs/runs/evaluate_task.gin"
+SCENES = ["--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32"]
+SMALL = [
+    RUN, EVALUATE, *SCENES, "--gin.train.streams=[@pairs/Stream()]",
+    "--gin.pairs/Stream.mixture_or_task_name='told_mixture'",
+    "--gin.pairs/Stream.batch_size=4", "--gin.pairs/Stream.image_size=64",
+    "--gin.train.mixture_or_task_module='evaluation_tasks'",
+]
+
+
+@pytest.fixture
+def call(small_scenes, monkeypatch):
+    """Calls the command line in this process, from a clean gin."""
+    monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments):
+        gin.clear_config()
+        pretraining.configure(None)
+        evaluate.main(arguments)
+
+    yield run
+    gin.clear_config()
+    pretraining.configure(None)
+
+
+def at(path):
+    return f"--gin.MODEL_DIR='{path}'"
+
+
+def results(folder, split="validation"):
+    return json.loads((folder / "evaluations" / split / "metrics.json").read_text())
+
+
+def lines(folder, step, task, split="validation"):
+    return read(folder / "evaluations" / split / str(step) / task / "predictions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def config(small_scenes):
+    from ofa_jax.data.scenes import Scenes
+
+    return OFAConfig.scenes(
+        width=16, ffn_width=32, num_heads=2, encoder_layers=1, decoder_layers=1, resnet_width=4,
+        code_image_size=32, vocab_size=Scenes(str(small_scenes)).vocabulary(64).vocab_size)
+
+
+@pytest.fixture(scope="module")
+def variables(config):
+    return random_variables(config)
+
+
+def other(variables):
+    """Another model: everything that is learned, the other way round."""
+    return variables | {"params": jax.tree.map(lambda x: -x, variables["params"])}
+
+
+@pytest.fixture(scope="module")
+def run(config, variables, tmp_path_factory):
+    """A run directory: step 1, and step 2, whose average has the parameters of step 1."""
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints.write_model(folder, config)
+    checkpoints.save_variables(folder, variables, 1)
+    averaged = other(variables) | {"ema_params": variables["params"]}
+    checkpoints.save_variables(folder, averaged, 2)
+    return folder
+
+
+@pytest.fixture
+def evaluated(call, run, capsys):
+    """The run with all of its checkpoints evaluated, and what was said (the first time)."""
+    call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
+    return capsys.readouterr().out
+
+
+def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
+    run, evaluated, call, capsys, monkeypatch
+):
+    found = results(run)
+    assert list(found) == ["1", "2"]
+    for step in found.values():
+        assert list(step) == ["told_captions", "told_regions"]
+        assert list(step["told_captions"]) == ["exact", "examples"]
+        assert step["told_captions"]["examples"] == 8
+    assert "told_training is left out: it is registered without a Judging" in evaluated
+    assert "told_captions: exact" in evaluated and "examples/s" in evaluated
+    assert "waiting for data" in evaluated and "compilation" in evaluated
+    table = evaluated[evaluated.index("Evaluation (validation)"):]
+    assert "step 1" in table and "step 2" in table and "told_regions" in table
+    folder = run / "evaluations" / "validation"
+    assert {"config.gin", "metrics.json", "1", "2"} < {path.name for path in folder.iterdir()}
+    events = EventAccumulator(str(folder)).Reload()
+    tag = "evaluation/told_captions/exact"
+    assert [event.step for event in events.Tensors(tag)] == [1, 2]
+
+    monkeypatch.setattr(trained_model, "load_variables", None)  # nothing is asked again
+    call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
+    again = capsys.readouterr().out
+    assert "Step 1 is evaluated already." in again and "told_regions" in again
+
+
+def test_lines_tell_what_was_asked_and_answered(run, evaluated, small_scenes):
+    captions = lines(run, 1, "told_captions")
+    assert [line["index"] for line in captions] == list(range(8))
+    for line in captions:
+        assert set(line) == {"index", "id", "instruction", "references", "prediction", "score"}
+        assert line["instruction"] == "what does the image describe?"
+        assert isinstance(line["prediction"], str) and len(line["references"]) > 1
+    regions = lines(run, 1, "told_regions")
+    assert [line["index"] for line in regions] == list(range(8))
+    bad = [line for line in regions if "error" in line]
+    assert all(str(line["id"]).endswith("3") for line in bad)
+    assert results(run)["1"]["told_regions"]["examples"] == 8 - len(bad)
+    for line in regions:
+        if line not in bad:
+            assert line["instruction"].startswith("which region does the text")
+            assert np.array(line["references"]).shape == np.array(line["prediction"]).shape == (4,)
+
+
+def test_the_average_is_evaluated_where_the_run_kept_one(run, evaluated):
+    for task in ("told_captions", "told_regions"):
+        assert lines(run, 1, task) == lines(run, 2, task)
+
+
+def test_an_official_checkpoint_is_taken_as_step_0(official, tmp_path):
+    path = tmp_path / "official.pt"
+    files.write(path, official.variables, official.config)
+    (checkpoint,) = Choice(str(path)).there()
+    assert checkpoint.step == 0
+    model, loaded = trained_model.load(checkpoint.path, Partitioner(devices=(jax.devices()[0],)))
+    assert model.config == official.config
+    jax.tree.map(np.testing.assert_array_equal, loaded, dict(official.variables))
+
+
+def test_decoding_is_changed_in_gin_for_all_tasks_or_one(call, run, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate, "run", seen.append)
+    call(
+        *SMALL, at(run), f"--gin.evaluate.directory='{tmp_path}'",
+        "--gin.DecodingConfig.beam_size=3", "--gin.told_captions/DecodingConfig.max_length=9",
+        "--gin.told_captions/DecodingConfig.no_repeat_ngram_size=2")
+    captions, regions = (task.judging.decoding for task in seen[0].tasks)
+    assert (captions.beam_size, captions.max_length, captions.no_repeat_ngram_size) == (3, 9, 2)
+    assert (regions.beam_size, regions.max_length, regions.min_length) == (3, 4, 4)
+    (last_step,) = re.findall(
+        r"^TRAIN_STEPS = (\d+)", (ROOT / RUN.split("=")[1]).read_text(), re.MULTILINE)
+    assert seen[0].choice.last_step == int(last_step)  # of the run
+
+
+def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
+    call, run, tmp_path, capsys
+):
+    options = [
+        TASK, *SCENES, at(tmp_path), f"--gin.CHECKPOINT_PATH='{run}'",
+        "--gin.MIXTURE_OR_TASK_MODULE='evaluation_tasks'",
+        "--gin.MIXTURE_OR_TASK_NAME='told_ordinary'", "--gin.SETTINGS=@scenes_settings()",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}", "--gin.BATCH_SIZE=2",
+        "--gin.DecodingConfig.beam_size=1", "--gin.DecodingConfig.max_length=4"]
+    call(*options, "--gin.CHECKPOINTS=[1]")
+    found = results(tmp_path)["1"]["told_ordinary"]
+    texts = ["a red apple", "yes", "no", "green", "an apple"]
+    told = lines(tmp_path, 1, "told_ordinary")
+    assert [line["references"] for line in told] == texts
+    assert [line["instruction"] for line in told] == texts
+    right = np.mean([line["prediction"] == line["references"] for line in told])
+    assert found == {"seqio_exact": right, "as_they_came": 1.0}
+
+
+def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_path, capsys):
+    checkpoints.write_model(tmp_path, config)
+    for step in (1, 2):
+        folder = checkpoints.save_variables(tmp_path, variables, step)
+    victim = max((p for p in (pathlib.Path(folder) / "state").rglob("*") if p.is_file()),
+                 key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    only = "--gin.evaluate.tasks=['told_captions']"
+    call(*SMALL, at(tmp_path), only, "--gin.CHECKPOINTS='all'")
+    assert "step 2 is left out: it is damaged" in capsys.readouterr().out
+    assert list(results(tmp_path)) == ["1"]
+    with pytest.raises(SystemExit) as ended:
+        call(*SMALL, at(tmp_path), only)
+    assert ended.value.code == 2
+    assert "checkpoints/2 cannot be evaluated: it is damaged" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "no run": ([EVALUATE], "Nothing says what to evaluate: give the gin files of a run"),
+    "which checkpoints": (
+        [*SMALL, "--gin.CHECKPOINTS='newst'"], "CHECKPOINTS is 'newst'; give one of"),
+    "a step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
+    "a task": (
+        [*SMALL, "--gin.evaluate.tasks=['told_caption']"],
+        "evaluate.tasks names told_caption, which none of the streams has.",
+        "Did you mean told_captions?"),
+    "a task that nobody can judge": (
+        [*SMALL, "--gin.pairs/Stream.mixture_or_task_name='told_training'"],
+        "Task 'told_training' has no description of how it is judged"),
+    "a decoding setting": (
+        [*SMALL, "--gin.DecodingConfig.beam_sise=2"], "DecodingConfig has no parameter beam_sise"),
+    "a decoding setting's type": (
+        [*SMALL, "--gin.DecodingConfig.beam_size='two'"],
+        "DecodingConfig.beam_size is 'two'; it must be a whole number."),
+    "a length": (
+        [*SMALL, "--gin.DecodingConfig.max_length=5000"],
+        "Task told_captions does not fit the model", "reduce DecodingConfig.max_length"),
+    "a vocabulary": (
+        [*SMALL, "--gin.scenes_settings.num_bins=32"],
+        "vocabulary of", "evaluate with the vocabulary that it was trained with"),
+    "a picture's size": (
+        [*SMALL, "--gin.pairs/Stream.image_size=96"], "expects pictures of (96, 96, 3)"),
+    "a split": ([*SMALL, "--gin.SPLIT='tests'"], "There is no split 'tests'"),
+    "other settings": (
+        [*SMALL, "--gin.DecodingConfig.beam_size=1"],
+        "holds predictions that were made with decoding.beam_size = 2 and not 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    mistake, call, run, evaluated, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "run", None)
+    arguments, *parts = MISTAKES[mistake]
+    where = [at(run)] if RUN in arguments else []
+    with pytest.raises(SystemExit) as ended:
+        call(*arguments, *where)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    for part in parts:
+        assert part in error, error
