@@ -11,9 +11,10 @@ compiled. Any other exception is a bug of ours and keeps its traceback.
 
 import argparse
 import contextlib
+import importlib
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import gin
@@ -38,6 +39,7 @@ def parse_arguments(
     description: str,
     arguments: Sequence[str],
     not_needed: Mapping[str, Any] | None = None,
+    may_stay_open: Collection[str] = (),
 ) -> list[str]:
     """Reads the command line, meets the other hosts if there are any, and configures gin.
 
@@ -49,6 +51,7 @@ def parse_arguments(
       arguments: the command line without the program; `configurables.register` was called.
       not_needed: macros that this program does not read, so that they may be left required -> what
         to set them to.
+      may_stay_open: macros that may be left required; they are None then.
 
     Returns:
       The gin files that were read, as given (for the log).
@@ -98,14 +101,34 @@ def parse_arguments(
     search_paths += [".", str(_ROOT)]
 
     files = [gin_check.find_file(name, search_paths) for name in options.gin_file]
-    gin_check.check(files, bindings, search_paths, gin.get_configurable, configurables.names,
-                    not_needed or {})
+    left_open = gin_check.check(
+        files, bindings, search_paths, gin.get_configurable, configurables.names,
+        {*(not_needed or {}), *may_stay_open},
+    )
+    bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
     distributed.initialize(distributed.from_arguments(options))
     for path in search_paths:
         gin.add_config_file_search_path(path)
     gin.parse_config_files_and_bindings([str(path) for path in files], bindings)
     return options.gin_file
+
+
+def import_modules(modules: str | Sequence[str] | None) -> None:
+    """Imports what MIXTURE_OR_TASK_MODULE names: one module, several, or none.
+
+    Raises:
+      ValueError: one cannot be imported.
+    """
+    modules = modules or ()
+    for module in (modules,) if isinstance(modules, str) else modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"MIXTURE_OR_TASK_MODULE is {module!r}, which cannot be imported ({error}): is its "
+                "folder on PYTHONPATH?"
+            ) from error
 
 
 _EPILOG = (

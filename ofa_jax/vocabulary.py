@@ -16,11 +16,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 _NUM_SPECIALS = len(SPECIAL_SYMBOLS)
 _NOT_TEXT = -1
+_FORMAT = "ofa_jax vocabulary 1"
 # A byte-level BPE writes the space byte as this character.
 _SPACE = "Ġ"
 
@@ -137,6 +139,36 @@ class OFAVocabulary:
         added = tokenizer.get_added_tokens_decoder()
         symbols = [i for i in range(tokenizer.get_vocab_size()) if i not in added]
         return cls(tokenizer, symbols, num_codes, num_bins)
+
+    def save(self, path: str) -> None:
+        """Writes all of it to one JSON file, wherever it came from."""
+        content = {
+            "format": _FORMAT, "num_codes": self.num_codes, "num_bins": self.num_bins,
+            "text_symbols": self._symbols, "tokenizer": json.loads(self._tokenizer.to_str()),
+        }
+        epath.Path(path).write_text(json.dumps(content, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: str) -> "OFAVocabulary":
+        """Reads what `save` wrote: an equal vocabulary.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is something else.
+        """
+        path = epath.Path(path)
+        if not path.is_file():
+            raise _missing(path)
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path} was not written by OFAVocabulary.save: a tokenizer.json is read by "
+                "OFAVocabulary.from_tokenizer_json."
+            )
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
+        return cls(
+            tokenizer, content["text_symbols"], content["num_codes"], content["num_bins"]
+        )
 
     # ------------------------------------------------------------------------------ id ranges
 
@@ -368,11 +400,15 @@ class OFAVocabulary:
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path.name} in {path.parent.resolve()}: name the folder or file that "
-            "holds the vocabulary."
-        )
+        raise _missing(path)
     return path
+
+
+def _missing(path: pathlib.Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"There is no {path.name} in {path.parent.resolve()}: name the folder or file that "
+        "holds the vocabulary."
+    )
 
 
 def _gpt2_tokenizer(encoder_json: pathlib.Path, vocab_bpe: pathlib.Path) -> tokenizers.Tokenizer:

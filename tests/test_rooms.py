@@ -21,6 +21,9 @@ HEAVY = {"tensorflow", "seqio", "gin"}
         ("ofa_jax.data.ofa_tsv", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
         ("ofa_jax.data.ofa_array_records", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
         ("ofa_jax.data.features", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
+        ("ofa_jax.data.instructions", HEAVY | {"jax", "ofa_jax.model", "tasks"}),
+        ("ofa_jax.inference.predictor", HEAVY | {"tasks"}),
+        ("ofa_jax", HEAVY | {"jax", "numpy", "ofa_jax.model", "ofa_jax.inference"}),
     ],
 )
 def test_importing_a_room_loads_nothing_it_must_not_know(module, forbidden):

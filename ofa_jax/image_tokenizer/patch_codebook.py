@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
+from etils import epath
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,17 +106,18 @@ class PatchCodebook:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes an .npz file."""
-        with open(path, "wb") as file:
+        with epath.Path(path).open("wb") as file:
             np.savez_compressed(file, codebook=self.codebook.astype(np.uint8))
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "PatchCodebook":
         """Reads what `save` wrote."""
-        if not pathlib.Path(path).is_file():
+        path = epath.Path(path)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"There is no patch codebook at {path}: `python -m tools.build_scenes` makes one."
             )
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return cls(arrays["codebook"].astype(np.float32))
 
 

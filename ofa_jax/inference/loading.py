@@ -1,0 +1,115 @@
+"""A checkpoint, ours or the original's, with everything that asking it needs."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from ofa_jax import trained_model
+from ofa_jax.inference.interface import FOLDER, Interface
+from ofa_jax.interop import files
+from ofa_jax.model import OFA
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import checkpoints
+from ofa_jax.vocabulary import OFAVocabulary
+
+OFFICIAL_IMAGE_SIZE, OFFICIAL_MAX_IMAGE_SIZE = 384, 512
+"""Pixels, where an official checkpoint does not say its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model that can be asked.
+
+    Attributes:
+      name: the checkpoint's file or folder.
+      model: its layers.
+      variables: {"params", "batch_stats"}, on the mesh.
+      interface: what its ids mean.
+      partitioner: the mesh.
+    """
+
+    name: str
+    model: OFA
+    variables: Any
+    interface: Interface
+    partitioner: Partitioner
+
+
+def load(
+    checkpoint: str,
+    partitioner: Partitioner,
+    vocabulary: OFAVocabulary | str | None = None,
+    dtype: str | None = None,
+    **others: Any,
+) -> Loaded:
+    """Reads a checkpoint; the averaged parameters, if the run kept any.
+
+    Args:
+      checkpoint: a run directory (its newest checkpoint), a folder `checkpoints/<step>`, or a file
+        or folder of the original.
+      partitioner: the mesh.
+      vocabulary: where a checkpoint does not say it: a vocabulary, the folder of an official BPE,
+        or a file that `OFAVocabulary.save` or the `tokenizers` library wrote.
+      dtype: what the layers compute in, "float32" or "bfloat16"; as in training when None.
+      **others: fields of `Interface` that shall differ from the run's; None leaves one as it is.
+
+    Raises:
+      FileNotFoundError, ValueError: with a sentence.
+    """
+    name = checkpoint if files.is_official(checkpoint) else str(checkpoints.find(checkpoint))
+    config = trained_model.config_of(name)
+    interface = read_interface(name, vocabulary).replace(
+        **{field: value for field, value in others.items() if value is not None})
+    size = interface.vocabulary.vocab_size
+    if size != config.vocab_size:
+        raise ValueError(
+            f"The vocabulary has {size} ids and the model of {checkpoint} {config.vocab_size}: it "
+            "was trained with another one (look at the numbers of codes and bins, too)."
+        )
+    if dtype is not None:
+        config = config.replace(dtype=dtype)
+    variables = trained_model.load_variables(name, config, partitioner)
+    return Loaded(name, OFA(config), variables, interface, partitioner)
+
+
+def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Interface:
+    """What a checkpoint's ids mean, as its run kept it; see `load`.
+
+    Raises:
+      FileNotFoundError, ValueError: it did not, and no vocabulary is given.
+    """
+    interface = None
+    if files.is_official(checkpoint):
+        args = files.read(checkpoint).args
+        sizes = {
+            "image_size": int(args.get("patch_image_size") or OFFICIAL_IMAGE_SIZE),
+            "max_image_size": int(args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE),
+        }
+    else:
+        sizes, folder = {}, checkpoints.find(checkpoint)
+        for directory in (folder, *folder.parents[:2]):
+            if interface is None and (directory / FOLDER).is_dir():
+                interface = Interface.load(directory)
+    if vocabulary is None and interface is None:
+        raise ValueError(
+            f"{checkpoint} does not say what its ids mean: give its vocabulary, for the original's "
+            "checkpoints the folder with encoder.json, vocab.bpe and dict.txt."
+        )
+    if vocabulary is None:
+        return interface
+    vocabulary = _vocabulary(vocabulary)
+    if interface is None:
+        return Interface(vocabulary, **sizes)
+    return interface.replace(vocabulary=vocabulary)
+
+
+def _vocabulary(given: OFAVocabulary | str) -> OFAVocabulary:
+    """By name; what does not say its codes and bins has those of the published models."""
+    if isinstance(given, OFAVocabulary):
+        return given
+    if pathlib.Path(given).is_dir():
+        return OFAVocabulary.from_ofa_directory(given)
+    try:
+        return OFAVocabulary.load(given)
+    except ValueError:
+        return OFAVocabulary.from_tokenizer_json(given)

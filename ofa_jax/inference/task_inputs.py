@@ -1,0 +1,118 @@
+"""The examples of a seqio task as inputs of a job."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Example
+from ofa_jax.data.loader import RatedTask, make_example
+from ofa_jax.data.records import BadRecord, Record
+from ofa_jax.evaluation.questions import Asking, Questions, RecordQuestions, SequentialQuestions
+
+_MOST_TRIED = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInputs:
+    """What a task asks.
+
+    Attributes:
+      task: in the seqio registry.
+      split: of its data.
+      num_examples: the first ones; all when None.
+    """
+
+    task: str
+    split: str = "test"
+    num_examples: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenTask:
+    """The examples of a task.
+
+    Attributes:
+      num_examples: so many are asked.
+      example: the first good one, which shows what the others look like.
+      vocab_size: of the task's vocabulary.
+      questions: makes batches of them.
+    """
+
+    num_examples: int
+    example: Example
+    vocab_size: int
+    questions: Callable[[Asking], Questions]
+
+
+def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenTask:
+    """Finds a task and looks at its first example.
+
+    Args:
+      inputs: names it.
+      source_length: tokens of an instruction.
+      num_threads: that make examples.
+
+    Raises:
+      ValueError: there is none; it is a mixture of several; it has nothing to ask.
+    """
+    tasks = seqio_bridge.rated_tasks(inputs.task, inputs.split)
+    if tasks is not None and len(tasks) > 1:
+        raise ValueError(
+            f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: ask one of "
+            "them at a time.")
+    features = seqio_bridge.find(inputs.task).output_features
+    vocab_size = features["targets"].vocabulary.vocab_size
+    if tasks is None:
+        return _sequential(inputs, source_length, vocab_size)
+    (task,) = tasks
+    count = _at_most(inputs, len(task.records))
+    make = lambda asking: RecordQuestions.of(  # noqa: E731
+        task, asking, count, num_threads=num_threads)
+    return OpenTask(count, _first(task, count), vocab_size, make)
+
+
+def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> OpenTask:
+    """Of a task that only seqio can read: one example after the other, always in one order."""
+    provider = seqio_bridge.find(inputs.task)
+
+    def examples() -> Iterator[Example]:
+        return provider.get_dataset(
+            sequence_length={"inputs": source_length, "targets": source_length},
+            split=inputs.split, shuffle=False, seed=0, trim_output_features=False,
+        ).as_numpy_iterator()
+
+    # Preprocessors may leave examples out or make several of one: nobody knows but by counting.
+    first, found = None, 0
+    for example in examples():
+        first, found = first or example, found + 1
+        if found == inputs.num_examples:
+            break
+    count = _at_most(inputs, found)
+    make = functools.partial(SequentialQuestions, examples, num_examples=count)
+    return OpenTask(count, first, vocab_size, make)
+
+
+def _at_most(inputs: TaskInputs, count: int) -> int:
+    count = count if inputs.num_examples is None else min(count, inputs.num_examples)
+    if count < 1:
+        raise ValueError(
+            f"There is nothing to ask in the split {inputs.split} of {inputs.task}.")
+    return count
+
+
+def _first(task: RatedTask, count: int) -> Example:
+    reason = ""
+    for index in range(min(count, _MOST_TRIED)):
+        try:
+            return make_example(task, index, np.random.default_rng(0))[1]
+        except BadRecord as error:
+            reason = reason or str(error)
+    raise ValueError(f"Task {task.name}: every record is bad, e.g. {reason}.")
+
+
+def no_references(record: Record) -> None:
+    """Nothing is compared."""
+    del record
