@@ -22,16 +22,19 @@ from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training.loop import LoopConfig
 from ofa_jax.training.losses import LossConfig
-from ofa_jax.training.optimizer import OptimizerConfig
+from ofa_jax.training.optimizer import OptimizerConfig, steps_of_epochs
+from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.vocabulary import OFAVocabulary
+from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings, scenes_settings
 
 _CLASSES = (
     Stream, Scenes, OfaTsv, OfaArrayRecords, Partitioner, LoopConfig, LossConfig, OptimizerConfig,
-    PretrainingSettings, DecodingConfig,
+    PretrainingSettings, DownstreamSettings, DecodingConfig, SelfCriticalConfig,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,
+    "steps_of_epochs": steps_of_epochs,
     "vocabulary_from_gpt2_files": OFAVocabulary.from_gpt2_files,
     "vocabulary_from_ofa_directory": OFAVocabulary.from_ofa_directory,
     "vocabulary_from_tokenizer_json": OFAVocabulary.from_tokenizer_json,
@@ -69,7 +72,7 @@ def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     Of a class itself gin would make a subclass, which data workers could not unpickle.
     """
     signature = inspect.signature(function)
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hints = _hints(function)
 
     @functools.wraps(function, updated=())
     def make(*args: Any, **kwargs: Any) -> Any:
@@ -79,6 +82,15 @@ def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     make.__signature__ = signature
     return make
+
+
+def check_parameter(function: Callable[..., Any], parameter: str, value: Any) -> None:
+    """Raises ValueError for a number or a string that a parameter of a class does not take."""
+    _check_type(f"{function.__name__}.{parameter}", value, _hints(function).get(parameter, Any))
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -8,7 +8,6 @@ part of the run and checks the parts against each other. The loop then trains.
 
 import dataclasses
 import functools
-import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,10 @@ from ofa_jax import command_line, configurables, device_kinds, distributed
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, RatedTask, task_names
+from ofa_jax.decoding import Trie
+from ofa_jax.evaluation import judging
+from ofa_jax.evaluation.rewards import CaptionReward
+from ofa_jax.inference.interface import SIZES_OF_PICTURES, Interface
 from ofa_jax.initial_checkpoint import InitialCheckpoint
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.nearest import nearest
@@ -36,7 +39,9 @@ from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.run_checkpoints import SaveError
-from tasks import pretraining
+from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
+from tasks.downstream import DownstreamSettings
+from tasks.pretraining import PretrainingSettings
 
 
 def model_config(size: str, **overrides: Any) -> OFAConfig:
@@ -72,11 +77,13 @@ def prepare(
     schedule: LoopConfig,
     loss: LossConfig | None = None,
     partitioner: Partitioner | None = None,
-    settings: pretraining.PretrainingSettings | None = None,
+    settings: PretrainingSettings | DownstreamSettings | None = None,
     mixture_or_task_module: str | Sequence[str] | None = None,
     initial_checkpoint_path: str | None = None,
     seed: int = 0,
     gradient_accumulation: int = 1,
+    only_answers: bool = False,
+    self_critical: SelfCriticalConfig | None = None,
     train_split: str = "train",
     validation_split: str | None = "validation",
     validation_examples: int = 500,
@@ -97,12 +104,16 @@ def prepare(
       schedule: when to log, save and validate.
       loss: its options; plain cross-entropy when None.
       partitioner: the mesh; all devices along `data` when None.
-      settings: what the pretraining tasks run over; None for other tasks.
+      settings: what the tasks of this project run over; None for other tasks.
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
       seed: of parameters, order, augmentation and dropout.
       gradient_accumulation: parts into which a step's batch is cut to save memory; see
         `step.make_train_step`.
+      only_answers: learn to choose among the answers that the tasks' `Judging`s allow, instead of
+        among all texts: only what continues one of them has probability.
+      self_critical: learn from the CIDEr-D of the model's own captions instead of from those of the
+        data, see `training.self_critical`; None for what the data says.
       train_split, validation_split: names of the data's splits; None for no validation.
       validation_examples: of each task, the first ones of the split.
       baseline_examples: of each task, the first ones of the training split; the baselines beside
@@ -115,9 +126,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    modules = mixture_or_task_module or ()
-    for module in (modules,) if isinstance(modules, str) else modules:
-        _import(module)
+    command_line.import_modules(mixture_or_task_module)
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     if peak_flops is None:
@@ -128,8 +137,8 @@ def prepare(
             "1.3e11, or None."
         )
     if settings is not None:
-        pretraining.configure(settings)
-        _check_codes(model, settings, streams)
+        settings.configure()
+        check_codes(model, settings.code_image_size, streams)
     partitioner = partitioner or Partitioner()
     model = _with_vocabulary(model, streams)
     if "resnet" in optimizer.frozen or "encoder" in optimizer.frozen:
@@ -144,12 +153,21 @@ def prepare(
     # The first batch shows what is wrong with records, sizes and lengths, in sentences.
     first = next(loader.batches(0))
     for stream in streams:
-        _check(network, stream, first[stream.name])
+        check_fits(network, stream, first[stream.name])
     held_out = None
     if validation_split is not None:
         held_out = _Data.open(
             streams, validation_split, seed, partitioner, num_threads, num_workers
         )
+    before_step = None
+    if self_critical is not None:
+        self_critical.check(loss)
+        if only_answers:
+            raise ValueError(
+                "train.self_critical and train.only_answers do not go together: captions are not "
+                "chosen among given answers; leave one of them out."
+            )
+        before_step = _self_critical(self_critical, network, partitioner, training_data, seed)
     tx = make_optimizer(optimizer)
     abstract = state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
     new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
@@ -162,7 +180,11 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         checkpoints.write_model(directory, model)
+        _keep_interface(directory, streams, settings)
     groups = {stream.name: stream.loss_group for stream in streams}
+    allowed = {}
+    if only_answers:
+        allowed = {stream.name: _answers(stream, model).allowed_along for stream in streams}
     num_tasks = len(loader.task_names)
     validation_batches = None
     # Tasks in seqio's own order have no fixed examples to be validated on.
@@ -177,7 +199,8 @@ def prepare(
         config=schedule,
         partitioner=partitioner,
         train_step=step.make_train_step(
-            network, tx, optimizer, loss, groups, num_tasks, seed, gradient_accumulation
+            network, tx, optimizer, loss, groups, num_tasks, seed, gradient_accumulation,
+            allowed,
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,
@@ -198,17 +221,43 @@ def prepare(
             str(directory), just_logging=jax.process_index() > 0, asynchronous=False
         ),
         console=Console(quiet=jax.process_index() > 0),
+        before_step=before_step,
     )
 
 
-def _import(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
+def _self_critical(
+    config: SelfCriticalConfig, network: OFA, partitioner: Partitioner, data: "_Data", seed: int
+) -> SelfCritical:
+    """The reward is CIDEr-D, against the captions that the training records have."""
+    streams = data.loader.streams
+    if len(streams) > 1 or streams[0].name not in data.tasks:
         raise ValueError(
-            f"MIXTURE_OR_TASK_MODULE is {module!r}, which cannot be imported ({error}): is its "
-            "folder on PYTHONPATH?"
-        ) from error
+            "train.self_critical needs a single stream, of tasks made of records "
+            f"(RecordDataSource and numpy preprocessors); the run has {len(streams)}: "
+            f"{', '.join(stream.mixture_or_task_name for stream in streams)}."
+        )
+    (stream,) = streams
+    provider = seqio_bridge.find(stream.mixture_or_task_name)
+    vocabulary = provider.output_features["targets"].vocabulary.wrapped
+    records = {task.name: task.records for task in data.tasks[stream.name]}
+    reward = CaptionReward.of_records(records, vocabulary.decode)
+    return SelfCritical(
+        network, config, partitioner, stream.name,
+        lambda step, attempts: reward(data.loader.origins(step)[stream.name], attempts), seed,
+    )
+
+
+def _answers(stream: Stream, model: OFAConfig) -> Trie:
+    """The answers that the stream's task allows."""
+    task = judging.find(stream.mixture_or_task_name)
+    if task.answers is None:
+        raise ValueError(
+            f"train.only_answers is set, but any text may answer {stream.mixture_or_task_name}: "
+            "leave it out, or give the task's Judging its answers."
+        )
+    provider = seqio_bridge.find(stream.mixture_or_task_name)
+    encode = provider.output_features["targets"].vocabulary.encode
+    return Trie.from_answers([encode(answer) for answer in task.answers()], model.vocab_size)
 
 
 def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
@@ -226,6 +275,29 @@ def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
     return model.replace(vocab_size=next(iter(sizes.values())))
 
 
+def _keep_interface(
+    directory: epath.Path,
+    streams: Sequence[Stream],
+    settings: PretrainingSettings | DownstreamSettings | None,
+) -> None:
+    """The run directory alone is enough to ask the model; not where the vocabulary is no OFA's."""
+    provider = seqio_bridge.find(streams[0].mixture_or_task_name)
+    vocabulary = getattr(provider.output_features["targets"].vocabulary, "wrapped", None)
+    if vocabulary is None:
+        return
+    kept = Interface(vocabulary)
+    if settings is not None:
+        config = settings.evaluation_config
+        kept = kept.replace(
+            image_tokenizer=getattr(config, "image_tokenizer", None),
+            **{name: getattr(config, name) for name in SIZES_OF_PICTURES if hasattr(config, name)},
+        )
+    seen = [stream.image_size for stream in streams if stream.image_size is not None]
+    if seen:
+        kept = kept.replace(image_size=max(seen))
+    kept.save(directory)
+
+
 def _check_batches(
     streams: Sequence[Stream], partitioner: Partitioner, gradient_accumulation: int
 ) -> None:
@@ -240,19 +312,16 @@ def _check_batches(
             )
 
 
-def _check_codes(
-    model: OFAConfig, settings: pretraining.PretrainingSettings, streams: Sequence[Stream]
-) -> None:
+def check_codes(model: OFAConfig, size: int, streams: Sequence[Stream]) -> None:
     """The decoder's positions of image codes are those of the grid that the data has."""
-    size = settings.objective_config.code_image_size
     if any(stream.code_targets for stream in streams) and size != model.code_image_size:
         raise ValueError(
-            f"model_config.code_image_size is {model.code_image_size}, but the pictures' middle "
-            f"that is turned into codes is {size} pixels a side: make them equal."
+            f"model_config.code_image_size is {model.code_image_size}, but what is turned into "
+            f"codes is {size} pixels a side: make them equal."
         )
 
 
-def _check(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> None:
+def check_fits(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> None:
     """Whether the model takes the stream's batches; says where the misfit is."""
     try:
         one = {name: array[:1] for name, array in batch.items()}

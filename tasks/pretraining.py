@@ -21,8 +21,11 @@ from ofa_jax.data import objectives, seqio_bridge
 from ofa_jax.data.objectives import ObjectiveConfig
 from ofa_jax.data.records import DataSet, RecordSource
 from ofa_jax.data.scenes import Scenes
+from ofa_jax.data.single_questions import SingleQuestions
 from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.seqio_vocabulary import CurrentVocabulary
 from ofa_jax.vocabulary import OFAVocabulary
+from tasks import judged_objectives
 
 SPLITS = ("train", "validation", "test", "test_shifted")
 
@@ -69,6 +72,15 @@ class PretrainingSettings:
                     f"{', '.join(sorted(known))}."
                 )
 
+    def configure(self) -> None:
+        """Makes these the settings that the tasks here run over."""
+        configure(self)
+
+    @property
+    def code_image_size(self) -> int:
+        """Pixels a side of what answers of image codes show."""
+        return self.objective_config.code_image_size
+
     @functools.cached_property
     def objective_config(self) -> ObjectiveConfig:
         """The configuration for training."""
@@ -78,6 +90,11 @@ class PretrainingSettings:
             image_tokenizer=self.image_tokenizer,
             **self.options,
         )
+
+    @property
+    def evaluation_config(self) -> ObjectiveConfig:
+        """The same without augmentation."""
+        return dataclasses.replace(self.objective_config, training=False)
 
 
 def scenes_settings(
@@ -145,42 +162,22 @@ def _default_settings() -> PretrainingSettings:
     return scenes_settings()
 
 
-class CurrentVocabulary(seqio.Vocabulary):
-    """The vocabulary of the current settings, looked up when it is used."""
-
-    def __init__(self):
-        super().__init__(extra_ids=0)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__"):
-            return super().__getattribute__(name)
-        return getattr(current_settings().vocabulary.as_seqio(), name)
-
-    @property
-    def bos_id(self):
-        raise NotImplementedError
-
-    eos_id = unk_id = _base_vocab_size = bos_id
-
-    def _encode(self, s):
-        raise NotImplementedError
-
-    _decode = _encode_tf = _decode_tf = _encode
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CurrentVocabulary)
-
-    def __hash__(self) -> int:
-        return hash(CurrentVocabulary)
+def current_vocabulary() -> OFAVocabulary:
+    """The vocabulary of the current settings."""
+    return current_settings().vocabulary
 
 
-OUTPUT_FEATURES = seqio_bridge.output_features(CurrentVocabulary())
+OUTPUT_FEATURES = seqio_bridge.output_features(CurrentVocabulary(current_vocabulary))
 """Of every task here; give a task of your own the same ones to mix it with these."""
 
 
 def open_records(kind: str, split: str) -> RecordSource:
-    """The current data set's records of a kind (see `records.RECORD_FIELDS`)."""
-    return current_settings().data_set.records(kind, split)
+    """The current data set's records of a kind (see `records.RECORD_FIELDS`).
+
+    Outside of training each asks one thing only, so that the answer to it can be judged.
+    """
+    records = current_settings().data_set.records(kind, split)
+    return records if split == "train" else SingleQuestions(records, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +202,8 @@ def with_config(
     """
 
     def factory() -> _Apply:
-        config = current_settings().objective_config
-        return _Apply(objective, config, dataclasses.replace(config, training=False))
+        settings = current_settings()
+        return _Apply(objective, settings.objective_config, settings.evaluation_config)
 
     functools.update_wrapper(factory, objective, updated=())
     return factory
@@ -226,6 +223,7 @@ for _name, _objective in objectives.OBJECTIVES.items():
         ],
         output_features=OUTPUT_FEATURES,
     )
+judged_objectives.register(current_settings)
 
 
 def _rate(default: float) -> Callable[[seqio.Task], float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import flax
 import gin
@@ -12,8 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 from original_files import write_original_files
 
+import ofa_jax
 from ofa_jax import train
 from ofa_jax.data import objectives
+from ofa_jax.data.scenes import Scenes
 from ofa_jax.model import OFAConfig
 from ofa_jax.training import flops, loop
 from tasks import pretraining
@@ -97,6 +100,21 @@ def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, c
 def test_the_operative_configuration_is_a_gin_file_of_the_same_run(call, runs, capsys):
     call(f"--gin_file={runs / 'whole' / 'config.gin'}")
     assert "already complete (checkpoint of step 4 of 4)" in capsys.readouterr().out
+
+
+def test_the_run_directory_alone_is_enough_to_ask_the_model(call, runs, small_scenes, tmp_path):
+    moved = shutil.copytree(runs / "whole", tmp_path / "moved")
+    scenes = Scenes(str(small_scenes))
+    predictor = ofa_jax.Predictor(moved, source_lengths=[32], beam_size=2)
+    interface = predictor.loaded.interface
+    assert interface.vocabulary == scenes.vocabulary(64)
+    assert interface.image_size == interface.max_image_size == interface.infill_image_size == 64
+    picture = scenes.records("images", "validation")[0]["image"]
+    found = predictor.predict(picture, "what is the image in the middle part?")
+    expected = scenes.image_tokenizer().decode(found.codes.reshape(1, 4, 4))[0]
+    np.testing.assert_array_equal(np.asarray(found.image), expected)
+    box = predictor.predict(picture, 'which region does the text "a dog" describe?').boxes
+    assert box.shape == (1, 4) and 0 <= box.min() <= box.max() <= 64
 
 
 @pytest.mark.parametrize("preset", ["data", "fsdp", "tensor", "fsdp_tensor"])
@@ -215,6 +233,20 @@ def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
         tuned["params"], checkpoint(runs / "whole", 4)["params"])
 
 
+def test_a_run_learns_from_the_cider_of_its_own_captions(call, runs, capsys):
+    tuned = tune(
+        call, runs, "self_critical", "--gin.MIXTURE_OR_TASK_NAME='image_captioning'",
+        "--gin.LABEL_SMOOTHING=0.0", "--gin.train.gradient_accumulation=2",
+        "--gin.train.self_critical=@SelfCriticalConfig()",
+        "--gin.SelfCriticalConfig.decoding=@DecodingConfig()",
+        "--gin.DecodingConfig.method='sample'", "--gin.DecodingConfig.beam_size=3",
+        "--gin.DecodingConfig.max_length=6",
+    )
+    assert "best_reward" in capsys.readouterr().out
+    begin = checkpoint(runs / "whole", 4)["params"]["token_embedding"]
+    assert (tuned["params"]["token_embedding"]["embedding"] != begin["embedding"]).any()
+
+
 def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them(call, runs):
     added_parts = [
         "--gin.model_config.adapter_width=2", "--gin.model_config.prefix_length=3",
@@ -270,6 +302,9 @@ MISTAKES = {
     "a string without quotes": (
         [RUN, "--gin.MODEL_DIR=runs/x"], "cannot read `MODEL_DIR = runs/x` as gin",
         "strings need quotes"),
+    "a reward for several streams": (
+        [RUN, "--gin.train.self_critical=@SelfCriticalConfig()"],
+        "train.self_critical needs a single stream", "the run has 3"),
     "what is required": (
         ["--gin_file=gin_configs/models/base.gin", "--gin_file=gin_configs/runs/finetune.gin"],
         "MODEL_DIR is required", "set it with --gin.MODEL_DIR=VALUE"),

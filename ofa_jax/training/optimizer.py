@@ -1,6 +1,7 @@
 """AdamW with polynomial decay, as section 5 of the spec has it; optax does the work."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,16 @@ class OptimizerConfig:
         if 0 < self.warmup < 1:
             return round(self.warmup * self.total_steps)
         return int(self.warmup)
+
+
+def steps_of_epochs(epochs: float, examples: int, batch_size: int) -> int:
+    """How many steps go through so many examples so many times."""
+    if not (epochs > 0 and examples >= 1 and batch_size >= 1):
+        raise ValueError(
+            f"steps_of_epochs: {epochs} epochs of {examples} examples in batches of {batch_size} "
+            "are no steps; give positive numbers."
+        )
+    return math.ceil(epochs * examples / batch_size)
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:

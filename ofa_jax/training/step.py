@@ -45,6 +45,7 @@ def make_train_step(
     num_tasks: int,
     seed: int,
     gradient_accumulation: int = 1,
+    allowed: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
 ) -> Callable[[TrainState, Batches], tuple[TrainState, StepMetrics]]:
     """The training step, to be jitted by the caller with its state donated.
 
@@ -60,6 +61,8 @@ def make_train_step(
       gradient_accumulation: into how many parts the batch is cut, one being computed after another
         to need less memory. Loss and gradient are those of the whole batch: every part is divided
         by the tokens of the whole. Only batch norm, unless frozen, sees each part by itself.
+      allowed: stream name -> from its targets, int32 [B, T], to which tokens may be predicted, bool
+        [B, T, V], e.g. `Trie.allowed_along`; of the streams without one, all tokens may.
 
     Returns:
       (state, {stream: batch}) -> (state, StepMetrics). A step whose loss or gradient is not finite
@@ -95,12 +98,18 @@ def make_train_step(
             )
             batch_stats = updates.get("batch_stats", batch_stats)
             targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+            if targets.ndim == 3:
+                # Several answers to each example (see `self_critical`): their tokens in one row.
+                logits, targets, weights = (
+                    x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (logits, targets, weights)
+                )
+            mask = allowed[name](targets) if allowed and name in allowed else None
             tokens = losses.token_losses(
-                logits, targets, weights, loss_config, vocab_size=model.config.vocab_size
+                logits, targets, weights, loss_config, mask, model.config.vocab_size
             )
             per_stream[name] = tokens
             # The weighted value over its weight: the log shows plain nats, at no second pass.
-            plain = tokens.nll / jnp.where(weights > 0, weights, 1)
+            plain = tokens.nll / jnp.where(weights == 0, 1, weights)
             sums += metrics.task_sums(plain, tokens.scored, batch["task_ids"], num_tasks)
         loss = losses.grouped_loss(per_stream, groups, loss_config, step, group_tokens)
         return loss, (batch_stats, sums)

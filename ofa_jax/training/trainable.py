@@ -7,6 +7,7 @@ Groups by name, over a parameter's path in the tree:
     encoder      the whole encoder, image encoder included
     decoder      the whole decoder
     embeddings   tokens, positions and types
+    token_embedding  tokens alone, which several published fine-tunings freeze
     biases       every bias (BitFit, Ben Zaken et al. 2021)
     adapters     adapters (`OFAConfig.adapter_width`)
     prefixes     learned keys and values (`OFAConfig.prefix_length`)
@@ -32,6 +33,7 @@ GROUPS: dict[str, Callable[[Path], bool]] = {
     "encoder": lambda path: path[0] == "encoder",
     "decoder": lambda path: path[0] == "decoder",
     "embeddings": lambda path: not _EMBEDDINGS.isdisjoint(path),
+    "token_embedding": lambda path: "token_embedding" in path,
     "biases": lambda path: path[-1] == "bias",
     "adapters": lambda path: "adapter" in path,
     "prefixes": lambda path: path[-1] in ("prefix_key", "prefix_value"),

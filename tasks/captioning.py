@@ -1,0 +1,29 @@
+"""COCO captions: task `coco_captioning`.
+
+The published fine-tuning ends with self-critical training on CIDEr-D; this task serves both stages
+(gin_configs/finetune/caption.gin is the first).
+"""
+
+from ofa_jax.data.downstream import captioning
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.metrics.captions import caption_metrics
+from tasks import downstream
+
+NAME = "coco_captioning"
+
+
+def describe() -> Judging:
+    """Beam 5, at most 16 tokens, no three of them twice; CIDEr-D, BLEU, ROUGE-L and, with Java,
+    METEOR and SPICE."""
+    return Judging(
+        NAME,
+        kind="text",
+        references=lambda record: list(record["captions"]),
+        metrics=(caption_metrics,),
+        decoding=DecodingConfig(max_length=16, no_repeat_ngram_size=3),
+        main_metric="cider_d",
+    )
+
+
+downstream.add_task(NAME, "caption", captioning, describe)

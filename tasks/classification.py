@@ -1,0 +1,37 @@
+"""ImageNet-1K: one way of training, two of answering.
+
+    imagenet           beam search among the names of the classes
+    imagenet_all       every name is scored, and the most probable one is taken
+"""
+
+import functools
+
+from ofa_jax.data.classification import classification
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.metrics.classification import accuracy
+from tasks import downstream
+
+_LONGEST = 30
+
+
+def class_names() -> tuple[str, ...]:
+    """The names to choose from."""
+    return downstream.spaced(downstream.current_settings().choices("class_names"))
+
+
+def describe(name: str) -> Judging:
+    """Top-1 accuracy; scores are not divided by lengths."""
+    return Judging(
+        name,
+        kind="text",
+        references=downstream.label_of,
+        metrics=(accuracy,),
+        decoding=DecodingConfig(max_length=_LONGEST, normalize_scores=False),
+        answers=class_names,
+        score_all=name == "imagenet_all",
+    )
+
+
+for _name in ("imagenet", "imagenet_all"):
+    downstream.add_task(_name, "imagenet", classification, functools.partial(describe, _name))

@@ -1,0 +1,47 @@
+"""Seven tasks of GLUE: `glue_cola`, `glue_sst2`, `glue_mrpc`, `glue_qqp`, `glue_mnli`, `glue_qnli`
+and `glue_rte`.
+
+With `DownstreamSettings.options = {'decoder_prompt': 'source'}` or `'previous_output'` the decoder
+reads the instruction once more in front of its answer.
+"""
+
+import functools
+
+from ofa_jax.data.language_tasks import GLUE
+from ofa_jax.evaluation.judging import Judging, Metric
+from ofa_jax.evaluation.metrics.classification import (
+    accuracy,
+    accuracy_and_f1,
+    matthews_correlation,
+)
+from tasks import downstream
+
+_LONGEST = 5
+_YES_NO = ("yes", "no")
+# Task -> its answers and its metric, as GLUE prescribes it.
+JUDGED: dict[str, tuple[tuple[str, ...], Metric]] = {
+    "cola": (_YES_NO, matthews_correlation),
+    "sst2": (("positive", "negative"), accuracy),
+    "mrpc": (_YES_NO, accuracy_and_f1),
+    "qqp": (_YES_NO, accuracy_and_f1),
+    "mnli": (("yes", "maybe", "no"), accuracy),
+    "qnli": (_YES_NO, accuracy),
+    "rte": (_YES_NO, accuracy),
+}
+
+
+def describe(name: str) -> Judging:
+    """Beam search among the labels."""
+    answers, metric = JUDGED[name]
+    return Judging(
+        f"glue_{name}",
+        kind="text",
+        references=downstream.label_of,
+        metrics=(metric,),
+        decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
+        answers=lambda: downstream.spaced(answers),
+    )
+
+
+for _name, _task in GLUE.items():
+    downstream.add_task(f"glue_{_name}", _name, _task, functools.partial(describe, _name))

@@ -1,0 +1,27 @@
+"""Referring expressions: tasks `refcoco`, `refcoco_plus` and `refcocog`, of the same form."""
+
+import functools
+
+from ofa_jax.data.downstream import grounding
+from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.metrics.boxes import accuracy_at_iou
+from tasks import downstream
+from tasks.judged_objectives import BOX_DECODING, box_of
+
+NAMES = ("refcoco", "refcoco_plus", "refcocog")
+
+
+def describe(name: str) -> Judging:
+    """Beam 5 over exactly four tokens; right where the boxes' intersection over union is 0.5."""
+    return Judging(
+        name,
+        kind="box",
+        references=box_of,
+        metrics=(accuracy_at_iou,),
+        decoding=BOX_DECODING,
+        max_image_size=downstream.current_settings().config.max_image_size,
+    )
+
+
+for _name in NAMES:
+    downstream.add_task(_name, _name, grounding, functools.partial(describe, _name))

@@ -1,0 +1,38 @@
+"""Pictures from captions: task `text_to_image`, the codes of a whole picture.
+
+It is answered by sampling, as published: 24 candidates of 1,024 codes, each among the 256 most
+probable. The published metrics (FID, Inception and CLIP scores) and the choice of the best
+candidate by CLIP need models that are not part of this project, so it has no metric here: the
+codes and the captions that asked for them are what an evaluation writes.
+"""
+
+from ofa_jax.data.downstream import text_to_image
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.judging import Judging
+from tasks import downstream
+
+NAME = "text_to_image"
+CANDIDATES, TOP_K = 24, 256
+
+
+def describe() -> Judging:
+    """Samples the codes of the vocabulary, no other token."""
+    config = downstream.current_settings().config
+    codes = config.vocabulary.code_ids
+    return Judging(
+        NAME,
+        kind="codes",
+        references=lambda record: record["captions"][0],
+        metrics=(),
+        decoding=DecodingConfig(
+            method="sample",
+            beam_size=CANDIDATES,
+            max_length=config.num_codes,
+            exact_length=True,
+            top_k=min(TOP_K, len(codes)),
+            constraint_range=(codes.start, codes.stop),
+        ),
+    )
+
+
+downstream.add_task(NAME, NAME, text_to_image, describe)

@@ -1,0 +1,70 @@
+"""Controls of what a model over Scenes has learned: tasks that it must fail.
+
+    <objective>_swapped_picture     the objective's questions about the next picture
+    visual_grounding_absent_noun    where is the thing that the picture does not show?
+    scenes_controls                 all of them, for an evaluation's stream
+
+They are judged as the objectives are. Captions, detection and infilling, whose instruction is
+always the same, need no task: their answers are compared with the next picture's.
+"""
+
+import functools
+from collections.abc import Callable
+
+import seqio
+
+from ofa_jax.data import objectives, seqio_bridge
+from ofa_jax.data.controls import ABSENT_NOUN, SWAPPED, AbsentNouns, SwappedPictures
+from ofa_jax.data.records import RecordSource
+from ofa_jax.evaluation import judging
+from ofa_jax.evaluation.judging import Judging
+from tasks import pretraining
+
+QUESTIONS = (
+    "visual_question_answering", "image_text_matching", "visual_grounding", "grounded_captioning"
+)
+"""The objectives whose instruction differs from picture to picture."""
+
+
+def _swapped(kind: str, split: str) -> RecordSource:
+    return SwappedPictures(pretraining.open_records(kind, split))
+
+
+def _absent(split: str) -> RecordSource:
+    data_set = pretraining.current_settings().data_set
+    return AbsentNouns(
+        pretraining.open_records("regions", split),
+        data_set.records("objects", split),
+        data_set.negatives().object_names,
+    )
+
+
+def _renamed(name: str, objective: str) -> Judging:
+    return judging.find(objective).replace(task=name)
+
+
+def _register(name: str, objective: str, open_records: Callable[[str], RecordSource]) -> None:
+    function = objectives.OBJECTIVES[objective]
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio_bridge.RecordDataSource(
+            open_records, objectives.RECORD_KIND[objective], pretraining.SPLITS
+        ),
+        preprocessors=[
+            seqio_bridge.numpy_preprocessor(pretraining.with_config(function), factory=True)
+        ],
+        output_features=pretraining.OUTPUT_FEATURES,
+    )
+    judging.register_later(name, functools.partial(_renamed, name, objective))
+
+
+for _objective in QUESTIONS:
+    _register(
+        f"{_objective}{SWAPPED}", _objective,
+        functools.partial(_swapped, objectives.RECORD_KIND[_objective]),
+    )
+_register(ABSENT_NOUN, "visual_grounding", _absent)
+seqio.MixtureRegistry.add(
+    "scenes_controls", [*(f"{_objective}{SWAPPED}" for _objective in QUESTIONS), ABSENT_NOUN],
+    default_rate=1.0,
+)

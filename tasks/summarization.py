@@ -1,0 +1,25 @@
+"""Gigaword: task `gigaword`, headlines of news."""
+
+from ofa_jax.data.language_tasks import summarization
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.metrics.summarization import rouge
+from tasks import downstream
+
+NAME = "gigaword"
+
+
+def describe() -> Judging:
+    """Beam 6, length penalty 0.7, at most 32 tokens, no three of them twice; ROUGE-1, 2 and L."""
+    return Judging(
+        NAME,
+        kind="text",
+        references=lambda record: record.get("summary", "").lower(),
+        metrics=(rouge,),
+        decoding=DecodingConfig(
+            beam_size=6, max_length=32, length_penalty=0.7, no_repeat_ngram_size=3
+        ),
+    )
+
+
+downstream.add_task(NAME, NAME, summarization, describe)

@@ -1,0 +1,48 @@
+"""VQAv2: one way of training, three of answering.
+
+    vqa         every candidate answer is scored, and the most probable one is taken
+    vqa_trie    beam search among the candidates
+    vqa_free    beam search for any answer
+"""
+
+import functools
+from typing import Any
+
+from ofa_jax.data.downstream import question_answering
+from ofa_jax.data.records import Record
+from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.metrics.vqa import vqa_accuracy
+from tasks import downstream
+
+_LONGEST = 30
+
+
+def references(record: Record) -> dict[str, Any]:
+    """The answers and what each is worth; none in the test set."""
+    return {
+        "answers": list(record.get("reference_answers", ())),
+        "confidences": [float(x) for x in record.get("reference_confidences", ())],
+    }
+
+
+def candidates() -> tuple[str, ...]:
+    """The answers to choose from."""
+    return downstream.spaced(downstream.current_settings().choices("vqa_answers"))
+
+
+def describe(name: str) -> Judging:
+    """Scores are sums of log-probabilities, not divided by lengths."""
+    judging = Judging(
+        name,
+        kind="text",
+        references=references,
+        metrics=(vqa_accuracy,),
+        decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
+    )
+    if name == "vqa_free":
+        return judging
+    return judging.replace(answers=candidates, score_all=name == "vqa")
+
+
+for _name in ("vqa", "vqa_trie", "vqa_free"):
+    downstream.add_task(_name, "vqa", question_answering, functools.partial(describe, _name))
