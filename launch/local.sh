@@ -4,12 +4,32 @@
 # Called again, it continues from the last checkpoint and does nothing twice.
 #
 #   bash launch/local.sh [--gin.NAME=value ...]
+#   bash launch/local.sh full [--gin.NAME=value ...]
+#
+# `full` trains for up to 90 minutes, asks the model about pictures it has never seen, and writes
+# results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+run=pretrain_scenes
+if [[ "${1:-}" == full ]]; then
+  run=pretrain_scenes_full
+  shift
+fi
 source launch/environment.sh
 export OFA_DATA_DIR="${OFA_DATA_DIR:-data}"
 
 python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
-python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes.gin "$@"
+python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
+if [[ "$run" == pretrain_scenes_full ]]; then
+  model_dir="runs/$run"
+  for option in "$@"; do
+    # Where the run was told to go, without gin's quotes.
+    if [[ "$option" == --gin.MODEL_DIR=* ]]; then
+      model_dir="$(tr -d "'\"" <<< "${option#*=}")"
+    fi
+  done
+  python -m tools.report_scenes --model_dir="$model_dir" \
+    --train_command="bash launch/local.sh full${*:+ $*}"
+fi

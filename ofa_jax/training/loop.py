@@ -3,6 +3,7 @@
 It is given everything that it works with (see `Run`), and knows neither data nor gin.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -27,6 +28,9 @@ from ofa_jax.training.watchdog import Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
 
+TRAINED_SECONDS = "trained_seconds"
+"""How long a run has trained, all its starts together; it stands in every checkpoint."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -47,6 +51,9 @@ class LoopConfig:
         started again by a supervisor; None for never. Compiling and validating are in it.
       profile_steps: record a profile of the steps from the first to the second of these, both
         included, into MODEL_DIR/profile; None for none.
+      max_minutes: the run is finished after so many minutes of training, whatever steps are left;
+        looked at with every report. Minutes before a restart count, as far as they are in a
+        checkpoint; validating does not. None for no such end.
     """
 
     total_steps: int
@@ -59,6 +66,7 @@ class LoopConfig:
     max_skipped_steps: int = 100
     stuck_seconds: float | None = 3600
     profile_steps: Sequence[int] | None = None
+    max_minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "log_period", "checkpoint_period"):
@@ -76,6 +84,10 @@ class LoopConfig:
                     f"validation_period ({self.validation_period}) to a multiple of "
                     f"checkpoint_period ({self.checkpoint_period})."
                 )
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(
+                f"LoopConfig.max_minutes is {self.max_minutes}; give a positive number, or None."
+            )
         if self.profile_steps is not None:
             steps = list(self.profile_steps)
             if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
@@ -87,6 +99,18 @@ class LoopConfig:
 
 class RunError(ValueError):
     """The run cannot go on as it was called; the message says what to do."""
+
+
+class BeforeStep(Protocol):
+    """Changes what a step learns from, given the state; `self_critical.SelfCritical` does."""
+
+    def __call__(
+        self, step: int, state: TrainState, batches: Mapping[str, Mapping[str, jax.Array]]
+    ) -> Mapping[str, Mapping[str, jax.Array]]:
+        """The batches to learn from; 0 is the first step."""
+
+    def scalars(self) -> Mapping[str, float]:
+        """What to report of the steps since the last call."""
 
 
 class Writer(Protocol):
@@ -121,6 +145,7 @@ class Run:
       pad_id: of tokens.
       writer: of events.
       console: to print to.
+      before_step: changes every step's batches; None for nothing to change.
     """
 
     model_dir: epath.Path
@@ -142,6 +167,7 @@ class Run:
     pad_id: int
     writer: Writer
     console: Console
+    before_step: BeforeStep | None = None
 
 
 def train(run: Run) -> dict[str, dict[str, float]]:
@@ -176,24 +202,29 @@ def train(run: Run) -> dict[str, dict[str, float]]:
                 progress.say,
             )
             start = _newest_good_step(checkpoints)
-        if start is not None and start >= config.total_steps and _results_path(run).exists():
+            trained = _trained_seconds(run, start, checkpoints)
+        last = config.total_steps
+        if start is not None and (start >= last or _is_time_up(config, trained)):
+            last = start
+        if last == start and _results_path(run).exists():
             progress.say(
                 f"The run in {run.model_dir} is already complete (checkpoint of step {start} of "
-                f"{config.total_steps}): nothing to do. Raise TRAIN_STEPS to go on, or choose "
-                "another MODEL_DIR."
+                f"{config.total_steps}, {trained / 60:.1f} minutes): nothing to do. Raise "
+                f"{'TRAIN_STEPS' if start >= config.total_steps else 'LoopConfig.max_minutes'} to "
+                "go on, or choose another MODEL_DIR."
             )
             results = json.loads(_results_path(run).read_text())
             checkpoints.close()
         else:
             with clock.measure("restoring"):
                 state = _first_state(run, start, checkpoints, progress)
-            results = _steps(
-                run, state, start or 0, checkpoints, history, preemption, watchdog, clock, progress
+            results, last = _steps(
+                run, state, start or 0, last, trained, checkpoints, history, preemption, watchdog,
+                clock, progress,
             )
             progress.say_total(clock.total())
     if results:
-        title = f"Validation after {max(start or 0, config.total_steps)} steps"
-        validation.print_table(results, title, run.console)
+        validation.print_table(results, f"Validation after {last} steps", run.console)
     return results
 
 
@@ -202,6 +233,16 @@ def _newest_good_step(checkpoints: Checkpoints) -> int | None:
         return checkpoints.newest_good_step()
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def _trained_seconds(run: Run, step: int | None, checkpoints: Checkpoints) -> float:
+    """How long the run had trained when it saved a step."""
+    return 0.0 if step is None else float(checkpoints.run_of(step).get(TRAINED_SECONDS, 0.0))
+
+
+def _is_time_up(config: LoopConfig, trained: float) -> bool:
+    """Whether the run has trained for as long as it may."""
+    return config.max_minutes is not None and trained >= 60 * config.max_minutes
 
 
 def _first_state(
@@ -233,14 +274,17 @@ def _steps(
     run: Run,
     state: TrainState,
     start: int,
+    total: int,
+    trained_before: float,
     checkpoints: Checkpoints,
     history: validation.History,
     preemption: Preemption,
     watchdog: Watchdog,
     clock: telemetry.Clock,
     progress: Progress,
-) -> dict[str, dict[str, float]]:
-    config, total = run.config, run.config.total_steps
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Makes the steps from `start` to `total`; the results, and the last step that was made."""
+    config, step = run.config, max(start, total)
     train_step = jit_train_step(run.train_step, run.abstract_state)
     eval_step = jax.jit(run.eval_step, donate_argnums=2)
     batches = run.batches(start)
@@ -249,6 +293,11 @@ def _steps(
     waiting: list[StepMetrics] = []
     results: dict[str, dict[str, float]] = {}
     stopped = False
+
+    def trained() -> float:
+        time = clock.total()
+        return trained_before + time.seconds - time.parts.get("validation", 0.0)
+
     if start < total:
         progress.say("Compiling the step ...")
     for step in range(start + 1, total + 1):
@@ -256,6 +305,10 @@ def _steps(
         padding.add(batch)
         batch = {name: run.partitioner.put_batch(part) for name, part in batch.items()}
         profiler.before(step)
+        if run.before_step is not None:
+            compiles = step == start + 1
+            with clock.measure("compilation") if compiles else contextlib.nullcontext():
+                batch = run.before_step(step - 1, state, batch)
         if step == start + 1:
             with clock.measure("compilation"):  # the call returns when it is compiled
                 state, metrics = train_step(state, batch)
@@ -265,17 +318,25 @@ def _steps(
         profiler.after(step, metrics)
         waiting.append(metrics)
         stopped = preemption.requested(step) and step < total
+        time_is_up = False
         # The first step is reported at once, so that people see that it goes.
         if step % config.log_period == 0 or step in (start + 1, total) or stopped:
             _report(run, step, waiting, state, clock, pace, padding, progress)
             waiting = []
             watchdog.well()
-        if step % config.checkpoint_period == 0 or step == total or stopped:
+            time_is_up = step < total and _on_all_hosts(_is_time_up(config, trained()))
+        if step % config.checkpoint_period == 0 or step == total or stopped or time_is_up:
             pace.settle()  # or the steps under way would be counted as time of the checkpoint
             with clock.measure("checkpoints"):
-                checkpoints.save(step, state, run.identity)
+                checkpoints.save(step, state, {**run.identity, TRAINED_SECONDS: trained()})
         if stopped:
             progress.say(f"Asked to stop (SIGTERM): saving step {step}. Call again to go on.")
+            break
+        if time_is_up:
+            progress.say(
+                f"The {config.max_minutes:g} minutes of this run are over: it ends with step "
+                f"{step} of {total}."
+            )
             break
         if config.validation_period and step % config.validation_period == 0 and step < total:
             pace.settle()
@@ -284,13 +345,13 @@ def _steps(
     if run.validation_batches is not None and not stopped:
         progress.say("Validating ...")
         with clock.measure("validation"):
-            results = _validate(run, max(start, total), state, eval_step, history)
+            results = _validate(run, step, state, eval_step, history)
     profiler.close()
     pace.close()
     run.writer.flush()
     with clock.measure("checkpoints"):
         checkpoints.close()
-    return {} if stopped else results
+    return {} if stopped else results, step
 
 
 def _report(
@@ -332,12 +393,22 @@ def _report(
     )
     progress.show(report)
     run.writer.write_scalars(step, report.scalars)
+    if run.before_step is not None and (more := run.before_step.scalars()):
+        run.writer.write_scalars(step, {f"train/{name}": value for name, value in more.items()})
+        progress.say("  ".join(f"{name} {value:.3f}" for name, value in more.items()))
     if skipped_steps > run.config.max_skipped_steps:
         raise FloatingPointError(
             f"{skipped_steps} steps had a loss or gradient that is not finite (allowed are "
             f"{run.config.max_skipped_steps}): lower the learning rate, or look at the data of "
             f"step {step}. The last good checkpoint is in {run.model_dir}/checkpoints."
         )
+
+
+def _on_all_hosts(own: bool) -> bool:
+    """What the first host says, whose clock counts for all; all hosts must ask."""
+    if jax.process_count() == 1:
+        return own
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(own)))
 
 
 def _over_hosts(count: int) -> int:

@@ -243,6 +243,12 @@ class Checkpoints:
                 f"{reason}, and is kept as {kept}."
             )
 
+    def run_of(self, step: int) -> dict[str, Any]:
+        """What was saved as `run`."""
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
+            "run"
+        ]
+
     def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state of a step, on the mesh of `abstract_state` whatever mesh it was saved on.
 

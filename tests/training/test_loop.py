@@ -10,6 +10,7 @@ from small_run import TASKS, make_run
 
 from ofa_jax.training import checkpoints, loop
 from ofa_jax.training.run_checkpoints import Checkpoints
+from ofa_jax.training.telemetry import Lap
 
 PERIODS = dict(log_period=1, checkpoint_period=2)
 
@@ -153,3 +154,47 @@ def test_too_many_bad_steps_stop_the_run(tmp_path):
     object.__setattr__(run, "batches", broken)
     with pytest.raises(FloatingPointError, match="2 steps had a loss or gradient"):
         loop.train(run)
+
+
+def trained_seconds(run, step):
+    manager = Checkpoints(run.model_dir)
+    seconds = manager.run_of(step)[loop.TRAINED_SECONDS]
+    manager.close()
+    return seconds
+
+
+def test_a_run_whose_time_is_up_is_saved_validated_and_finished(whole, tmp_path):
+    short = make_run(tmp_path, validation=True, total_steps=5, max_minutes=1e-9, **PERIODS)
+    results = loop.train(short)
+    assert "minutes of this run are over: it ends with step 1 of 5" in output(short)
+    assert "Validation after 1 steps" in output(short)
+    assert set(losses(short)) == {1} and set(results) == set(TASKS)
+    again = make_run(tmp_path, validation=True, total_steps=5, max_minutes=1e-9, **PERIODS)
+    assert loop.train(again) == results
+    assert "already complete (checkpoint of step 1 of 5" in output(again)
+    assert "Raise LoopConfig.max_minutes" in output(again) and not losses(again)
+    # With more time it goes on as if nothing had been.
+    more = make_run(tmp_path, total_steps=5, max_minutes=60, **PERIODS)
+    loop.train(more)
+    run, _ = whole
+    assert losses(short) | losses(more) == losses(run)
+    jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(more))
+
+
+def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypatch):
+    def spent(seconds, **parts):
+        monkeypatch.setattr(loop.telemetry.Clock, "total", lambda clock: Lap(seconds, parts))
+
+    spent(40.0, validation=15.0)
+    begun = make_run(tmp_path, total_steps=1, max_minutes=1, **PERIODS)
+    loop.train(begun)
+    assert trained_seconds(begun, 1) == 25
+    spent(35.0)
+    resumed = make_run(tmp_path, total_steps=5, max_minutes=1, **PERIODS)
+    loop.train(resumed)
+    assert trained_seconds(resumed, 2) == 60 and set(losses(resumed)) == {2}
+
+
+def test_a_time_limit_that_is_no_time_is_refused():
+    with pytest.raises(ValueError, match="max_minutes is 0; give a positive number"):
+        loop.LoopConfig(total_steps=1, max_minutes=0)

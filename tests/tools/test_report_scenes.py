@@ -1,0 +1,199 @@
+"""The report's numbers from answers that were made up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ofa_jax.data.controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.single_questions import SingleQuestions
+from ofa_jax.evaluation import answers, judging
+from tasks import pretraining, scenes_controls
+from tools import report_scenes, scenes_results
+from tools.report_scenes import Reporter
+
+SPLIT = "test"
+TASKS = tuple(report_scenes._SHOWN)
+
+
+@pytest.fixture(scope="module")
+def settings(small_scenes):
+    from ofa_jax.data.scenes import Scenes
+
+    settings = pretraining.scenes_settings(
+        Scenes(str(small_scenes)), picture_size=64, code_image_size=32)
+    pretraining.configure(settings)
+    yield settings
+    pretraining.configure(None)
+
+
+def make_lines(task, settings, answer):
+    """Predictions, of which `answer(reference)` says what they are."""
+    config, judged = settings.evaluation_config, judging.find(task)
+    objective = report_scenes.objectives.OBJECTIVES[task]
+    kind = report_scenes.objectives.RECORD_KIND[task]
+    records = SingleQuestions(settings.data_set.records(kind, SPLIT), kind)
+    lines = []
+    for index in range(min(len(records), 4)):
+        record = records[index]
+        example = objective(record, np.random.default_rng(index), config)
+        reference = json.loads(json.dumps(judged.references(record), default=np.ndarray.tolist))
+        lines.append({
+            "index": index, "id": record["id"], "references": reference,
+            "instruction": config.vocabulary.decode(example["inputs"]).strip(),
+            "prediction": answers.to_json(judged.kind, answer(task, reference))})
+    return lines
+
+
+def right(task, reference):
+    if task == "image_captioning":
+        return reference["captions"][0]
+    if task == "visual_question_answering":
+        return reference["answers"][0]
+    if task == "object_detection":
+        return {"boxes": np.float32(reference["boxes"]), "labels": reference["labels"]}
+    if task == "visual_grounding":
+        return np.float32(reference)
+    return np.int32(reference) if task == "image_infilling" else reference
+
+
+@pytest.fixture(scope="module")
+def rows(settings):
+    """Of a model that knows everything; of its controls, of which one looks and one does not."""
+    lines = {task: make_lines(task, settings, right) for task in TASKS}
+    lines["visual_grounding" + SWAPPED] = make_lines(
+        "visual_grounding", settings, lambda task, reference: np.zeros(4, np.float32))
+    lines[ABSENT_NOUN] = lines["visual_grounding" + SWAPPED]
+    found = list(Reporter(settings, baseline_examples=60).rows(SPLIT, lines))
+    return {(row.task, row.metric): row for row in found}
+
+
+def test_who_knows_everything_meets_every_aim(rows):
+    for (task, metric), aim in scenes_results.AIMS.items():
+        row = rows[task, metric]
+        assert row.aim == aim and row.value >= 0.8 and row.met
+    assert rows["visual_grounding", "acc@0.5"].value == 1
+    assert rows["object_detection", "f1@0.5"].value == 1
+    assert rows["text_infilling", "exact_spans"].value == 1
+    assert rows["image_infilling", "token_accuracy"].value == 1
+    # Codes are not the picture: the decibels are those of the true codes, no more.
+    true = rows["image_infilling: the true codes", "psnr"]
+    assert rows["image_infilling", "psnr"].value == true.value
+    assert true.baseline < rows["image_infilling", "psnr"].baseline < true.value < 48
+
+
+def test_every_number_has_a_baseline_and_those_of_pictures_a_control(rows):
+    for row in rows.values():
+        assert row.baseline is not None and row.baseline_is, row
+    for task in ("image_captioning", "object_detection", "image_infilling"):
+        row = next(row for (name, _), row in rows.items() if name == task)
+        assert row.control < row.value and row.control_is == "answer of another picture"
+    row = rows["visual_grounding", "acc@0.5"]
+    assert row.control == 0 and row.control_is == "asked of another picture"
+    assert rows["visual_question_answering", "accuracy"].control is None
+    assert rows[ABSENT_NOUN, "acc@0.5"].value == 0
+    assert any(name.startswith("accuracy/") for task, name in rows
+               if task == "visual_question_answering")
+
+
+def test_what_was_not_evaluated_is_said_and_not_left_out(settings):
+    found = list(Reporter(settings, 10).rows(SPLIT, {}))
+    assert {row.task for row in found} == set(TASKS) and {row.value for row in found} == {None}
+    page = scenes_results.page({"splits": {SPLIT: list(map(scenes_results.as_json, found))}})
+    assert "| visual grounding | acc@0.5 | - | - | - | - | 50.0 %: not measured |" in page
+    assert "The run was not evaluated" in page and "The ablation was not run" in page
+
+
+def test_aims_are_those_of_the_test_split_only(settings):
+    lines = {"grounded_captioning": make_lines(
+        "grounded_captioning", settings, lambda task, reference: "nothing")}
+    by_split = {
+        split: [row for row in Reporter(settings, 10).rows(split, lines) if row.value is not None]
+        for split in ("test", "test_shifted")}
+    (row,) = by_split["test"]
+    assert row.value == 0 and row.met is False
+    assert by_split["test_shifted"][0].aim is None
+
+
+def test_page_and_json_have_the_same_numbers_and_keep_what_others_wrote(rows, tmp_path):
+    run = {"steps": 3, "total_steps": 4, "minutes_trained": 1.25, "parameters": 12345, "seed": 7,
+           "commit": "abc", "device": "2 CPU cores", "checkpoint": "runs/x/checkpoints/3",
+           "commands": ["python -m one", "python -m two"]}
+    results = {"run": run, "splits": {SPLIT: list(map(scenes_results.as_json, rows.values()))},
+               "ablations": {"split": SPLIT, "command": "c", "commit": "d", "runs": [
+                   {"name": "full_model", "steps": 5, "numbers": {"a/acc@0.5": 0.25}},
+                   {"name": "no_regions", "steps": 5, "numbers": {"b/cider_d": 1.5}}]}}
+    scenes_results.save(tmp_path, results)
+    assert scenes_results.load(tmp_path / "scenes.json") == json.loads(json.dumps(results))
+    page = (tmp_path / "scenes.md").read_text()
+    assert "3 of 4 steps, 1.2 minutes" in page and "python -m two" in page
+    for row in rows.values():
+        assert scenes_results.shown(row.metric, row.value) in page
+    assert "| | full model (5 steps) | no regions (5 steps) |" in page
+    assert "| a: acc@0.5 | 25.0 % | - |" in page and "| b: cider d | - | 1.500 |" in page
+
+
+def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, monkeypatch):
+    """With made-up predictions in the place of an evaluation."""
+    model_dir = tmp_path / "run"
+    (model_dir / "checkpoints" / "7").mkdir(parents=True)
+    (model_dir / "config.gin").write_text("")
+    lines = make_lines("grounded_captioning", settings, right)
+    calls = []
+
+    def evaluate(command):
+        calls.append(command)
+        split = "test_shifted" if "'test_shifted'" in command[-1] else "test"
+        folder = model_dir / "evaluations" / split / "7" / "grounded_captioning"
+        folder.mkdir(parents=True)
+        bad = {"index": 9, "id": "9", "error": "it is bad"}
+        (folder / "predictions.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in [*lines, bad]))
+        return 0
+
+    monkeypatch.setattr(
+        report_scenes, "settings_of", lambda path: (settings, {"seed": 5, "total_steps": 9}))
+    monkeypatch.setattr(report_scenes.checkpoints, "read_run", lambda path: {
+        "trained_seconds": 90})
+    monkeypatch.setattr(report_scenes.checkpoints, "count_parameters", lambda path: 1000)
+    scenes_results.save(tmp_path / "results", {"ablations": {
+        "split": SPLIT, "command": "kept", "commit": "d", "runs": []}})
+    assert report_scenes.main(
+        [f"--model_dir={model_dir}", f"--results_dir={tmp_path / 'results'}",
+         "--baseline_examples=9"], evaluate) == 0
+    assert [command[-1] for command in calls] == [
+        "--gin.SPLIT='test'", "--gin.SPLIT='test_shifted'"]
+    results = scenes_results.load(tmp_path / "results" / "scenes.json")
+    assert results["run"]["minutes_trained"] == 1.5 and results["run"]["steps"] == 7
+    assert results["ablations"]["command"] == "kept"
+    assert "visual_grounding was not evaluated on test." in results["missing"]
+    page = (tmp_path / "results" / "scenes.md").read_text()
+    assert f"| grounded captioning | exact match | {len(lines)} | 100.0 % |" in page
+    assert "--gin.SPLIT=\"'test'\"" in page and "7 of 9 steps, 1.5 minutes" in page
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+    assert report_scenes.main([f"--model_dir={tmp_path}"]) == 2
+    assert f"error: there is no trained run in {tmp_path}" in capsys.readouterr().err
+
+
+def test_control_tasks_ask_as_their_objectives_do(settings):
+    from ofa_jax.data import seqio_bridge
+
+    tasks = {t.name: t for t in seqio_bridge.rated_tasks("scenes_controls", SPLIT)}
+    assert set(tasks) == {f"{name}{SWAPPED}" for name in scenes_controls.QUESTIONS} | {ABSENT_NOUN}
+    (plain,) = seqio_bridge.rated_tasks("visual_question_answering", SPLIT)
+    swapped = tasks["visual_question_answering" + SWAPPED]
+    examples = [
+        [task.preprocess(task.records[n], np.random.default_rng(0)) for n in range(2)]
+        for task in (plain, swapped)]
+    for own, other in zip(*examples, strict=True):
+        np.testing.assert_array_equal(own["inputs"], other["inputs"])
+    np.testing.assert_array_equal(examples[1][0]["image"], examples[0][1]["image"])
+    judged = judging.find("visual_question_answering" + SWAPPED)
+    assert judged.task.endswith(SWAPPED) and judged.kind == "text"
+    shown = settings.data_set.records("objects", SPLIT)
+    absent = tasks[ABSENT_NOUN].records
+    for n in range(len(absent)):
+        (phrase,) = absent[n]["phrases"]
+        assert phrase.removeprefix("the ") not in shown[n]["object_labels"]

@@ -1,0 +1,126 @@
+"""The paper's ablation on Scenes: what is lost when an objective is left out of pretraining?
+
+    python -m tools.ablations                                  # gin_configs/ablations/*.gin
+    python -m tools.ablations --only full_model no_regions -- --gin.TRAIN_STEPS=500
+
+Trains every configuration for equally many steps, evaluates each by generation, and writes the
+table into results/scenes.json and results/scenes.md. Called again it continues: a run goes on from
+its checkpoint, and what is trained or evaluated is not done twice.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ofa_jax.training import checkpoints
+from tools import report_scenes, scenes_results
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "gin_configs" / "ablations"
+REFERENCE = "full_model"
+# What the table shows of each objective; its name in the results is "<objective>/<metric>".
+_NUMBERS = (
+    "image_captioning/noun_f1", "image_captioning/cider_d", "visual_question_answering/accuracy",
+    "image_text_matching/accuracy", "visual_grounding/acc@0.5", "grounded_captioning/exact_match",
+    "object_detection/f1@0.5", "image_infilling/token_accuracy", "text_infilling/exact_match",
+)
+
+
+def configurations(only: Sequence[str] = ()) -> list[str]:
+    """Names of the ablations, the full model first.
+
+    Raises:
+      ValueError: one that is asked for is not there.
+    """
+    names = sorted(path.stem for path in FOLDER.glob("*.gin"))
+    if unknown := sorted(set(only) - set(names)):
+        raise ValueError(
+            f"There is no ablation {', '.join(unknown)} in {FOLDER.name}/: choose from "
+            f"{', '.join(names)}."
+        )
+    names.sort(key=lambda name: name != REFERENCE)
+    return [name for name in names if not only or name in only]
+
+
+def numbers_of(model_dir: pathlib.Path, split: str, step: int) -> dict[str, float]:
+    """What the table shows of a run; tasks that it was not trained on are missing."""
+    found = json.loads((model_dir / "evaluations" / split / "metrics.json").read_text())[str(step)]
+    numbers = {}
+    for name in _NUMBERS:
+        task, metric = name.split("/")
+        if metric in found.get(task, {}):
+            numbers[name] = found[task][metric]
+    return numbers
+
+
+def main(
+    arguments: Sequence[str],
+    call: Callable[[Sequence[str]], int] = lambda command: subprocess.call(
+        [sys.executable, *command]
+    ),
+) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.ablations", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], help="names of gin files; all by default")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--num_examples", type=int, default=None, help="of each task; all if None")
+    parser.add_argument("--runs_dir", type=pathlib.Path, default="runs/ablations")
+    parser.add_argument("--results_dir", type=pathlib.Path, default="results")
+    parser.add_argument("options", nargs="*", metavar="--gin.NAME=value",
+                        help="after --: options of the training runs")
+    options = parser.parse_args(arguments)
+    try:
+        names = configurations(options.only)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runs: list[dict[str, Any]] = []
+    for name in names:
+        model_dir = options.runs_dir / name
+        train = [
+            "-m", "ofa_jax.train", f"--gin_file={FOLDER / f'{name}.gin'}",
+            f"--gin.MODEL_DIR='{model_dir}'", *options.options,
+        ]
+        evaluate = [
+            *report_scenes.evaluation_command(model_dir, "evaluate", options.split),
+            f"--gin.NUM_EXAMPLES={options.num_examples}",
+        ]
+        for command in (train, evaluate):
+            if (code := call(command)) != 0:
+                typed = scenes_results.as_typed(["python", *command])
+                print(
+                    f"error: `{typed}` failed. Call this again: it goes on from there.",
+                    file=sys.stderr,
+                )
+                return code
+        step = max(checkpoints.steps(str(model_dir)))
+        runs.append({
+            "name": name, "steps": step, "numbers": numbers_of(model_dir, options.split, step),
+        })
+        _write(options, runs, arguments)
+    results = scenes_results.load(options.results_dir / "scenes.json")
+    print(scenes_results.ablation_table(results["ablations"]))
+    return 0
+
+
+def _write(
+    options: argparse.Namespace, runs: Sequence[dict[str, Any]], arguments: Sequence[str]
+) -> None:
+    """After every run: who stops the command has the table so far."""
+    results = scenes_results.load(options.results_dir / "scenes.json")
+    results["ablations"] = {
+        "split": options.split,
+        "command": scenes_results.as_typed(["python", "-m", "tools.ablations", *arguments]),
+        "commit": report_scenes.commit(),
+        "runs": list(runs),
+    }
+    scenes_results.save(options.results_dir, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""results/scenes.json and results/scenes.md: what the Scenes model has learned, as measured.
+
+The JSON is the truth, and the page is made from it:
+
+    {"run": {...},                                   what was trained, and with what
+     "splits": {"test": [row, ...], ...},            a row per number, see `Row`
+     "ablations": {"split", "command", "runs": [{"name", "steps", "numbers": {...}}, ...]},
+     "missing": [sentence, ...]}
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+AIMS: Mapping[tuple[str, str], float] = {
+    ("visual_grounding", "acc@0.5"): 0.5,
+    ("visual_question_answering", "accuracy"): 0.8,
+    ("image_text_matching", "accuracy"): 0.85,
+    ("grounded_captioning", "exact_match"): 0.8,
+    ("image_captioning", "noun_f1"): 0.8,
+}
+"""What the project set out to reach on the test split, (task, metric) -> value."""
+
+_PLAIN = ("cider_d", "psnr")
+"""Metrics that are no shares."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A number and what it is to be compared with.
+
+    Attributes:
+      task, metric: whose.
+      value: the model's; None where it was not measured.
+      baseline, baseline_is: the number of somebody who does not look, and who that is.
+      control, control_is: the model's own where it must fail, and where that is.
+      aim: on the test split; None where none was set.
+      examples: that were judged.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    baseline: float | None = None
+    baseline_is: str = ""
+    control: float | None = None
+    control_is: str = ""
+    aim: float | None = None
+    examples: int | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim is reached; None where there is no aim, or no number."""
+        return None if self.aim is None or self.value is None else self.value >= self.aim
+
+
+def load(path: pathlib.Path) -> dict[str, Any]:
+    """What is in the JSON file; {} if there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Writes both files, each at once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("scenes.json", json.dumps(results, indent=2) + "\n"), ("scenes.md", page(results))
+    ):
+        temporary = directory / f"{name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(directory / name)
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """A command as a person types it: gin's strings have quotes, which the shell must leave."""
+    def typed(part: str) -> str:
+        name, _, value = part.partition("=")
+        return f'{name}="{value}"' if "'" in value else shlex.quote(part)
+
+    return " ".join(map(typed, command))
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row with its verdict."""
+    return dataclasses.asdict(row) | {"met": row.met}
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A number as the page shows it: shares in per cent."""
+    if value is None:
+        return "-"
+    if metric == "psnr":
+        return f"{value:.2f} dB"
+    return f"{value:.3f}" if metric in _PLAIN else f"{100 * value:.1f} %"
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The Markdown page."""
+    parts = ["# What the Scenes model has learned", _about(results.get("run"))]
+    for split, rows in results.get("splits", {}).items():
+        parts += [f"## Split `{split}`", _rows(rows)]
+    if ablations := results.get("ablations"):
+        parts += ["## Ablation", ablation_table(ablations)]
+    else:
+        parts.append("The ablation was not run: `python -m tools.ablations`.")
+    if missing := results.get("missing"):
+        parts += ["## Missing", "\n".join(f"- {sentence}" for sentence in missing)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(run: Mapping[str, Any] | None) -> str:
+    if run is None:
+        return "The run was not evaluated: `python -m tools.report_scenes`."
+    minutes = run.get("minutes_trained")
+    lines = [
+        f"- Trained: {run['steps']} of {run['total_steps']} steps, "
+        + ("time unknown" if minutes is None else f"{minutes:.1f} minutes"),
+        f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
+        f"{run['device']}",
+        f"- Checkpoint: `{run['checkpoint']}`",
+    ]
+    commands = "\n".join(run["commands"])
+    return "\n".join(lines) + (
+        f"\n\n```bash\n{commands}\n```\n\nEvery answer is generated. The baseline knows the "
+        "training split and does not look; the control is the model where it must fail."
+    )
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| task | metric | examples | model | baseline | control | aim |", "| --- " * 7 + "|"
+    ]
+    for row in rows:
+        metric = row["metric"]
+        baseline, control = (
+            shown(metric, row[name]) + (f" ({row[f'{name}_is']})" if row[f"{name}_is"] else "")
+            for name in ("baseline", "control")
+        )
+        verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
+        aim = "" if row["aim"] is None else f"{shown(metric, row['aim'])}: {verdict}"
+        lines.append(
+            f"| {row['task'].replace('_', ' ')} | {metric.replace('_', ' ')} | "
+            f"{row['examples'] or '-'} | {shown(metric, row['value'])} | {baseline} | {control} | "
+            f"{aim} |"
+        )
+    return "\n".join(lines)
+
+
+def ablation_table(ablations: Mapping[str, Any]) -> str:
+    """The ablation as Markdown: a row for every number, a column for every run."""
+    runs = ablations["runs"]
+    names: dict[str, None] = {}
+    for run in runs:
+        names.update(dict.fromkeys(run["numbers"]))
+    lines = [
+        f"Split `{ablations['split']}`; `{ablations['command']}`; commit {ablations['commit']}. "
+        "With equal steps each remaining objective has equally many examples. `-`: not trained.",
+        "",
+        "| | " + " | ".join(f"{r['name'].replace('_', ' ')} ({r['steps']} steps)" for r in runs)
+        + " |",
+        "| --- " * (len(runs) + 1) + "|",
+    ]
+    for name in names:
+        metric = name.split("/", 1)[1]
+        cells = [shown(metric, run["numbers"].get(name)) for run in runs]
+        lines.append(f"| {name.replace('_', ' ').replace('/', ': ', 1)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
