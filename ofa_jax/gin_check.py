@@ -141,7 +141,7 @@ def check(
     lookup: Callable[[str], Any],
     names: Callable[[], Iterable[str]],
     not_needed: Collection[str] = (),
-) -> None:
+) -> list[str]:
     """Checks every name in gin files and command line bindings.
 
     Args:
@@ -151,6 +151,9 @@ def check(
       lookup: configurable name -> the function or class (raises ValueError when unknown).
       names: the names of all configurables, for suggestions.
       not_needed: macros that may be left `%gin.REQUIRED`.
+
+    Returns:
+      Those of them that are.
 
     Raises:
       ConfigError: an unknown configurable, parameter or macro; a macro that nothing uses but
@@ -167,7 +170,7 @@ def check(
             else:
                 found.append(statement)
     _check_configurables(found, lookup, names)
-    _check_macros(found, not_needed)
+    return _check_macros(found, not_needed)
 
 
 def _import(statement: config_parser.ImportStatement) -> None:
@@ -208,7 +211,7 @@ def _check_configurables(
             )
 
 
-def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> None:
+def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> list[str]:
     # The last binding of a name counts, as in gin.
     final = {binding.key: binding for binding in found}
     macros = {key: binding for key, binding in final.items() if not binding.parameter}
@@ -231,10 +234,14 @@ def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> Non
     for name, binding in unused.items():
         if hint := nearest(name, used):
             raise ConfigError(f"{name} is set ({binding.where}) but nothing uses it.{hint}")
-    for binding in final.values():
-        left_open = isinstance(binding.value, _Macro) and binding.value.name == REQUIRED
-        if left_open and binding.key not in not_needed:
+    left_open = [
+        binding for binding in final.values()
+        if isinstance(binding.value, _Macro) and binding.value.name == REQUIRED
+    ]
+    for binding in left_open:
+        if binding.key not in not_needed:
             raise ConfigError(
                 f"{binding.key} is required ({binding.where}): "
                 f"set it with --gin.{binding.key}=VALUE or in a gin file that is read later."
             )
+    return [binding.key for binding in left_open]

@@ -153,14 +153,20 @@ def object_center_crop(
     image: Image.Image | Resized, boxes: np.ndarray, size: int
 ) -> tuple[Image.Image, np.ndarray]:
     """`size` x `size` pixels around the first box, moved to lie within the picture."""
-    x0, y0, x1, y1 = map(float, boxes[0])
+    return _crop(image, boxes, *object_window(boxes[0], image.size, size), size)
+
+
+def object_window(
+    box: np.ndarray, image_size: tuple[int, int], size: int
+) -> tuple[float, float]:
+    """(left, top) of what `object_center_crop` cuts out of a picture of (width, height)."""
+    x0, y0, x1, y1 = map(float, box)
 
     def start(center: float, length: int) -> float:
         beyond = min(length - center - size / 2, 0)
         return max(center - size / 2 + beyond, 0)
 
-    left, top = start((x0 + x1) / 2, image.width), start((y0 + y1) / 2, image.height)
-    return _crop(image, boxes, left, top, size)
+    return start((x0 + x1) / 2, image_size[0]), start((y0 + y1) / 2, image_size[1])
 
 
 def horizontal_flip(
@@ -191,15 +197,27 @@ def large_scale_jitter(
     Returns:
       The picture and all boxes; those outside have no area.
     """
-    width, height = image.size
+    extent = np.array(image.size[::-1], np.float32)
+    scaled, offsets = jitter_window(image.size, size, scale_draw, offset_draws)
+    image = image.resize((int(scaled[1]), int(scaled[0])), Image.Resampling.BICUBIC)
+    ratio_height, ratio_width = scaled.astype(np.float32) / extent
+    boxes = box_ops.scale(boxes, ratio_width, ratio_height)
+    return _crop(image, boxes, int(offsets[1]), int(offsets[0]), size)
+
+
+def jitter_window(
+    image_size: tuple[int, int], size: int, scale_draw: float, offset_draws: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """To what `large_scale_jitter` resizes a picture of (width, height), and where it cuts.
+
+    Returns:
+      (height, width) and (top, left), int32 [2] each.
+    """
     # float32 throughout, as the original: a rounding apart moves a box by a pixel.
     low, high = JITTER_SCALES
     target = np.round(np.float32(size) * (np.float32(scale_draw) * np.float32(high - low)
                                           + np.float32(low)))
-    extent = np.array([height, width], np.float32)
+    extent = np.array(image_size[::-1], np.float32)
     scaled = np.round(extent * np.max(target / extent)).astype(np.int32)
-    image = image.resize((int(scaled[1]), int(scaled[0])), Image.Resampling.BICUBIC)
-    ratio_height, ratio_width = scaled.astype(np.float32) / extent
-    boxes = box_ops.scale(boxes, ratio_width, ratio_height)
     offsets = np.floor((scaled - size) * np.asarray(offset_draws, np.float32))
-    return _crop(image, boxes, int(offsets[1]), int(offsets[0]), size)
+    return scaled, offsets.astype(np.int32)
