@@ -36,11 +36,21 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{given} {quick}".strip()
 
 
+_LONGEST = (
+    "test_several_hosts", "test_train", "training/test_step", "training/test_faults",
+    "test_partitioning", "training/test_loop", "training/test_trainable", "decoding/test_search",
+    "evaluation/test_evaluate", "model/test_cache", "test_infer", "model/test_inside_golden")
+"""Modules of tests that take a minute or more."""
+
+
 def pytest_collection_modifyitems(config, items):
     wanted = config.getoption("--slow")
     selected = [item for item in items if ("slow" in item.keywords) == wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
-    items[:] = selected
+    # The longest modules first, or one worker would end long after the other.
+    place = {f"tests/{module}.py": number for number, module in enumerate(_LONGEST)}
+    items[:] = sorted(
+        selected, key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
 
 
 _differences: dict[str, list[float]] = {}

@@ -139,6 +139,7 @@ def test_each_file_says_how_it_is_run(file):
         assert (file.parent / mentioned).is_file(), mentioned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task", "others"),
     [

@@ -45,6 +45,7 @@ def test_the_task_can_be_looked_at(run):
     assert "75.0%" in done.stdout and "25.0%" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_task_trains_with_the_command_of_the_page(run):
     # A small model on small pictures, from no checkpoint: the rest is as it stands.
     done = run(

@@ -263,6 +263,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_answers_alike_and_keeps_the_batch_split():
     tests = pathlib.Path(__file__).parent.parent
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

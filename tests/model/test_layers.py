@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from ofa_jax.interop import to_fairseq
 from ofa_jax.model import OFA, OFAConfig
@@ -26,6 +27,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     assert abs((~kept).mean() - 0.3) < 5 * 0.0072
 
 
+@pytest.mark.slow
 def test_initial_values_are_distributed_as_the_originals(golden):
     """Mean and deviation of every tensor against those of a freshly made official model.
 

@@ -70,7 +70,9 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(begin, undisturbe
     os.kill(run.pid(victim), signal.SIGKILL)
     assert run.wait() == 0, run.said()
     assert "supervisor: The run " in run.said() and "restart 1 of" in run.said()
-    assert run.said().count("Resuming from step") == 1
+    # On a busy machine the first checkpoint may not have been complete: then it begins anew.
+    begun = [run.said().count(said) for said in ("Starting a new run", "Resuming from step")]
+    assert begun in ([1, 1], [2, 0])
     assert_same(run.directory, undisturbed, STEPS)
 
 

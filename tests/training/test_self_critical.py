@@ -224,6 +224,7 @@ def _with_weight_one(tokens):
     return self_critical.as_answers(tokens, np.ones(tokens.shape[:2], np.float32))
 
 
+@pytest.mark.slow
 def test_a_few_dozen_steps_raise_cider(tmp_path):
     """Once the references are half learned: the reward of samples, and of the greedy answers."""
     model, partitioner, attempts, before, total = OFA(SHALLOW), Partitioner(), 12, 20, 60

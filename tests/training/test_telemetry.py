@@ -140,7 +140,8 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
 
 @pytest.mark.parametrize(("kind", "flops"), [
     ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v3", 61.5e12),  # half a chip
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("cpu", None), ("TPU v99", None),
+    ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H200", 989.4e12),
+    ("cpu", None), ("TPU v99", None),
 ])
 def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
     assert device_kinds.peak_flops(kind) == flops

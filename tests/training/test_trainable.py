@@ -39,9 +39,9 @@ def changed(before, after):
     ("options", "config"),
     [
         (dict(frozen=("encoder",)), SMALL),
-        (dict(frozen=("embeddings",)), SMALL),
-        (dict(frozen=("resnet", "decoder")), SMALL),
-        (dict(trained=("biases",)), SMALL),
+        pytest.param(dict(frozen=("embeddings",)), SMALL, marks=pytest.mark.slow),
+        pytest.param(dict(frozen=("resnet", "decoder")), SMALL, marks=pytest.mark.slow),
+        pytest.param(dict(trained=("biases",)), SMALL, marks=pytest.mark.slow),
         (dict(trained=("adapters",)), WIDE),
         (dict(trained=("prefixes", "biases")), WIDE),
     ],
