@@ -3,7 +3,6 @@
 from ofa_jax.planning.chips import CHIPS
 
 _CHIP_OF_KIND = {
-    "TPU v2": "v2",
     "TPU v3": "v3",
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from ofa_jax import device_kinds
+from ofa_jax.planning.chips import CHIPS
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop import LoopConfig
 
@@ -145,6 +146,10 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
 ])
 def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
     assert device_kinds.peak_flops(kind) == flops
+
+
+def test_every_known_kind_of_device_has_its_chip():
+    assert set(device_kinds._CHIP_OF_KIND.values()) <= set(CHIPS)
 
 
 def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():
