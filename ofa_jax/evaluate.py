@@ -159,7 +159,7 @@ def prepare(
     there = choice.there()
     partitioner = partitioner or Partitioner()
     console = Console(quiet=jax.process_index() > 0)
-    say = lambda message: console.print(message, highlight=False, soft_wrap=True)  # noqa: E731
+    say = _speaker(console)
     opening = Opening(
         split, partitioner, num_examples, batch_size, decoding, seed, num_threads, num_workers
     )
@@ -213,6 +213,11 @@ def prepare(
     return dataclasses.replace(evaluation, evaluator=evaluator)
 
 
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints sentences as they are: neither coloured nor broken."""
+    return lambda message: console.print(message, highlight=False, soft_wrap=True)
+
+
 def _check_wanted(only: Sequence[str] | None, streams: Sequence[Stream]) -> None:
     if only is None:
         return
@@ -253,7 +258,7 @@ def run(evaluation: Evaluation) -> Results:
       EvaluationError: it cannot go on as it was called.
     """
     console = evaluation.console
-    say = lambda message: console.print(message, highlight=False, soft_wrap=True)  # noqa: E731
+    say = _speaker(console)
     results = Results(evaluation.directory)
     evaluator, steps = evaluation.evaluator, []
     main_metrics: dict[str, str | None] = {

@@ -1,4 +1,4 @@
-"""The nearest right name to a wrong one, for the sentence that says what is wrong."""
+"""Wrong names, and the nearest right one, for the sentence that says what is wrong."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,3 +10,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {known.casefold(): known for known in names}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]}?" if close else ""
+
+
+def refuse_unknown(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for names that are not known; `where` begins the sentence."""
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"{where} names {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )

@@ -33,6 +33,7 @@ from ofa_jax.data.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import judging
 from ofa_jax.evaluation.judging import Judging
+from ofa_jax.nearest import refuse_unknown
 from ofa_jax.seqio_vocabulary import CurrentVocabulary
 from ofa_jax.vocabulary import OFAVocabulary
 
@@ -100,11 +101,7 @@ class DownstreamSettings:
             ("selected_cols", self.selected_cols, DATA),
             ("options", self.options, _OPTIONS),
         ):
-            if unknown := sorted(set(names) - set(known)):
-                raise ValueError(
-                    f"DownstreamSettings.{what} names {', '.join(unknown)}; known are "
-                    f"{', '.join(sorted(known))}."
-                )
+            refuse_unknown(f"DownstreamSettings.{what}", names, known)
         for data, splits in self.files.items():
             if not isinstance(splits, Mapping) or set(splits) - set(SPLITS):
                 raise ValueError(

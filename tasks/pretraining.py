@@ -23,6 +23,7 @@ from ofa_jax.data.records import DataSet, RecordSource
 from ofa_jax.data.scenes import Scenes
 from ofa_jax.data.single_questions import SingleQuestions
 from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.nearest import refuse_unknown
 from ofa_jax.seqio_vocabulary import CurrentVocabulary
 from ofa_jax.vocabulary import OFAVocabulary
 from tasks import judged_objectives
@@ -66,11 +67,7 @@ class PretrainingSettings:
             ("rates", self.rates, objectives.OBJECTIVES),
             ("options", self.options, {f.name for f in dataclasses.fields(ObjectiveConfig)}),
         ):
-            if unknown := sorted(set(names) - set(known)):
-                raise ValueError(
-                    f"PretrainingSettings.{what} names {', '.join(unknown)}; known are "
-                    f"{', '.join(sorted(known))}."
-                )
+            refuse_unknown(f"PretrainingSettings.{what}", names, known)
 
     def configure(self) -> None:
         """Makes these the settings that the tasks here run over."""

@@ -11,7 +11,6 @@ its checkpoint, and what is trained or evaluated is not done twice.
 import argparse
 import json
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,9 +57,7 @@ def numbers_of(model_dir: pathlib.Path, split: str, step: int) -> dict[str, floa
 
 def main(
     arguments: Sequence[str],
-    call: Callable[[Sequence[str]], int] = lambda command: subprocess.call(
-        [sys.executable, *command]
-    ),
+    call: Callable[[Sequence[str]], int] = report_scenes.call_python,
 ) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -273,11 +273,13 @@ def evaluation_command(model_dir: pathlib.Path, gin_file: str, split: str) -> li
     ]
 
 
+def call_python(command: Sequence[str]) -> int:
+    """Runs a command of this interpreter; its exit code."""
+    return subprocess.call([sys.executable, *command])
+
+
 def main(
-    arguments: Sequence[str],
-    call: Callable[[Sequence[str]], int] = lambda command: subprocess.call(
-        [sys.executable, *command]
-    ),
+    arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python
 ) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(

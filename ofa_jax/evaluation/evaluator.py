@@ -24,6 +24,7 @@ from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
 from ofa_jax.evaluation.questions import Question, Questions
 from ofa_jax.model import OFA
 from ofa_jax.partitioning import Partitioner
+from ofa_jax.training import validation
 from ofa_jax.training.telemetry import Clock
 from ofa_jax.vocabulary import OFAVocabulary
 
@@ -188,7 +189,7 @@ class Evaluator:
             folder, questions.num_examples, self._per_part * task.batch_size
         )
         if first:
-            _write_json(folder / "settings.json", _settings(task, checkpoint))
+            validation.write(folder / "settings.json", _settings(task, checkpoint))
         num_batches = -(-questions.num_examples // task.batch_size)
         numbers = [
             number
@@ -216,7 +217,7 @@ class Evaluator:
             asked=sum(min(size, questions.num_examples - number * size) for number in numbers),
             seconds=clock.total().parts,
         )
-        _write_json(
+        validation.write(
             folder / "result.json",
             dataclasses.asdict(result) | {"examples_per_second": result.examples_per_second},
         )
@@ -340,10 +341,3 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
     return flat
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    """All at once."""
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

@@ -220,7 +220,7 @@ class RecordQuestions:
     def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
         """See `Questions`."""
         options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=2)
-        source = _Batches(self, tuple(numbers))
+        source = Batches(tuple(numbers), self.asking.rows, self.row)
         dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         if self.num_workers:
             workers = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=2)
@@ -229,18 +229,25 @@ class RecordQuestions:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batches:
-    """Place -> rows; a grain source."""
+class Batches:
+    """Place -> rows; a grain source, picklable if its functions are.
 
-    questions: RecordQuestions
+    Attributes:
+      numbers: of the batches, by place.
+      rows: number of a batch -> the examples in it.
+      row: number of an example -> its features and question.
+    """
+
     numbers: tuple[int, ...]
+    rows: Callable[[int], Sequence[int]]
+    row: Callable[[int], tuple[Batch, Question | None]]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Rows:
         number = self.numbers[place]
-        made = [self.questions.row(index) for index in self.questions.asking.rows(number)]
+        made = [self.row(index) for index in self.rows(number)]
         return number, stack(features for features, _ in made), [q for _, q in made]
 
 

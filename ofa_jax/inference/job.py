@@ -18,10 +18,10 @@ import grain
 import numpy as np
 
 from ofa_jax.data import images
-from ofa_jax.data.features import Batch, Stream, empty_features, stack, to_features
+from ofa_jax.data.features import Batch, Stream, empty_features, to_features
 from ofa_jax.data.records import BadRecord
 from ofa_jax.evaluation.answering import Answerer, Answers
-from ofa_jax.evaluation.questions import Question, Questions, Rows
+from ofa_jax.evaluation.questions import Batches, Question, Questions, Rows
 from ofa_jax.inference import requests
 from ofa_jax.inference.interface import Interface
 from ofa_jax.inference.loading import Loaded
@@ -67,7 +67,9 @@ class SourceQuestions:
         """See `Questions`."""
         options = grain.ReadOptions(
             num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD)
-        source = _Batches(self, tuple(numbers))
+        size = self.stream.batch_size
+        rows = lambda number: range(number * size, (number + 1) * size)  # noqa: E731
+        source = Batches(tuple(numbers), rows, self.row)
         yield from grain.MapDataset.source(source).to_iter_dataset(options)
 
     def row(self, index: int) -> tuple[Batch, Asked | None]:
@@ -93,22 +95,6 @@ class SourceQuestions:
         rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
         features = to_features(example, self.stream, 0, rng)
         return features, Asked(index, identity, instruction, view=view, cut=cut)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """Place -> rows; a grain source."""
-
-    questions: SourceQuestions
-    numbers: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> Rows:
-        number, size = self.numbers[place], self.questions.stream.batch_size
-        made = [self.questions.row(number * size + row) for row in range(size)]
-        return number, stack(features for features, _ in made), [asked for _, asked in made]
 
 
 # ---------------------------------------------------------------------------------- the job

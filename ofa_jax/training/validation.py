@@ -112,7 +112,7 @@ def summarise(
 
 
 def write(path: epath.Path, results: Mapping[str, Any]) -> None:
-    """Writes `validation.json`, all at once."""
+    """Writes a JSON file, all at once."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2) + "\n")
     temporary.replace(path)

@@ -7,10 +7,9 @@ import pytest
 
 from ofa_jax.data import objectives, seqio_bridge
 from ofa_jax.data.records import InMemoryRecords
-from ofa_jax.data.scenes import Scenes
 from ofa_jax.evaluation import judging
 from tasks import pretraining
-from tasks.pretraining import PretrainingSettings, scenes_settings
+from tasks.pretraining import PretrainingSettings
 
 PERFECT = {
     "image_captioning": {"noun_recall": 1.0},
@@ -25,12 +24,8 @@ PERFECT = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def settings(small_scenes):
-    settings = scenes_settings(
-        Scenes(str(small_scenes)), picture_size=64, code_image_size=32, text_window=32)
-    pretraining.configure(settings)
-    yield settings
-    pretraining.configure(None)
+def settings(scenes_settings):
+    return scenes_settings
 
 
 def read(kind, ids, vocabulary):

@@ -38,12 +38,8 @@ INSTRUCTIONS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def settings(small_scenes):
-    settings = scenes_settings(
-        Scenes(str(small_scenes)), picture_size=64, code_image_size=32, text_window=32)
-    pretraining.configure(settings)
-    yield settings
-    pretraining.configure(None)
+def settings(scenes_settings):
+    return scenes_settings
 
 
 def examples(name, count, split="train", seed=3):
