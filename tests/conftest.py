@@ -1,6 +1,7 @@
 """What every test shares: where the golden numbers are, and one quiet, deterministic JAX."""
 
 import functools
+import gc
 import os
 import pathlib
 import sys
@@ -28,12 +29,22 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes, and
-    # a third of the rest into the newer emitters of fusions. What takes long runs as users run it.
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    # a third of the rest into the newer emitters of fusions; a third of what remains into cutting
+    # each program into parts for more cores than there are. What takes long runs as users run it.
+    quick = ("--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+             "--xla_cpu_parallel_codegen_split_count=1")
     given = os.environ.get("XLA_FLAGS", "")
     # Workers of xdist inherit what the first process has set.
     if not config.getoption("--slow") and quick not in given:
         os.environ["XLA_FLAGS"] = f"{given} {quick}".strip()
+
+
+def pytest_collection_finish():
+    # Tracing makes so many objects that a third of its time went into looking for garbage among
+    # them and all that was imported.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 _LONGEST = (
@@ -106,6 +117,7 @@ def programs():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+        gc.collect()  # which else comes seldom, see above
 
 
 @pytest.fixture(scope="session")
