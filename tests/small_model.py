@@ -4,10 +4,13 @@ import numpy as np
 
 from ofa_jax.model import OFAConfig
 
+# One layer a side: every layer more is compiled anew in each of a thousand programs.
 SMALL = OFAConfig(
-    vocab_size=60, width=16, ffn_width=32, num_heads=2, encoder_layers=2, decoder_layers=2,
+    vocab_size=60, width=16, ffn_width=32, num_heads=2, encoder_layers=1, decoder_layers=1,
     resnet_layers=(1, 1, 1), resnet_width=4, image_bucket_size=6, token_bucket_size=16,
     max_source_positions=40, max_target_positions=40, code_image_size=16)
+DEEP = SMALL.replace(encoder_layers=2, decoder_layers=2)
+"""For what one layer has to do with the next."""
 
 
 def random_batch(seed=0, size=3, source=7, target=6, pixels=48, codes=True) -> dict:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from official_model import random_variables
-from small_model import SMALL, random_batch
+from small_model import DEEP, SMALL, random_batch
 
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer, search
 from ofa_jax.model import OFA, layout
@@ -322,11 +322,11 @@ def test_a_trie_of_another_vocabulary_or_beside_a_range_is_refused():
         make_decoder(MODEL, DecodingConfig(constraint_range=(5, 9)), Trie.from_answers(ANSWERS, 60))
 
 
-def test_stacked_layers_and_added_rows_answer_alike(variables):
+def test_stacked_layers_and_added_rows_answer_alike():
     """The variables are taken apart within the program: another layout, the same answers."""
-    stacked = SMALL.replace(scan_layers=True, vocab_multiple=8)
+    stacked, variables = DEEP.replace(scan_layers=True, vocab_multiple=8), random_variables(DEEP)
     batch, config = text_batch(), DecodingConfig(beam_size=2, max_length=4)
-    expected = make_decoder(MODEL, config)(variables, batch)
+    expected = make_decoder(OFA(DEEP), config)(variables, batch)
     answers = make_decoder(OFA(stacked), config)(layout.from_plain(variables, stacked), batch)
     np.testing.assert_array_equal(answers.tokens, expected.tokens)
     np.testing.assert_allclose(answers.scores, expected.scores, **SAME)

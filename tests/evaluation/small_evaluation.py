@@ -86,8 +86,7 @@ def make_task(vocabulary, partitioner, kind="text", count=13, bad=(), batch_size
 
 
 def make_model(vocabulary):
-    return OFA(SMALL.replace(
-        vocab_size=vocabulary.vocab_size, encoder_layers=1, decoder_layers=1))
+    return OFA(SMALL.replace(vocab_size=vocabulary.vocab_size))
 
 
 def make_evaluator(model, folder, partitioner=None, **options):

@@ -18,7 +18,7 @@ ALLOWED = [" yes", " no", " a red apple", " green"]
 @pytest.fixture(scope="module")
 def asked(vocabulary):
     """(model, variables, batch)."""
-    config = SMALL.replace(vocab_size=vocabulary.vocab_size, decoder_layers=1, encoder_layers=1)
+    config = SMALL.replace(vocab_size=vocabulary.vocab_size)
     tokens = np.full((3, 8), vocabulary.pad_id, np.int32)
     for row, question in zip(tokens, (" a red apple", " yes", " and a green apple"), strict=True):
         ids = vocabulary.encode(question, add_bos=True, add_eos=True, max_length=6)

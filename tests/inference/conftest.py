@@ -32,8 +32,7 @@ def interface(tmp_path_factory):
 @pytest.fixture(scope="session")
 def config(interface):
     return SMALL.replace(
-        vocab_size=interface.vocabulary.vocab_size, encoder_layers=1, decoder_layers=1,
-        max_source_positions=64)
+        vocab_size=interface.vocabulary.vocab_size, max_source_positions=64)
 
 
 @pytest.fixture(scope="session")

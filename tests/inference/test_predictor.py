@@ -155,8 +155,8 @@ def test_a_whole_picture_is_drawn_and_follows_from_the_seed(run_directory):
 
 def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
     # Without a picture, or its ResNet of the original's size would take long to compile.
-    config = SMALL.replace(vocab_size=59457, encoder_layers=1, decoder_layers=1,
-                           max_source_positions=64, resnet_layers=(3, 4, 6), resnet_width=64)
+    config = SMALL.replace(vocab_size=59457, max_source_positions=64,
+                           resnet_layers=(3, 4, 6), resnet_width=64)
     files.write(tmp_path / "ofa.pt", random_variables(config), config)
     with pytest.raises(ValueError, match=r"give its vocabulary.*encoder.json, vocab.bpe and dict"):
         ofa_jax.Predictor(str(tmp_path / "ofa.pt"))

@@ -4,6 +4,8 @@ Two ways to the same float32 sums differ by rounding; logits here are of order 1
 ten units in the last place and more.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,41 +15,51 @@ from small_model import SMALL, random_batch
 
 from ofa_jax.model import OFA
 
+# Every layer of the decoder has a cache of its own; the encoder has no part in it.
+CONFIG = SMALL.replace(decoder_layers=2)
+
 SAME = dict(rtol=1e-5, atol=1e-5)
 LENGTH = 8  # more than the 1 + 4 positions of the 2x2 codes: some rows reach the filler
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def decode(config, variables, batch, tokens, swaps):
+    """Logits [T, B, G, V] of tokens [B, G, T], see `step_by_step`."""
+    model = OFA(config)
+    encoded = model.apply(variables, batch, method="encode")
+    cache = model.apply(
+        variables, encoded, LENGTH, tokens.shape[1], batch.get("decoder_code_mask"),
+        method="start_cache")
+
+    def step(cache, inputs):
+        position, tokens, parents = inputs
+        logits, cache = model.apply(variables, tokens, cache, position, method="decode_step")
+        return cache.reorder(parents), logits
+
+    steps = jnp.arange(tokens.shape[2])
+    return jax.lax.scan(step, cache, (steps, jnp.moveaxis(tokens, 2, 0), swaps))[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_pass(config, variables, batch):
+    """Logits [B, T, V]; one program for all tests of the same shapes."""
+    return OFA(config).apply(variables, batch)
+
+
 def step_by_step(config, variables, batch, tokens, swaps=None):
     """Logits [B, G, T, V] of tokens [B, G, T]; `swaps` [T, B, G] reorders after each step."""
-    model, beams = OFA(config), tokens.shape[1]
-
-    @jax.jit
-    def decode(variables, batch, tokens, swaps):
-        encoded = model.apply(variables, batch, method="encode")
-        cache = model.apply(variables, encoded, LENGTH, beams, batch.get("decoder_code_mask"),
-                            method="start_cache")
-
-        def step(cache, inputs):
-            position, tokens, parents = inputs
-            logits, cache = model.apply(variables, tokens, cache, position, method="decode_step")
-            return cache.reorder(parents), logits
-
-        steps = jnp.arange(tokens.shape[2])
-        return jax.lax.scan(step, cache, (steps, jnp.moveaxis(tokens, 2, 0), swaps))[1]
-
     if swaps is None:
-        swaps = np.broadcast_to(np.arange(beams), (tokens.shape[2], *tokens.shape[:2]))
-    return np.moveaxis(decode(variables, batch, tokens, swaps), 0, 2)
+        swaps = np.broadcast_to(np.arange(tokens.shape[1]), (tokens.shape[2], *tokens.shape[:2]))
+    return np.moveaxis(decode(config, variables, batch, tokens, swaps), 0, 2)
 
 
 def all_at_once(config, variables, batch, tokens):
     """The same of the full pass, every beam a row of its own."""
-    model = OFA(config)
     size, beams, length = tokens.shape
     rows = np.repeat(np.arange(size), beams)
     wide = {name: array[rows] for name, array in batch.items()}
     wide["decoder_input_tokens"] = tokens.reshape(size * beams, length)
-    return np.asarray(jax.jit(model.apply)(variables, wide)).reshape(size, beams, length, -1)
+    return np.asarray(full_pass(config, variables, wide)).reshape(size, beams, length, -1)
 
 
 def random_tokens(beams, length=LENGTH):
@@ -56,7 +68,7 @@ def random_tokens(beams, length=LENGTH):
 
 @pytest.fixture(scope="module")
 def variables():
-    return random_variables()
+    return random_variables(CONFIG)
 
 
 INPUTS = {
@@ -75,8 +87,8 @@ def test_step_by_step_scores_as_all_at_once(variables, name):
     batch = {k: v for k, v in (random_batch() | INPUTS[name]).items() if v is not None}
     del batch["decoder_input_tokens"]
     tokens = random_tokens(beams=2)
-    expected = all_at_once(SMALL, variables, batch, tokens)
-    np.testing.assert_allclose(step_by_step(SMALL, variables, batch, tokens), expected, **SAME)
+    expected = all_at_once(CONFIG, variables, batch, tokens)
+    np.testing.assert_allclose(step_by_step(CONFIG, variables, batch, tokens), expected, **SAME)
 
 
 @pytest.mark.parametrize("options", [
@@ -84,7 +96,7 @@ def test_step_by_step_scores_as_all_at_once(variables, name):
     {"scale_attn": False, "scale_heads": False, "scale_fc": False, "scale_resids": True},
 ])
 def test_step_by_step_scores_as_all_at_once_with(options):
-    config = SMALL.replace(**options)
+    config = CONFIG.replace(**options)
     batch = random_batch()
     del batch["decoder_input_tokens"]
     variables, tokens = random_variables(config), random_tokens(beams=2)
@@ -97,10 +109,10 @@ def test_bfloat16_steps_stay_near_the_float32_pass(variables):
     1.2 %; four times that is allowed on the RMS."""
     batch = random_batch()
     del batch["decoder_input_tokens"]
-    for extra in ({}, {"encoder_patch_indices": np.array([[0, 4], [7, 1], [2, 6]], np.int32)}):
+    for extra in ({}, INPUTS["mixed rows of sampled patches"]):
         tokens = random_tokens(beams=2)
-        expected = all_at_once(SMALL, variables, batch | extra, tokens)
-        steps = step_by_step(SMALL.replace(dtype="bfloat16"), variables, batch | extra, tokens)
+        expected = all_at_once(CONFIG, variables, batch | extra, tokens)
+        steps = step_by_step(CONFIG.replace(dtype="bfloat16"), variables, batch | extra, tokens)
         assert steps.dtype == np.float32
         error = np.sqrt(np.mean((steps - expected) ** 2) / np.mean(expected**2))
         assert error < 0.05
@@ -115,16 +127,16 @@ def test_a_reordered_beam_goes_on_from_its_parents_past(variables):
     swaps = np.broadcast_to(np.arange(3), (LENGTH, 3, 3)).copy()
     swaps[2] = parents
     continued = np.concatenate([tokens[:, parents, :3], tokens[:, :, 3:]], axis=2)
-    expected = all_at_once(SMALL, variables, batch, continued)
-    logits = step_by_step(SMALL, variables, batch, tokens, swaps)
+    expected = all_at_once(CONFIG, variables, batch, continued)
+    logits = step_by_step(CONFIG, variables, batch, tokens, swaps)
     np.testing.assert_allclose(logits[:, :, 3:], expected[:, :, 3:], **SAME)
-    unchanged = all_at_once(SMALL, variables, batch, tokens)
+    unchanged = all_at_once(CONFIG, variables, batch, tokens)
     assert np.abs(logits[:, :, 3:] - unchanged[:, :, 3:]).max() > 1e-2
 
 
 def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_position():
     """In a step no product is as large as a projection of the encoder's output or of all T."""
-    model, batch = OFA(SMALL), random_batch(source=13)
+    model, batch = OFA(CONFIG), random_batch(source=13)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
     encoded = jax.eval_shape(lambda v: model.apply(v, batch, method="encode"), shapes)
     cache = jax.eval_shape(lambda v, e: model.apply(
@@ -138,7 +150,9 @@ def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_
 
 
 def test_a_cache_longer_than_the_models_positions_is_refused(variables):
-    model = OFA(SMALL)
+    model = OFA(CONFIG)
+    encoded = jax.eval_shape(
+        lambda v: model.apply(v, random_batch(), method="encode"), variables)
     with pytest.raises(ValueError, match="decoder's cache is 41 .* 40 positions"):
-        encoded = model.apply(variables, random_batch(), method="encode")
-        model.apply(variables, encoded, 41, method="start_cache")
+        jax.eval_shape(
+            lambda v, e: model.apply(v, e, 41, method="start_cache"), variables, encoded)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import SMALL, random_batch
+from small_model import DEEP, random_batch
 
 from ofa_jax.interop import from_fairseq, to_fairseq
 from ofa_jax.model import OFA, OFAConfig, layout
 
-BLOCKS = SMALL.replace(resnet_layers=(1, 3, 2))
+BLOCKS = DEEP.replace(resnet_layers=(1, 3, 2))
 BATCH = random_batch(pixels=32)
 TEXT = random_batch(pixels=0, codes=False)
 # The ResNet compiles slowly, and only remat has to do with it.

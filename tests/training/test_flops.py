@@ -6,7 +6,7 @@ The forward program before any optimisation is read, so nothing is compiled.
 import jax
 import numpy as np
 import pytest
-from small_model import SMALL
+from small_model import DEEP
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
@@ -42,7 +42,7 @@ def counted(config, batch):
     (dict(prefix_length=3, adapter_width=4), dict(pixels=64, sampled=4, codes=True)),
 ], ids=str)
 def test_the_formula_counts_what_the_program_has(options, arrays):
-    config, batch = SMALL.replace(**options), shapes(**arrays)
+    config, batch = DEEP.replace(**options), shapes(**arrays)
     assert sum(flops.forward_flops(batch, config).values()) == counted(config, batch)[0]
 
 
@@ -59,13 +59,13 @@ def test_the_published_base_model_at_the_published_shapes():
 
 def test_a_step_is_three_forward_passes_of_every_stream():
     batch = shapes(pixels=0)
-    one = sum(flops.forward_flops(batch, SMALL).values())
-    assert flops.training_flops({"a": batch, "b": batch}, SMALL, passes=2) == 12 * one
+    one = sum(flops.forward_flops(batch, DEEP).values())
+    assert flops.training_flops({"a": batch, "b": batch}, DEEP, passes=2) == 12 * one
 
 
 def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
     """The loop's body, of three beams less of one: what is done for every beam and token."""
-    config, batch, length = SMALL, shapes(), 5  # with the eos
+    config, batch, length = DEEP, shapes(), 5  # with the eos
     batch = {name: array for name, array in batch.items() if name.startswith("encoder_")}
     variables = jax.eval_shape(OFA(config).init, jax.random.key(0), shapes(1))
 
@@ -82,6 +82,6 @@ def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
 
 
 def test_a_frozen_resnet_runs_forward_alone():
-    parts = flops.forward_flops(shapes(), SMALL)
-    assert flops.training_flops({"a": shapes()}, SMALL, resnet_learns=False) == (
+    parts = flops.forward_flops(shapes(), DEEP)
+    assert flops.training_flops({"a": shapes()}, DEEP, resnet_learns=False) == (
         3 * sum(parts.values()) - 2 * parts["resnet"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from official_model import random_variables
-from small_model import SMALL
+from small_model import DEEP
 from small_run import make_parts
 
 from ofa_jax.initial_checkpoint import InitialCheckpoint
@@ -15,10 +15,10 @@ from ofa_jax.training import checkpoints
 
 
 def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
-    plain_variables = random_variables()
+    plain_variables = random_variables(DEEP)
     checkpoints.save_variables(tmp_path, plain_variables)
-    checkpoints.write_model(tmp_path, SMALL)
-    config = SMALL.replace(scan_layers=True, vocab_multiple=64, adapter_width=2)
+    checkpoints.write_model(tmp_path, DEEP)
+    config = DEEP.replace(scan_layers=True, vocab_multiple=64, adapter_width=2)
     abstract = make_parts(config)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
     state = InitialCheckpoint.open(str(tmp_path), config).take(zeros, abstract, config)
