@@ -1,5 +1,6 @@
 """The small official model, its cases, and how a golden case becomes a batch."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -46,11 +47,15 @@ class Official:
 
 def random_variables(config=SMALL):
     """A randomised model: no parameter has a neutral value."""
-    model = OFA(config)
-    variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), random_batch()))
+    variables = _shapes(config)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda x: (0.8 * rng.standard_normal(x.shape)).astype(np.float32), variables["params"])
     statistics = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["batch_stats"])
     return {"params": params, "batch_stats": statistics}
+
+
+@functools.cache
+def _shapes(config):
+    return nn.meta.unbox(jax.eval_shape(OFA(config).init, jax.random.key(0), random_batch()))

@@ -4,6 +4,9 @@ Tolerance 1e-4 absolute on states of size up to 30 and 1e-3 relative on gradient
 asks; see test_model_golden.py for why float32 cannot do better in another order of summation.
 """
 
+import functools
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,16 +21,20 @@ CLOSE = dict(rtol=0, atol=1e-4)
 CONFIDENT = LossConfig(label_smoothing=0.1)
 
 
-def record(model, variables, batch):
-    """{path of a module: (positional arguments, result)} of one evaluation."""
+def record(model, variables, batch, modules=""):
+    """{path of a module: (positional arguments, result)} of one evaluation.
+
+    `modules` is how the paths begin that are wanted: what the others alone need is not compiled.
+    """
 
     def run(variables, batch):
         seen = {}
 
         def keep(method, arguments, keywords, context):
             result = method(*arguments, **keywords)
-            if context.method_name == "__call__":
-                seen["/".join(context.module.path)] = (arguments, result)
+            path = "/".join(context.module.path)
+            if context.method_name == "__call__" and path.startswith(modules):
+                seen[path] = (arguments, result)
             return result
 
         with nn.intercept_methods(keep):
@@ -37,11 +44,21 @@ def record(model, variables, batch):
     return jax.jit(run)(variables, batch)
 
 
+@pytest.fixture(scope="module")
+def recorded(official):
+    """Name of a case -> (golden case, what our modules were given and made of it)."""
+
+    @functools.cache
+    def recorded(name):
+        case, batch = official.case(name)
+        return case, record(official.model, official.variables, batch)
+
+    return recorded
+
+
 @pytest.fixture(scope="module", params=["a", "b1"])
-def inside(request, official):
-    """(golden case, what our modules were given and made of it)."""
-    case, batch = official.case(request.param)
-    return case, record(official.model, official.variables, batch)
+def inside(request, recorded):
+    return recorded(request.param)
 
 
 def spread(x, like):
@@ -101,9 +118,8 @@ def test_the_last_cross_attention_looks_where_the_originals_does(inside, officia
         weights.mean(axis=1)[target], case["decoder_attn_last_mean"][target], **CLOSE)
 
 
-def test_patches_are_the_originals_on_their_way(official):
-    case, batch = official.case("a")
-    seen = record(official.model, official.variables, batch)
+def test_patches_are_the_originals_on_their_way(official, recorded):
+    case, seen = recorded("a")
     blocks = official.config.resnet_layers[0]
     nhwc = lambda x: x.transpose(0, 2, 3, 1)  # noqa: E731
     for path, name in ((f"encoder/resnet/stage_1_block_{blocks - 1}", "resnet_layer1"),
@@ -121,7 +137,7 @@ def test_patches_are_the_originals_on_their_way(official):
 @pytest.mark.parametrize("name", ["c", "d"])
 def test_biases_of_code_rows_are_the_originals(official, name):
     case, batch = official.case(name)
-    seen = record(official.model, official.variables, batch)
+    seen = record(official.model, official.variables, batch, "decoder/layer_0/")
     for kind in ("self", "cross"):
         theirs = biases(case[f"dec_l0_{kind}_attn_bias_first40"], case)
         ours = seen[f"decoder/layer_0/{kind}_attention"][0][2][:, :, :40]
@@ -176,18 +192,46 @@ def test_every_gradient_entry_of_a_mixed_batch_is_the_originals(official, golden
     check_gradients(gradients, theirs, official)
 
 
-def test_every_gradient_entry_of_pictures_is_the_originals(official, shared_golden):
-    """All parameters; the file is too large to be committed."""
+@pytest.fixture(scope="module")
+def gradients_of_pictures(official):
     case, batch = official.case("a")
-    theirs = dict(np.load(shared_golden / "model_tiny" / "grads_case_a_eps0.1_conf.npz"))
     value, gradients = loss_of(official, case, batch)(official.variables["params"])
     np.testing.assert_allclose(value, case["loss_eps0.1_conf"], rtol=1e-5)
+    return gradients
+
+
+def test_gradients_of_pictures_are_the_originals(official, gradients_of_pictures, golden):
+    """Norm and sum of every parameter's gradient.
+
+    Biases of keys have no gradient in exact arithmetic: the absolute tolerance covers their
+    rounding, which in the original itself is about 1e-6.
+    """
+    summary = json.loads((golden / "model_tiny" / "grads_case_a_summary.json").read_text())
+    ours = to_fairseq(
+        {**official.variables, "params": gradients_of_pictures}, official.config)
+    for key, (norm, total, is_none) in summary["grad_l2_sum_isnone"].items():
+        gradient = ours[key].astype(np.float64)
+        if is_none:
+            assert not gradient.any(), key
+            continue
+        np.testing.assert_allclose(np.linalg.norm(gradient), norm, rtol=1e-4, atol=1e-5,
+                                   err_msg=key)
+        # A sum cancels: its error is that of the entries, not of the result.
+        slack = 1e-4 * np.abs(gradient).sum() + 1e-5
+        assert abs(gradient.sum() - total) <= slack, key
+
+
+def test_every_gradient_entry_of_pictures_is_the_originals(
+    official, gradients_of_pictures, shared_golden
+):
+    """All parameters; the file is too large to be committed."""
+    theirs = dict(np.load(shared_golden / "model_tiny" / "grads_case_a_eps0.1_conf.npz"))
     assert set(theirs) == {
         key for key in to_fairseq(official.variables, official.config)
         if key in theirs or "running_" not in key and "bucket" not in key
         and "version" not in key and "num_batches" not in key and "_idx" not in key
         and key not in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")}
-    check_gradients(gradients, theirs, official)
+    check_gradients(gradients_of_pictures, theirs, official)
 
 
 def test_gradients_through_batch_statistics_are_the_originals(official, golden):
