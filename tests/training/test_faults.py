@@ -76,34 +76,35 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(begin, undisturbe
     assert_same(run.directory, undisturbed, STEPS)
 
 
-def test_the_number_of_processes_may_change_at_every_stop(begin, undisturbed):
-    for processes, steps in ((2, 5), (1, 8), (2, STEPS)):
-        run = begin(processes, steps)
-        assert run.wait() == 0, run.said()
-    assert_same(run.directory, undisturbed, STEPS)
+def go_on(begin, stopped, processes):
+    """The rest of a run that was asked to stop, on so many processes."""
+    last, _ = losses_told(stopped.directory)[-1]
+    assert last < STEPS
+    run = begin(processes)
+    assert run.wait() == 0, run.said()
+    assert f"Resuming from step {last} of {STEPS}" in run.said()
+    return run
 
 
-def test_sigterm_to_one_process_saves_the_same_step_on_all(begin, undisturbed):
+def test_sigterm_to_one_process_saves_the_same_step_on_all_and_one_alone_goes_on(
+    begin, undisturbed
+):
     run = begin(2, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
     run.wait_for_steps(3)
     os.kill(run.pid(1), signal.SIGTERM)
     assert run.wait() == 0, run.said()
     assert "Asked to stop (SIGTERM): saving step" in run.said()
-    last, _ = losses_told(run.directory)[-1]
-    assert last < STEPS
-    run = begin(2)
-    assert run.wait() == 0, run.said()
-    assert f"Resuming from step {last} of {STEPS}" in run.said()
-    assert_same(run.directory, undisturbed, STEPS)
+    assert_same(go_on(begin, run, 1).directory, undisturbed, STEPS)
 
 
-def test_sigterm_to_the_supervisor_saves_and_ends_well(begin):
+def test_sigterm_to_the_supervisor_saves_and_ends_well_and_two_processes_go_on(begin, undisturbed):
     run = begin(1, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
     run.wait_for_steps(2)
     run.process.terminate()
     assert run.wait() == 0, run.said()
     last, _ = losses_told(run.directory)[-1]
     assert last < STEPS and arrays(run.directory, last)["['step']"] == last
+    assert_same(go_on(begin, run, 2).directory, undisturbed, STEPS)
 
 
 def test_a_process_that_is_silent_is_given_up_after_the_heartbeat_timeout(begin, undisturbed):
