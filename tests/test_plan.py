@@ -21,7 +21,8 @@ RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pr
 SMALL = [
     "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
     "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=2",
-    "--gin.model_config.decoder_layers=2", "--gin.model_config.resnet_width=4",
+    "--gin.model_config.decoder_layers=2", "--gin.model_config.resnet_layers=(1, 1, 1)",
+    "--gin.model_config.resnet_width=4",
     "--gin.train.streams=[@text/Stream()]", "--gin.text/Stream.batch_size=4", "--vocab_size=250",
 ]
 
