@@ -3,6 +3,7 @@
 import functools
 import io
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
@@ -72,7 +73,7 @@ def make_parts(
 
 
 def new_state(config, abstract):
-    """What `state.create_state` makes, of parameters that every test of a model begins from.
+    """A state of step 0, of parameters that every test of a model begins from.
 
     To be called outside of a mesh for the first time.
     """
@@ -88,11 +89,20 @@ def new_state(config, abstract):
 
 @functools.cache
 def _plain_variables(config):
-    """As numpy; compiling this takes as long as compiling a step, and only the sizes matter."""
-    model, optimizer = OFA(config), make_optimizer(OptimizerConfig(1e-2, total_steps=100))
-    partitioner = Partitioner(data=1, devices=tuple(jax.devices()[:1]))
-    abstract = state.abstract_state(model, optimizer, partitioner)
-    return jax.tree.map(np.asarray, state.create_state(model, optimizer, abstract, 0).variables)
+    """Distributed as the model's own, which would take as long to compile as a step does."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(OFA(config).init, jax.random.key(0), random_batch()))
+
+    def draw(path, x):
+        *place, name = (entry.key for entry in path)
+        if name in ("bias", "mean") or place[-1] == "up":
+            return np.zeros(x.shape, x.dtype)
+        if name in ("scale", "head_scale", "residual_scale", "var"):
+            return np.ones(x.shape, x.dtype)
+        deviation = np.sqrt(2 / (x.size / x.shape[-2])) if "resnet" in place else 0.02
+        return (deviation * rng.standard_normal(x.shape)).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.cache

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_run
 from small_model import SMALL, random_batch
-from small_run import make_run
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.evaluation.rewards import CaptionReward
@@ -23,8 +23,6 @@ from ofa_jax.training.run_checkpoints import Checkpoints
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 
 BOS, PAD, EOS = 0, 1, 2
-# Text alone through one layer compiles in a fraction of the time.
-SHALLOW = SMALL.replace(encoder_layers=1, decoder_layers=1)
 GROUPS = {"captions": "pairs"}
 
 
@@ -67,7 +65,7 @@ class Remember:
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     """-(r_i - b_i) d log p(y_i) summed over answers scored one by one, over 17 tokens."""
-    model, batch = OFA(SHALLOW), captions_batch(size=2)
+    model, batch = OFA(SMALL), captions_batch(size=2)
     tokens = np.full((2, 3, 4), PAD, np.int32)
     for (i, k), answer in {
         (0, 0): [7, 8, EOS], (0, 1): [9, EOS], (0, 2): [7, 11, 12, EOS],
@@ -81,7 +79,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
 
     optimizer, config = Remember.make(), OptimizerConfig(1e-2, total_steps=100, warmup=0)
     abstract = state.abstract_state(model, optimizer, Partitioner())
-    start = state.create_state(model, optimizer, abstract, 0)
+    start = small_run.new_state(SMALL, abstract)
     learned = batch | self_critical.as_answers(tokens, weights)
     train_step = jax.jit(step.make_train_step(
         model, optimizer, config, LossConfig(), GROUPS, 1, 3, accumulation))
@@ -113,15 +111,14 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
 
 def make_self_critical(reward, **decoding):
     config = SelfCriticalConfig(DecodingConfig(**decoding))
-    return SelfCritical(OFA(SHALLOW), config, Partitioner(), "captions", reward, seed=5)
+    return SelfCritical(OFA(SMALL), config, Partitioner(), "captions", reward, seed=5)
 
 
 @functools.cache
 def new_state():
-    model = OFA(SHALLOW)
     optimizer = make_optimizer(OptimizerConfig(1e-2, total_steps=100, warmup=0))
-    abstract = state.abstract_state(model, optimizer, Partitioner())
-    return state.create_state(model, optimizer, abstract, 0)
+    return small_run.new_state(
+        SMALL, state.abstract_state(OFA(SMALL), optimizer, Partitioner()))
 
 
 def prepared(before_step, number, start, batch):
@@ -141,7 +138,7 @@ def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
     start, batch = new_state(), captions_batch()
     beams = prepared(
         make_self_critical(reward, beam_size=3, max_length=5), 7, start, batch)
-    expected = make_decoder(OFA(SHALLOW), DecodingConfig(beam_size=3, max_length=5))(
+    expected = make_decoder(OFA(SMALL), DecodingConfig(beam_size=3, max_length=5))(
         start.variables, batch).tokens
     np.testing.assert_array_equal(beams["decoder_target_tokens"], expected)
     assert asked[0][0] == 7
@@ -227,7 +224,7 @@ def _with_weight_one(tokens):
 @pytest.mark.slow
 def test_a_few_dozen_steps_raise_cider(tmp_path):
     """Once the references are half learned: the reward of samples, and of the greedy answers."""
-    model, partitioner, attempts, before, total = OFA(SHALLOW), Partitioner(), 12, 20, 60
+    model, partitioner, attempts, before, total = OFA(SMALL), Partitioner(), 12, 20, 60
     batch = captions_batch()
     references = CaptionReward({"captions": REFERENCES}, decode_words)
     reward = lambda number, attempts: references(ORIGINS, attempts)  # noqa: E731
@@ -238,8 +235,9 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     optimizer = make_optimizer(config)
     abstract = state.abstract_state(model, optimizer, partitioner)
     run = dataclasses.replace(
-        make_run(tmp_path, total_steps=total, log_period=10, checkpoint_period=20,
-                 checkpoints_to_keep=None),
+        small_run.make_run(
+            tmp_path, total_steps=total, log_period=10, checkpoint_period=20,
+            checkpoints_to_keep=None),
         partitioner=partitioner,
         abstract_state=abstract,
         new_state=lambda: state.create_state(model, optimizer, abstract, 0),
