@@ -27,8 +27,12 @@ ANSWERS = [[5], [5, 6], [5, 7, 8], [9, 6], [30], [31, 5, 5], [40, 41]]
 
 @pytest.fixture(scope="module")
 def variables():
+    return uncertain_variables(SMALL)
+
+
+def uncertain_variables(config):
     """With small logits: no token is certain."""
-    variables = random_variables()
+    variables = random_variables(config)
     embedding = variables["params"]["token_embedding"]["embedding"]
     variables["params"]["token_embedding"]["embedding"] = 0.3 * embedding
     return variables
@@ -324,7 +328,7 @@ def test_a_trie_of_another_vocabulary_or_beside_a_range_is_refused():
 
 def test_stacked_layers_and_added_rows_answer_alike():
     """The variables are taken apart within the program: another layout, the same answers."""
-    stacked, variables = DEEP.replace(scan_layers=True, vocab_multiple=8), random_variables(DEEP)
+    stacked, variables = DEEP.replace(scan_layers=True, vocab_multiple=8), uncertain_variables(DEEP)
     batch, config = text_batch(), DecodingConfig(beam_size=2, max_length=4)
     expected = make_decoder(OFA(DEEP), config)(variables, batch)
     answers = make_decoder(OFA(stacked), config)(layout.from_plain(variables, stacked), batch)
