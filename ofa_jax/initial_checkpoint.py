@@ -1,4 +1,8 @@
-"""Where a new run takes its parameters from: INITIAL_CHECKPOINT_PATH, ours or the original's."""
+"""Where a new run takes its parameters from.
+
+INITIAL_CHECKPOINT_PATH is a whole model, ours or the original's; INITIAL_RESNET_PATH is a ResNet
+that has learned from pictures alone.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,7 +11,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.interop import files, from_fairseq
+from ofa_jax.interop import files, from_fairseq, resnet_file
 from ofa_jax.model import OFAConfig, layout
 from ofa_jax.training import checkpoints, trainable
 from ofa_jax.training.state import TrainState
@@ -87,10 +91,48 @@ class InitialCheckpoint:
         variables = flax.traverse_util.unflatten_dict(
             flax.traverse_util.flatten_dict(dict(variables)) | added
         )
-        new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
-        if new.ema_params is not None:
-            new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
-        return new
+        return _with_variables(new, variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialResNet:
+    """A ResNet in torchvision's form, opened and found to be of the model's shape.
+
+    Attributes:
+      variables: {"params": {"encoder": {"resnet": ...}}, "batch_stats": ...}.
+    """
+
+    variables: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str, model: OFAConfig) -> "InitialResNet":
+        """Reads it.
+
+        Args:
+          path: see `interop.resnet_file`.
+          model: of the run.
+
+        Raises:
+          FileNotFoundError, ValueError: there is none, or it is of another shape.
+        """
+        return cls(resnet_file.read(path, model))
+
+    def take(self, new: TrainState, abstract: TrainState) -> TrainState:
+        """`new`, of step 0 and with the shardings of `abstract`, with this ResNet in it."""
+        flatten = flax.traverse_util.flatten_dict
+        ours = flatten(self.variables)
+        wanted = {path: x for path, x in flatten(abstract.variables).items() if path in ours}
+        wanted = flax.traverse_util.unflatten_dict(wanted)
+        taken = flatten(placed(self.variables, wanted))
+        variables = flax.traverse_util.unflatten_dict(flatten(new.variables) | taken)
+        return _with_variables(new, variables)
+
+
+def _with_variables(new: TrainState, variables: Any) -> TrainState:
+    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    if new.ema_params is not None:
+        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
+    return new
 
 
 def _model_of(path: str) -> OFAConfig | None:

@@ -30,7 +30,7 @@ from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import judging
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.inference.interface import SIZES_OF_PICTURES, Interface
-from ofa_jax.initial_checkpoint import InitialCheckpoint
+from ofa_jax.initial_checkpoint import InitialCheckpoint, InitialResNet
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.nearest import nearest
 from ofa_jax.partitioning import Partitioner
@@ -80,6 +80,7 @@ def prepare(
     settings: PretrainingSettings | DownstreamSettings | None = None,
     mixture_or_task_module: str | Sequence[str] | None = None,
     initial_checkpoint_path: str | None = None,
+    initial_resnet_path: str | None = None,
     seed: int = 0,
     gradient_accumulation: int = 1,
     only_answers: bool = False,
@@ -107,6 +108,8 @@ def prepare(
       settings: what the tasks of this project run over; None for other tasks.
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
+      initial_resnet_path: where it takes its ResNet from (after the checkpoint, if both are given):
+        one that has learned what pictures show, as torchvision saves it.
       seed: of parameters, order, augmentation and dropout.
       gradient_accumulation: parts into which a step's batch is cut to save memory; see
         `step.make_train_step`.
@@ -175,6 +178,10 @@ def prepare(
         initial = InitialCheckpoint.open(initial_checkpoint_path, model)
         create = new_state
         new_state = lambda: initial.take(create(), abstract, model)  # noqa: E731
+    if initial_resnet_path is not None:
+        resnet = InitialResNet.open(initial_resnet_path, model)
+        without = new_state
+        new_state = lambda: resnet.take(without(), abstract)  # noqa: E731
 
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)

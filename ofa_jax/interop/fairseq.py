@@ -18,6 +18,9 @@ from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 _TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _EMBEDDING = "encoder.embed_tokens.weight"
 
+RESNET = "encoder.embed_images"
+"""What the original calls the ResNet; within it, names are torchvision's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
@@ -119,7 +122,7 @@ def _entries(config: OFAConfig) -> Iterator[_Entry]:
             yield from feed_forward(f"{side}.layers.{i}", (*path, f"layer_{i}"))
 
     yield from table("encoder.embed_tokens", ("params", "token_embedding"), c.vocab_size)
-    yield from _resnet_entries(c)
+    yield from resnet_entries(c)
     encoder, decoder = ("params", "encoder"), ("params", "decoder")
     yield from linear("encoder.image_proj", (*encoder, "image_projection"), c.patch_channels, d)
     if c.type_embedding:
@@ -147,9 +150,9 @@ def _entries(config: OFAConfig) -> Iterator[_Entry]:
                                    "encoder_attn_layer_norm", "cross_attn_ln")
 
 
-def _resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
+def resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
     """The image encoder's kernels, norms and running statistics."""
-    root, ours = "encoder.embed_images", ("encoder", "resnet")
+    root, ours = RESNET, ("encoder", "resnet")
 
     def conv_norm(conv_key, norm_key, path, name, inputs, outputs, size):
         kernel = ("params", *path, f"conv_{name}", "kernel")
@@ -193,7 +196,7 @@ def _buffers(config: OFAConfig) -> dict[str, np.ndarray]:
             c.image_bucket_size).astype(np.int64)
     buffers["decoder.image_position_idx"] = positions.code_position_ids(
         c.code_grid, c.image_bucket_size).astype(np.int64)
-    for entry in _resnet_entries(c):
+    for entry in resnet_entries(c):
         if entry.key.endswith("running_var"):
             buffers[entry.key.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
     return buffers

@@ -1,5 +1,6 @@
 """What a run may begin from."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,8 @@ from official_model import random_variables
 from small_model import DEEP
 from small_run import make_parts
 
-from ofa_jax.initial_checkpoint import InitialCheckpoint
-from ofa_jax.interop import files, torch_file
+from ofa_jax.initial_checkpoint import InitialCheckpoint, InitialResNet
+from ofa_jax.interop import files, resnet_file, torch_file
 from ofa_jax.model import layout
 from ofa_jax.training import checkpoints
 
@@ -47,3 +48,19 @@ def test_a_checkpoint_of_the_original_is_read_once_and_taken_as_it_was_checked(
     state = initial.take(zeros, abstract, config)
     jax.tree.map(np.testing.assert_array_equal, state.variables, official.variables)
     assert opened == [path]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_run_begins_with_the_resnet_and_all_else_as_it_was(tmp_path, scan_layers):
+    with_blocks = DEEP.replace(resnet_layers=(1, 3, 1))
+    variables = random_variables(with_blocks)
+    resnet_file.write(tmp_path / "resnet.pt", variables, with_blocks)
+    config = with_blocks.replace(scan_layers=scan_layers)
+    abstract = make_parts(config)[0]
+    new = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), abstract)
+    state = InitialResNet.open(str(tmp_path / "resnet.pt"), config).take(new, abstract)
+    plain = layout.to_plain(state.variables, config)
+    given = flax.traverse_util.flatten_dict(variables)
+    for path, x in flax.traverse_util.flatten_dict(plain).items():
+        own = given[path] if path[1:3] == ("encoder", "resnet") else 7
+        np.testing.assert_array_equal(x, np.broadcast_to(own, x.shape), err_msg="/".join(path))

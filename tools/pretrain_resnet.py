@@ -1,0 +1,175 @@
+"""Teaches the ResNet what pictures show, before OFA sees them; the original's comes from ImageNet.
+
+    python -m tools.pretrain_resnet --data_dir=data
+    python -m ofa_jax.train ... --gin.INITIAL_RESNET_PATH="'data/scenes/resnet.pt'"
+
+The pictures are the training scenes, and what is learned are the nouns of the things in them. A
+noun is in a picture if some patch shows it, so its score is the highest of all patches (multiple
+instance learning, Maron and Lozano-Perez 1998). What is written is the ResNet alone, as torchvision
+would write it. Ends with the F1 of the nouns on validation scenes; a file that is there is kept.
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import numpy as np
+import optax
+
+from ofa_jax.data import images
+from ofa_jax.data.scenes import Scenes
+from ofa_jax.interop import resnet_file
+from ofa_jax.model import SIZES, OFAConfig
+from ofa_jax.model.resnet import ResNet, normalise_images
+from tools.building import progress
+
+_WARMUP = 0.05
+_CLIP_NORM = 5.0
+_WEIGHT_DECAY = 0.01
+_HEAD_WIDTH = 128
+
+
+class NamedPictures(nn.Module):
+    """The ResNet, and scores of names on its patches.
+
+    Attributes:
+      config: whose ResNet.
+      num_names: N.
+    """
+
+    config: OFAConfig
+    num_names: int
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array, train: bool) -> jax.Array:
+        """uint8 [B, H, W, 3] to the logits of what they show, [B, N]."""
+        patches = ResNet(self.config, name="resnet")(normalise_images(pictures), train)
+        patches = patches.reshape(len(pictures), -1, self.config.patch_channels)
+        hidden = nn.LayerNorm()(nn.Dense(_HEAD_WIDTH)(patches))
+        return nn.Dense(self.num_names)(hidden).max(axis=1)
+
+
+def batches(
+    records: Any, names: Sequence[str], batch_size: int, seed: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(pictures uint8 [B, H, W, 3], which names they show float32 [B, N]).
+
+    Args:
+      records: of objects.
+      names: all of them.
+      batch_size: B; a last smaller batch is given where there is no seed.
+      seed: of the order, which then never ends; None for all records once, as they are.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def example(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        shown = np.zeros(len(names), np.float32)
+        shown[[numbers[label] for label in record["object_labels"] if label in numbers]] = 1
+        return np.asarray(images.decode(record["image"])), shown
+
+    dataset = grain.MapDataset.source(records)
+    if seed is not None:
+        dataset = dataset.seed(seed).shuffle().repeat()
+    dataset = dataset.map(example).batch(batch_size, drop_remainder=seed is not None)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2)))
+
+
+def learn(
+    model: NamedPictures, examples: Iterator[tuple[np.ndarray, np.ndarray]], steps: int,
+    learning_rate: float, seed: int, show: Any,
+) -> dict[str, Any]:
+    """Learns from so many batches; returns the variables."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY))
+
+    def loss_of(params, statistics, pictures, shown):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": statistics}, pictures, True, mutable=["batch_stats"])
+        loss = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1).mean()
+        return loss, updates["batch_stats"]
+
+    @jax.jit
+    def step(variables, moments, pictures, shown):
+        params = variables["params"]
+        gradients, statistics = jax.grad(loss_of, has_aux=True)(
+            params, variables["batch_stats"], pictures, shown)
+        updates, moments = optimizer.update(gradients, moments, params)
+        params = optax.apply_updates(params, updates)
+        return {"params": params, "batch_stats": statistics}, moments
+
+    first = next(examples)
+    variables = nn.meta.unbox(model.init(jax.random.key(seed), first[0][:1], False))
+    moments = optimizer.init(variables["params"])
+    for number, batch in enumerate(itertools.islice(itertools.chain([first], examples), steps), 1):
+        variables, moments = step(variables, moments, *batch)
+        show("step", number, steps)
+    return variables
+
+
+def noun_f1(
+    model: NamedPictures, variables: Any, examples: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> float:
+    """F1 of the names that are likelier there than not, over all pictures."""
+    score = jax.jit(lambda pictures: model.apply(variables, pictures, False))
+    right = total = 0.0
+    for pictures, shown in examples:
+        named = np.asarray(score(pictures)) > 0
+        right += float((named * shown).sum())
+        total += float(named.sum() + shown.sum())
+    return 2 * right / max(total, 1.0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.pretrain_resnet", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default=os.environ.get("OFA_DATA_DIR") or "data",
+                        help="where the scenes are (default: %(default)s)")
+    parser.add_argument("--output", type=pathlib.Path,
+                        help="the new file (default: DATA_DIR/scenes/resnet.pt)")
+    parser.add_argument("--size", default="scenes", choices=SIZES, help="of the model")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        data = Scenes(options.data_dir)
+        output = options.output or data.directory / "resnet.pt"
+        train, validation = (data.records("objects", split) for split in ("train", "validation"))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if output.exists():
+        print(f"{output} is there already.")
+        return 0
+    names = data.negatives().object_names
+    config = getattr(OFAConfig, options.size)()
+    model = NamedPictures(config, len(names))
+    start = time.monotonic()
+    with progress("resnet", "Learning what pictures show") as show:
+        variables = learn(model, batches(train, names, options.batch_size, options.seed),
+                          options.steps, options.learning_rate, options.seed, show)
+    f1 = noun_f1(model, variables, batches(validation, names, options.batch_size, None))
+    of_encoder = {collection: {"encoder": {"resnet": jax.tree.map(np.asarray, tree["resnet"])}}
+                  for collection, tree in variables.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    resnet_file.write(output, of_encoder, config)
+    print(f"Wrote {output} after {time.monotonic() - start:.0f} s: nouns of validation scenes are "
+          f"named with an F1 of {100 * f1:.1f} %.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
