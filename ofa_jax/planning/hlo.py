@@ -34,6 +34,8 @@ _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
 _LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
+# Room that nobody has written to, and parts that lie side by side already.
+_NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 # They move nothing: names for memory that is there.
 _FREE = {
@@ -279,8 +281,11 @@ class Program:
                 outputs = outputs[:1]  # (result, operand, context)
             elif len(outputs) > len(whole):
                 outputs = outputs[len(whole):2 * len(whole)]  # (operands, results, contexts)
-        if opcode == "custom-call" and _LIBRARY.search(instruction.attributes):
-            outputs = outputs[:1]  # (result, workspace)
+        if opcode == "custom-call":
+            if _NOTHING.search(instruction.attributes):
+                return 0.0
+            if _LIBRARY.search(instruction.attributes):
+                outputs = outputs[:1]  # (result, workspace)
         written = sum(array.bytes for array in outputs if not array.on_chip)
         if opcode in ("dynamic-slice", "slice", "gather"):
             read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
