@@ -6,7 +6,7 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` trains for up to 90 minutes, asks the model about pictures it has never seen, and writes
+# `full` teaches the ResNet what pictures show, trains for up to 80 minutes more, asks the model about pictures it has never seen, and writes
 # results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
@@ -21,6 +21,10 @@ source launch/environment.sh
 export OFA_DATA_DIR="${OFA_DATA_DIR:-data}"
 
 python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
+if [[ "$run" == pretrain_scenes_full ]]; then
+  python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
+  set -- "--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'" "$@"
+fi
 python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
 if [[ "$run" == pretrain_scenes_full ]]; then
   model_dir="runs/$run"

@@ -12,12 +12,14 @@ compiled. Any other exception is a bug of ours and keeps its traceback.
 import argparse
 import contextlib
 import importlib
+import os
 import pathlib
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import gin
+import jax
 
 from ofa_jax import configurables, distributed, gin_check
 from ofa_jax.nearest import nearest
@@ -25,6 +27,12 @@ from ofa_jax.nearest import nearest
 FAILURE, USAGE_ERROR = 1, 2
 """Exit codes; a supervisor starts a run again after a failure, not after a user's mistake."""
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+# As launch/environment.sh has it. The small programs of a start are many: they are kept too.
+_COMPILATION_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": os.path.expanduser("~/.cache/ofa_jax/jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,11 +115,24 @@ def parse_arguments(
     )
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
+    keep_compiled_programs()
     distributed.initialize(distributed.from_arguments(options))
     for path in search_paths:
         gin.add_config_file_search_path(path)
     gin.parse_config_files_and_bindings([str(path) for path in files], bindings)
     return options.gin_file
+
+
+def keep_compiled_programs() -> None:
+    """Programs are compiled once and kept, in a folder of the user's, unless the environment says
+    otherwise.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, or a bucket that all hosts see; set to nothing,
+    nothing is kept.
+    """
+    for variable, value in _COMPILATION_CACHE.items():
+        if variable not in os.environ:
+            jax.config.update(variable.lower(), value)
 
 
 def import_modules(modules: str | Sequence[str] | None) -> None:

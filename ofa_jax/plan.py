@@ -6,10 +6,11 @@
 
 Compiles the real training step (or, with --program=decode, the program that answers a batch of
 the first stream as `DecodingConfig` says) for the chips of --topology (v3 to v6e, tpu7x; a shape
-like 4x4 or 4x4x8) with libtpu, and reads memory, arithmetic, exchanges and a roofline from the
-program. No data set and no vocabulary is opened: --vocab_size says how many ids there are (the
-published 59457). --sweep tries meshes, remat and accumulation, and ranks what fits. Exit code 3: it
-does not fit; the report says what would make it fit.
+like 4x4 or 4x4x8) with libtpu, or for GPUs (h100:8, those of one machine) with JAX's plugin for
+CUDA, and reads memory, arithmetic, exchanges and a roofline from the program. No data set and no
+vocabulary is opened: --vocab_size says how many ids there are (the published 59457). --sweep tries
+meshes, remat and accumulation, and ranks what fits. Exit code 3: it does not fit; the report says
+what would make it fit.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from ofa_jax import command_line, configurables, train  # noqa: E402
 from ofa_jax.partitioning import Partitioner  # noqa: E402
-from ofa_jax.planning import compiling, cost, programs, report  # noqa: E402
+from ofa_jax.planning import compiling, cost, gpu, programs, report  # noqa: E402
 from ofa_jax.planning.chips import Chip, parse_topology  # noqa: E402
 from ofa_jax.planning.hlo import Program  # noqa: E402
 from ofa_jax.planning.programs import Parts  # noqa: E402
@@ -106,13 +107,15 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compile
         result["compiler"] = _short(str(error))
     result["compile_seconds"] = time.perf_counter() - started
     if "fits" not in result:
-        text = Program(compiled.text, traced.trips)
+        text = Program(compiled.text, traced.trips, on_chip_memory=chip.platform == "tpu")
         result["memory"] = cost.memory(compiled.buffer_bytes, traced.held, traced.batches) | {
             "capacity": capacity}
         result["fits"] = result["memory"]["peak"] <= capacity
         flops = text.flops()
         result["flops"] = {"model": traced.model_flops, "per_device": flops,
                            "ratio": flops * num_devices / traced.model_flops}
+        if uncounted := text.uncounted():
+            result["flops"]["uncounted"] = sorted(uncounted)
         sent = cost.exchanges(text, partitioner.mesh, chip)
         result["exchanges"] = [dataclasses.asdict(exchange) for exchange in sent]
         result["roofline"] = dataclasses.asdict(cost.roofline(
@@ -202,10 +205,10 @@ def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
     """Devices that exist only as a description.
 
     Raises:
-      ImportError, ValueError: libtpu is missing, or knows no such topology.
+      ImportError, ValueError: the compiler is missing, or knows no such topology.
     """
-    if chip.name == "h100":
-        raise ValueError("--topology=h100 is not built yet: plans are for TPUs.")
+    if chip.platform == "cuda":
+        return gpu.devices(shape, slices)
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             "Compiling for a TPU needs libtpu, which runs without one: `pip install --no-deps -r "
@@ -303,7 +306,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _compiler(chip: Chip) -> Compiler:
     """Before JAX is asked for devices."""
-    del chip
+    if chip.platform == "cuda":
+        gpu.set_flags()
+        return lambda lowered: compiling.finished(lowered.compile())
     return compiling.Unfinished().compile
 
 

@@ -354,8 +354,8 @@ def _flops_per_step(
         for stream in streams
     }
     learns = trainable.trainable(params, optimizer.frozen, optimizer.trained)
-    resnet_learns = any(jax.tree.leaves(learns["encoder"]["resnet"]))
-    return flops.training_flops(shapes, model, loss.passes, resnet_learns)
+    factors = flops.training_factors(params, learns)
+    return flops.training_flops(shapes, model, loss.passes, factors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from launch import supervisor
@@ -201,3 +202,19 @@ def test_a_cluster_that_cannot_be_is_a_sentence(arguments, sentence):
 def test_a_number_that_is_none_is_a_sentence():
     with pytest.raises(gin_check.ConfigError, match="invalid int value: 'two'"):
         cluster("--num_processes=two")
+
+
+def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for elsewhere in ("", "gs://bucket/programs"):
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", elsewhere)
+            command_line.keep_compiled_programs()
+            assert jax.config.jax_compilation_cache_dir == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setitem(
+            command_line._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user")
+        command_line.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "/of/the/user"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

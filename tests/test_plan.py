@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from ofa_jax import plan
-from ofa_jax.planning import compiling
+from ofa_jax.planning import compiling, gpu
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin"]
@@ -135,6 +135,15 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(call, arguments, sentence):
     code, _, error = call(*RUN, *SMALL, *arguments)
     assert code == 2 and sentence in error
     assert error.count("\n") == 1
+
+
+def test_gpus_are_those_of_a_machine_and_want_a_plugin(monkeypatch):
+    h100, _ = plan.parse_topology("h100:8")
+    with pytest.raises(ValueError, match="as in h100:8, and --slices=2 for two machines"):
+        plan._topology_devices(h100, "2x4", 1)
+    monkeypatch.setattr(gpu, "_PLUGIN", "jax_plugins.of_nobody")
+    with pytest.raises(ImportError, match="pip install --no-deps -r requirements-aot-cuda.txt"):
+        plan._topology_devices(h100, "8", 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")

@@ -251,6 +251,7 @@ def test_a_run_learns_from_the_cider_of_its_own_captions(call, runs, capsys):
     assert (tuned != begin).any()
 
 
+@pytest.mark.slow
 def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them(
     call, runs, monkeypatch
 ):

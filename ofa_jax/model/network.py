@@ -9,10 +9,13 @@
     logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
 
+import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ofa_jax.model.attention import MASKED_SCORE, KeyValues
 from ofa_jax.model.cache import DecoderCache
@@ -53,15 +56,47 @@ class OFA(nn.Module):
         Raises:
           ValueError: for a batch that the configuration cannot take.
         """
+        return self.score_streams({"": batch}, train)[""]
+
+    def score_streams(self, batches: Mapping[str, Batch], train: bool = False
+                      ) -> dict[str, jax.Array]:
+        """Scores every next token of several batches, whose shapes may differ.
+
+        As `__call__` on one batch after another (batch statistics go on from each to the next), but
+        the tokens of all are looked up at once: the gradient of a look-up is as large as the whole
+        embedding, and is summed over all devices.
+
+        Args:
+          batches: stream -> its batch.
+          train: as of `__call__`.
+
+        Returns:
+          stream -> logits.
+
+        Raises:
+          ValueError: for a batch that the configuration cannot take.
+        """
         if self.is_initializing():
-            batch = _with_every_input(batch, self.config)
-        return self.decode(self.encode(batch, train), batch["decoder_input_tokens"],
-                           batch.get("decoder_code_mask"), train)
+            batches = {name: _with_every_input(batch, self.config)
+                       for name, batch in batches.items()}
+        for batch in batches.values():
+            check_batch(batch, self.config)
+            self._check_answers(batch["decoder_input_tokens"])
+        sides = ("encoder_input_tokens", "decoder_input_tokens")
+        embedded = iter(self._embed(*(batch[side] for batch in batches.values()
+                                      for side in sides)))
+        logits = {}
+        for name, batch in batches.items():
+            encoded = self.encoder(batch, next(embedded), train)
+            logits[name] = self._decode(encoded, batch["decoder_input_tokens"], next(embedded),
+                                        batch.get("decoder_code_mask"), train)
+        return logits
 
     def encode(self, batch: Batch, train: bool = False) -> EncoderOutput:
         """Runs the encoder on the batch's encoder_* arrays."""
         check_batch(batch, self.config)
-        return self.encoder(batch, self._embed(batch["encoder_input_tokens"]), train)
+        (embedded,) = self._embed(batch["encoder_input_tokens"])
+        return self.encoder(batch, embedded, train)
 
     def decode(self, encoder_output: EncoderOutput, decoder_input_tokens: jax.Array,
                decoder_code_mask: jax.Array | None = None, train: bool = False) -> jax.Array:
@@ -77,19 +112,30 @@ class OFA(nn.Module):
         Returns:
           float32 [B, T, V] or [B, G, T, V], logits.
         """
-        if decoder_input_tokens.ndim == 3:
-            shape = decoder_input_tokens.shape
-            if decoder_code_mask is not None:
-                decoder_code_mask = jnp.repeat(decoder_code_mask, shape[1], axis=0)
-            logits = self.decode(
-                encoder_output.repeat(shape[1]), decoder_input_tokens.reshape(-1, shape[2]),
-                decoder_code_mask, train)
-            return logits.reshape(*shape, -1)
-        check_tokens(decoder_input_tokens, "decoder_input_tokens",
-                     self.config.max_target_positions, self.config)
-        x, _ = self.decoder(encoder_output, decoder_input_tokens,
-                            self._embed(decoder_input_tokens), decoder_code_mask, train)
-        return self._logits(x)
+        self._check_answers(decoder_input_tokens)
+        (embedded,) = self._embed(decoder_input_tokens)
+        return self._decode(encoder_output, decoder_input_tokens, embedded, decoder_code_mask,
+                            train)
+
+    def _decode(self, encoded: EncoderOutput, tokens: jax.Array, embedded: jax.Array,
+                code_rows: jax.Array | None, train: bool) -> jax.Array:
+        """`decode` of tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
+        *several, length = tokens.shape[1:]
+        if several:
+            (answers,) = several
+            if code_rows is not None:
+                code_rows = jnp.repeat(code_rows, answers, axis=0)
+            encoded = encoded.repeat(answers)
+        flat = tokens.reshape(-1, length)
+        x, _ = self.decoder(encoded, flat, embedded.reshape(*flat.shape, -1), code_rows, train)
+        return self._logits(x).reshape(*tokens.shape, -1)
+
+    def _check_answers(self, tokens: jax.Array) -> None:
+        """Of [B, T] or [B, G, T]."""
+        if tokens.ndim == 3:
+            tokens = tokens.reshape(-1, tokens.shape[2])
+        check_tokens(tokens, "decoder_input_tokens", self.config.max_target_positions,
+                     self.config)
 
     def start_cache(self, encoder_output: EncoderOutput, length: int, beams: int = 1,
                     decoder_code_mask: jax.Array | None = None) -> DecoderCache:
@@ -120,8 +166,9 @@ class OFA(nn.Module):
                              encoder_output.mask, decoder_code_mask)
         # Of this step only what the layers project of the encoder's output is kept; the compiler
         # drops the rest.
-        _, seen = self.decoder(encoder_output, nothing, self._embed(nothing), decoder_code_mask,
-                               False, empty, jnp.zeros((), jnp.int32))
+        (embedded,) = self._embed(nothing)
+        _, seen = self.decoder(encoder_output, nothing, embedded, decoder_code_mask, False, empty,
+                               jnp.zeros((), jnp.int32))
         return seen.replace(layers=tuple(
             layer.replace(past=before.past) for layer, before in zip(
                 seen.layers, empty.layers, strict=True)))
@@ -138,8 +185,8 @@ class OFA(nn.Module):
         Returns:
           float32 [B, G, V], logits, and the cache for the next step.
         """
-        x, cache = self.decoder(None, tokens, self._embed(tokens), cache.code_rows, False, cache,
-                                position)
+        (embedded,) = self._embed(tokens)
+        x, cache = self.decoder(None, tokens, embedded, cache.code_rows, False, cache, position)
         return self._logits(x), cache
 
     def _logits(self, x: jax.Array) -> jax.Array:
@@ -151,13 +198,24 @@ class OFA(nn.Module):
             logits = jnp.where(ids < self.config.vocab_size, logits, MASKED_SCORE)
         return constrain(logits, "batch", "length", "vocab")
 
-    def _embed(self, tokens: jax.Array) -> jax.Array:
+    def _embed(self, *tokens: jax.Array) -> list[jax.Array]:
+        """Looks up arrays of tokens, int [B, ...] each with a B of its own, as [B, ..., d]."""
         c = self.config
         # Whole rows on every device: a look-up in columns would spread ids and results over all.
         # In float32, for its gradient adds up the tokens that share a row.
         table = constrain(self.token_embedding(), "vocab", "embed")
-        return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype_of(c)) * jnp.asarray(
-            c.embedding_scale, dtype_of(c))
+        # One look-up for all, side by side in as many rows as divide every B: so a batch that is
+        # split over devices stays where it is.
+        rows = math.gcd(*(array.shape[0] for array in tokens))
+        flat = [array.reshape(rows, -1) for array in tokens]
+        ids = flat[0] if len(flat) == 1 else constrain(
+            jnp.concatenate(flat, axis=1), "batch", "length")
+        found = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
+        found = constrain(found * jnp.asarray(c.embedding_scale, dtype_of(c)),
+                          "batch", "length", "embed")
+        ends = np.cumsum([array.shape[1] for array in flat])
+        return [part.reshape(*array.shape, c.width) for part, array in zip(
+            jnp.split(found, ends[:-1], axis=1), tokens, strict=True)]
 
 
 def _with_every_input(batch: Batch, config: OFAConfig) -> Batch:

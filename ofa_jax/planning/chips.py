@@ -40,6 +40,7 @@ class Chip:
         and sends half as fast. 1 for a switch.
       network: bytes per second that one chip can send to other slices.
       devices: that JAX sees of one chip.
+      platform: "tpu" or "cuda", whose compiler it has.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Chip:
     ring: int
     network: float
     devices: int = 1
+    platform: str = "tpu"
 
 
 _TERA, _GIGA, _GIB = 1e12, 1e9, 2.0**30
@@ -63,7 +65,8 @@ CHIPS = {
         Chip("v5p", 459 * _TERA, 95 * _GIB, 2765 * _GIGA, 600 * _GIGA, 3, 4, 6.25 * _GIGA),
         Chip("v6e", 918 * _TERA, 32 * _GIB, 1638 * _GIGA, 400 * _GIGA, 2, 16, 12.5 * _GIGA),
         Chip("tpu7x", 2307 * _TERA, 192 * _GIB, 7380 * _GIGA, 600 * _GIGA, 3, 4, 12.5 * _GIGA, 2),
-        Chip("h100", 989.4 * _TERA, 80 * _GIGA, 3350 * _GIGA, 450 * _GIGA, 1, 1, 50 * _GIGA),
+        Chip("h100", 989.4 * _TERA, 80 * _GIGA, 3350 * _GIGA, 450 * _GIGA, 1, 1, 50 * _GIGA,
+             platform="cuda"),
     )
 }
 
@@ -81,5 +84,7 @@ def parse_topology(name: str) -> tuple[Chip, str]:
             f"{nearest(kind, CHIPS)}")
     if not re.fullmatch(r"\d+(x\d+)*", shape):
         raise ValueError(
-            f"--topology={name} has no shape: write e.g. {kind}:4x4 (chips along each dimension).")
+            f"--topology={name} has no shape: write e.g. "
+            + ("h100:8 (GPUs of a machine)." if kind == "h100" else
+               f"{kind}:4x4 (chips along each dimension)."))
     return CHIPS[kind], shape

@@ -6,7 +6,8 @@
     program.hbm_bytes()        # read and written, by one device
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; here every
-computation is counted as often as it runs. Formats: what XLA prints for CPU, GPU and TPU programs
+computation is counted as often as it runs. What a program for GPUs asks of cuBLAS and cuDNN is
+counted as the products that it was. Formats: what XLA prints for CPU, GPU and TPU programs
 (https://openxla.org/xla/operation_semantics names the operations).
 """
 
@@ -15,7 +16,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -32,6 +33,9 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
+_LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
+# Room that nobody has written to, and parts that lie side by side already.
+_NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 # They move nothing: names for memory that is there.
 _FREE = {
@@ -47,7 +51,7 @@ class Array:
     Attributes:
       dtype: "bf16", "f32" ...
       shape: its dimensions.
-      on_chip: it lies in a memory of its own (VMEM), and costs no traffic to HBM.
+      on_chip: it lies in a memory of its own (a TPU's VMEM), and costs no traffic to HBM.
     """
 
     dtype: str
@@ -116,19 +120,23 @@ class Collective:
 class Program:
     """A parsed program."""
 
-    def __init__(self, text: str, trips: int | None = None):
+    def __init__(self, text: str, trips: int | None = None, on_chip_memory: bool = True):
         """Parses what `compiled.as_text()` or `lowered.as_text(dialect="hlo")` gives.
 
         Args:
           text: of the program.
           trips: how often a loop runs whose number of rounds the compiler does not know, as that of
             decoding, which stops early; read from its condition when None.
+          on_chip_memory: whether memory space 1 is one (VMEM); a GPU has its buffers for exchanges
+            in a space of that number, in HBM.
 
         Raises:
           ValueError: it has no entry computation.
         """
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry, self._unknown_trips = "", trips
+        if not on_chip_memory:
+            text = text.replace("S(1)", "")
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -186,12 +194,18 @@ class Program:
         return sum(flops for flops, _ in self.products())
 
     def products(self) -> Iterator[tuple[float, Instruction]]:
-        """(floating point operations with repetitions, dot or convolution)."""
+        """(floating point operations with repetitions, dot or convolution or call of a library)."""
         for name, times, instruction in self._instructions():
-            if instruction.opcode in ("dot", "convolution"):
+            count = _count_of(instruction)
+            if count is not None:
                 sides = [self._array(name, operand) for operand in instruction.operands[:2]]
-                count = _dot_flops if instruction.opcode == "dot" else _convolution_flops
                 yield times * count(instruction, *sides), instruction
+
+    def uncounted(self) -> set[str]:
+        """What is asked of cuBLAS and cuDNN and is no product that `flops` knows."""
+        calls = (i for _, _, i in self._instructions() if i.opcode == "custom-call")
+        return {found[1] for call in calls if _count_of(call) is None
+                and (found := _LIBRARY.search(call.attributes))}
 
     def _root(self, computation: str) -> Instruction:
         """What a computation returns; it is printed last."""
@@ -267,6 +281,11 @@ class Program:
                 outputs = outputs[:1]  # (result, operand, context)
             elif len(outputs) > len(whole):
                 outputs = outputs[len(whole):2 * len(whole)]  # (operands, results, contexts)
+        if opcode == "custom-call":
+            if _NOTHING.search(instruction.attributes):
+                return 0.0
+            if _LIBRARY.search(instruction.attributes):
+                outputs = outputs[:1]  # (result, workspace)
         written = sum(array.bytes for array in outputs if not array.on_chip)
         if opcode in ("dynamic-slice", "slice", "gather"):
             read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
@@ -390,14 +409,39 @@ def _split(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def _count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], float] | None:
+    """How to count the operations of an instruction and its operands; None where it has none."""
+    name = instruction.opcode
+    if name == "custom-call" and (found := _LIBRARY.search(instruction.attributes)):
+        name = next((kind for kind in _COUNTS if kind.startswith("__")
+                     and found[1].startswith(kind)), "")
+    return _COUNTS.get(name)
+
+
 def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
     del right
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    axes = [int(n) for n in contracted[1].split(",") if n] if contracted else []
+    # In words of HLO, and in those of a call of cuBLAS.
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes) or re.search(
+        r'"lhs_contracting_dimensions":\[([\d,"]*)\]', dot.attributes)
+    axes = [int(n) for n in re.findall(r"\d+", contracted[1])] if contracted else []
     return 2.0 * math.prod(dot.outputs[0].shape) * math.prod(left.shape[a] for a in axes)
 
 
 def _convolution_flops(conv: Instruction, left: Array, right: Array) -> float:
+    return _valid_flops(conv, left, right, conv.outputs[0])
+
+
+def _input_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
+    """cuDNN says of which convolution it is the gradient: its output and kernel to its input."""
+    return _valid_flops(conv, conv.outputs[0], right, left)
+
+
+def _kernel_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
+    """Likewise, its input and output to its kernel."""
+    return _valid_flops(conv, left, conv.outputs[0], right)
+
+
+def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) -> float:
     """As XLA counts: only taps on values that are there, neither padding nor dilation."""
     lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes).groups()
     window = dict(re.findall(r"(\w+)=([\w\-x]+)", (
@@ -413,12 +457,24 @@ def _convolution_flops(conv: Instruction, left: Array, right: Array) -> float:
         low = int(window["pad"].split("x")[place].split("_")[0]) if "pad" in window else 0
         pairs *= _valid_pairs(
             size=left.shape[lhs.index(label)], taps=right.shape[rhs.index(label)],
-            outputs=conv.outputs[0].shape[out.index(label)], stride=setting("stride", place, 1),
+            outputs=result.shape[out.index(label)], stride=setting("stride", place, 1),
             low=low, base=setting("lhs_dilate", place, 1), dilation=setting("rhs_dilate", place, 1))
     batch_groups = re.search(r"batch_group_count=(\d+)", conv.attributes)
     batch = left.shape[lhs.index("b")] // (int(batch_groups[1]) if batch_groups else 1)
     # The kernel's input features are those of one group already.
     return 2.0 * pairs * batch * right.shape[rhs.index("i")] * right.shape[rhs.index("o")]
+
+
+_COUNTS = {
+    "dot": _dot_flops,
+    "convolution": _convolution_flops,
+    "__cublas$gemm": _dot_flops,
+    "__cublas$lt$matmul": _dot_flops,
+    "__cudnn$convForward": _convolution_flops,
+    "__cudnn$convBiasActivationForward": _convolution_flops,
+    "__cudnn$convBackwardInput": _input_gradient_flops,
+    "__cudnn$convBackwardFilter": _kernel_gradient_flops,
+}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,9 +15,10 @@ from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import state, step
-from ofa_jax.training.flops import decoding_flops, training_flops
+from ofa_jax.training.flops import decoding_flops, training_factors, training_flops
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ofa_jax.training.trainable import trainable
 
 _NUM_TASKS = 8
 
@@ -76,6 +77,7 @@ def training(parts: Parts) -> Traced:
     train_step = step.make_train_step(
         network, optimizer, parts.optimizer, loss, groups, _NUM_TASKS, 0,
         parts.gradient_accumulation)
+    learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trained)
     with partitioner.active():
         lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
     return Traced(
@@ -84,7 +86,8 @@ def training(parts: Parts) -> Traced:
               "optimizer": abstract.opt_state, "average": abstract.ema_params},
         batches=batches,
         num_parameters=sum(x.size for x in jax.tree.leaves(abstract.params)),
-        model_flops=training_flops(batches, model, loss.passes),
+        model_flops=training_flops(
+            batches, model, loss.passes, training_factors(abstract.params, learns)),
         examples=sum(stream.batch_size for stream in parts.streams))
 
 

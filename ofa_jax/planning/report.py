@@ -38,6 +38,8 @@ def text(plan: Mapping[str, Any]) -> str:
             f"arithmetic  {flops['model'] / 1e12:.1f} TFLOP a step by the formula, "
             f"{flops['per_device'] / 1e12:.3f} on each device: {flops['ratio']:.3f} times the "
             "formula")
+        if "uncounted" in flops:
+            lines.append(f"            not counted: {', '.join(flops['uncounted'])}")
     lines += [
         f"{'exchange' if not k else '':<12}{e['kind']} along {e['axes']}"
         f"{' between slices' * e['crosses_slices']}: {e['count']:.0f}, "

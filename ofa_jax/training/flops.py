@@ -2,8 +2,9 @@
 
 Two operations per multiply-add of every matrix product and convolution, forward; a training step
 needs three times that (PaLM, Chowdhery et al. 2022, appendix B): as much again towards the weights
-and towards the inputs. Norms, softmax, look-ups, the optimiser and what is computed a second time
-to save memory are left out. A convolution counts the taps that see a pixel, not the padding.
+and towards the inputs, less where parts are frozen. Norms, softmax, look-ups, the optimiser and
+what is computed a second time to save memory are left out. A convolution counts the taps that see a
+pixel, not the padding.
 """
 
 import math
@@ -68,11 +69,47 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
     }
 
 
+def training_factors(params: Any, learns: Any) -> dict[str, float]:
+    """How many forward passes of each part a training step has.
+
+    One forward; one backward towards the inputs where anything learns in the part or before it; and
+    one towards the weights, as far as they learn (by number of entries). In a part that gradients
+    only pass, attention's products of activations are counted as if one of their sides needed none.
+
+    Args:
+      params: of the model, boxed or plain, arrays or shapes.
+      learns: which of them do, see `trainable.trainable`.
+
+    Returns:
+      A factor for each part of `forward_flops`, 3 where everything learns.
+    """
+    weights: dict[str, list[int]] = {}  # part -> [entries of its weights, those that learn]
+    reached = set()
+    for (path, learning), param in zip(
+        jax.tree_util.tree_leaves_with_path(learns), jax.tree.leaves(params), strict=True
+    ):
+        keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        part = {"token_embedding": "logits"}.get(keys[0], keys[0])
+        part = "resnet" if keys[:2] == ["encoder", "resnet"] else part
+        reached |= {part} if learning else set()
+        if keys[-1] in ("kernel", "embedding"):
+            entries = weights.setdefault(part, [0, 0])
+            entries[0] += math.prod(param.shape)
+            entries[1] += learning * math.prod(param.shape)
+    # Tokens are looked up before the encoder reads them.
+    before = {"resnet": {"resnet"}, "encoder": {"resnet", "encoder", "logits"}}
+    factors = {
+        part: 1 + bool(reached & before.get(part, reached)) + learned / entries
+        for part, (entries, learned) in weights.items()
+    }
+    return factors | {"positions": max(factors["encoder"], factors["decoder"])}
+
+
 def training_flops(
     streams: Mapping[str, Mapping[str, Any]],
     config: OFAConfig,
     passes: int = 1,
-    resnet_learns: bool = True,
+    factors: Mapping[str, float] | None = None,
 ) -> int:
     """Of one training step over a batch of every stream.
 
@@ -80,16 +117,14 @@ def training_flops(
       streams: stream -> batch, see `forward_flops`.
       config: of the model.
       passes: 2 under R-Drop.
-      resnet_learns: False where the ResNet is frozen: it then runs forward alone. What else is
-        frozen is counted as if it were trained.
+      factors: of `training_factors`, where parts are frozen.
     """
-    total = 0
-    for batch in streams.values():
-        parts = forward_flops(batch, config)
-        resnet = parts.pop("resnet")
-        total += TRAINING_FACTOR * sum(parts.values())
-        total += (TRAINING_FACTOR if resnet_learns else 1) * resnet
-    return passes * total
+    factors = factors or {}
+    return passes * round(sum(
+        factors.get(part, TRAINING_FACTOR) * number
+        for batch in streams.values()
+        for part, number in forward_flops(batch, config).items()
+    ))
 
 
 def decoding_flops(

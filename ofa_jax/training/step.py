@@ -83,20 +83,23 @@ def make_train_step(
 
     def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
         params = trainable.stop_frozen(params, *learns)
-        keys = jax.random.split(key, len(groups))
+        passes = loss_config.passes
+        batches = {  # in the order of the groups
+            name: {k: jnp.concatenate([x] * passes) for k, x in batches[name].items()}
+            for name in groups}
+        # All streams in one call: what it costs to look tokens up is paid once.
+        logits_of, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batches,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+            method="score_streams",
+        )
+        batch_stats = updates.get("batch_stats", batch_stats)
         per_stream, sums = {}, TaskSums.zeros(num_tasks)
-        for name, key in zip(groups, keys, strict=True):
-            batch = batches[name]
-            if loss_config.passes == 2:
-                batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                batch,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            batch_stats = updates.get("batch_stats", batch_stats)
+        for name, batch in batches.items():
+            logits = logits_of[name]
             targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
             if targets.ndim == 3:
                 # Several answers to each example (see `self_critical`): their tokens in one row.

@@ -164,6 +164,36 @@ def test_several_answers_to_an_example_are_scored_as_each_alone(small):
             np.testing.assert_allclose(logits[:, k], alone, **SAME)
 
 
+def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
+    _, variables = small
+    text = random_batch(1, size=6, source=5, pixels=0, codes=False)
+    answers = random_batch(2, size=3, target=4)
+    answers["decoder_input_tokens"] = np.stack([answers["decoder_input_tokens"]] * 2, axis=1)
+    streams = {"pairs": random_batch(0, size=4), "text": text, "answers": answers}
+    model = OFA(SMALL)
+    together = jax.jit(functools.partial(model.apply, method="score_streams"))(variables, streams)
+    for name, batch in streams.items():
+        np.testing.assert_allclose(
+            together[name], jax.jit(model.apply)(variables, batch), err_msg=name, **SAME)
+
+
+def test_streams_are_looked_up_once_and_have_dropout_of_their_own():
+    model, batch = OFA(SMALL.replace(dropout_rate=0.3)), random_batch(pixels=0, codes=False)
+    variables = {"params": jax.jit(model.init)(jax.random.key(0), batch)["params"]}
+    score = functools.partial(
+        model.apply, train=True, rngs={"dropout": jax.random.key(1)}, method="score_streams")
+    one, other = jax.jit(score)(variables, {"one": batch, "other": batch}).values()
+    assert np.abs(one - other).max() > DIFFERENT
+
+    def loss(variables):
+        return sum(x.sum() for x in score(variables, {"one": batch, "other": batch}).values())
+
+    program = jax.jit(jax.grad(loss)).lower(nn.meta.unbox(variables)).as_text()
+    table = f"tensor<{SMALL.vocab_size}x{SMALL.width}xf32>"
+    ends = [line for line in program.splitlines() if line.strip().startswith("}) :")]
+    assert sum(line.endswith(f"-> {table}") for line in ends) == 1
+
+
 def test_boxed_and_plain_variables_are_taken_alike():
     model = OFA(SMALL)
     boxed = jax.jit(model.init)(jax.random.key(0), random_batch())

@@ -88,6 +88,8 @@ def test_topologies_are_named_by_chip_and_shape():
         parse_topology("v5ee:4x4")
     with pytest.raises(ValueError, match="write e.g. v5e:4x4"):
         parse_topology("v5e")
+    with pytest.raises(ValueError, match="write e.g. h100:8"):
+        parse_topology("h100")
 
 
 def test_memory_is_told_by_kind_and_the_rest_is_activations():

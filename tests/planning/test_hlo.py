@@ -166,6 +166,45 @@ def test_what_goes_on_beside_other_work_is_counted_once():
     assert program.hbm_bytes() == 2048 + 256 + (256 + 2048) + 4 * (16384 + 256)
 
 
+# As XLA prints calls of cuBLAS and cuDNN: results with their workspaces, and the numbers of the
+# convolution that a gradient belongs to.
+GPU = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[8,16,16,4], k: bf16[6,3,3,4], a: bf16[64,32]) -> bf16[64,128] {
+  %x = bf16[8,16,16,4]{3,2,1,0:S(1)} parameter(0)
+  %k = bf16[6,3,3,4]{3,2,1,0} parameter(1)
+  %a = bf16[64,32]{1,0} parameter(2)
+  %b = bf16[32,128]{1,0} parameter(3)
+  %conv = (bf16[8,8,8,6]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %k), WINDOW, """ \
+"""custom_call_target="__cudnn$convForward"
+  %y = bf16[8,8,8,6]{3,2,1,0} get-tuple-element(%conv), index=0
+  %back = (bf16[8,16,16,4]{3,2,1,0}, u8[4096]{0}) custom-call(%y, %k), WINDOW, """ \
+"""custom_call_target="__cudnn$convBackwardInput"
+  %kernel = (bf16[6,3,3,4]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %y), WINDOW, """ \
+"""custom_call_target="__cudnn$convBackwardFilter"
+  %room = bf16[999,999]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %norm = (bf16[8,8,8,6]{3,2,1,0}, u8[4096]{0}) custom-call(%y), custom_call_target="__cudnn$norm"
+  %gemm = (bf16[64,128]{1,0}, s8[4194304]{0}) custom-call(%a, %b), """ \
+"""custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,""" \
+""""dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[]}}}
+  ROOT %out = bf16[64,128]{1,0} get-tuple-element(%gemm), index=0
+}
+""".replace("WINDOW", "window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_o01i->b01f")
+
+
+def test_a_gpus_libraries_are_asked_for_products_like_any_other():
+    program = Program(GPU, on_chip_memory=False)
+    # Padded by one on one side, of 8 x 3 pairs of an output and a tap 23 see a value.
+    convolution, product = 2 * 8 * 23 * 23 * 4 * 6, 2 * 64 * 32 * 128
+    counted = {i.name: flops for flops, i in program.products()}
+    assert counted == {"conv": convolution, "back": convolution, "kernel": convolution,
+                       "gemm": product}
+    assert program.uncounted() == {"__cudnn$norm"}
+    x, y, k, a, b, out = 2 * 8 * 256 * 4, 2 * 8 * 64 * 6, 2 * 6 * 9 * 4, 4096, 8192, 16384
+    # Space 1 is no VMEM here, and workspaces are nobody's data.
+    assert program.hbm_bytes() == 3 * (x + y + k) + 2 * y + a + b + out
+
+
 def test_loops_that_stop_when_they_like_run_as_often_as_is_said():
     def loop(x, kernel):
         return jax.lax.while_loop(lambda x: x.sum() < 5, lambda x: jnp.tanh(x @ kernel), x)

@@ -12,6 +12,7 @@ from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training import flops
+from ofa_jax.training.trainable import trainable
 
 
 def shapes(size=3, source=7, target=6, pixels=48, sampled=0, codes=False):
@@ -81,7 +82,20 @@ def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
     assert one == sum(forward.values())
 
 
-def test_a_frozen_resnet_runs_forward_alone():
+@pytest.mark.parametrize(("frozen", "trained", "expected"), [
+    ((), None, dict(resnet=3, encoder=3, decoder=3, logits=3, positions=3)),
+    (("resnet",), None, dict(resnet=1, encoder=3, decoder=3, logits=3, positions=3)),
+    (("token_embedding",), None, dict(resnet=3, encoder=3, decoder=3, logits=2, positions=3)),
+    (("encoder", "token_embedding"), None,
+     dict(resnet=1, encoder=1, decoder=3, logits=2, positions=3)),
+    ((), ("biases",), dict(resnet=2, encoder=2, decoder=2, logits=2, positions=2)),
+])
+def test_what_is_frozen_has_no_gradient_of_its_weights_and_hands_on_what_learns_before_it(
+        frozen, trained, expected):
+    params = jax.eval_shape(OFA(DEEP).init, jax.random.key(0), shapes(1))["params"]
+    learns = trainable(params, frozen, trained)
+    factors = flops.training_factors(params, learns)
+    assert factors == expected
     parts = flops.forward_flops(shapes(), DEEP)
-    assert flops.training_flops({"a": shapes()}, DEEP, resnet_learns=False) == (
-        3 * sum(parts.values()) - 2 * parts["resnet"])
+    assert flops.training_flops({"a": shapes()}, DEEP, factors=factors) == sum(
+        expected[part] * number for part, number in parts.items())
