@@ -38,6 +38,7 @@ def prepared(small_scenes, tmp_path_factory):
             pretraining.configure(None)
             train.main([
                 f"--gin_file=gin_configs/ablations/{name}.gin", *SIZES,
+                "--gin.INITIAL_RESNET_PATH=None",
                 f"--gin.MODEL_DIR='{tmp_path_factory.mktemp(name)}'"])
             (runs[name],) = found
         gin.clear_config()
