@@ -101,6 +101,7 @@ def scenes_settings(
     code_image_size: int = 64,
     text_window: int = 32,
     randaugment: bool = False,
+    distant_negatives: float = 0.0,
     rates: Mapping[str, float] | None = None,
 ) -> PretrainingSettings:
     """Settings for Scenes with the vocabulary and codebook that were built with it.
@@ -115,6 +116,8 @@ def scenes_settings(
       code_image_size: of the middle to infill.
       text_window: tokens of a text.
       randaugment: whether to augment captions, questions and matching.
+      distant_negatives: share of matching's wrong captions, in training, that say something else
+        entirely; the others differ from the truth by a word.
       rates: see `PretrainingSettings`.
     """
     data_set = data_set or Scenes()
@@ -129,6 +132,7 @@ def scenes_settings(
         text_length=text_window,
         text_window=text_window,
         randaugment=randaugment,
+        distant_negatives=distant_negatives,
     )
     return PretrainingSettings(
         data_set,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ OTHER = "other"
 _COUNT_TYPES = ("how many", "count")
 # The original swaps an object's name where a draw exceeds this.
 _KEEP_PROBABILITY = 0.6
+# How many captions are looked at for one that is false.
+_MOST_DRAWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,12 @@ class NegativePool:
             for kind, answers in self.answers_by_type.items() if kind != OTHER
             for answer in answers
         }
+
+    @functools.cached_property
+    def names_in(self) -> re.Pattern[str]:
+        """Finds names of objects in a caption, the longest first, also where they end with s."""
+        names = sorted(self.object_names, key=len, reverse=True)
+        return re.compile(rf"\b({'|'.join(map(re.escape, names))})(?:s|es)?\b")
 
     def __getstate__(self):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -80,6 +89,29 @@ def negative_caption(
         if swapped is not None and swapped != caption:
             return swapped
     return choose_other(pool.captions, caption, rng)
+
+
+def distant_caption(
+    objects: Sequence[str], pool: NegativePool, rng: np.random.Generator
+) -> str | None:
+    """A caption of another picture, which names something that this one does not show.
+
+    Args:
+      objects: all that the picture shows, by names of the pool.
+      pool: has names of objects.
+      rng: chooses.
+
+    Returns:
+      None if none is found.
+    """
+    if not pool.captions or not pool.object_names:
+        return None
+    shown = set(objects)
+    for _ in range(_MOST_DRAWS):
+        caption = pool.captions[int(rng.integers(len(pool.captions)))]
+        if set(pool.names_in.findall(caption)) - shown:
+            return caption
+    return None
 
 
 def negative_answer(

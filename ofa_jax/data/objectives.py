@@ -48,6 +48,8 @@ class ObjectiveConfig:
       max_source_words, max_target_words: of captions and questions.
       text_length, text_window: text infilling reads so many tokens and keeps the last so many.
       mask_ratio: share of the words that text infilling masks.
+      distant_negatives: share of the wrong captions of matching that say something else entirely,
+        for records whose own `negative_captions` are all close to the truth. In training alone.
       randaugment: whether captioning, questions and matching use it.
       training: False for validation: the smallest size, central crops, no flips, no RandAugment.
     """
@@ -67,6 +69,7 @@ class ObjectiveConfig:
     text_length: int = 512
     text_window: int = 256
     mask_ratio: float = infilling.MASK_RATIO
+    distant_negatives: float = 0.0
     randaugment: bool = True
     training: bool = True
 
@@ -87,6 +90,11 @@ class ObjectiveConfig:
             raise ValueError(
                 f"code_image_size {self.code_image_size} is larger than infill_image_size "
                 f"{self.infill_image_size}: the middle must lie inside."
+            )
+        if not 0.0 <= self.distant_negatives <= 1.0:
+            raise ValueError(
+                f"distant_negatives {self.distant_negatives} must lie between 0 and 1: it is a "
+                "share of the wrong captions."
             )
 
 
@@ -195,11 +203,16 @@ def _match_caption(
 ) -> tuple[str, float]:
     caption = _pick(record, "captions", rng)
     if not positive:
-        own = record.get("negative_captions")
-        if own:
+        own, objects = record.get("negative_captions"), record.get("object_labels", ())
+        distant = None
+        wanted = config.distant_negatives if own and config.training else 0.0
+        if wanted and rng.random() < wanted:
+            distant = negatives.distant_caption(objects, _pool(config), rng)
+        if distant is not None:
+            caption = distant
+        elif own:
             caption = own[int(rng.integers(len(own)))]
         else:
-            objects = record.get("object_labels", ())
             caption = negatives.negative_caption(caption, objects, _pool(config), rng)
             if caption is None:
                 raise BadRecord(_at(record, "there is no other caption to tell it from"))

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from ofa_jax.data.negatives import NegativePool, choose_other, negative_answer, negative_caption
+from ofa_jax.data.negatives import (
+    NegativePool,
+    choose_other,
+    distant_caption,
+    negative_answer,
+    negative_caption,
+)
 
 POOL = NegativePool(
     captions=("a cat", "two dogs", "a red car"),
@@ -41,6 +47,19 @@ def test_without_objects_it_is_another_caption():
 def test_a_name_that_is_not_in_the_caption_cannot_make_it_wrong():
     drawn = many(lambda rng: negative_caption("a cat", ["zebra"], POOL, rng))
     assert "a cat" not in drawn
+
+
+def test_a_distant_caption_names_something_that_is_not_shown():
+    drawn = many(lambda rng: distant_caption(["car"], POOL, rng))
+    assert set(drawn) == {"a cat", "two dogs"}
+    # All that it says may be true of such a picture.
+    assert distant_caption(["cat", "dog", "car"], POOL, np.random.default_rng(0)) is None
+
+
+def test_names_are_whole_words_and_the_longest_that_fit():
+    pool = NegativePool(("a carrot and hot dogs",), ("car", "dog", "hot dog", "carrot"))
+    assert pool.names_in.findall(pool.captions[0]) == ["carrot", "hot dog"]
+    assert distant_caption(["carrot", "hot dog"], pool, np.random.default_rng(0)) is None
 
 
 def test_sure_answers_get_negatives_of_their_type():

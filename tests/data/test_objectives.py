@@ -1,10 +1,12 @@
 """All eight objectives against the examples of the original (golden/preprocess/fixed.json)."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 from golden_examples import MAIN, assert_same
+from PIL import Image
 
 from ofa_jax.data import images, objectives
 from ofa_jax.data.boxes import as_boxes
@@ -138,6 +140,32 @@ def test_matching_asks_half_of_the_time_for_yes(config, to_record, fixed):
     assert abs(sum(answer == yes for answer in answers) - draws / 2) < 5 * np.sqrt(draws) / 2
 
 
+def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fixed):
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    record = to_record(fixed["image_text"][0]["row"]) | {
+        "image": picture.getvalue(), "negative_captions": ["a wrong one"],
+        "object_labels": ["cat"], "label": "no"}
+    pool = NegativePool(captions=("a dog", "a cat"), object_names=("cat", "dog"))
+    small = dataclasses.replace(
+        config, image_size=32, resize_range=(32, 32), detection_image_size=32, negatives=pool,
+        distant_negatives=0.25)
+    draws = 400
+
+    def share_of_distant(config):
+        asked = [
+            config.vocabulary.decode(objectives.image_text_matching(
+                record, np.random.default_rng(seed), config)["inputs"])
+            for seed in range(draws)]
+        distant = sum("a dog" in text for text in asked)
+        assert distant + sum("a wrong one" in text for text in asked) == draws
+        return distant / draws
+
+    # Five standard deviations.
+    assert abs(share_of_distant(small) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / draws)
+    assert share_of_distant(dataclasses.replace(small, training=False)) == 0
+
+
 @pytest.mark.parametrize(
     ("objective", "change", "sentence"),
     [
@@ -168,6 +196,7 @@ def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, ch
     ("change", "sentence"),
     [
         ({"resize_range": (200, 300)}, "must lie between image_size"),
+        ({"distant_negatives": 1.5}, "must lie between 0 and 1"),
         ({"max_image_size": 300}, "smaller than the pictures"),
         ({"code_image_size": 300}, "larger than infill_image_size"),
     ],
