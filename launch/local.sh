@@ -17,6 +17,7 @@ if [[ "${1:-}" == full ]]; then
   run=pretrain_scenes_full
   shift
 fi
+asked="bash launch/local.sh full${*:+ $*}"
 source launch/environment.sh
 export OFA_DATA_DIR="${OFA_DATA_DIR:-data}"
 
@@ -34,6 +35,5 @@ if [[ "$run" == pretrain_scenes_full ]]; then
       model_dir="$(tr -d "'\"" <<< "${option#*=}")"
     fi
   done
-  python -m tools.report_scenes --model_dir="$model_dir" \
-    --train_command="bash launch/local.sh full${*:+ $*}"
+  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$asked"
 fi
