@@ -47,6 +47,7 @@ def make_train_step(
     seed: int,
     gradient_accumulation: int = 1,
     allowed: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+    gather: Callable[[Any], Any] | None = None,
 ) -> Callable[[TrainState, Batches], tuple[TrainState, StepMetrics]]:
     """The training step, to be jitted by the caller with its state donated.
 
@@ -64,6 +65,7 @@ def make_train_step(
         by the tokens of the whole. Only batch norm, unless frozen, sees each part by itself.
       allowed: stream name -> from its targets, int32 [B, T], to which tokens may be predicted, bool
         [B, T, V], e.g. `Trie.allowed_along`; of the streams without one, all tokens may.
+      gather: what is done to the parameters first, see `Partitioner.gathering`.
 
     Returns:
       (state, {stream: batch}) -> (state, StepMetrics). A step whose loss or gradient is not finite
@@ -84,6 +86,8 @@ def make_train_step(
 
     def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
         params = trainable.stop_frozen(params, *learns)
+        if gather is not None:
+            params = gather(params)
         passes = loss_config.passes
         batches = {  # in the order of the groups
             name: {k: jnp.concatenate([x] * passes) for k, x in batches[name].items()}
