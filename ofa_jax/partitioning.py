@@ -6,6 +6,7 @@ too) and `tensor` (heads, feed-forward and vocabulary split). A batch is split o
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -173,15 +174,15 @@ class Partitioner:
                 return None
             return NamedSharding(self.mesh, PartitionSpec(*spec))
 
+        kept = [x.sharding for x in jax.tree.leaves(params)]
         shardings = [
             whole(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
 
         def gather(params: Any) -> Any:
             leaves, structure = jax.tree.flatten(params)
             return jax.tree.unflatten(structure, [
-                x if sharding is None
-                else jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
-                for x, sharding in zip(leaves, shardings, strict=True)])
+                x if sharding is None else _gathered(x, old, sharding, dtype)
+                for x, old, sharding in zip(leaves, kept, shardings, strict=True)])
 
         return gather
 
@@ -255,3 +256,21 @@ class Partitioner:
         """The inverse of `put_batch`: this host's rows of an array with `batch_sharding`."""
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x: jax.Array, kept: NamedSharding, whole: NamedSharding, dtype: str) -> jax.Array:
+    """x in `dtype`, whole; its gradient is split as x is, wherever it is made."""
+    return jax.lax.with_sharding_constraint(x.astype(dtype), whole)
+
+
+def _gathered_forward(x, kept, whole, dtype):
+    return _gathered(x, kept, whole, dtype), None
+
+
+def _gathered_backward(kept, whole, dtype, nothing, gradient):
+    # Left alone it would be whole too: summed, held and added up in full for each stream.
+    return (jax.lax.with_sharding_constraint(gradient, kept).astype("float32"),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

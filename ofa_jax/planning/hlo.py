@@ -33,6 +33,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
+# What TPUs make of a sum of which each device wants a part: a fusion of the sum and the cut.
+_SCATTERED = re.compile(r"all-reduce-scatter\b")
 _LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
 # Room that nobody has written to, and parts that lie side by side already.
 _NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
@@ -225,6 +227,8 @@ class Program:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
+            if kind == "all-reduce" and _SCATTERED.match(name):
+                kind = "reduce-scatter"
             operands = [self.computations[name][operand] for operand in instruction.operands]
             inputs = [array for operand in operands for array in operand.outputs]
             outputs = instruction.outputs
