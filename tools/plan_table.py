@@ -38,8 +38,8 @@ SYSTEMS = {
 }
 # Eight GPUs are no more than the weights are split over elsewhere.
 _FEW = {"8 x H100"}
-# (remat, parts of the batch), until it fits.
-ATTEMPTS = (("none", 1), ("weight_dots", 1), ("full", 1), ("full", 4), ("full", 16))
+# (remat, parts of the batch), until it fits; the first is that of pretrain.gin.
+ATTEMPTS = (("weight_dots", 1), ("full", 1), ("full", 4), ("full", 16))
 _COLUMNS = (
     "model", "system", "options", "peak, GiB of", "TFLOP a chip (x formula)", "compute, ms",
     "memory, ms", "interconnect, ms", "between slices, ms", "binds", "examples/s", "MFU")
@@ -51,7 +51,7 @@ def arguments(size: str, system: str, remat: str, parts: int = 1) -> list[str]:
     preset = PRESETS[size].removeprefix("data_" if system in _FEW else "")
     return [f"--gin_file=gin_configs/models/{size}.gin", "--gin_file=gin_configs/runs/pretrain.gin",
             f"--gin_file=gin_configs/partitioning/{preset}.gin", *SYSTEMS[system],
-            *([] if remat == "none" else [f"--gin.model_config.remat='{remat}'"]),
+            *([] if remat == ATTEMPTS[0][0] else [f"--gin.model_config.remat='{remat}'"]),
             *([] if parts == 1 else [f"--gin.train.gradient_accumulation={parts}"])]
 
 
