@@ -6,8 +6,9 @@ too) and `tensor` (heads, feed-forward and vocabulary split). A batch is split o
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +45,9 @@ class Partitioner:
       data, fsdp, tensor: devices along each axis, within a slice; one of them may be -1 for all
         the rest.
       slices: number of slices (TPU pods joined by the data-centre network); they multiply `data`.
+      gather_once: the weights that are split over `fsdp` are gathered once a step and held, in the
+        dtype of the computation (2 bytes a weight in bfloat16), instead of anew wherever they are
+        used: by every stream, forward and backward.
       logical_axis_rules: logical axis -> mesh axis, first match; see `ofa_jax.model` for the names.
       devices: to use; all devices of all hosts when None.
     """
@@ -52,6 +56,7 @@ class Partitioner:
     fsdp: int = 1
     tensor: int = 1
     slices: int = 1
+    gather_once: bool = False
     logical_axis_rules: Rules = STANDARD_RULES
     devices: tuple[Any, ...] | None = None
     mesh: Mesh = dataclasses.field(init=False, repr=False, compare=False)
@@ -149,6 +154,38 @@ class Partitioner:
             kept.append(axes)
         return PartitionSpec(*kept)
 
+    def gathering(self, params: Any, dtype: str) -> Callable[[Any], Any] | None:
+        """How a training step begins with `gather_once`; None without.
+
+        Args:
+          params: their shapes and shardings. What is looked up in stays as it is: a gradient that
+            adds up tokens wants float32.
+          dtype: of the computation.
+
+        Returns:
+          params -> the same tree, its weights whole along `fsdp` and in `dtype`.
+        """
+        if not self.gather_once or self.mesh.shape["fsdp"] == 1:
+            return None
+
+        def whole(path: Any, x: Any) -> NamedSharding | None:
+            spec = [axis if axis != "fsdp" else None for axis in x.sharding.spec]
+            if path[-1].key != "kernel" or spec == list(x.sharding.spec):
+                return None
+            return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+        kept = [x.sharding for x in jax.tree.leaves(params)]
+        shardings = [
+            whole(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+
+        def gather(params: Any) -> Any:
+            leaves, structure = jax.tree.flatten(params)
+            return jax.tree.unflatten(structure, [
+                x if sharding is None else _gathered(x, old, sharding, dtype)
+                for x, old, sharding in zip(leaves, kept, shardings, strict=True)])
+
+        return gather
+
     @property
     def replicated(self) -> NamedSharding:
         """The same on every device."""
@@ -219,3 +256,21 @@ class Partitioner:
         """The inverse of `put_batch`: this host's rows of an array with `batch_sharding`."""
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x: jax.Array, kept: NamedSharding, whole: NamedSharding, dtype: str) -> jax.Array:
+    """x in `dtype`, whole; its gradient is split as x is, wherever it is made."""
+    return jax.lax.with_sharding_constraint(x.astype(dtype), whole)
+
+
+def _gathered_forward(x, kept, whole, dtype):
+    return _gathered(x, kept, whole, dtype), None
+
+
+def _gathered_backward(kept, whole, dtype, nothing, gradient):
+    # Left alone it would be whole too: summed, held and added up in full for each stream.
+    return (jax.lax.with_sharding_constraint(gradient, kept).astype("float32"),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -121,6 +121,7 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compile
         result["roofline"] = dataclasses.asdict(cost.roofline(
             flops, text.hbm_bytes(), sent, chip, num_devices, traced.model_flops,
             traced.examples))
+        result["traffic"] = cost.traffic(text)
     result["advice"] = [] if result["fits"] else _advice(result, parts)
     return result
 

@@ -207,7 +207,7 @@ def prepare(
         partitioner=partitioner,
         train_step=step.make_train_step(
             network, tx, optimizer, loss, groups, num_tasks, seed, gradient_accumulation,
-            allowed,
+            allowed, partitioner.gathering(abstract.params, model.dtype),
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,

@@ -26,10 +26,12 @@ MESHES = {
     "one, text": ("Partitioner(data=1, devices=tuple(jax.devices()[:1]))", 1, ["text"]),
     "data": ("Partitioner()", 1, ["text"]),
     "fsdp": ("Partitioner(data=1, fsdp=-1)", 1, ["text"]),
+    "gathered": ("Partitioner(data=2, fsdp=4, gather_once=True)", 1, ["text"]),
     "tensor": ("Partitioner(data=4, tensor=2)", 2, ["text"]),
     "all": ("Partitioner(data=-1, fsdp=2, tensor=2)", 2, ["pairs"]),
 }
-LIKE = {"data": "one, text", "fsdp": "one, text", "tensor": "one, text", "all": "one"}
+LIKE = {"data": "one, text", "fsdp": "one, text", "gathered": "one, text",
+        "tensor": "one, text", "all": "one"}
 """Mesh -> what it must agree with."""
 PROGRAM = """
 import json, sys
@@ -74,6 +76,20 @@ for name, (make, vocab_multiple, streams) in json.loads(sys.argv[3]).items():
         for _ in range(3):
             state, metrics = step(state, global_batch)
             losses.append(float(metrics.loss))
+    if partitioner.gather_once:
+        with partitioner.active():
+            held = jax.jit(partitioner.gathering(abstract.params, "bfloat16"))(state.params)
+        weights, others = [], []
+        for (path, new), old in zip(
+                jax.tree_util.tree_leaves_with_path(held), jax.tree.leaves(state.params),
+                strict=True):
+            if path[-1].key == "kernel" and not old.sharding.is_fully_replicated:
+                weights.append(new.dtype == "bfloat16" and new.sharding.is_fully_replicated)
+            else:
+                others.append(new.dtype == old.dtype)
+        result["gathered"] = {
+            "weights whole in bfloat16": len(weights) > 10 and all(weights),
+            "others as they are": len(others) > 10 and all(others)}
     embedding = state.params["token_embedding"]["embedding"]
     result |= {
         "losses": losses, "nll": np.asarray(metrics.tasks.nll).tolist(), "rows": rows,
@@ -111,6 +127,12 @@ def test_every_mesh_trains_alike(results, mesh):
 
 def test_a_state_is_born_on_a_mesh_with_the_values_of_one_device(results):
     assert results["fsdp"]["born alike"]
+
+
+def test_weights_are_gathered_once_and_what_is_looked_up_in_is_not(results):
+    assert results["gathered"]["gathered"] == {
+        "weights whole in bfloat16": True, "others as they are": True}
+    assert "gathered" not in results["fsdp"]
 
 
 def test_rows_that_pad_the_vocabulary_stay_nothing(results):

@@ -65,6 +65,8 @@ def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
     assert line["step_seconds"] == line[line["binds"]] == max(line["compute"], line["memory"])
     assert line["mfu"] == pytest.approx(flops["model"] / 197e12 / line["step_seconds"])
     assert line["examples_per_second"] == pytest.approx(4 / line["step_seconds"])
+    assert sum(result["traffic"].values()) == pytest.approx(819e9 * line["memory"])
+    assert {"embed, backward", "loss and optimiser"} < set(result["traffic"])
 
 
 def test_answers_are_planned_too(call):
@@ -107,7 +109,7 @@ def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, mon
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm.")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", full)
-    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1")
+    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--gin.model_config.remat='none'")
     assert code == 3
     assert "peak 20.51 of 16.00 GiB: DOES NOT FIT" in out
     assert "to fit      --gin.model_config.remat=\"'weight_dots'\"" in out

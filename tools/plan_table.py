@@ -6,7 +6,7 @@
 Wants libtpu (requirements-aot.txt) and a minute or two of two cores for a row. Answers are kept in
 docs/plans.jsonl as they come, so that a later call goes on where this one stopped; the table is
 written anew after each. Where a row does not fit, it is tried again with less kept for the backward
-pass.
+pass, and then in parts. GPUs want requirements-aot-cuda.txt.
 """
 
 import argparse
@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "plans.jsonl", ROOT / "docs" / "pods.md"
 BEGIN, END = "<!-- tools.plan_table -->", "<!-- end -->"
 
-# The shape of a mesh that a size wants: small ones fit one chip.
-PRESETS = {"tiny": "data", "medium": "data", "base": "data", "large": "data_fsdp",
+# The shape of a mesh that a size wants. What every chip would hold of the optimiser, it would read
+# and write in every step: only small models are held whole.
+PRESETS = {"tiny": "data", "medium": "data", "base": "data_fsdp", "large": "data_fsdp",
            "huge": "data_fsdp"}
 # Published names count TensorCores for v4 and v5p, two to a chip. 256 images a step do not divide
 # over 512 chips: two slices split each example's heads and feed-forward over two chips.
@@ -33,19 +34,25 @@ SYSTEMS = {
     "v5p-128": ["--topology=v5p:4x4x4"],
     "v6e-256": ["--topology=v6e:16x16"],
     "2 x v5e-256": ["--topology=v5e:16x16", "--slices=2", "--gin.Partitioner.tensor=2"],
+    "8 x H100": ["--topology=h100:8"],
 }
-REMAT = ("none", "weight_dots", "full")
+# Eight GPUs are no more than the weights are split over elsewhere.
+_FEW = {"8 x H100"}
+# (remat, parts of the batch), until it fits; the first is that of pretrain.gin.
+ATTEMPTS = (("weight_dots", 1), ("full", 1), ("full", 4), ("full", 16))
 _COLUMNS = (
     "model", "system", "options", "peak, GiB of", "TFLOP a chip (x formula)", "compute, ms",
     "memory, ms", "interconnect, ms", "between slices, ms", "binds", "examples/s", "MFU")
 _HEADER = f"| {' | '.join(_COLUMNS)} |\n" + "| --- " * len(_COLUMNS) + "|"
 
 
-def arguments(size: str, system: str, remat: str) -> list[str]:
+def arguments(size: str, system: str, remat: str, parts: int = 1) -> list[str]:
     """Of `python -m ofa_jax.plan` for one row."""
+    preset = PRESETS[size].removeprefix("data_" if system in _FEW else "")
     return [f"--gin_file=gin_configs/models/{size}.gin", "--gin_file=gin_configs/runs/pretrain.gin",
-            f"--gin_file=gin_configs/partitioning/{PRESETS[size]}.gin", *SYSTEMS[system],
-            *([] if remat == "none" else [f"--gin.model_config.remat='{remat}'"])]
+            f"--gin_file=gin_configs/partitioning/{preset}.gin", *SYSTEMS[system],
+            *([] if remat == ATTEMPTS[0][0] else [f"--gin.model_config.remat='{remat}'"]),
+            *([] if parts == 1 else [f"--gin.train.gradient_accumulation={parts}"])]
 
 
 def row(result: Mapping[str, Any]) -> str:
@@ -93,13 +100,13 @@ def with_table(page: str, text: str) -> str:
 
 
 def plan(size: str, system: str) -> dict[str, Any]:
-    """The result of a row: of the first remat that fits, else of the last.
+    """The result of a row: of the first attempt that fits, else of the last.
 
     Raises:
       RuntimeError: the command failed.
     """
-    for remat in REMAT:
-        command = arguments(size, system, remat)
+    for attempt in ATTEMPTS:
+        command = arguments(size, system, *attempt)
         done = subprocess.run([sys.executable, "-m", "ofa_jax.plan", *command, "--json"],
                               capture_output=True, text=True, cwd=ROOT)
         if done.returncode not in (0, 3):

@@ -1,5 +1,7 @@
 """Multi-head attention with an additive position bias and one learned factor per head."""
 
+import functools
+
 import flax
 import flax.linen as nn
 import jax
@@ -35,6 +37,34 @@ def score(query: jax.Array, key: jax.Array) -> jax.Array:
     # Spelled out: the CPU backend has no bfloat16 product that broadcasts by itself.
     query, key = (jnp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (query, key))
     return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
+
+
+def softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Softmax along the last axis, computed in float32 and handed on as `dtype`.
+
+    In a narrower type its gradient is computed from what is handed on: the float32 weights, which
+    would else be kept for it, are the largest arrays of a layer.
+    """
+    return jax.nn.softmax(scores, axis=-1) if dtype == jnp.float32 else _narrow(scores, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _narrow(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+
+
+def _narrow_forward(scores, dtype):
+    weights = _narrow(scores, dtype)
+    return weights, weights
+
+
+def _narrow_backward(dtype, weights, gradient):
+    weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+    inner = (weights * gradient).sum(axis=-1, keepdims=True)
+    return (weights * (gradient - inner),)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 @flax.struct.dataclass
@@ -114,9 +144,9 @@ class Attention(nn.Module):
             bias = _pad_front(bias, self.prefix_length, 0)
             mask = _pad_front(mask, self.prefix_length, True)
         scores = jnp.where(mask, score(query, key) + bias, MASKED_SCORE)
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = softmax(scores, value.dtype)
         weights = self.dropout(weights, deterministic=not train)
-        mixed = jnp.einsum("...hqk,...hdk->...qhd", weights.astype(value.dtype), value)
+        mixed = jnp.einsum("...hqk,...hdk->...qhd", weights, value)
         if c.scale_heads:
             mixed = mixed * self.head_scale.astype(mixed.dtype)[:, None]
         return constrain(self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed")

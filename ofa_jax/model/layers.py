@@ -63,7 +63,7 @@ class Dense(nn.Module):
 
 def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over the last axis with float32 statistics."""
-    return nn.LayerNorm(
+    return keep_input(nn.LayerNorm, dtype)(
         epsilon=LAYER_NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name,
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)))
@@ -90,6 +90,23 @@ class Table(nn.Module):
         if ids is None:
             return self.embedding
         return jnp.take(self.embedding, ids, axis=0, mode="clip")
+
+
+def keep_input(normalisation, dtype: jnp.dtype):
+    """A normalisation that keeps for its gradient its input alone, where that is narrower.
+
+    It computes in float32, and differentiated as it stands keeps several float32 arrays of its
+    input's shape: in bfloat16 that is most of what a layer writes and reads. They are made again.
+
+    Args:
+      normalisation: a function or the class of a module.
+      dtype: of its input.
+    """
+    if dtype == jnp.float32:
+        return normalisation
+    transform = nn.remat if isinstance(normalisation, type) else jax.checkpoint
+    # Nothing but the step itself could make one of both computations, and there XLA may choose.
+    return transform(normalisation, prevent_cse=False)
 
 
 class DropPath(nn.Module):

@@ -9,13 +9,11 @@
     logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
 
-import math
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ofa_jax.model.attention import MASKED_SCORE, KeyValues
 from ofa_jax.model.cache import DecoderCache
@@ -24,6 +22,7 @@ from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.decoder import Decoder
 from ofa_jax.model.encoder import Batch, Encoder, EncoderOutput
 from ofa_jax.model.layers import Table, constrain, dtype_of
+from ofa_jax.model.side_by_side import side_by_side, taken_apart
 from ofa_jax.model.transformer import LayerCache
 
 
@@ -56,22 +55,24 @@ class OFA(nn.Module):
         Raises:
           ValueError: for a batch that the configuration cannot take.
         """
-        return self.score_streams({"": batch}, train)[""]
+        tokens = batch["decoder_input_tokens"]
+        return self.score_streams({"": batch}, train).reshape(*tokens.shape, -1)
 
-    def score_streams(self, batches: Mapping[str, Batch], train: bool = False
-                      ) -> dict[str, jax.Array]:
+    def score_streams(self, batches: Mapping[str, Batch], train: bool = False) -> jax.Array:
         """Scores every next token of several batches, whose shapes may differ.
 
         As `__call__` on one batch after another (batch statistics go on from each to the next), but
-        the tokens of all are looked up at once: the gradient of a look-up is as large as the whole
-        embedding, and is summed over all devices.
+        the tokens of all are looked up at once, and all answers multiplied with the embedding at
+        once: the gradient of either is as large as the whole embedding, and is summed over all
+        devices.
 
         Args:
           batches: stream -> its batch.
           train: as of `__call__`.
 
         Returns:
-          stream -> logits.
+          float32 [R, L, V], logits of all streams in their order, as `side_by_side` lays them;
+          `taken_apart` gives those of each.
 
         Raises:
           ValueError: for a batch that the configuration cannot take.
@@ -85,12 +86,13 @@ class OFA(nn.Module):
         sides = ("encoder_input_tokens", "decoder_input_tokens")
         embedded = iter(self._embed(*(batch[side] for batch in batches.values()
                                       for side in sides)))
-        logits = {}
-        for name, batch in batches.items():
+        decoded = []
+        for batch in batches.values():
             encoded = self.encoder(batch, next(embedded), train)
-            logits[name] = self._decode(encoded, batch["decoder_input_tokens"], next(embedded),
-                                        batch.get("decoder_code_mask"), train)
-        return logits
+            decoded.append(self._decode(encoded, batch["decoder_input_tokens"], next(embedded),
+                                        batch.get("decoder_code_mask"), train))
+        shapes = [batch["decoder_input_tokens"].shape for batch in batches.values()]
+        return self._logits(side_by_side(decoded, shapes))
 
     def encode(self, batch: Batch, train: bool = False) -> EncoderOutput:
         """Runs the encoder on the batch's encoder_* arrays."""
@@ -114,12 +116,13 @@ class OFA(nn.Module):
         """
         self._check_answers(decoder_input_tokens)
         (embedded,) = self._embed(decoder_input_tokens)
-        return self._decode(encoder_output, decoder_input_tokens, embedded, decoder_code_mask,
-                            train)
+        x = self._decode(encoder_output, decoder_input_tokens, embedded, decoder_code_mask, train)
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        return self._logits(rows).reshape(*decoder_input_tokens.shape, -1)
 
     def _decode(self, encoded: EncoderOutput, tokens: jax.Array, embedded: jax.Array,
                 code_rows: jax.Array | None, train: bool) -> jax.Array:
-        """`decode` of tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
+        """The decoder's output for tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
         *several, length = tokens.shape[1:]
         if several:
             (answers,) = several
@@ -128,7 +131,7 @@ class OFA(nn.Module):
             encoded = encoded.repeat(answers)
         flat = tokens.reshape(-1, length)
         x, _ = self.decoder(encoded, flat, embedded.reshape(*flat.shape, -1), code_rows, train)
-        return self._logits(x).reshape(*tokens.shape, -1)
+        return x.reshape(embedded.shape)
 
     def _check_answers(self, tokens: jax.Array) -> None:
         """Of [B, T] or [B, G, T]."""
@@ -204,18 +207,11 @@ class OFA(nn.Module):
         # Whole rows on every device: a look-up in columns would spread ids and results over all.
         # In float32, for its gradient adds up the tokens that share a row.
         table = constrain(self.token_embedding(), "vocab", "embed")
-        # One look-up for all, side by side in as many rows as divide every B: so a batch that is
-        # split over devices stays where it is.
-        rows = math.gcd(*(array.shape[0] for array in tokens))
-        flat = [array.reshape(rows, -1) for array in tokens]
-        ids = flat[0] if len(flat) == 1 else constrain(
-            jnp.concatenate(flat, axis=1), "batch", "length")
+        ids = side_by_side(tokens)
         found = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
         found = constrain(found * jnp.asarray(c.embedding_scale, dtype_of(c)),
                           "batch", "length", "embed")
-        ends = np.cumsum([array.shape[1] for array in flat])
-        return [part.reshape(*array.shape, c.width) for part, array in zip(
-            jnp.split(found, ends[:-1], axis=1), tokens, strict=True)]
+        return taken_apart(found, [array.shape for array in tokens])
 
 
 def _with_every_input(batch: Batch, config: OFAConfig) -> Batch:

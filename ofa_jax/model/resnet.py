@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.convolutions import convolution, max_pool, pointwise
-from ofa_jax.model.layers import DropPath, constrain, dtype_of, linear_rates, remat
+from ofa_jax.model.layers import (
+    DropPath,
+    constrain,
+    dtype_of,
+    keep_input,
+    linear_rates,
+    remat,
+)
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
@@ -74,21 +81,34 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
         mean, var = running_mean.value, running_var.value
-        if train and not self.frozen:
-            values = x.astype(jnp.float32).reshape(-1, self.channels)
-            # Both moments in one pass; about the running mean, so that nothing cancels.
-            values = values - jax.lax.stop_gradient(mean)
-            shift, square = values.mean(axis=0), jnp.square(values).mean(axis=0)
-            mean, var = mean + shift, jnp.maximum(square - jnp.square(shift), 0.0)
-            if not self.is_initializing():
-                count = values.shape[0]
-                unbiased = var * (count / max(count - 1, 1))
-                keep = 1.0 - BATCH_NORM_MOMENTUM
-                running_mean.value = keep * running_mean.value + BATCH_NORM_MOMENTUM * mean
-                running_var.value = keep * running_var.value + BATCH_NORM_MOMENTUM * unbiased
-        factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        # One multiplication and one addition per value, whichever statistics are used.
-        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+        normalise = keep_input(
+            _normalise if train and not self.frozen else _normalise_by, x.dtype)
+        result, mean, var = normalise(x, scale, bias, mean, var)
+        if train and not self.frozen and not self.is_initializing():
+            count = x.size // self.channels
+            unbiased = var * (count / max(count - 1, 1))
+            keep = 1.0 - BATCH_NORM_MOMENTUM
+            running_mean.value = keep * running_mean.value + BATCH_NORM_MOMENTUM * mean
+            running_var.value = keep * running_var.value + BATCH_NORM_MOMENTUM * unbiased
+        return result
+
+
+def _normalise(x, scale, bias, running_mean, running_var):
+    """By the moments of the batch, which it returns too: [..., C], [C], [C]."""
+    del running_var
+    values = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    # Both moments in one pass; about the running mean, so that nothing cancels.
+    values = values - jax.lax.stop_gradient(running_mean)
+    shift, square = values.mean(axis=0), jnp.square(values).mean(axis=0)
+    mean, var = running_mean + shift, jnp.maximum(square - jnp.square(shift), 0.0)
+    return _normalise_by(x, scale, bias, mean, var)
+
+
+def _normalise_by(x, scale, bias, mean, var):
+    """By given moments, which it hands on."""
+    factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    # One multiplication and one addition per value, whichever statistics are used.
+    return (x * factor + (bias - mean * factor)).astype(x.dtype), mean, var
 
 
 class Bottleneck(nn.Module):

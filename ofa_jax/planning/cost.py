@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from ofa_jax.planning.hlo import Collective, Program
 
 NETWORK = "between slices"
 """Beside the mesh axes, the medium of what crosses slices."""
+
+# What JAX puts between the names of modules.
+_NO_MODULES = {
+    "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "branch"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,34 @@ def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int
     # A dimension that is not closed to a ring has one end that only sends, one that only receives.
     links = sum((1.0 if size % chip.ring == 0 else 0.5) for size in spanned if size > 1)
     return axes, slices, (links or 1.0) / chip.torus_dimensions
+
+
+def traffic(program: Program, depth: int = 3) -> dict[str, float]:
+    """Bytes that one device reads from and writes to HBM, by part of the step, the largest first.
+
+    Args:
+      program: of a step.
+      depth: how many names of modules make a part.
+    """
+    parts: dict[str, float] = collections.defaultdict(float)
+    for moved, source in program.traffic():
+        parts[part_of_step(source, depth)] += moved
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+
+def part_of_step(source: str, depth: int) -> str:
+    """"encoder/resnet/norm_stem, backward" from what XLA says where an instruction comes from."""
+    if not source:
+        return "not named"
+    *path, _ = source.split("/")  # the last is the operation
+    names: list[str] = []
+    for name in path:
+        # Methods of modules are "module.method"; only those of the whole model tell more.
+        name = re.sub(r"^OFA\._?", "", name)
+        if re.fullmatch(r"[a-z]\w*", name) and name not in _NO_MODULES and name not in names:
+            names.append(name)
+    part = "/".join(names[:depth]) or "loss and optimiser"
+    return f"{part}, backward" if "transpose(" in source else part
 
 
 def bytes_per_device(tree: Any) -> float:

@@ -10,8 +10,8 @@ What XLA must know of a GPU, in the words of its `GpuTargetConfigProto`:
   (glennklockwood.com/garden/processors/h100, after NVIDIA's white paper), 50 MiB of L2
   (docs.nvidia.com/launchpad/ai/h100-mig/latest/h100-mig-gpu.html).
 
-No kernel is timed (`--xla_gpu_autotune_level=0`), so products are those of cuBLAS and cuDNN or
-Triton's with settings that nobody has tried: a plan reads what they compute, not how fast.
+No kernel is timed (`--xla_gpu_autotune_level=0`), so products are those of cuBLAS and cuDNN: a plan
+reads what they compute, not how fast.
 """
 
 import importlib.util
@@ -45,7 +45,8 @@ _PLUGIN = "jax_plugins.xla_cuda12"
 
 def set_flags() -> None:
     """Before JAX has been asked for any device: XLA reads its flags once."""
-    flags = "--xla_gpu_autotune_level=0"
+    # Triton's products need tiles that only timing could choose.
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     # The libraries of CUDA need not be there.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")

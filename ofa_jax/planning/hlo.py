@@ -33,10 +33,14 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
+# What TPUs make of a sum of which each device wants a part: a fusion of the sum and the cut.
+_SCATTERED = re.compile(r"all-reduce-scatter\b")
 _LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
 # Room that nobody has written to, and parts that lie side by side already.
 _NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+# Through how many a fetched array goes at most, before somebody computes with it.
+_MOST_HANDS = 8
 # They move nothing: names for memory that is there.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
@@ -223,6 +227,8 @@ class Program:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
+            if kind == "all-reduce" and _SCATTERED.match(name):
+                kind = "reduce-scatter"
             operands = [self.computations[name][operand] for operand in instruction.operands]
             inputs = [array for operand in operands for array in operand.outputs]
             outputs = instruction.outputs
@@ -252,12 +258,48 @@ class Program:
         Every instruction outside of fusions reads its operands and writes its results once; a
         slice reads, and an update writes, only its part.
         """
-        total = sum(2 * c.bytes * c.times for c in self.collectives() if c.beside)
+        beside = sum(2 * c.bytes * c.times for c in self.collectives() if c.beside)
+        return beside + sum(moved for moved, _ in self.traffic())
+
+    def traffic(self) -> Iterator[tuple[float, str]]:
+        """(bytes read and written with repetitions, what for), see `hbm_bytes`.
+
+        What for is the `source` of an instruction; of what the compiler fetches ahead, which has
+        none, that of its first reader.
+        """
         for name, times, instruction in self._instructions():
             opcode = instruction.opcode
             if name not in self._fused and opcode not in _FREE and not opcode.endswith("-done"):
-                total += times * self._traffic(name, instruction)
-        return total
+                yield times * self._traffic(name, instruction), self._purpose(name, instruction)
+
+    def _purpose(self, computation: str, instruction: Instruction) -> str:
+        for _ in range(_MOST_HANDS):
+            if instruction.source:
+                break
+            reader = self._first_readers[computation].get(instruction.name)
+            if reader is None:  # the end of what was started: who waits for it?
+                computation, reader = self._started_by.get(computation, (computation, None))
+            if reader is None:
+                break
+            instruction = reader
+        return instruction.source
+
+    @functools.cached_property
+    def _started_by(self) -> dict[str, tuple[str, Instruction]]:
+        """Computation that goes on beside others -> where it is started."""
+        return {
+            callee: (name, instruction)
+            for name, instructions in self.computations.items()
+            for instruction in instructions.values() if instruction.opcode == "async-start"
+            for _, callee in _CALLED.findall(instruction.attributes)}
+
+    @functools.cached_property
+    def _first_readers(self) -> dict[str, dict[str, Instruction]]:
+        """Computation -> name of an instruction -> the first one that reads it."""
+        return {
+            name: {operand: reader for reader in reversed(instructions.values())
+                   for operand in reader.operands}
+            for name, instructions in self.computations.items()}
 
     @functools.cached_property
     def _fused(self) -> set[str]:

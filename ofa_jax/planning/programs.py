@@ -76,7 +76,8 @@ def training(parts: Parts) -> Traced:
     groups = {stream.name: stream.loss_group for stream in parts.streams}
     train_step = step.make_train_step(
         network, optimizer, parts.optimizer, loss, groups, _NUM_TASKS, 0,
-        parts.gradient_accumulation)
+        parts.gradient_accumulation,
+        gather=partitioner.gathering(abstract.params, model.dtype))
     learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trained)
     with partitioner.active():
         lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _GIB = 2.0**30
+_MOST_PARTS = 10
 
 
 def text(plan: Mapping[str, Any]) -> str:
@@ -45,6 +46,10 @@ def text(plan: Mapping[str, Any]) -> str:
         f"{' between slices' * e['crosses_slices']}: {e['count']:.0f}, "
         f"{e['wire_bytes'] / 1e6:,.1f} MB sent by a device, {e['seconds'] * 1e3:.2f} ms"
         for k, e in enumerate(plan.get("exchanges", ()))]
+    moved = list(plan.get("traffic", {}).items())[:_MOST_PARTS]
+    lines += [
+        f"{'HBM' if not k else '':<12}{size / 1e9:6.2f} GB of each device: {part}"
+        for k, (part, size) in enumerate(moved)]
     if "roofline" in plan:
         line = plan["roofline"]
         parts = ("compute", "memory", "interconnect", "network")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from ofa_jax.model import OFA
+from ofa_jax.model.side_by_side import side_by_side, taken_apart
 from ofa_jax.training import losses, metrics, trainable
-from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.losses import LossConfig, TokenLosses
 from ofa_jax.training.metrics import TaskSums
 from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 from ofa_jax.training.state import TrainState
@@ -46,6 +47,7 @@ def make_train_step(
     seed: int,
     gradient_accumulation: int = 1,
     allowed: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+    gather: Callable[[Any], Any] | None = None,
 ) -> Callable[[TrainState, Batches], tuple[TrainState, StepMetrics]]:
     """The training step, to be jitted by the caller with its state donated.
 
@@ -63,6 +65,7 @@ def make_train_step(
         by the tokens of the whole. Only batch norm, unless frozen, sees each part by itself.
       allowed: stream name -> from its targets, int32 [B, T], to which tokens may be predicted, bool
         [B, T, V], e.g. `Trie.allowed_along`; of the streams without one, all tokens may.
+      gather: what is done to the parameters first, see `Partitioner.gathering`.
 
     Returns:
       (state, {stream: batch}) -> (state, StepMetrics). A step whose loss or gradient is not finite
@@ -83,12 +86,14 @@ def make_train_step(
 
     def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
         params = trainable.stop_frozen(params, *learns)
+        if gather is not None:
+            params = gather(params)
         passes = loss_config.passes
         batches = {  # in the order of the groups
             name: {k: jnp.concatenate([x] * passes) for k, x in batches[name].items()}
             for name in groups}
-        # All streams in one call: what it costs to look tokens up is paid once.
-        logits_of, updates = model.apply(
+        # All streams in one call: what is as large as the embedding is paid once.
+        logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             batches,
             train=True,
@@ -97,23 +102,15 @@ def make_train_step(
             method="score_streams",
         )
         batch_stats = updates.get("batch_stats", batch_stats)
-        per_stream, sums = {}, TaskSums.zeros(num_tasks)
-        for name, batch in batches.items():
-            logits = logits_of[name]
-            targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-            if targets.ndim == 3:
-                # Several answers to each example (see `self_critical`): their tokens in one row.
-                logits, targets, weights = (
-                    x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (logits, targets, weights)
-                )
-            mask = allowed[name](targets) if allowed and name in allowed else None
-            tokens = losses.token_losses(
-                logits, targets, weights, loss_config, mask, model.config.vocab_size
-            )
-            per_stream[name] = tokens
+        per_stream = _losses_of_streams(
+            logits, batches, loss_config, allowed or {}, model.config.vocab_size)
+        sums = TaskSums.zeros(num_tasks)
+        for name, tokens in per_stream.items():
+            weights = batches[name]["decoder_loss_weights"].reshape(tokens.nll.shape)
             # The weighted value over its weight: the log shows plain nats, at no second pass.
             plain = tokens.nll / jnp.where(weights == 0, 1, weights)
-            sums += metrics.task_sums(plain, tokens.scored, batch["task_ids"], num_tasks)
+            sums += metrics.task_sums(
+                plain, tokens.scored, batches[name]["task_ids"], num_tasks)
         loss = losses.grouped_loss(per_stream, groups, loss_config, step, group_tokens)
         return loss, (batch_stats, sums)
 
@@ -171,6 +168,47 @@ def make_train_step(
         return new_state, StepMetrics(loss, norm, optax.tree.norm(params), rate, sums)
 
     return train_step
+
+
+def _losses_of_streams(
+    logits: jax.Array,
+    batches: Batches,
+    config: LossConfig,
+    allowed: Mapping[str, Callable[[jax.Array], jax.Array]],
+    vocab_size: int,
+) -> dict[str, TokenLosses]:
+    """Stream -> the losses of its tokens, [B, T]; several answers to an example stand in one row.
+
+    Args:
+      logits: float32 [R, L, V], side by side as `OFA.score_streams` gives them.
+      batches: of the streams.
+      config: options.
+      allowed: as of `make_train_step`.
+      vocab_size: the first ids, those that there are.
+    """
+    targets, weights = (
+        [x.reshape(len(x), -1) for x in (batch[name] for batch in batches.values())]
+        for name in ("decoder_target_tokens", "decoder_loss_weights"))
+    shapes = [x.shape for x in targets]
+    mask = None
+    if allowed:
+        mask = side_by_side([
+            allowed[name](x) if name in allowed else jnp.ones((*x.shape, vocab_size), bool)
+            for name, x in zip(batches, targets, strict=True)], shapes)
+    tokens = losses.token_losses(
+        logits, side_by_side(targets), side_by_side(weights), config, mask, vocab_size)
+    parts = {
+        "loss": taken_apart(tokens.loss, shapes),
+        "nll": taken_apart(tokens.nll, shapes),
+        "scored": taken_apart(tokens.scored, shapes),
+        "divergence": [None] * len(shapes),
+    }
+    if tokens.divergence is not None:
+        halves = [(rows // 2, length) for rows, length in shapes]
+        parts["divergence"] = taken_apart(tokens.divergence, halves)
+    return {
+        name: TokenLosses(**{field: values[k] for field, values in parts.items()})
+        for k, name in enumerate(batches)}
 
 
 def _parts(x: jax.Array, number: int) -> jax.Array:

@@ -14,6 +14,7 @@ import pytest
 from small_model import SMALL, random_batch
 
 from ofa_jax.model import OFA
+from ofa_jax.model.side_by_side import side_by_side, taken_apart
 
 SAME = dict(rtol=1e-5, atol=1e-5)
 DIFFERENT = 1e-2
@@ -171,27 +172,44 @@ def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
     answers["decoder_input_tokens"] = np.stack([answers["decoder_input_tokens"]] * 2, axis=1)
     streams = {"pairs": random_batch(0, size=4), "text": text, "answers": answers}
     model = OFA(SMALL)
-    together = jax.jit(functools.partial(model.apply, method="score_streams"))(variables, streams)
-    for name, batch in streams.items():
+    # jit sorts the names of its arguments; the streams are scored in their own order.
+    together = jax.jit(lambda variables: model.apply(
+        variables, streams, method="score_streams"))(variables)
+    shapes = [batch["decoder_input_tokens"].shape for batch in streams.values()]
+    for (name, batch), logits in zip(
+            streams.items(), taken_apart(together, shapes), strict=True):
         np.testing.assert_allclose(
-            together[name], jax.jit(model.apply)(variables, batch), err_msg=name, **SAME)
+            logits, jax.jit(model.apply)(variables, batch), err_msg=name, **SAME)
 
 
-def test_streams_are_looked_up_once_and_have_dropout_of_their_own():
+def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_their_own():
     model, batch = OFA(SMALL.replace(dropout_rate=0.3)), random_batch(pixels=0, codes=False)
     variables = {"params": jax.jit(model.init)(jax.random.key(0), batch)["params"]}
     score = functools.partial(
         model.apply, train=True, rngs={"dropout": jax.random.key(1)}, method="score_streams")
-    one, other = jax.jit(score)(variables, {"one": batch, "other": batch}).values()
+    batches = {"one": batch, "other": batch}
+    one, other = taken_apart(
+        jax.jit(score)(variables, batches), [batch["decoder_input_tokens"].shape] * 2)
     assert np.abs(one - other).max() > DIFFERENT
 
-    def loss(variables):
-        return sum(x.sum() for x in score(variables, {"one": batch, "other": batch}).values())
+    program = jax.jit(jax.grad(lambda variables: score(variables, batches).sum())).lower(
+        nn.meta.unbox(variables)).as_text()
+    table = f"-> tensor<{SMALL.vocab_size}x{SMALL.width}xf32>"
+    lines = [line.strip() for line in program.splitlines() if line.endswith(table)]
+    # The gradients of the look-up and of the logits, each as large as the embedding.
+    assert sum(line.startswith("}) :") for line in lines) == 1
+    assert sum("dot_general" in line for line in lines) == 1
 
-    program = jax.jit(jax.grad(loss)).lower(nn.meta.unbox(variables)).as_text()
-    table = f"tensor<{SMALL.vocab_size}x{SMALL.width}xf32>"
-    ends = [line for line in program.splitlines() if line.strip().startswith("}) :")]
-    assert sum(line.endswith(f"-> {table}") for line in ends) == 1
+
+def test_what_is_laid_side_by_side_is_taken_apart_again():
+    shapes = [(6, 4), (2, 3), (4, 2, 5)]
+    parts = [np.arange(np.prod(shape) * 3).reshape(*shape, 3) for shape in shapes]
+    laid = side_by_side([jnp.asarray(part) for part in parts], shapes)
+    assert laid.shape == (2, 12 + 3 + 20, 3)
+    # The first half of the rows is the first half of every batch.
+    np.testing.assert_array_equal(laid[0, :12].reshape(3, 4, 3), parts[0][:3])
+    for taken, part in zip(taken_apart(laid, shapes), parts, strict=True):
+        np.testing.assert_array_equal(taken, part)
 
 
 def test_boxed_and_plain_variables_are_taken_alike():

@@ -1,11 +1,13 @@
 """Convolutions, pooling, batch norm, and the ResNet against the original's activations."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ofa_jax.model import convolutions
+from ofa_jax.model.layers import layer_norm
 from ofa_jax.model.resnet import BatchNorm, ResNet
 
 
@@ -79,3 +81,27 @@ def test_batch_norm_far_from_zero_keeps_its_digits():
     np.testing.assert_allclose(y, expected, atol=4 * 2**-14)
     np.testing.assert_allclose(
         updates["batch_stats"]["var"], 0.9 + 0.1 * exact.reshape(-1, 2).var(0, ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "wide", "arguments"), [
+    (BatchNorm(4, frozen=False), BatchNorm(4, frozen=False), (True,)),
+    (layer_norm(jnp.bfloat16), layer_norm(jnp.float32), ()),
+], ids=["batch", "layer"])
+def test_a_norm_of_bfloat16_keeps_its_input_alone_for_its_gradient(module, wide, arguments):
+    x = jax.random.normal(jax.random.key(0), (8, 5, 5, 4)).astype(jnp.bfloat16)
+    variables = nn.meta.unbox(module.init(jax.random.key(1), x, *arguments))
+
+    def differentiated(module, x):
+        y, gradient_of = jax.vjp(
+            lambda x: module.apply(variables, x, *arguments, mutable=["batch_stats"])[0], x)
+        kept = [a.dtype for a in jax.tree.leaves(gradient_of) if a.size >= x.size]
+        (gradient,) = gradient_of(jnp.cos(jnp.arange(y.size).reshape(y.shape)).astype(y.dtype))
+        return y, gradient, kept
+
+    y, gradient, kept = differentiated(module, x)
+    assert kept == [jnp.bfloat16]
+    wide_y, wide_gradient, wide_kept = differentiated(wide, x.astype(jnp.float32))
+    assert len(wide_kept) > 1
+    # bfloat16 has eight bits: 2^-7 of values up to 4, and of sums of a few such roundings.
+    np.testing.assert_allclose(y.astype(jnp.float32), wide_y, atol=2**-6)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wide_gradient, atol=2**-5)

@@ -97,3 +97,46 @@ def test_memory_is_told_by_kind_and_the_rest_is_activations():
     array = jax.ShapeDtypeStruct((3, 4), np.float32, sharding=here)
     assert cost.memory(500.0, {"parameters": [array], "average": None}, array) == {
         "parameters": 48, "average": 0, "batch": 48, "activations": 404, "peak": 500}
+
+
+STEP = """
+%ahead (q: f32[64]) -> f32[16] {
+  %q = f32[64] parameter(0)
+  ROOT %part = f32[16]{0:S(1)} slice(%q), slice={[0:16]}
+}
+
+ENTRY %main (p: f32[64], w: f32[16]) -> f32[16] {
+  %p = f32[64] parameter(0)
+  %w = f32[16] parameter(1)
+  %begun = ((f32[64]), f32[16]{0:S(1)}, s32[]) async-start(%p), calls=%ahead
+  %there = f32[16]{0:S(1)} async-done(%begun)
+  %y = f32[16] add(%there, %w), metadata={op_name="jit(train_step)/jvp(OFA.score)/encoder/\
+encoder._pictures/resnet/while/body/stage_1_blocks.step/stage_1_blocks/norm_1/add"}
+  %g = f32[16] multiply(%y, %y), metadata={op_name="jit(train_step)/transpose(jvp(OFA.score))/\
+OFA._decode/OFA._logits/mul"}
+  ROOT %u = f32[16] subtract(%g, %w), metadata={op_name="jit(train_step)/sub"}
+}
+"""
+
+
+def test_memory_traffic_is_told_by_part_of_the_step_and_what_is_fetched_by_who_reads_it():
+    array = 16 * 4
+    assert cost.traffic(Program(STEP)) == {
+        # What was fetched lies in VMEM: the fetch reads, and the sum reads and writes one each.
+        "encoder/resnet/stage_1_blocks": 3 * array,
+        "decode/logits, backward": 3 * array,
+        "loss and optimiser": 3 * array,
+    }
+    assert Program(STEP).hbm_bytes() == 9 * array
+
+
+@pytest.mark.parametrize(("source", "part"), [
+    ("", "not named"),
+    ("jit(train_step)/reduce_sum", "loss and optimiser"),
+    ("jit(train_step)/transpose(jvp(OFA.score))/OFA._embed/jit(_take)/scatter-add",
+     "embed, backward"),
+    ("jit(train_step)/jvp(OFA.score)/encoder/while/body/closed_call/layers.step/layers/"
+     "self_attention/...qhd,...hdk->...hqk/dot_general", "encoder/layers"),
+])
+def test_parts_are_named_by_modules(source, part):
+    assert cost.part_of_step(source, depth=2) == part

@@ -157,6 +157,32 @@ ENTRY %main (x: bf16[64,128], q: bf16[1,128]) -> f32[64] {
 """
 
 
+SCATTERED = """
+%all-reduce-scatter.4.clone (a: bf16[64,32]) -> bf16[64,4] {
+  %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.9 = bf16[64,32]{1,0:T(8,128)(2,1)} all-reduce(%a), channel_id=1, """ \
+"""replica_groups=[1,8]<=[8], to_apply=%add
+  %zero = s32[]{:T(128)} constant(0)
+  %place = s32[]{:T(128)} constant(4)
+  ROOT %part = bf16[64,4]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.9, %zero, %place), """ \
+"""dynamic_slice_sizes={64,4}
+}
+
+ENTRY %main (q: bf16[64,32]) -> bf16[64,4] {
+  %q = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %out = bf16[64,4]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, """ \
+"""calls=%all-reduce-scatter.4.clone
+}
+"""
+
+
+def test_a_sum_of_which_each_device_wants_a_part_sends_half_of_a_sum_for_all():
+    program, whole = Program(SCATTERED), 64 * 32 * 2
+    (found,) = program.collectives()
+    assert (found.kind, found.bytes, found.wire_bytes) == ("reduce-scatter", whole, whole * 7 / 8)
+    assert program.hbm_bytes() == whole + whole / 8
+
+
 def test_what_goes_on_beside_other_work_is_counted_once():
     program = Program(ASYNCHRONOUS)
     (gather,) = program.collectives()

@@ -44,7 +44,7 @@ def commands(monkeypatch):
 
 def test_rows_are_kept_as_they_come_and_not_run_again(files, commands, capsys):
     plan_table.main(["--sizes=base", "--systems=v5e-256"])
-    assert len(commands) == 2 and commands[1][-2] == "--gin.model_config.remat='weight_dots'"
+    assert len(commands) == 2 and commands[1][-2] == "--gin.model_config.remat='full'"
     page = files.read_text()
     assert page.startswith("# Pods\n") and page.endswith("\nmore\n") and "old" not in page
     line = [text for text in page.splitlines() if text.startswith("| base")]

@@ -63,11 +63,12 @@ def make_parts(
     model, loss = OFA(config), loss or LossConfig()
     optimizer_config = OptimizerConfig(1e-2, total_steps=100, warmup=0, **options)
     optimizer = make_optimizer(optimizer_config)
+    partitioner = partitioner or Partitioner()
     abstract = state.abstract_state(
-        model, optimizer, partitioner or Partitioner(), optimizer_config.ema_decay is not None)
+        model, optimizer, partitioner, optimizer_config.ema_decay is not None)
     train_step = step.make_train_step(
         model, optimizer, optimizer_config, loss, groups, len(TASKS), 3,
-        gradient_accumulation)
+        gradient_accumulation, gather=partitioner.gathering(abstract.params, config.dtype))
     eval_step = step.make_eval_step(model, len(TASKS))
     return abstract, lambda: new_state(config, abstract), train_step, eval_step
 
