@@ -1,8 +1,13 @@
 """`python -m ofa_jax.evaluate` as people call it, over checkpoints of a random small model."""
 
 import json
+import os
 import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import gin
 import jax
@@ -206,6 +211,51 @@ def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_p
         call(*SMALL, at(tmp_path), only)
     assert ended.value.code == 2
     assert "checkpoints/2 cannot be evaluated: it is damaged" in capsys.readouterr().err
+
+
+def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers(
+    call, run, small_scenes, tmp_path, capsys
+):
+    """kill -9 after some part; the parts that are there are kept, no answer is lost or doubled.
+
+    float32: scores, sums over a handful of tokens, within 1e-5 relative.
+    """
+    def arguments(folder):
+        return [*SMALL, at(run), "--gin.CHECKPOINTS=[1]", "--gin.pairs/Stream.batch_size=2",
+                "--gin.evaluate.batches_per_part=1", f"--gin.evaluate.directory='{folder}'"]
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    call(*arguments(one))
+    assert "2 processes" not in capsys.readouterr().out
+    program = [sys.executable, "-m", "ofa_jax.evaluate", *arguments(two)]
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = os.environ | {
+        "OFA_DATA_DIR": str(small_scenes), "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(pathlib.Path(__file__).parent),
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1".strip()}
+    first = subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    while first.poll() is None and not list(two.glob("1/*/part-*.jsonl")):
+        time.sleep(0.001)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert not list(two.glob("1/told_regions/predictions.jsonl")), "it was killed in the middle"
+    kept = {path: path.read_bytes() for path in two.glob("1/*/part-*.jsonl")}
+
+    supervisor = [sys.executable, "-m", "launch.supervisor", "--processes=2", "--restarts=0", "--"]
+    done = subprocess.run(
+        [*supervisor, *program], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Evaluation (two)") == 1, "only the first host speaks"
+    assert kept and not list(two.glob("1/*/part-*.jsonl"))
+    for task in ("told_captions", "told_regions"):
+        of_one, of_two = (read(folder / "1" / task / "predictions.jsonl") for folder in (one, two))
+        scores = [[line.pop("score", None) for line in found] for found in (of_one, of_two)]
+        assert of_one == of_two and len(of_one) == 8
+        np.testing.assert_allclose(
+            *(np.array(found, float) for found in scores), rtol=1e-5, err_msg=task)
+    assert json.loads((one / "metrics.json").read_text()) == json.loads(
+        (two / "metrics.json").read_text())
 
 
 MISTAKES = {
