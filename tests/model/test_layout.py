@@ -76,7 +76,15 @@ def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
     assert (np.asarray(logits[..., BLOCKS.vocab_size :]) < -1e29).all()
     plain = layout.to_plain({"params": gradient} | dict(stats), config)
     jax.tree.map(assert_close, plain["batch_stats"], expected_stats["batch_stats"])
-    jax.tree.map(lambda a, b: assert_close(a, b, 5e-5), plain["params"], expected_gradient)
+    # The gradient of the stem's bias is 0 where no ReLU cuts, for the next batch norms take its
+    # shift away: what cancels is off by the rounding of what it is made of, gradients of the size
+    # of the largest, of which 4 units in the last place are allowed.
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected_gradient))
+    rounding = 4 * np.finfo(np.float32).eps * largest
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=0, atol=max(5e-5 * np.abs(b).max(), rounding)),
+        plain["params"], expected_gradient)
     added = gradient["token_embedding"]["embedding"][BLOCKS.vocab_size :]
     assert not np.asarray(added).any()
 
