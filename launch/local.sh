@@ -6,8 +6,8 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what pictures show, trains for up to 80 minutes more, asks the model about pictures it has never seen, and writes
-# results/scenes.md.
+# `full` teaches the ResNet what pictures show, trains for up to 80 minutes more, asks the model about
+# pictures it has never seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
