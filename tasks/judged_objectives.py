@@ -101,11 +101,23 @@ def _grounding(config: ObjectiveConfig) -> dict[str, Any]:
     )
 
 
+def phrases_of(record: Record) -> list[str]:
+    """What may be said of the box of the only phrase: first that phrase, then all others."""
+    box = as_boxes(record["phrase_boxes"])[0]
+    known = zip(
+        record.get("true_phrases", ()), as_boxes(record.get("true_phrase_boxes", ())), strict=True
+    )
+    others = [phrase for phrase, own in known if np.array_equal(own, box)]
+    return list(dict.fromkeys([record["phrases"][0], *others]))
+
+
 def _grounded_captioning(config: ObjectiveConfig) -> dict[str, Any]:
     return dict(
         kind="text",
-        references=lambda record: clean_caption(record["phrases"][0], config.max_target_words),
-        metrics=(exact.exact_match,),
+        references=lambda record: [
+            clean_caption(phrase, config.max_target_words) for phrase in phrases_of(record)
+        ],
+        metrics=(exact.one_of_several,),
         decoding=DecodingConfig(max_length=_LONGEST_CAPTION),
     )
 

@@ -23,7 +23,7 @@ REFERENCE = "full_model"
 # What the table shows of each objective; its name in the results is "<objective>/<metric>".
 _NUMBERS = (
     "image_captioning/noun_f1", "image_captioning/cider_d", "visual_question_answering/accuracy",
-    "image_text_matching/accuracy", "visual_grounding/acc@0.5", "grounded_captioning/exact_match",
+    "image_text_matching/accuracy", "visual_grounding/acc@0.5", "grounded_captioning/accuracy",
     "object_detection/f1@0.5", "image_infilling/token_accuracy", "text_infilling/exact_match",
 )
 

@@ -43,7 +43,7 @@ _SHOWN = {
     "visual_question_answering": ("accuracy",),
     "image_text_matching": ("accuracy",),
     "visual_grounding": ("acc@0.5",),
-    "grounded_captioning": ("exact_match",),
+    "grounded_captioning": ("accuracy", "exact_match"),
     "object_detection": ("f1@0.5", "map@0.5"),
     "text_infilling": ("exact_spans", "exact_match"),
     "image_infilling": ("token_accuracy", "psnr"),

@@ -1,6 +1,6 @@
 """The TFDS builder of Scenes: how records become parquet files that TFDS can read.
 
-    builder = tfds.builder_from_directory("data/scenes/pictures/1.0.0")
+    builder = tfds.builder_from_directory("data/scenes/pictures/1.1.0")
     builder.as_data_source("train")[0]
 
 Two configs, "pictures" and "text". Examples keep their order, so that record i is scene i.
@@ -76,6 +76,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 "answer_confidences": features.Sequence(np.float32),
                 "phrases": strings,
                 "phrase_boxes": boxes,
+                "true_phrases": strings,
+                "true_phrase_boxes": boxes,
                 "object_labels": strings,
                 "object_boxes": boxes,
             }

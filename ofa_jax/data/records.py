@@ -8,6 +8,8 @@ A record is a dict of plain values. Every field is optional; an objective says w
     questions         list[str]   answers list[str]    answer_confidences list[float]
                                                        answer_types       list[str]      parallel
     phrases           list[str]                        phrase_boxes       float32[P, 4]  parallel
+    true_phrases      list[str]                        true_phrase_boxes  float32[Q, 4]  parallel
+                      (all phrases that are right, where a data set knows them: to judge answers)
     object_labels     list[str]                        object_boxes       float32[K, 4]  parallel
     codes             int32[n], image codes of the picture's middle, when computed beforehand (of
                       the whole picture where a picture is to be generated)
@@ -36,7 +38,9 @@ RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
         "questions", "answers", "answer_confidences", "answer_types", "label",
     ),
     "questions": ("id", "image", "questions", "answers", "answer_confidences", "answer_types"),
-    "regions": ("id", "image", "phrases", "phrase_boxes"),
+    "regions": (
+        "id", "image", "phrases", "phrase_boxes", "true_phrases", "true_phrase_boxes",
+    ),
     "objects": ("id", "image", "object_labels", "object_boxes"),
     "images": ("id", "image", "codes"),
     "text": ("id", "text"),

@@ -1,8 +1,8 @@
 """Scenes, the embedded data set, as a DataSet: what `python -m tools.build_scenes` has written.
 
     <data_dir>/scenes/scenes.json            options, counts and versions; written last
-    <data_dir>/scenes/pictures/1.0.0/        TFDS, parquet: pictures and what is true of them
-    <data_dir>/scenes/text/1.0.0/            TFDS, parquet: sentences
+    <data_dir>/scenes/pictures/1.1.0/        TFDS, parquet: pictures and what is true of them
+    <data_dir>/scenes/text/1.1.0/            TFDS, parquet: sentences
     <data_dir>/scenes/vocabulary.json        byte-level BPE (`tokenizers` format)
     <data_dir>/scenes/codebook.npz           PatchCodebook
 """
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from ofa_jax.data.negatives import NegativePool
 
 MARKER = "scenes.json"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SPLITS = ("train", "validation", "test", "test_shifted")
 
-_REGIONS = {"phrases": "strings", "phrase_boxes": "boxes"}
+_REGIONS = {"phrases": "strings", "phrase_boxes": "boxes",
+            "true_phrases": "strings", "true_phrase_boxes": "boxes"}
 _OBJECTS = {"object_labels": "strings", "object_boxes": "boxes"}
 _CAPTIONS = {"captions": "strings", "negative_captions": "strings"}
 _QUESTIONS = {"questions": "strings", "answers": "strings", "answer_types": "strings",
@@ -95,7 +96,8 @@ class Scenes:
             captions   captions, object_labels list[str]
             pairs      captions, negative_captions, object_labels, and the fields of questions
             questions  questions, answers, answer_types list[str], answer_confidences list[float]
-            regions    phrases list[str], phrase_boxes float32[P, 4]
+            regions    phrases list[str], phrase_boxes float32[P, 4]; true_phrases list[str],
+                       true_phrase_boxes float32[Q, 4]
             objects    object_labels list[str], object_boxes float32[K, 4]
           text records have id and text. Boxes are x0 y0 x1 y1 in pixels.
         """

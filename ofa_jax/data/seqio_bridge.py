@@ -43,6 +43,8 @@ RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "answer_types": _STRINGS,
     "phrases": _STRINGS,
     "phrase_boxes": _BOXES,
+    "true_phrases": _STRINGS,
+    "true_phrase_boxes": _BOXES,
     "object_labels": _STRINGS,
     "object_boxes": _BOXES,
     "codes": tf.TensorSpec([None], tf.int32),

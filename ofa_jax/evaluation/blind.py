@@ -2,7 +2,8 @@
 
     captioning            a training caption, drawn anew for every picture
     questions             the most frequent training answer to questions of that type
-    matching, regions     the most frequent training answer
+    matching              the most frequent training answer
+    grounded captioning   the phrase that is right most often in training
     grounding             the mean training box
     detection             the mean training box, named by the most frequent name
     image infilling       the most frequent training code, everywhere
@@ -51,6 +52,11 @@ def labels(training: References, asked: References, rng: np.random.Generator) ->
     return [most_frequent(training)] * len(asked)
 
 
+def phrases(training: References, asked: References, rng: np.random.Generator) -> list[str]:
+    """The phrase that is right most often."""
+    return labels([phrase for own in training for phrase in own], asked, rng)
+
+
 def boxes(training: References, asked: References, rng: np.random.Generator) -> list[np.ndarray]:
     """The mean box, float32 [4]."""
     return [np.mean(np.asarray(training, np.float64), axis=0).astype(np.float32)] * len(asked)
@@ -84,7 +90,7 @@ BLIND: Mapping[str, tuple[str, Blind]] = {
     "visual_question_answering": ("the most frequent answer of the type", answers),
     "image_text_matching": ("the most frequent answer", labels),
     "visual_grounding": ("the mean box", boxes),
-    "grounded_captioning": ("the most frequent phrase", labels),
+    "grounded_captioning": ("the phrase that is right most often", phrases),
     "object_detection": ("the mean box with the most frequent name", objects),
     "image_infilling": ("the most frequent code", codes),
 }

@@ -14,14 +14,32 @@ def phrases(scene: Scene, rng) -> list[tuple[str, SceneObject]]:
     """One phrase for every object that has an unambiguous one, for some a second."""
     found = []
     for item in scene.objects:
-        same = [other for other in scene.objects if other.noun == item.noun]
+        same = _same_noun(scene, item)
         options = _distinguishing(scene, item, same)
         options = [options[i] for i in rng.permutation(len(options))]
         if len(same) == 1:
-            found.append((f"the {item.noun.name}", item))
+            found.append((_plain(item), item))
             options = options[: int(rng.random() < 0.25)]
         found.extend((text, item) for text in options[:2])
     return found
+
+
+def true_phrases(scene: Scene) -> list[tuple[str, SceneObject]]:
+    """Every phrase that `phrases` may draw: all of them are right answers about their object."""
+    found = []
+    for item in scene.objects:
+        same = _same_noun(scene, item)
+        plain = [_plain(item)] if len(same) == 1 else []
+        found.extend((text, item) for text in plain + _distinguishing(scene, item, same))
+    return found
+
+
+def _same_noun(scene: Scene, item: SceneObject) -> list[SceneObject]:
+    return [other for other in scene.objects if other.noun == item.noun]
+
+
+def _plain(item: SceneObject) -> str:
+    return f"the {item.noun.name}"
 
 
 def _distinguishing(scene: Scene, item: SceneObject, same: list[SceneObject]) -> list[str]:

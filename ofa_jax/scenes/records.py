@@ -20,7 +20,8 @@ def make_record(options: SceneOptions, split: str, index: int) -> dict:
     Returns:
       id str; image bytes (JPEG, picture_size x picture_size); captions, negative_captions
       list[str]; questions, answers, answer_types list[str] and answer_confidences list[float],
-      parallel; phrases list[str], phrase_boxes float32[P, 4]; object_labels list[str],
+      parallel; phrases list[str], phrase_boxes float32[P, 4]; true_phrases list[str],
+      true_phrase_boxes float32[Q, 4], all that could be said of objects; object_labels list[str],
       object_boxes float32[K, 4]. Boxes are x0 y0 x1 y1 in pixels.
     """
     rng = composer.generator(options, split, index)
@@ -37,7 +38,7 @@ def describe(scene: Scene, rng) -> dict:
     true = captions.captions(scene, _CAPTIONS, rng)
     negatives = captions.negative_claims(scene, true, _NEGATIVES, rng)
     asked = questions.questions(scene, _QUESTIONS, rng)
-    referred = phrases.phrases(scene, rng)
+    referred, referring = phrases.phrases(scene, rng), phrases.true_phrases(scene)
     return {
         "captions": [claim.words() for claim in true],
         "negative_captions": [claim.words() for claim in negatives],
@@ -47,6 +48,8 @@ def describe(scene: Scene, rng) -> dict:
         "answer_confidences": [1.0] * len(asked),
         "phrases": [text for text, _ in referred],
         "phrase_boxes": _boxes(item for _, item in referred),
+        "true_phrases": [text for text, _ in referring],
+        "true_phrase_boxes": _boxes(item for _, item in referring),
         "object_labels": [item.noun.name for item in scene.objects],
         "object_boxes": _boxes(scene.objects),
     }

@@ -81,7 +81,7 @@ def test_every_kind_of_record_has_its_fields(data_set):
             assert {"id"} <= set(record)
             assert set(fields) - set(record) <= {
                 "negative_captions", "answer_types", "captions", "questions", "answers",
-                "answer_confidences", "label"}
+                "answer_confidences", "label", "true_phrases", "true_phrase_boxes"}
 
 
 def test_pairs_give_the_original_examples(data_set, fixed, pixels, config):

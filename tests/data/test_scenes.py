@@ -23,7 +23,7 @@ KINDS = {
     "pairs": {"captions", "negative_captions", "questions", "answers", "answer_types",
               "answer_confidences", "object_labels"},
     "questions": {"questions", "answers", "answer_types", "answer_confidences"},
-    "regions": {"phrases", "phrase_boxes"},
+    "regions": {"phrases", "phrase_boxes", "true_phrases", "true_phrase_boxes"},
     "objects": {"object_labels", "object_boxes"},
     "images": set(),
 }

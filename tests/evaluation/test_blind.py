@@ -24,6 +24,10 @@ def test_equally_frequent_answers_are_told_apart_in_the_same_way_always():
     assert blind.labels(["no", "yes"], ["yes"], rng()) == ["no"]
 
 
+def test_the_phrase_that_is_right_most_often_need_not_be_the_first_of_any():
+    assert blind.phrases([["a", "c"], ["b", "c"]], [["a"]] * 2, rng()) == ["c", "c"]
+
+
 def test_boxes_are_the_mean_and_objects_have_the_most_frequent_name():
     training = [[0, 0, 10, 20], [10, 20, 30, 40]]
     (box,) = blind.boxes(training, [None], rng())

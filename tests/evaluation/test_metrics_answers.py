@@ -127,6 +127,12 @@ def test_strings_are_the_same_but_for_spaces_around_them():
     assert values == {"exact_match": 0.5}
 
 
+def test_one_of_several_right_answers_is_right_and_the_first_is_counted_apart():
+    known = [["a", "b"], ["a", "b"], ["c"], ["d", "e"]]
+    values = exact.one_of_several(known, [" b", "a\n", "d", None])
+    assert values == {"accuracy": 2 / 4, "exact_match": 1 / 4}
+
+
 def test_codes_are_compared_place_by_place_and_missing_ones_are_wrong():
     references = [np.array([1, 2, 3, 4]), np.array([5, 6]), [7, 8]]
     answers = [np.array([1, 0, 3]), [5, 6, 9], None]
@@ -168,7 +174,8 @@ def test_pictures_that_cannot_be_compared_get_a_sentence(answer, sentence):
 @pytest.mark.parametrize(
     "metric",
     [vqa.vqa_accuracy, classification.accuracy, classification.matthews_correlation,
-     classification.f1, nouns.noun_f1, exact.exact_match, exact.token_accuracy,
+     classification.f1, nouns.noun_f1, exact.exact_match, exact.one_of_several,
+     exact.token_accuracy,
      summarization.rouge, pictures.psnr],
 )
 def test_nothing_to_judge_is_said_in_a_sentence(metric):

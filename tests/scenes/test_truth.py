@@ -210,10 +210,20 @@ def test_yes_and_no_are_both_frequent(scenes):
 
 def test_phrases_mean_exactly_one_object(scenes):
     for record in scenes:
-        assert len(record["phrases"]) == len(record["phrase_boxes"]) > 0
-        for phrase, box in zip(record["phrases"], record["phrase_boxes"], strict=True):
-            index = Reader(record).only(phrase)
-            np.testing.assert_array_equal(record["object_boxes"][index], box, err_msg=phrase)
+        for phrases, boxes in (("phrases", "phrase_boxes"), ("true_phrases", "true_phrase_boxes")):
+            assert len(record[phrases]) == len(record[boxes]) > 0
+            for phrase, box in zip(record[phrases], record[boxes], strict=True):
+                index = Reader(record).only(phrase)
+                np.testing.assert_array_equal(record["object_boxes"][index], box, err_msg=phrase)
+
+
+def test_the_phrases_asked_about_are_among_all_true_ones(scenes):
+    for record in scenes:
+        known = {(phrase, tuple(box)) for phrase, box in zip(
+            record["true_phrases"], record["true_phrase_boxes"], strict=True)}
+        assert len(known) == len(record["true_phrases"])
+        assert known >= {(phrase, tuple(box)) for phrase, box in zip(
+            record["phrases"], record["phrase_boxes"], strict=True)}
 
 
 def test_the_reader_finds_lies(scenes):

@@ -16,7 +16,7 @@ PERFECT = {
     "visual_question_answering": {"accuracy": 1.0},
     "image_text_matching": {"accuracy": 1.0},
     "visual_grounding": {"acc@0.5": 1.0},
-    "grounded_captioning": {"exact_match": 1.0},
+    "grounded_captioning": {"accuracy": 1.0, "exact_match": 1.0},
     "object_detection": {"f1@0.5": 1.0},
     "image_infilling": {"token_accuracy": 1.0},
     "text_infilling": {"exact_match": 1.0},
@@ -76,6 +76,26 @@ def test_what_training_would_teach_is_judged_right(settings, name, split):
     if name == "visual_question_answering":
         kinds = {own["type"] for own in references}
         assert {f"accuracy/{kind}" for kind in kinds} < set(scores)
+
+
+def test_every_phrase_that_is_true_of_the_region_is_right(settings):
+    described = judging.find("grounded_captioning")
+    (task,) = seqio_bridge.rated_tasks("grounded_captioning", "test")
+    several = 0
+    for index in range(len(task.records)):
+        record = task.records[index]
+        known = described.references(record)
+        box = record["phrase_boxes"][0]
+        here = [
+            phrase for phrase, own in zip(
+                record["true_phrases"], record["true_phrase_boxes"], strict=True)
+            if (own == box).all()
+        ]
+        assert known[0] == record["phrases"][0] and sorted(known) == sorted(here)
+        several += len(known) > 1
+    assert several
+    record = {"phrases": ["it"], "phrase_boxes": np.array([[0, 0, 9, 9]], np.float32)}
+    assert described.references(record) == ["it"]  # of data that know no more
 
 
 def test_codes_are_written_in_their_number_and_nothing_else_is(settings):

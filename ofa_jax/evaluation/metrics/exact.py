@@ -17,6 +17,28 @@ def exact_match(references: Sequence[str], answers: Sequence[str | None]) -> dic
     return {"exact_match": sum(same) / len(same)}
 
 
+def one_of_several(
+    references: Sequence[Sequence[str]], answers: Sequence[str | None]
+) -> dict[str, float]:
+    """For answers of which several are right.
+
+    Args:
+      references: all right answers to each question, first the one that was written down for it.
+      answers: one each; None is wrong.
+
+    Returns:
+      "accuracy": how many are one of the right ones, but for surrounding spaces; "exact_match":
+      how many are the first of them.
+    """
+    inputs.check_pairs("one_of_several", references, answers)
+    right = first = 0
+    for known, answer in zip(references, answers, strict=True):
+        if answer is not None:
+            right += answer.strip() in {reference.strip() for reference in known}
+            first += answer.strip() == known[0].strip()
+    return {"accuracy": right / len(answers), "exact_match": first / len(answers)}
+
+
 def token_accuracy(references: Sequence, answers: Sequence) -> dict[str, float]:
     """"token_accuracy": how many of the true tokens, over all examples, are at their place.
 
