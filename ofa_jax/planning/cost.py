@@ -94,7 +94,7 @@ def traffic(program: Program, depth: int = 3) -> dict[str, float]:
       depth: how many names of modules make a part.
     """
     parts: dict[str, float] = collections.defaultdict(float)
-    for moved, source in program.traffic():
+    for moved, source in program.traffic:
         parts[part_of_step(source, depth)] += moved
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
 

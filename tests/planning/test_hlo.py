@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.planning.hlo import Program, _groups
+from ofa_jax.planning.hlo import Program
+from ofa_jax.planning.hlo_text import groups_of
 
 
 def shape(*dims, dtype=jnp.float32):
@@ -57,7 +58,7 @@ def test_convolutions_are_counted_as_xla_counts_them(stride, padding, dilation, 
     ("replica_groups={}", None),
 ])
 def test_groups_of_devices_in_every_notation(text, expected):
-    groups = _groups(text)
+    groups = groups_of(text)
     assert (None if groups is None else groups.tolist()) == expected
 
 

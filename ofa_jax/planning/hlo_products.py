@@ -1,0 +1,85 @@
+"""How many operations a product of an HLO program has, from its line and its operands' shapes."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from ofa_jax.planning.hlo_text import LIBRARY, Array, Instruction
+
+
+def count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], float] | None:
+    """How to count the operations of an instruction and its operands; None where it has none."""
+    name = instruction.opcode
+    if name == "custom-call" and (found := LIBRARY.search(instruction.attributes)):
+        name = next((kind for kind in _COUNTS if kind.startswith("__")
+                     and found[1].startswith(kind)), "")
+    return _COUNTS.get(name)
+
+
+def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
+    del right
+    # In words of HLO, and in those of a call of cuBLAS.
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes) or re.search(
+        r'"lhs_contracting_dimensions":\[([\d,"]*)\]', dot.attributes)
+    axes = [int(n) for n in re.findall(r"\d+", contracted[1])] if contracted else []
+    return 2.0 * math.prod(dot.outputs[0].shape) * math.prod(left.shape[a] for a in axes)
+
+
+def _convolution_flops(conv: Instruction, left: Array, right: Array) -> float:
+    return _valid_flops(conv, left, right, conv.outputs[0])
+
+
+def _input_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
+    """cuDNN says of which convolution it is the gradient: its output and kernel to its input."""
+    return _valid_flops(conv, conv.outputs[0], right, left)
+
+
+def _kernel_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
+    """Likewise, its input and output to its kernel."""
+    return _valid_flops(conv, left, conv.outputs[0], right)
+
+
+def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) -> float:
+    """As XLA counts: only taps on values that are there, neither padding nor dilation."""
+    lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes).groups()
+    window = dict(re.findall(r"(\w+)=([\w\-x]+)", (
+        re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]))
+    spatial = [label for label in out if label.isdigit()]
+
+    def setting(name: str, place: int, default: int) -> int:
+        return int(window[name].split("x")[place]) if name in window else default
+
+    pairs = 1
+    for label in spatial:
+        place = int(label)
+        low = int(window["pad"].split("x")[place].split("_")[0]) if "pad" in window else 0
+        pairs *= _valid_pairs(
+            size=left.shape[lhs.index(label)], taps=right.shape[rhs.index(label)],
+            outputs=result.shape[out.index(label)], stride=setting("stride", place, 1),
+            low=low, base=setting("lhs_dilate", place, 1), dilation=setting("rhs_dilate", place, 1))
+    batch_groups = re.search(r"batch_group_count=(\d+)", conv.attributes)
+    batch = left.shape[lhs.index("b")] // (int(batch_groups[1]) if batch_groups else 1)
+    # The kernel's input features are those of one group already.
+    return 2.0 * pairs * batch * right.shape[rhs.index("i")] * right.shape[rhs.index("o")]
+
+
+_COUNTS = {
+    "dot": _dot_flops,
+    "convolution": _convolution_flops,
+    "__cublas$gemm": _dot_flops,
+    "__cublas$lt$matmul": _dot_flops,
+    "__cudnn$convForward": _convolution_flops,
+    "__cudnn$convBiasActivationForward": _convolution_flops,
+    "__cudnn$convBackwardInput": _input_gradient_flops,
+    "__cudnn$convBackwardFilter": _kernel_gradient_flops,
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def _valid_pairs(size, taps, outputs, stride, low, base, dilation) -> int:
+    """How many (output, tap) pairs of one axis see a value."""
+    place = np.arange(outputs)[:, None] * stride - low + np.arange(taps)[None, :] * dilation
+    return int(((place >= 0) & (place <= (size - 1) * base) & (place % base == 0)).sum())
