@@ -7,8 +7,6 @@ part of the run and checks the parts against each other. The loop then trains.
 """
 
 import dataclasses
-import functools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,10 +20,9 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, device_kinds, distributed
+from ofa_jax import command_line, configurables, device_kinds, distributed, run_data
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import Loader, RatedTask, task_names
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import judging
 from ofa_jax.evaluation.rewards import CaptionReward
@@ -34,7 +31,8 @@ from ofa_jax.initial_checkpoint import InitialCheckpoint, InitialResNet
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.nearest import nearest
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints, flops, loop, state, step, trainable, validation
+from ofa_jax.run_data import RunData
+from ofa_jax.training import checkpoints, flops, loop, state, step, trainable
 from ofa_jax.training.loop import LoopConfig, Run
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -151,7 +149,7 @@ def prepare(
     network = OFA(model)
     _check_batches(streams, partitioner, gradient_accumulation)
 
-    training_data = _Data.open(streams, train_split, seed, partitioner, num_threads, num_workers)
+    training_data = RunData.open(streams, train_split, seed, partitioner, num_threads, num_workers)
     loader = training_data.loader
     # The first batch shows what is wrong with records, sizes and lengths, in sentences.
     first = next(loader.batches(0))
@@ -159,7 +157,7 @@ def prepare(
         check_fits(network, stream, first[stream.name])
     held_out = None
     if validation_split is not None:
-        held_out = _Data.open(
+        held_out = RunData.open(
             streams, validation_split, seed, partitioner, num_threads, num_workers
         )
     before_step = None
@@ -214,7 +212,7 @@ def prepare(
         new_state=new_state,
         batches=loader.batches,
         validation_batches=validation_batches,
-        baselines=lambda: _baselines(
+        baselines=lambda: run_data.baselines(
             directory, model.vocab_size, training_data, held_out, baseline_examples,
             validation_examples,
         ),
@@ -233,7 +231,7 @@ def prepare(
 
 
 def _self_critical(
-    config: SelfCriticalConfig, network: OFA, partitioner: Partitioner, data: "_Data", seed: int
+    config: SelfCriticalConfig, network: OFA, partitioner: Partitioner, data: RunData, seed: int
 ) -> SelfCritical:
     """The reward is CIDEr-D, against the captions that the training records have."""
     streams = data.loader.streams
@@ -356,81 +354,6 @@ def _flops_per_step(
     learns = trainable.trainable(params, optimizer.frozen, optimizer.trained)
     factors = flops.training_factors(params, learns)
     return flops.training_flops(shapes, model, loss.passes, factors)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """A split, as the streams take it."""
-
-    loader: Loader
-    tasks: Mapping[str, Sequence[RatedTask]]
-
-    @classmethod
-    def open(
-        cls,
-        streams: Sequence[Stream],
-        split: str,
-        seed: int,
-        partitioner: Partitioner | None,
-        num_threads: int,
-        num_workers: int,
-    ) -> "_Data":
-        """All streams, this host's share on the mesh; everything on this host without a mesh."""
-        shards, own = 1, (0,)
-        if partitioner is not None:
-            shards, own = partitioner.num_data_shards, partitioner.data_shards
-        tasks = {}
-        for stream in streams:
-            rated = seqio_bridge.rated_tasks(stream.mixture_or_task_name, split)
-            if rated is not None:
-                tasks[stream.name] = rated
-        names = task_names(streams, tasks)
-        sequential = {
-            stream.name: functools.partial(
-                seqio_bridge.sequential_batches,
-                stream, names.index(stream.mixture_or_task_name), split, seed, shards, own,
-            )
-            for stream in streams
-            if stream.name not in tasks
-        }
-        loader = Loader(
-            streams, tasks, seed, shards, own, num_threads, num_workers=num_workers,
-            sequential=sequential,
-        )
-        return cls(loader, tasks)
-
-    def whole(self) -> Loader:
-        """A loader of all rows on this host: what is counted must not depend on the mesh."""
-        return Loader(self.loader.streams, self.tasks, 0, sequential=self.loader.sequential)
-
-
-def _baselines(
-    directory: epath.Path,
-    vocab_size: int,
-    training: _Data,
-    held_out: _Data,
-    num_training: int,
-    num_validation: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scores of both baselines; counted once per run directory."""
-    path = directory / "baselines.json"
-    task_names = training.loader.task_names
-    lengths = [dict(stream.task_feature_lengths) for stream in training.loader.streams]
-    key = {"tasks": list(task_names), "lengths": lengths}
-    key["examples"] = [num_training, num_validation]
-    if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
-        return tuple(np.array(known[name]) for name in ("unigram", "majority", "tokens"))
-    baselines = validation.Baselines(len(task_names), vocab_size)
-    for _, batch in training.whole().validation_batches(training.tasks, num_training):
-        baselines.add(batch)
-    scores = baselines.score(
-        batch for _, batch in held_out.whole().validation_batches(held_out.tasks, num_validation)
-    )
-    names = ("unigram", "majority", "tokens")
-    entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
-    if jax.process_index() == 0:
-        validation.write(path, entry)
-    return scores
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -354,6 +354,25 @@ def rated_tasks(mixture_or_task_name: str, split: str) -> list[RatedTask] | None
     return result
 
 
+def examples_in_order(
+    name: str, lengths: Mapping[str, int], split: str, seed: int = 0
+) -> Iterator[features.Example]:
+    """The examples of a task of ordinary tf.data preprocessors, once, always in the same order.
+
+    How many there are is known only by counting: preprocessors leave examples out, or make several
+    of one.
+
+    Args:
+      name: of a task.
+      lengths: feature -> tokens, for preprocessors that ask for them; nothing is cut here.
+      split: of its data.
+      seed: of preprocessors that draw.
+    """
+    return find(name).get_dataset(
+        dict(lengths), split, shuffle=False, seed=seed, trim_output_features=False,
+    ).as_numpy_iterator()
+
+
 def sequential_batches(
     stream: features.Stream,
     task_id: int,

@@ -6,6 +6,8 @@ tf.data preprocessors is asked in seqio's order; one without a `Judging` is judg
 """
 
 import dataclasses
+import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -123,22 +125,10 @@ class Opening:
     def _sequential(
         self, name: str, judging: Judging, stream: Stream, asking: Asking
     ) -> SequentialQuestions:
-        def examples() -> Iterator[Example]:
-            return (
-                seqio.TaskRegistry.get(name)
-                .get_dataset(
-                    dict(stream.task_feature_lengths), self.split, shuffle=False, seed=self.seed,
-                    num_epochs=1, trim_output_features=False,
-                )
-                .as_numpy_iterator()
-            )
-
-        # seqio does not know how many examples its preprocessors leave.
-        count = 0
-        for _ in examples():
-            count += 1
-            if count == self.num_examples:
-                break
+        examples = functools.partial(
+            seqio_bridge.examples_in_order, name, stream.task_feature_lengths, self.split, self.seed
+        )
+        count = sum(1 for _ in itertools.islice(examples(), self.num_examples))
         if not count:
             raise ValueError(f"Task {name}: there is nothing to evaluate, for the split is empty.")
         return SequentialQuestions(examples, asking, count)

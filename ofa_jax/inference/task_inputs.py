@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -76,20 +77,11 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
 
 def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> OpenTask:
     """Of a task that only seqio can read: one example after the other, always in one order."""
-    provider = seqio_bridge.find(inputs.task)
-
-    def examples() -> Iterator[Example]:
-        return provider.get_dataset(
-            sequence_length={"inputs": source_length, "targets": source_length},
-            split=inputs.split, shuffle=False, seed=0, trim_output_features=False,
-        ).as_numpy_iterator()
-
-    # Preprocessors may leave examples out or make several of one: nobody knows but by counting.
-    first, found = None, 0
-    for example in examples():
-        first, found = first or example, found + 1
-        if found == inputs.num_examples:
-            break
+    lengths = {"inputs": source_length, "targets": source_length}
+    examples = functools.partial(
+        seqio_bridge.examples_in_order, inputs.task, lengths, inputs.split)
+    first = next(examples(), None)
+    found = sum(1 for _ in itertools.islice(examples(), inputs.num_examples))
     count = _at_most(inputs, found)
     make = functools.partial(SequentialQuestions, examples, num_examples=count)
     return OpenTask(count, first, vocab_size, make)
