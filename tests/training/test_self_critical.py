@@ -3,6 +3,11 @@
 import dataclasses
 import functools
 import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +180,68 @@ def test_examples_without_an_answer_or_a_reward_teach_nothing():
         assert (made["decoder_loss_weights"][row, :, 0] == [3, -3]).all()
     assert before_step.scalars() == {"reward": 2.5, "best_reward": 4}
     assert before_step.scalars() == {}
+
+
+MESHES = {
+    "one": "Partitioner(data=1, devices=tuple(jax.devices()[:1]))",
+    "data": "Partitioner()",
+    "all": "Partitioner(data=-1, fsdp=2, tensor=2)",
+}
+PROGRAM = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+import jax, numpy as np
+from small_model import SMALL
+from small_run import make_parts
+from test_self_critical import captions_batch
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.model import OFA
+from ofa_jax.partitioning import Partitioner
+from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
+from ofa_jax.training.step import jit_train_step
+
+def reward(number, attempts):
+    asked.append(attempts.tolist())
+    return (attempts % 7).sum(-1) / 7  # of nothing but the tokens
+
+results, batch = {}, captions_batch(size=8)
+for name, make in json.loads(sys.argv[3]).items():
+    asked, losses, partitioner = [], [], eval(make)
+    abstract, new_state, train_step, _ = make_parts(
+        SMALL, partitioner=partitioner, groups={"captions": "pairs"})
+    state = new_state()
+    decoding = DecodingConfig(method="sample", beam_size=3, max_length=5)
+    before_step = SelfCritical(
+        OFA(SMALL), SelfCriticalConfig(decoding), partitioner, "captions", reward, seed=3)
+    with partitioner.active():
+        step = jit_train_step(train_step, abstract)
+        for number in range(3):
+            given = before_step(number, state, {"captions": partitioner.put_batch(batch)})
+            state, metrics = step(state, given)
+            losses.append(float(metrics.loss))
+    results[name] = {
+        "attempts": asked, "losses": losses, "shards": len({
+            str(s.index) for s in given["captions"]["decoder_target_tokens"].addressable_shards})}
+print(json.dumps(results))
+"""
+
+
+def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
+    """float32 sums in another order: 1e-5 relative, a few times over three steps."""
+    tests = pathlib.Path(__file__).parent.parent
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tests), str(tests / "training"), json.dumps(MESHES)],
+        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags}, cwd=tests.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    one = results["one"]
+    assert len(one["attempts"]) == 3 and one["attempts"][0] != one["attempts"][1]
+    assert {name: result["shards"] for name, result in results.items()} == {
+        "one": 1, "data": 8, "all": 4}
+    for name in ("data", "all"):
+        assert results[name]["attempts"] == one["attempts"]
+        np.testing.assert_allclose(results[name]["losses"], one["losses"], rtol=5e-5, err_msg=name)
 
 
 VOCABULARY = ["a", "red", "blue", "dog", "cat", "tree", "on", "grass", "two", "big"]
