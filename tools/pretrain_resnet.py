@@ -10,6 +10,7 @@ would write it. Ends with the F1 of the nouns on validation scenes; a file that 
 """
 
 import argparse
+import functools
 import itertools
 import os
 import pathlib
@@ -98,7 +99,7 @@ def learn(
         loss = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1).mean()
         return loss, updates["batch_stats"]
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(variables, moments, pictures, shown):
         params = variables["params"]
         gradients, statistics = jax.grad(loss_of, has_aux=True)(
