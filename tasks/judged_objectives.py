@@ -11,7 +11,8 @@ import numpy as np
 
 from ofa_jax.data import prompts
 from ofa_jax.data.boxes import as_boxes
-from ofa_jax.data.objectives import ObjectiveConfig, image_infilling
+from ofa_jax.data.objective_config import ObjectiveConfig
+from ofa_jax.data.objectives import image_infilling
 from ofa_jax.data.records import Record
 from ofa_jax.data.text import clean_caption
 from ofa_jax.decoding import DecodingConfig

@@ -18,7 +18,7 @@ from typing import Any
 import seqio
 
 from ofa_jax.data import objectives, seqio_bridge
-from ofa_jax.data.objectives import ObjectiveConfig
+from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.records import DataSet, RecordSource
 from ofa_jax.data.scenes import Scenes
 from ofa_jax.data.single_questions import SingleQuestions

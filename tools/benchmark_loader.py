@@ -40,7 +40,7 @@ from rich.table import Table
 from ofa_jax.data import images, objectives
 from ofa_jax.data.features import Stream, stack, to_features
 from ofa_jax.data.loader import Loader, RatedTask, Rows
-from ofa_jax.data.objectives import ObjectiveConfig
+from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.ofa_array_records import OfaArrayRecords
 from ofa_jax.data.randaugment import randaugment
 from ofa_jax.data.records import Record, RecordSource

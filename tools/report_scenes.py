@@ -23,6 +23,7 @@ import numpy as np
 from ofa_jax.data import images, objectives, prompts
 from ofa_jax.data.boxes import as_boxes
 from ofa_jax.data.controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.single_questions import SingleQuestions
 from ofa_jax.evaluation import answers, blind, judging
 from ofa_jax.evaluation.metrics.pictures import psnr
@@ -191,15 +192,11 @@ def _masked(line: Line) -> str:
     return line["instruction"].removeprefix(before).removesuffix(after)
 
 
-def _middle(record: Mapping[str, Any], config: objectives.ObjectiveConfig) -> np.ndarray:
+def _middle(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
     """The true middle of a picture that infilling blanks, uint8 [side, side, 3]."""
-    size, side = config.infill_image_size, config.code_image_size
-    image = images.decode(record["image"])
-    if image.size != (size, size):
-        image, _ = images.resize(image, np.zeros((0, 4), np.float32), size)
-        image, _ = images.center_crop(image, np.zeros((0, 4), np.float32), size)
-    start = (size - side) // 2
-    return images.pixels(image)[start : start + side, start : start + side]
+    place = images.middle(config.infill_image_size, config.code_image_size)
+    picture = images.square(images.decode(record["image"]), config.infill_image_size)
+    return images.pixels(picture)[place, place]
 
 
 # ------------------------------------------------------------------------------- files of a run

@@ -16,6 +16,8 @@ from PIL import Image
 from ofa_jax.data import boxes as box_ops
 from ofa_jax.data.records import BadRecord
 
+_NO_BOXES = np.zeros((0, 4), np.float32)
+
 # The original turns Pillow's guard against decompression bombs off as well: pretraining data has
 # large scans in it.
 Image.MAX_IMAGE_PIXELS = None
@@ -147,6 +149,20 @@ def center_crop(
     """The middle `size` x `size` pixels."""
     width, height = image.size
     return _crop(image, boxes, round((width - size) / 2), round((height - size) / 2), size)
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The picture made as small as it fills a square of `size` pixels a side, and its middle."""
+    if image.size == (size, size):
+        return image
+    resized, _ = resize(image, _NO_BOXES, size)
+    return center_crop(resized, _NO_BOXES, size)[0]
+
+
+def middle(size: int, side: int) -> slice:
+    """Where, along an axis of `size` pixels, the middle `side` pixels lie."""
+    start = (size - side) // 2
+    return slice(start, start + side)
 
 
 def object_center_crop(

@@ -5,7 +5,6 @@ for an example's fields, `records` for a record's). Where a record offers severa
 questions or phrases, one is drawn. All randomness comes from `rng`.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,10 @@ from PIL import Image
 
 from ofa_jax.data import boxes as box_ops
 from ofa_jax.data import images, infilling, negatives, prompts
-from ofa_jax.data.negatives import NegativePool
+from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.randaugment import randaugment
 from ofa_jax.data.records import BadRecord, Record
 from ofa_jax.data.text import clean_caption, clean_question
-from ofa_jax.image_tokenizer import ImageTokenizer
 from ofa_jax.vocabulary import OFAVocabulary
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
@@ -28,74 +26,6 @@ _GROUP_WEIGHT = 2.0
 _UNSCORED = {"cc12m": 2}
 # What a blanked pixel looks like to the eye; the model sees exactly 0 there (`blank_box`).
 _BLANK = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """Sizes and resources of the objectives; the defaults are the published ones.
-
-    Attributes:
-      vocabulary: makes ids.
-      negatives: for image-text matching.
-      image_tokenizer: for image infilling, where records have no codes.
-      image_size: of pictures in pairs, in pixels a side.
-      resize_range: the shorter side of pairs is drawn from it (both ends included).
-      resize_max_size: the longer side is cut to it.
-      max_image_size: pixels that the last location bin stands for.
-      infill_image_size: of pictures to infill.
-      code_image_size: of their middle, which is blanked and predicted as codes.
-      detection_image_size: of pictures with objects.
-      max_source_words, max_target_words: of captions and questions.
-      text_length, text_window: text infilling reads so many tokens and keeps the last so many.
-      mask_ratio: share of the words that text infilling masks.
-      distant_negatives: share of the wrong captions of matching that say something else entirely,
-        for records whose own `negative_captions` are all close to the truth. In training alone.
-      randaugment: whether captioning, questions and matching use it.
-      training: False for validation: the smallest size, central crops, no flips, no RandAugment.
-    """
-
-    vocabulary: OFAVocabulary
-    negatives: NegativePool | None = None
-    image_tokenizer: ImageTokenizer | None = None
-    image_size: int = 384
-    resize_range: tuple[int, int] = (384, 480)
-    resize_max_size: int = 672
-    max_image_size: int = 512
-    infill_image_size: int = 256
-    code_image_size: int = 128
-    detection_image_size: int = 256
-    max_source_words: int = 80
-    max_target_words: int = 30
-    text_length: int = 512
-    text_window: int = 256
-    mask_ratio: float = infilling.MASK_RATIO
-    distant_negatives: float = 0.0
-    randaugment: bool = True
-    training: bool = True
-
-    def __post_init__(self) -> None:
-        low, high = self.resize_range
-        if not self.image_size <= low <= high <= self.resize_max_size:
-            raise ValueError(
-                f"resize_range {self.resize_range} must lie between image_size {self.image_size} "
-                f"and resize_max_size {self.resize_max_size}."
-            )
-        largest = max(self.image_size, self.detection_image_size)
-        if largest > self.max_image_size:
-            raise ValueError(
-                f"max_image_size {self.max_image_size} is smaller than the pictures ({largest} "
-                "pixels): boxes would not fit into the bins; raise it."
-            )
-        if self.code_image_size > self.infill_image_size:
-            raise ValueError(
-                f"code_image_size {self.code_image_size} is larger than infill_image_size "
-                f"{self.infill_image_size}: the middle must lie inside."
-            )
-        if not 0.0 <= self.distant_negatives <= 1.0:
-            raise ValueError(
-                f"distant_negatives {self.distant_negatives} must lie between 0 and 1: it is a "
-                "share of the wrong captions."
-            )
 
 
 def make_example(
@@ -344,14 +274,9 @@ def image_infilling(
 ) -> dict[str, Any]:
     """`what is the image in the middle part?` -> the codes of the middle, which is blanked."""
     del rng
-    size, middle = config.infill_image_size, config.code_image_size
-    image = _image(record)
-    if image.size != (size, size):
-        image, _ = images.resize(image, _NO_BOXES, size)
-        image, _ = images.center_crop(image, _NO_BOXES, size)
-    start = (size - middle) // 2
-    stop = start + middle
-    array = images.pixels(image).copy()
+    size, side = config.infill_image_size, config.code_image_size
+    place = images.middle(size, side)
+    array = images.pixels(images.square(_image(record), size)).copy()
     codes = record.get("codes")
     if codes is None or not len(codes):
         if config.image_tokenizer is None:
@@ -359,19 +284,19 @@ def image_infilling(
                 "Image infilling needs codes in the records, or an image_tokenizer in the settings "
                 "that makes them."
             )
-        codes = config.image_tokenizer.encode(array[None, start:stop, start:stop])
+        codes = config.image_tokenizer.encode(array[None, place, place])
     else:
-        expected = (middle // 8) ** 2
+        expected = (side // 8) ** 2
         if len(codes) != expected:
             raise BadRecord(_at(record, f"{len(codes)} image codes instead of {expected}"))
-    array[start:stop, start:stop] = _BLANK
+    array[place, place] = _BLANK
     return make_example(
         config.vocabulary,
         prompts.IMAGE_INFILLING,
         [config.vocabulary.encode_codes(codes)],
         array,
         _GROUP_WEIGHT,
-        blank_box=np.array([start, start, stop, stop], np.int32),
+        blank_box=np.array([place.start] * 2 + [place.stop] * 2, np.int32),
         code_mask=np.bool_(True),
     )
 
@@ -446,7 +371,7 @@ def _check_box(record: Record, box: np.ndarray, image: Image.Image) -> None:
         )
 
 
-def _pool(config: ObjectiveConfig) -> NegativePool:
+def _pool(config: ObjectiveConfig) -> negatives.NegativePool:
     if config.negatives is None:
         raise ValueError(
             "Image-text matching needs a NegativePool (settings.negatives) for records without "

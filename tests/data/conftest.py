@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ofa_jax.data import objectives
 from ofa_jax.data.boxes import as_boxes
 from ofa_jax.data.negatives import NegativePool
+from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.vocabulary import OFAVocabulary
 
 
@@ -24,7 +24,7 @@ def pixels(golden):
 @pytest.fixture(scope="module")
 def config(shared_golden):
     """The golden run: the shorter side always 400, no RandAugment."""
-    return objectives.ObjectiveConfig(
+    return ObjectiveConfig(
         OFAVocabulary.from_ofa_directory(shared_golden / "bpe"),
         negatives=NegativePool(),
         resize_range=(400, 400),

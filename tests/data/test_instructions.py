@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import instructions, objectives
-from ofa_jax.data.objectives import ObjectiveConfig, make_example
+from ofa_jax.data.objective_config import ObjectiveConfig
+from ofa_jax.data.objectives import make_example
 from ofa_jax.vocabulary import OFAVocabulary
 
 

@@ -1,0 +1,76 @@
+"""Sizes and resources that the pretraining objectives share."""
+
+import dataclasses
+
+from ofa_jax.data import infilling
+from ofa_jax.data.negatives import NegativePool
+from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.vocabulary import OFAVocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Sizes and resources of the objectives; the defaults are the published ones.
+
+    Attributes:
+      vocabulary: makes ids.
+      negatives: for image-text matching.
+      image_tokenizer: for image infilling, where records have no codes.
+      image_size: of pictures in pairs, in pixels a side.
+      resize_range: the shorter side of pairs is drawn from it (both ends included).
+      resize_max_size: the longer side is cut to it.
+      max_image_size: pixels that the last location bin stands for.
+      infill_image_size: of pictures to infill.
+      code_image_size: of their middle, which is blanked and predicted as codes.
+      detection_image_size: of pictures with objects.
+      max_source_words, max_target_words: of captions and questions.
+      text_length, text_window: text infilling reads so many tokens and keeps the last so many.
+      mask_ratio: share of the words that text infilling masks.
+      distant_negatives: share of the wrong captions of matching that say something else entirely,
+        for records whose own `negative_captions` are all close to the truth. In training alone.
+      randaugment: whether captioning, questions and matching use it.
+      training: False for validation: the smallest size, central crops, no flips, no RandAugment.
+    """
+
+    vocabulary: OFAVocabulary
+    negatives: NegativePool | None = None
+    image_tokenizer: ImageTokenizer | None = None
+    image_size: int = 384
+    resize_range: tuple[int, int] = (384, 480)
+    resize_max_size: int = 672
+    max_image_size: int = 512
+    infill_image_size: int = 256
+    code_image_size: int = 128
+    detection_image_size: int = 256
+    max_source_words: int = 80
+    max_target_words: int = 30
+    text_length: int = 512
+    text_window: int = 256
+    mask_ratio: float = infilling.MASK_RATIO
+    distant_negatives: float = 0.0
+    randaugment: bool = True
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.resize_range
+        if not self.image_size <= low <= high <= self.resize_max_size:
+            raise ValueError(
+                f"resize_range {self.resize_range} must lie between image_size {self.image_size} "
+                f"and resize_max_size {self.resize_max_size}."
+            )
+        largest = max(self.image_size, self.detection_image_size)
+        if largest > self.max_image_size:
+            raise ValueError(
+                f"max_image_size {self.max_image_size} is smaller than the pictures ({largest} "
+                "pixels): boxes would not fit into the bins; raise it."
+            )
+        if self.code_image_size > self.infill_image_size:
+            raise ValueError(
+                f"code_image_size {self.code_image_size} is larger than infill_image_size "
+                f"{self.infill_image_size}: the middle must lie inside."
+            )
+        if not 0.0 <= self.distant_negatives <= 1.0:
+            raise ValueError(
+                f"distant_negatives {self.distant_negatives} must lie between 0 and 1: it is a "
+                "share of the wrong captions."
+            )
