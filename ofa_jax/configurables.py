@@ -19,6 +19,7 @@ from ofa_jax.data.ofa_tsv import OfaTsv
 from ofa_jax.data.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
+from ofa_jax.interop import vqgan_file
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training.loop import LoopConfig
 from ofa_jax.training.losses import LossConfig
@@ -39,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "vocabulary_from_ofa_directory": OFAVocabulary.from_ofa_directory,
     "vocabulary_from_tokenizer_json": OFAVocabulary.from_tokenizer_json,
     "patch_codebook": PatchCodebook.load,
+    "vqgan": vqgan_file.read,
 }
 _names: list[str] = []
 

@@ -32,6 +32,7 @@ from ofa_jax.evaluation import judging
 from ofa_jax.evaluation.answering import Answerer
 from ofa_jax.evaluation.judging import Judging
 from ofa_jax.evaluation.questions import Asking, Questions
+from ofa_jax.image_tokenizer import ImageTokenizer
 from ofa_jax.inference import loading, requests, shards, task_inputs
 from ofa_jax.inference.interface import Interface
 from ofa_jax.inference.job import Asker, Counts, Job, SourceQuestions
@@ -55,6 +56,7 @@ def prepare(
     output_dir: str,
     inputs: Source | TaskInputs,
     vocabulary: OFAVocabulary | str | None = None,
+    image_tokenizer: ImageTokenizer | None = None,
     answers: Sequence[str] | None = None,
     answers_file: str | None = None,
     score_all: bool = False,
@@ -82,6 +84,7 @@ def prepare(
       output_dir: where answers go, on a disk.
       inputs: what is asked.
       vocabulary: where the checkpoint does not say it, see `loading.load`.
+      image_tokenizer: that makes pictures of codes, where the run does not keep one.
       answers: the only ones allowed, e.g. ["yes", "no"]; a task has its own.
       answers_file: a file with one of them a line, instead.
       score_all: score each of them, instead of searching among them.
@@ -136,7 +139,8 @@ def prepare(
     if not parts.unfinished(range(parts.count)):
         return Job(None, parts, host, num_hosts)
     loaded = loading.load(
-        resolved, partitioner, vocabulary, dtype, image_size=image_size or None)
+        resolved, partitioner, vocabulary, dtype, image_tokenizer=image_tokenizer,
+        image_size=image_size or None)
     shapes = dict(batch_size=batch_size, source_length=source_length)
     if task is not None:
         described = _description(inputs.task, task, loaded)

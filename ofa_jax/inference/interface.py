@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from ofa_jax.image_tokenizer import ImageTokenizer, PatchCodebook
+from ofa_jax.image_tokenizer.vqgan import VQGAN
 from ofa_jax.vocabulary import OFAVocabulary
 
 FOLDER = "interface"
@@ -22,7 +23,7 @@ SIZES_OF_PICTURES = (
     "image_size", "max_image_size", "detection_image_size", "infill_image_size")
 """Names of fields, which `ObjectiveConfig` has, too."""
 _SIZES, _VOCABULARY, _TOKENIZER = "sizes.json", "vocabulary.json", "image_tokenizer.npz"
-_TOKENIZERS = {"patch_codebook": PatchCodebook}
+_TOKENIZERS = {"patch_codebook": PatchCodebook, "vqgan": VQGAN}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,12 @@ def load(
             f"The vocabulary has {size} ids and the model of {checkpoint} {config.vocab_size}: it "
             "was trained with another one (look at the numbers of codes and bins, too)."
         )
+    tokenizer = interface.image_tokenizer
+    if tokenizer is not None and tokenizer.num_codes != interface.vocabulary.num_codes:
+        raise ValueError(
+            f"The image tokenizer has {tokenizer.num_codes} codes and the vocabulary of "
+            f"{checkpoint} {interface.vocabulary.num_codes}: give the one that its training had."
+        )
     if dtype is not None:
         config = config.replace(dtype=dtype)
     variables = trained_model.load_variables(name, config, partitioner)

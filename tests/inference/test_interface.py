@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.inference.interface import Interface
+from ofa_jax.interop import vqgan_file
 from ofa_jax.vocabulary import OFAVocabulary
 
 
@@ -17,6 +18,17 @@ def test_an_interface_comes_back_as_it_was(interface, tmp_path):
         again.image_tokenizer.codebook, interface.image_tokenizer.codebook)
     text = ' which region does the text " a red apple " describe?'
     assert again.vocabulary.encode(text).tolist() == interface.vocabulary.encode(text).tolist()
+
+
+def test_a_vqgan_comes_back_as_it_was(interface, golden, tmp_path):
+    with np.load(golden / "vqgan" / "state_dict_f16.npz") as arrays:
+        vqgan = vqgan_file.from_state_dict({name: arrays[name] for name in arrays.files})
+    interface.replace(image_tokenizer=vqgan).save(tmp_path)
+    again = Interface.load(tmp_path).image_tokenizer
+    assert again.config == vqgan.config
+    np.testing.assert_array_equal(
+        again.params["quantize"]["embed"]["embedding"],
+        vqgan.params["quantize"]["embed"]["embedding"])
 
 
 def test_an_image_tokenizer_of_another_kind_is_left_out(interface, tmp_path):

@@ -1,0 +1,105 @@
+"""The original's VQGAN: a file of torch, as taming-transformers trains it.
+
+Names within the file: encoder.down.0.block.1.conv1.weight; what only training needs (the
+discriminator, `loss.*`) is passed over. The shape of the model follows from the arrays.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax.image_tokenizer.vqgan import VQGAN, Network, VQGANConfig
+from ofa_jax.interop import torch_file
+
+_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def read(path: str | pathlib.Path) -> VQGAN:
+    """The VQGAN of a checkpoint.
+
+    Args:
+      path: of a state dict, or of a file that holds it as "state_dict" (`last.ckpt`).
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is something else.
+    """
+    held = torch_file.load(path)
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{path} holds no state dict of a VQGAN.")
+    try:
+        return from_state_dict(held)
+    except ValueError as error:
+        raise ValueError(f"{path} is no VQGAN of the original: {error}") from error
+
+
+def from_state_dict(arrays: Mapping[str, Any]) -> VQGAN:
+    """Converts the original's arrays, by their names.
+
+    Raises:
+      ValueError: an array is missing, or has another shape than the others want.
+    """
+    config = config_of(arrays)
+    side = config.pixels_per_code
+    shapes = jax.eval_shape(
+        Network(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    params = {}
+    for path, like in flax.traverse_util.flatten_dict(shapes).items():
+        key = official_name(path)
+        if key not in arrays:
+            raise ValueError(f"{key} is missing.")
+        array = np.asarray(arrays[key], np.float32)
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if array.shape != like.shape:
+            raise ValueError(f"{key} has the shape {np.shape(arrays[key])}, which does not fit.")
+        params[path] = array
+    return VQGAN(config, flax.traverse_util.unflatten_dict(params))
+
+
+def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
+    """The shape of the model that some arrays are of.
+
+    Raises:
+      ValueError: arrays that say it are missing.
+    """
+    def places(pattern: str) -> list[int]:
+        found = (re.match(pattern, name) for name in arrays)
+        return sorted({int(match[1]) for match in found if match})
+
+    levels = places(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
+    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embed.weight",
+              "quantize.proj.weight")
+    if missing := [name for name in needed if name not in arrays]:
+        raise ValueError(f"{missing[0]} is missing.")
+    if levels != list(range(len(levels))) or not levels:
+        raise ValueError(f"it has the levels {levels} of an encoder.")
+    width = len(arrays["encoder.conv_in.weight"])
+    num_codes, code_width = np.shape(arrays["quantize.embed.weight"])
+    return VQGANConfig(
+        width=width,
+        multipliers=tuple(
+            len(arrays[f"encoder.down.{level}.block.0.conv1.weight"]) // width
+            for level in levels),
+        num_blocks=len(places(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")),
+        attention_levels=tuple(places(r"encoder\.down\.(\d+)\.attn\.0\.q\.weight$")),
+        latent_width=len(arrays["encoder.conv_out.weight"]),
+        code_width=int(code_width),
+        num_codes=int(num_codes),
+    )
+
+
+def official_name(path: tuple[str, ...]) -> str:
+    """("encoder", "down_0", "block_1", "conv1", "kernel") -> encoder.down.0.block.1.conv1.weight.
+
+    The blocks of the middle are the only names with a number in the original, too.
+    """
+    parts = [
+        part if "mid" in path else re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
+    return ".".join([*parts, _NAMES[path[-1]]])

@@ -1,0 +1,189 @@
+"""Makes the image codes that OFA learns to write, once and for all, with the original's VQGAN.
+
+    python -m tools.make_codes --vqgan=last.ckpt pictures.tsv image_examples.tsv
+    python -m tools.make_codes --vqgan=last.ckpt --layout=text_to_image captions.tsv coded.tsv
+
+Reads lines of id, picture in base64 (and a caption), and writes lines as the original's data have
+them: id, picture, the codes of its middle (`images`, for image infilling); or id, the codes of the
+whole picture, caption (`text_to_image`). Pictures are made as small as they fill a square, as
+training does. The best codes are taken, so the same picture has the same codes whenever it is
+asked. Lines that cannot be used are left out, counted by reason and named. The new file appears
+under its name only when it is complete. For many pictures: several machines, each with
+--part=NUMBER/COUNT and an output of its own.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ofa_jax.data import images
+from ofa_jax.data.records import BadRecord
+from ofa_jax.data.tsv import BadLine, OpenTsv, TsvFile, decode_base64
+from ofa_jax.image_tokenizer.vqgan import VQGAN
+from ofa_jax.interop import vqgan_file
+from tools import building
+
+_COLUMNS = {"images": ("id", "picture"), "text_to_image": ("id", "picture", "caption")}
+_NAMED = 10
+
+
+def coded_line(columns: Sequence[bytes], codes: np.ndarray, layout: str) -> bytes:
+    """A line of the new file, see the module's text.
+
+    Args:
+      columns: of the line that was read.
+      codes: int32 [h, w].
+      layout: one of `_COLUMNS`.
+    """
+    written = " ".join(map(str, codes.reshape(-1).tolist())).encode()
+    if layout == "images":
+        return b"\t".join([columns[0], columns[1], written])
+    return b"\t".join([columns[0], written, columns[2]])
+
+
+def make_codes(
+    vqgan: VQGAN, lines: OpenTsv, numbers: range, output: Any, *, layout: str, image_size: int,
+    code_size: int, batch_size: int, show: Any = lambda done: None,
+) -> collections.Counter:
+    """Writes the lines of some numbers with their codes.
+
+    Args:
+      vqgan: makes the codes.
+      lines: of id, picture, and what else the layout has.
+      numbers: of the lines.
+      output: a file of bytes.
+      layout: one of `_COLUMNS`.
+      image_size: to which pictures are brought, in pixels a side.
+      code_size: of the middle that is turned into codes; `image_size` for all of it.
+      batch_size: pictures that are encoded at once.
+      show: is told after each batch how many lines are done.
+
+    Returns:
+      How many lines were left out, by reason.
+    """
+    skipped: collections.Counter = collections.Counter()
+    place = images.middle(image_size, code_size)
+    waiting: list[tuple[Sequence[bytes], np.ndarray]] = []
+
+    def write() -> None:
+        pictures = np.stack([picture for _, picture in waiting])
+        # The last batch is filled up: one shape, compiled once.
+        filled = np.resize(pictures, (batch_size, *pictures.shape[1:]))
+        for (columns, _), codes in zip(waiting, vqgan.encode(filled), strict=False):
+            output.write(coded_line(columns, codes, layout) + b"\n")
+        waiting.clear()
+
+    for number in numbers:
+        try:
+            columns = lines.columns(number)
+            picture = images.square(images.decode(decode_base64(columns[1])), image_size)
+            waiting.append((columns, images.pixels(picture)[place, place]))
+        except BadRecord as error:
+            reason = error.reason if isinstance(error, BadLine) else "unreadable image"
+            skipped[reason] += 1
+            if skipped.total() <= _NAMED:
+                logging.warning("%s, line %d is left out: %s", lines.path, number + 1, error)
+        if len(waiting) == batch_size:
+            write()
+            show(number - numbers.start + 1)
+    if waiting:
+        write()
+    show(len(numbers))
+    return skipped
+
+
+def _part(text: str, count: int) -> range:
+    """The lines of part NUMBER of COUNT, counted from 0.
+
+    Raises:
+      ValueError: it is no such part.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"--part={text}: write 0/4, 1/4, 2/4 or 3/4 for the quarters of a file.")
+    number, parts = int(found[1]), int(found[2])
+    return range(count * number // parts, count * (number + 1) // parts)
+
+
+def _checked(lines: OpenTsv, layout: str) -> OpenTsv:
+    columns = _COLUMNS[layout]
+    if lines.num_columns < len(columns):
+        raise ValueError(
+            f"The lines of {lines.path} have {lines.num_columns} columns; for {layout} they are "
+            f"{', '.join(columns)}.")
+    return lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.make_codes", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", help="TSV of id, picture in base64 (and caption)")
+    parser.add_argument("output", type=pathlib.Path, help="the new TSV")
+    parser.add_argument("--vqgan", required=True, help="the original's checkpoint (last.ckpt)")
+    parser.add_argument("--layout", default="images", choices=_COLUMNS)
+    parser.add_argument("--image_size", type=int, default=256, help="pixels (default: 256)")
+    parser.add_argument("--code_size", type=int, help="of the middle that is turned into codes "
+                        "(default: half of image_size; all of it for text_to_image)")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--part", default="0/1", help="NUMBER/COUNT (default: the whole file)")
+    parser.add_argument("--index_dir", help="where the line index goes, if not beside the input")
+    options = parser.parse_args(arguments)
+    whole = options.layout == "text_to_image"
+    code_size = options.code_size or options.image_size // (1 if whole else 2)
+    try:
+        if options.output.exists():
+            raise ValueError(f"{options.output} is there already: choose another name.")
+        vqgan = vqgan_file.read(options.vqgan)
+        if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
+            raise ValueError(
+                f"--code_size is {code_size}: give a multiple of {vqgan.pixels_per_code} pixels, "
+                f"at most --image_size={options.image_size}.")
+        if options.batch_size < 1:
+            raise ValueError(f"--batch_size is {options.batch_size}; give at least 1.")
+        lines = _checked(
+            TsvFile(options.input, None, options.index_dir).open(), options.layout)
+        numbers = _part(options.part, len(lines))
+        skipped = _write(vqgan, lines, numbers, code_size, options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(numbers) - skipped.total():,} pictures with codes; "
+          f"{skipped.total():,} lines skipped.")
+    for reason, count in sorted(skipped.items()):
+        print(f"    {count:>12,} skipped: {reason}")
+    return 0
+
+
+def _write(
+    vqgan: VQGAN, lines: OpenTsv, numbers: range, code_size: int, options: argparse.Namespace
+) -> collections.Counter:
+    """Into a file beside the output, which gets its name at the end."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = options.output.with_name(f".{options.output.name}.unfinished-{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file, building.progress("make_codes", "encoding") as show:
+            skipped = make_codes(
+                vqgan, lines, numbers, file, layout=options.layout,
+                image_size=options.image_size, code_size=code_size,
+                batch_size=options.batch_size,
+                show=lambda done: show("pictures", done, len(numbers)))
+        if skipped.total() == len(numbers):
+            raise ValueError(f"Not one line of {lines.path} can be used.")
+        unfinished.rename(options.output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return skipped
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
