@@ -33,6 +33,7 @@ SYSTEMS = {
     "v5e-256": ["--topology=v5e:16x16"],
     "v5p-128": ["--topology=v5p:4x4x4"],
     "v6e-256": ["--topology=v6e:16x16"],
+    "2 x v5e-128": ["--topology=v5e:8x16", "--slices=2"],
     "2 x v5e-256": ["--topology=v5e:16x16", "--slices=2", "--gin.Partitioner.tensor=2"],
     "8 x H100": ["--topology=h100:8"],
 }
