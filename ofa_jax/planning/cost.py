@@ -48,7 +48,14 @@ class Exchange:
 def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
     """The program's collectives by kind and mesh axes, the longest first."""
     sums: dict[tuple[str, str, bool], np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
+    all_slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
     for collective in program.collectives():
+        if collective.between_slices:
+            wire = collective.bytes * _sent_between(all_slices).get(collective.kind, 1.0)
+            sums[collective.kind, "data", True] += np.array(
+                [1, collective.bytes, wire, wire / (chip.network / chip.devices)]
+            ) * collective.times
+            continue
         axes, slices, share = _placement(collective, mesh, chip)
         wire, bandwidth = collective.wire_bytes, chip.interconnect * share / chip.devices
         if slices > 1:
@@ -60,6 +67,13 @@ def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
     found = [Exchange(kind, axes, *map(float, values), crosses)
              for (kind, axes, crosses), values in sums.items()]
     return sorted(found, key=lambda exchange: -exchange.seconds)
+
+
+def _sent_between(slices: int) -> dict[str, float]:
+    """How often one device sends what it hands over to the other slices, by ring algorithms."""
+    return {
+        "all-reduce": 2 * (slices - 1) / slices, "reduce-scatter": (slices - 1) / slices,
+        "all-to-all": (slices - 1) / slices, "all-gather": slices - 1.0}
 
 
 def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int, float]:

@@ -27,6 +27,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 # What TPUs make of a sum of which each device wants a part: a fusion of the sum and the cut.
 _SCATTERED = re.compile(r"all-reduce-scatter\b")
+# Between slices, hosts carry what devices send: "ALL_REDUCE", "ALL_GATHER" ...
+_CARRIED = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
@@ -44,6 +46,7 @@ class Collective:
       arrays: its results.
       source: where in the Python program it comes from.
       beside: it goes on beside other work, and fusions hand its arrays on.
+      between_slices: of TPUs, by way of their hosts. Then `bytes` is what one device hands over.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Collective:
     arrays: tuple[Array, ...]
     source: str
     beside: bool
+    between_slices: bool = False
 
 
 class Program:
@@ -156,6 +160,13 @@ class Program:
         found: dict[str, Collective] = {}
         for name, times, instruction in self._instructions():
             kind = instruction.opcode.removesuffix("-start")
+            carried = _CARRIED.search(instruction.attributes)
+            if instruction.opcode == "send" and carried:
+                sent = self.computations[name][instruction.operands[0]].outputs
+                amount = sum(array.bytes for array in sent)
+                found[f"{name}/{instruction.name}"] = Collective(
+                    carried[1].lower().replace("_", "-"), amount, amount, times, None, tuple(sent),
+                    instruction.source, beside=False, between_slices=True)
             if kind not in COLLECTIVES:
                 continue
             if kind == "all-reduce" and _SCATTERED.match(name):

@@ -106,6 +106,8 @@ class Traffic:
                 outputs = outputs[:1]  # (result, operand, context)
             elif len(outputs) > len(whole):
                 outputs = outputs[len(whole):2 * len(whole)]  # (operands, results, contexts)
+        if opcode in ("send", "recv"):
+            outputs = outputs[:1] if opcode == "recv" else ()  # the others are names for waiting
         if opcode == "custom-call":
             if _NOTHING.search(instruction.attributes):
                 return 0.0

@@ -119,6 +119,41 @@ OFA._decode/OFA._logits/mul"}
 """
 
 
+CARRIED = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (g: f32[512,1024]) -> f32[512,1024] {
+  %g = f32[512,1024]{1,0} parameter(0)
+  %mine = f32[32,1024]{1,0} reduce-scatter(%g), channel_id=3, replica_groups=[2,16]<=[32], """ \
+"""dimensions={0}, to_apply=%add
+  %after-all = token[] after-all()
+  %send = (f32[32,1024]{1,0}, u32[], token[]) send(%mine, %after-all), channel_id=2, """ \
+"""is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv = (f32[32,1024]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, """ \
+"""is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done = (f32[32,1024]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  %all = f32[32,1024]{1,0} get-tuple-element(%recv-done), index=0
+  ROOT %sum = f32[512,1024]{1,0} all-gather(%all), channel_id=4, replica_groups=[2,16]<=[32], """ \
+"""dimensions={0}
+}
+"""
+
+
+def test_what_hosts_carry_between_slices_is_an_exchange_over_the_network():
+    """As XLA writes it for two slices of 16 chips: of a sum, each chip hands over its 16th."""
+    program = Program(CARRIED)
+    between, *within = cost.exchanges(program, mesh((32, 1, 1), slices=2), V5E)
+    part = 32 * 1024 * 4
+    assert between == cost.Exchange(
+        "all-reduce", "data", 1, part, part, part / V5E.network, crosses_slices=True)
+    assert {(e.kind, e.crosses_slices) for e in within} == {
+        ("reduce-scatter", False), ("all-gather", False)}
+    (three, *_) = cost.exchanges(program, mesh((48, 1, 1), slices=3), V5E)
+    assert three.wire_bytes == pytest.approx(4 / 3 * part)
+    # Sent, received, and by the two exchanges within the slice.
+    assert program.hbm_bytes() == 2 * part + 2 * (16 + 1) * part
+
+
 def test_memory_traffic_is_told_by_part_of_the_step_and_what_is_fetched_by_who_reads_it():
     array = 16 * 4
     assert cost.traffic(Program(STEP)) == {
