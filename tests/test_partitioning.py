@@ -4,16 +4,14 @@ Eight devices are simulated in a process of their own, for the number is fixed w
 """
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from simulated_devices import results_of
 
 from ofa_jax.partitioning import STANDARD_RULES, Partitioner
 
@@ -108,13 +106,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(TESTS), str(TESTS / "training"), json.dumps(MESHES)],
-        capture_output=True, text=True, env=environment, cwd=TESTS.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return results_of(PROGRAM, "training", json.dumps(MESHES))
 
 
 @pytest.mark.parametrize("mesh", LIKE)

@@ -4,17 +4,13 @@ A token's score must be what the full pass gives it; both are float32 sums of th
 another order, of logits of order 1 to 10: 1e-5.
 """
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from official_model import random_variables
+from simulated_devices import results_of
 from small_model import DEEP, SMALL, random_batch
 
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer, search
@@ -269,14 +265,7 @@ print(json.dumps(results))
 
 @pytest.mark.slow
 def test_every_mesh_answers_alike_and_keeps_the_batch_split():
-    tests = pathlib.Path(__file__).parent.parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tests), str(tests / "decoding")], capture_output=True,
-        text=True, cwd=tests.parent,
-        env=os.environ | {"XLA_FLAGS": flags})
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = results_of(PROGRAM, "decoding")
     for name, rows in (("data", 1), ("mixed", 2)):
         assert results[name]["tokens"] == results["one"]["tokens"]
         for ours, one in zip(results[name]["scores"], results["one"]["scores"], strict=True):

@@ -1,15 +1,12 @@
 """A task on a checkpoint: every example once, bad ones told, killed ones gone on with."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from official_model import random_variables
+from simulated_devices import results_of
 from small_evaluation import PIXELS, make_evaluator, make_model, make_task, records
 
 from ofa_jax.data.features import stack
@@ -192,14 +189,8 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def on_devices(vocabulary_path, tmp_path_factory):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     folder = tmp_path_factory.mktemp("devices")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(TESTS), str(TESTS / "evaluation"),
-         str(vocabulary_path), str(folder)],
-        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags}, cwd=TESTS.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return results_of(PROGRAM, "evaluation", vocabulary_path, folder)
 
 
 @pytest.mark.parametrize("mesh", ["8", "mixed"])

@@ -5,12 +5,10 @@ chosen so that an array tells by its size what it is.
 """
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from simulated_devices import results_of
 
 pytestmark = pytest.mark.slow  # four programs for eight devices are compiled
 
@@ -65,12 +63,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(TESTS), str(TESTS / "training"), json.dumps(MESHES)],
-        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags}, cwd=TESTS.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return results_of(PROGRAM, "training", json.dumps(MESHES))
 
 
 BATCH, SOURCE, TARGET, ROWS, WIDTH = 32, 24, 20, 1024, 16

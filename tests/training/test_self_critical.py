@@ -4,10 +4,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import small_run
+from simulated_devices import results_of
 from small_model import SMALL, random_batch
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
@@ -228,13 +225,7 @@ print(json.dumps(results))
 
 def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
     """float32 sums in another order: 1e-5 relative, a few times over three steps."""
-    tests = pathlib.Path(__file__).parent.parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tests), str(tests / "training"), json.dumps(MESHES)],
-        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags}, cwd=tests.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = results_of(PROGRAM, "training", json.dumps(MESHES))
     one = results["one"]
     assert len(one["attempts"]) == 3 and one["attempts"][0] != one["attempts"][1]
     assert {name: result["shards"] for name, result in results.items()} == {
