@@ -51,19 +51,18 @@ def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
     all_slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
     for collective in program.collectives():
         if collective.between_slices:
-            wire = collective.bytes * _sent_between(all_slices).get(collective.kind, 1.0)
-            sums[collective.kind, "data", True] += np.array(
-                [1, collective.bytes, wire, wire / (chip.network / chip.devices)]
-            ) * collective.times
-            continue
-        axes, slices, share = _placement(collective, mesh, chip)
-        wire, bandwidth = collective.wire_bytes, chip.interconnect * share / chip.devices
-        if slices > 1:
-            # Within a slice first; what remains is one part of each chip.
-            inner = max(collective.groups.shape[1] // slices, 1)
-            wire, bandwidth = wire / inner, chip.network / chip.devices
+            axes, slices, share = "data", all_slices, 1.0
+            wire = collective.bytes * _sent_between(slices).get(collective.kind, 1.0)
+        else:
+            axes, slices, share = _placement(collective, mesh, chip)
+            wire = collective.wire_bytes
+            if slices > 1:
+                # Within a slice first; what remains is one part of each chip.
+                wire /= max(collective.groups.shape[1] // slices, 1)
+        bandwidth = chip.network if slices > 1 else chip.interconnect * share
+        seconds = wire / (bandwidth / chip.devices)
         sums[collective.kind, axes, slices > 1] += np.array(
-            [1, collective.bytes, wire, wire / bandwidth]) * collective.times
+            [1, collective.bytes, wire, seconds]) * collective.times
     found = [Exchange(kind, axes, *map(float, values), crosses)
              for (kind, axes, crosses), values in sums.items()]
     return sorted(found, key=lambda exchange: -exchange.seconds)
