@@ -31,12 +31,7 @@ def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
     Raises:
       FileNotFoundError, ValueError: there is none, or it is of another shape.
     """
-    held = torch_file.load(path)
-    for name in ("state_dict", "model"):
-        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-            held = held[name]
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds no state dict of a ResNet.")
+    held = torch_file.load_state_dict(path, "ResNet", ("state_dict", "model"))
     variables, wrong = {}, []
     for entry in resnet_entries(config):
         key = entry.key.removeprefix(f"{RESNET}.")

@@ -14,7 +14,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -171,6 +171,28 @@ def load(path: str | pathlib.Path) -> Any:
         return _Unpickler(io.BytesIO(pickled), storage, str(path)).load()
     except (pickle.UnpicklingError, EOFError, IndexError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def load_state_dict(
+    path: str | pathlib.Path, what: str, holders: Sequence[str] = ("state_dict",)
+) -> Mapping[str, Any]:
+    """Arrays by name, of a file that is a state dict or holds one.
+
+    Args:
+      path: of the file.
+      what: it is of, for the message.
+      holders: names under which files hold a state dict, beside other things.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is something else.
+    """
+    held = load(path)
+    for name in holders:
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+            held = held[name]
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{path} holds no state dict of a {what}.")
+    return held
 
 
 def plain(value: Any) -> Any:

@@ -29,11 +29,7 @@ def read(path: str | pathlib.Path) -> VQGAN:
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
     """
-    held = torch_file.load(path)
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds no state dict of a VQGAN.")
+    held = torch_file.load_state_dict(path, "VQGAN")
     try:
         return from_state_dict(held)
     except ValueError as error:
