@@ -57,7 +57,6 @@ PHOTOGRAPHS = (
 WIDTH, HEIGHT, QUALITY, NOISE = 640, 480, 90, 3.0
 _LENGTHS = {"inputs": 104, "targets": 32}
 _TYPES = ("caption", "qa", "visual_grounding")
-_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 # --------------------------------------------------------------------------------------- the data
@@ -210,7 +209,7 @@ def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, St
     def crop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
         low, high = config.resize_range
         size = int(rng.integers(low, high + 1))
-        picture, boxes = images.resize(picture, _NO_BOXES, size, config.resize_max_size)
+        picture, boxes = images.resize(picture, images.NO_BOXES, size, config.resize_max_size)
         return images.pixels(images.center_crop(picture, boxes, config.image_size)[0])
 
     def tokenise(example: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,10 @@ from PIL import Image
 from ofa_jax.data import boxes as box_ops
 from ofa_jax.data.records import BadRecord
 
-_NO_BOXES = np.zeros((0, 4), np.float32)
+NO_BOXES = np.zeros((0, 4), np.float32)
+"""Of a picture of which no box is wanted."""
+# What a blanked pixel looks like to the eye; the model sees exactly 0 there (`blank_box`).
+_BLANK = 128
 
 # The original turns Pillow's guard against decompression bombs off as well: pretraining data has
 # large scans in it.
@@ -155,14 +158,30 @@ def square(image: Image.Image, size: int) -> Image.Image:
     """The picture made as small as it fills a square of `size` pixels a side, and its middle."""
     if image.size == (size, size):
         return image
-    resized, _ = resize(image, _NO_BOXES, size)
-    return center_crop(resized, _NO_BOXES, size)[0]
+    resized, _ = resize(image, NO_BOXES, size)
+    return center_crop(resized, NO_BOXES, size)[0]
 
 
 def middle(size: int, side: int) -> slice:
     """Where, along an axis of `size` pixels, the middle `side` pixels lie."""
     start = (size - side) // 2
     return slice(start, start + side)
+
+
+def blank_middle(array: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture without its middle, and where that was.
+
+    Args:
+      array: uint8 [S, S, 3].
+      side: of the middle, in pixels; at most S.
+
+    Returns:
+      uint8 [S, S, 3], a copy; int32 [4], y0 x0 y1 x1 of what is blank.
+    """
+    place = middle(len(array), side)
+    array = array.copy()
+    array[place, place] = _BLANK
+    return array, np.array([place.start] * 2 + [place.stop] * 2, np.int32)
 
 
 def object_center_crop(

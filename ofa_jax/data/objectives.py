@@ -19,13 +19,10 @@ from ofa_jax.data.records import BadRecord, Record
 from ofa_jax.data.text import clean_caption, clean_question
 from ofa_jax.vocabulary import OFAVocabulary
 
-_NO_BOXES = np.zeros((0, 4), np.float32)
 # The published weight of text, image and detection examples; a pair weighs 1.
 _GROUP_WEIGHT = 2.0
 # The captions of CC12M are noisy at their start: their first two tokens are not scored.
 _UNSCORED = {"cc12m": 2}
-# What a blanked pixel looks like to the eye; the model sees exactly 0 there (`blank_box`).
-_BLANK = 128
 
 
 def make_example(
@@ -188,9 +185,9 @@ def _pair_image(
 ) -> np.ndarray:
     """Resizes, crops the middle, augments: uint8 [image_size, image_size, 3]."""
     image, _ = images.resize(
-        _image(record), _NO_BOXES, _resize_draw(rng, config), config.resize_max_size
+        _image(record), images.NO_BOXES, _resize_draw(rng, config), config.resize_max_size
     )
-    image, _ = images.center_crop(image, _NO_BOXES, config.image_size)
+    image, _ = images.center_crop(image, images.NO_BOXES, config.image_size)
     array = images.pixels(image)
     return randaugment(array, rng) if config.training and config.randaugment else array
 
@@ -276,7 +273,7 @@ def image_infilling(
     del rng
     size, side = config.infill_image_size, config.code_image_size
     place = images.middle(size, side)
-    array = images.pixels(images.square(_image(record), size)).copy()
+    array = images.pixels(images.square(_image(record), size))
     codes = record.get("codes")
     if codes is None or not len(codes):
         if config.image_tokenizer is None:
@@ -289,14 +286,14 @@ def image_infilling(
         expected = (side // 8) ** 2
         if len(codes) != expected:
             raise BadRecord(_at(record, f"{len(codes)} image codes instead of {expected}"))
-    array[place, place] = _BLANK
+    array, blank_box = images.blank_middle(array, side)
     return make_example(
         config.vocabulary,
         prompts.IMAGE_INFILLING,
         [config.vocabulary.encode_codes(codes)],
         array,
         _GROUP_WEIGHT,
-        blank_box=np.array([place.start] * 2 + [place.stop] * 2, np.int32),
+        blank_box=blank_box,
         code_mask=np.bool_(True),
     )
 

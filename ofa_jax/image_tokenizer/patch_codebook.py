@@ -121,14 +121,20 @@ class PatchCodebook:
             return cls(arrays["codebook"].astype(np.float32))
 
 
-def to_patches(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8[B, H, W, 3] -> uint8[B * H/side * W/side, side * side * 3], row by row."""
-    batch, height, width, channels = images.shape
+def check_sizes(images: np.ndarray, side: int) -> None:
+    """Raises ValueError where [B, H, W, 3] cannot be cut into codes of `side` pixels a side."""
+    _, height, width, _ = images.shape
     if height % side or width % side:
         raise ValueError(
             f"Pictures of {height}x{width} pixels cannot be cut into codes of {side}x{side}: "
             f"resize them to multiples of {side}."
         )
+
+
+def to_patches(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8[B, H, W, 3] -> uint8[B * H/side * W/side, side * side * 3], row by row."""
+    batch, height, width, channels = images.shape
+    check_sizes(images, side)
     grid = images.reshape(batch, height // side, side, width // side, side, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * channels)
 

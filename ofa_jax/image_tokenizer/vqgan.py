@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ofa_jax.image_tokenizer.patch_codebook import check_sizes
+
 _GROUPS, _EPSILON = 32, 1e-6
 _CONFIG = "config"
 
@@ -270,12 +272,7 @@ class VQGAN:
         Raises:
           ValueError: sizes that are no multiples.
         """
-        side = self.pixels_per_code
-        if images.shape[1] % side or images.shape[2] % side:
-            raise ValueError(
-                f"Pictures of {images.shape[1]}x{images.shape[2]} pixels cannot be cut into codes "
-                f"of {side}x{side}: resize them to multiples of {side}."
-            )
+        check_sizes(images, self.pixels_per_code)
         return np.asarray(_encode(self.config, self._on_device, images))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

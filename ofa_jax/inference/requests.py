@@ -27,8 +27,6 @@ from ofa_jax.model.config import PIXELS_PER_CODE
 Box = Sequence[float]
 """x0, y0, x1, y1 in pixels of the given picture."""
 
-_BLANK = 128  # as in training; the model sees 0 there
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -186,10 +184,8 @@ def _pixels(request: Request, how: Manner) -> tuple[np.ndarray, View]:
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        no_boxes = np.zeros((0, 4), np.float32)
-        image, _ = images.resize(image, no_boxes, size)
-        image, _ = images.center_crop(image, no_boxes, size)
-        return images.pixels(image), View((left, top, left + side, top + side), (size, size))
+        view = View((left, top, left + side, top + side), (size, size))
+        return images.pixels(images.square(image, size)), view
     view = View.whole(image.size, (size, size))
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
@@ -197,16 +193,12 @@ def _pixels(request: Request, how: Manner) -> tuple[np.ndarray, View]:
 
 
 def _blanked(pixels: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
-    start = (len(pixels) - middle) // 2
-    stop = start + middle
-    if start < 0:
+    if middle > len(pixels):
         raise ValueError(
             f"The middle of {middle} pixels a side does not lie within a picture of {len(pixels)}: "
             "raise infill_image_size."
         )
-    pixels = pixels.copy()
-    pixels[start:stop, start:stop] = _BLANK
-    return pixels, np.array([start, start, stop, stop], np.int32)
+    return images.blank_middle(pixels, middle)
 
 
 def _region(request: Request, interface: Interface, view: View | None) -> np.ndarray:

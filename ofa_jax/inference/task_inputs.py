@@ -80,8 +80,9 @@ def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> Open
     lengths = {"inputs": source_length, "targets": source_length}
     examples = functools.partial(
         seqio_bridge.examples_in_order, inputs.task, lengths, inputs.split)
-    first = next(examples(), None)
-    found = sum(1 for _ in itertools.islice(examples(), inputs.num_examples))
+    asked = itertools.islice(examples(), inputs.num_examples)
+    first = next(asked, None)
+    found = (first is not None) + sum(1 for _ in asked)
     count = _at_most(inputs, found)
     make = functools.partial(SequentialQuestions, examples, num_examples=count)
     return OpenTask(count, first, vocab_size, make)
