@@ -102,6 +102,8 @@ def scenes_settings(
     text_window: int = 32,
     randaugment: bool = False,
     distant_negatives: float = 0.0,
+    matching_answers: float = 0.5,
+    question_weights: Mapping[str, float] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> PretrainingSettings:
     """Settings for Scenes with the vocabulary and codebook that were built with it.
@@ -118,6 +120,8 @@ def scenes_settings(
       randaugment: whether to augment captions, questions and matching.
       distant_negatives: share of matching's wrong captions, in training, that say something else
         entirely; the others differ from the truth by a word.
+      matching_answers, question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists
+        the answer types.
       rates: see `PretrainingSettings`.
     """
     data_set = data_set or Scenes()
@@ -133,6 +137,8 @@ def scenes_settings(
         text_window=text_window,
         randaugment=randaugment,
         distant_negatives=distant_negatives,
+        matching_answers=matching_answers,
+        question_weights=question_weights or {},
     )
     return PretrainingSettings(
         data_set,

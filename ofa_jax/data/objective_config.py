@@ -1,10 +1,13 @@
 """Sizes and resources that the pretraining objectives share."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 from ofa_jax.data import infilling
 from ofa_jax.data.negatives import NegativePool
 from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.nearest import refuse_unknown
 from ofa_jax.vocabulary import OFAVocabulary
 
 
@@ -28,6 +31,10 @@ class ObjectiveConfig:
       mask_ratio: share of the words that text infilling masks.
       distant_negatives: share of the wrong captions of matching that say something else entirely,
         for records whose own `negative_captions` are all close to the truth. In training alone.
+      matching_answers: share of matching that asks about an answer and not about a caption, for
+        records that have both. In training alone: one half otherwise.
+      question_weights: answer type -> how often a question of it is drawn from those of a record,
+        beside 1 for types that are not named. In training alone.
       randaugment: whether captioning, questions and matching use it.
       training: False for validation: the smallest size, central crops, no flips, no RandAugment.
     """
@@ -48,6 +55,8 @@ class ObjectiveConfig:
     text_window: int = 256
     mask_ratio: float = infilling.MASK_RATIO
     distant_negatives: float = 0.0
+    matching_answers: float = 0.5
+    question_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaugment: bool = True
     training: bool = True
 
@@ -69,8 +78,17 @@ class ObjectiveConfig:
                 f"code_image_size {self.code_image_size} is larger than infill_image_size "
                 f"{self.infill_image_size}: the middle must lie inside."
             )
-        if not 0.0 <= self.distant_negatives <= 1.0:
-            raise ValueError(
-                f"distant_negatives {self.distant_negatives} must lie between 0 and 1: it is a "
-                "share of the wrong captions."
-            )
+        for name in ("distant_negatives", "matching_answers"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must lie between 0 and 1: it is a share."
+                )
+        if self.negatives is not None:
+            refuse_unknown("question_weights", self.question_weights,
+                           self.negatives.answers_by_type)
+        for kind, weight in self.question_weights.items():
+            if not 0.0 <= weight < math.inf:
+                raise ValueError(
+                    f"question_weights[{kind!r}] is {weight}: a weight is a finite number that is "
+                    "not negative."
+                )

@@ -110,7 +110,7 @@ def image_text_matching(
     """
     about_question = bool(record.get("questions"))
     if about_question and record.get("captions"):
-        about_question = rng.random() < 0.5
+        about_question = rng.random() < (config.matching_answers if config.training else 0.5)
     positive = bool(rng.random() >= 0.5)
     if label := record.get("label"):
         positive = label == "yes"
@@ -341,15 +341,25 @@ def _question(
     questions, answers = _require(record, "questions"), _require(record, "answers")
     if len(questions) != len(answers):
         raise BadRecord(_at(record, f"{len(answers)} answers to {len(questions)} questions"))
-    index = int(rng.integers(len(questions)))
     confidences = record.get("answer_confidences")
     types = record.get("answer_types")
+    index = _which_question(len(questions), types, rng, config)
     return (
         clean_question(questions[index], config.max_source_words),
         answers[index],
         1.0 if confidences is None or not len(confidences) else float(confidences[index]),
         types[index] if types else None,
     )
+
+
+def _which_question(
+    count: int, types: Sequence[str] | None, rng: np.random.Generator, config: ObjectiveConfig
+) -> int:
+    if types and config.training and config.question_weights:
+        weights = np.array([config.question_weights.get(kind, 1.0) for kind in types])
+        if weights.any():
+            return int(rng.choice(count, p=weights / weights.sum()))
+    return int(rng.integers(count))
 
 
 def _image(record: Record) -> Image.Image:

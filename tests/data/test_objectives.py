@@ -166,6 +166,42 @@ def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fix
     assert share_of_distant(dataclasses.replace(small, training=False)) == 0
 
 
+def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_record, fixed):
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    record = to_record(fixed["image_text"][0]["row"]) | {
+        "image": picture.getvalue(), "captions": ["a caption"],
+        "negative_captions": ["a caption of another"],
+        "questions": ["is it?", "how many?", "where?"], "answers": ["yes", "2", "left"],
+        "answer_types": ["existence", "count", "side"]}
+    small = dataclasses.replace(
+        config, image_size=32, resize_range=(32, 32), detection_image_size=32,
+        negatives=NegativePool(answers_by_type={
+            "existence": ("yes", "no"), "count": ("1", "2"), "side": ("left", "right")}),
+        question_weights={"existence": 3.0, "side": 0.0}, matching_answers=0.75)
+    draws = 400
+
+    def share(objective, text, config):
+        asked = [
+            config.vocabulary.decode(objectives.OBJECTIVES[objective](
+                record, np.random.default_rng(seed), config)["inputs"])
+            for seed in range(draws)]
+        return sum(text in question for question in asked) / draws
+
+    # Five standard deviations.
+    limit = 5 * np.sqrt(0.25 * 0.75 / draws)
+    assert abs(share("visual_question_answering", "is it?", small) - 3 / 4) < limit
+    assert share("visual_question_answering", "where?", small) == 0
+    assert abs(share("image_text_matching", "a caption", small) - 1 / 4) < limit
+    judged = dataclasses.replace(small, training=False)
+    assert abs(share("visual_question_answering", "where?", judged) - 1 / 3) < limit * 1.1
+    assert abs(share("image_text_matching", "a caption", judged) - 1 / 2) < limit * 1.2
+    # Where every type that a record has weighs nothing, all are asked alike.
+    none = dataclasses.replace(
+        small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
+    assert abs(share("visual_question_answering", "where?", none) - 1 / 3) < limit * 1.1
+
+
 @pytest.mark.parametrize(
     ("objective", "change", "sentence"),
     [
@@ -197,6 +233,11 @@ def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, ch
     [
         ({"resize_range": (200, 300)}, "must lie between image_size"),
         ({"distant_negatives": 1.5}, "must lie between 0 and 1"),
+        ({"matching_answers": -0.5}, "must lie between 0 and 1"),
+        ({"negatives": None, "question_weights": {"count": -1.0}},
+         "a finite number that is not negative"),
+        ({"negatives": NegativePool(answers_by_type={"count": ("1",)}),
+          "question_weights": {"counts": 2.0}}, "count"),
         ({"max_image_size": 300}, "smaller than the pictures"),
         ({"code_image_size": 300}, "larger than infill_image_size"),
     ],
