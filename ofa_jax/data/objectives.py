@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ofa_jax.data import boxes as box_ops
 from ofa_jax.data import images, infilling, negatives, prompts
+from ofa_jax.data import record_fields as fields
 from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.randaugment import randaugment
 from ofa_jax.data.records import BadRecord, Record
-from ofa_jax.data.text import clean_caption, clean_question
+from ofa_jax.data.text import clean_caption
 from ofa_jax.vocabulary import OFAVocabulary
 
 # The published weight of text, image and detection examples; a pair weighs 1.
@@ -73,7 +73,7 @@ def image_captioning(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """`what does the image describe?` -> a caption."""
-    caption = clean_caption(_pick(record, "captions", rng), config.max_target_words)
+    caption = clean_caption(fields.pick(record, "captions", rng), config.max_target_words)
     example = make_example(
         config.vocabulary,
         prompts.IMAGE_CAPTIONING,
@@ -89,7 +89,7 @@ def visual_question_answering(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """The question -> the answer, weighted by its confidence."""
-    question, answer, confidence, _ = _question(record, rng, config)
+    question, answer, confidence, _ = fields.question(record, rng, config)
     return make_example(
         config.vocabulary,
         f" {question}",
@@ -128,7 +128,7 @@ def image_text_matching(
 def _match_caption(
     record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
 ) -> tuple[str, float]:
-    caption = _pick(record, "captions", rng)
+    caption = fields.pick(record, "captions", rng)
     if not positive:
         own, objects = record.get("negative_captions"), record.get("object_labels", ())
         distant = None
@@ -142,7 +142,7 @@ def _match_caption(
         else:
             caption = negatives.negative_caption(caption, objects, _pool(config), rng)
             if caption is None:
-                raise BadRecord(_at(record, "there is no other caption to tell it from"))
+                raise BadRecord(fields.at(record, "there is no other caption to tell it from"))
     cleaned = clean_caption(caption, config.max_source_words)
     return prompts.MATCHING_CAPTION.format(caption=cleaned), 1.0
 
@@ -150,11 +150,11 @@ def _match_caption(
 def _match_answer(
     record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
 ) -> tuple[str, float]:
-    question, answer, confidence, kind = _question(record, rng, config)
+    question, answer, confidence, kind = fields.question(record, rng, config)
     if not positive:
         answer = negatives.negative_answer(answer, confidence, kind, _pool(config), rng)
         if answer is None:
-            raise BadRecord(_at(record, "there is no other answer to tell it from"))
+            raise BadRecord(fields.at(record, "there is no other answer to tell it from"))
     return prompts.MATCHING_ANSWER.format(question=question, answer=answer), confidence
 
 
@@ -185,7 +185,7 @@ def _pair_image(
 ) -> np.ndarray:
     """Resizes, crops the middle, augments: uint8 [image_size, image_size, 3]."""
     image, _ = images.resize(
-        _image(record), images.NO_BOXES, _resize_draw(rng, config), config.resize_max_size
+        fields.image(record), images.NO_BOXES, _resize_draw(rng, config), config.resize_max_size
     )
     image, _ = images.center_crop(image, images.NO_BOXES, config.image_size)
     array = images.pixels(image)
@@ -196,11 +196,11 @@ def _region(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """A phrase, the ids of its box, the picture cropped around the object, and what it shows."""
-    phrases = _require(record, "phrases")
+    phrases = fields.require(record, "phrases")
     index = int(rng.integers(len(phrases)))
-    box = box_ops.as_boxes(_require(record, "phrase_boxes"))[index : index + 1]
-    image = _image(record)
-    _check_box(record, box[0], image)
+    box = box_ops.as_boxes(fields.require(record, "phrase_boxes"))[index : index + 1]
+    image = fields.image(record)
+    fields.check_box(record, box[0], image)
     stored = image.size
     image, box = images.resize(image, box, _resize_draw(rng, config), config.resize_max_size)
     window = images.object_window(box[0], image.size, config.image_size)
@@ -231,13 +231,13 @@ def object_detection(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """`what are the objects in the image?` -> for each object its box and name, in their order."""
-    labels = np.array(_require(record, "object_labels"), object)
-    boxes = box_ops.as_boxes(_require(record, "object_boxes"))
+    labels = np.array(fields.require(record, "object_labels"), object)
+    boxes = box_ops.as_boxes(fields.require(record, "object_boxes"))
     if len(labels) != len(boxes):
-        raise BadRecord(_at(record, f"{len(labels)} names for {len(boxes)} boxes"))
-    image = _image(record)
+        raise BadRecord(fields.at(record, f"{len(labels)} names for {len(boxes)} boxes"))
+    image = fields.image(record)
     for box in boxes:
-        _check_box(record, box, image)
+        fields.check_box(record, box, image)
     if config.training:
         if rng.random() < 0.5:
             image, boxes = images.horizontal_flip(image, boxes)
@@ -273,7 +273,7 @@ def image_infilling(
     del rng
     size, side = config.infill_image_size, config.code_image_size
     place = images.middle(size, side)
-    array = images.pixels(images.square(_image(record), size))
+    array = images.pixels(images.square(fields.image(record), size))
     codes = record.get("codes")
     if codes is None or not len(codes):
         if config.image_tokenizer is None:
@@ -285,7 +285,7 @@ def image_infilling(
     else:
         expected = (side // 8) ** 2
         if len(codes) != expected:
-            raise BadRecord(_at(record, f"{len(codes)} image codes instead of {expected}"))
+            raise BadRecord(fields.at(record, f"{len(codes)} image codes instead of {expected}"))
     array, blank_box = images.blank_middle(array, side)
     return make_example(
         config.vocabulary,
@@ -302,7 +302,7 @@ def text_infilling(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> dict[str, Any]:
     """`what is the complete text of " {text with masked spans} "?` -> the text."""
-    text = _require(record, "text").strip().lower()
+    text = fields.require(record, "text").strip().lower()
     vocabulary = config.vocabulary
     ids = vocabulary.encode(f" {text}", max_length=config.text_length)[-config.text_window :]
     framed = np.concatenate([[vocabulary.bos_id], ids, [vocabulary.eos_id]])
@@ -313,69 +313,6 @@ def text_infilling(
     return make_example(
         vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT
     )
-
-
-# ------------------------------------------------------------------------------- what records have
-
-
-def _at(record: Record, problem: str) -> str:
-    return f"record {record.get('id', '?')}: {problem}"
-
-
-def _require(record: Record, field: str) -> Any:
-    value = record.get(field)
-    if value is None or not len(value):
-        raise BadRecord(_at(record, f"it has no {field}"))
-    return value
-
-
-def _pick(record: Record, field: str, rng: np.random.Generator) -> str:
-    values = _require(record, field)
-    return values[int(rng.integers(len(values)))]
-
-
-def _question(
-    record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> tuple[str, str, float, str | None]:
-    """A question, its answer, the answer's confidence and type."""
-    questions, answers = _require(record, "questions"), _require(record, "answers")
-    if len(questions) != len(answers):
-        raise BadRecord(_at(record, f"{len(answers)} answers to {len(questions)} questions"))
-    confidences = record.get("answer_confidences")
-    types = record.get("answer_types")
-    index = _which_question(len(questions), types, rng, config)
-    return (
-        clean_question(questions[index], config.max_source_words),
-        answers[index],
-        1.0 if confidences is None or not len(confidences) else float(confidences[index]),
-        types[index] if types else None,
-    )
-
-
-def _which_question(
-    count: int, types: Sequence[str] | None, rng: np.random.Generator, config: ObjectiveConfig
-) -> int:
-    if types and config.training and config.question_weights:
-        weights = np.array([config.question_weights.get(kind, 1.0) for kind in types])
-        if weights.any():
-            return int(rng.choice(count, p=weights / weights.sum()))
-    return int(rng.integers(count))
-
-
-def _image(record: Record) -> Image.Image:
-    try:
-        return images.decode(_require(record, "image"))
-    except BadRecord as error:
-        raise BadRecord(_at(record, str(error))) from error
-
-
-def _check_box(record: Record, box: np.ndarray, image: Image.Image) -> None:
-    if not np.isfinite(box).all() or not (box[:2] < box[2:]).all():
-        raise BadRecord(_at(record, f"box {box.tolist()} is empty or upside down"))
-    if (box < 0).any() or (box > np.array(image.size * 2, np.float32) + 1).any():
-        raise BadRecord(
-            _at(record, f"box {box.tolist()} lies outside its picture of {image.size} pixels")
-        )
 
 
 def _pool(config: ObjectiveConfig) -> negatives.NegativePool:
