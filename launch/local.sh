@@ -6,8 +6,9 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what pictures show, trains for up to 80 minutes more, asks the model about
-# pictures it has never seen, and writes results/scenes.md.
+# `full` teaches the ResNet what pictures show, then the model what things are called and whether
+# words and picture agree, then everything (80 minutes at most for both); asks it about pictures it
+# has never seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
@@ -23,11 +24,6 @@ export OFA_DATA_DIR="${OFA_DATA_DIR:-data}"
 
 python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
 if [[ "$run" == pretrain_scenes_full ]]; then
-  python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
-  set -- "--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'" "$@"
-fi
-python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
-if [[ "$run" == pretrain_scenes_full ]]; then
   model_dir="runs/$run"
   for option in "$@"; do
     # Where the run was told to go, without gin's quotes.
@@ -35,5 +31,18 @@ if [[ "$run" == pretrain_scenes_full ]]; then
       model_dir="$(tr -d "'\"" <<< "${option#*=}")"
     fi
   done
-  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$asked"
+  lessons="${model_dir%_full}"
+  python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
+  python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes_names.gin \
+    "--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'" "$@" \
+    "--gin.MODEL_DIR='${lessons}_names'"
+  python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes_agreement.gin \
+    "--gin.INITIAL_CHECKPOINT_PATH='${lessons}_names'" "$@" \
+    "--gin.MODEL_DIR='${lessons}_agreement'"
+  set -- "--gin.INITIAL_CHECKPOINT_PATH='${lessons}_agreement'" "$@"
+fi
+python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
+if [[ "$run" == pretrain_scenes_full ]]; then
+  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$asked" \
+    --lesson_dirs "${lessons}_names" "${lessons}_agreement"
 fi

@@ -247,18 +247,24 @@ def commit() -> str:
 
 def run_of(model_dir: pathlib.Path, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says about a run."""
-    from ofa_jax.training.loop import TRAINED_SECONDS
-
-    saved = checkpoints.read_run(str(model_dir))
-    seconds = saved.get(TRAINED_SECONDS)
     return {
-        "steps": step,
-        "minutes_trained": None if seconds is None else seconds / 60,
+        **_training_of(model_dir, step),
         "parameters": checkpoints.count_parameters(str(model_dir)),
-        "checkpoint": f"{model_dir}/checkpoints/{step}",
         "commit": commit(),
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         **values,
+    }
+
+
+def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
+    """How long a run was trained."""
+    from ofa_jax.training.loop import TRAINED_SECONDS
+
+    seconds = checkpoints.read_run(str(model_dir)).get(TRAINED_SECONDS)
+    return {
+        "steps": step,
+        "minutes_trained": None if seconds is None else seconds / 60,
+        "checkpoint": f"{model_dir}/checkpoints/{step}",
     }
 
 
@@ -289,6 +295,8 @@ def main(
                         help="of the training split, for the baselines")
     parser.add_argument("--train_command", default="bash launch/local.sh full",
                         help="how the run was made, for the page")
+    parser.add_argument("--lesson_dirs", nargs="+", type=pathlib.Path, default=[],
+                        help="of the runs that the run began from, for the page")
     parser.add_argument("options", nargs="*", metavar="--gin.NAME=value",
                         help="after --: options of the evaluation")
     options = parser.parse_args(arguments)
@@ -323,6 +331,9 @@ def main(
         wanted = {*_SHOWN, ABSENT_NOUN, *(task + SWAPPED for task in scenes_controls.QUESTIONS)}
         missing += [f"{task} was not evaluated on {split}." for task in sorted(wanted - {*lines})]
     about = run_of(options.model_dir, step, values)
+    about["lessons"] = [
+        _training_of(lesson, max(checkpoints.steps(str(lesson)))) for lesson in options.lesson_dirs
+    ]
     about["commands"] = [
         options.train_command,
         *(scenes_results.as_typed(["python", *command]) for command in commands),

@@ -113,10 +113,10 @@ def page(results: Mapping[str, Any]) -> str:
 def _about(run: Mapping[str, Any] | None) -> str:
     if run is None:
         return "The run was not evaluated: `python -m tools.report_scenes`."
-    minutes = run.get("minutes_trained")
     lines = [
-        f"- Trained: {run['steps']} of {run['total_steps']} steps, "
-        + ("time unknown" if minutes is None else f"{minutes:.1f} minutes"),
+        f"- Trained: {run['steps']} of {run['total_steps']} steps, {_minutes(run)}",
+        *(f"- Begun where a first lesson ended: {lesson['checkpoint']}, {_minutes(lesson)}"
+          for lesson in run.get("lessons", ())),
         f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
         f"{run['device']}",
         f"- Checkpoint: `{run['checkpoint']}`",
@@ -126,6 +126,11 @@ def _about(run: Mapping[str, Any] | None) -> str:
         f"\n\n```bash\n{commands}\n```\n\nEvery answer is generated. The baseline knows the "
         "training split and does not look; the control is the model where it must fail."
     )
+
+
+def _minutes(run: Mapping[str, Any]) -> str:
+    minutes = run.get("minutes_trained")
+    return "time unknown" if minutes is None else f"{minutes:.1f} minutes"
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -141,6 +141,8 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     model_dir = tmp_path / "run"
     (model_dir / "checkpoints" / "7").mkdir(parents=True)
     (model_dir / "config.gin").write_text("")
+    lesson_dir = tmp_path / "lesson"
+    (lesson_dir / "checkpoints" / "3").mkdir(parents=True)
     lines = make_lines("grounded_captioning", settings, right)
     calls = []
 
@@ -163,16 +165,18 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
         "split": SPLIT, "command": "kept", "commit": "d", "runs": []}})
     assert report_scenes.main(
         [f"--model_dir={model_dir}", f"--results_dir={tmp_path / 'results'}",
-         "--baseline_examples=9"], evaluate) == 0
+         "--baseline_examples=9", f"--lesson_dirs={lesson_dir}"], evaluate) == 0
     assert [command[-1] for command in calls] == [
         "--gin.SPLIT='test'", "--gin.SPLIT='test_shifted'"]
     results = scenes_results.load(tmp_path / "results" / "scenes.json")
     assert results["run"]["minutes_trained"] == 1.5 and results["run"]["steps"] == 7
+    assert [lesson["steps"] for lesson in results["run"]["lessons"]] == [3]
     assert results["ablations"]["command"] == "kept"
     assert "visual_grounding was not evaluated on test." in results["missing"]
     page = (tmp_path / "results" / "scenes.md").read_text()
     assert f"| grounded captioning | exact match | {len(lines)} | 100.0 % |" in page
     assert "--gin.SPLIT=\"'test'\"" in page and "7 of 9 steps, 1.5 minutes" in page
+    assert f"{lesson_dir}/checkpoints/3, 1.5 minutes" in page
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
