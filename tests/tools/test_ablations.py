@@ -21,6 +21,8 @@ LEFT_OUT = {
     "no_detection": {"object_detection"},
     "no_regions": {"visual_grounding", "grounded_captioning"},
 }
+LESSONS = ("names", "agreement", "full")
+STREAMS = ("pairs", "images", "text")
 # Batches stay those of the files: they are looked at.
 SIZES = [flag for flag in SMALL if "batch_size" not in flag and "TRAIN_STEPS" not in flag]
 
@@ -81,20 +83,38 @@ def test_with_equal_steps_each_remaining_objective_has_equally_many_examples(pre
         {task: expected[task] for task in expected if task not in LEFT_OUT[name]})
 
 
-def test_the_full_run_ends_within_90_minutes_and_has_all_objectives():
+@pytest.fixture(scope="module")
+def lessons():
+    """What the gin files of the full run say."""
+    found = {}
+    for name in LESSONS:
+        gin.clear_config()
+        configurables.register({"train": train.prepare, "model_config": train.model_config})
+        gin.parse_config_file(f"gin_configs/runs/pretrain_scenes_{name}.gin")
+        wanted = ("LoopConfig.max_minutes", "train.model_dir", "train.initial_checkpoint_path",
+                  "scenes_settings.rates", "pairs/Stream.batch_size", "images/Stream.batch_size",
+                  *(f"{stream}/Stream.mixture_or_task_name" for stream in STREAMS))
+        # Copied, macros become their values.
+        found[name] = {key: copy.deepcopy(gin.query_parameter(key)) for key in wanted}
     gin.clear_config()
-    configurables.register({"train": train.prepare, "model_config": train.model_config})
-    gin.parse_config_file("gin_configs/runs/pretrain_scenes_full.gin")
-    assert gin.query_parameter("LoopConfig.max_minutes") == 80
-    for stream in ("pairs", "images", "text"):
-        name = gin.query_parameter(f"{stream}/Stream.mixture_or_task_name")
-        assert name == f"ofa_pretrain_{stream}"
-    # Every batch has as many of each objective: twelve shares of pairs, three of images.
-    rates = copy.deepcopy(gin.query_parameter("scenes_settings.rates"))  # macros become numbers
+    return found
+
+
+def test_the_full_run_ends_within_90_minutes_and_each_lesson_goes_on_from_the_one_before(lessons):
+    assert sum(said["LoopConfig.max_minutes"] for said in lessons.values()) <= 80
+    begins = [lessons[name]["train.initial_checkpoint_path"] for name in LESSONS]
+    assert begins == [None, *(lessons[name]["train.model_dir"] for name in LESSONS[:-1])]
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_every_batch_of_the_full_run_has_as_many_of_each_objective(lessons, name):
+    said = lessons[name]
+    for stream in STREAMS:
+        assert said[f"{stream}/Stream.mixture_or_task_name"] == f"ofa_pretrain_{stream}"
+    rates = said["scenes_settings.rates"]
     for stream, own in (("pairs", pretraining.PAIR_RATES), ("images", pretraining.IMAGE_RATES)):
         shares = sum((own | {task: rates[task] for task in own if task in rates}).values())
-        assert gin.query_parameter(f"{stream}/Stream.batch_size") % shares == 0
-    gin.clear_config()
+        assert said[f"{stream}/Stream.batch_size"] % shares == 0
 
 
 def fake(tmp_path, calls, fail=()):
