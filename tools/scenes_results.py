@@ -115,7 +115,8 @@ def _about(run: Mapping[str, Any] | None) -> str:
         return "The run was not evaluated: `python -m tools.report_scenes`."
     lines = [
         f"- Trained: {run['steps']} of {run['total_steps']} steps, {_minutes(run)}",
-        *(f"- Begun where a first lesson ended: {lesson['checkpoint']}, {_minutes(lesson)}"
+        *(f"- A lesson before it: {lesson['steps']} steps, {lesson['checkpoint']}, "
+          f"{_minutes(lesson)}"
           for lesson in run.get("lessons", ())),
         f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
         f"{run['device']}",
