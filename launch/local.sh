@@ -6,9 +6,9 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what pictures show, then the model what things are called and whether
-# words and picture agree, then everything (80 minutes at most for both); asks it about pictures it
-# has never seen, and writes results/scenes.md.
+# `full` teaches the ResNet what pictures show, then the model what things are called, whether words
+# and picture agree, and everything (80 minutes at most for the three); asks it about pictures it has
+# never seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
