@@ -301,10 +301,15 @@ def main(
                         help="after --: options of the evaluation")
     options = parser.parse_args(arguments)
     config = options.model_dir / "config.gin"
-    steps = checkpoints.steps(str(options.model_dir))
-    if not config.is_file() or not steps:
+    trained = {
+        path: checkpoints.steps(str(path)) for path in (options.model_dir, *options.lesson_dirs)
+    }
+    lacking = [
+        path for path, steps in trained.items() if not steps or not (path / "config.gin").is_file()
+    ]
+    if lacking:
         print(
-            f"error: there is no trained run in {options.model_dir}: train it with `bash "
+            f"error: there is no trained run in {lacking[0]}: train it with `bash "
             "launch/local.sh full`, or give --model_dir.", file=sys.stderr,
         )
         return 2
@@ -321,7 +326,7 @@ def main(
 
     settings, values = settings_of(config)
     pretraining.configure(settings)
-    step = max(steps)
+    step = max(trained[options.model_dir])
     reporter = Reporter(settings, options.baseline_examples)
     splits, missing = {}, []
     for split in options.splits:
@@ -332,7 +337,7 @@ def main(
         missing += [f"{task} was not evaluated on {split}." for task in sorted(wanted - {*lines})]
     about = run_of(options.model_dir, step, values)
     about["lessons"] = [
-        _training_of(lesson, max(checkpoints.steps(str(lesson)))) for lesson in options.lesson_dirs
+        _training_of(lesson, max(trained[lesson])) for lesson in options.lesson_dirs
     ]
     about["commands"] = [
         options.train_command,

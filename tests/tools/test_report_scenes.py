@@ -143,6 +143,7 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     (model_dir / "config.gin").write_text("")
     lesson_dir = tmp_path / "lesson"
     (lesson_dir / "checkpoints" / "3").mkdir(parents=True)
+    (lesson_dir / "config.gin").write_text("")
     lines = make_lines("grounded_captioning", settings, right)
     calls = []
 
@@ -182,6 +183,11 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert report_scenes.main([f"--model_dir={tmp_path}"]) == 2
     assert f"error: there is no trained run in {tmp_path}" in capsys.readouterr().err
+    run, lesson = tmp_path / "run", tmp_path / "lesson"
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "config.gin").write_text("")
+    assert report_scenes.main([f"--model_dir={run}", f"--lesson_dirs={lesson}"]) == 2
+    assert f"error: there is no trained run in {lesson}" in capsys.readouterr().err
 
 
 def test_control_tasks_ask_as_their_objectives_do(settings):
