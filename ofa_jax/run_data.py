@@ -11,7 +11,8 @@ from etils import epath
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import Loader, RatedTask, task_names
+from ofa_jax.data.loader import Loader, task_names
+from ofa_jax.data.rows import RatedTask
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import validation
 

@@ -39,11 +39,12 @@ from rich.table import Table
 
 from ofa_jax.data import images, objectives
 from ofa_jax.data.features import Stream, stack, to_features
-from ofa_jax.data.loader import Loader, RatedTask, Rows
+from ofa_jax.data.loader import Loader
 from ofa_jax.data.objective_config import ObjectiveConfig
 from ofa_jax.data.ofa_array_records import OfaArrayRecords
 from ofa_jax.data.randaugment import randaugment
 from ofa_jax.data.records import Record, RecordSource
+from ofa_jax.data.rows import RatedTask, Rows
 from ofa_jax.scenes.sprites import package_folder
 from ofa_jax.vocabulary import OFAVocabulary
 from tools import convert_tsv

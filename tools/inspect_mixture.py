@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.loader import RatedTask
 from ofa_jax.data.records import BadRecord
+from ofa_jax.data.rows import RatedTask
 
 Example = dict[str, Any]
 

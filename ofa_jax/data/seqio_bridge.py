@@ -17,7 +17,6 @@ import tensorflow as tf
 from absl import logging
 
 from ofa_jax.data import features
-from ofa_jax.data.loader import Preprocess, RatedTask
 from ofa_jax.data.records import (
     DOWNSTREAM_FIELDS,
     RECORD_FIELDS,
@@ -25,6 +24,7 @@ from ofa_jax.data.records import (
     Record,
     RecordSource,
 )
+from ofa_jax.data.rows import Preprocess, RatedTask
 from ofa_jax.nearest import nearest
 
 _STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)

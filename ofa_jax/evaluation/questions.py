@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ofa_jax.data.features import Batch, Example, Stream, empty_features, stack, to_features
-from ofa_jax.data.loader import RatedTask, make_example, shard_rows
+from ofa_jax.data.loader import shard_rows
 from ofa_jax.data.records import BadRecord, Record
+from ofa_jax.data.rows import RatedTask, make_example
 from ofa_jax.evaluation.answers import View
 from ofa_jax.vocabulary import OFAVocabulary
 

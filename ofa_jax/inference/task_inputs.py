@@ -9,8 +9,8 @@ import numpy as np
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
-from ofa_jax.data.loader import RatedTask, make_example
 from ofa_jax.data.records import BadRecord, Record
+from ofa_jax.data.rows import RatedTask, make_example
 from ofa_jax.evaluation.questions import Asking, Questions, RecordQuestions, SequentialQuestions
 
 _MOST_TRIED = 100

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import RatedTask
 from ofa_jax.data.records import BadRecord, InMemoryRecords
+from ofa_jax.data.rows import RatedTask
 
 LENGTHS = {"inputs": 8, "targets": 4}
 PAIRS = Stream("pairs", "pairs_mixture", 8, LENGTHS, image_size=16, num_sampled_patches=1)

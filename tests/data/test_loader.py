@@ -10,7 +10,8 @@ from absl import flags
 from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow_is_loaded
 
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import ByRate, Loader, RatedTask
+from ofa_jax.data.loader import Loader
+from ofa_jax.data.rows import ByRate, RatedTask
 
 STREAMS = (PAIRS, TEXT)
 

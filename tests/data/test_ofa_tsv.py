@@ -14,9 +14,10 @@ from original_files import encoded, write_original_files
 
 from ofa_jax.data import images, objectives
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import Loader, RatedTask
+from ofa_jax.data.loader import Loader
 from ofa_jax.data.ofa_tsv import FILE_OF_KIND, OfaTsv
 from ofa_jax.data.records import RECORD_FIELDS, BadRecord
+from ofa_jax.data.rows import RatedTask
 from ofa_jax.data.tsv import BadLine
 from ofa_jax.data.tsv_records import TsvRecords
 

@@ -9,9 +9,9 @@ from small_model import SMALL
 
 from ofa_jax.data import images
 from ofa_jax.data.features import Stream
-from ofa_jax.data.loader import RatedTask
 from ofa_jax.data.objectives import make_example
 from ofa_jax.data.records import BadRecord, InMemoryRecords
+from ofa_jax.data.rows import RatedTask
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.evaluator import EvaluatedTask, Evaluator
 from ofa_jax.evaluation.judging import Judging

@@ -24,10 +24,11 @@ from rich.console import Console
 
 from ofa_jax import distributed
 from ofa_jax.data.features import PAD_ID, Stream
-from ofa_jax.data.loader import Loader, RatedTask
+from ofa_jax.data.loader import Loader
 from ofa_jax.data.records import BadRecord, InMemoryRecords
+from ofa_jax.data.rows import RatedTask
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import loop, metrics
+from ofa_jax.training import loop, loop_config, metrics
 from ofa_jax.training.state import TrainState
 from ofa_jax.training.step import StepMetrics
 
@@ -161,7 +162,7 @@ def make_run(options, partitioner):
     return loop.Run(
         model_dir=directory,
         identity={"seed": 5},
-        config=loop.LoopConfig(
+        config=loop_config.LoopConfig(
             total_steps=options.steps, log_period=1, checkpoint_period=options.checkpoint_period),
         partitioner=partitioner,
         train_step=train_step,
