@@ -21,7 +21,7 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.image_tokenizer.patch_codebook import PatchCodebook
 from ofa_jax.interop import vqgan_file
 from ofa_jax.partitioning import Partitioner
-from ofa_jax.training.loop import LoopConfig
+from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, steps_of_epochs
 from ofa_jax.training.self_critical import SelfCriticalConfig

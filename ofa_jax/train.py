@@ -33,7 +33,8 @@ from ofa_jax.nearest import nearest
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.run_data import RunData
 from ofa_jax.training import checkpoints, flops, loop, state, step, trainable
-from ofa_jax.training.loop import LoopConfig, Run
+from ofa_jax.training.loop import Run
+from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.run_checkpoints import SaveError

@@ -13,7 +13,8 @@ from small_model import SMALL, random_batch
 from ofa_jax.model import OFA, layout
 from ofa_jax.partitioning import Partitioner
 from ofa_jax.training import state, step
-from ofa_jax.training.loop import LoopConfig, Run
+from ofa_jax.training.loop import Run
+from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 

@@ -9,6 +9,7 @@ import pytest
 from small_run import TASKS, make_run
 
 from ofa_jax.training import checkpoints, loop
+from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.run_checkpoints import Checkpoints
 from ofa_jax.training.telemetry import Lap
 
@@ -197,4 +198,4 @@ def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypa
 
 def test_a_time_limit_that_is_no_time_is_refused():
     with pytest.raises(ValueError, match="max_minutes is 0; give a positive number"):
-        loop.LoopConfig(total_steps=1, max_minutes=0)
+        LoopConfig(total_steps=1, max_minutes=0)

@@ -13,7 +13,7 @@ from etils import epath
 from ofa_jax import device_kinds
 from ofa_jax.planning.chips import CHIPS
 from ofa_jax.training import telemetry, validation
-from ofa_jax.training.loop import LoopConfig
+from ofa_jax.training.loop_config import LoopConfig
 
 
 def test_a_lap_tells_stepping_from_all_else():
