@@ -230,16 +230,17 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     return settings, values
 
 
-def commit() -> str:
-    """Of the code here, and whether it was changed since."""
+def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
+    """Of the code in a folder, and whether it was changed since; results are not code."""
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=True,
-            cwd=pathlib.Path(__file__).parent,
+            cwd=folder,
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,6 +1,7 @@
 """The report's numbers from answers that were made up."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -210,3 +211,18 @@ def test_control_tasks_ask_as_their_objectives_do(settings):
     for n in range(len(absent)):
         (phrase,) = absent[n]["phrases"]
         assert phrase.removeprefix("the ") not in shown[n]["object_labels"]
+
+
+def test_a_commit_is_changed_by_code_and_not_by_the_results_that_are_written(tmp_path):
+    for name in ("tools", "results"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("as committed")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    found = report_scenes.commit(tmp_path / "tools")
+    assert len(found) == 12
+    (tmp_path / "results" / "file").write_text("new numbers")
+    assert report_scenes.commit(tmp_path / "tools") == found
+    (tmp_path / "tools" / "file").write_text("new code")
+    assert report_scenes.commit(tmp_path / "tools") == f"{found} with changes"
