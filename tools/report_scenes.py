@@ -240,7 +240,9 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
 
     try:
         changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
+            "status", "--porcelain", "--untracked-files=no", "--", ":(top)",
+            ":(top,exclude)results",
+        )
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
