@@ -105,7 +105,7 @@ class Program:
                     instruction.attributes))
                 trips = 1.0
                 if instruction.opcode == "while":
-                    trips = self._trips(instruction, called["condition"])
+                    trips = self._trips(instruction, name, called["condition"])
                 for callee in called.values():
                     times[callee] += times[name] * trips
                 for branches in _BRANCHES.findall(instruction.attributes):
@@ -114,7 +114,8 @@ class Program:
                         times[callee.strip().lstrip("%")] += times[name]
         return dict(times)
 
-    def _trips(self, loop: Instruction, condition: str) -> float:
+    def _trips(self, loop: Instruction, computation: str, condition: str) -> float:
+        """Rounds of a loop of `computation`."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return float(known[1])
         if self._unknown_trips is not None:
@@ -122,7 +123,24 @@ class Program:
         # `i < n` with i from 0 on, as jax.lax.scan makes it.
         limits = [int(i.text) for i in self.computations[condition].values()
                   if i.opcode == "constant" and i.text.isdigit()]
-        return float(max(limits, default=1))
+        return float(max(limits, default=1)) - self._begin(loop, computation, condition)
+
+    def _begin(self, loop: Instruction, computation: str, condition: str) -> int:
+        """What a loop counts from: 1 where the compiler has put the first round before it.
+
+        For several slices it does so, to send between them what all rounds sum.
+        """
+        asked, around = self.computations[condition], self.computations[computation]
+        compared = next((i for i in asked.values() if i.opcode == "compare"), None)
+        counter = asked.get(compared.operands[0]) if compared else None
+        carried = around[loop.operands[0]]
+        place = re.search(r"\bindex=(\d+)", counter.attributes) if counter else None
+        if place is None or carried.opcode != "tuple":
+            return 0
+        begin = around[carried.operands[int(place[1])]]
+        while begin.opcode in ("copy", "bitcast"):
+            begin = around[begin.operands[0]]
+        return int(begin.text) if begin.opcode == "constant" and begin.text.isdigit() else 0
 
     def _instructions(self) -> Iterator[tuple[str, float, Instruction]]:
         for name, instructions in self.computations.items():

@@ -240,6 +240,44 @@ def test_loops_that_stop_when_they_like_run_as_often_as_is_said():
     assert Program(lowered.as_text(dialect="hlo"), trips=7).flops() == 7 * 2 * 8 * 16 * 16
 
 
+# As XLA prints a loop whose first round stands before it ("loop peeling").
+PEELED = """
+%body (p: (s32[], f32[8,16], f32[16,16])) -> (s32[], f32[8,16], f32[16,16]) {
+  %p = (s32[]{:T(128)}, f32[8,16]{1,0}, f32[16,16]{1,0}) parameter(0)
+  %x = f32[8,16]{1,0} get-tuple-element(%p), index=1
+  %k = f32[16,16]{1,0} get-tuple-element(%p), index=2
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  %dot = f32[8,16]{1,0} dot(%x, %k), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[]{:T(128)}, f32[8,16]{1,0}, f32[16,16]{1,0}) tuple(%next, %dot, %k)
+}
+
+%cond (p: (s32[], f32[8,16], f32[16,16])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+  %p = (s32[]{:T(128)}, f32[8,16]{1,0}, f32[16,16]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[8,16], k: f32[16,16]) -> (s32[], f32[8,16], f32[16,16]) {
+  %x = f32[8,16]{1,0} parameter(0)
+  %k = f32[16,16]{1,0} parameter(1)
+  %first = f32[8,16]{1,0} dot(%x, %k), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %one = s32[]{:T(128)} constant(BEGIN)
+  %begin = s32[]{:T(128)} copy(%one)
+  %t = (s32[]{:T(128)}, f32[8,16]{1,0}, f32[16,16]{1,0}) tuple(%begin, %first, %k)
+  ROOT %w = (s32[]{:T(128)}, f32[8,16]{1,0}, f32[16,16]{1,0}) while(%t), condition=%cond, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("begin", [0, 1, 3])
+def test_a_loop_runs_from_where_its_counter_begins(begin):
+    product = 2 * 8 * 16 * 16
+    assert Program(PEELED.replace("BEGIN", str(begin))).flops() == (1 + 5 - begin) * product
+
+
 def test_what_is_no_program_is_said():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         Program("nothing")
