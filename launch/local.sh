@@ -6,8 +6,9 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what pictures show, then the model what things are called, whether words
-# and picture agree, and everything (80 minutes at most for the three); asks it about pictures it has
+# `full` teaches the ResNet what pictures show, then the model, one lesson after another, what things
+# are called, whether words and picture agree, what is asked and said of a picture, which of several
+# things is meant, and everything (84 minutes at most for the five); asks it about pictures it has
 # never seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
@@ -31,18 +32,20 @@ if [[ "$run" == pretrain_scenes_full ]]; then
       model_dir="$(tr -d "'\"" <<< "${option#*=}")"
     fi
   done
-  lessons="${model_dir%_full}"
   python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
-  python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes_names.gin \
-    "--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'" "$@" \
-    "--gin.MODEL_DIR='${lessons}_names'"
-  python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes_agreement.gin \
-    "--gin.INITIAL_CHECKPOINT_PATH='${lessons}_names'" "$@" \
-    "--gin.MODEL_DIR='${lessons}_agreement'"
-  set -- "--gin.INITIAL_CHECKPOINT_PATH='${lessons}_agreement'" "$@"
+  begin="--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'"
+  lesson_dirs=()
+  for lesson in names agreement statements which; do
+    lesson_dir="${model_dir%_full}_$lesson"
+    python -m ofa_jax.train --gin_file="gin_configs/runs/pretrain_scenes_$lesson.gin" \
+      "$begin" "$@" "--gin.MODEL_DIR='$lesson_dir'"
+    begin="--gin.INITIAL_CHECKPOINT_PATH='$lesson_dir'"
+    lesson_dirs+=("$lesson_dir")
+  done
+  set -- "$begin" "$@"
 fi
 python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
 if [[ "$run" == pretrain_scenes_full ]]; then
   python -m tools.report_scenes --model_dir="$model_dir" --train_command="$asked" \
-    --lesson_dirs "${lessons}_names" "${lessons}_agreement"
+    --lesson_dirs "${lesson_dirs[@]}"
 fi
