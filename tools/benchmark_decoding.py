@@ -2,11 +2,12 @@
 
     python -m tools.benchmark_decoding                       # base, beam 5, on what there is
     python -m tools.benchmark_decoding --size=tiny --batch=8 --beam=1 --json
+    .venv-peer/bin/python -m tools.benchmark_decoding --peer      # see requirements-peer.txt
 
 Random weights, random pixels, answers of exactly `--tokens` tokens. The encoder, ResNet included,
 and the decoder are compiled and timed apart: the fastest of `--repeats` runs after one that warms
 up. The original (PyTorch, beam 5, batch 4, 16 tokens, base, 576 patches) takes 10.2 s in all on two
-quiet cores.
+quiet cores; `--peer` times its model and search as the package modelscope has them, in two parts.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.decoding.search import generate
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.config import PATCH_STRIDE
+from tools import peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,13 @@ def measure(model: OFA, batch_size: int, beam: int, tokens: int, pixels: int, so
                    fastest(lambda: decode(variables, encoded, config.numbers), repeats), tokens)
 
 
+def measure_peer(config: OFAConfig, batch_size: int, beam: int, tokens: int, pixels: int,
+                 source: int, repeats: int) -> Timings:
+    """Times the original's model and search; see `tools.peer`."""
+    batch = random_batch(batch_size, source, pixels)
+    return Timings(*peer.search_seconds(config, batch, beam, tokens, repeats), tokens)
+
+
 def show(timings: Timings, title: str, console: Console) -> None:
     """A table in the terminal."""
     table = Table(title=title, title_justify="left")
@@ -129,24 +138,29 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--patches", type=int, default=576, help="of each image, a square number")
     parser.add_argument("--source", type=int, default=16, help="length of the instructions")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peer", action="store_true", help="time the original's search instead")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     options = parser.parse_args(arguments)
     side = math.isqrt(options.patches)
     if side * side != options.patches:
         parser.error(f"--patches={options.patches} is not a square number; try {side * side}.")
     model = OFA(getattr(OFAConfig, options.size)(dtype=options.dtype))
+    shape = (options.batch, options.beam, options.tokens, side * PATCH_STRIDE, options.source,
+             options.repeats)
+    if options.peer and options.dtype != "float32":
+        parser.error("--peer is timed in float32: leave --dtype out.")
     try:
-        timings = measure(model, options.batch, options.beam, options.tokens, side * PATCH_STRIDE,
-                          options.source, options.repeats)
-    except ValueError as error:
+        timings = measure_peer(model.config, *shape) if options.peer else measure(model, *shape)
+    except (ValueError, ImportError) as error:
         parser.error(" ".join(str(error).split()))
-    device = jax.devices()[0]
+    device = "cpu" if options.peer else jax.devices()[0].device_kind
     if options.json:
         print(json.dumps(vars(options) | dataclasses.asdict(timings) | {
-            "per_token": timings.per_token, "device": device.device_kind}))
+            "per_token": timings.per_token, "device": device}))
         return
-    show(timings, f"{options.size}, {options.dtype}, batch {options.batch}, beam {options.beam}, "
-                  f"{options.patches} patches, on {device.device_kind}", Console())
+    whose = "the original's search, " if options.peer else ""
+    show(timings, f"{whose}{options.size}, {options.dtype}, batch {options.batch}, beam "
+                  f"{options.beam}, {options.patches} patches, on {device}", Console())
 
 
 if __name__ == "__main__":

@@ -1,58 +1,32 @@
 """Our Hugging Face layout in the model that defines it: the OFA of the package `modelscope`.
 
 Needs requirements-peer.txt (torch, transformers, modelscope) on top of the project's; skipped
-without. The model alone is imported: its package's other parts want fairseq.
+without.
 """
 
-import importlib
-import importlib.util
 import json
-import pathlib
-import sys
-import types
 
 import numpy as np
 import pytest
 
 from ofa_jax.interop import files
+from tools import peer
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def peer():
-    """The module with the peer's model."""
-    pytest.importorskip("torch", reason="requirements-peer.txt is not installed")
-    pytest.importorskip("transformers", reason="requirements-peer.txt is not installed")
-    found = importlib.util.find_spec("modelscope")
-    if found is None:
-        pytest.skip("requirements-peer.txt is not installed")
-    name, folder = "modelscope", pathlib.Path(found.origin).parent
-    for part in (None, "models", "multi_modal", "ofa", "generate"):
-        if part:
-            name, folder = f"{name}.{part}", folder / part
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    ofa = "modelscope.models.multi_modal.ofa"
-    # The vision transformers of other variants.
-    vit = types.ModuleType(f"{ofa}.vit")
-    vit.vit_base = vit.vit_large = vit.vit_large_336 = vit.vit_huge = None
-    sys.modules[vit.__name__] = vit
-    return importlib.import_module(f"{ofa}.modeling_ofa")
-
-
-@pytest.fixture(scope="module")
-def loaded(peer, official, tmp_path_factory):
+def loaded(official, tmp_path_factory):
     """The peer's model with what we have written; every name must be one of its own."""
+    if absent := peer.missing():
+        pytest.skip(f"requirements-peer.txt is not installed: {', '.join(absent)}")
     import torch
 
     folder = tmp_path_factory.mktemp("peer")
     files.write(folder, official.variables, official.config, layout="huggingface")
     described = json.loads((folder / "config.json").read_text())
-    config = importlib.import_module(
-        "modelscope.models.multi_modal.ofa.configuration_ofa").OFAConfig(**described)
-    model = peer.OFAModel(config)
+    config = peer.module("configuration_ofa").OFAConfig(**described)
+    model = peer.module("modeling_ofa").OFAModel(config)
     held = torch.load(folder / "pytorch_model.bin", weights_only=True)
     missing, unexpected = model.load_state_dict(held, strict=False)
     assert not unexpected
