@@ -25,6 +25,7 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 STANDARD_RULES: Rules = (
     ("activation_batch", BATCH_AXES),
+    ("activation_pictures", AXES),
     ("activation_heads", "tensor"),
     ("activation_mlp", "tensor"),
     ("activation_vocab", "tensor"),

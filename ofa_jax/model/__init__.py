@@ -34,7 +34,8 @@ Logical axes of parameters:
     norm       scales and biases of LayerNorms, and biases over the model width
     layers     layers or blocks that are stacked (`OFAConfig.scan_layers`)
 Logical axes of activations:
-    activation_batch, activation_length, activation_embed, activation_heads, activation_kv,
+    activation_batch, activation_pictures (those in the ResNet), activation_length,
+    activation_embed, activation_heads, activation_kv,
     activation_mlp, activation_vocab, activation_height, activation_width, activation_channels
 """
 

@@ -160,7 +160,9 @@ class Encoder(nn.Module):
         def embed(prefix: str, kind: jax.Array | None) -> _Picture:
             images = normalise_images(
                 jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes"))
-            patches = resnet(images, train)
+            # The ResNet's examples are split over more devices than the Transformer's.
+            patches = constrain(
+                resnet(images, train), "batch", "height", "width", "channels")
             grid = patches.shape[1:3]
             patches = patches.reshape(batch_size, -1, c.patch_channels)
             sampled = batch.get(f"{prefix}patch_indices")

@@ -24,6 +24,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, tuple(f"activation_{a}" if a else None for a in axes))
 
 
+def constrain_pictures(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] of a network that splits no weights over `tensor`: by examples alone.
+
+    They go over every axis of the mesh that the rule "activation_pictures" names, so that the
+    devices along `tensor` do not all compute the same; where N does not divide over those, or no
+    rule names any, over those of "activation_batch".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    (axes,) = nn.logical_to_mesh_axes(("activation_pictures",)) or (None,)
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    parts = math.prod(mesh.shape.get(name, 1) for name in names)
+    over = "pictures" if names and len(x) % parts == 0 else "batch"
+    return constrain(x, over, "height", "width", "channels")
+
+
 class Dense(nn.Module):
     """A linear layer whose input and output may each be several axes (heads, width of a head).
 

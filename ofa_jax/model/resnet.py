@@ -12,7 +12,7 @@ from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.convolutions import convolution, max_pool, pointwise
 from ofa_jax.model.layers import (
     DropPath,
-    constrain,
+    constrain_pictures,
     dtype_of,
     keep_input,
     linear_rates,
@@ -144,7 +144,7 @@ class Bottleneck(nn.Module):
         if self.stride != 1 or self.in_channels != out:
             x = conv_norm(x, "shortcut", out, 1, self.stride)
         y = DropPath()(y, drop_path_rate, train)
-        return constrain(nn.relu(x + y), "batch", "height", "width", "channels")
+        return constrain_pictures(nn.relu(x + y))
 
 
 class ResNet(nn.Module):
@@ -156,7 +156,7 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """float [N, H, W, 3] in [-1, 1] to [N, ceil(H/16), ceil(W/16), 16 * resnet_width]."""
         c = self.config
-        x = images.astype(dtype_of(c))
+        x = constrain_pictures(images.astype(dtype_of(c)))
         x = Convolution(3, c.resnet_width, 7, 2, dtype_of(c), name="conv_stem")(x)
         x = nn.relu(BatchNorm(c.resnet_width, c.freeze_batch_norm, name="norm_stem")(x, train))
         x = max_pool(x)
