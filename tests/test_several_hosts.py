@@ -94,4 +94,5 @@ def test_a_mistake_of_the_user_is_not_tried_again_and_said_by_every_host(small_s
     done = train(2, small_scenes, tmp_path, "--gin.pairs/Stream.batch_size=3", "--gin.SEED=1")
     assert done.returncode == 2
     assert "batch_size 3 does not divide over the 2 data shards" in done.stderr
-    assert "restart" not in done.stderr
+    # What the supervisor says of a crash; JAX's own words about a lost peer may have "restarted".
+    assert "giving up" not in done.stderr
