@@ -31,10 +31,10 @@ def constrain_pictures(x: jax.Array) -> jax.Array:
     devices along `tensor` do not all compute the same; where N does not divide over those, or no
     rule names any, over those of "activation_batch".
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    (axes,) = nn.logical_to_mesh_axes(("activation_pictures",)) or (None,)
+    (axes,) = nn.logical_to_mesh_axes(("activation_pictures",))
     names = (axes,) if isinstance(axes, str) else axes or ()
-    parts = math.prod(mesh.shape.get(name, 1) for name in names)
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape[name] for name in names)
     over = "pictures" if names and len(x) % parts == 0 else "batch"
     return constrain(x, over, "height", "width", "channels")
 
