@@ -32,21 +32,48 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The parsed command line."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        "python -m launch.supervisor", description=description, epilog=epilog, allow_abbrev=False,
+        "python -m launch.supervisor",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--processes", type=int, metavar="N",
-                        help="run the command as N processes that meet on this machine; without "
-                        "it, once and as it is")
-    parser.add_argument("--restarts", type=int, default=10, metavar="R",
-                        help="crashes in a row after which it gives up (default %(default)s)")
-    parser.add_argument("--backoff_seconds", type=float, default=5, metavar="S",
-                        help="wait before a restart, doubled with each crash in a row, up to five "
-                        "minutes (default %(default)s)")
-    parser.add_argument("--healthy_seconds", type=float, default=600, metavar="S",
-                        help="a run that lasts so long counts as well (default %(default)s)")
-    parser.add_argument("--grace_seconds", type=float, default=300, metavar="S",
-                        help="time to save after SIGTERM, before SIGKILL (default %(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="run the command as N processes that meet on this machine; without "
+        "it, once and as it is",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=10,
+        metavar="R",
+        help="crashes in a row after which it gives up (default %(default)s)",
+    )
+    parser.add_argument(
+        "--backoff_seconds",
+        type=float,
+        default=5,
+        metavar="S",
+        help="wait before a restart, doubled with each crash in a row, up to five "
+        "minutes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--healthy_seconds",
+        type=float,
+        default=600,
+        metavar="S",
+        help="a run that lasts so long counts as well (default %(default)s)",
+    )
+    parser.add_argument(
+        "--grace_seconds",
+        type=float,
+        default=300,
+        metavar="S",
+        help="time to save after SIGTERM, before SIGKILL (default %(default)s)",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(given)
@@ -60,8 +87,12 @@ def commands(command: Sequence[str], processes: int | None, port: int | str) -> 
     if processes is None:
         return [list(command)]
     return [
-        [*command, f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}",
-         f"--process_id={number}"]
+        [
+            *command,
+            f"--coordinator_address=127.0.0.1:{port}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+        ]
         for number in range(processes)
     ]
 

@@ -94,8 +94,7 @@ def parse_arguments(
         flags = ["--gin_file", "--gin_search_paths", "--gin.", "--help", *distributed.FLAGS]
         flag = unknown[0].partition("=")[0]
         raise gin_check.ConfigError(
-            f"There is no flag {flag}.{nearest(flag, flags)} "
-            f"See `{program} --help`."
+            f"There is no flag {flag}.{nearest(flag, flags)} See `{program} --help`."
         )
     if not options.gin_file:
         raise gin_check.ConfigError(
@@ -110,7 +109,11 @@ def parse_arguments(
 
     files = [gin_check.find_file(name, search_paths) for name in options.gin_file]
     left_open = gin_check.check(
-        files, bindings, search_paths, gin.get_configurable, configurables.names,
+        files,
+        bindings,
+        search_paths,
+        gin.get_configurable,
+        configurables.names,
         {*(not_needed or {}), *may_stay_open},
     )
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]

@@ -30,8 +30,18 @@ from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings, scenes_settings
 
 _CLASSES = (
-    Stream, Scenes, OfaTsv, OfaArrayRecords, Partitioner, LoopConfig, LossConfig, OptimizerConfig,
-    PretrainingSettings, DownstreamSettings, DecodingConfig, SelfCriticalConfig,
+    Stream,
+    Scenes,
+    OfaTsv,
+    OfaArrayRecords,
+    Partitioner,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    PretrainingSettings,
+    DownstreamSettings,
+    DecodingConfig,
+    SelfCriticalConfig,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,
@@ -108,6 +118,9 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 _KIND_NAMES = {
-    int: "a whole number", float: "a number", str: "a string", bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "True or False",
     type(None): "None",
 }

@@ -78,14 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a cluster."""
     group = parser.add_argument_group("several hosts")
     group.add_argument(
-        "--distributed", action="store_true",
+        "--distributed",
+        action="store_true",
         help="one of several processes, as TPU metadata, SLURM, Kubernetes or MPI say",
     )
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
     group.add_argument("--process_id", type=int, metavar="K", help="of this process, from 0")
     group.add_argument(
-        "--heartbeat_timeout_seconds", type=int, default=HEARTBEAT_TIMEOUT_SECONDS, metavar="S",
+        "--heartbeat_timeout_seconds",
+        type=int,
+        default=HEARTBEAT_TIMEOUT_SECONDS,
+        metavar="S",
         help="when a silent process is given up, and all end to be started again "
         "(default %(default)s)",
     )

@@ -148,9 +148,7 @@ def prepare(
     if not streams:
         raise ValueError("evaluate.streams is empty: give at least one Stream.")
     if batches_per_part < 1:
-        raise ValueError(
-            f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1."
-        )
+        raise ValueError(f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1.")
     if settings is not None:
         settings.configure()
     choice = Choice(
@@ -227,8 +225,7 @@ def _check_wanted(only: Sequence[str] | None, streams: Sequence[Stream]) -> None
     for name in only:
         if name not in known:
             raise ValueError(
-                f"evaluate.tasks names {name}, which none of the streams has."
-                f"{nearest(name, known)}"
+                f"evaluate.tasks names {name}, which none of the streams has.{nearest(name, known)}"
             )
 
 
@@ -290,7 +287,8 @@ def _evaluate(
     """One checkpoint; whether there are results of it."""
     step, name = checkpoint.step, evaluation.name_of(checkpoint)
     waiting = [
-        task for task in evaluation.tasks
+        task
+        for task in evaluation.tasks
         if not (evaluator.check_settings(task, step, name) and results.has(step, task.name))
     ]
     if not waiting:
@@ -336,9 +334,13 @@ def main(arguments: Sequence[str]) -> None:
     flags.FLAGS(["evaluate"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
-        configurables.register({
-            "evaluate": prepare, "train": train.prepare, "model_config": train.model_config,
-        })
+        configurables.register(
+            {
+                "evaluate": prepare,
+                "train": train.prepare,
+                "model_config": train.model_config,
+            }
+        )
         command_line.parse_arguments(
             "python -m ofa_jax.evaluate", __doc__ or "", arguments, may_stay_open=("TRAIN_STEPS",)
         )
@@ -381,7 +383,7 @@ def _is_bound(parameter: str) -> bool:
 def decoding_of(task: str, config: DecodingConfig) -> DecodingConfig:
     """A task's decoding settings with what gin says: of all tasks, and of this one.
 
-        --gin.DecodingConfig.beam_size=1 --gin.visual_grounding/DecodingConfig.max_length=4
+    --gin.DecodingConfig.beam_size=1 --gin.visual_grounding/DecodingConfig.max_length=4
     """
     changed: dict[str, Any] = {}
     for scope in ("", f"{task}/"):

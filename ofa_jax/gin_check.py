@@ -235,7 +235,8 @@ def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> lis
         if hint := nearest(name, used):
             raise ConfigError(f"{name} is set ({binding.where}) but nothing uses it.{hint}")
     left_open = [
-        binding for binding in final.values()
+        binding
+        for binding in final.values()
         if isinstance(binding.value, _Macro) and binding.value.name == REQUIRED
     ]
     for binding in left_open:

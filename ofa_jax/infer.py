@@ -119,7 +119,8 @@ def prepare(
     if "://" in output_dir:
         raise ValueError(
             f"OUTPUT_DIR is {output_dir}: answers are written to a disk or a mount, where a file "
-            "can be renamed at once.")
+            "can be renamed at once."
+        )
     task = None
     if isinstance(inputs, TaskInputs):
         task = task_inputs.open_task(inputs, source_length, num_threads)
@@ -128,9 +129,16 @@ def prepare(
     allowed = _allowed(answers, answers_file)
     resolved = checkpoint if files.is_official(checkpoint) else str(checkpoints.find(checkpoint))
     identity = {
-        "checkpoint": resolved, "inputs": _described(inputs), "num_inputs": num_inputs,
-        "shard_size": shard_size, "batch_size": batch_size, "source_length": source_length,
-        "image_size": image_size, "seed": seed, "dtype": dtype, "score_all": score_all,
+        "checkpoint": resolved,
+        "inputs": _described(inputs),
+        "num_inputs": num_inputs,
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+        "source_length": source_length,
+        "image_size": image_size,
+        "seed": seed,
+        "dtype": dtype,
+        "score_all": score_all,
         "decoding": None if decoding is None else dataclasses.asdict(decoding),
         "answers": None if allowed is None else zlib.crc32("\n".join(allowed).encode()),
     }
@@ -139,8 +147,13 @@ def prepare(
     if not parts.unfinished(range(parts.count)):
         return Job(None, parts, host, num_hosts)
     loaded = loading.load(
-        resolved, partitioner, vocabulary, dtype, image_tokenizer=image_tokenizer,
-        image_size=image_size or None)
+        resolved,
+        partitioner,
+        vocabulary,
+        dtype,
+        image_tokenizer=image_tokenizer,
+        image_size=image_size or None,
+    )
     shapes = dict(batch_size=batch_size, source_length=source_length)
     if task is not None:
         described = _description(inputs.task, task, loaded)
@@ -153,7 +166,8 @@ def prepare(
         how = _manner(inputs, loaded, decoding, allowed)
         how = dataclasses.replace(how, image_size=image_size or how.image_size)
         questions = _of_source(
-            inputs, how, image_size != 0, loaded.interface, num_threads, **shapes)
+            inputs, how, image_size != 0, loaded.interface, num_threads, **shapes
+        )
         described = _judging(how.decoding, allowed, score_all)
     answerer = Answerer(loaded.model, described, loaded.interface.vocabulary, partitioner, seed)
     _check_answers(described.decoding, source_length, loaded.model.config)
@@ -163,33 +177,40 @@ def prepare(
 
 
 def _check_numbers(
-    batch_size: int, shard_size: int, source_length: int, host: int, num_hosts: int,
+    batch_size: int,
+    shard_size: int,
+    source_length: int,
+    host: int,
+    num_hosts: int,
     partitioner: Partitioner,
 ) -> None:
     if batch_size < 1 or shard_size < 1 or shard_size % batch_size:
         raise ValueError(
             f"infer.shard_size is {shard_size}, which is no multiple of infer.batch_size = "
-            f"{batch_size}: a file holds whole batches.")
+            f"{batch_size}: a file holds whole batches."
+        )
     if batch_size % partitioner.num_data_shards:
         raise ValueError(
             f"infer.batch_size {batch_size} does not divide over the "
-            f"{partitioner.num_data_shards} data shards of the mesh; choose a multiple.")
+            f"{partitioner.num_data_shards} data shards of the mesh; choose a multiple."
+        )
     if source_length < 2:
         raise ValueError(f"infer.source_length is {source_length}; give at least 2 tokens.")
     if not 0 <= host < num_hosts:
-        raise ValueError(
-            f"infer.host is {host} of {num_hosts}: hosts are counted from 0.")
+        raise ValueError(f"infer.host is {host} of {num_hosts}: hosts are counted from 0.")
     if any(device.process_index != jax.process_index() for device in partitioner.mesh.devices.flat):
         raise ValueError(
             "infer.partitioner has devices of other hosts, but each host works alone: leave it "
-            "out, or give devices of this host.")
+            "out, or give devices of this host."
+        )
 
 
 def _num_inputs(inputs: Any) -> int:
     if isinstance(inputs, str) or not hasattr(inputs, "__getitem__"):
         raise ValueError(
             f"INPUTS is {inputs!r}; give one of {', '.join(f'@{name}()' for name in INPUTS)}, and "
-            f"say what it reads, as in --gin.JsonLines.path=\"'questions.jsonl'\".")
+            f"say what it reads, as in --gin.JsonLines.path=\"'questions.jsonl'\"."
+        )
     if not len(inputs):
         what = "no picture" if isinstance(inputs, ImageFolder) else "nothing to ask"
         where = getattr(inputs, "path", "it")
@@ -224,16 +245,22 @@ def _allowed(answers: Sequence[str] | None, answers_file: str | None) -> list[st
     return allowed
 
 
-def _judging(
-    decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool
-) -> Judging:
+def _judging(decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool) -> Judging:
     return Judging(
-        "infer", "text", references=task_inputs.no_references, metrics=(), decoding=decoding,
-        answers=None if allowed is None else lambda: allowed, score_all=score_all)
+        "infer",
+        "text",
+        references=task_inputs.no_references,
+        metrics=(),
+        decoding=decoding,
+        answers=None if allowed is None else lambda: allowed,
+        score_all=score_all,
+    )
 
 
 def _manner(
-    source: Source, loaded: loading.Loaded, decoding: DecodingConfig | None,
+    source: Source,
+    loaded: loading.Loaded,
+    decoding: DecodingConfig | None,
     allowed: Sequence[str] | None,
 ) -> Manner:
     """How all requests are asked: as is usual for the first good one."""
@@ -253,30 +280,49 @@ def _manner(
 
 
 def _of_source(
-    source: Source, how: Manner, pictures: bool, interface: Interface, num_threads: int,
-    batch_size: int, source_length: int,
+    source: Source,
+    how: Manner,
+    pictures: bool,
+    interface: Interface,
+    num_threads: int,
+    batch_size: int,
+    source_length: int,
 ) -> Questions:
     stream = Stream(
-        "inputs", "infer", batch_size, {"inputs": source_length, "targets": 1},
-        image_size=how.image_size if pictures else None, code_targets=how.code_grid > 0)
+        "inputs",
+        "infer",
+        batch_size,
+        {"inputs": source_length, "targets": 1},
+        image_size=how.image_size if pictures else None,
+        code_targets=how.code_grid > 0,
+    )
     return SourceQuestions(source, interface, how, stream, num_threads)
 
 
 def _of_task(
-    name: str, task: OpenTask, kind: str, interface: Interface, batch_size: int,
+    name: str,
+    task: OpenTask,
+    kind: str,
+    interface: Interface,
+    batch_size: int,
     source_length: int,
 ) -> Questions:
     if task.vocab_size != interface.vocabulary.vocab_size:
         raise ValueError(
             f"Task {name} has a vocabulary of {task.vocab_size} ids, the model one of "
-            f"{interface.vocabulary.vocab_size}: set the task up as for training (infer.settings).")
+            f"{interface.vocabulary.vocab_size}: set the task up as for training (infer.settings)."
+        )
     image = task.example.get("image")
     # What an answer is made to begin with may be as long as the instruction.
     prefix = source_length if "answer_prefix" in task.example else 1
     stream = Stream(
-        "inputs", name, batch_size, {"inputs": source_length, "targets": prefix},
+        "inputs",
+        name,
+        batch_size,
+        {"inputs": source_length, "targets": prefix},
         image_size=None if image is None or not image.size else image.shape[0],
-        code_targets=kind == "codes")
+        code_targets=kind == "codes",
+    )
     return task.questions(Asking(stream, interface.vocabulary, task_inputs.no_references))
 
 
@@ -288,7 +334,8 @@ def _description(name: str, task: OpenTask, loaded: loading.Loaded) -> Judging:
     how = requests.manner(instruction, loaded.interface, loaded.model.config)
     kind = "codes" if task.example.get("code_mask", False) else "text"
     return _judging(how.decoding, None, False).replace(
-        kind=kind, max_image_size=loaded.interface.max_image_size)
+        kind=kind, max_image_size=loaded.interface.max_image_size
+    )
 
 
 def _check_answers(decoding: DecodingConfig, source_length: int, model: OFAConfig) -> None:
@@ -297,7 +344,8 @@ def _check_answers(decoding: DecodingConfig, source_length: int, model: OFAConfi
     if source_length > model.max_source_positions:
         raise ValueError(
             f"infer.source_length is {source_length}, but the model has "
-            f"{model.max_source_positions} positions: shorten it.")
+            f"{model.max_source_positions} positions: shorten it."
+        )
 
 
 # ---------------------------------------------------------------------------- the command line
@@ -342,7 +390,8 @@ def _end(job: Job, counts: Counts) -> str:
     if counts.answered:
         parts.append(
             f"{counts.answered:,} answered now in {counts.seconds:.1f} s "
-            f"({counts.answered / counts.seconds:.1f} a second)")
+            f"({counts.answered / counts.seconds:.1f} a second)"
+        )
     if counts.cut:
         parts.append(f"{counts.cut:,} instructions were too long for source_length and were cut")
     return f"{'; '.join(parts)}. They are in {job.shards.directory}."

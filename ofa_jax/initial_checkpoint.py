@@ -18,8 +18,13 @@ from ofa_jax.training.state import TrainState
 
 # What a checkpoint's model may differ in without being another model.
 _TRAINING_FIELDS = {
-    "dtype", "code_image_size", "freeze_batch_norm", "adapter_width", "prefix_length",
-    "second_image", "remat",
+    "dtype",
+    "code_image_size",
+    "freeze_batch_norm",
+    "adapter_width",
+    "prefix_length",
+    "second_image",
+    "remat",
     *layout.LAYOUT_FIELDS,
 } | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
 
@@ -72,7 +77,8 @@ class InitialCheckpoint:
         """
         # The original has none of the groups; its configuration says so too.
         lacking = [
-            group for group, field in trainable.ADDED.items()
+            group
+            for group, field in trainable.ADDED.items()
             if self.theirs is None or not getattr(self.theirs, field)
         ]
         given = flax.traverse_util.flatten_dict(new.variables)
@@ -176,9 +182,11 @@ def placed(arrays: Any, wanted: Any) -> Any:
                 f"The checkpoint {what} {'/'.join(min(names))}"
                 f"{f' and {len(names) - 1} more' * (len(names) > 1)}, unlike this model."
             )
-    return flax.traverse_util.unflatten_dict({
-        path: jax.make_array_from_callback(
-            array.shape, wanted[path].sharding, lambda index, array=array: array[index]
-        )
-        for path, array in held.items()
-    })
+    return flax.traverse_util.unflatten_dict(
+        {
+            path: jax.make_array_from_callback(
+                array.shape, wanted[path].sharding, lambda index, array=array: array[index]
+            )
+            for path, array in held.items()
+        }
+    )

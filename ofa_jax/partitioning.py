@@ -149,7 +149,9 @@ class Partitioner:
             if size % parts:
                 logging.warning(
                     "An axis of %d does not divide over %s (%d devices): it stays whole.",
-                    size, "+".join(names), parts,
+                    size,
+                    "+".join(names),
+                    parts,
                 )
                 axes = None
             kept.append(axes)
@@ -176,14 +178,17 @@ class Partitioner:
             return NamedSharding(self.mesh, PartitionSpec(*spec))
 
         kept = [x.sharding for x in jax.tree.leaves(params)]
-        shardings = [
-            whole(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+        shardings = [whole(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
 
         def gather(params: Any) -> Any:
             leaves, structure = jax.tree.flatten(params)
-            return jax.tree.unflatten(structure, [
-                x if sharding is None else _gathered(x, old, sharding, dtype)
-                for x, old, sharding in zip(leaves, kept, shardings, strict=True)])
+            return jax.tree.unflatten(
+                structure,
+                [
+                    x if sharding is None else _gathered(x, old, sharding, dtype)
+                    for x, old, sharding in zip(leaves, kept, shardings, strict=True)
+                ],
+            )
 
         return gather
 

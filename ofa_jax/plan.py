@@ -29,9 +29,14 @@ from typing import Any
 
 # libtpu must neither look for hardware nor be kept to one process. Read when jax loads it.
 _ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -53,13 +58,19 @@ Compiler = Callable[[Any], compiling.Compiled]
 """Of what `jax.jit(...).lower(...)` returned."""
 # What only the data would be needed for.
 _NOT_NEEDED = {
-    "MODEL_DIR": "", "DATA_SET": None, "VOCABULARY": None, "DATA_DIR": "", "BPE_DIR": "",
-    "MIXTURE_OR_TASK_MODULE": None, "MIXTURE_OR_TASK_NAME": "not opened",
+    "MODEL_DIR": "",
+    "DATA_SET": None,
+    "VOCABULARY": None,
+    "DATA_DIR": "",
+    "BPE_DIR": "",
+    "MIXTURE_OR_TASK_MODULE": None,
+    "MIXTURE_OR_TASK_NAME": "not opened",
 }
 
 
-def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compiler,
-         program: str = "train") -> dict[str, Any]:
+def plan(
+    parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compiler, program: str = "train"
+) -> dict[str, Any]:
     """Compiles a program and says what it costs; see `report.text` for the result's entries.
 
     Args:
@@ -85,8 +96,11 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compile
         "mesh": dict(partitioner.mesh.shape),
         "model": {
             "parameters": traced.num_parameters,
-            "vocab_size": model.vocab_size, "dtype": model.dtype, "remat": model.remat,
-            "scan_layers": model.scan_layers},
+            "vocab_size": model.vocab_size,
+            "dtype": model.dtype,
+            "remat": model.remat,
+            "scan_layers": model.scan_layers,
+        },
         "batch": {stream.name: stream.batch_size for stream in parts.streams},
         "gradient_accumulation": parts.gradient_accumulation,
     }
@@ -109,18 +123,30 @@ def plan(parts: Parts, chip: Chip, topology: str, slices: int, compiler: Compile
     if "fits" not in result:
         text = Program(compiled.text, traced.trips, on_chip_memory=chip.platform == "tpu")
         result["memory"] = cost.memory(compiled.buffer_bytes, traced.held, traced.batches) | {
-            "capacity": capacity}
+            "capacity": capacity
+        }
         result["fits"] = result["memory"]["peak"] <= capacity
         flops = text.flops()
-        result["flops"] = {"model": traced.model_flops, "per_device": flops,
-                           "ratio": flops * num_devices / traced.model_flops}
+        result["flops"] = {
+            "model": traced.model_flops,
+            "per_device": flops,
+            "ratio": flops * num_devices / traced.model_flops,
+        }
         if uncounted := text.uncounted():
             result["flops"]["uncounted"] = sorted(uncounted)
         sent = cost.exchanges(text, partitioner.mesh, chip)
         result["exchanges"] = [dataclasses.asdict(exchange) for exchange in sent]
-        result["roofline"] = dataclasses.asdict(cost.roofline(
-            flops, text.hbm_bytes(), sent, chip, num_devices, traced.model_flops,
-            traced.examples))
+        result["roofline"] = dataclasses.asdict(
+            cost.roofline(
+                flops,
+                text.hbm_bytes(),
+                sent,
+                chip,
+                num_devices,
+                traced.model_flops,
+                traced.examples,
+            )
+        )
         result["traffic"] = cost.traffic(text)
     result["advice"] = [] if result["fits"] else _advice(result, parts)
     return result
@@ -153,22 +179,30 @@ def _advice(result: Mapping[str, Any], parts: Parts) -> list[str]:
     if held > 0.3 * capacity and parts.partitioner.fsdp == 1:
         advice.append(
             f"parameters and moments take {held / 2**30:.1f} GiB on each device: split them with "
-            "--gin_file=gin_configs/partitioning/fsdp.gin")
+            "--gin_file=gin_configs/partitioning/fsdp.gin"
+        )
     if model.dtype == "float32":
         advice.append("--gin.model_config.dtype=\"'bfloat16'\" halves the activations")
     if model.remat != "full":
         better = "weight_dots" if model.remat in ("none", "dots") else "full"
-        advice.append(f"--gin.model_config.remat=\"'{better}'\" keeps fewer activations, and "
-                      "computes them a second time")
+        advice.append(
+            f"--gin.model_config.remat=\"'{better}'\" keeps fewer activations, and "
+            "computes them a second time"
+        )
     shards = parts.partitioner.num_data_shards
     factor = (memory["peak"] or 2 * capacity) - held
     factor = max(2, factor / max(capacity - held, 0.1 * capacity))
-    divides = [k for k in range(2, 65) if k >= factor and all(
-        stream.batch_size % (k * shards) == 0 for stream in parts.streams)]
+    divides = [
+        k
+        for k in range(2, 65)
+        if k >= factor and all(stream.batch_size % (k * shards) == 0 for stream in parts.streams)
+    ]
     if divides and held < capacity:
         k = divides[0] * parts.gradient_accumulation
-        advice.append(f"--gin.train.gradient_accumulation={k} computes {k} parts of the batch one "
-                      "after another (about; batch norm then sees each part by itself)")
+        advice.append(
+            f"--gin.train.gradient_accumulation={k} computes {k} parts of the batch one "
+            "after another (about; batch norm then sees each part by itself)"
+        )
     advice.append("more chips, or a smaller batch_size of the streams")
     return advice
 
@@ -196,7 +230,8 @@ def _bound(name: str) -> Any:
         if default is inspect.Parameter.empty:
             raise ValueError(
                 f"train.{name} is not set: give a gin file of a run, such as "
-                "gin_configs/runs/pretrain.gin.") from error
+                "gin_configs/runs/pretrain.gin."
+            ) from error
         return default
     # gin evaluates the references in a value when it copies it, as for every call.
     return copy.deepcopy(value)
@@ -213,16 +248,19 @@ def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             "Compiling for a TPU needs libtpu, which runs without one: `pip install --no-deps -r "
-            "requirements-aot.txt`.")
+            "requirements-aot.txt`."
+        )
     options = {"num_slices": slices} if slices > 1 else {}
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"
     try:
         described = topologies.get_topology_desc(
-            topology_name=f"{chip.name}:{shape}", platform="tpu", **options)
+            topology_name=f"{chip.name}:{shape}", platform="tpu", **options
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"libtpu knows no topology {chip.name}:{shape}: {_short(str(error))}") from error
+            f"libtpu knows no topology {chip.name}:{shape}: {_short(str(error))}"
+        ) from error
     return list(described.devices)
 
 
@@ -235,11 +273,15 @@ def _sweep(parts: Parts) -> Iterator[Parts]:
         mesh = dataclasses.replace(original, data=data, fsdp=fsdp, tensor=tensor)
         for remat in dict.fromkeys((parts.model.remat, "weight_dots", "full")):
             for accumulation in (1, 2, 4):
-                if all(s.batch_size % (accumulation * mesh.num_data_shards) == 0
-                       for s in parts.streams):
+                if all(
+                    s.batch_size % (accumulation * mesh.num_data_shards) == 0 for s in parts.streams
+                ):
                     yield dataclasses.replace(
-                        parts, partitioner=mesh, model=parts.model.replace(remat=remat),
-                        gradient_accumulation=accumulation)
+                        parts,
+                        partitioner=mesh,
+                        model=parts.model.replace(remat=remat),
+                        gradient_accumulation=accumulation,
+                    )
 
 
 def _run_sweep(parts: Parts, arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -253,9 +295,11 @@ def _run_sweep(parts: Parts, arguments: Sequence[str]) -> list[dict[str, Any]]:
         per_slice = dict(mesh) | {"data": mesh["data"] // candidate.partitioner.slices}
         settings = {f"Partitioner.{axis}": size for axis, size in per_slice.items()} | {
             "model_config.remat": repr(candidate.model.remat),
-            "train.gradient_accumulation": candidate.gradient_accumulation}
-        result = _plan_apart([*arguments, "--json", *(
-            f"--gin.{name}={value}" for name, value in settings.items())])
+            "train.gradient_accumulation": candidate.gradient_accumulation,
+        }
+        result = _plan_apart(
+            [*arguments, "--json", *(f"--gin.{name}={value}" for name, value in settings.items())]
+        )
         plans.append(result)
         print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr, flush=True)
         if result["fits"]:
@@ -266,7 +310,8 @@ def _run_sweep(parts: Parts, arguments: Sequence[str]) -> list[dict[str, Any]]:
 def _plan_apart(arguments: Sequence[str]) -> dict[str, Any]:
     """What this command answers in a process of its own, see `compiling.Unfinished`."""
     done = subprocess.run(
-        [sys.executable, "-m", "ofa_jax.plan", *arguments], capture_output=True, text=True)
+        [sys.executable, "-m", "ofa_jax.plan", *arguments], capture_output=True, text=True
+    )
     if done.returncode not in (0, DOES_NOT_FIT):
         raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     return json.loads(done.stdout.splitlines()[-1])
@@ -320,8 +365,12 @@ def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> 
         gin.bind_parameter("Partitioner.slices", slices)
     parts = Parts(
         decoding=gin.get_configurable("DecodingConfig")(),
-        **{field.name: _bound(field.name) for field in dataclasses.fields(Parts)
-           if field.name != "decoding"})
+        **{
+            field.name: _bound(field.name)
+            for field in dataclasses.fields(Parts)
+            if field.name != "decoding"
+        },
+    )
     if not parts.streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     model = parts.model

@@ -53,13 +53,24 @@ class RunData:
         sequential = {
             stream.name: functools.partial(
                 seqio_bridge.sequential_batches,
-                stream, names.index(stream.mixture_or_task_name), split, seed, shards, own,
+                stream,
+                names.index(stream.mixture_or_task_name),
+                split,
+                seed,
+                shards,
+                own,
             )
             for stream in streams
             if stream.name not in tasks
         }
         loader = Loader(
-            streams, tasks, seed, shards, own, num_threads, num_workers=num_workers,
+            streams,
+            tasks,
+            seed,
+            shards,
+            own,
+            num_threads,
+            num_workers=num_workers,
             sequential=sequential,
         )
         return cls(loader, tasks)

@@ -62,9 +62,7 @@ def model_config(size: str, **overrides: Any) -> OFAConfig:
     fields = {field.name for field in dataclasses.fields(OFAConfig)}
     for name in overrides:
         if name not in fields:
-            raise ValueError(
-                f"model_config has no parameter {name}.{nearest(name, fields)}"
-            )
+            raise ValueError(f"model_config has no parameter {name}.{nearest(name, fields)}")
     return getattr(OFAConfig, size)(**overrides)
 
 
@@ -205,8 +203,16 @@ def prepare(
         config=schedule,
         partitioner=partitioner,
         train_step=step.make_train_step(
-            network, tx, optimizer, loss, groups, num_tasks, seed, gradient_accumulation,
-            allowed, partitioner.gathering(abstract.params, model.dtype),
+            network,
+            tx,
+            optimizer,
+            loss,
+            groups,
+            num_tasks,
+            seed,
+            gradient_accumulation,
+            allowed,
+            partitioner.gathering(abstract.params, model.dtype),
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,
@@ -214,7 +220,11 @@ def prepare(
         batches=loader.batches,
         validation_batches=validation_batches,
         baselines=lambda: run_data.baselines(
-            directory, model.vocab_size, training_data, held_out, baseline_examples,
+            directory,
+            model.vocab_size,
+            training_data,
+            held_out,
+            baseline_examples,
             validation_examples,
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
@@ -248,8 +258,12 @@ def _self_critical(
     records = {task.name: task.records for task in data.tasks[stream.name]}
     reward = CaptionReward.of_records(records, vocabulary.decode)
     return SelfCritical(
-        network, config, partitioner, stream.name,
-        lambda step, attempts: reward(data.loader.origins(step)[stream.name], attempts), seed,
+        network,
+        config,
+        partitioner,
+        stream.name,
+        lambda step, attempts: reward(data.loader.origins(step)[stream.name], attempts),
+        seed,
     )
 
 
@@ -386,7 +400,8 @@ def _describe(run: Run) -> None:
     run.console.print(
         f"{parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s), "
         f"mesh {mesh}; examples per step: {streams}.",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

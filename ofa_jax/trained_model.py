@@ -1,6 +1,6 @@
 """A trained model to be asked: configuration and variables of a checkpoint, ours or the original's.
 
-    model, variables = trained_model.load("runs/pretrain_scenes", partitioner)
+model, variables = trained_model.load("runs/pretrain_scenes", partitioner)
 """
 
 from typing import Any

@@ -143,8 +143,11 @@ class OFAVocabulary:
     def save(self, path: str) -> None:
         """Writes all of it to one JSON file, wherever it came from."""
         content = {
-            "format": _FORMAT, "num_codes": self.num_codes, "num_bins": self.num_bins,
-            "text_symbols": self._symbols, "tokenizer": json.loads(self._tokenizer.to_str()),
+            "format": _FORMAT,
+            "num_codes": self.num_codes,
+            "num_bins": self.num_bins,
+            "text_symbols": self._symbols,
+            "tokenizer": json.loads(self._tokenizer.to_str()),
         }
         epath.Path(path).write_text(json.dumps(content, ensure_ascii=False))
 
@@ -166,9 +169,7 @@ class OFAVocabulary:
                 "OFAVocabulary.from_tokenizer_json."
             )
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
-        return cls(
-            tokenizer, content["text_symbols"], content["num_codes"], content["num_bins"]
-        )
+        return cls(tokenizer, content["text_symbols"], content["num_codes"], content["num_bins"])
 
     # ------------------------------------------------------------------------------ id ranges
 

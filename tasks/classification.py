@@ -1,7 +1,7 @@
 """ImageNet-1K: one way of training, two of answering.
 
-    imagenet           beam search among the names of the classes
-    imagenet_all       every name is scored, and the most probable one is taken
+imagenet           beam search among the names of the classes
+imagenet_all       every name is scored, and the most probable one is taken
 """
 
 import functools

@@ -38,7 +38,13 @@ from ofa_jax.seqio_vocabulary import CurrentVocabulary
 from ofa_jax.vocabulary import OFAVocabulary
 
 SPLITS = (
-    "train", "validation", "validation_mismatched", "test", "test_mismatched", "test_a", "test_b",
+    "train",
+    "validation",
+    "validation_mismatched",
+    "test",
+    "test_mismatched",
+    "test_a",
+    "test_b",
 )
 """What may be asked for: RefCOCO has two test sets, MNLI two of everything but training."""
 
@@ -48,7 +54,9 @@ _REGIONS = ("refcoco", "regions")
 DATA: Mapping[str, tuple[str, str]] = {
     "caption": ("caption", "captions"),
     "vqa": ("vqa", "answered_questions"),
-    "refcoco": _REGIONS, "refcoco_plus": _REGIONS, "refcocog": _REGIONS,
+    "refcoco": _REGIONS,
+    "refcoco_plus": _REGIONS,
+    "refcocog": _REGIONS,
     "snli_ve": ("snli_ve", "entailment"),
     "imagenet": ("imagenet", "classes"),
     "text_to_image": ("text_to_image", "coded_captions"),
@@ -56,7 +64,8 @@ DATA: Mapping[str, tuple[str, str]] = {
     **{name: (name, "sentences") for name in GLUE},
 }
 _OPTIONS = {field.name for field in dataclasses.fields(DownstreamConfig)} - {
-    "vocabulary", "training"
+    "vocabulary",
+    "training",
 }
 
 
@@ -82,9 +91,7 @@ class DownstreamSettings:
     """
 
     vocabulary: OFAVocabulary
-    files: Mapping[str, Mapping[str, str | Sequence[str]]] = dataclasses.field(
-        default_factory=dict
-    )
+    files: Mapping[str, Mapping[str, str | Sequence[str]]] = dataclasses.field(default_factory=dict)
     data_dir: str = ""
     tfds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tfds_data_dir: str | None = None
@@ -146,9 +153,11 @@ class DownstreamSettings:
         if paths is None:
             known = ", ".join(self.files.get(data, {})) or "none"
             without = (
-                "" if split == "train"
+                ""
+                if split == "train"
                 else f" For a run without it set train.{split}_split = None."
-                if split == "validation" else ""
+                if split == "validation"
+                else ""
             )
             raise ValueError(
                 f"There are no files of {data} for the split {split} (there are for: {known}): set "
@@ -158,8 +167,10 @@ class DownstreamSettings:
             )
         paths = [paths] if isinstance(paths, str) else paths
         return TsvRecords.open(
-            [os.path.join(self.data_dir, path) for path in paths], layout,
-            self.selected_cols.get(data), self.index_dir,
+            [os.path.join(self.data_dir, path) for path in paths],
+            layout,
+            self.selected_cols.get(data),
+            self.index_dir,
         )
 
     def choices(self, name: str) -> list[str]:

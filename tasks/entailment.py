@@ -24,6 +24,7 @@ def describe(name: str) -> Judging:
 
 
 for _name, _task in (
-    ("snli_ve", entailment), ("snli_ve_without_premise", entailment_without_premise)
+    ("snli_ve", entailment),
+    ("snli_ve_without_premise", entailment_without_premise),
 ):
     downstream.add_task(_name, "snli_ve", _task, functools.partial(describe, _name))

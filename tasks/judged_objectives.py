@@ -33,9 +33,7 @@ def register(current_settings: Callable[[], Any]) -> None:
       current_settings: gives the `PretrainingSettings`.
     """
     for task, describe in _DESCRIPTIONS.items():
-        judging.register_later(
-            task, functools.partial(_describe, task, describe, current_settings)
-        )
+        judging.register_later(task, functools.partial(_describe, task, describe, current_settings))
 
 
 def _describe(
@@ -51,7 +49,8 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
     return dict(
         kind="text",
         references=lambda record: {
-            "captions": list(record["captions"]), "nouns": list(record.get("object_labels", ()))
+            "captions": list(record["captions"]),
+            "nouns": list(record.get("object_labels", ())),
         },
         metrics=(judge_captions, judge_nouns),
         decoding=DecodingConfig(max_length=_LONGEST_CAPTION, no_repeat_ngram_size=3),
@@ -149,7 +148,9 @@ def _image_infilling(config: ObjectiveConfig) -> dict[str, Any]:
         references=references,
         metrics=(exact.token_accuracy,),
         decoding=DecodingConfig(
-            beam_size=1, max_length=num_codes, exact_length=True,
+            beam_size=1,
+            max_length=num_codes,
+            exact_length=True,
             constraint_range=(codes.start, codes.stop),
         ),
     )
@@ -159,9 +160,7 @@ def _text_infilling(config: ObjectiveConfig) -> dict[str, Any]:
     vocabulary = config.vocabulary
 
     def references(record: Record) -> str:
-        ids = vocabulary.encode(
-            f" {record['text'].strip().lower()}", max_length=config.text_length
-        )
+        ids = vocabulary.encode(f" {record['text'].strip().lower()}", max_length=config.text_length)
         return vocabulary.decode(ids[-config.text_window :]).strip()
 
     return dict(

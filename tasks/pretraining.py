@@ -225,9 +225,7 @@ for _name, _objective in objectives.OBJECTIVES.items():
     seqio.TaskRegistry.add(
         _name,
         source=source(objectives.RECORD_KIND[_name]),
-        preprocessors=[
-            seqio_bridge.numpy_preprocessor(with_config(_objective), factory=True)
-        ],
+        preprocessors=[seqio_bridge.numpy_preprocessor(with_config(_objective), factory=True)],
         output_features=OUTPUT_FEATURES,
     )
 judged_objectives.register(current_settings)
@@ -239,9 +237,7 @@ def _rate(default: float) -> Callable[[seqio.Task], float]:
 
 
 def _mixture(name: str, default_rates: Mapping[str, float]) -> None:
-    seqio.MixtureRegistry.add(
-        name, [(task, _rate(rate)) for task, rate in default_rates.items()]
-    )
+    seqio.MixtureRegistry.add(name, [(task, _rate(rate)) for task, rate in default_rates.items()])
 
 
 _mixture("ofa_pretrain_pairs", PAIR_RATES)

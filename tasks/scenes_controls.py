@@ -21,7 +21,10 @@ from ofa_jax.evaluation.judging import Judging
 from tasks import pretraining
 
 QUESTIONS = (
-    "visual_question_answering", "image_text_matching", "visual_grounding", "grounded_captioning"
+    "visual_question_answering",
+    "image_text_matching",
+    "visual_grounding",
+    "grounded_captioning",
 )
 """The objectives whose instruction differs from picture to picture."""
 
@@ -60,11 +63,13 @@ def _register(name: str, objective: str, open_records: Callable[[str], RecordSou
 
 for _objective in QUESTIONS:
     _register(
-        f"{_objective}{SWAPPED}", _objective,
+        f"{_objective}{SWAPPED}",
+        _objective,
         functools.partial(_swapped, objectives.RECORD_KIND[_objective]),
     )
 _register(ABSENT_NOUN, "visual_grounding", _absent)
 seqio.MixtureRegistry.add(
-    "scenes_controls", [*(f"{_objective}{SWAPPED}" for _objective in QUESTIONS), ABSENT_NOUN],
+    "scenes_controls",
+    [*(f"{_objective}{SWAPPED}" for _objective in QUESTIONS), ABSENT_NOUN],
     default_rate=1.0,
 )

@@ -1,8 +1,8 @@
 """VQAv2: one way of training, three of answering.
 
-    vqa         every candidate answer is scored, and the most probable one is taken
-    vqa_trie    beam search among the candidates
-    vqa_free    beam search for any answer
+vqa         every candidate answer is scored, and the most probable one is taken
+vqa_trie    beam search among the candidates
+vqa_free    beam search for any answer
 """
 
 import functools

@@ -23,16 +23,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, and only them")
     parser.addoption(
-        "--differences", action="store_true",
-        help="show the largest difference that each test has found and allowed")
+        "--differences",
+        action="store_true",
+        help="show the largest difference that each test has found and allowed",
+    )
 
 
 def pytest_configure(config):
     # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes, and
     # a third of the rest into the newer emitters of fusions; a third of what remains into cutting
     # each program into parts for more cores than there are. What takes long runs as users run it.
-    quick = ("--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-             "--xla_cpu_parallel_codegen_split_count=1")
+    quick = (
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
+    )
     given = os.environ.get("XLA_FLAGS", "")
     # Workers of xdist inherit what the first process has set.
     if not config.getoption("--slow") and quick not in given:
@@ -48,9 +52,19 @@ def pytest_collection_finish():
 
 
 _LONGEST = (
-    "test_several_hosts", "test_train", "training/test_step", "training/test_faults",
-    "test_partitioning", "training/test_loop", "training/test_trainable", "decoding/test_search",
-    "evaluation/test_evaluate", "model/test_cache", "test_infer", "model/test_inside_golden")
+    "test_several_hosts",
+    "test_train",
+    "training/test_step",
+    "training/test_faults",
+    "test_partitioning",
+    "training/test_loop",
+    "training/test_trainable",
+    "decoding/test_search",
+    "evaluation/test_evaluate",
+    "model/test_cache",
+    "test_infer",
+    "model/test_inside_golden",
+)
 """Modules of tests that take a minute or more."""
 
 
@@ -60,8 +74,7 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
     # The longest modules first, or one worker would end long after the other.
     place = {f"tests/{module}.py": number for number, module in enumerate(_LONGEST)}
-    items[:] = sorted(
-        selected, key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+    items[:] = sorted(selected, key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
 
 
 _differences: dict[str, list[float]] = {}
@@ -85,11 +98,13 @@ def differences(request, monkeypatch):
             largest = float(np.nanmax(np.abs(expected), initial=0)) or 1.0
             known = _differences.setdefault(name, [0.0, 0.0, 0])
             _differences[name] = [
-                max(known[0], distance), max(known[1], distance / largest), known[2] + actual.size]
+                max(known[0], distance),
+                max(known[1], distance / largest),
+                known[2] + actual.size,
+            ]
 
     for compare in (np.testing.assert_allclose, np.testing.assert_array_equal):
-        monkeypatch.setattr(
-            np.testing, compare.__name__, functools.partial(keep, compare))
+        monkeypatch.setattr(np.testing, compare.__name__, functools.partial(keep, compare))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -162,6 +177,7 @@ def small_scenes(tmp_path_factory) -> pathlib.Path:
 
     folder = tmp_path_factory.mktemp("data")
     options = build_scenes.BuildOptions(
-        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64)
+        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64
+    )
     build_scenes.build(folder, options, num_workers=2)
     return folder

@@ -14,8 +14,10 @@ from ofa_jax.model import OFA
 
 def batch_of(case) -> dict[str, np.ndarray]:
     """A golden case (official names, NCHW images) as a batch."""
-    batch = {"encoder_input_tokens": case["in_src_tokens"].astype(np.int32),
-             "decoder_input_tokens": case["in_prev_output_tokens"].astype(np.int32)}
+    batch = {
+        "encoder_input_tokens": case["in_src_tokens"].astype(np.int32),
+        "decoder_input_tokens": case["in_prev_output_tokens"].astype(np.int32),
+    }
     if "in_patch_images" in case:
         batch["encoder_images"] = case["in_patch_images"].transpose(0, 2, 3, 1)
         batch["encoder_image_mask"] = case["in_patch_masks"]
@@ -50,9 +52,11 @@ def random_variables(config=SMALL):
     variables = _shapes(config)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda x: (0.8 * rng.standard_normal(x.shape)).astype(np.float32), variables["params"])
+        lambda x: (0.8 * rng.standard_normal(x.shape)).astype(np.float32), variables["params"]
+    )
     statistics = jax.tree.map(
-        lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["batch_stats"])
+        lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["batch_stats"]
+    )
     return {"params": params, "batch_stats": statistics}
 
 

@@ -25,8 +25,9 @@ def tensor(key: str, shape: Sequence[int]) -> np.ndarray:
         value = 0.5 * n
     elif "embed_tokens" in key or key in TIED:
         value = n * 2.8 / np.sqrt(shape[-1])
-    elif any(part in key for part in ("embed_positions", "embed_image_positions",
-                                      "type_embedding")):
+    elif any(
+        part in key for part in ("embed_positions", "embed_image_positions", "type_embedding")
+    ):
         value = 0.5 * n
     elif key.endswith(".bias"):
         value = 0.1 * n

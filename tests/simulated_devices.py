@@ -17,6 +17,10 @@ def results_of(program, folder, *arguments):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", program, str(TESTS), str(TESTS / folder), *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags}, cwd=TESTS.parent)
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+        cwd=TESTS.parent,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

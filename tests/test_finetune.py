@@ -19,10 +19,15 @@ FILES = sorted((ROOT / "gin_configs" / "finetune").glob("*.gin"))
 # Every part of the published runs, at sizes that compile quickly.
 SMALL = [
     "--gin_file=gin_configs/models/tiny.gin",
-    "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1", "--gin.model_config.resnet_layers=(1, 1, 1)",
-    "--gin.model_config.resnet_width=4", "--gin.train.num_workers=0", "--gin.BATCH_SIZE=2",
+    "--gin.model_config.width=16",
+    "--gin.model_config.ffn_width=32",
+    "--gin.model_config.num_heads=2",
+    "--gin.model_config.encoder_layers=1",
+    "--gin.model_config.decoder_layers=1",
+    "--gin.model_config.resnet_layers=(1, 1, 1)",
+    "--gin.model_config.resnet_width=4",
+    "--gin.train.num_workers=0",
+    "--gin.BATCH_SIZE=2",
 ]
 
 
@@ -35,10 +40,18 @@ def call(tmp_path, shared_golden, monkeypatch):
     def run(name, *arguments):
         gin.clear_config()
         examples = ["--gin.EXAMPLES=4"] if name == "vqa" else []
-        train.main([
-            *SMALL[:1], f"--gin_file=gin_configs/finetune/{name}.gin", *SMALL[1:], *examples,
-            f"--gin.MODEL_DIR='{tmp_path / 'run'}'", f"--gin.DATA_DIR='{tmp_path}'",
-            f"--gin.BPE_DIR='{shared_golden / 'bpe'}'", *arguments])
+        train.main(
+            [
+                *SMALL[:1],
+                f"--gin_file=gin_configs/finetune/{name}.gin",
+                *SMALL[1:],
+                *examples,
+                f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
+                f"--gin.DATA_DIR='{tmp_path}'",
+                f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
+                *arguments,
+            ]
+        )
 
     yield run
     gin.clear_config()
@@ -66,14 +79,20 @@ def test_every_fine_tuning_configures_and_makes_its_batches(call, name, monkeypa
 
 PUBLISHED = {
     # Peak rate, batch, picture, stochastic depth, label smoothing.
-    "caption": (1e-5, 128, 480, 0.1, 0.1), "caption_large": (1e-5, 128, 480, 0.1, 0.1),
+    "caption": (1e-5, 128, 480, 0.1, 0.1),
+    "caption_large": (1e-5, 128, 480, 0.1, 0.1),
     **{f"caption_scst{size}": (1e-5, 64, 480, 0.0, 0.0) for size in ("", "_large")},
-    "vqa": (5e-5, 512, 480, 0.1, 0.1), "vqa_large": (5e-5, 512, 480, 0.2, 0.1),
+    "vqa": (5e-5, 512, 480, 0.1, 0.1),
+    "vqa_large": (5e-5, 512, 480, 0.2, 0.1),
     **{name: (5e-5, 128, 512, 0.1, 0.1) for name in ("refcoco", "refcoco_plus", "refcocog")},
-    **{f"{name}_large": (3e-5, 128, 512, 0.2, 0.1)
-       for name in ("refcoco", "refcoco_plus", "refcocog")},
-    "snli_ve": (5e-5, 256, 480, 0.1, 0.0), "snli_ve_large": (2e-5, 256, 480, 0.2, 0.0),
-    "imagenet": (5e-5, 256, 480, 0.1, 0.1), "text_to_image": (1e-3, 512, None, 0.1, 0.0),
+    **{
+        f"{name}_large": (3e-5, 128, 512, 0.2, 0.1)
+        for name in ("refcoco", "refcoco_plus", "refcocog")
+    },
+    "snli_ve": (5e-5, 256, 480, 0.1, 0.0),
+    "snli_ve_large": (2e-5, 256, 480, 0.2, 0.0),
+    "imagenet": (5e-5, 256, 480, 0.1, 0.1),
+    "text_to_image": (1e-3, 512, None, 0.1, 0.0),
     "gigaword": (1e-4, 512, None, 0.1, 0.1),
     **{f"glue_{name}": (5e-5, 128, None, 0.1, 0.0) for name in downstream.GLUE},
 }
@@ -82,7 +101,9 @@ LENGTHS = {
     "caption": (round(5 * 566747 / 128 + 0.5), 0.06),
     "caption_large": (round(2 * 566747 / 128 + 0.5), 0.06),
     "caption_scst": (round(3 * 113287 / 64 + 0.5), 0.06),
-    "vqa_large": (40000, 1000), "imagenet": (160000, 1000), "text_to_image": (40000, 2000),
+    "vqa_large": (40000, 1000),
+    "imagenet": (160000, 1000),
+    "text_to_image": (40000, 2000),
     "refcoco": (round(10 * 120624 / 128 + 0.5), 0.06),
 }
 
@@ -93,10 +114,13 @@ def configured(name, monkeypatch):
     gin.clear_config()
     train.configurables.register({"train": train.prepare, "model_config": train.model_config})
     gin.parse_config_files_and_bindings(
-        [f"gin_configs/models/{'large' if 'large' in name else 'base'}.gin",
-         f"gin_configs/finetune/{name}.gin"],
+        [
+            f"gin_configs/models/{'large' if 'large' in name else 'base'}.gin",
+            f"gin_configs/finetune/{name}.gin",
+        ],
         ["MODEL_DIR = 'x'", "DATA_DIR = 'x'", "BPE_DIR = 'x'", "VOCABULARY = None"]
-        + ["EXAMPLES = 1000"] * (name == "vqa"))
+        + ["EXAMPLES = 1000"] * (name == "vqa"),
+    )
     names = ("model", "streams", "optimizer", "loss", "settings")
     return {part: gin.query_parameter(f"train.{part}") for part in names}
 
@@ -113,7 +137,8 @@ def test_settings_are_the_published_ones(name, monkeypatch):
     try:
         given = configured(name, monkeypatch)
         model, (stream,), optimizer, loss = (
-            made(given[part]) for part in ("model", "streams", "optimizer", "loss"))
+            made(given[part]) for part in ("model", "streams", "optimizer", "loss")
+        )
     finally:
         gin.clear_config()
     rate, batch, size, drop_path, smoothing = PUBLISHED[name]
@@ -130,8 +155,7 @@ def test_settings_are_the_published_ones(name, monkeypatch):
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_each_file_says_how_it_is_run(file):
-    header = " ".join(
-        line[1:].strip() for line in file.read_text().split("\n\n")[0].splitlines())
+    header = " ".join(line[1:].strip() for line in file.read_text().split("\n\n")[0].splitlines())
     assert f"--gin_file=gin_configs/finetune/{file.stem}.gin" in header
     for mentioned in re.findall(r"gin_configs/models/\w+\.gin", header):
         assert (ROOT / mentioned).is_file()
@@ -149,9 +173,15 @@ def test_each_file_says_how_it_is_run(file):
 )
 def test_a_fine_tuning_learns(call, tmp_path, name, task, others, capsys):
     call(
-        name, *others, "--gin.TRAIN_STEPS=3", "--gin.LoopConfig.log_period=1",
-        "--gin.LEARNING_RATE=1e-3", "--gin.OptimizerConfig.warmup=0",
-        "--gin.model_config.dropout_rate=0.0", "--gin.DROP_PATH=0.0")
+        name,
+        *others,
+        "--gin.TRAIN_STEPS=3",
+        "--gin.LoopConfig.log_period=1",
+        "--gin.LEARNING_RATE=1e-3",
+        "--gin.OptimizerConfig.warmup=0",
+        "--gin.model_config.dropout_rate=0.0",
+        "--gin.DROP_PATH=0.0",
+    )
     assert "step 3/3" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "validation.json").read_text())
     assert set(results) == {task}

@@ -48,16 +48,25 @@ def test_a_complete_configuration_passes(check):
     ("bindings", "sentence"),
     [
         ([], "MODEL_DIR is required (.*run.gin, line 2): set it with --gin.MODEL_DIR=VALUE"),
-        (["MODEL_DRI = 'x'"], "MODEL_DRI is set (the command line) but nothing uses it. "
-         "Did you mean MODEL_DIR?"),
+        (
+            ["MODEL_DRI = 'x'"],
+            "MODEL_DRI is set (the command line) but nothing uses it. Did you mean MODEL_DIR?",
+        ),
         (["MODEL_DIR = 'x'", "TRAIN_STPES = 3"], "Did you mean TRAIN_STEPS?"),
-        (["optimiser.learning_rate = 1"], "Nothing named optimiser can be configured "
-         "(the command line). Did you mean optimizer?"),
-        (["optimizer.learning_rte = 1"], "optimizer has no parameter learning_rte "
-         "(the command line). Did you mean learning_rate?"),
+        (
+            ["optimiser.learning_rate = 1"],
+            "Nothing named optimiser can be configured (the command line). Did you mean optimizer?",
+        ),
+        (
+            ["optimizer.learning_rte = 1"],
+            "optimizer has no parameter learning_rte "
+            "(the command line). Did you mean learning_rate?",
+        ),
         (["train.optimizer = @optimzer()"], "Did you mean optimizer?"),
-        (["train.model_dir = %MODEL_DRI"], "%MODEL_DRI is used (the command line) but never set. "
-         "Did you mean MODEL_DIR?"),
+        (
+            ["train.model_dir = %MODEL_DRI"],
+            "%MODEL_DRI is used (the command line) but never set. Did you mean MODEL_DIR?",
+        ),
         (["MODEL_DIR = runs/mine"], "the command line: cannot read `MODEL_DIR = runs/mine`"),
     ],
 )

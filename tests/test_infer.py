@@ -1,5 +1,4 @@
-"""`python -m ofa_jax.infer` as people call it: killed and started again, bad inputs, every mistake.
-"""
+"""`python -m ofa_jax.infer` as people call it: killed and started again, bad inputs, every mistake."""
 
 import base64
 import contextlib
@@ -41,11 +40,19 @@ def run_directory(small_scenes, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     scenes = Scenes(str(small_scenes))
     interface = Interface(
-        scenes.vocabulary(64), scenes.image_tokenizer(), image_size=64, max_image_size=64,
-        detection_image_size=64, infill_image_size=64)
+        scenes.vocabulary(64),
+        scenes.image_tokenizer(),
+        image_size=64,
+        max_image_size=64,
+        detection_image_size=64,
+        infill_image_size=64,
+    )
     config = SMALL.replace(
         vocab_size=interface.vocabulary.vocab_size,
-        max_source_positions=64, max_target_positions=64, code_image_size=32)
+        max_source_positions=64,
+        max_target_positions=64,
+        code_image_size=32,
+    )
     checkpoints.save_variables(str(directory), random_variables(config), step=5)
     checkpoints.write_model(str(directory), config)
     interface.save(str(directory))
@@ -62,8 +69,11 @@ def questions(tmp_path_factory):
         pixels = rng.integers(0, 256, (4, 5, 3), np.uint8).repeat(20, axis=0).repeat(20, axis=1)
         path = folder / f"{number}.png"
         Image.fromarray(pixels).save(path)
-        fields = {"id": f"n{number}", "image": path.name,
-                  "instruction": f'which region does the text "{number} dogs" describe?'}
+        fields = {
+            "id": f"n{number}",
+            "image": path.name,
+            "instruction": f'which region does the text "{number} dogs" describe?',
+        }
         if number % 7 == 0:
             fields["image"] = base64.b64encode(path.read_bytes()).decode()
         if number % 11 == 0:
@@ -75,16 +85,28 @@ def questions(tmp_path_factory):
     lines[5] = json.dumps({"id": "half", "image": "torn.png", "instruction": "what is it?"})
     lines[6] = json.dumps({"id": "mute", "image": "6.png"})
     lines[8] = json.dumps({"id": "long", "instruction": "what is it? " * 40})
-    lines[9] = json.dumps({"id": "out", "image": "9.png", "region": [0, 0, 1000, 9],
-                           "instruction": "what is in the region?"})
+    lines[9] = json.dumps(
+        {
+            "id": "out",
+            "image": "9.png",
+            "region": [0, 0, 1000, 9],
+            "instruction": "what is in the region?",
+        }
+    )
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "questions.jsonl"
 
 
 def flags(run_directory, questions, output, *others):
     return [
-        RUN, f"--gin.CHECKPOINT='{run_directory}'", f"--gin.OUTPUT_DIR='{output}'",
-        "--gin.INPUTS=@JsonLines()", f"--gin.JsonLines.path='{questions}'", *SHAPES, *others]
+        RUN,
+        f"--gin.CHECKPOINT='{run_directory}'",
+        f"--gin.OUTPUT_DIR='{output}'",
+        "--gin.INPUTS=@JsonLines()",
+        f"--gin.JsonLines.path='{questions}'",
+        *SHAPES,
+        *others,
+    ]
 
 
 @pytest.fixture
@@ -137,8 +159,10 @@ def test_every_input_has_its_line_and_bad_ones_say_why(undisturbed):
     assert [line["id"] for line in lines] == expected
     errors = {line["id"]: line["error"] for line in lines if "error" in line}
     for identity, sentence in {
-        "questions.jsonl:4": "It is no JSON", "lost": "'lost.png' is neither a file nor base64",
-        "half": "image cannot be decoded", "mute": "It has no instruction",
+        "questions.jsonl:4": "It is no JSON",
+        "lost": "'lost.png' is neither a file nor base64",
+        "half": "image cannot be decoded",
+        "mute": "It has no instruction",
         "out": "is no box x0, y0, x1, y1 within the picture of 100 x 80 pixels",
     }.items():
         assert sentence in errors.pop(identity)
@@ -158,7 +182,8 @@ def test_the_answers_are_those_of_the_predictor(run_directory, questions, undist
     for number in (1, 7, 20):
         found = predictor.predict(
             questions.parent / f"{number}.png",
-            f'which region does the text "{number} dogs" describe?')
+            f'which region does the text "{number} dogs" describe?',
+        )
         np.testing.assert_allclose(lines[number]["box"], found.boxes[0], rtol=1e-6)
         assert lines[number]["score"] == pytest.approx(found.score, rel=1e-5)
 
@@ -170,8 +195,13 @@ def test_a_job_that_is_killed_ends_with_the_lines_of_one_that_was_not(
     lives = []
     for life in range(2):
         process = subprocess.Popen(
-            command(run_directory, questions, tmp_path), stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment())
+            command(run_directory, questions, tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+        )
         before = len(list(tmp_path.glob("answers-*.jsonl")))
         while life < 1 and process.poll() is None:
             if len(list(tmp_path.glob("answers-*.jsonl"))) > before:
@@ -206,8 +236,18 @@ def test_two_hosts_write_disjoint_files_that_are_those_of_one(
 ):
     written = []
     for host in range(2):
-        assert call(*flags(run_directory, questions, tmp_path, f"--gin.infer.host={host}",
-                           "--gin.infer.num_hosts=2")) == 0
+        assert (
+            call(
+                *flags(
+                    run_directory,
+                    questions,
+                    tmp_path,
+                    f"--gin.infer.host={host}",
+                    "--gin.infer.num_hosts=2",
+                )
+            )
+            == 0
+        )
         assert f"Host {host} of 2: {COUNT} inputs" in capsys.readouterr().out
         written.append({path.name for path in tmp_path.glob("answers-*.jsonl")})
     assert len(written[0]) == 8 and len(written[1]) == COUNT // SHARD
@@ -223,10 +263,18 @@ def test_a_folder_of_pictures_and_codes_with_their_pictures(
         (folder / f"{number}.png").write_bytes((questions.parent / f"{number}.png").read_bytes())
     (folder / "2.png").write_bytes(b"no picture")
     output = tmp_path / "answers"
-    assert call(
-        RUN, f"--gin.CHECKPOINT='{run_directory}'", f"--gin.OUTPUT_DIR='{output}'",
-        "--gin.INPUTS=@ImageFolder()", f"--gin.ImageFolder.path='{folder}'",
-        "--gin.ImageFolder.instruction='what is the image in the middle part?'", *SHAPES) == 0
+    assert (
+        call(
+            RUN,
+            f"--gin.CHECKPOINT='{run_directory}'",
+            f"--gin.OUTPUT_DIR='{output}'",
+            "--gin.INPUTS=@ImageFolder()",
+            f"--gin.ImageFolder.path='{folder}'",
+            "--gin.ImageFolder.instruction='what is the image in the middle part?'",
+            *SHAPES,
+        )
+        == 0
+    )
     lines = [json.loads(line) for line in answers(output)]
     assert [line["id"] for line in lines] == ["0.png", "1.png", "2.png", "3.png"]
     assert "error" in lines[2] and lines[3]["image"] == "images/00000/000003.png"
@@ -235,26 +283,35 @@ def test_a_folder_of_pictures_and_codes_with_their_pictures(
         with Image.open(output / line["image"]) as picture:
             codes = np.array(line["codes"]).reshape(1, 4, 4)
             np.testing.assert_array_equal(
-                np.asarray(picture), interface.image_tokenizer.decode(codes)[0])
+                np.asarray(picture), interface.image_tokenizer.decode(codes)[0]
+            )
     assert "Done: 4 answers, 1 of them errors" in capsys.readouterr().out
 
 
 def test_the_originals_tsv_with_allowed_answers(call, run_directory, questions, tmp_path):
     encoded = [
         base64.urlsafe_b64encode((questions.parent / f"{n}.png").read_bytes()).decode()
-        for n in range(3)]
+        for n in range(3)
+    ]
     rows = [f"{n}\t{n}\t{encoded[n]}\ta dog is here\tpremise\tentailment" for n in range(3)]
     (tmp_path / "e.tsv").write_text("\n".join(rows) + "\n")
     (tmp_path / "words.txt").write_text("yes\nno\nmaybe\n")
     for number, scored in enumerate(("False", "True")):
-        assert call(
-            RUN, f"--gin.CHECKPOINT='{run_directory}'",
-            f"--gin.OUTPUT_DIR='{tmp_path / str(number)}'",
-            "--gin.INPUTS=@Tsv()", f"--gin.Tsv.path='{tmp_path / 'e.tsv'}'",
-            "--gin.Tsv.layout='snli_ve'",
-            "--gin.Tsv.instruction='does the image describe \" {hypothesis} \"?'",
-            f"--gin.infer.answers_file='{tmp_path / 'words.txt'}'",
-            f"--gin.infer.score_all={scored}", *SHAPES) == 0
+        assert (
+            call(
+                RUN,
+                f"--gin.CHECKPOINT='{run_directory}'",
+                f"--gin.OUTPUT_DIR='{tmp_path / str(number)}'",
+                "--gin.INPUTS=@Tsv()",
+                f"--gin.Tsv.path='{tmp_path / 'e.tsv'}'",
+                "--gin.Tsv.layout='snli_ve'",
+                "--gin.Tsv.instruction='does the image describe \" {hypothesis} \"?'",
+                f"--gin.infer.answers_file='{tmp_path / 'words.txt'}'",
+                f"--gin.infer.score_all={scored}",
+                *SHAPES,
+            )
+            == 0
+        )
         lines = [json.loads(line) for line in answers(tmp_path / str(number))]
         assert [line["id"] for line in lines] == ["0", "1", "2"]
         assert {line["answer"] for line in lines} <= {"yes", "no", "maybe"}
@@ -264,20 +321,34 @@ def test_a_seqio_task_is_asked_as_it_is_trained(
     call, run_directory, small_scenes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
-    assert call(
-        RUN, f"--gin.CHECKPOINT='{run_directory}'", f"--gin.OUTPUT_DIR='{tmp_path}'",
-        "--gin.INPUTS=@TaskInputs()", "--gin.TaskInputs.task='image_captioning'",
-        "--gin.TaskInputs.split='validation'", "--gin.TaskInputs.num_examples=4",
-        "--gin.infer.settings=@scenes_settings()", "--gin.scenes_settings.picture_size=64",
-        "--gin.scenes_settings.code_image_size=32", "--gin.infer.decoding=@DecodingConfig()",
-        "--gin.DecodingConfig.max_length=5", "--gin.DecodingConfig.beam_size=2", *SHAPES) == 0
+    assert (
+        call(
+            RUN,
+            f"--gin.CHECKPOINT='{run_directory}'",
+            f"--gin.OUTPUT_DIR='{tmp_path}'",
+            "--gin.INPUTS=@TaskInputs()",
+            "--gin.TaskInputs.task='image_captioning'",
+            "--gin.TaskInputs.split='validation'",
+            "--gin.TaskInputs.num_examples=4",
+            "--gin.infer.settings=@scenes_settings()",
+            "--gin.scenes_settings.picture_size=64",
+            "--gin.scenes_settings.code_image_size=32",
+            "--gin.infer.decoding=@DecodingConfig()",
+            "--gin.DecodingConfig.max_length=5",
+            "--gin.DecodingConfig.beam_size=2",
+            *SHAPES,
+        )
+        == 0
+    )
     lines = [json.loads(line) for line in answers(tmp_path)]
     assert [line["instruction"] for line in lines] == ["what does the image describe?"] * 4
     record = Scenes(str(small_scenes)).records("captions", "validation")[2]
     predictor = ofa_jax.Predictor(run_directory, source_lengths=[32])
     found = predictor.predict(
-        record["image"], "what does the image describe?",
-        decoding=DecodingConfig(max_length=5, beam_size=2))
+        record["image"],
+        "what does the image describe?",
+        decoding=DecodingConfig(max_length=5, beam_size=2),
+    )
     assert lines[2]["id"] == record["id"] and lines[2]["answer"] == found.text
 
 
@@ -286,15 +357,20 @@ def tensor_task(small_scenes):
     """The name of a task of eight questions that is made of tensors."""
     vocabulary = Scenes(str(small_scenes)).vocabulary(64)
     ids = [vocabulary.encode(f" what is {n}?", add_bos=True, add_eos=True) for n in range(8)]
-    data = {"inputs": tf.ragged.constant([row.tolist() for row in ids], tf.int32),
-            "targets": tf.fill([8, 1], 2)}
+    data = {
+        "inputs": tf.ragged.constant([row.tolist() for row in ids], tf.int32),
+        "targets": tf.fill([8, 1], 2),
+    }
     feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False)
     seqio.TaskRegistry.add(
         "questions_of_tensors",
         seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(data),
-            ["test"]),
-        preprocessors=[], output_features={"inputs": feature, "targets": feature})
+            ["test"],
+        ),
+        preprocessors=[],
+        output_features={"inputs": feature, "targets": feature},
+    )
     yield "questions_of_tensors"
     seqio.TaskRegistry.remove("questions_of_tensors")
 
@@ -303,13 +379,19 @@ def test_a_task_that_only_seqio_can_read_goes_on_where_it_was(
     call, run_directory, tmp_path, tensor_task
 ):
     arguments = [
-        RUN, f"--gin.CHECKPOINT='{run_directory}'", f"--gin.OUTPUT_DIR='{tmp_path}'",
-        "--gin.INPUTS=@TaskInputs()", f"--gin.TaskInputs.task='{tensor_task}'", *SHAPES,
-        "--gin.SHARD_SIZE=3"]
+        RUN,
+        f"--gin.CHECKPOINT='{run_directory}'",
+        f"--gin.OUTPUT_DIR='{tmp_path}'",
+        "--gin.INPUTS=@TaskInputs()",
+        f"--gin.TaskInputs.task='{tensor_task}'",
+        *SHAPES,
+        "--gin.SHARD_SIZE=3",
+    ]
     assert call(*arguments) == 0
     before = answers(tmp_path)
     assert [json.loads(line)["instruction"] for line in before] == [
-        f"what is {n}?" for n in range(8)]
+        f"what is {n}?" for n in range(8)
+    ]
     (tmp_path / "answers-00001-of-00003.jsonl").unlink()
     assert call(*arguments) == 0
     assert answers(tmp_path) == before
@@ -317,30 +399,47 @@ def test_a_task_that_only_seqio_can_read_goes_on_where_it_was(
 
 MISTAKES = {
     "inputs that are not there": (
-        ["--gin.JsonLines.path='nowhere.jsonl'"], "There is no file nowhere.jsonl"),
+        ["--gin.JsonLines.path='nowhere.jsonl'"],
+        "There is no file nowhere.jsonl",
+    ),
     "inputs that are a string": (
         ["--gin.INPUTS='questions.jsonl'"],
-        "INPUTS is 'questions.jsonl'; give one of @JsonLines(), @Tsv()"),
+        "INPUTS is 'questions.jsonl'; give one of @JsonLines(), @Tsv()",
+    ),
     "an empty folder": (
-        ["--gin.INPUTS=@ImageFolder()", "--gin.ImageFolder.path='docs'",
-         "--gin.ImageFolder.instruction='what is it?'"],
-        "There is no picture in docs: check INPUTS."),
+        [
+            "--gin.INPUTS=@ImageFolder()",
+            "--gin.ImageFolder.path='docs'",
+            "--gin.ImageFolder.instruction='what is it?'",
+        ],
+        "There is no picture in docs: check INPUTS.",
+    ),
     "a checkpoint": (["--gin.CHECKPOINT='nowhere'"], "There is no checkpoint in nowhere"),
     "files of parts of batches": (
-        ["--gin.BATCH_SIZE=4"], "infer.shard_size is 6, which is no multiple of infer.batch_size"),
+        ["--gin.BATCH_SIZE=4"],
+        "infer.shard_size is 6, which is no multiple of infer.batch_size",
+    ),
     "a host": (
-        ["--gin.infer.host=2", "--gin.infer.num_hosts=2"], "infer.host is 2 of 2: hosts are"),
+        ["--gin.infer.host=2", "--gin.infer.num_hosts=2"],
+        "infer.host is 2 of 2: hosts are",
+    ),
     "a place that is no disk": (
-        ["--gin.OUTPUT_DIR='gs://bucket/x'"], "answers are written to a disk or a mount"),
+        ["--gin.OUTPUT_DIR='gs://bucket/x'"],
+        "answers are written to a disk or a mount",
+    ),
     "a length beyond the positions": (
-        ["--gin.SOURCE_LENGTH=65"], "infer.source_length is 65, but the model has 64 positions"),
+        ["--gin.SOURCE_LENGTH=65"],
+        "infer.source_length is 65, but the model has 64 positions",
+    ),
     "an answer beyond the positions": (
         ["--gin.infer.decoding=@DecodingConfig()", "--gin.DecodingConfig.max_length=64"],
-        "the answer with its eos is 65 tokens long, the model has 64 positions"),
+        "the answer with its eos is 65 tokens long, the model has 64 positions",
+    ),
     "a file of answers": (["--gin.infer.answers_file='nowhere'"], "There is no file nowhere"),
     "a task": (
         ["--gin.INPUTS=@TaskInputs()", "--gin.TaskInputs.task='image_captoning'"],
-        "No task or mixture is called 'image_captoning'. Did you mean image_captioning?"),
+        "No task or mixture is called 'image_captoning'. Did you mean image_captioning?",
+    ),
     "a macro": (["--gin.OUTPUT_DR='x'"], "Did you mean OUTPUT_DIR?"),
     "what is required": (None, "is required"),
 }
@@ -351,8 +450,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     mistake, call, run_directory, questions, tmp_path, capsys
 ):
     others, sentence = MISTAKES[mistake]
-    arguments = [RUN] if others is None else flags(
-        run_directory, questions, tmp_path / "out", *others)
+    arguments = (
+        [RUN] if others is None else flags(run_directory, questions, tmp_path / "out", *others)
+    )
     with pytest.raises(SystemExit) as ended:
         call(*arguments)
     assert ended.value.code == 2

@@ -16,8 +16,14 @@ from ofa_jax import command_line, distributed, gin_check
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLOUD = {
-    "PROJECT": "p", "ZONE": "z", "NAME": "n", "ACCELERATOR_TYPE": "v5litepod-256",
-    "RUNTIME_VERSION": "r", "IMAGE": "registry/p/ofa", "CLUSTER": "c", "WORKLOAD": "w",
+    "PROJECT": "p",
+    "ZONE": "z",
+    "NAME": "n",
+    "ACCELERATOR_TYPE": "v5litepod-256",
+    "RUNTIME_VERSION": "r",
+    "IMAGE": "registry/p/ofa",
+    "CLUSTER": "c",
+    "WORKLOAD": "w",
     "TPU_TYPE": "v5litepod-256",
 }
 
@@ -26,15 +32,22 @@ def supervise(*command, **options):
     given = [f"--{name}={value}" for name, value in {"backoff_seconds": 0, **options}.items()]
     return subprocess.run(
         [sys.executable, "-m", "launch.supervisor", *given, "--", sys.executable, *command],
-        capture_output=True, text=True, cwd=ROOT)
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def failing(tmp_path, times, code):
     """A program that fails so many times."""
-    return ["-c", (
-        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'lives')!r}); "
-        "n = int(p.read_text()) if p.exists() else 0; p.write_text(str(n + 1)); "
-        f"sys.exit({code} if n < {times} else 0)")]
+    return [
+        "-c",
+        (
+            f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'lives')!r}); "
+            "n = int(p.read_text()) if p.exists() else 0; p.write_text(str(n + 1)); "
+            f"sys.exit({code} if n < {times} else 0)"
+        ),
+    ]
 
 
 def test_a_crash_is_followed_by_a_restart(tmp_path):
@@ -64,7 +77,8 @@ def test_when_one_process_dies_the_others_are_ended_and_all_begin_again(tmp_path
         "import os, pathlib, sys, time; k = sys.argv[-1][-1]; "
         f"p = pathlib.Path({str(tmp_path)!r}) / ('lives' + k); "
         "n = int(p.read_text()) if p.exists() else 0; p.write_text(str(n + 1)); "
-        "(time.sleep(60) if k == '0' else os.kill(os.getpid(), 9)) if n == 0 else None")
+        "(time.sleep(60) if k == '0' else os.kill(os.getpid(), 9)) if n == 0 else None"
+    )
     begun = time.monotonic()
     done = supervise("-c", program, processes=2)
     assert done.returncode == 0 and time.monotonic() - begun < 30
@@ -75,10 +89,23 @@ def test_when_one_process_dies_the_others_are_ended_and_all_begin_again(tmp_path
 def test_what_does_not_end_after_sigterm_is_killed(tmp_path):
     program = (
         "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)")
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.supervisor", "--grace_seconds=0.5", "--", sys.executable,
-         "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "launch.supervisor",
+            "--grace_seconds=0.5",
+            "--",
+            sys.executable,
+            "-c",
+            program,
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "ready").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -92,7 +119,10 @@ def test_the_supervisors_dry_run_prints_each_processs_command(capsys):
     assert [line[:2] for line in lines] == [["train", "--gin.A='b c'"]] * 2
     for number, line in enumerate(lines):
         assert line[2:] == [
-            "--coordinator_address=127.0.0.1:PORT", "--num_processes=2", f"--process_id={number}"]
+            "--coordinator_address=127.0.0.1:PORT",
+            "--num_processes=2",
+            f"--process_id={number}",
+        ]
 
 
 # --------------------------------------------------------------------------------------- launchers
@@ -101,35 +131,64 @@ def test_the_supervisors_dry_run_prints_each_processs_command(capsys):
 def dry(script, *arguments, without=(), **more):
     environment = {k: v for k, v in (os.environ | CLOUD | more).items() if k not in without}
     return subprocess.run(
-        ["bash", f"launch/{script}", "--dry_run", *arguments], capture_output=True, text=True,
-        cwd=ROOT, env=environment)
+        ["bash", f"launch/{script}", "--dry_run", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
 
 
 TRAIN = "python -m ofa_jax.train --distributed --gin_file=x --gin.MODEL_DIR=\\'gs://b/r\\'"
 FLAGS = ["--gin_file=x", "--gin.MODEL_DIR='gs://b/r'"]
 DRY_RUNS = {
     "local_processes.sh": [
-        (["2", "--gin_file=x"], {},
-         ["python -m launch.supervisor --processes=2 -- python -m ofa_jax.train --gin_file=x"]),
-        (["2"], {}, ["tools.build_scenes", "gin_configs/runs/pretrain_scenes.gin"])],
+        (
+            ["2", "--gin_file=x"],
+            {},
+            ["python -m launch.supervisor --processes=2 -- python -m ofa_jax.train --gin_file=x"],
+        ),
+        (["2"], {}, ["tools.build_scenes", "gin_configs/runs/pretrain_scenes.gin"]),
+    ],
     "tpu_pod_gcloud.sh": [
         (["create"], {}, ["--node-id=n --accelerator-type=v5litepod-256 --runtime-version=r"]),
-        (["create"], {"SLICES": "2", "CREATE_FLAGS": "--spot"},
-         ["--node-count=2 --node-prefix=n", "--spot"]),
-        (["run", *FLAGS], {"SLICES": "2"},
-         ["--worker=all --node=all", "python -m launch.supervisor -- " + TRAIN,
-          "--gin.Partitioner.slices=2"]),
+        (
+            ["create"],
+            {"SLICES": "2", "CREATE_FLAGS": "--spot"},
+            ["--node-count=2 --node-prefix=n", "--spot"],
+        ),
+        (
+            ["run", *FLAGS],
+            {"SLICES": "2"},
+            [
+                "--worker=all --node=all",
+                "python -m launch.supervisor -- " + TRAIN,
+                "--gin.Partitioner.slices=2",
+            ],
+        ),
         (["stop"], {}, ["docker stop --time=300"]),
-        (["delete"], {}, ["queued-resources delete n"])],
+        (["delete"], {}, ["queued-resources delete n"]),
+    ],
     "tpu_xpk.sh": [
-        (["run", *FLAGS], {"SLICES": "4"},
-         ["xpk workload create --cluster=c", "--num-slices=4", "--max-restarts=10",
-          "python -m launch.supervisor -- " + TRAIN, "--gin.Partitioner.slices=4"]),
-        (["delete"], {}, ["xpk workload delete"])],
+        (
+            ["run", *FLAGS],
+            {"SLICES": "4"},
+            [
+                "xpk workload create --cluster=c",
+                "--num-slices=4",
+                "--max-restarts=10",
+                "python -m launch.supervisor -- " + TRAIN,
+                "--gin.Partitioner.slices=4",
+            ],
+        ),
+        (["delete"], {}, ["xpk workload delete"]),
+    ],
     "gpu_slurm.sh": [
-        (FLAGS, {}, ["python -m launch.supervisor -- srun --kill-on-bad-exit=1 " + TRAIN])],
+        (FLAGS, {}, ["python -m launch.supervisor -- srun --kill-on-bad-exit=1 " + TRAIN])
+    ],
     "build_image.sh": [
-        (["tpu"], {}, ["--build-arg=ACCELERATOR=tpu --tag=registry/p/ofa", "docker push"])],
+        (["tpu"], {}, ["--build-arg=ACCELERATOR=tpu --tag=registry/p/ofa", "docker push"])
+    ],
 }
 
 
@@ -139,7 +198,8 @@ def test_a_dry_run_prints_the_commands(script):
         done = dry(script, *arguments, **settings)
         assert done.returncode == 0, done.stderr
         unquoted = done.stdout + " ".join(
-            word for line in done.stdout.splitlines() for word in shlex.split(line))
+            word for line in done.stdout.splitlines() for word in shlex.split(line)
+        )
         for part in expected:
             assert part in unquoted, (part, unquoted)
 
@@ -176,21 +236,27 @@ def test_a_program_is_alone_unless_it_is_told_otherwise():
 def test_flags_or_the_environment_say_who_takes_part():
     expected = distributed.Cluster(False, "10.0.0.1:8476", 4, 3)
     assert expected.several and expected.heartbeat_timeout_seconds == 30
-    assert cluster(
-        "--coordinator_address=10.0.0.1:8476", "--num_processes=4", "--process_id=3") == expected
-    assert cluster(
-        JAX_COORDINATOR_ADDRESS="10.0.0.1:8476", JAX_NUM_PROCESSES="4",
-        JAX_PROCESS_ID="3") == expected
+    assert (
+        cluster("--coordinator_address=10.0.0.1:8476", "--num_processes=4", "--process_id=3")
+        == expected
+    )
+    assert (
+        cluster(JAX_COORDINATOR_ADDRESS="10.0.0.1:8476", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
+        == expected
+    )
     assert cluster("--distributed", "--heartbeat_timeout_seconds=9") == distributed.Cluster(
-        True, heartbeat_timeout_seconds=9)
+        True, heartbeat_timeout_seconds=9
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--process_id=1"], "--coordinator_address and --num_processes are missing"),
-        (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
-         "none of the 2 processes"),
+        (
+            ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
+            "none of the 2 processes",
+        ),
         (["--coordinator_address=a", "--num_processes=2", "--process_id=1"], "give HOST:PORT"),
     ],
 )
@@ -213,7 +279,8 @@ def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkey
             assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setitem(
-            command_line._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user")
+            command_line._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user"
+        )
         command_line.keep_compiled_programs()
         assert jax.config.jax_compilation_cache_dir == "/of/the/user"
     finally:

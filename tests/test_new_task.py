@@ -26,9 +26,13 @@ def run(tmp_path_factory, small_scenes):
         words = shlex.split(command.replace("\\\n", " "))
         assert words[:2] == ["PYTHONPATH=.", "python"]
         return subprocess.run(
-            [sys.executable, *words[2:], *more], cwd=folder, capture_output=True, text=True,
-            env=os.environ | {
-                "PYTHONPATH": os.pathsep.join((".", str(ROOT))), "OFA_DATA_DIR": str(small_scenes)})
+            [sys.executable, *words[2:], *more],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join((".", str(ROOT))), "OFA_DATA_DIR": str(small_scenes)},
+        )
 
     run.folder = folder
     return run
@@ -49,13 +53,23 @@ def test_the_task_can_be_looked_at(run):
 def test_the_task_trains_with_the_command_of_the_page(run):
     # A small model on small pictures, from no checkpoint: the rest is as it stands.
     done = run(
-        TRAIN, "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.TRAIN_STEPS=2",
-        "--gin.IMAGE_SIZE=64", "--gin.BATCH_SIZE=4", "--gin.train.settings=@scenes_settings()",
-        "--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32",
-        "--gin.model_config.code_image_size=32", "--gin.model_config.width=16",
-        "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=1",
-        "--gin.model_config.decoder_layers=1", "--gin.model_config.resnet_width=4",
-        "--gin.train.validation_examples=4", "--gin.train.baseline_examples=8")
+        TRAIN,
+        "--gin.INITIAL_CHECKPOINT_PATH=None",
+        "--gin.TRAIN_STEPS=2",
+        "--gin.IMAGE_SIZE=64",
+        "--gin.BATCH_SIZE=4",
+        "--gin.train.settings=@scenes_settings()",
+        "--gin.scenes_settings.picture_size=64",
+        "--gin.scenes_settings.code_image_size=32",
+        "--gin.model_config.code_image_size=32",
+        "--gin.model_config.width=16",
+        "--gin.model_config.num_heads=2",
+        "--gin.model_config.encoder_layers=1",
+        "--gin.model_config.decoder_layers=1",
+        "--gin.model_config.resnet_width=4",
+        "--gin.train.validation_examples=4",
+        "--gin.train.baseline_examples=8",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((run.folder / "runs" / "counting" / "validation.json").read_text())
     assert set(results) == {"counting", "image_captioning"}

@@ -28,8 +28,13 @@ MESHES = {
     "tensor": ("Partitioner(data=4, tensor=2)", 2, ["text"]),
     "all": ("Partitioner(data=-1, fsdp=2, tensor=2)", 2, ["pairs"]),
 }
-LIKE = {"data": "one, text", "fsdp": "one, text", "gathered": "one, text",
-        "tensor": "one, text", "all": "one"}
+LIKE = {
+    "data": "one, text",
+    "fsdp": "one, text",
+    "gathered": "one, text",
+    "tensor": "one, text",
+    "all": "one",
+}
 """Mesh -> what it must agree with."""
 PROGRAM = """
 import json, sys
@@ -114,7 +119,8 @@ def test_every_mesh_trains_alike(results, mesh):
     """float32 sums in another order: 1e-5 relative, a few times over three steps."""
     for what in ("losses", "nll"):
         np.testing.assert_allclose(
-            results[mesh][what], results[LIKE[mesh]][what], rtol=5e-5, err_msg=what)
+            results[mesh][what], results[LIKE[mesh]][what], rtol=5e-5, err_msg=what
+        )
 
 
 def test_a_state_is_born_on_a_mesh_with_the_values_of_one_device(results):
@@ -123,7 +129,9 @@ def test_a_state_is_born_on_a_mesh_with_the_values_of_one_device(results):
 
 def test_weights_are_gathered_once_and_what_is_looked_up_in_is_not(results):
     assert results["gathered"]["gathered"] == {
-        "weights whole in bfloat16": True, "others as they are": True}
+        "weights whole in bfloat16": True,
+        "others as they are": True,
+    }
     assert "gathered" not in results["fsdp"]
 
 
@@ -197,8 +205,10 @@ def test_a_batch_is_split_over_data_and_fsdp_and_repeated_over_tensor(results):
         (dict(data=-1, fsdp=-1), "-1 for at most one axis"),
         (dict(tensor=0), "give positive sizes"),
         (dict(slices=2), "slices is 2, which does not divide the 1 devices"),
-        (dict(logical_axis_rules=(("embed", "model"),)),
-         "sends 'embed' to 'model', but the mesh has the axes data, fsdp, tensor"),
+        (
+            dict(logical_axis_rules=(("embed", "model"),)),
+            "sends 'embed' to 'model', but the mesh has the axes data, fsdp, tensor",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(options, sentence):
@@ -220,9 +230,18 @@ class _Chip(types.SimpleNamespace):
 def test_slices_multiply_the_data_axis_and_no_other_axis_leaves_a_slice():
     """Two slices of 4x2 chips, named in the wrong order."""
     chips = [
-        _Chip(id=k, process_index=k // 4, platform="tpu", device_kind="TPU v5 lite",
-              coords=(k % 4, k % 8 // 4, 0), core_on_chip=0, slice_index=k // 8, client=None)
-        for k in range(16)]
+        _Chip(
+            id=k,
+            process_index=k // 4,
+            platform="tpu",
+            device_kind="TPU v5 lite",
+            coords=(k % 4, k % 8 // 4, 0),
+            core_on_chip=0,
+            slice_index=k // 8,
+            client=None,
+        )
+        for k in range(16)
+    ]
     partitioner = Partitioner(data=2, fsdp=2, tensor=2, slices=2, devices=tuple(chips[::-1]))
     mesh = partitioner.mesh
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 2}

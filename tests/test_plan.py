@@ -19,11 +19,16 @@ from ofa_jax.planning import compiling, gpu
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin"]
 SMALL = [
-    "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=2",
-    "--gin.model_config.decoder_layers=2", "--gin.model_config.resnet_layers=(1, 1, 1)",
+    "--gin.model_config.width=16",
+    "--gin.model_config.ffn_width=32",
+    "--gin.model_config.num_heads=2",
+    "--gin.model_config.encoder_layers=2",
+    "--gin.model_config.decoder_layers=2",
+    "--gin.model_config.resnet_layers=(1, 1, 1)",
     "--gin.model_config.resnet_width=4",
-    "--gin.train.streams=[@text/Stream()]", "--gin.text/Stream.batch_size=4", "--vocab_size=250",
+    "--gin.train.streams=[@text/Stream()]",
+    "--gin.text/Stream.batch_size=4",
+    "--vocab_size=250",
 ]
 
 
@@ -33,7 +38,8 @@ def call(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(plan, "_topology_devices", lambda *_: jax.devices()[:1])
     monkeypatch.setattr(
-        plan, "_compiler", lambda _: lambda lowered: compiling.finished(lowered.compile()))
+        plan, "_compiler", lambda _: lambda lowered: compiling.finished(lowered.compile())
+    )
 
     def run(*arguments):
         gin.clear_config()
@@ -53,10 +59,10 @@ def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
     assert result["model"]["vocab_size"] == 250
     memory = result["memory"]
     # 256 rows of the padded vocabulary; two moments of each parameter, and a count.
-    assert memory["optimizer"] == pytest.approx(
-        2 * 4 * result["model"]["parameters"], abs=64)
+    assert memory["optimizer"] == pytest.approx(2 * 4 * result["model"]["parameters"], abs=64)
     assert memory["peak"] == pytest.approx(
-        sum(size for name, size in memory.items() if name not in ("peak", "capacity")))
+        sum(size for name, size in memory.items() if name not in ("peak", "capacity"))
+    )
     assert result["exchanges"] == []
     flops, line = result["flops"], result["roofline"]
     assert flops["per_device"] == pytest.approx(flops["ratio"] * flops["model"])
@@ -70,8 +76,15 @@ def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
 
 
 def test_answers_are_planned_too(call):
-    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--program=decode", "--json",
-                        "--gin.DecodingConfig.beam_size=2", "--gin.DecodingConfig.max_length=3")
+    code, out, _ = call(
+        *RUN,
+        *SMALL,
+        "--topology=v5e:1x1",
+        "--program=decode",
+        "--json",
+        "--gin.DecodingConfig.beam_size=2",
+        "--gin.DecodingConfig.max_length=3",
+    )
     result = json.loads(out)
     assert code == 0 and result["program"] == "decode"
     assert set(result["memory"]) == {"parameters", "batch", "activations", "peak", "capacity"}
@@ -87,11 +100,19 @@ def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, 
         parts = int(settings["train.gradient_accumulation"])
         fits = parts >= 2
         return {
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1}, "batch": {"text": 4}, "fits": fits,
-            "gradient_accumulation": parts, "memory": {"peak": 2.0**30},
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+            "batch": {"text": 4},
+            "fits": fits,
+            "gradient_accumulation": parts,
+            "memory": {"peak": 2.0**30},
             "model": {"remat": settings["model_config.remat"].strip("'")},
-            "roofline": {"step_seconds": 0.1 * parts, "examples_per_second": 40.0 / parts,
-                         "mfu": 0.5, "binds": "compute"}}
+            "roofline": {
+                "step_seconds": 0.1 * parts,
+                "examples_per_second": 40.0 / parts,
+                "mfu": 0.5,
+                "binds": "compute",
+            },
+        }
 
     monkeypatch.setattr(plan, "_plan_apart", answer)
     code, out, progress = call(*RUN, *SMALL, "--topology=v5e:1x1", "--sweep")
@@ -106,7 +127,8 @@ def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, 
 def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, monkeypatch):
     def full(self):
         raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm.")
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm."
+        )
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", full)
     code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--gin.model_config.remat='none'")
@@ -116,23 +138,31 @@ def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, mon
     assert "--gin.train.gradient_accumulation=2 computes 2 parts" in out
 
 
-@pytest.mark.parametrize(("message", "expected"), [
-    ("Used 20.5G of 15.75G hbm.", 20.5 * 2**30),
-    ("total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
-     20.5 * 2**30 + 7),
-    ("out of something else", None),
-])
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Used 20.5G of 15.75G hbm.", 20.5 * 2**30),
+        (
+            "total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+            20.5 * 2**30 + 7,
+        ),
+        ("out of something else", None),
+    ],
+)
 def test_what_the_compiler_would_need_is_read_from_its_words(message, expected):
     assert plan._needed(message, held=7) == expected
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    ([], "No topology given: add --topology=v5e:16x16"),
-    (["--topology=v9:2x2"], "known chips are"),
-    (["--topology=v5e:1x1", "--gin.train.gradient_accumulation=3"], "make it a multiple of 3"),
-    (["--topology=v5e:1x1", "--gin.TRAIN_STPES=3"], "Did you mean TRAIN_STEPS?"),
-    (["--topology=v5e:1x1", "--swep"], "There is no flag --swep."),
-])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "No topology given: add --topology=v5e:16x16"),
+        (["--topology=v9:2x2"], "known chips are"),
+        (["--topology=v5e:1x1", "--gin.train.gradient_accumulation=3"], "make it a multiple of 3"),
+        (["--topology=v5e:1x1", "--gin.TRAIN_STPES=3"], "Did you mean TRAIN_STEPS?"),
+        (["--topology=v5e:1x1", "--swep"], "There is no flag --swep."),
+    ],
+)
 def test_a_mistake_is_one_sentence_and_exit_code_2(call, arguments, sentence):
     code, _, error = call(*RUN, *SMALL, *arguments)
     assert code == 2 and sentence in error
@@ -158,9 +188,20 @@ def test_without_libtpu_the_sentence_says_how_to_get_it():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_the_published_base_model_is_planned_for_a_tpu_slice_in_three_minutes():
     done = subprocess.run(
-        [sys.executable, "-m", "ofa_jax.plan", "--gin_file=gin_configs/models/base.gin", RUN[1],
-         "--topology=v5e:4x4", "--json"],
-        capture_output=True, text=True, cwd=ROOT, timeout=180)
+        [
+            sys.executable,
+            "-m",
+            "ofa_jax.plan",
+            "--gin_file=gin_configs/models/base.gin",
+            RUN[1],
+            "--topology=v5e:4x4",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=180,
+    )
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if result["fits"] else 3)
     assert result["chips"] == 16 and result["model"]["parameters"] > 182_000_000

@@ -25,17 +25,36 @@ def train(processes, data_dir, model_dir, *flags, restarts=0):
     """A run of two devices in all, on so many processes; the finished process."""
     flags_of_tests = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
-        "OFA_DATA_DIR": str(data_dir), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS":
-            f"{flags_of_tests} --xla_force_host_platform_device_count={2 // processes}".strip()}
+        "OFA_DATA_DIR": str(data_dir),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags_of_tests} --xla_force_host_platform_device_count={2 // processes}".strip(),
+    }
     return subprocess.run(
-        [sys.executable, "-m", "launch.supervisor", f"--processes={processes}",
-         f"--restarts={restarts}", "--", sys.executable, "-m", "ofa_jax.train",
-         RUN, *SMALL, f"--gin.TRAIN_STEPS={STEPS}",
-         "--gin.Partitioner.data=1", "--gin.Partitioner.fsdp=2",
-         "--gin.train.validation_split=None", STREAMS,
-         f"--gin.MODEL_DIR='{model_dir}'", *flags],
-        capture_output=True, text=True, env=environment, cwd=ROOT)
+        [
+            sys.executable,
+            "-m",
+            "launch.supervisor",
+            f"--processes={processes}",
+            f"--restarts={restarts}",
+            "--",
+            sys.executable,
+            "-m",
+            "ofa_jax.train",
+            RUN,
+            *SMALL,
+            f"--gin.TRAIN_STEPS={STEPS}",
+            "--gin.Partitioner.data=1",
+            "--gin.Partitioner.fsdp=2",
+            "--gin.train.validation_split=None",
+            STREAMS,
+            f"--gin.MODEL_DIR='{model_dir}'",
+            *flags,
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
 
 
 def losses(model_dir):
@@ -80,7 +99,8 @@ def test_two_processes_end_with_the_parameters_of_one(runs):
     assert one.keys() == two.keys() and len(one) > 50
     for name, array in one.items():
         np.testing.assert_allclose(
-            two[name], array, rtol=0, atol=1e-5 * np.abs(array).max() + 1e-12, err_msg=name)
+            two[name], array, rtol=0, atol=1e-5 * np.abs(array).max() + 1e-12, err_msg=name
+        )
 
 
 def _flatten(tree, path=""):
@@ -92,8 +112,9 @@ def _flatten(tree, path=""):
 
 
 def test_a_mistake_of_the_user_is_not_tried_again_and_said_by_every_host(small_scenes, tmp_path):
-    done = train(2, small_scenes, tmp_path, "--gin.pairs/Stream.batch_size=3", "--gin.SEED=1",
-                 restarts=1)
+    done = train(
+        2, small_scenes, tmp_path, "--gin.pairs/Stream.batch_size=3", "--gin.SEED=1", restarts=1
+    )
     assert done.returncode == 2
     assert "batch_size 3 does not divide over the 2 data shards" in done.stderr
     # In the supervisor's own words: JAX's about a lost peer may have "restarted".

@@ -25,17 +25,25 @@ from tools import convert_tsv
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 # Every part of the real run, at sizes that compile quickly.
 SMALL = [
-    "--gin.model_config.width=16", "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2", "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1", "--gin.model_config.resnet_width=4",
+    "--gin.model_config.width=16",
+    "--gin.model_config.ffn_width=32",
+    "--gin.model_config.num_heads=2",
+    "--gin.model_config.encoder_layers=1",
+    "--gin.model_config.decoder_layers=1",
+    "--gin.model_config.resnet_width=4",
     "--gin.model_config.code_image_size=32",
-    "--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32",
-    "--gin.pairs/Stream.batch_size=4", "--gin.pairs/Stream.image_size=64",
-    "--gin.images/Stream.batch_size=4", "--gin.images/Stream.image_size=64",
+    "--gin.scenes_settings.picture_size=64",
+    "--gin.scenes_settings.code_image_size=32",
+    "--gin.pairs/Stream.batch_size=4",
+    "--gin.pairs/Stream.image_size=64",
+    "--gin.images/Stream.batch_size=4",
+    "--gin.images/Stream.image_size=64",
     "--gin.images/Stream.task_feature_lengths={'inputs': 16, 'targets': 40}",
     "--gin.text/Stream.batch_size=2",
-    "--gin.LoopConfig.checkpoint_period=2", "--gin.LoopConfig.log_period=1",
-    "--gin.train.validation_examples=6", "--gin.train.baseline_examples=20",
+    "--gin.LoopConfig.checkpoint_period=2",
+    "--gin.LoopConfig.log_period=1",
+    "--gin.train.validation_examples=6",
+    "--gin.train.baseline_examples=20",
     "--gin.TRAIN_STEPS=4",
 ]
 
@@ -93,9 +101,12 @@ def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, c
     assert "Resuming from step 2 of 4" in capsys.readouterr().out
     jax.tree.map(
         np.testing.assert_array_equal,
-        checkpoint(runs / "whole", 4), checkpoint(runs / "stopped", 4))
+        checkpoint(runs / "whole", 4),
+        checkpoint(runs / "stopped", 4),
+    )
     whole, resumed = (
-        json.loads((runs / name / "validation.json").read_text()) for name in ("whole", "stopped"))
+        json.loads((runs / name / "validation.json").read_text()) for name in ("whole", "stopped")
+    )
     assert whole == resumed
 
 
@@ -138,17 +149,22 @@ def test_the_published_run_configures_over_any_data_set(
     seen = []
     monkeypatch.setattr(loop, "train", seen.append)
     call(
-        "--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin",
-        model_dir(tmp_path), "--gin.DATA_SET=@Scenes()",
+        "--gin_file=gin_configs/models/tiny.gin",
+        "--gin_file=gin_configs/runs/pretrain.gin",
+        model_dir(tmp_path),
+        "--gin.DATA_SET=@Scenes()",
         "--gin.VOCABULARY=@vocabulary_from_ofa_directory()",
         f"--gin.vocabulary_from_ofa_directory.bpe_dir='{shared_golden / 'bpe'}'",
         "--gin.IMAGE_TOKENIZER=@patch_codebook()",
         f"--gin.patch_codebook.path='{small_scenes / 'scenes' / 'codebook.npz'}'",
-        "--gin.train.num_workers=0", "--gin.train.peak_flops=1e11",
-        *(f"--gin.{stream}/Stream.batch_size=2" for stream in ("pairs", "images", "text")))
+        "--gin.train.num_workers=0",
+        "--gin.train.peak_flops=1e11",
+        *(f"--gin.{stream}/Stream.batch_size=2" for stream in ("pairs", "images", "text")),
+    )
     (run,) = seen
     assert sum(x.size for x in jax.tree.leaves(run.abstract_state.params)) == (
-        33_488_336 + 63 * 256)  # rows up to a multiple of 128
+        33_488_336 + 63 * 256
+    )  # rows up to a multiple of 128
     batch = next(run.batches(0))
     assert batch["pairs"]["encoder_images"].shape == (2, 384, 384, 3)
     assert batch["pairs"]["encoder_patch_indices"].shape == (2, 196)
@@ -169,20 +185,32 @@ def test_the_published_run_configures_over_the_original_files(
         kinds = ("vision_language", "text", "images", "detection")
         files = [f"--{kind}={folder / kind.removesuffix('s')}_examples.tsv" for kind in kinds]
         folder = tmp_path / "records"
-        assert convert_tsv.main([
-            f"--output_dir={folder}", "--num_workers=0", *files,
-            f"--negative_samples={tmp_path / 'negative_sample'}"]) == 0
+        assert (
+            convert_tsv.main(
+                [
+                    f"--output_dir={folder}",
+                    "--num_workers=0",
+                    *files,
+                    f"--negative_samples={tmp_path / 'negative_sample'}",
+                ]
+            )
+            == 0
+        )
     call(
         "--gin_file=gin_configs/models/tiny.gin",
-        f"--gin_file=gin_configs/runs/pretrain_ofa_{form}.gin", model_dir(tmp_path / "run"),
-        f"--gin.DATA_DIR='{folder}'", f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
+        f"--gin_file=gin_configs/runs/pretrain_ofa_{form}.gin",
+        model_dir(tmp_path / "run"),
+        f"--gin.DATA_DIR='{folder}'",
+        f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
         "--gin.train.num_workers=0",
-        *(f"--gin.{stream}/Stream.batch_size=8" for stream in ("pairs", "images", "text")))
+        *(f"--gin.{stream}/Stream.batch_size=8" for stream in ("pairs", "images", "text")),
+    )
     (run,) = seen
     assert run.validation_batches is None
     batch = next(run.batches(0))
-    assert {name: (rows["decoder_loss_weights"].sum(1) > 0).tolist() for name, rows in
-            batch.items()} == {name: [True] * 8 for name in ("pairs", "images", "text")}
+    assert {
+        name: (rows["decoder_loss_weights"].sum(1) > 0).tolist() for name, rows in batch.items()
+    } == {name: [True] * 8 for name in ("pairs", "images", "text")}
     # Every task of each stream is there: 2 of 6, twice 1 of 6 ... of the pairs; half of the images.
     names = [run.task_names[number] for rows in batch.values() for number in rows["task_ids"]]
     assert set(names) == set(objectives.OBJECTIVES)
@@ -195,12 +223,17 @@ def test_an_original_file_that_is_missing_is_one_sentence(
     (write_original_files(golden, tmp_path) / "detection_examples.tsv").unlink()
     files = [
         "--gin_file=gin_configs/models/tiny.gin",
-        "--gin_file=gin_configs/runs/pretrain_ofa_tsv.gin", model_dir(tmp_path / "run"),
-        f"--gin.DATA_DIR='{tmp_path}'", f"--gin.BPE_DIR='{shared_golden / 'bpe'}'"]
+        "--gin_file=gin_configs/runs/pretrain_ofa_tsv.gin",
+        model_dir(tmp_path / "run"),
+        f"--gin.DATA_DIR='{tmp_path}'",
+        f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
+    ]
     for others, sentence in (
         ([], f"There is no file {tmp_path / 'detection_examples.tsv'}: check the path."),
-        (["--gin.OfaTsv.detection=None"],
-         "leave the task out with PretrainingSettings.rates = {'object_detection': 0}"),
+        (
+            ["--gin.OfaTsv.detection=None"],
+            "leave the task out with PretrainingSettings.rates = {'object_detection': 0}",
+        ),
     ):
         with pytest.raises(SystemExit):
             call(*files, *others)
@@ -211,13 +244,17 @@ def test_an_original_file_that_is_missing_is_one_sentence(
 def tune(call, runs, name, *options, begin="whole"):
     """One step of visual question answering from the checkpoint of another run."""
     call(
-        "--gin_file=gin_configs/models/scenes.gin", "--gin_file=gin_configs/runs/finetune.gin",
+        "--gin_file=gin_configs/models/scenes.gin",
+        "--gin_file=gin_configs/runs/finetune.gin",
         *(option for option in SMALL if "model_config" in option),
-        model_dir(runs / name), f"--gin.INITIAL_CHECKPOINT_PATH='{runs / begin}'",
+        model_dir(runs / name),
+        f"--gin.INITIAL_CHECKPOINT_PATH='{runs / begin}'",
         "--gin.MIXTURE_OR_TASK_MODULE='tasks.pretraining'",
         "--gin.MIXTURE_OR_TASK_NAME='visual_question_answering'",
-        "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 24}", "--gin.IMAGE_SIZE=64",
-        "--gin.BATCH_SIZE=4", "--gin.TRAIN_STEPS=1",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 24}",
+        "--gin.IMAGE_SIZE=64",
+        "--gin.BATCH_SIZE=4",
+        "--gin.TRAIN_STEPS=1",
         "--gin.train.settings=@scenes_settings()",
         *(option for option in SMALL if "scenes_settings" in option),
         *options,
@@ -227,27 +264,36 @@ def tune(call, runs, name, *options, begin="whole"):
 def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
     tune(call, runs, "tuned", "--gin.LEARNING_RATE=1e-12")
     assert list(json.loads((runs / "tuned" / "validation.json").read_text())) == [
-        "visual_question_answering"]
+        "visual_question_answering"
+    ]
     # A step of no length: the parameters are those of the checkpoint.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
-        checkpoint(runs / "tuned", 1)["params"], checkpoint(runs / "whole", 4)["params"])
+        checkpoint(runs / "tuned", 1)["params"],
+        checkpoint(runs / "whole", 4)["params"],
+    )
 
 
 @pytest.mark.slow
 def test_a_run_learns_from_the_cider_of_its_own_captions(call, runs, capsys):
     tune(
-        call, runs, "self_critical", "--gin.MIXTURE_OR_TASK_NAME='image_captioning'",
-        "--gin.LABEL_SMOOTHING=0.0", "--gin.train.gradient_accumulation=2",
+        call,
+        runs,
+        "self_critical",
+        "--gin.MIXTURE_OR_TASK_NAME='image_captioning'",
+        "--gin.LABEL_SMOOTHING=0.0",
+        "--gin.train.gradient_accumulation=2",
         "--gin.train.self_critical=@SelfCriticalConfig()",
         "--gin.SelfCriticalConfig.decoding=@DecodingConfig()",
-        "--gin.DecodingConfig.method='sample'", "--gin.DecodingConfig.beam_size=3",
+        "--gin.DecodingConfig.method='sample'",
+        "--gin.DecodingConfig.beam_size=3",
         "--gin.DecodingConfig.max_length=6",
     )
     assert "best_reward" in capsys.readouterr().out
     begin, tuned = (
         checkpoint(runs / name, step)["params"]["token_embedding"]["embedding"]
-        for name, step in (("whole", 4), ("self_critical", 1)))
+        for name, step in (("whole", 4), ("self_critical", 1))
+    )
     assert (tuned != begin).any()
 
 
@@ -256,13 +302,19 @@ def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them
     call, runs, monkeypatch
 ):
     added_parts = [
-        "--gin.model_config.adapter_width=2", "--gin.model_config.prefix_length=3",
+        "--gin.model_config.adapter_width=2",
+        "--gin.model_config.prefix_length=3",
         "--gin.model_config.freeze_batch_norm=True",
         "--gin.OptimizerConfig.trained=['adapters', 'prefixes']",
     ]
     tune(
-        call, runs, "small_parts", *added_parts, "--gin.LEARNING_RATE=1e-2",
-        "--gin.OptimizerConfig.ema_decay=0.5", "--gin.LossConfig.encouraging_end=0.75",
+        call,
+        runs,
+        "small_parts",
+        *added_parts,
+        "--gin.LEARNING_RATE=1e-2",
+        "--gin.OptimizerConfig.ema_decay=0.5",
+        "--gin.LossConfig.encouraging_end=0.75",
         "--gin.OptimizerConfig.warmup=0",
     )
     flat, tuned = flax.traverse_util.flatten_dict, checkpoint(runs / "small_parts", 1)
@@ -286,76 +338,117 @@ MISTAKES = {
     "a gin file that is not there": (
         ["--gin_file=gin_configs/runs/pretrain_scens.gin"],
         "There is no gin file gin_configs/runs/pretrain_scens.gin",
-        "Did you mean gin_configs/runs/pretrain_scenes.gin?"),
+        "Did you mean gin_configs/runs/pretrain_scenes.gin?",
+    ),
     "no gin file": ([], "No gin file given: add --gin_file=FILE"),
-    "a flag": (
-        [RUN, "--gin_flie=x"], "There is no flag --gin_flie.", "Did you mean --gin_file?"),
+    "a flag": ([RUN, "--gin_flie=x"], "There is no flag --gin_flie.", "Did you mean --gin_file?"),
     "a flag without a value": ([RUN, "--gin.TRAIN_STEPS"], "write --gin.TRAIN_STEPS=VALUE"),
     "a search path": ([RUN, "--gin_search_paths=nowhere"], "names nowhere, which is no folder"),
     "a macro": (
-        [RUN, "--gin.TRAIN_STPES=3"], "TRAIN_STPES is set (the command line) but nothing uses it.",
-        "Did you mean TRAIN_STEPS?"),
+        [RUN, "--gin.TRAIN_STPES=3"],
+        "TRAIN_STPES is set (the command line) but nothing uses it.",
+        "Did you mean TRAIN_STEPS?",
+    ),
     "a configurable": (
-        [RUN, "--gin.OptimiserConfig.beta1=0.5"], "Nothing named OptimiserConfig can be configured",
-        "Did you mean OptimizerConfig?"),
+        [RUN, "--gin.OptimiserConfig.beta1=0.5"],
+        "Nothing named OptimiserConfig can be configured",
+        "Did you mean OptimizerConfig?",
+    ),
     "a parameter": (
-        [RUN, "--gin.OptimizerConfig.clip_nrom=1"], "OptimizerConfig has no parameter clip_nrom",
-        "Did you mean clip_norm?"),
+        [RUN, "--gin.OptimizerConfig.clip_nrom=1"],
+        "OptimizerConfig has no parameter clip_nrom",
+        "Did you mean clip_norm?",
+    ),
     "a parameter of the model": (
-        [RUN, "--gin.model_config.wdith=3"], "model_config has no parameter wdith",
-        "Did you mean width?"),
+        [RUN, "--gin.model_config.wdith=3"],
+        "model_config has no parameter wdith",
+        "Did you mean width?",
+    ),
     "a size": (
-        [RUN, "--gin.model_config.size='bse'"], "model_config.size is 'bse'", "Did you mean base?"),
+        [RUN, "--gin.model_config.size='bse'"],
+        "model_config.size is 'bse'",
+        "Did you mean base?",
+    ),
     "a string without quotes": (
-        [RUN, "--gin.MODEL_DIR=runs/x"], "cannot read `MODEL_DIR = runs/x` as gin",
-        "strings need quotes"),
+        [RUN, "--gin.MODEL_DIR=runs/x"],
+        "cannot read `MODEL_DIR = runs/x` as gin",
+        "strings need quotes",
+    ),
     "a reward for several streams": (
         [RUN, "--gin.train.self_critical=@SelfCriticalConfig()"],
-        "train.self_critical needs a single stream", "the run has 3"),
+        "train.self_critical needs a single stream",
+        "the run has 3",
+    ),
     "what is required": (
         ["--gin_file=gin_configs/models/base.gin", "--gin_file=gin_configs/runs/finetune.gin"],
-        "MODEL_DIR is required", "set it with --gin.MODEL_DIR=VALUE"),
+        "MODEL_DIR is required",
+        "set it with --gin.MODEL_DIR=VALUE",
+    ),
     "a mixture": (
         [RUN, "--gin.pairs/Stream.mixture_or_task_name='ofa_pretrain_pears'"],
-        "No task or mixture is called 'ofa_pretrain_pears'.", "Did you mean ofa_pretrain_pairs?"),
+        "No task or mixture is called 'ofa_pretrain_pears'.",
+        "Did you mean ofa_pretrain_pairs?",
+    ),
     "a module": (
         [RUN, "--gin.train.mixture_or_task_module='my_taks'"],
-        "MIXTURE_OR_TASK_MODULE is 'my_taks', which cannot be imported"),
+        "MIXTURE_OR_TASK_MODULE is 'my_taks', which cannot be imported",
+    ),
     "a place without data": (
         [RUN, "--gin.scenes_settings.data_set=@Scenes()", "--gin.Scenes.data_dir='nowhere'"],
         "There are no scenes in nowhere/scenes",
-        "build them with `python -m tools.build_scenes --data_dir=nowhere`"),
+        "build them with `python -m tools.build_scenes --data_dir=nowhere`",
+    ),
     "a picture of another size": (
         [RUN, "--gin.pairs/Stream.image_size=96"],
-        "Stream 'pairs' expects pictures of (96, 96, 3)", "make the stream's image_size"),
+        "Stream 'pairs' expects pictures of (96, 96, 3)",
+        "make the stream's image_size",
+    ),
     "a picture that is no multiple of a patch": (
-        [RUN, "--gin.pairs/Stream.image_size=100"], "is no multiple of 16 pixels"),
+        [RUN, "--gin.pairs/Stream.image_size=100"],
+        "is no multiple of 16 pixels",
+    ),
     "codes that are not expected": (
-        [RUN, "--gin.images/Stream.code_targets=False"], "set its code_targets=True"),
+        [RUN, "--gin.images/Stream.code_targets=False"],
+        "set its code_targets=True",
+    ),
     "codes of another grid": (
         [RUN, "--gin.model_config.code_image_size=32"],
-        "model_config.code_image_size is 32", "64"),
+        "model_config.code_image_size is 32",
+        "64",
+    ),
     "a length beyond the positions": (
         [RUN, "--gin.text/Stream.task_feature_lengths={'inputs': 2000, 'targets': 34}"],
-        "Stream 'text' does not fit the model", "shorten the task_feature_lengths"),
+        "Stream 'text' does not fit the model",
+        "shorten the task_feature_lengths",
+    ),
     "a length that is not given": (
         [RUN, "--gin.text/Stream.task_feature_lengths={'inputs': 40}"],
-        "Stream 'text': task_feature_lengths is {'inputs': 40}"),
+        "Stream 'text': task_feature_lengths is {'inputs': 40}",
+    ),
     "a mesh that does not fit": (
-        [RUN, "--gin.Partitioner.data=3"], "Partitioner(data=3, fsdp=1, tensor=1) does not fit"),
+        [RUN, "--gin.Partitioner.data=3"],
+        "Partitioner(data=3, fsdp=1, tensor=1) does not fit",
+    ),
     "a checkpoint": (
-        [RUN, "--gin.INITIAL_CHECKPOINT_PATH='nowhere'"], "There is no checkpoint in nowhere"),
+        [RUN, "--gin.INITIAL_CHECKPOINT_PATH='nowhere'"],
+        "There is no checkpoint in nowhere",
+    ),
     "a learning rate": (
-        [RUN, "--gin.LEARNING_RATE=0"], "OptimizerConfig.learning_rate is 0; it must be positive"),
+        [RUN, "--gin.LEARNING_RATE=0"],
+        "OptimizerConfig.learning_rate is 0; it must be positive",
+    ),
     "a rate of an objective": (
         [RUN, "--gin.scenes_settings.rates={'captioning': 0}"],
-        "PretrainingSettings.rates names captioning; known are"),
+        "PretrainingSettings.rates names captioning; known are",
+    ),
     "a peak": (
         [RUN, "--gin.train.peak_flops=0"],
-        "train.peak_flops is 0; give the operations per second of one device"),
+        "train.peak_flops is 0; give the operations per second of one device",
+    ),
     "a type": (
         [RUN, "--gin.TRAIN_STEPS='many'"],
-        "OptimizerConfig.total_steps is 'many'; it must be a whole number."),
+        "OptimizerConfig.total_steps is 'many'; it must be a whole number.",
+    ),
 }
 
 

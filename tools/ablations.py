@@ -22,9 +22,15 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "gin_configs" / "ablat
 REFERENCE = "full_model"
 # What the table shows of each objective; its name in the results is "<objective>/<metric>".
 _NUMBERS = (
-    "image_captioning/noun_f1", "image_captioning/cider_d", "visual_question_answering/accuracy",
-    "image_text_matching/accuracy", "visual_grounding/acc@0.5", "grounded_captioning/accuracy",
-    "object_detection/f1@0.5", "image_infilling/token_accuracy", "text_infilling/exact_match",
+    "image_captioning/noun_f1",
+    "image_captioning/cider_d",
+    "visual_question_answering/accuracy",
+    "image_text_matching/accuracy",
+    "visual_grounding/acc@0.5",
+    "grounded_captioning/accuracy",
+    "object_detection/f1@0.5",
+    "image_infilling/token_accuracy",
+    "text_infilling/exact_match",
 )
 
 
@@ -61,15 +67,21 @@ def main(
 ) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.ablations", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", nargs="+", default=[], help="names of gin files; all by default")
     parser.add_argument("--split", default="test")
     parser.add_argument("--num_examples", type=int, default=None, help="of each task; all if None")
     parser.add_argument("--runs_dir", type=pathlib.Path, default="runs/ablations")
     parser.add_argument("--results_dir", type=pathlib.Path, default="results")
-    parser.add_argument("options", nargs="*", metavar="--gin.NAME=value",
-                        help="after --: options of the training runs")
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="--gin.NAME=value",
+        help="after --: options of the training runs",
+    )
     options = parser.parse_args(arguments)
     try:
         names = configurations(options.only)
@@ -80,8 +92,11 @@ def main(
     for name in names:
         model_dir = options.runs_dir / name
         train = [
-            "-m", "ofa_jax.train", f"--gin_file={FOLDER / f'{name}.gin'}",
-            f"--gin.MODEL_DIR='{model_dir}'", *options.options,
+            "-m",
+            "ofa_jax.train",
+            f"--gin_file={FOLDER / f'{name}.gin'}",
+            f"--gin.MODEL_DIR='{model_dir}'",
+            *options.options,
         ]
         evaluate = [
             *report_scenes.evaluation_command(model_dir, "evaluate", options.split),
@@ -96,9 +111,13 @@ def main(
                 )
                 return code
         step = max(checkpoints.steps(str(model_dir)))
-        runs.append({
-            "name": name, "steps": step, "numbers": numbers_of(model_dir, options.split, step),
-        })
+        runs.append(
+            {
+                "name": name,
+                "steps": step,
+                "numbers": numbers_of(model_dir, options.split, step),
+            }
+        )
         _write(options, runs, arguments)
     results = scenes_results.load(options.results_dir / "scenes.json")
     print(scenes_results.ablation_table(results["ablations"]))

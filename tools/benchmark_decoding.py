@@ -58,7 +58,8 @@ def random_batch(batch_size: int, source: int, pixels: int) -> dict[str, np.ndar
     rng = np.random.default_rng(0)
     return {
         "encoder_input_tokens": rng.integers(4, 1000, (batch_size, source), np.int32),
-        "encoder_images": rng.integers(0, 256, (batch_size, pixels, pixels, 3), np.uint8)}
+        "encoder_images": rng.integers(0, 256, (batch_size, pixels, pixels, 3), np.uint8),
+    }
 
 
 def random_variables(model: OFA, batch: dict[str, np.ndarray]) -> Any:
@@ -86,8 +87,9 @@ def fastest(function: Callable[[], Any], repeats: int) -> float:
     return min(seconds)
 
 
-def measure(model: OFA, batch_size: int, beam: int, tokens: int, pixels: int, source: int,
-            repeats: int) -> Timings:
+def measure(
+    model: OFA, batch_size: int, beam: int, tokens: int, pixels: int, source: int, repeats: int
+) -> Timings:
     """Times the encoder and the decoder."""
     config = DecodingConfig(beam_size=beam, max_length=tokens, min_length=tokens)
     config.check(model.config)
@@ -96,17 +98,30 @@ def measure(model: OFA, batch_size: int, beam: int, tokens: int, pixels: int, so
     variables = random_variables(model, batch)
     encode = jax.jit(functools.partial(model.apply, method="encode"))
     encoded = encode(variables, batch)
-    decode = jax.jit(lambda variables, encoded, numbers: generate(
-        model, variables, encoded, config.structure, numbers, longest))
+    decode = jax.jit(
+        lambda variables, encoded, numbers: generate(
+            model, variables, encoded, config.structure, numbers, longest
+        )
+    )
     lengths = np.asarray(decode(variables, encoded, config.numbers).lengths)
     if not (lengths == tokens + 1).all():
         raise RuntimeError(f"answers of {tokens} tokens were wanted, not of {lengths.min() - 1}.")
-    return Timings(fastest(lambda: encode(variables, batch), repeats),
-                   fastest(lambda: decode(variables, encoded, config.numbers), repeats), tokens)
+    return Timings(
+        fastest(lambda: encode(variables, batch), repeats),
+        fastest(lambda: decode(variables, encoded, config.numbers), repeats),
+        tokens,
+    )
 
 
-def measure_peer(config: OFAConfig, batch_size: int, beam: int, tokens: int, pixels: int,
-                 source: int, repeats: int) -> Timings:
+def measure_peer(
+    config: OFAConfig,
+    batch_size: int,
+    beam: int,
+    tokens: int,
+    pixels: int,
+    source: int,
+    repeats: int,
+) -> Timings:
     """Times the original's model and search; see `tools.peer`."""
     batch = random_batch(batch_size, source, pixels)
     return Timings(*peer.search_seconds(config, batch, beam, tokens, repeats), tokens)
@@ -117,10 +132,12 @@ def show(timings: Timings, title: str, console: Console) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("seconds", justify="right")
-    for name, seconds in (("encoder, ResNet included", timings.encoder),
-                          (f"decoder, {timings.tokens} tokens and eos", timings.decoder),
-                          ("    per token", timings.per_token),
-                          ("both", timings.encoder + timings.decoder)):
+    for name, seconds in (
+        ("encoder, ResNet included", timings.encoder),
+        (f"decoder, {timings.tokens} tokens and eos", timings.decoder),
+        ("    per token", timings.per_token),
+        ("both", timings.encoder + timings.decoder),
+    ):
         table.add_row(name, f"{seconds:.4f}" if seconds < 0.1 else f"{seconds:.2f}")
     console.print(table)
 
@@ -128,8 +145,10 @@ def show(timings: Timings, title: str, console: Console) -> None:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_decoding", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.benchmark_decoding",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=4)
@@ -145,8 +164,14 @@ def main(arguments: Sequence[str]) -> None:
     if side * side != options.patches:
         parser.error(f"--patches={options.patches} is not a square number; try {side * side}.")
     model = OFA(getattr(OFAConfig, options.size)(dtype=options.dtype))
-    shape = (options.batch, options.beam, options.tokens, side * PATCH_STRIDE, options.source,
-             options.repeats)
+    shape = (
+        options.batch,
+        options.beam,
+        options.tokens,
+        side * PATCH_STRIDE,
+        options.source,
+        options.repeats,
+    )
     if options.peer and options.dtype != "float32":
         parser.error("--peer is timed in float32: leave --dtype out.")
     try:
@@ -155,12 +180,21 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(" ".join(str(error).split()))
     device = "cpu" if options.peer else jax.devices()[0].device_kind
     if options.json:
-        print(json.dumps(vars(options) | dataclasses.asdict(timings) | {
-            "per_token": timings.per_token, "device": device}))
+        print(
+            json.dumps(
+                vars(options)
+                | dataclasses.asdict(timings)
+                | {"per_token": timings.per_token, "device": device}
+            )
+        )
         return
     whose = "the original's search, " if options.peer else ""
-    show(timings, f"{whose}{options.size}, {options.dtype}, batch {options.batch}, beam "
-                  f"{options.beam}, {options.patches} patches, on {device}", Console())
+    show(
+        timings,
+        f"{whose}{options.size}, {options.dtype}, batch {options.batch}, beam "
+        f"{options.beam}, {options.patches} patches, on {device}",
+        Console(),
+    )
 
 
 if __name__ == "__main__":

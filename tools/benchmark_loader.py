@@ -50,8 +50,13 @@ from ofa_jax.vocabulary import OFAVocabulary
 from tools import convert_tsv
 
 PHOTOGRAPHS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
-    "hubble_deep_field.jpg", "retina.jpg",
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "hubble_deep_field.jpg",
+    "retina.jpg",
 )
 """Of skimage/data, see ATTRIBUTION.md."""
 
@@ -89,7 +94,10 @@ def _row(number: int, rng: np.random.Generator) -> list[str]:
         "caption": ("A man in a red shirt rides a wave on a yellow board, and smiles.", "", ""),
         "qa": ("", "How many people are standing next to the motorcycle?", "1.0|!+2&&0.3|!+3"),
         "visual_grounding": (
-            "the cup on the left of the table", "", f"{x0:.1f},{y0:.1f},{x1:.1f},{y1:.1f}"),
+            "the cup on the left of the table",
+            "",
+            f"{x0:.1f},{y0:.1f},{x1:.1f},{y1:.1f}",
+        ),
     }[kind]
     picture = base64.urlsafe_b64encode(photograph(rng)).decode()
     return [str(number), picture, caption, question, refs, "man&&board", "coco", kind]
@@ -108,13 +116,19 @@ def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRec
     negatives = folder / "negative_sample"
     negatives.mkdir()
     (negatives / "all_captions.txt").write_text(
-        "".join(f"a picture of {number} birds on a wire\n" for number in range(1000)))
+        "".join(f"a picture of {number} birds on a wire\n" for number in range(1000))
+    )
     (negatives / "object.txt").write_text("cat\ndog\nbus\n")
     (negatives / "type2ans.json").write_text(json.dumps({"other": [str(n) for n in range(100)]}))
     with contextlib.redirect_stdout(io.StringIO()):
-        code = convert_tsv.main([
-            f"--output_dir={folder / 'records'}", "--num_workers=0",
-            f"--vision_language={folder / 'pairs.tsv'}", f"--negative_samples={negatives}"])
+        code = convert_tsv.main(
+            [
+                f"--output_dir={folder / 'records'}",
+                "--num_workers=0",
+                f"--vision_language={folder / 'pairs.tsv'}",
+                f"--negative_samples={negatives}",
+            ]
+        )
     if code:
         raise RuntimeError("the records could not be converted, see above.")
     return OfaArrayRecords(str(folder / "records"))
@@ -130,17 +144,26 @@ def make_config(data_set: OfaArrayRecords, image_size: int) -> ObjectiveConfig:
     """The published one at 384 pixels, and in proportion to that."""
     scaled = lambda pixels: round(pixels * image_size / 384)  # noqa: E731
     return ObjectiveConfig(
-        vocabulary(), negatives=data_set.negatives(), image_size=image_size,
-        resize_range=(image_size, scaled(480)), resize_max_size=scaled(672),
-        max_image_size=max(scaled(512), 256))
+        vocabulary(),
+        negatives=data_set.negatives(),
+        image_size=image_size,
+        resize_range=(image_size, scaled(480)),
+        resize_max_size=scaled(672),
+        max_image_size=max(scaled(512), 256),
+    )
 
 
 def make_stream(batch_size: int, image_size: int) -> Stream:
     """The published `pairs`, a third of the patches."""
     patches = (image_size // 16) ** 2
     return Stream(
-        "pairs", "ofa_pretrain_pairs", batch_size, _LENGTHS, image_size,
-        num_sampled_patches=max(1, patches * 196 // 576))
+        "pairs",
+        "ofa_pretrain_pairs",
+        batch_size,
+        _LENGTHS,
+        image_size,
+        num_sampled_patches=max(1, patches * 196 // 576),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +190,11 @@ def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[Rated
 
     return [
         RatedTask(
-            name, rate, Again(data_set.records(objectives.RECORD_KIND[name], "train")),
-            functools.partial(objectives.OBJECTIVES[name], config=config))
+            name,
+            rate,
+            Again(data_set.records(objectives.RECORD_KIND[name], "train")),
+            functools.partial(objectives.OBJECTIVES[name], config=config),
+        )
         for name, rate in PAIR_RATES.items()
     ]
 
@@ -229,8 +255,7 @@ def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, St
         example = task.preprocess(record, rng)
         texts = [config.vocabulary.decode(example[name][1:-1]) for name in ("inputs", "targets")]
         timed("tokenise", tokenise, example, texts)
-        made = timed(
-            "pack features", to_features, example, rows.stream, rows.task_ids[number], rng)
+        made = timed("pack features", to_features, example, rows.stream, rows.task_ids[number], rng)
         features.append(made)
         if len(features) == rows.stream.batch_size:
             timed("stack a batch", stack, features)
@@ -264,18 +289,25 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     loaders = {}
     for kind, counts in (("threads", options.num_threads), ("workers", options.num_workers)):
         for count in counts:
-            how = dict(num_threads=count) if kind == "threads" else dict(
-                num_threads=1, num_workers=count)
+            how = (
+                dict(num_threads=count)
+                if kind == "threads"
+                else dict(num_threads=1, num_workers=count)
+            )
             loader = Loader([stream], {"pairs": tasks}, seed=0, **how)
             loaders[f"{count} {'worker processes' if kind == 'workers' else kind}"] = time_loader(
-                loader, options.batch_size, options.warm_up, options.steps)
+                loader, options.batch_size, options.warm_up, options.steps
+            )
     sizes = [len(tasks[0].records[number]["image"]) for number in range(options.pictures)]
     return {
-        "options": vars(options), "cores": os.cpu_count(), "jpeg_bytes": float(np.mean(sizes)),
+        "options": vars(options),
+        "cores": os.cpu_count(),
+        "jpeg_bytes": float(np.mean(sizes)),
         "stages": {
-            name: dataclasses.asdict(stage) | {
-                "per_second_and_core": stage.per_second, "in_an_example": stage.in_an_example}
-            for name, stage in stages.items()},
+            name: dataclasses.asdict(stage)
+            | {"per_second_and_core": stage.per_second, "in_an_example": stage.in_an_example}
+            for name, stage in stages.items()
+        },
         "examples_per_second": loaders,
     }
 
@@ -288,17 +320,24 @@ def show(result: dict[str, Any], console: Console) -> None:
     options = result["options"]
     table = Table(
         title=f"{WIDTH}x{HEIGHT} JPEGs of {result['jpeg_bytes'] / 1000:.0f} kB to "
-        f"{options['image_size']} px: processor time of one core", title_justify="left")
+        f"{options['image_size']} px: processor time of one core",
+        title_justify="left",
+    )
     for name in ("stage", "ms", "per second", "ms in an example"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, stage in result["stages"].items():
         table.add_row(
-            name, f"{stage['milliseconds']:.2f}", f"{stage['per_second_and_core']:,.0f}",
-            f"{stage['in_an_example']:.2f}")
+            name,
+            f"{stage['milliseconds']:.2f}",
+            f"{stage['per_second_and_core']:,.0f}",
+            f"{stage['in_an_example']:.2f}",
+        )
     console.print(table)
     table = Table(
         title=f"The whole loader by the clock, {result['cores']} cores, batches of "
-        f"{options['batch_size']}", title_justify="left")
+        f"{options['batch_size']}",
+        title_justify="left",
+    )
     table.add_column("with")
     table.add_column("examples/s", justify="right")
     table.add_column("per core", justify="right")
@@ -312,23 +351,36 @@ def main(arguments: Sequence[str]) -> None:
     flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_loader", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.benchmark_loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--image_size", type=int, default=384, help="pixels a side")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=96, help="different ones")
     parser.add_argument("--examples", type=int, default=192, help="to time the stages with")
     parser.add_argument("--steps", type=int, default=40, help="to time the loader with")
     parser.add_argument("--warm_up", type=int, default=8, help="batches that do not count")
-    parser.add_argument("--num_threads", type=int, nargs="*", default=[1, cores],
-                        help="of the loader, one measurement each (default: 1 and one per core)")
-    parser.add_argument("--num_workers", type=int, nargs="*", default=[cores],
-                        help="processes, one measurement each (default: one per core)")
+    parser.add_argument(
+        "--num_threads",
+        type=int,
+        nargs="*",
+        default=[1, cores],
+        help="of the loader, one measurement each (default: 1 and one per core)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        nargs="*",
+        default=[cores],
+        help="processes, one measurement each (default: one per core)",
+    )
     parser.add_argument("--json", action="store_true", help="one object instead of tables")
     options = parser.parse_args(arguments)
     if options.image_size % 16 or options.image_size < 16:
-        parser.error(f"--image_size={options.image_size} is no multiple of 16, the size of a "
-                     "patch.")
+        parser.error(
+            f"--image_size={options.image_size} is no multiple of 16, the size of a patch."
+        )
     for name in ("batch_size", "examples", "steps", "warm_up"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1.")

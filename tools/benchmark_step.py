@@ -66,7 +66,8 @@ class Workload:
         """A random batch of full length: no token is padding."""
         rng = np.random.default_rng(seed)
         ids = lambda length: rng.integers(  # noqa: E731
-            NUM_SPECIAL_IDS, self.config.vocab_size, (self.batch_size, length), np.int32)
+            NUM_SPECIAL_IDS, self.config.vocab_size, (self.batch_size, length), np.int32
+        )
         batch = {
             "encoder_input_tokens": ids(self.source_length),
             "decoder_input_tokens": ids(self.target_length),
@@ -146,7 +147,8 @@ def time_step(work: Workload, runs: int) -> Timing:
     optimizer = make_optimizer(optimizer_config)
     abstract = state.abstract_state(model, optimizer, Partitioner(devices=tuple(device)))
     train_step = step.make_train_step(
-        model, optimizer, optimizer_config, LossConfig(), {"pairs": "pairs"}, 1, seed=0)
+        model, optimizer, optimizer_config, LossConfig(), {"pairs": "pairs"}, 1, seed=0
+    )
     first = state.create_state(model, optimizer, abstract, seed=0)
     return time_program(train_step, [first, {"pairs": work.batch()}], runs, donate=True)
 
@@ -155,8 +157,9 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
     """Where the time goes: the ResNet, the layers around it, and the update, one by one."""
     config, batch = work.config, work.batch()
     model, key = OFA(config), jax.random.key(0)
-    boxed = model.init(key, {name: batch[name][:1] for name in (
-        "encoder_input_tokens", "decoder_input_tokens")})
+    boxed = model.init(
+        key, {name: batch[name][:1] for name in ("encoder_input_tokens", "decoder_input_tokens")}
+    )
     variables = nn.meta.unbox(boxed)
     parts = {}
 
@@ -169,8 +172,12 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
 
         def features(params, images):
             x, _ = resnet.apply(
-                own | {"params": params}, normalise_images(images), train=True,
-                mutable=["batch_stats"], rngs={"dropout": key})
+                own | {"params": params},
+                normalise_images(images),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
             return x.astype(jnp.float32).sum()
 
         images = [own["params"], batch["encoder_images"]]
@@ -179,15 +186,21 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
 
     def loss(params, batch):
         logits, _ = model.apply(
-            variables | {"params": params}, batch, train=True, mutable=["batch_stats"],
-            rngs={"dropout": key})
+            variables | {"params": params},
+            batch,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
         tokens = losses.token_losses(
-            logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], LossConfig())
+            logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], LossConfig()
+        )
         return tokens.loss.sum()
 
     parts["model and loss, forward"] = time_program(loss, [variables["params"], batch], runs)
     parts["model and loss, forward and backward"] = time_program(
-        jax.grad(loss), [variables["params"], batch], runs)
+        jax.grad(loss), [variables["params"], batch], runs
+    )
 
     optimizer = make_optimizer(OptimizerConfig(1e-4, total_steps=1000))
     params = jax.tree.map(jnp.copy, variables["params"])
@@ -198,19 +211,23 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
         return (jax.tree.map(jnp.add, params, updates), moments), None
 
     parts["clipping and Adam"] = time_program(
-        update, [(params, optimizer.init(params)), variables["params"]], runs, donate=True)
+        update, [(params, optimizer.init(params)), variables["params"]], runs, donate=True
+    )
     return parts
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_step", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.benchmark_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for field in dataclasses.fields(Workload):
         choices = {"size": SIZES, "dtype": ("float32", "bfloat16")}.get(field.name)
         parser.add_argument(
-            f"--{field.name}", type=type(field.default), default=field.default, choices=choices)
+            f"--{field.name}", type=type(field.default), default=field.default, choices=choices
+        )
     parser.add_argument("--steps", type=int, default=5, help="counted runs; the median is shown")
     parser.add_argument("--no_parts", action="store_true", help="time the whole step alone")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
@@ -221,7 +238,8 @@ def main(arguments: Sequence[str]) -> None:
     if work.image_size % 16 or work.num_patches > (work.image_size // 16) ** 2:
         parser.error(
             f"pictures of {work.image_size} pixels have no {work.num_patches} patches of 16: "
-            "choose a multiple of 16, and fewer patches (0 for all).")
+            "choose a multiple of 16, and fewer patches (0 for all)."
+        )
 
     rate = matmul_rate(options.steps)
     timings = {"whole step": time_step(work, options.steps)}
@@ -229,33 +247,48 @@ def main(arguments: Sequence[str]) -> None:
         timings |= time_parts(work, options.steps)
     whole = timings["whole step"]
     if options.json:
-        print(json.dumps({
-            "workload": dataclasses.asdict(work), "device": jax.devices()[0].device_kind,
-            "matmul_flops_per_second": rate,
-            "examples_per_second": work.batch_size / whole.seconds,
-            "programs": {
-                name: dataclasses.asdict(timing) | {
-                    "flops_per_second": timing.flops_per_second,
-                    "share_of_matmul_rate": timing.flops_per_second / rate}
-                for name, timing in timings.items()},
-        }))
+        print(
+            json.dumps(
+                {
+                    "workload": dataclasses.asdict(work),
+                    "device": jax.devices()[0].device_kind,
+                    "matmul_flops_per_second": rate,
+                    "examples_per_second": work.batch_size / whole.seconds,
+                    "programs": {
+                        name: dataclasses.asdict(timing)
+                        | {
+                            "flops_per_second": timing.flops_per_second,
+                            "share_of_matmul_rate": timing.flops_per_second / rate,
+                        }
+                        for name, timing in timings.items()
+                    },
+                }
+            )
+        )
         return
     table = Table(
         title=f"OFA-{work.size}, batch {work.batch_size}, {work.image_size} px, "
         f"{work.num_patches or 'all'} patches, {work.source_length} + {work.target_length} tokens, "
-        f"{work.dtype}, on {jax.devices()[0].device_kind}")
+        f"{work.dtype}, on {jax.devices()[0].device_kind}"
+    )
     for name in ("program", "seconds", "GFLOP", "GFLOP/s", "of matmul rate", "compiled in"):
         table.add_column(name, justify="left" if name == "program" else "right")
     for name, timing in timings.items():
         table.add_row(
-            name, f"{timing.seconds:.3f}", f"{timing.flops / 1e9:.1f}",
-            f"{timing.flops_per_second / 1e9:.1f}", f"{timing.flops_per_second / rate:.0%}",
-            f"{timing.compile_seconds:.0f} s")
+            name,
+            f"{timing.seconds:.3f}",
+            f"{timing.flops / 1e9:.1f}",
+            f"{timing.flops_per_second / 1e9:.1f}",
+            f"{timing.flops_per_second / rate:.0%}",
+            f"{timing.compile_seconds:.0f} s",
+        )
     console = Console()
     console.print(table)
     console.print(
         f"{work.batch_size / whole.seconds:.2f} examples/s; float32 matmul here: "
-        f"{rate / 1e9:.0f} GFLOP/s; median of {options.steps} runs.", highlight=False)
+        f"{rate / 1e9:.0f} GFLOP/s; median of {options.steps} runs.",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

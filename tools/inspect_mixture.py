@@ -93,8 +93,10 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
     for task_name, task in tasks.items():
         records = task.source.num_input_examples(split)
         table.add_row(
-            task_name, f"{rates[task_name] / sum(rates.values()):.1%}",
-            "?" if records is None else f"{records:,}", "exact" if exact else "seqio's own",
+            task_name,
+            f"{rates[task_name] / sum(rates.values()):.1%}",
+            "?" if records is None else f"{records:,}",
+            "exact" if exact else "seqio's own",
         )
     console.print(table)
     lengths = {}
@@ -116,11 +118,14 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.inspect_mixture", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.inspect_mixture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", help="of a task or mixture")
-    parser.add_argument("--module", action="append", default=[],
-                        help="to import first, besides tasks.pretraining")
+    parser.add_argument(
+        "--module", action="append", default=[], help="to import first, besides tasks.pretraining"
+    )
     parser.add_argument("--split", default="train")
     parser.add_argument("--examples", type=int, default=3, help="to show of each task")
     parser.add_argument("--sample", type=int, default=200, help="to measure of each task")

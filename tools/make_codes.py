@@ -50,8 +50,16 @@ def coded_line(columns: Sequence[bytes], codes: np.ndarray, layout: str) -> byte
 
 
 def make_codes(
-    vqgan: VQGAN, lines: OpenTsv, numbers: range, output: Any, *, layout: str, image_size: int,
-    code_size: int, batch_size: int, show: Any = lambda done: None,
+    vqgan: VQGAN,
+    lines: OpenTsv,
+    numbers: range,
+    output: Any,
+    *,
+    layout: str,
+    image_size: int,
+    code_size: int,
+    batch_size: int,
+    show: Any = lambda done: None,
 ) -> collections.Counter:
     """Writes the lines of some numbers with their codes.
 
@@ -118,22 +126,29 @@ def _checked(lines: OpenTsv, layout: str) -> OpenTsv:
     if lines.num_columns < len(columns):
         raise ValueError(
             f"The lines of {lines.path} have {lines.num_columns} columns; for {layout} they are "
-            f"{', '.join(columns)}.")
+            f"{', '.join(columns)}."
+        )
     return lines
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.make_codes", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.make_codes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("input", help="TSV of id, picture in base64 (and caption)")
     parser.add_argument("output", type=pathlib.Path, help="the new TSV")
     parser.add_argument("--vqgan", required=True, help="the original's checkpoint (last.ckpt)")
     parser.add_argument("--layout", default="images", choices=_COLUMNS)
     parser.add_argument("--image_size", type=int, default=256, help="pixels (default: 256)")
-    parser.add_argument("--code_size", type=int, help="of the middle that is turned into codes "
-                        "(default: half of image_size; all of it for text_to_image)")
+    parser.add_argument(
+        "--code_size",
+        type=int,
+        help="of the middle that is turned into codes "
+        "(default: half of image_size; all of it for text_to_image)",
+    )
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--part", default="0/1", help="NUMBER/COUNT (default: the whole file)")
     parser.add_argument("--index_dir", help="where the line index goes, if not beside the input")
@@ -147,18 +162,20 @@ def main(arguments: Sequence[str]) -> int:
         if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
             raise ValueError(
                 f"--code_size is {code_size}: give a multiple of {vqgan.pixels_per_code} pixels, "
-                f"at most --image_size={options.image_size}.")
+                f"at most --image_size={options.image_size}."
+            )
         if options.batch_size < 1:
             raise ValueError(f"--batch_size is {options.batch_size}; give at least 1.")
-        lines = _checked(
-            TsvFile(options.input, None, options.index_dir).open(), options.layout)
+        lines = _checked(TsvFile(options.input, None, options.index_dir).open(), options.layout)
         numbers = _part(options.part, len(lines))
         skipped = _write(vqgan, lines, numbers, code_size, options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {len(numbers) - skipped.total():,} pictures with codes; "
-          f"{skipped.total():,} lines skipped.")
+    print(
+        f"{options.output}: {len(numbers) - skipped.total():,} pictures with codes; "
+        f"{skipped.total():,} lines skipped."
+    )
     for reason, count in sorted(skipped.items()):
         print(f"    {count:>12,} skipped: {reason}")
     return 0
@@ -173,10 +190,16 @@ def _write(
     try:
         with unfinished.open("wb") as file, building.progress("make_codes", "encoding") as show:
             skipped = make_codes(
-                vqgan, lines, numbers, file, layout=options.layout,
-                image_size=options.image_size, code_size=code_size,
+                vqgan,
+                lines,
+                numbers,
+                file,
+                layout=options.layout,
+                image_size=options.image_size,
+                code_size=code_size,
                 batch_size=options.batch_size,
-                show=lambda done: show("pictures", done, len(numbers)))
+                show=lambda done: show("pictures", done, len(numbers)),
+            )
         if skipped.total() == len(numbers):
             raise ValueError(f"Not one line of {lines.path} can be used.")
         unfinished.rename(options.output)

@@ -23,8 +23,11 @@ _OFA = "modelscope.models.multi_modal.ofa"
 
 def missing() -> list[str]:
     """Which of the packages that are needed are not installed."""
-    return [name for name in ("torch", "transformers", "modelscope")
-            if name not in sys.modules and importlib.util.find_spec(name) is None]
+    return [
+        name
+        for name in ("torch", "transformers", "modelscope")
+        if name not in sys.modules and importlib.util.find_spec(name) is None
+    ]
 
 
 def module(name: str) -> types.ModuleType:
@@ -42,7 +45,8 @@ def _import_packages() -> None:
     """Makes the packages around the model empty, and those of the vision transformers of others."""
     if absent := missing():
         raise ImportError(
-            f"{', '.join(absent)} not found: install requirements-peer.txt as it says.")
+            f"{', '.join(absent)} not found: install requirements-peer.txt as it says."
+        )
     folder = pathlib.Path(importlib.util.find_spec("modelscope").origin).parent
     parts = ("modelscope", "models", "multi_modal", "ofa", "generate")
     for depth in range(1, len(parts) + 1):
@@ -85,16 +89,21 @@ def search_seconds(
     import torch
 
     described = huggingface.huggingface_from_args(args_for_fairseq(config), config.vocab_size)
-    model = module("modeling_ofa").OFAModel(
-        module("configuration_ofa").OFAConfig(**described)).eval()
+    model = (
+        module("modeling_ofa").OFAModel(module("configuration_ofa").OFAConfig(**described)).eval()
+    )
     generate = module("generate.sequence_generator")
     search = generate.SequenceGenerator(
-        _Ids(config.vocab_size), beam_size=beam, max_len_b=tokens, min_len=tokens)
+        _Ids(config.vocab_size), beam_size=beam, max_len_b=tokens, min_len=tokens
+    )
     images = torch.from_numpy(batch["encoder_images"]).permute(0, 3, 1, 2) / 127.5 - 1
-    sample = {"net_input": {
-        "input_ids": torch.from_numpy(batch["encoder_input_tokens"]).long(),
-        "patch_images": images.contiguous(),
-        "patch_masks": torch.ones(len(images), dtype=torch.bool)}}
+    sample = {
+        "net_input": {
+            "input_ids": torch.from_numpy(batch["encoder_input_tokens"]).long(),
+            "patch_images": images.contiguous(),
+            "patch_masks": torch.ones(len(images), dtype=torch.bool),
+        }
+    }
     encoder: list[float] = []
     encode = generate.EnsembleModel.forward_encoder
 

@@ -24,8 +24,13 @@ BEGIN, END = "<!-- tools.plan_table -->", "<!-- end -->"
 
 # The shape of a mesh that a size wants. What every chip would hold of the optimiser, it would read
 # and write in every step: only small models are held whole.
-PRESETS = {"tiny": "data", "medium": "data", "base": "data_fsdp", "large": "data_fsdp",
-           "huge": "data_fsdp"}
+PRESETS = {
+    "tiny": "data",
+    "medium": "data",
+    "base": "data_fsdp",
+    "large": "data_fsdp",
+    "huge": "data_fsdp",
+}
 # Published names count TensorCores for v4 and v5p, two to a chip. 256 images a step do not divide
 # over 512 chips: two slices split each example's heads and feed-forward over two chips.
 SYSTEMS = {
@@ -42,18 +47,33 @@ _FEW = {"8 x H100"}
 # (remat, parts of the batch), until it fits; the first is that of pretrain.gin.
 ATTEMPTS = (("weight_dots", 1), ("full", 1), ("full", 4), ("full", 16))
 _COLUMNS = (
-    "model", "system", "options", "peak, GiB of", "TFLOP a chip (x formula)", "compute, ms",
-    "memory, ms", "interconnect, ms", "between slices, ms", "binds", "examples/s", "MFU")
+    "model",
+    "system",
+    "options",
+    "peak, GiB of",
+    "TFLOP a chip (x formula)",
+    "compute, ms",
+    "memory, ms",
+    "interconnect, ms",
+    "between slices, ms",
+    "binds",
+    "examples/s",
+    "MFU",
+)
 _HEADER = f"| {' | '.join(_COLUMNS)} |\n" + "| --- " * len(_COLUMNS) + "|"
 
 
 def arguments(size: str, system: str, remat: str, parts: int = 1) -> list[str]:
     """Of `python -m ofa_jax.plan` for one row."""
     preset = PRESETS[size].removeprefix("data_" if system in _FEW else "")
-    return [f"--gin_file=gin_configs/models/{size}.gin", "--gin_file=gin_configs/runs/pretrain.gin",
-            f"--gin_file=gin_configs/partitioning/{preset}.gin", *SYSTEMS[system],
-            *([] if remat == ATTEMPTS[0][0] else [f"--gin.model_config.remat='{remat}'"]),
-            *([] if parts == 1 else [f"--gin.train.gradient_accumulation={parts}"])]
+    return [
+        f"--gin_file=gin_configs/models/{size}.gin",
+        "--gin_file=gin_configs/runs/pretrain.gin",
+        f"--gin_file=gin_configs/partitioning/{preset}.gin",
+        *SYSTEMS[system],
+        *([] if remat == ATTEMPTS[0][0] else [f"--gin.model_config.remat='{remat}'"]),
+        *([] if parts == 1 else [f"--gin.train.gradient_accumulation={parts}"]),
+    ]
 
 
 def row(result: Mapping[str, Any]) -> str:
@@ -66,14 +86,21 @@ def row(result: Mapping[str, Any]) -> str:
     options = shlex.join(result["arguments"][2:]).replace("--gin_file=gin_configs/", "…")
     memory = plan["memory"]
     peak = f"{memory['peak'] / 2**30:.1f}" if memory["peak"] else "?"
-    cells = [result["size"], result["system"], f"`{options}`",
-             f"{peak} of {memory['capacity'] / 2**30:.0f}"]
+    cells = [
+        result["size"],
+        result["system"],
+        f"`{options}`",
+        f"{peak} of {memory['capacity'] / 2**30:.0f}",
+    ]
     if plan["fits"]:
         flops, line = plan["flops"], plan["roofline"]
-        cells.append(f"{flops['per_device'] * plan['devices'] / plan['chips'] / 1e12:.2f} "
-                     f"({flops['ratio']:.3f})")
-        cells += [f"{line[name] * 1e3:.1f}"
-                  for name in ("compute", "memory", "interconnect", "network")]
+        cells.append(
+            f"{flops['per_device'] * plan['devices'] / plan['chips'] / 1e12:.2f} "
+            f"({flops['ratio']:.3f})"
+        )
+        cells += [
+            f"{line[name] * 1e3:.1f}" for name in ("compute", "memory", "interconnect", "network")
+        ]
         cells += [line["binds"], f"{line['examples_per_second']:,.0f}", f"{line['mfu']:.0%}"]
     else:
         cells += ["does not fit"] + [""] * 7
@@ -108,8 +135,12 @@ def plan(size: str, system: str) -> dict[str, Any]:
     """
     for attempt in ATTEMPTS:
         command = arguments(size, system, *attempt)
-        done = subprocess.run([sys.executable, "-m", "ofa_jax.plan", *command, "--json"],
-                              capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-m", "ofa_jax.plan", *command, "--json"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
         if done.returncode not in (0, 3):
             raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
         answer = json.loads(done.stdout.splitlines()[-1])

@@ -84,18 +84,25 @@ def batches(
 
 
 def learn(
-    model: NamedPictures, examples: Iterator[tuple[np.ndarray, np.ndarray]], steps: int,
-    learning_rate: float, seed: int, show: Any,
+    model: NamedPictures,
+    examples: Iterator[tuple[np.ndarray, np.ndarray]],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    show: Any,
 ) -> dict[str, Any]:
     """Learns from so many batches; returns the variables."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2))
+        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2)
+    )
     optimizer = optax.chain(
-        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY))
+        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
+    )
 
     def loss_of(params, statistics, pictures, shown):
         logits, updates = model.apply(
-            {"params": params, "batch_stats": statistics}, pictures, True, mutable=["batch_stats"])
+            {"params": params, "batch_stats": statistics}, pictures, True, mutable=["batch_stats"]
+        )
         loss = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1).mean()
         return loss, updates["batch_stats"]
 
@@ -103,7 +110,8 @@ def learn(
     def step(variables, moments, pictures, shown):
         params = variables["params"]
         gradients, statistics = jax.grad(loss_of, has_aux=True)(
-            params, variables["batch_stats"], pictures, shown)
+            params, variables["batch_stats"], pictures, shown
+        )
         updates, moments = optimizer.update(gradients, moments, params)
         params = optax.apply_updates(params, updates)
         return {"params": params, "batch_stats": statistics}, moments
@@ -133,12 +141,18 @@ def noun_f1(
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.pretrain_resnet", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=os.environ.get("OFA_DATA_DIR") or "data",
-                        help="where the scenes are (default: %(default)s)")
-    parser.add_argument("--output", type=pathlib.Path,
-                        help="the new file (default: DATA_DIR/scenes/resnet.pt)")
+        prog="python -m tools.pretrain_resnet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data_dir",
+        default=os.environ.get("OFA_DATA_DIR") or "data",
+        help="where the scenes are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="the new file (default: DATA_DIR/scenes/resnet.pt)"
+    )
     parser.add_argument("--size", default="scenes", choices=SIZES, help="of the model")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -160,15 +174,25 @@ def main(arguments: Sequence[str]) -> int:
     model = NamedPictures(config, len(names))
     start = time.monotonic()
     with progress("resnet", "Learning what pictures show") as show:
-        variables = learn(model, batches(train, names, options.batch_size, options.seed),
-                          options.steps, options.learning_rate, options.seed, show)
+        variables = learn(
+            model,
+            batches(train, names, options.batch_size, options.seed),
+            options.steps,
+            options.learning_rate,
+            options.seed,
+            show,
+        )
     f1 = noun_f1(model, variables, batches(validation, names, options.batch_size, None))
-    of_encoder = {collection: {"encoder": {"resnet": jax.tree.map(np.asarray, tree["resnet"])}}
-                  for collection, tree in variables.items()}
+    of_encoder = {
+        collection: {"encoder": {"resnet": jax.tree.map(np.asarray, tree["resnet"])}}
+        for collection, tree in variables.items()
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     resnet_file.write(output, of_encoder, config)
-    print(f"Wrote {output} after {time.monotonic() - start:.0f} s: nouns of validation scenes are "
-          f"named with an F1 of {100 * f1:.1f} %.")
+    print(
+        f"Wrote {output} after {time.monotonic() - start:.0f} s: nouns of validation scenes are "
+        f"named with an F1 of {100 * f1:.1f} %."
+    )
     return 0
 
 

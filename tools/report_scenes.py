@@ -82,7 +82,11 @@ class Reporter:
             drawn = blind.random_objects(boxes, self._rng())
             baseline = self._judge("visual_grounding", split, found, drawn)[metric]
             yield Row(
-                ABSENT_NOUN, metric, value, baseline, "a random object of the picture",
+                ABSENT_NOUN,
+                metric,
+                value,
+                baseline,
+                "a random object of the picture",
                 examples=len(found),
             )
 
@@ -103,9 +107,15 @@ class Reporter:
         for metric in metrics:
             for name in (name for name in own if name.split("/")[0] == metric):
                 yield Row(
-                    task, name, own[name], baseline.get(name), who, control.get(name),
+                    task,
+                    name,
+                    own[name],
+                    baseline.get(name),
+                    who,
+                    control.get(name),
                     f"{where} {_NEXT_PICTURE}" if name in control else "",
-                    _aim(split, task, name), len(found),
+                    _aim(split, task, name),
+                    len(found),
                 )
         if task == "image_infilling":
             # What the model could reach at best, and what pure chance reaches.
@@ -115,7 +125,11 @@ class Reporter:
             drawn = self._judge(task, split, found, chance([], truth, self._rng()))
             for name in metrics:
                 yield Row(
-                    f"{task}: the true codes", name, best[name], drawn[name], "random codes",
+                    f"{task}: the true codes",
+                    name,
+                    best[name],
+                    drawn[name],
+                    "random codes",
                     examples=len(found),
                 )
 
@@ -232,15 +246,23 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
 
 def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
     """Of the code in a folder, and whether it was changed since; results are not code."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True,
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
             cwd=folder,
         ).stdout.strip()
 
     try:
         changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":(top)",
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ":(top)",
             ":(top,exclude)results",
         )
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
@@ -274,8 +296,11 @@ def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
 def evaluation_command(model_dir: pathlib.Path, gin_file: str, split: str) -> list[str]:
     """The command that evaluates a split, without the interpreter."""
     return [
-        "-m", "ofa_jax.evaluate", f"--gin_file={model_dir / 'config.gin'}",
-        f"--gin_file=gin_configs/runs/{gin_file}.gin", f"--gin.SPLIT='{split}'",
+        "-m",
+        "ofa_jax.evaluate",
+        f"--gin_file={model_dir / 'config.gin'}",
+        f"--gin_file=gin_configs/runs/{gin_file}.gin",
+        f"--gin.SPLIT='{split}'",
     ]
 
 
@@ -284,24 +309,37 @@ def call_python(command: Sequence[str]) -> int:
     return subprocess.call([sys.executable, *command])
 
 
-def main(
-    arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python
-) -> int:
+def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.report_scenes", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m tools.report_scenes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model_dir", type=pathlib.Path, default="runs/pretrain_scenes_full")
     parser.add_argument("--results_dir", type=pathlib.Path, default="results")
     parser.add_argument("--splits", nargs="+", default=list(SPLITS))
-    parser.add_argument("--baseline_examples", type=int, default=5000,
-                        help="of the training split, for the baselines")
-    parser.add_argument("--train_command", default="bash launch/local.sh full",
-                        help="how the run was made, for the page")
-    parser.add_argument("--lesson_dirs", nargs="+", type=pathlib.Path, default=[],
-                        help="of the runs that the run began from, for the page")
-    parser.add_argument("options", nargs="*", metavar="--gin.NAME=value",
-                        help="after --: options of the evaluation")
+    parser.add_argument(
+        "--baseline_examples",
+        type=int,
+        default=5000,
+        help="of the training split, for the baselines",
+    )
+    parser.add_argument(
+        "--train_command",
+        default="bash launch/local.sh full",
+        help="how the run was made, for the page",
+    )
+    parser.add_argument(
+        "--lesson_dirs",
+        nargs="+",
+        type=pathlib.Path,
+        default=[],
+        help="of the runs that the run began from, for the page",
+    )
+    parser.add_argument(
+        "options", nargs="*", metavar="--gin.NAME=value", help="after --: options of the evaluation"
+    )
     options = parser.parse_args(arguments)
     config = options.model_dir / "config.gin"
     trained = {
@@ -313,13 +351,15 @@ def main(
     if lacking:
         print(
             f"error: there is no trained run in {lacking[0]}: train it with `bash "
-            "launch/local.sh full`, or give --model_dir.", file=sys.stderr,
+            "launch/local.sh full`, or give --model_dir.",
+            file=sys.stderr,
         )
         return 2
     commands = []
     for split in options.splits:
         command = [
-            *evaluation_command(options.model_dir, "evaluate_scenes", split), *options.options
+            *evaluation_command(options.model_dir, "evaluate_scenes", split),
+            *options.options,
         ]
         commands.append(command)
         if (code := call(command)) != 0:

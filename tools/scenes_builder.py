@@ -66,8 +66,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             boxes = features.Tensor(shape=(None, 4), dtype=np.float32)
             fields = {
                 "id": features.Text(),
-                "image": features.Image(shape=(self._picture_size, self._picture_size, 3),
-                                        encoding_format="jpeg"),
+                "image": features.Image(
+                    shape=(self._picture_size, self._picture_size, 3), encoding_format="jpeg"
+                ),
                 "captions": strings,
                 "negative_captions": strings,
                 "questions": strings,

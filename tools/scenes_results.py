@@ -66,7 +66,8 @@ def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes both files, each at once."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("scenes.json", json.dumps(results, indent=2) + "\n"), ("scenes.md", page(results))
+        ("scenes.json", json.dumps(results, indent=2) + "\n"),
+        ("scenes.md", page(results)),
     ):
         temporary = directory / f"{name}.tmp"
         temporary.write_text(text)
@@ -75,6 +76,7 @@ def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 def as_typed(command: Sequence[str]) -> str:
     """A command as a person types it: gin's strings have quotes, which the shell must leave."""
+
     def typed(part: str) -> str:
         name, _, value = part.partition("=")
         return f'{name}="{value}"' if "'" in value else shlex.quote(part)
@@ -115,9 +117,11 @@ def _about(run: Mapping[str, Any] | None) -> str:
         return "The run was not evaluated: `python -m tools.report_scenes`."
     lines = [
         f"- Trained: {run['steps']} of {run['total_steps']} steps, {_minutes(run)}",
-        *(f"- A lesson before it: {lesson['steps']} steps, {lesson['checkpoint']}, "
-          f"{_minutes(lesson)}"
-          for lesson in run.get("lessons", ())),
+        *(
+            f"- A lesson before it: {lesson['steps']} steps, {lesson['checkpoint']}, "
+            f"{_minutes(lesson)}"
+            for lesson in run.get("lessons", ())
+        ),
         f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
         f"{run['device']}",
         f"- Checkpoint: `{run['checkpoint']}`",
@@ -135,9 +139,7 @@ def _minutes(run: Mapping[str, Any]) -> str:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| task | metric | examples | model | baseline | control | aim |", "| --- " * 7 + "|"
-    ]
+    lines = ["| task | metric | examples | model | baseline | control | aim |", "| --- " * 7 + "|"]
     for row in rows:
         metric = row["metric"]
         baseline, control = (
@@ -164,7 +166,8 @@ def ablation_table(ablations: Mapping[str, Any]) -> str:
         f"Split `{ablations['split']}`; `{ablations['command']}`; commit {ablations['commit']}. "
         "With equal steps each remaining objective has equally many examples. `-`: not trained.",
         "",
-        "| | " + " | ".join(f"{r['name'].replace('_', ' ')} ({r['steps']} steps)" for r in runs)
+        "| | "
+        + " | ".join(f"{r['name'].replace('_', ' ')} ({r['steps']} steps)" for r in runs)
         + " |",
         "| --- " * (len(runs) + 1) + "|",
     ]

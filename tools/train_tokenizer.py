@@ -51,8 +51,11 @@ def _lines(paths: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.train_tokenizer", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.train_tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--input", nargs="+", required=True, help="text files, one text a line")
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--output", required=True, help="the JSON to write")

@@ -72,9 +72,7 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator)
         w = min(width, round(height * high))
         h = min(height, round(width / low))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
-    )
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
 
 
 def erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -128,33 +126,41 @@ OPERATIONS: dict[str, tuple[Callable, Callable[[float], float] | None, bool]] = 
     "Equalize": (ImageOps.equalize, None, False),
     "Invert": (ImageOps.invert, None, False),
     "Rotate": (
-        lambda image, degrees: image.rotate(
-            degrees, Image.Resampling.BICUBIC, fillcolor=_FILL
-        ),
-        lambda level: 30 * _share(level), True),
+        lambda image, degrees: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=_FILL),
+        lambda level: 30 * _share(level),
+        True,
+    ),
     "Posterize": (
         lambda image, bits: ImageOps.posterize(image, bits) if bits else image.point(lambda _: 0),
-        lambda level: 4 - int(4 * _share(level)), False),
-    "Solarize": (
-        ImageOps.solarize, lambda level: 256 - min(256, int(256 * _share(level))), False),
-    "SolarizeAdd": (
-        _solarize_add, lambda level: min(128, int(110 * _share(level))), False),
+        lambda level: 4 - int(4 * _share(level)),
+        False,
+    ),
+    "Solarize": (ImageOps.solarize, lambda level: 256 - min(256, int(256 * _share(level))), False),
+    "SolarizeAdd": (_solarize_add, lambda level: min(128, int(110 * _share(level))), False),
     "Color": (_enhanced(ImageEnhance.Color), lambda level: 0.9 * _share(level), True),
     "Contrast": (_enhanced(ImageEnhance.Contrast), lambda level: 0.9 * _share(level), True),
     "Brightness": (_enhanced(ImageEnhance.Brightness), lambda level: 0.9 * _share(level), True),
     "Sharpness": (_enhanced(ImageEnhance.Sharpness), lambda level: 0.9 * _share(level), True),
     "ShearX": (
         lambda image, factor: _affine(image, (1, factor, 0, 0, 1, 0)),
-        lambda level: 0.3 * _share(level), True),
+        lambda level: 0.3 * _share(level),
+        True,
+    ),
     "ShearY": (
         lambda image, factor: _affine(image, (1, 0, 0, factor, 1, 0)),
-        lambda level: 0.3 * _share(level), True),
+        lambda level: 0.3 * _share(level),
+        True,
+    ),
     "TranslateX": (
         lambda image, share: _affine(image, (1, 0, share * image.width, 0, 1, 0)),
-        lambda level: 0.45 * _share(level), True),
+        lambda level: 0.45 * _share(level),
+        True,
+    ),
     "TranslateY": (
         lambda image, share: _affine(image, (1, 0, 0, 0, 1, share * image.height)),
-        lambda level: 0.45 * _share(level), True),
+        lambda level: 0.45 * _share(level),
+        True,
+    ),
 }
 
 

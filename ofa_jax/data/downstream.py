@@ -133,9 +133,7 @@ def question_answering(
     return prompted(example, config)
 
 
-def grounding(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
+def grounding(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
     """`which region does the text " {phrase} " describe?` -> its box."""
     del rng
     size = config.grounding_image_size
@@ -162,10 +160,14 @@ def entailment(
 ) -> dict[str, Any]:
     """`can image and text1 " {premise} " imply text2 " {hypothesis} "?` -> yes, maybe or no."""
     del rng
-    return _entailment(record, config, prompts.ENTAILMENT.format(
-        premise=clean_caption(require(record, "premise"), config.max_source_words),
-        hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words),
-    ))
+    return _entailment(
+        record,
+        config,
+        prompts.ENTAILMENT.format(
+            premise=clean_caption(require(record, "premise"), config.max_source_words),
+            hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words),
+        ),
+    )
 
 
 def entailment_without_premise(
@@ -173,9 +175,13 @@ def entailment_without_premise(
 ) -> dict[str, Any]:
     """`does the image describe " {hypothesis} "?` -> yes, maybe or no."""
     del rng
-    return _entailment(record, config, prompts.ENTAILMENT_WITHOUT_PREMISE.format(
-        hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words)
-    ))
+    return _entailment(
+        record,
+        config,
+        prompts.ENTAILMENT_WITHOUT_PREMISE.format(
+            hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words)
+        ),
+    )
 
 
 def _entailment(record: Record, config: DownstreamConfig, instruction: str) -> dict[str, Any]:

@@ -101,9 +101,7 @@ class Stream:
         return 0 if self.image_size is None else (self.image_size // PATCH_SIZE) ** 2
 
 
-def to_features(
-    example: Example, stream: Stream, task_id: int, rng: np.random.Generator
-) -> Batch:
+def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.Generator) -> Batch:
     """One example with static shapes, without the batch axis.
 
     What is too long is cut: inputs keep their eos at the end, targets lose it (the answer goes on).

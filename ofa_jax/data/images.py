@@ -108,9 +108,7 @@ def pixels(image: Image.Image | Resized) -> np.ndarray:
     return np.asarray(image)
 
 
-def shorter_side_size(
-    width: int, height: int, size: int, max_size: int | None
-) -> tuple[int, int]:
+def shorter_side_size(width: int, height: int, size: int, max_size: int | None) -> tuple[int, int]:
     """(width, height) after resizing the shorter side to `size`.
 
     The longer side is rounded down and then cut to `max_size`, which changes the aspect: the
@@ -191,9 +189,7 @@ def object_center_crop(
     return _crop(image, boxes, *object_window(boxes[0], image.size, size), size)
 
 
-def object_window(
-    box: np.ndarray, image_size: tuple[int, int], size: int
-) -> tuple[float, float]:
+def object_window(box: np.ndarray, image_size: tuple[int, int], size: int) -> tuple[float, float]:
     """(left, top) of what `object_center_crop` cuts out of a picture of (width, height)."""
     x0, y0, x1, y1 = map(float, box)
 
@@ -204,9 +200,7 @@ def object_window(
     return start((x0 + x1) / 2, image_size[0]), start((y0 + y1) / 2, image_size[1])
 
 
-def horizontal_flip(
-    image: Image.Image, boxes: np.ndarray
-) -> tuple[Image.Image, np.ndarray]:
+def horizontal_flip(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
     """Mirrors left to right."""
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return mirrored, box_ops.flip(boxes, image.width)
@@ -250,8 +244,9 @@ def jitter_window(
     """
     # float32 throughout, as the original: a rounding apart moves a box by a pixel.
     low, high = JITTER_SCALES
-    target = np.round(np.float32(size) * (np.float32(scale_draw) * np.float32(high - low)
-                                          + np.float32(low)))
+    target = np.round(
+        np.float32(size) * (np.float32(scale_draw) * np.float32(high - low) + np.float32(low))
+    )
     extent = np.array(image_size[::-1], np.float32)
     scaled = np.round(extent * np.max(target / extent)).astype(np.int32)
     offsets = np.floor((scaled - size) * np.asarray(offset_draws, np.float32))

@@ -133,7 +133,7 @@ def _lower(instruction: str) -> str:
     """Captions that ask for a picture are read as they are."""
     if not is_text_to_image(instruction):
         return instruction.lower()
-    return f"{_TEXT_TO_IMAGE} {' '.join(instruction[len(_TEXT_TO_IMAGE):].split())}"
+    return f"{_TEXT_TO_IMAGE} {' '.join(instruction[len(_TEXT_TO_IMAGE) :].split())}"
 
 
 def _cleaned(wording: str) -> str:

@@ -28,9 +28,7 @@ def glue_sentences(record: Record, config: DownstreamConfig, instruction: str) -
     """
     words = {}
     for field in _fields(instruction):
-        words[field] = " ".join(
-            require(record, field).lower().split()[: config.max_sentence_words]
-        )
+        words[field] = " ".join(require(record, field).lower().split()[: config.max_sentence_words])
     label = require(record, "label", config)
     example = make_example(
         config.vocabulary, instruction.format(**words), f" {label}" if label else ""
@@ -96,9 +94,7 @@ def summarization(
     article = clean_caption(require(record, "text"), config.max_article_tokens)
     if not article:
         raise BadRecord(f"record {record.get('id', '?')}: its text is empty")
-    summary = clean_caption(
-        require(record, "summary", config) or "", config.max_summary_words
-    )
+    summary = clean_caption(require(record, "summary", config) or "", config.max_summary_words)
     instruction = prompts.SUMMARIZATION.format(article=article.replace("<unk>", "unk"))
     ids = vocabulary.encode(instruction, max_length=config.max_article_tokens)
     answer = f" {summary.replace('<unk>', 'unk')}" if summary else ""

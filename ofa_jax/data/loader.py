@@ -53,8 +53,10 @@ class Steps:
             reasons = [reason for _, reason in made if reason]
             # A host may own few rows, and those may be bad by chance. Asking for the whole step
             # only then costs nothing, and all hosts come to the same verdict.
-            if len(reasons) == len(made) and size > 1 and all(
-                rows[row][1] for row in range(step * size, (step + 1) * size)
+            if (
+                len(reasons) == len(made)
+                and size > 1
+                and all(rows[row][1] for row in range(step * size, (step + 1) * size))
             ):
                 raise ValueError(
                     f"Every record of step {step} in stream {rows.stream.name!r} is bad, e.g. "
@@ -261,7 +263,7 @@ def task_names(
     names: dict[str, None] = {}
     for stream in streams:
         rated = tasks.get(stream.name)
-        names.update(dict.fromkeys(
-            [task.name for task in rated] if rated else [stream.mixture_or_task_name]
-        ))
+        names.update(
+            dict.fromkeys([task.name for task in rated] if rated else [stream.mixture_or_task_name])
+        )
     return tuple(names)

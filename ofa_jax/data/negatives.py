@@ -34,7 +34,8 @@ class NegativePool:
         """The last type that lists an answer; "other" is none, as in the original's table."""
         return {
             answer: kind
-            for kind, answers in self.answers_by_type.items() if kind != OTHER
+            for kind, answers in self.answers_by_type.items()
+            if kind != OTHER
             for answer in answers
         }
 
@@ -48,9 +49,7 @@ class NegativePool:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def choose_other(
-    choices: Sequence[str], taken: str, rng: np.random.Generator
-) -> str | None:
+def choose_other(choices: Sequence[str], taken: str, rng: np.random.Generator) -> str | None:
     """One of `choices` that is not `taken`; None if there is no other.
 
     A draw of `taken` moves on to the choice behind it. (The original never draws the last choice

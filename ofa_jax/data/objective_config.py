@@ -84,8 +84,9 @@ class ObjectiveConfig:
                     f"{name} {getattr(self, name)} must lie between 0 and 1: it is a share."
                 )
         if self.negatives is not None:
-            refuse_unknown("question_weights", self.question_weights,
-                           self.negatives.answers_by_type)
+            refuse_unknown(
+                "question_weights", self.question_weights, self.negatives.answers_by_type
+            )
         for kind, weight in self.question_weights.items():
             if not 0.0 <= weight < math.inf:
                 raise ValueError(

@@ -180,9 +180,7 @@ def grounded_captioning(
     )
 
 
-def _pair_image(
-    record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> np.ndarray:
+def _pair_image(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> np.ndarray:
     """Resizes, crops the middle, augments: uint8 [image_size, image_size, 3]."""
     image, _ = images.resize(
         fields.image(record), images.NO_BOXES, _resize_draw(rng, config), config.resize_max_size
@@ -310,9 +308,7 @@ def text_infilling(
         framed, vocabulary.whole_word_starts, vocabulary.mask_id, rng, config.mask_ratio
     )
     before, after = prompts.TEXT_INFILLING
-    return make_example(
-        vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT
-    )
+    return make_example(vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT)
 
 
 def _pool(config: ObjectiveConfig) -> negatives.NegativePool:

@@ -33,18 +33,27 @@ _PAIR = {"id": "string", "image": "bytes", "data_set": "string", "object_labels"
 FIELDS_OF_TYPE: Mapping[str, Mapping[str, str]] = {
     CAPTION: {**_PAIR, "captions": "strings"},
     QUESTION: {
-        **_PAIR, "questions": "strings", "answers": "strings", "answer_confidences": "floats"},
+        **_PAIR,
+        "questions": "strings",
+        "answers": "strings",
+        "answer_confidences": "floats",
+    },
     REGION: {**_PAIR, "phrases": "strings", "phrase_boxes": "boxes"},
 }
 """Type of a vision-language record -> its fields and how they are stored."""
 
 FIELDS_OF_FILE: Mapping[str, Mapping[str, str]] = {
     "vision_language": {
-        name: kind for fields in FIELDS_OF_TYPE.values() for name, kind in fields.items()},
+        name: kind for fields in FIELDS_OF_TYPE.values() for name, kind in fields.items()
+    },
     "text": {"id": "string", "text": "string"},
     "images": {"id": "string", "image": "bytes", "codes": "ints"},
     "detection": {
-        "id": "string", "image": "bytes", "object_labels": "strings", "object_boxes": "boxes"},
+        "id": "string",
+        "image": "bytes",
+        "object_labels": "strings",
+        "object_boxes": "boxes",
+    },
 }
 """Kind of file -> all fields of its records."""
 
@@ -98,8 +107,9 @@ class StoredRecords:
         # Opens its files lazily, once per process, and is safe to use from several threads.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        return ArrayRecordDataSource(sorted(
-            str(path) for path in pathlib.Path(self.directory).glob("*.array_record-*-of-*")))
+        return ArrayRecordDataSource(
+            sorted(str(path) for path in pathlib.Path(self.directory).glob("*.array_record-*-of-*"))
+        )
 
     @functools.cached_property
     def _types(self) -> np.ndarray | None:

@@ -28,13 +28,20 @@ PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
 CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
 
 FILE_OF_KIND: Mapping[str, str] = {
-    "captions": "vision_language", "questions": "vision_language", "regions": "vision_language",
-    "pairs": "vision_language", "text": "text", "images": "images", "objects": "detection",
+    "captions": "vision_language",
+    "questions": "vision_language",
+    "regions": "vision_language",
+    "pairs": "vision_language",
+    "text": "text",
+    "images": "images",
+    "objects": "detection",
 }
 """Kind of record -> the kind of file that has it."""
 
 TYPES_OF_KIND: Mapping[str, tuple[str, ...]] = {
-    "captions": (CAPTION,), "questions": (QUESTION,), "regions": (REGION,),
+    "captions": (CAPTION,),
+    "questions": (QUESTION,),
+    "regions": (REGION,),
     "pairs": (CAPTION, QUESTION),
 }
 """Kind of record -> types of lines in a vision-language file."""
@@ -99,8 +106,9 @@ class OfaTsv:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits of any kind of file."""
-        return tuple(dict.fromkeys(
-            split for kind in PRETRAINING_FILES for split in self._files(kind)))
+        return tuple(
+            dict.fromkeys(split for kind in PRETRAINING_FILES for split in self._files(kind))
+        )
 
     def records(self, kind: str, split: str) -> TsvRecords:
         """The records of one of the kinds of `records.RECORD_FIELDS`.
@@ -127,8 +135,12 @@ class OfaTsv:
                 "PretrainingSettings.rates = {'image_text_matching': 0}."
             )
         records = TsvRecords.open(
-            files[split], file_kind, self.selected_cols.get(file_kind), self.index_dir,
-            TYPES_OF_KIND.get(kind), with_faulty=kind == "pairs",
+            files[split],
+            file_kind,
+            self.selected_cols.get(file_kind),
+            self.index_dir,
+            TYPES_OF_KIND.get(kind),
+            with_faulty=kind == "pairs",
         )
         if not len(records):
             raise ValueError(
@@ -145,9 +157,13 @@ class OfaTsv:
 
 
 _OBJECTIVES_OF_KIND = {
-    "captions": ("image_captioning",), "questions": ("visual_question_answering",),
-    "pairs": ("image_text_matching",), "regions": ("visual_grounding", "grounded_captioning"),
-    "objects": ("object_detection",), "images": ("image_infilling",), "text": ("text_infilling",),
+    "captions": ("image_captioning",),
+    "questions": ("visual_question_answering",),
+    "pairs": ("image_text_matching",),
+    "regions": ("visual_grounding", "grounded_captioning"),
+    "objects": ("object_detection",),
+    "images": ("image_infilling",),
+    "text": ("text_infilling",),
 }
 
 

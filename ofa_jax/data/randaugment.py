@@ -52,9 +52,7 @@ def _equalize_table(histogram: np.ndarray) -> np.ndarray | None:
     return (np.cumsum(before) // step).clip(0, 255)
 
 
-def _per_channel(
-    image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]
-) -> np.ndarray:
+def _per_channel(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
     """Looks each channel up in the table that its histogram gives; one without a table stays."""
     tables = np.empty((256, 1, image.shape[-1]), np.uint8)
     for channel in range(image.shape[-1]):
@@ -87,9 +85,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _affine(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
-    return cv2.warpAffine(
-        image, matrix, (width, height), borderValue=FILL, flags=cv2.INTER_LINEAR
-    )
+    return cv2.warpAffine(image, matrix, (width, height), borderValue=FILL, flags=cv2.INTER_LINEAR)
 
 
 def shear_x(image: np.ndarray, factor: float) -> np.ndarray:

@@ -138,9 +138,7 @@ def make_row(
     return to_features(example, stream, task_id, rng), None
 
 
-def make_example(
-    task: RatedTask, index: int, rng: np.random.Generator
-) -> tuple[Record, Example]:
+def make_example(task: RatedTask, index: int, rng: np.random.Generator) -> tuple[Record, Example]:
     """A record and what its task makes of it.
 
     Raises:

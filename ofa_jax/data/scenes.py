@@ -1,10 +1,10 @@
 """Scenes, the embedded data set, as a DataSet: what `python -m tools.build_scenes` has written.
 
-    <data_dir>/scenes/scenes.json            options, counts and versions; written last
-    <data_dir>/scenes/pictures/1.1.0/        TFDS, parquet: pictures and what is true of them
-    <data_dir>/scenes/text/1.1.0/            TFDS, parquet: sentences
-    <data_dir>/scenes/vocabulary.json        byte-level BPE (`tokenizers` format)
-    <data_dir>/scenes/codebook.npz           PatchCodebook
+<data_dir>/scenes/scenes.json            options, counts and versions; written last
+<data_dir>/scenes/pictures/1.1.0/        TFDS, parquet: pictures and what is true of them
+<data_dir>/scenes/text/1.1.0/            TFDS, parquet: sentences
+<data_dir>/scenes/vocabulary.json        byte-level BPE (`tokenizers` format)
+<data_dir>/scenes/codebook.npz           PatchCodebook
 """
 
 import collections
@@ -25,12 +25,20 @@ MARKER = "scenes.json"
 VERSION = "1.1.0"
 SPLITS = ("train", "validation", "test", "test_shifted")
 
-_REGIONS = {"phrases": "strings", "phrase_boxes": "boxes",
-            "true_phrases": "strings", "true_phrase_boxes": "boxes"}
+_REGIONS = {
+    "phrases": "strings",
+    "phrase_boxes": "boxes",
+    "true_phrases": "strings",
+    "true_phrase_boxes": "boxes",
+}
 _OBJECTS = {"object_labels": "strings", "object_boxes": "boxes"}
 _CAPTIONS = {"captions": "strings", "negative_captions": "strings"}
-_QUESTIONS = {"questions": "strings", "answers": "strings", "answer_types": "strings",
-              "answer_confidences": "floats"}
+_QUESTIONS = {
+    "questions": "strings",
+    "answers": "strings",
+    "answer_types": "strings",
+    "answer_confidences": "floats",
+}
 _PICTURE = {"id": "string", "image": "bytes"}
 # Kind of record -> its fields. Matching asks about captions and questions.
 _FIELDS = {
@@ -105,7 +113,8 @@ class Scenes:
         _one_of("split", split, SPLITS)
         config = "text" if kind == "text" else "pictures"
         return TfdsParquetRecords.from_directory(
-            self.directory / config / VERSION, split, _FIELDS[kind])
+            self.directory / config / VERSION, split, _FIELDS[kind]
+        )
 
     def negatives(self) -> "NegativePool":
         """What matching draws wrong captions, names and answers from: the training scenes."""
@@ -121,7 +130,8 @@ class Scenes:
 
         num_codes = self.description["options"]["num_codes"]
         return OFAVocabulary.from_tokenizer_json(
-            self.vocabulary_path, num_codes=num_codes, num_bins=num_bins)
+            self.vocabulary_path, num_codes=num_codes, num_bins=num_bins
+        )
 
 
 def _one_of(what: str, name: str, names: tuple[str, ...]) -> None:

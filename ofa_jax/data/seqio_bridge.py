@@ -368,9 +368,17 @@ def examples_in_order(
       split: of its data.
       seed: of preprocessors that draw.
     """
-    return find(name).get_dataset(
-        dict(lengths), split, shuffle=False, seed=seed, trim_output_features=False,
-    ).as_numpy_iterator()
+    return (
+        find(name)
+        .get_dataset(
+            dict(lengths),
+            split,
+            shuffle=False,
+            seed=seed,
+            trim_output_features=False,
+        )
+        .as_numpy_iterator()
+    )
 
 
 def sequential_batches(

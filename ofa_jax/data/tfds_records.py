@@ -42,9 +42,7 @@ class ClassifiedImage:
     class_names: tuple[str, ...]
 
     def __call__(self, example: Example) -> Record:
-        record = {
-            "id": text(example.get("file_name", b"")), "image": _encoded(example["image"])
-        }
+        record = {"id": text(example.get("file_name", b"")), "image": _encoded(example["image"])}
         label = int(example["label"])
         if label < 0:
             return record
@@ -84,8 +82,10 @@ def _encoded(image: Any) -> bytes:
 
 
 _MNLI_SPLITS = {
-    "validation": "validation_matched", "validation_mismatched": "validation_mismatched",
-    "test": "test_matched", "test_mismatched": "test_mismatched",
+    "validation": "validation_matched",
+    "validation_mismatched": "validation_mismatched",
+    "test": "test_matched",
+    "test_mismatched": "test_mismatched",
 }
 # Not the order of the original's own files.
 _ENTAILMENT = ("yes", "no")
@@ -121,8 +121,11 @@ class TfdsForm:
 
             decoders = {"image": tfds.decode.SkipDecoding()}
         return TfdsRecords(
-            name or self.name, self.splits.get(split, split), to_record or self.to_record,
-            data_dir, decoders,
+            name or self.name,
+            self.splits.get(split, split),
+            to_record or self.to_record,
+            data_dir,
+            decoders,
         )
 
 
@@ -138,8 +141,7 @@ FORMS: Mapping[str, TfdsForm] = {
     "sst2": _glue("sst2", ("sentence",), ("negative", "positive")),
     "mrpc": _glue("mrpc", ("sentence1", "sentence2"), ("no", "yes")),
     "qqp": _glue("qqp", ("question1", "question2"), ("no", "yes")),
-    "mnli": _glue(
-        "mnli", ("premise", "hypothesis"), ("yes", "maybe", "no"), splits=_MNLI_SPLITS),
+    "mnli": _glue("mnli", ("premise", "hypothesis"), ("yes", "maybe", "no"), splits=_MNLI_SPLITS),
     "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
     "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
 }

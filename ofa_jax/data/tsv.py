@@ -216,8 +216,12 @@ _OPENING = threading.Lock()
 @functools.lru_cache(maxsize=64)
 def _open(file: TsvFile, size: int, mtime_ns: int) -> OpenTsv:
     index_path = file.index_path
-    wanted = {"size": size, "mtime_ns": mtime_ns, "key_column": file.key_column,
-              "skip_blank": file.skip_blank}
+    wanted = {
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "key_column": file.key_column,
+        "skip_blank": file.skip_blank,
+    }
     found = _read_header(index_path, wanted)
     if found is None:
         build_index(file)
@@ -299,9 +303,13 @@ def _read_lines(file: TsvFile, lines: BinaryIO) -> tuple[dict, tuple[array.array
         raise ValueError(f"The file {file.path} has only blank lines.")
     starts.append(position)
     header = {
-        "format": _FORMAT, "size": position, "mtime_ns": stat.st_mtime_ns,
-        "num_lines": len(widths), "num_columns": usual.most_common(1)[0][0],
-        "key_column": file.key_column, "skip_blank": file.skip_blank,
+        "format": _FORMAT,
+        "size": position,
+        "mtime_ns": stat.st_mtime_ns,
+        "num_lines": len(widths),
+        "num_columns": usual.most_common(1)[0][0],
+        "key_column": file.key_column,
+        "skip_blank": file.skip_blank,
         "keys": [key.decode("utf-8", "replace") for key in keys],
     }
     return header, (starts, widths, codes)
@@ -324,7 +332,8 @@ def _atomic(file: TsvFile) -> Iterator:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed below
-            dir=target.parent, prefix=f".{target.name}-", delete=False)
+            dir=target.parent, prefix=f".{target.name}-", delete=False
+        )
     except OSError as error:
         raise OSError(
             f"The index of {file.path} cannot be written to {target.parent} ({error.strerror}): "
@@ -357,5 +366,6 @@ class _Progress:
             f"Indexing {self._path}: {position / 1e9:.1f} of {self._size / 1e9:.1f} GB, "
             f"{num_lines:,} lines, {speed / 1e6:.0f} MB/s, "
             f"{(self._size - position) / speed:.0f} s left.",
-            file=sys.stderr, flush=True,
+            file=sys.stderr,
+            flush=True,
         )

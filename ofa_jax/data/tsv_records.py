@@ -1,7 +1,7 @@
 """Records of TSV files with random access: chosen lines, selected columns, a parser for the layout.
 
-    TsvRecords.open("vqa_train.tsv", "vqa")[0]
-    TsvRecords.open("pairs-*.tsv", "vision_language", types=("visual_grounding",))[0]
+TsvRecords.open("vqa_train.tsv", "vqa")[0]
+TsvRecords.open("pairs-*.tsv", "vision_language", types=("visual_grounding",))[0]
 """
 
 import dataclasses
@@ -170,7 +170,7 @@ def count_types(opened: OpenTsv) -> dict[str, int]:
     whole = opened.key_codes[~opened.torn()]
     counts = np.bincount(whole, minlength=256)
     found = {key: int(counts[code]) for code, key in enumerate(opened.keys) if counts[code]}
-    if others := int(counts[len(opened.keys):].sum()):
+    if others := int(counts[len(opened.keys) :].sum()):
         found["others"] = others
     if torn := len(opened) - len(whole):
         found["torn"] = torn
@@ -193,8 +193,13 @@ def _describe(opened: OpenTsv) -> Mapping[str, int]:
     counts = count_types(opened)
     faulty = set(counts) - set(PAIR_TYPES)
     log = logging.warning if faulty else logging.info
-    log("%s has %s of %s lines%s.", opened.path, _listed(counts), f"{len(opened):,}",
-        "; torn lines and unknown types will be skipped" if faulty else "")
+    log(
+        "%s has %s of %s lines%s.",
+        opened.path,
+        _listed(counts),
+        f"{len(opened):,}",
+        "; torn lines and unknown types will be skipped" if faulty else "",
+    )
     return counts
 
 
@@ -202,9 +207,7 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {kind[:40]!r}" for kind, count in list(counts.items())[:8])
 
 
-def parse_selected_cols(
-    layout: str, selected_cols: str | Sequence[int] | None
-) -> tuple[int, ...]:
+def parse_selected_cols(layout: str, selected_cols: str | Sequence[int] | None) -> tuple[int, ...]:
     """The original's `selected_cols` as numbers; the layout's own where nothing is given.
 
     Raises:

@@ -152,12 +152,11 @@ def pair(row: Row) -> Record:
     if kind == QUESTION:
         answer, confidence = _best(answers(row, "refs"), "refs")
         return record | {
-            "questions": [some_text(row, "question")], "answers": [answer],
+            "questions": [some_text(row, "question")],
+            "answers": [answer],
             "answer_confidences": [confidence],
         }
-    return record | {
-        "phrases": [some_text(row, "caption")], "phrase_boxes": box(row, "refs")
-    }
+    return record | {"phrases": [some_text(row, "caption")], "phrase_boxes": box(row, "refs")}
 
 
 def plain_text(row: Row) -> Record:
@@ -198,9 +197,7 @@ def captioned_image(row: Row) -> Record:
     captions = parts(row, "captions")
     if not captions:
         raise BadLine("empty text", "it has no captions")
-    return {
-        "id": text(row, "id"), "image": decode_base64(row["image"]), "captions": captions
-    }
+    return {"id": text(row, "id"), "image": decode_base64(row["image"]), "captions": captions}
 
 
 def answered_question(row: Row) -> Record:
@@ -219,27 +216,31 @@ def answered_question(row: Row) -> Record:
         return record
     answer, confidence = _best(found, "answers")
     return record | {
-        "answers": [answer], "answer_confidences": [confidence],
-        "reference_answers": list(found), "reference_confidences": list(found.values()),
+        "answers": [answer],
+        "answer_confidences": [confidence],
+        "reference_answers": list(found),
+        "reference_confidences": list(found.values()),
     }
 
 
 def region(row: Row) -> Record:
     """A phrase and its box."""
     return {
-        "id": text(row, "id"), "image": decode_base64(row["image"]),
-        "phrases": [some_text(row, "phrase")], "phrase_boxes": box(row, "box"),
+        "id": text(row, "id"),
+        "image": decode_base64(row["image"]),
+        "phrases": [some_text(row, "phrase")],
+        "phrase_boxes": box(row, "box"),
     }
 
 
 def entailment(row: Row) -> Record:
     """Whether a picture with its premise implies a hypothesis; the label is the answer."""
     return {
-        "id": text(row, "id"), "image": decode_base64(row["image"]),
-        "hypothesis": some_text(row, "hypothesis"), "premise": text(row, "premise"),
-        "label": _label(
-            row, {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
-        ),
+        "id": text(row, "id"),
+        "image": decode_base64(row["image"]),
+        "hypothesis": some_text(row, "hypothesis"),
+        "premise": text(row, "premise"),
+        "label": _label(row, {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}),
     }
 
 
@@ -251,7 +252,8 @@ def classified_image(row: Row) -> Record:
 def coded_caption(row: Row) -> Record:
     """A caption and the codes of its whole picture."""
     return {
-        "id": text(row, "id"), "captions": [some_text(row, "caption")],
+        "id": text(row, "id"),
+        "captions": [some_text(row, "caption")],
         "codes": codes(row, "codes"),
     }
 
@@ -287,17 +289,22 @@ LAYOUTS: Mapping[str, Layout] = {
     # Pretraining.
     "vision_language": Layout(
         ("id", "image", "caption", "question", "refs", "objects", "data_set", "type"),
-        (0, 1, 2, 3, 4, 5, 6, 7), pair, key="type"),
+        (0, 1, 2, 3, 4, 5, 6, 7),
+        pair,
+        key="type",
+    ),
     "text": Layout(("id", "text"), (0, 1), plain_text),
     "images": Layout(("id", "image", "codes"), (0, 1, 2), coded_image),
     "detection": Layout(("id", "image", "objects"), (0, 1, 2), objects),
     # Downstream.
     "caption": Layout(("id", "image", "captions"), (0, 4, 2), captioned_image),
     "vqa": Layout(
-        ("id", "image", "question", "answers", "objects"), (0, 5, 2, 3, 4), answered_question),
+        ("id", "image", "question", "answers", "objects"), (0, 5, 2, 3, 4), answered_question
+    ),
     "refcoco": Layout(("id", "image", "phrase", "box"), (0, 4, 2, 3), region),
     "snli_ve": Layout(
-        ("id", "image", "hypothesis", "premise", "label"), (0, 2, 3, 4, 5), entailment),
+        ("id", "image", "hypothesis", "premise", "label"), (0, 2, 3, 4, 5), entailment
+    ),
     "imagenet": Layout(("image", "label"), (0, 2), classified_image),
     "text_to_image": Layout(("id", "caption", "codes"), (0, 2, 1), coded_caption),
     "gigaword": Layout(("text", "summary"), (0, 1), article),
@@ -306,8 +313,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "sst2": _glue(("sentence",), (0, 1), {"0": "negative", "1": "positive"}),
     "mrpc": _glue(("sentence1", "sentence2"), (0, 1, 2), _NO_YES),
     "qqp": _glue(("question1", "question2"), (3, 4, 5), _NO_YES),
-    "mnli": _glue(
-        ("premise", "hypothesis"), (0, 1, 2), {"0": "maybe", "1": "yes", "2": "no"}),
+    "mnli": _glue(("premise", "hypothesis"), (0, 1, 2), {"0": "maybe", "1": "yes", "2": "no"}),
     "qnli": _glue(("question", "sentence"), (1, 2, 3), _NO_YES | _NOT_ENTAILED),
     "rte": _glue(("sentence1", "sentence2"), (1, 2, 3), _NOT_ENTAILED),
 }

@@ -17,8 +17,9 @@ def start(batch_size: int, beams: int) -> jax.Array:
     return jnp.full((batch_size, beams), -jnp.inf).at[:, 0].set(0.0)
 
 
-def select(log_probs: jax.Array, growing: Growing, finished: Hypotheses, numbers: Numbers
-           ) -> tuple[Choice, Hypotheses]:
+def select(
+    log_probs: jax.Array, growing: Growing, finished: Hypotheses, numbers: Numbers
+) -> tuple[Choice, Hypotheses]:
     """One step.
 
     Args:
@@ -34,13 +35,21 @@ def select(log_probs: jax.Array, growing: Growing, finished: Hypotheses, numbers
     # The best of each hypothesis first: the best of all are among them.
     scores, tokens = jax.lax.top_k(log_probs, 2 * beams)
     totals, best = jax.lax.top_k(
-        (growing.totals[..., None] + scores).reshape(batch_size, -1), 2 * beams)
+        (growing.totals[..., None] + scores).reshape(batch_size, -1), 2 * beams
+    )
     scores, tokens = (pick(x.reshape(batch_size, -1), best) for x in (scores, tokens))
     parents = best // (2 * beams)
 
     ends = (tokens == EOS) & jnp.isfinite(totals)  # [B, 2 G]
-    finished = _finish(finished, ends[:, :beams], parents[:, :beams], scores[:, :beams],
-                       totals[:, :beams], growing, numbers)
+    finished = _finish(
+        finished,
+        ends[:, :beams],
+        parents[:, :beams],
+        scores[:, :beams],
+        totals[:, :beams],
+        growing,
+        numbers,
+    )
     goes_on = jnp.argsort(ends, axis=1)[:, :beams]  # stable: the best that do not end
     return Choice(*(pick(x, goes_on) for x in (tokens, scores, parents))), finished
 
@@ -60,10 +69,13 @@ def _finish(finished, ends, parents, scores, totals, growing, numbers) -> Hypoth
         tokens=of_source(growing.written, EOS),
         scores=pick(totals, source) / length.astype(jnp.float32) ** numbers.length_penalty,
         lengths=jnp.broadcast_to(length, filled.shape),
-        token_scores=of_source(growing.token_scores, pick(scores, source)))
+        token_scores=of_source(growing.token_scores, pick(scores, source)),
+    )
     return jax.tree.map(
         lambda new, old: jnp.where(filled.reshape(*filled.shape, *[1] * (old.ndim - 2)), new, old),
-        new, finished)
+        new,
+        finished,
+    )
 
 
 def running(growing: Growing, finished: Hypotheses) -> jax.Array:

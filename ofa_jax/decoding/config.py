@@ -59,45 +59,68 @@ class DecodingConfig:
 
     def __post_init__(self):
         if self.method not in ("beam", "sample"):
-            raise ValueError(f"DecodingConfig.method is {self.method!r}; use 'beam' (greedy is "
-                             "beam_size = 1) or 'sample'.")
-        for name, least in (("beam_size", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0),
-                            ("max_length_per_source_token", 0), ("no_repeat_ngram_size", 0)):
+            raise ValueError(
+                f"DecodingConfig.method is {self.method!r}; use 'beam' (greedy is "
+                "beam_size = 1) or 'sample'."
+            )
+        for name, least in (
+            ("beam_size", 1),
+            ("max_length", 0),
+            ("min_length", 0),
+            ("top_k", 0),
+            ("max_length_per_source_token", 0),
+            ("no_repeat_ngram_size", 0),
+        ):
             if getattr(self, name) < least:
-                raise ValueError(f"DecodingConfig.{name} is {getattr(self, name)}; it must be at "
-                                 f"least {least}.")
+                raise ValueError(
+                    f"DecodingConfig.{name} is {getattr(self, name)}; it must be at least {least}."
+                )
         if self.temperature <= 0:
-            raise ValueError(f"DecodingConfig.temperature is {self.temperature}; it must be "
-                             "positive. For the most probable token use method = 'beam' with "
-                             "beam_size = 1.")
+            raise ValueError(
+                f"DecodingConfig.temperature is {self.temperature}; it must be "
+                "positive. For the most probable token use method = 'beam' with "
+                "beam_size = 1."
+            )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"DecodingConfig.top_p is {self.top_p}; a probability above 0 and at "
-                             "most 1 is wanted.")
+            raise ValueError(
+                f"DecodingConfig.top_p is {self.top_p}; a probability above 0 and at "
+                "most 1 is wanted."
+            )
         if self.method == "beam" and (self.top_k or self.top_p < 1):
-            raise ValueError("DecodingConfig.top_k and top_p are for sampling; set method = "
-                             "'sample', or leave them at 0 and 1.")
+            raise ValueError(
+                "DecodingConfig.top_k and top_p are for sampling; set method = "
+                "'sample', or leave them at 0 and 1."
+            )
         if self.constraint_range is not None:
             # gin hands lists over; a tuple keeps the config hashable.
             object.__setattr__(self, "constraint_range", tuple(self.constraint_range))
             if len(self.constraint_range) != 2 or not (
-                    len(SPECIAL_SYMBOLS) <= self.constraint_range[0] < self.constraint_range[1]):
+                len(SPECIAL_SYMBOLS) <= self.constraint_range[0] < self.constraint_range[1]
+            ):
                 raise ValueError(
                     f"DecodingConfig.constraint_range is {self.constraint_range}; give the first "
                     f"id and the one behind the last, e.g. ({len(SPECIAL_SYMBOLS)}, 100). Special "
-                    "symbols are always allowed.")
+                    "symbols are always allowed."
+                )
 
     def check(self, model: OFAConfig) -> None:
         """Raises ValueError where a model cannot do what is asked."""
         if self.method == "beam" and 2 * self.beam_size >= model.vocab_size:
-            raise ValueError(f"DecodingConfig.beam_size {self.beam_size} needs more than "
-                             f"{2 * self.beam_size} tokens; the vocabulary has "
-                             f"{model.vocab_size}.")
+            raise ValueError(
+                f"DecodingConfig.beam_size {self.beam_size} needs more than "
+                f"{2 * self.beam_size} tokens; the vocabulary has "
+                f"{model.vocab_size}."
+            )
         if self.top_k > model.vocab_size:
-            raise ValueError(f"DecodingConfig.top_k is {self.top_k}; the vocabulary has only "
-                             f"{model.vocab_size} tokens.")
+            raise ValueError(
+                f"DecodingConfig.top_k is {self.top_k}; the vocabulary has only "
+                f"{model.vocab_size} tokens."
+            )
         if self.constraint_range is not None and self.constraint_range[1] > model.vocab_size:
-            raise ValueError(f"DecodingConfig.constraint_range {self.constraint_range} leaves the "
-                             f"vocabulary of {model.vocab_size} tokens.")
+            raise ValueError(
+                f"DecodingConfig.constraint_range {self.constraint_range} leaves the "
+                f"vocabulary of {model.vocab_size} tokens."
+            )
 
     def longest(self, source_length: int, model: OFAConfig) -> int:
         """Longest answer, in tokens, to instructions of so many.
@@ -106,11 +129,17 @@ class DecodingConfig:
           ValueError: if the model has no positions for it, or if it is below `min_length`.
         """
         longest = int(self.max_length_per_source_token * source_length + self.max_length)
-        check_length(longest + 1, "the answer with its eos", model.max_target_positions,
-                     "reduce DecodingConfig.max_length")
+        check_length(
+            longest + 1,
+            "the answer with its eos",
+            model.max_target_positions,
+            "reduce DecodingConfig.max_length",
+        )
         if longest < self.min_length:
-            raise ValueError(f"DecodingConfig.min_length {self.min_length} is more than the "
-                             f"longest answer, {longest} tokens.")
+            raise ValueError(
+                f"DecodingConfig.min_length {self.min_length} is more than the "
+                f"longest answer, {longest} tokens."
+            )
         return longest
 
     def replace(self, **overrides: Any) -> "DecodingConfig":
@@ -122,14 +151,21 @@ class DecodingConfig:
         """What may change without compiling anew."""
         # Dividing by length ** 0 is not dividing.
         penalty = self.length_penalty if self.normalize_scores else 0.0
-        return Numbers(np.int32(self.min_length), *(
-            np.float32(x) for x in (penalty, self.temperature, self.unk_penalty)))
+        return Numbers(
+            np.int32(self.min_length),
+            *(np.float32(x) for x in (penalty, self.temperature, self.unk_penalty)),
+        )
 
     @property
     def structure(self) -> "DecodingConfig":
         """The same for all configurations that share a compiled program."""
-        return self.replace(min_length=0, length_penalty=0.0, normalize_scores=False,
-                            temperature=1.0, unk_penalty=0.0)
+        return self.replace(
+            min_length=0,
+            length_penalty=0.0,
+            normalize_scores=False,
+            temperature=1.0,
+            unk_penalty=0.0,
+        )
 
 
 @flax.struct.dataclass

@@ -97,7 +97,8 @@ class Constraints:
         if self.config.constraint_range is not None:
             first, end = self.config.constraint_range
             return (vocabulary < len(SPECIAL_SYMBOLS)) | (
-                (first <= vocabulary) & (vocabulary < end))
+                (first <= vocabulary) & (vocabulary < end)
+            )
         if self.trie is None:
             return None
         allowed = self.trie.allowed(growing.nodes)

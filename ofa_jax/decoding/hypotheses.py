@@ -13,8 +13,12 @@ from ofa_jax.model.cache import DecoderCache
 from ofa_jax.model.layers import constrain
 from ofa_jax.vocabulary import OFAVocabulary
 
-BOS, PAD, EOS, UNK = (OFAVocabulary.bos_id, OFAVocabulary.pad_id, OFAVocabulary.eos_id,
-                      OFAVocabulary.unk_id)
+BOS, PAD, EOS, UNK = (
+    OFAVocabulary.bos_id,
+    OFAVocabulary.pad_id,
+    OFAVocabulary.eos_id,
+    OFAVocabulary.unk_id,
+)
 
 
 @flax.struct.dataclass
@@ -41,7 +45,8 @@ class Hypotheses:
             tokens=constrain(jnp.full((*shape, length), PAD, jnp.int32), "batch", None, None),
             scores=constrain(jnp.full(shape, -jnp.inf), "batch", None),
             lengths=constrain(jnp.zeros(shape, jnp.int32), "batch", None),
-            token_scores=constrain(jnp.zeros((*shape, length)), "batch", None, None))
+            token_scores=constrain(jnp.zeros((*shape, length)), "batch", None, None),
+        )
 
     @property
     def there(self) -> jax.Array:
@@ -100,8 +105,10 @@ class Growing:
             token_scores=constrain(jnp.zeros((*totals.shape, length)), "batch", None, None),
             totals=constrain(totals, "batch", None),
             cache=cache,
-            nodes=None if trie is None else constrain(
-                jnp.zeros(totals.shape, jnp.int32), "batch", None))
+            nodes=None
+            if trie is None
+            else constrain(jnp.zeros(totals.shape, jnp.int32), "batch", None),
+        )
 
     @property
     def newest(self) -> jax.Array:
@@ -116,15 +123,24 @@ class Growing:
     def extend(self, choice: Choice, nodes: jax.Array | None) -> "Growing":
         """One token longer; `nodes` are those of the new hypotheses."""
         tokens, token_scores, totals, cache = (
-            self.tokens, self.token_scores, self.totals, self.cache)
+            self.tokens,
+            self.token_scores,
+            self.totals,
+            self.cache,
+        )
         if choice.parents is not None:
             tokens, token_scores, totals = (
-                pick(x, choice.parents) for x in (tokens, token_scores, totals))
+                pick(x, choice.parents) for x in (tokens, token_scores, totals)
+            )
             cache = cache.reorder(choice.parents)
         return Growing(
-            self.step + 1, tokens.at[:, :, self.step + 1].set(choice.tokens),
+            self.step + 1,
+            tokens.at[:, :, self.step + 1].set(choice.tokens),
             token_scores.at[:, :, self.step].set(choice.token_scores),
-            totals + choice.token_scores, cache, nodes)
+            totals + choice.token_scores,
+            cache,
+            nodes,
+        )
 
 
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:

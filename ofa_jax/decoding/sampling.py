@@ -16,8 +16,9 @@ def start(batch_size: int, samples: int) -> jax.Array:
     return jnp.zeros((batch_size, samples))
 
 
-def select(log_probs: jax.Array, growing: Growing, config: DecodingConfig, key: jax.Array
-           ) -> Choice:
+def select(
+    log_probs: jax.Array, growing: Growing, config: DecodingConfig, key: jax.Array
+) -> Choice:
     """One step: float32 [B, G, V] to a token of each hypothesis; padding behind eos."""
     key = jax.random.fold_in(key, growing.step)
     ended = _ended(growing)
@@ -54,5 +55,8 @@ def results(growing: Growing, numbers: Numbers) -> Hypotheses:
     lengths = jnp.where(there, (tokens != PAD).sum(axis=-1), 0)
     penalty = jnp.maximum(lengths, 1).astype(jnp.float32) ** numbers.length_penalty
     return Hypotheses(
-        jnp.where(there[..., None], tokens, PAD), growing.totals / penalty, lengths,
-        jnp.where(there[..., None], growing.token_scores, 0.0))
+        jnp.where(there[..., None], tokens, PAD),
+        growing.totals / penalty,
+        lengths,
+        jnp.where(there[..., None], growing.token_scores, 0.0),
+    )

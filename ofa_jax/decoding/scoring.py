@@ -36,9 +36,13 @@ class Candidates:
     lengths: jax.Array
 
 
-def make_scorer(model: OFA, answers: Sequence[Sequence[int]], trie: Trie | None = None,
-                candidates_at_once: int = 32, restrict: bool = True
-                ) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+def make_scorer(
+    model: OFA,
+    answers: Sequence[Sequence[int]],
+    trie: Trie | None = None,
+    candidates_at_once: int = 32,
+    restrict: bool = True,
+) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
     """A function that scores all answers for every example of a batch.
 
     Args:
@@ -70,11 +74,16 @@ def make_scorer(model: OFA, answers: Sequence[Sequence[int]], trie: Trie | None 
         batch = read_by_decoders(batch)
         prefix = batch.get("decoder_prefix_tokens")
         length = longest + (0 if prefix is None else prefix.shape[1])
-        check_length(length, "the longest answer with prefix and eos",
-                     model.config.max_target_positions, "leave it out")
+        check_length(
+            length,
+            "the longest answer with prefix and eos",
+            model.config.max_target_positions,
+            "leave it out",
+        )
         check_prefix(batch, length, model)
-        return _program(variables, batch, candidates, places, trie if restrict else None,
-                        model=model)
+        return _program(
+            variables, batch, candidates, places, trie if restrict else None, model=model
+        )
 
     return score
 
@@ -85,7 +94,7 @@ def _in_batches(answers: Sequence[Sequence[int]], size: int) -> tuple[Candidates
     padded = np.concatenate([order, np.full(-len(order) % size, order[-1])])
     tokens = np.full((len(padded), max(map(len, answers)) + 1), PAD, np.int32)
     for row, index in enumerate(padded):
-        tokens[row, :len(answers[index])] = answers[index]
+        tokens[row, : len(answers[index])] = answers[index]
         tokens[row, len(answers[index])] = EOS
     tokens = tokens.reshape(-1, size, tokens.shape[-1])
     lengths = (tokens != PAD).sum(axis=-1).max(axis=1).astype(np.int32)
@@ -101,8 +110,9 @@ def _program(variables, batch, candidates, places, trie, *, model) -> jax.Array:
     tokens = batch.get("decoder_prefix_tokens")
     prefix = None if tokens is None else Prefix.of(tokens)
     length = longest + (0 if prefix is None else tokens.shape[1])
-    empty = model.apply(variables, encoded, length, size, batch.get("decoder_code_mask"),
-                        method="start_cache")
+    empty = model.apply(
+        variables, encoded, length, size, batch.get("decoder_code_mask"), method="start_cache"
+    )
     shape = (batch_size, size)
 
     def target(tokens, step):
@@ -131,8 +141,13 @@ def _program(variables, batch, candidates, places, trie, *, model) -> jax.Array:
             picked = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
             return step + 1, token, scores + jnp.where(counts, picked, 0), nodes, cache
 
-        start = (jnp.zeros((), jnp.int32), jnp.full(shape, BOS, jnp.int32), jnp.zeros(shape),
-                 jnp.zeros(shape, jnp.int32), empty)
+        start = (
+            jnp.zeros((), jnp.int32),
+            jnp.full(shape, BOS, jnp.int32),
+            jnp.zeros(shape),
+            jnp.zeros(shape, jnp.int32),
+            empty,
+        )
         return jax.lax.while_loop(lambda state: state[0] < steps, step, start)[2]
 
     scores = jax.lax.map(score_batch, candidates)  # [N, B, M]

@@ -17,8 +17,9 @@ from ofa_jax.model import OFA, EncoderOutput, layout
 Batch = Mapping[str, Any]
 
 
-def make_decoder(model: OFA, config: DecodingConfig, trie: Trie | None = None
-                 ) -> Callable[..., Hypotheses]:
+def make_decoder(
+    model: OFA, config: DecodingConfig, trie: Trie | None = None
+) -> Callable[..., Hypotheses]:
     """A function that answers batches.
 
     Args:
@@ -38,18 +39,23 @@ def make_decoder(model: OFA, config: DecodingConfig, trie: Trie | None = None
     config.check(model.config)
     check_trie(trie, model)
     if trie is not None and config.constraint_range is not None:
-        raise ValueError("a decoder takes a trie or a DecodingConfig.constraint_range, not both; "
-                         "leave out of the trie what is out of the range.")
+        raise ValueError(
+            "a decoder takes a trie or a DecodingConfig.constraint_range, not both; "
+            "leave out of the trie what is out of the range."
+        )
 
     def decode(variables: Any, batch: Batch, rng: jax.Array | None = None) -> Hypotheses:
         batch = read_by_decoders(batch)
         longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)
         check_prefix(batch, longest, model)
         if config.method == "sample" and rng is None:
-            raise ValueError("DecodingConfig.method is 'sample'; give the decoder a key, e.g. "
-                             "decode(variables, batch, jax.random.key(0)).")
-        return _program(variables, batch, rng, trie, config.numbers, model=model,
-                        config=config.structure)
+            raise ValueError(
+                "DecodingConfig.method is 'sample'; give the decoder a key, e.g. "
+                "decode(variables, batch, jax.random.key(0))."
+            )
+        return _program(
+            variables, batch, rng, trie, config.numbers, model=model, config=config.structure
+        )
 
     return decode
 
@@ -60,14 +66,32 @@ def _program(variables, batch, rng, trie, numbers, *, model, config) -> Hypothes
     model = model.clone(config=plain_config)
     encoded = model.apply(variables, batch, method="encode")
     longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)
-    return generate(model, variables, encoded, config, numbers, longest, trie,
-                    batch.get("decoder_prefix_tokens"), batch.get("decoder_code_mask"), rng)
+    return generate(
+        model,
+        variables,
+        encoded,
+        config,
+        numbers,
+        longest,
+        trie,
+        batch.get("decoder_prefix_tokens"),
+        batch.get("decoder_code_mask"),
+        rng,
+    )
 
 
-def generate(model: OFA, variables: Any, encoded: EncoderOutput, config: DecodingConfig,
-             numbers: Numbers, longest: int, trie: Trie | None = None,
-             prefix_tokens: jax.Array | None = None, code_rows: jax.Array | None = None,
-             rng: jax.Array | None = None) -> Hypotheses:
+def generate(
+    model: OFA,
+    variables: Any,
+    encoded: EncoderOutput,
+    config: DecodingConfig,
+    numbers: Numbers,
+    longest: int,
+    trie: Trie | None = None,
+    prefix_tokens: jax.Array | None = None,
+    code_rows: jax.Array | None = None,
+    rng: jax.Array | None = None,
+) -> Hypotheses:
     """Writes answers to what the encoder has read; for use within a compiled program.
 
     Args:
@@ -99,7 +123,8 @@ def generate(model: OFA, variables: Any, encoded: EncoderOutput, config: Decodin
     def step(state):
         growing, finished = state
         logits, cache = model.apply(
-            variables, growing.newest, growing.cache, growing.step, method="decode_step")
+            variables, growing.newest, growing.cache, growing.step, method="decode_step"
+        )
         growing = growing.replace(cache=cache)
         log_probs = constraints.log_probs(logits, growing)
         if is_beam:
@@ -111,7 +136,8 @@ def generate(model: OFA, variables: Any, encoded: EncoderOutput, config: Decodin
         return growing.extend(choice, constraints.nodes_after(growing, choice)), finished
 
     growing, finished = jax.lax.while_loop(
-        goes_on, step, (Growing.start(totals, cache, trie), finished))
+        goes_on, step, (Growing.start(totals, cache, trie), finished)
+    )
     return finished.best_first() if is_beam else sampling.results(growing, numbers)
 
 
@@ -121,15 +147,18 @@ def generate(model: OFA, variables: Any, encoded: EncoderOutput, config: Decodin
 def read_by_decoders(batch: Batch) -> dict[str, Any]:
     """The arrays that generation depends on; others would only make it compile again."""
     own = ("decoder_code_mask", "decoder_prefix_tokens")
-    return {name: array for name, array in batch.items()
-            if name.startswith("encoder_") or name in own}
+    return {
+        name: array for name, array in batch.items() if name.startswith("encoder_") or name in own
+    }
 
 
 def check_trie(trie: Trie | None, model: OFA) -> None:
     """Raises ValueError for a trie of another vocabulary."""
     if trie is not None and trie.vocab_size != model.config.vocab_size:
-        raise ValueError(f"the trie was made for {trie.vocab_size} tokens, OFAConfig.vocab_size is "
-                         f"{model.config.vocab_size}; make it with the model's vocabulary.")
+        raise ValueError(
+            f"the trie was made for {trie.vocab_size} tokens, OFAConfig.vocab_size is "
+            f"{model.config.vocab_size}; make it with the model's vocabulary."
+        )
 
 
 def check_prefix(batch: Batch, longest: int, model: OFA) -> None:
@@ -142,17 +171,22 @@ def check_prefix(batch: Batch, longest: int, model: OFA) -> None:
         return
     size = batch["encoder_input_tokens"].shape[0]
     if tokens.ndim != 2 or tokens.shape[0] != size or not tokens.shape[1]:
-        raise ValueError(f"decoder_prefix_tokens is {list(tokens.shape)}; give [{size}, P], padded "
-                         "at the end.")
+        raise ValueError(
+            f"decoder_prefix_tokens is {list(tokens.shape)}; give [{size}, P], padded at the end."
+        )
     if tokens.shape[1] > longest:
-        raise ValueError(f"decoder_prefix_tokens is {tokens.shape[1]} tokens long, the answer at "
-                         f"most {longest}; raise DecodingConfig.max_length, which counts the "
-                         "prefix.")
+        raise ValueError(
+            f"decoder_prefix_tokens is {tokens.shape[1]} tokens long, the answer at "
+            f"most {longest}; raise DecodingConfig.max_length, which counts the "
+            "prefix."
+        )
     if not getattr(tokens, "is_fully_addressable", True):
         return
     values = np.asarray(tokens)
     if values.min() < 0 or values.max() >= model.config.vocab_size:
-        raise ValueError(f"decoder_prefix_tokens reaches from {values.min()} to {values.max()}, "
-                         f"OFAConfig.vocab_size is {model.config.vocab_size}.")
+        raise ValueError(
+            f"decoder_prefix_tokens reaches from {values.min()} to {values.max()}, "
+            f"OFAConfig.vocab_size is {model.config.vocab_size}."
+        )
     if ((values[:, :-1] == PAD) & (values[:, 1:] != PAD)).any():
         raise ValueError("decoder_prefix_tokens has padding before a token; pad at the end.")

@@ -71,14 +71,20 @@ class Trie:
         bits_row = np.full(count, -1)
         bits_row[many] = np.arange(len(many))
         bits = np.zeros((len(many), -(-vocab_size // 32)), np.uint32)
-        ids = np.concatenate([np.arange(0)] + [
-            np.arange(first_child[n], first_child[n + 1]) for n in many])
-        np.bitwise_or.at(bits, (bits_row[parents[ids]], tokens[ids] // 32),
-                         np.uint32(1) << (tokens[ids] % 32).astype(np.uint32))
+        ids = np.concatenate(
+            [np.arange(0)] + [np.arange(first_child[n], first_child[n + 1]) for n in many]
+        )
+        np.bitwise_or.at(
+            bits,
+            (bits_row[parents[ids]], tokens[ids] // 32),
+            np.uint32(1) << (tokens[ids] % 32).astype(np.uint32),
+        )
         first_child, tokens, bits_row = (
-            jnp.asarray(x, jnp.int32) for x in (first_child, tokens, bits_row))
-        return cls(first_child, tokens, bits_row, jnp.asarray(bits), vocab_size,
-                   int(children.max()))
+            jnp.asarray(x, jnp.int32) for x in (first_child, tokens, bits_row)
+        )
+        return cls(
+            first_child, tokens, bits_row, jnp.asarray(bits), vocab_size, int(children.max())
+        )
 
     @property
     def num_nodes(self) -> int:
@@ -100,15 +106,14 @@ class Trie:
     def _allowed_at(self, node: jax.Array) -> jax.Array:
         start, end = self.first_child[node], self.first_child[node + 1]
         places = start + jnp.arange(min(MANY_CHILDREN, self.most_children))
-        children = jnp.where(places < end, self.tokens.at[places].get(mode="clip"),
-                             self.vocab_size)
+        children = jnp.where(places < end, self.tokens.at[places].get(mode="clip"), self.vocab_size)
         mask = jnp.zeros(self.vocab_size, bool).at[children].set(True, mode="drop")
         if not self.bits.shape[0]:
             return mask
         row = self.bits_row[node]
         words = jnp.where(row < 0, jnp.uint32(0), self.bits[jnp.maximum(row, 0)])
         bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-        return mask | (bits.reshape(-1)[:self.vocab_size] != 0)
+        return mask | (bits.reshape(-1)[: self.vocab_size] != 0)
 
     def allowed_along(self, targets: jax.Array) -> jax.Array:
         """Which tokens may stand at each place of answers that are known.
@@ -121,6 +126,7 @@ class Trie:
         Returns:
           bool [B, T, vocab_size].
         """
+
         def walk(nodes, tokens):
             after = self.advance(nodes, tokens)
             return jnp.where(tokens == OFAVocabulary.pad_id, nodes, after), nodes
@@ -163,6 +169,8 @@ def _padded(answers: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
     table[np.arange(len(table)), lengths] = OFAVocabulary.eos_id
     outside = flat[(flat < 0) | (flat >= vocab_size)]
     if outside.size:
-        raise ValueError(f"the answers hold the token {outside[0]}, the vocabulary has the ids 0 "
-                         f"to {vocab_size - 1}.")
+        raise ValueError(
+            f"the answers hold the token {outside[0]}, the vocabulary has the ids 0 "
+            f"to {vocab_size - 1}."
+        )
     return table

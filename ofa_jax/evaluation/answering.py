@@ -92,7 +92,10 @@ class Answerer:
         if judging.score_all:
             self._table = _table(candidates)
             self._score = make_scorer(
-                model, candidates, self._trie, candidates_at_once,
+                model,
+                candidates,
+                self._trie,
+                candidates_at_once,
                 restrict=judging.decoding.renormalize,
             )
         else:
@@ -142,9 +145,7 @@ class Answerer:
         tokens, scores = map(take, written)
         return Answers(tokens if prefix is None else _behind(prefix, tokens), scores)
 
-    def __call__(
-        self, variables: Any, batch: Mapping[str, np.ndarray], number: int = 0
-    ) -> Answers:
+    def __call__(self, variables: Any, batch: Mapping[str, np.ndarray], number: int = 0) -> Answers:
         """Answers a batch; see `start`."""
         return self.finish(self.start(variables, batch, number))
 
@@ -155,9 +156,7 @@ def _encoded(judging: Judging, vocabulary: OFAVocabulary) -> list[list[int]] | N
         return None
     texts = list(judging.answers())
     if not texts:
-        raise ValueError(
-            f"Judging of task {judging.task!r}: its list of allowed answers is empty."
-        )
+        raise ValueError(f"Judging of task {judging.task!r}: its list of allowed answers is empty.")
     return [vocabulary.encode(text).tolist() for text in texts]
 
 

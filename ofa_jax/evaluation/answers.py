@@ -46,8 +46,7 @@ class View:
         x0, y0, x1, y1 = self.region
         width, height = self.size
         scale = np.array([width / (x1 - x0), height / (y1 - y0)] * 2)
-        return ((np.asarray(boxes, np.float64) - np.array([x0, y0] * 2)) * scale).astype(
-            np.float32)
+        return ((np.asarray(boxes, np.float64) - np.array([x0, y0] * 2)) * scale).astype(np.float32)
 
     def to_stored(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes in pixels of the model's picture, float32 [..., 4], to those of the stored one."""

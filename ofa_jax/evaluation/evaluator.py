@@ -129,7 +129,10 @@ class Evaluator:
         """
         if task.name not in self._answerers:
             self._answerers[task.name] = Answerer(
-                self._model, task.judging, task.vocabulary, self._partitioner,
+                self._model,
+                task.judging,
+                task.vocabulary,
+                self._partitioner,
                 **self._answerer_options,
             )
         return self._answerers[task.name]
@@ -185,9 +188,7 @@ class Evaluator:
         clock, first = Clock(), jax.process_index() == 0
         self.check_settings(task, step, checkpoint)
         folder, questions = self.folder(step, task), task.questions
-        files = PredictionFiles(
-            folder, questions.num_examples, self._per_part * task.batch_size
-        )
+        files = PredictionFiles(folder, questions.num_examples, self._per_part * task.batch_size)
         if first:
             validation.write(folder / "settings.json", _settings(task, checkpoint))
         num_batches = -(-questions.num_examples // task.batch_size)
@@ -248,8 +249,9 @@ class Evaluator:
                 if question is None or not own[row]:
                     continue
                 if question.error is not None and logged < _MOST_LOGGED:
-                    logging.warning("Skipped %s, record %d: %s", task.name, question.index,
-                                    question.error)
+                    logging.warning(
+                        "Skipped %s, record %d: %s", task.name, question.index, question.error
+                    )
                     logged += 1
                 lines.append(_line(task, question, *answered.best(row)))
             part = number // self._per_part
@@ -299,9 +301,7 @@ def _line(task: EvaluatedTask, question: Question, ids: Any, score: float) -> Li
     if question.error is not None:
         return {"index": question.index, "id": question.id, "error": question.error}
     judging = task.judging
-    answer = answers.read(
-        judging.kind, ids, task.vocabulary, judging.max_image_size, question.view
-    )
+    answer = answers.read(judging.kind, ids, task.vocabulary, judging.max_image_size, question.view)
     return {
         "index": question.index,
         "id": question.id,

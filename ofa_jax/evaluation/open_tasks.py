@@ -111,14 +111,21 @@ class Opening:
             lifted = seqio_bridge.rated_tasks(name, self.split)
         if lifted is not None:
             questions = RecordQuestions.of(
-                lifted[0], asking, self.num_examples, seed=self.seed,
-                num_threads=self.num_threads, num_workers=self.num_workers,
+                lifted[0],
+                asking,
+                self.num_examples,
+                seed=self.seed,
+                num_threads=self.num_threads,
+                num_workers=self.num_workers,
             )
         else:
             questions = self._sequential(name, judging, stream, asking)
             judging = _with_examples(judging, questions)
         return EvaluatedTask(
-            judging, questions, stream.batch_size, asking.vocabulary,
+            judging,
+            questions,
+            stream.batch_size,
+            asking.vocabulary,
             self._settings(judging, questions.num_examples, stream),
         )
 
@@ -206,8 +213,11 @@ def _seqio_judging(task: seqio.Task) -> Judging:
 
 def _with_examples(judging: Judging, questions: SequentialQuestions) -> Judging:
     """seqio's metrics look at the examples too."""
-    return judging.replace(metrics=tuple(
-        dataclasses.replace(metric, examples=questions.examples)
-        if isinstance(metric, _SeqioMetrics) else metric
-        for metric in judging.metrics
-    ))
+    return judging.replace(
+        metrics=tuple(
+            dataclasses.replace(metric, examples=questions.examples)
+            if isinstance(metric, _SeqioMetrics)
+            else metric
+            for metric in judging.metrics
+        )
+    )

@@ -36,9 +36,7 @@ class Results:
     def add(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
         """Adds a result and writes all, at once. The first host does it."""
         self._values.setdefault(step, {})[task] = dict(metrics)
-        validation.write(
-            self._path, {str(key): self._values[key] for key in sorted(self._values)}
-        )
+        validation.write(self._path, {str(key): self._values[key] for key in sorted(self._values)})
 
 
 def scalars(task: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -58,8 +56,12 @@ def describe(task: str, result: Result) -> str:
         line += f", {result.skipped} skipped because their records are bad"
     if result.examples_per_second is None:
         return f"{line}; all of them were asked before)"
-    names = {DATA: "waiting for data", DECODING: "decoding", COMPILATION: "compilation",
-             METRICS: "metrics"}
+    names = {
+        DATA: "waiting for data",
+        DECODING: "decoding",
+        COMPILATION: "compilation",
+        METRICS: "metrics",
+    }
     spent = ", ".join(
         f"{names[kind]} {result.seconds[kind]:.1f} s" for kind in names if kind in result.seconds
     )
@@ -97,7 +99,10 @@ def print_table(
             style = "bold" if name == main else None
             cells = [results.of(step).get(task, {}).get(name) for step in shown]
             table.add_row(
-                task if place == 0 else "", name, *map(format_value, cells), style=style,
+                task if place == 0 else "",
+                name,
+                *map(format_value, cells),
+                style=style,
                 end_section=place == len(names) - 1,
             )
     console.print(table)

@@ -98,8 +98,13 @@ class PatchCodebook:
                 "give more pictures or ask for fewer codes."
             )
         means = MiniBatchKMeans(
-            num_codes, batch_size=4096, n_init=1, max_iter=12, random_state=seed,
-            max_no_improvement=None, init_size=max(3 * num_codes, 8192),
+            num_codes,
+            batch_size=4096,
+            n_init=1,
+            max_iter=12,
+            random_state=seed,
+            max_no_improvement=None,
+            init_size=max(3 * num_codes, 8192),
         ).fit(patches.astype(np.float32))
         centres = np.rint(means.cluster_centers_).clip(0, 255).astype(np.uint8)
         return cls(_all_different(centres, distinct, rng).astype(np.float32))

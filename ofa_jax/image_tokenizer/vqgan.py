@@ -90,7 +90,8 @@ class SelfAttention(nn.Module):
         batch, height, width, channels = x.shape
         normal = _norm("norm")(x)
         query, key, value = (
-            _conv(channels, 1, name)(normal).reshape(batch, -1, channels) for name in "qkv")
+            _conv(channels, 1, name)(normal).reshape(batch, -1, channels) for name in "qkv"
+        )
         scores = jnp.einsum("bic,bjc->bij", query, key, precision="highest") * channels**-0.5
         mixed = jnp.einsum("bij,bjc->bic", nn.softmax(scores), value, precision="highest")
         return x + _conv(channels, 1, "proj_out")(mixed.reshape(batch, height, width, channels))
@@ -154,8 +155,12 @@ class Encoder(nn.Module):
         last = len(c.multipliers) - 1
         for level, multiplier in enumerate(c.multipliers):
             x = Level(
-                c.width * multiplier, c.num_blocks, level in c.attention_levels,
-                "downsample" if level < last else None, name=f"down_{level}")(x)
+                c.width * multiplier,
+                c.num_blocks,
+                level in c.attention_levels,
+                "downsample" if level < last else None,
+                name=f"down_{level}",
+            )(x)
         x = Middle(name="mid")(x)
         return _conv(c.latent_width, 3, "conv_out")(nn.swish(_norm("norm_out")(x)))
 
@@ -173,8 +178,12 @@ class Decoder(nn.Module):
         x = Middle(name="mid")(x)
         for level in reversed(range(len(c.multipliers))):
             x = Level(
-                c.width * c.multipliers[level], c.num_blocks + 1, level in c.attention_levels,
-                "upsample" if level else None, name=f"up_{level}")(x)
+                c.width * c.multipliers[level],
+                c.num_blocks + 1,
+                level in c.attention_levels,
+                "upsample" if level else None,
+                name=f"up_{level}",
+            )(x)
         return _conv(3, 3, "conv_out")(nn.swish(_norm("norm_out")(x)))
 
 

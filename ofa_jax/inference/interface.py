@@ -19,8 +19,7 @@ from ofa_jax.image_tokenizer.vqgan import VQGAN
 from ofa_jax.vocabulary import OFAVocabulary
 
 FOLDER = "interface"
-SIZES_OF_PICTURES = (
-    "image_size", "max_image_size", "detection_image_size", "infill_image_size")
+SIZES_OF_PICTURES = ("image_size", "max_image_size", "detection_image_size", "infill_image_size")
 """Names of fields, which `ObjectiveConfig` has, too."""
 _SIZES, _VOCABULARY, _TOKENIZER = "sizes.json", "vocabulary.json", "image_tokenizer.npz"
 _TOKENIZERS = {"patch_codebook": PatchCodebook, "vqgan": VQGAN}

@@ -66,7 +66,8 @@ class SourceQuestions:
     def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
         """See `Questions`."""
         options = grain.ReadOptions(
-            num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD)
+            num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD
+        )
         size = self.stream.batch_size
         rows = lambda number: range(number * size, (number + 1) * size)  # noqa: E731
         source = Batches(tuple(numbers), rows, self.row)
@@ -89,8 +90,11 @@ class SourceQuestions:
         except (ValueError, OSError) as error:
             reason = str(error)
             return empty_features(self.stream, 0), Asked(
-                index, getattr(error, "id", identity), instruction,
-                error=reason[:1].upper() + reason[1:])
+                index,
+                getattr(error, "id", identity),
+                instruction,
+                error=reason[:1].upper() + reason[1:],
+            )
         cut = len(example["inputs"]) > self.stream.task_feature_lengths["inputs"]
         rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
         features = to_features(example, self.stream, 0, rng)
@@ -199,7 +203,8 @@ class Job:
                 last = now
                 self.say(
                     f"In file {shard + 1} of {self.shards.count}: {answered:,} answers, "
-                    f"{answered / (now - began):.1f} a second.")
+                    f"{answered / (now - began):.1f} a second."
+                )
         seconds = time.monotonic() - began
         total, errors = self.shards.tally(self.share)
         return Counts(total, errors, answered, cut, seconds)

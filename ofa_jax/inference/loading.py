@@ -59,7 +59,8 @@ def load(
     name = checkpoint if files.is_official(checkpoint) else str(checkpoints.find(checkpoint))
     config = trained_model.config_of(name)
     interface = read_interface(name, vocabulary).replace(
-        **{field: value for field, value in others.items() if value is not None})
+        **{field: value for field, value in others.items() if value is not None}
+    )
     size = interface.vocabulary.vocab_size
     if size != config.vocab_size:
         raise ValueError(

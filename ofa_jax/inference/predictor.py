@@ -80,8 +80,13 @@ class Predictor:
         if not isinstance(checkpoint, Loaded):
             partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()[:1]))
             checkpoint = load(
-                checkpoint, partitioner, vocabulary, dtype, image_tokenizer=image_tokenizer,
-                image_size=image_size, max_image_size=max_image_size,
+                checkpoint,
+                partitioner,
+                vocabulary,
+                dtype,
+                image_tokenizer=image_tokenizer,
+                image_size=image_size,
+                max_image_size=max_image_size,
             )
         if batch_size < 1 or beam_size < 1 or not source_lengths or min(source_lengths) < 2:
             raise ValueError(
@@ -164,7 +169,11 @@ class Predictor:
     # --------------------------------------------------------------------------------- batches
 
     def _ask(
-        self, asked: list[Request], size: int, allowed: Sequence[str] | None, score_all: bool,
+        self,
+        asked: list[Request],
+        size: int,
+        allowed: Sequence[str] | None,
+        score_all: bool,
         decoding: DecodingConfig | None,
     ) -> list[Prediction]:
         interface = self.loaded.interface
@@ -174,7 +183,8 @@ class Predictor:
             decoding = self._search_for(allowed)
         for place, request in enumerate(asked):
             how = requests.manner(
-                request.instruction, interface, self.loaded.model.config, self._beam_size)
+                request.instruction, interface, self.loaded.model.config, self._beam_size
+            )
             if decoding is not None:
                 how = dataclasses.replace(how, decoding=decoding)
             made.append(requests.make(request, interface, how))
@@ -183,12 +193,19 @@ class Predictor:
         for (how, length, no_picture), places in groups.items():
             answerer = self._answerer(how.decoding, allowed, score_all)
             stream = Stream(
-                "questions", "predict", size, {"inputs": length, "targets": 1},
-                image_size=None if no_picture else how.image_size, code_targets=how.code_grid > 0)
+                "questions",
+                "predict",
+                size,
+                {"inputs": length, "targets": 1},
+                image_size=None if no_picture else how.image_size,
+                code_targets=how.code_grid > 0,
+            )
             for some in _chunks(places, size):
                 written = answerer(
-                    self.loaded.variables, _batch([made[place][0] for place in some], stream),
-                    self._batches)
+                    self.loaded.variables,
+                    _batch([made[place][0] for place in some], stream),
+                    self._batches,
+                )
                 self._batches += 1
                 for row, place in enumerate(some):
                     found[place] = requests.read(*written.best(row), interface, made[place][1])
@@ -206,8 +223,7 @@ class Predictor:
         """The length that the instruction is padded to."""
         tokens = len(example["inputs"])
         if tokens > self._lengths[-1]:
-            logging.warning(
-                "An instruction of %d tokens is cut to %d.", tokens, self._lengths[-1])
+            logging.warning("An instruction of %d tokens is cut to %d.", tokens, self._lengths[-1])
         return next((length for length in self._lengths if length >= tokens), self._lengths[-1])
 
     def _answerer(
@@ -217,12 +233,21 @@ class Predictor:
         key = decoding, None if allowed is None else tuple(allowed), score_all
         if key not in self._answerers:
             judging = Judging(
-                "predict", "text", references=lambda record: None, metrics=(), decoding=decoding,
+                "predict",
+                "text",
+                references=lambda record: None,
+                metrics=(),
+                decoding=decoding,
                 answers=None if allowed is None else lambda: _spaced(allowed),
-                score_all=score_all)
+                score_all=score_all,
+            )
             self._answerers[key] = Answerer(
-                self.loaded.model, judging, self.loaded.interface.vocabulary,
-                self.loaded.partitioner, seed=self._seed)
+                self.loaded.model,
+                judging,
+                self.loaded.interface.vocabulary,
+                self.loaded.partitioner,
+                seed=self._seed,
+            )
         self._answerers.move_to_end(key)
         if len(self._answerers) > _MOST_ANSWERERS:
             self._answerers.popitem(last=False)

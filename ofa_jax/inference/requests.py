@@ -86,9 +86,7 @@ class Manner:
     code_grid: int = 0
 
 
-def manner(
-    instruction: str, interface: Interface, model: OFAConfig, beam_size: int = 5
-) -> Manner:
+def manner(instruction: str, interface: Interface, model: OFAConfig, beam_size: int = 5) -> Manner:
     """The usual way of asking: what is known of an instruction, else as for a caption.
 
     Args:
@@ -104,28 +102,38 @@ def manner(
         infilling = instructions.is_infilling(instruction)
         # The most probable middle; but a picture of one's own, not the average of all.
         search = (
-            DecodingConfig(beam_size=1) if infilling
+            DecodingConfig(beam_size=1)
+            if infilling
             else DecodingConfig("sample", beam_size=1, top_k=min(256, vocabulary.num_codes))
         )
         codes = vocabulary.code_ids
-        search = search.replace(max_length=model.code_grid**2, exact_length=True,
-                                constraint_range=(codes.start, codes.stop))
+        search = search.replace(
+            max_length=model.code_grid**2,
+            exact_length=True,
+            constraint_range=(codes.start, codes.stop),
+        )
         size = interface.infill_image_size if infilling else size
         return Manner(size, search, model.code_grid)
     if instructions.is_grounding(instruction):
         bins = vocabulary.bin_ids
-        return Manner(size, DecodingConfig(
-            beam_size=beam_size, min_length=4, max_length=4,
-            constraint_range=(bins.start, bins.stop)))
+        return Manner(
+            size,
+            DecodingConfig(
+                beam_size=beam_size,
+                min_length=4,
+                max_length=4,
+                constraint_range=(bins.start, bins.stop),
+            ),
+        )
     if instructions.is_detection(instruction):
         size = interface.detection_image_size
-        return Manner(size, DecodingConfig(
-            beam_size=beam_size, max_length=min(120, longest)))
+        return Manner(size, DecodingConfig(beam_size=beam_size, max_length=min(120, longest)))
     if instructions.is_text_infilling(instruction):
-        return Manner(size, DecodingConfig(
-            beam_size=beam_size, max_length=min(256, longest)))
-    return Manner(size, DecodingConfig(
-        beam_size=beam_size, max_length=min(30, longest), no_repeat_ngram_size=3))
+        return Manner(size, DecodingConfig(beam_size=beam_size, max_length=min(256, longest)))
+    return Manner(
+        size,
+        DecodingConfig(beam_size=beam_size, max_length=min(30, longest), no_repeat_ngram_size=3),
+    )
 
 
 def picture(given: Any) -> Image.Image | None:
@@ -141,8 +149,10 @@ def picture(given: Any) -> Image.Image | None:
     if isinstance(given, bytes):
         return images.decode(given)
     if isinstance(given, np.ndarray):
-        if given.dtype != np.uint8 or given.ndim not in (2, 3) or given.shape[2:] not in (
-            (), (3,), (4,)
+        if (
+            given.dtype != np.uint8
+            or given.ndim not in (2, 3)
+            or given.shape[2:] not in ((), (3,), (4,))
         ):
             raise ValueError(
                 f"A picture is uint8 [height, width, 3], not {given.dtype}{list(given.shape)}: "
@@ -211,9 +221,12 @@ def _region(request: Request, interface: Interface, view: View | None) -> np.nda
         box = np.zeros(0)
     width, height = request.image.size
     limits = np.array([width, height] * 2)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[:2] >= box[2:]).any() or (
-        (box < -1) | (box > limits + 1)
-    ).any():
+    if (
+        box.shape != (4,)
+        or not np.isfinite(box).all()
+        or (box[:2] >= box[2:]).any()
+        or ((box < -1) | (box > limits + 1)).any()
+    ):
         raise ValueError(
             f"The region {request.region} is no box x0, y0, x1, y1 within the picture of {width} x "
             f"{height} pixels."
@@ -250,7 +263,12 @@ def read(ids: np.ndarray, score: float, interface: Interface, view: View | None)
         boxes, labels = objects["boxes"], tuple(objects["labels"])
         text = ", ".join(labels) if labels else text
     return Prediction(
-        text, boxes, labels, codes, _decoded(codes, interface), float(score),
+        text,
+        boxes,
+        labels,
+        codes,
+        _decoded(codes, interface),
+        float(score),
         vocabulary.decode(ids).strip(),
     )
 

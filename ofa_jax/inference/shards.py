@@ -65,7 +65,9 @@ class Shards:
         return [shard for shard in shards if not self.path(shard).exists()]
 
     def write(
-        self, shard: int, lines: Sequence[Mapping[str, Any]],
+        self,
+        shard: int,
+        lines: Sequence[Mapping[str, Any]],
         images: Mapping[str, bytes] | None = None,
     ) -> None:
         """Writes a shard; its pictures first.
@@ -75,7 +77,8 @@ class Shards:
         """
         if len(lines) != len(self.inputs(shard)):
             raise ValueError(
-                f"Shard {shard} has {len(self.inputs(shard))} inputs, not {len(lines)}.")
+                f"Shard {shard} has {len(self.inputs(shard))} inputs, not {len(lines)}."
+            )
         for name, encoded in (images or {}).items():
             write_atomically(self.directory / name, encoded)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -97,7 +100,8 @@ class Shards:
             if lines != len(self.inputs(shard)):
                 raise ShardError(
                     f"{self.path(shard)} has {lines} lines for {len(self.inputs(shard))} inputs: "
-                    "delete it, and start the job again to have it made anew.")
+                    "delete it, and start the job again to have it made anew."
+                )
             total += lines
         return total, errors
 
@@ -129,7 +133,8 @@ def compare(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
         if begun.get(name) != wanted.get(name):
             raise ValueError(
                 f"The job in {directory} was begun with {name} = {begun.get(name)}, and is "
-                f"{wanted.get(name)} now: choose another OUTPUT_DIR, or go on as it was begun.")
+                f"{wanted.get(name)} now: choose another OUTPUT_DIR, or go on as it was begun."
+            )
 
 
 def write_atomically(path: pathlib.Path, content: bytes, who: str = "") -> None:

@@ -177,8 +177,10 @@ class _Lines:
             raise BadRecord("it has no instruction, and there is none for all lines")
         try:
             # `{region}` is filled in when the picture is there.
-            return self.instruction.format_map({"region": "{region}"} | {
-                name: value for name, value in fields.items() if name != "region"})
+            return self.instruction.format_map(
+                {"region": "{region}"}
+                | {name: value for name, value in fields.items() if name != "region"}
+            )
         except KeyError as error:
             raise BadRecord(f"it has no {error.args[0]}, which the instruction wants") from error
 
@@ -217,12 +219,12 @@ class Tsv(_Lines):
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in LAYOUTS:
-            raise ValueError(
-                f"Tsv.layout is {self.layout!r}; choose from {', '.join(LAYOUTS)}.")
+            raise ValueError(f"Tsv.layout is {self.layout!r}; choose from {', '.join(LAYOUTS)}.")
         if self.columns is None and self.layout is None and not self.header:
             raise ValueError(
                 "Tsv needs to know its columns: give columns = {'id': 0, 'image': 1, 'instruction':"
-                " 2}, a layout, or header = True.")
+                " 2}, a layout, or header = True."
+            )
         if self.header and self.layout is not None:
             raise ValueError("Tsv takes a layout or a header, not both.")
         if not self.header:
@@ -258,7 +260,8 @@ class Tsv(_Lines):
             if isinstance(column, str) and column not in known:
                 raise ValueError(
                     f"Tsv.columns takes {name} from {column!r}, which is no column: there are "
-                    f"{', '.join(known) or 'no names, only places'}.")
+                    f"{', '.join(known) or 'no names, only places'}."
+                )
             named[name] = known[column] if isinstance(column, str) else column
         return named
 
@@ -268,14 +271,16 @@ class Tsv(_Lines):
         columns = self._line(index).split(b"\t")
         named = self._named(self._names(path))
         wanted = {name for name in named if name in FIELDS} | {
-            name for _, name, _, _ in string.Formatter().parse(self.instruction or "") if name}
+            name for _, name, _, _ in string.Formatter().parse(self.instruction or "") if name
+        }
         fields: dict[str, Any] = {}
         for name, place in named.items():
             if name not in wanted:
                 continue
             if not -len(columns) <= place < len(columns):
                 raise BadRecord(
-                    f"it has {len(columns)} columns, and {name} is to be in column {place}")
+                    f"it has {len(columns)} columns, and {name} is to be in column {place}"
+                )
             try:
                 fields[name] = columns[place].decode("utf-8")
             except UnicodeDecodeError as error:
@@ -314,7 +319,9 @@ class ImageFolder:
         for folder, _, names in os.walk(self.path):
             found += [
                 os.path.relpath(os.path.join(folder, name), self.path)
-                for name in names if pathlib.Path(name).suffix.lower() in suffixes]
+                for name in names
+                if pathlib.Path(name).suffix.lower() in suffixes
+            ]
         return tuple(sorted(found))
 
     def __len__(self) -> int:
@@ -322,8 +329,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Entry:
         """See `Source`."""
-        return Entry(
-            self._names[index], self.instruction, self._names[index], folder=self.path)
+        return Entry(self._names[index], self.instruction, self._names[index], folder=self.path)
 
     def place(self, index: int) -> str:
         """The picture's path in the folder."""

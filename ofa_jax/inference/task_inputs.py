@@ -63,7 +63,8 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
     if tasks is not None and len(tasks) > 1:
         raise ValueError(
             f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: ask one of "
-            "them at a time.")
+            "them at a time."
+        )
     features = seqio_bridge.find(inputs.task).output_features
     vocab_size = features["targets"].vocabulary.vocab_size
     if tasks is None:
@@ -71,15 +72,15 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
     (task,) = tasks
     count = _at_most(inputs, len(task.records))
     make = lambda asking: RecordQuestions.of(  # noqa: E731
-        task, asking, count, num_threads=num_threads)
+        task, asking, count, num_threads=num_threads
+    )
     return OpenTask(count, _first(task, count), vocab_size, make)
 
 
 def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> OpenTask:
     """Of a task that only seqio can read: one example after the other, always in one order."""
     lengths = {"inputs": source_length, "targets": source_length}
-    examples = functools.partial(
-        seqio_bridge.examples_in_order, inputs.task, lengths, inputs.split)
+    examples = functools.partial(seqio_bridge.examples_in_order, inputs.task, lengths, inputs.split)
     asked = itertools.islice(examples(), inputs.num_examples)
     first = next(asked, None)
     found = (first is not None) + sum(1 for _ in asked)
@@ -91,8 +92,7 @@ def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> Open
 def _at_most(inputs: TaskInputs, count: int) -> int:
     count = count if inputs.num_examples is None else min(count, inputs.num_examples)
     if count < 1:
-        raise ValueError(
-            f"There is nothing to ask in the split {inputs.split} of {inputs.task}.")
+        raise ValueError(f"There is nothing to ask in the split {inputs.split} of {inputs.task}.")
     return count
 
 

@@ -5,8 +5,13 @@ from typing import Any
 
 from ofa_jax.model.config import OFAConfig
 
-RESNETS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6), "resnet50": (3, 4, 6),
-           "resnet101": (3, 4, 23), "resnet152": (3, 8, 36)}
+RESNETS = {
+    "resnet18": (2, 2, 2),
+    "resnet34": (3, 4, 6),
+    "resnet50": (3, 4, 6),
+    "resnet101": (3, 4, 23),
+    "resnet152": (3, 8, 36),
+}
 """Blocks of the first three stages; the original uses bottlenecks for the small ones as well."""
 
 _SAME = {
@@ -63,6 +68,7 @@ def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
     Raises:
       ValueError: for an option that the released models do not use and that is not built here.
     """
+
     def get(name: str, default: Any = None) -> Any:
         value = args.get(name, default)
         return default if value is None else value
@@ -109,26 +115,52 @@ def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
 
 def _refuse_unsupported(args: Mapping[str, Any]) -> None:
     """Raises ValueError naming every option that changes the model and is not built here."""
-    required = {"encoder_normalize_before": True, "decoder_normalize_before": True,
-                "share_all_embeddings": True}
-    forbidden = ("adaptive_input", "adaptive_softmax_cutoff", "encoder_prompt", "decoder_prompt",
-                 "adapter", "no_cross_attention", "cross_self_attention", "quant_noise_pq",
-                 "quant_noise_scalar", "encoder_layerdrop", "decoder_layerdrop",
-                 "encoder_layers_to_keep", "decoder_layers_to_keep", "use_bias_kv")
-    equal = (("encoder_embed_dim", "decoder_embed_dim"), ("encoder_embed_dim", "decoder_input_dim"),
-             ("encoder_embed_dim", "decoder_output_dim"),
-             ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"),
-             ("encoder_attention_heads", "decoder_attention_heads"))
-    wrong = [f"{name}={args.get(name)!r} (must be {value})" for name, value in required.items()
-             if bool(args.get(name, False)) != value]
+    required = {
+        "encoder_normalize_before": True,
+        "decoder_normalize_before": True,
+        "share_all_embeddings": True,
+    }
+    forbidden = (
+        "adaptive_input",
+        "adaptive_softmax_cutoff",
+        "encoder_prompt",
+        "decoder_prompt",
+        "adapter",
+        "no_cross_attention",
+        "cross_self_attention",
+        "quant_noise_pq",
+        "quant_noise_scalar",
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "encoder_layers_to_keep",
+        "decoder_layers_to_keep",
+        "use_bias_kv",
+    )
+    equal = (
+        ("encoder_embed_dim", "decoder_embed_dim"),
+        ("encoder_embed_dim", "decoder_input_dim"),
+        ("encoder_embed_dim", "decoder_output_dim"),
+        ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"),
+        ("encoder_attention_heads", "decoder_attention_heads"),
+    )
+    wrong = [
+        f"{name}={args.get(name)!r} (must be {value})"
+        for name, value in required.items()
+        if bool(args.get(name, False)) != value
+    ]
     wrong += [f"{name}={args[name]!r} (must be off)" for name in forbidden if args.get(name)]
-    wrong += [f"{a}={args[a]} and {b}={args[b]} (must be equal)" for a, b in equal
-              if args.get(a) is not None and args.get(b) is not None and args[a] != args[b]]
+    wrong += [
+        f"{a}={args[a]} and {b}={args[b]} (must be equal)"
+        for a, b in equal
+        if args.get(a) is not None and args.get(b) is not None and args[a] != args[b]
+    ]
     if (resnet := args.get("resnet_type") or "resnet101") not in RESNETS:
         wrong.append(f"resnet_type={resnet!r} (must be one of {', '.join(RESNETS)})")
     if args.get("code_layernorm_embedding") and not args.get("layernorm_embedding"):
-        wrong.append("code_layernorm_embedding without layernorm_embedding (the original would "
-                     "never apply it)")
+        wrong.append(
+            "code_layernorm_embedding without layernorm_embedding (the original would "
+            "never apply it)"
+        )
     if wrong:
         raise ValueError("this OFA variant is not supported: " + "; ".join(wrong) + ".")
 

@@ -39,13 +39,16 @@ class _Entry:
     def ours(self, array: np.ndarray) -> np.ndarray:
         array = np.asarray(array, np.float32)
         return np.ascontiguousarray(
-            (array.transpose(self.order) if self.order else array).reshape(self.shape))
+            (array.transpose(self.order) if self.order else array).reshape(self.shape)
+        )
 
     def official(self, array: np.ndarray) -> np.ndarray:
         array = np.asarray(array, np.float32)
         if array.shape != self.shape:
-            raise ValueError(f"{'/'.join(self.path)} has shape {list(array.shape)}, this "
-                             f"configuration has {list(self.shape)}.")
+            raise ValueError(
+                f"{'/'.join(self.path)} has shape {list(array.shape)}, this "
+                f"configuration has {list(self.shape)}."
+            )
         if self.permuted:
             array = array.reshape(self.permuted)
         if self.order:
@@ -106,8 +109,11 @@ def _entries(config: OFAConfig) -> Iterator[_Entry]:
         path = ("params", side)
         rows = c.max_source_positions if side == "encoder" else c.max_target_positions
         yield from table(f"{side}.embed_positions", (*path, "position_embedding"), rows + 2)
-        yield from table(f"{side}.embed_image_positions", (*path, "image_position_embedding"),
-                         c.image_bucket_size**2 + 1)
+        yield from table(
+            f"{side}.embed_image_positions",
+            (*path, "image_position_embedding"),
+            c.image_bucket_size**2 + 1,
+        )
         yield from norm(f"{side}.pos_ln", (*path, "position_norm"))
         yield from norm(f"{side}.image_pos_ln", (*path, "image_position_norm"))
         yield from norm(f"{side}.layer_norm", (*path, "final_norm"))
@@ -115,10 +121,18 @@ def _entries(config: OFAConfig) -> Iterator[_Entry]:
             yield from norm(f"{side}.layernorm_embedding", (*path, "text_norm"))
         for i in range(layers):
             tables = (*path, f"layer_{i}", "relative_positions")
-            yield from table(f"{side}.token_rel_pos_table_list.{i}", (*tables, "tokens"),
-                             2 * c.token_bucket_size - 1, heads)
-            yield from table(f"{side}.image_rel_pos_table_list.{i}", (*tables, "images"),
-                             positions.num_image_relations(c.image_bucket_size), heads)
+            yield from table(
+                f"{side}.token_rel_pos_table_list.{i}",
+                (*tables, "tokens"),
+                2 * c.token_bucket_size - 1,
+                heads,
+            )
+            yield from table(
+                f"{side}.image_rel_pos_table_list.{i}",
+                (*tables, "images"),
+                positions.num_image_relations(c.image_bucket_size),
+                heads,
+            )
             yield from feed_forward(f"{side}.layers.{i}", (*path, f"layer_{i}"))
 
     yield from table("encoder.embed_tokens", ("params", "token_embedding"), c.vocab_size)
@@ -136,18 +150,30 @@ def _entries(config: OFAConfig) -> Iterator[_Entry]:
     for side, kinds in (("encoder", ("",)), ("decoder", ("self_", "cross_"))):
         for kind in kinds:
             for theirs, name in (("q", "query"), ("k", "key")):
-                yield from linear(f"{side}.{kind}pos_{theirs}_linear",
-                                  ("params", side, f"{kind}position_{name}"), d, d, "out")
+                yield from linear(
+                    f"{side}.{kind}pos_{theirs}_linear",
+                    ("params", side, f"{kind}position_{name}"),
+                    d,
+                    d,
+                    "out",
+                )
     for i in range(c.encoder_layers):
         yield from attention_block(
-            f"encoder.layers.{i}", (*encoder, f"layer_{i}"), "self_attention", "self_attn",
-            "self_attn_layer_norm", "attn_ln")
+            f"encoder.layers.{i}",
+            (*encoder, f"layer_{i}"),
+            "self_attention",
+            "self_attn",
+            "self_attn_layer_norm",
+            "attn_ln",
+        )
     for i in range(c.decoder_layers):
         key, path = f"decoder.layers.{i}", (*decoder, f"layer_{i}")
-        yield from attention_block(key, path, "self_attention", "self_attn",
-                                   "self_attn_layer_norm", "self_attn_ln")
-        yield from attention_block(key, path, "cross_attention", "encoder_attn",
-                                   "encoder_attn_layer_norm", "cross_attn_ln")
+        yield from attention_block(
+            key, path, "self_attention", "self_attn", "self_attn_layer_norm", "self_attn_ln"
+        )
+        yield from attention_block(
+            key, path, "cross_attention", "encoder_attn", "encoder_attn_layer_norm", "cross_attn_ln"
+        )
 
 
 def resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
@@ -157,15 +183,24 @@ def resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
     def conv_norm(conv_key, norm_key, path, name, inputs, outputs, size):
         kernel = ("params", *path, f"conv_{name}", "kernel")
         if size == 1:
-            yield _Entry(f"{conv_key}.weight", kernel, (inputs, outputs), (2, 3, 1, 0),
-                         (1, 1, inputs, outputs))
+            yield _Entry(
+                f"{conv_key}.weight",
+                kernel,
+                (inputs, outputs),
+                (2, 3, 1, 0),
+                (1, 1, inputs, outputs),
+            )
         else:
             yield _Entry(f"{conv_key}.weight", kernel, (size, size, inputs, outputs), (2, 3, 1, 0))
         for suffix, collection, leaf in (
-                ("weight", "params", "scale"), ("bias", "params", "bias"),
-                ("running_mean", "batch_stats", "mean"), ("running_var", "batch_stats", "var")):
-            yield _Entry(f"{norm_key}.{suffix}", (collection, *path, f"norm_{name}", leaf),
-                         (outputs,))
+            ("weight", "params", "scale"),
+            ("bias", "params", "bias"),
+            ("running_mean", "batch_stats", "mean"),
+            ("running_var", "batch_stats", "var"),
+        ):
+            yield _Entry(
+                f"{norm_key}.{suffix}", (collection, *path, f"norm_{name}", leaf), (outputs,)
+            )
 
     width = config.resnet_width
     yield from conv_norm(f"{root}.conv1", f"{root}.bn1", ours, "stem", 3, width, 7)
@@ -179,8 +214,15 @@ def resnet_entries(config: OFAConfig) -> Iterator[_Entry]:
             for n, (i, o, size) in enumerate(shapes, 1):
                 yield from conv_norm(f"{key}.conv{n}", f"{key}.bn{n}", path, str(n), i, o, size)
             if block == 0:
-                yield from conv_norm(f"{key}.downsample.0", f"{key}.downsample.1", path, "shortcut",
-                                     inputs, 4 * channels, 1)
+                yield from conv_norm(
+                    f"{key}.downsample.0",
+                    f"{key}.downsample.1",
+                    path,
+                    "shortcut",
+                    inputs,
+                    4 * channels,
+                    1,
+                )
             inputs = 4 * channels
 
 
@@ -191,11 +233,14 @@ def _buffers(config: OFAConfig) -> dict[str, np.ndarray]:
     for side in ("encoder", "decoder"):
         buffers[f"{side}.version"] = np.array([3.0], np.float32)
         buffers[f"{side}.token_rp_bucket"] = positions.token_bucket_table(
-            c.token_bucket_size, RELATIVE_POSITION_RANGE).astype(np.int64)
+            c.token_bucket_size, RELATIVE_POSITION_RANGE
+        ).astype(np.int64)
         buffers[f"{side}.image_rp_bucket"] = positions.image_bucket_table(
-            c.image_bucket_size).astype(np.int64)
+            c.image_bucket_size
+        ).astype(np.int64)
     buffers["decoder.image_position_idx"] = positions.code_position_ids(
-        c.code_grid, c.image_bucket_size).astype(np.int64)
+        c.code_grid, c.image_bucket_size
+    ).astype(np.int64)
     for entry in resnet_entries(c):
         if entry.key.endswith("running_var"):
             buffers[entry.key.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
@@ -225,26 +270,37 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
             f"the checkpoint has a vocabulary of {rows[0]} ids, and the model one of "
             f"{config.vocab_size}: give the model the checkpoint's vocabulary, or extend the "
             "checkpoint's embedding (`resize_vocabulary`, or `python -m tools.convert_checkpoint "
-            f"--vocab_size={config.vocab_size}`).")
+            f"--vocab_size={config.vocab_size}`)."
+        )
     problems = [
         ("missing", sorted(keys - state_dict.keys())),
         ("not expected", sorted(state_dict.keys() - keys - optional)),
-        ("misshapen", [
-            f"{e.key} {list(np.shape(state_dict[e.key]))} (must be {list(e.official_shape)})"
-            for e in entries
-            if e.key in state_dict and np.shape(state_dict[e.key]) != e.official_shape]),
+        (
+            "misshapen",
+            [
+                f"{e.key} {list(np.shape(state_dict[e.key]))} (must be {list(e.official_shape)})"
+                for e in entries
+                if e.key in state_dict and np.shape(state_dict[e.key]) != e.official_shape
+            ],
+        ),
     ]
     if any(names for _, names in problems):
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
         raise ValueError(
             "the state dict does not fit this configuration, do the arguments belong to it? "
-            f"{listed}.")
+            f"{listed}."
+        )
     for key in _TIED:
         if key in state_dict and not np.array_equal(
-                np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])):
+            np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])
+        ):
             raise ValueError(f"{key} differs from {_EMBEDDING}; OFA shares one embedding.")
-    return layout.from_plain(flax.traverse_util.unflatten_dict(
-        {entry.path: entry.ours(state_dict[entry.key]) for entry in entries}), config)
+    return layout.from_plain(
+        flax.traverse_util.unflatten_dict(
+            {entry.path: entry.ours(state_dict[entry.key]) for entry in entries}
+        ),
+        config,
+    )
 
 
 def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.ndarray]:
@@ -261,21 +317,27 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
     Raises:
       ValueError: for variables that do not fit the configuration, or that the original lacks.
     """
-    added = [name for name in ("prefix_length", "adapter_width", "second_image")
-             if getattr(config, name)]
+    added = [
+        name for name in ("prefix_length", "adapter_width", "second_image") if getattr(config, name)
+    ]
     if added:
         raise ValueError(
             f"the original's layout has no place for what OFAConfig.{', '.join(added)} adds to the "
-            "model: keep this checkpoint in our own layout.")
-    flat = flax.traverse_util.flatten_dict(layout.to_plain(flax.core.unfreeze(
-        flax.linen.meta.unbox(dict(variables))), config))
+            "model: keep this checkpoint in our own layout."
+        )
+    flat = flax.traverse_util.flatten_dict(
+        layout.to_plain(flax.core.unfreeze(flax.linen.meta.unbox(dict(variables))), config)
+    )
     entries = list(_entries(config))
     paths = {entry.path for entry in entries}
-    missing, unknown = (sorted("/".join(p) for p in s)
-                        for s in (paths - flat.keys(), flat.keys() - paths))
+    missing, unknown = (
+        sorted("/".join(p) for p in s) for s in (paths - flat.keys(), flat.keys() - paths)
+    )
     if missing or unknown:
-        raise ValueError(f"the variables do not fit this configuration: {_names(missing)} missing, "
-                         f"{_names(unknown)} unknown.")
+        raise ValueError(
+            f"the variables do not fit this configuration: {_names(missing)} missing, "
+            f"{_names(unknown)} unknown."
+        )
     state_dict = {entry.key: entry.official(flat[entry.path]) for entry in entries}
     state_dict |= {key: state_dict[_EMBEDDING] for key in _TIED}
     return state_dict | _buffers(config)
@@ -302,7 +364,8 @@ def resize_vocabulary(
     if added < 0:
         raise ValueError(
             f"the checkpoint has a vocabulary of {len(old)} ids: it cannot be cut to {vocab_size}, "
-            "which would take the meaning of the ids away.")
+            "which would take the meaning of the ids away."
+        )
     rows = np.random.default_rng(seed).normal(0, old.shape[1] ** -0.5, (added, old.shape[1]))
     embedding = np.concatenate([old, rows.astype(old.dtype)])
     tied = {key: embedding for key in (_EMBEDDING, *_TIED) if key in state_dict}
@@ -332,15 +395,19 @@ def initialise_from_bart(
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(
             f"BART is {theirs.shape[1]} wide and this model {ours.shape[1]}: bart.base fits "
-            "OFA-base, bart.large fits OFA-large.")
+            "OFA-base, bart.large fits OFA-large."
+        )
     embedding = ours.copy()
     shared = min(len(theirs) - 1, mask_id)
     embedding[:shared] = theirs[:shared]
     embedding[mask_id] = theirs[-1]
     result = dict(state_dict) | {key: embedding for key in (_EMBEDDING, *_TIED)}
     taken = [
-        key for key, array in bart.items()
-        if key in result and key not in (_EMBEDDING, *_TIED) and "version" not in key
+        key
+        for key, array in bart.items()
+        if key in result
+        and key not in (_EMBEDDING, *_TIED)
+        and "version" not in key
         and np.shape(array) == np.shape(result[key])
     ]
     return result | {key: np.asarray(bart[key], np.float32) for key in taken}, [_EMBEDDING, *taken]

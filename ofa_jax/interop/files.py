@@ -113,8 +113,10 @@ def _checkpoint(layout, held, state_dict, args) -> OfficialCheckpoint:
         "args": {name: value for name, value in args.items() if _is_json(value)},
         "types": {key: str(a.dtype) for key, a in held.items() if isinstance(a, np.ndarray)},
         "counters": {
-            key: int(array) for key, array in state_dict.items()
-            if key.endswith("num_batches_tracked")},
+            key: int(array)
+            for key, array in state_dict.items()
+            if key.endswith("num_batches_tracked")
+        },
     }
     return OfficialCheckpoint(state_dict, args, origin)
 
@@ -170,17 +172,27 @@ def write(
         torch_file.save(path / WEIGHTS, collections.OrderedDict(state_dict))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.save(path, {
-        "args": argparse.Namespace(**args),
-        "cfg": None,
-        "model": collections.OrderedDict(state_dict),
-        "optimizer_history": [{
-            "criterion_name": "AdjustLabelSmoothedCrossEntropyCriterion",
-            "optimizer_name": "FairseqAdam", "lr_scheduler_state": {"best": None},
-            "num_updates": 0}],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
-        "last_optimizer_state": None,
-    })
+    torch_file.save(
+        path,
+        {
+            "args": argparse.Namespace(**args),
+            "cfg": None,
+            "model": collections.OrderedDict(state_dict),
+            "optimizer_history": [
+                {
+                    "criterion_name": "AdjustLabelSmoothedCrossEntropyCriterion",
+                    "optimizer_name": "FairseqAdam",
+                    "lr_scheduler_state": {"best": None},
+                    "num_updates": 0,
+                }
+            ],
+            "extra_state": {
+                "train_iterator": {"epoch": 1, "iterations_in_epoch": 0},
+                "val_loss": None,
+            },
+            "last_optimizer_state": None,
+        },
+    )
 
 
 def _as_it_was(state_dict: dict[str, np.ndarray], types: Mapping[str, str]):

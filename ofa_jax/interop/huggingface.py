@@ -57,10 +57,14 @@ def args_from_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: the variant is not the original's model (OFASys, shared biases, residual scales).
     """
-    wrong = [name for name in ("use_ofasys", "share_attn_bias", "use_gamma_feature")
-             if config.get(name)]
-    wrong += [f"{name}=False" for name in ("use_image_feature", "share_decoder_input_output_embed")
-              if not config.get(name, True)]
+    wrong = [
+        name for name in ("use_ofasys", "share_attn_bias", "use_gamma_feature") if config.get(name)
+    ]
+    wrong += [
+        f"{name}=False"
+        for name in ("use_image_feature", "share_decoder_input_output_embed")
+        if not config.get(name, True)
+    ]
     if wrong:
         raise ValueError(f"this OFA variant is not supported: {', '.join(wrong)}.")
     args = {ours: config[theirs] for ours, theirs in _ARGUMENTS.items() if theirs in config}
@@ -95,7 +99,10 @@ def huggingface_from_args(args: Mapping[str, Any], vocab_size: int) -> dict[str,
         "vocab_size": vocab_size,
         "scale_embedding": not args.get("no_scale_embedding", False),
         "is_encoder_decoder": True,
-        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 0,
     }
 
 

@@ -38,8 +38,9 @@ def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
         if key not in held:
             wrong.append(f"{key} is missing")
         elif np.shape(held[key]) != entry.official_shape:
-            wrong.append(f"{key} is {list(np.shape(held[key]))} there and "
-                         f"{list(entry.official_shape)} here")
+            wrong.append(
+                f"{key} is {list(np.shape(held[key]))} there and {list(entry.official_shape)} here"
+            )
         else:
             variables[entry.path] = entry.ours(held[key])
     if wrong:
@@ -47,7 +48,8 @@ def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
         raise ValueError(
             f"The ResNet in {path} is not the model's, whose resnet_layers are "
             f"{config.resnet_layers} and resnet_width {config.resnet_width}: {wrong[0]}{more}. "
-            "Give the model these sizes, or take another ResNet.")
+            "Give the model these sizes, or take another ResNet."
+        )
     return layout.from_plain(flax.traverse_util.unflatten_dict(variables), config)
 
 
@@ -60,6 +62,10 @@ def write(path: str | pathlib.Path, variables: Mapping[str, Any], config: OFACon
       config: what they are of.
     """
     flat = flax.traverse_util.flatten_dict(layout.to_plain(variables, config))
-    torch_file.save(path, {
-        entry.key.removeprefix(f"{RESNET}."): entry.official(flat[entry.path])
-        for entry in resnet_entries(config)})
+    torch_file.save(
+        path,
+        {
+            entry.key.removeprefix(f"{RESNET}."): entry.official(flat[entry.path])
+            for entry in resnet_entries(config)
+        },
+    )

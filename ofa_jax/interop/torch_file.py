@@ -95,8 +95,11 @@ class _Unpickler(pickle.Unpickler):
             return lambda data, requires_grad, hooks: data
         if module == "torch" and name in _STORAGES:
             return np.dtype(_STORAGES[name])
-        if (module, name) in _INERT or module.startswith(_INERT_PREFIXES) or (
-                module == "torch" and name in ("float32", "float16", "bfloat16", "int64")):
+        if (
+            (module, name) in _INERT
+            or module.startswith(_INERT_PREFIXES)
+            or (module == "torch" and name in ("float32", "float16", "bfloat16", "int64"))
+        ):
             # A class, for the pickle may call __new__ on it.
             return type(name, (_InertObject,), {})
         raise ValueError(
@@ -116,12 +119,12 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_
     """A view of its storage, as torch strides it."""
     size, stride = tuple(size), tuple(stride)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n)
-    if offset < 0 or any(step < 0 for step in stride) or (
-            0 not in size and last >= len(storage)):
+    if offset < 0 or any(step < 0 for step in stride) or (0 not in size and last >= len(storage)):
         raise ValueError("a tensor reaches beyond its storage: the file is damaged.")
     bytes_per = storage.dtype.itemsize
     return np.lib.stride_tricks.as_strided(
-        storage[offset:], size, [step * bytes_per for step in stride], writeable=False)
+        storage[offset:], size, [step * bytes_per for step in stride], writeable=False
+    )
 
 
 def load(path: str | pathlib.Path) -> Any:
@@ -227,8 +230,7 @@ class _Global:
 
 class _Storage:
     def __init__(self, key: str, dtype: np.dtype, length: int):
-        self.identity = (
-            "storage", _Global("torch", _STORAGE_OF[dtype]), key, "cpu", length)
+        self.identity = ("storage", _Global("torch", _STORAGE_OF[dtype]), key, "cpu", length)
 
 
 class _Pickler(pickle._Pickler):
@@ -262,7 +264,8 @@ class _Pickler(pickle._Pickler):
             self._storages[id(array)] = storage
             self.arrays.append(array)
         strides = tuple(
-            int(np.prod(array.shape[k + 1 :], dtype=np.int64)) for k in range(array.ndim))
+            int(np.prod(array.shape[k + 1 :], dtype=np.int64)) for k in range(array.ndim)
+        )
         self.save(_Global("torch._utils", "_rebuild_tensor_v2"))
         self.save((storage, 0, tuple(array.shape), strides, False, collections.OrderedDict()))
         self.write(pickle.REDUCE)

@@ -44,8 +44,9 @@ def from_state_dict(arrays: Mapping[str, Any]) -> VQGAN:
     """
     config = config_of(arrays)
     side = config.pixels_per_code
-    shapes = jax.eval_shape(
-        Network(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    shapes = jax.eval_shape(Network(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))[
+        "params"
+    ]
     params = {}
     for path, like in flax.traverse_util.flatten_dict(shapes).items():
         key = official_name(path)
@@ -65,13 +66,18 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
     Raises:
       ValueError: arrays that say it are missing.
     """
+
     def places(pattern: str) -> list[int]:
         found = (re.match(pattern, name) for name in arrays)
         return sorted({int(match[1]) for match in found if match})
 
     levels = places(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
-    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embed.weight",
-              "quantize.proj.weight")
+    needed = (
+        "encoder.conv_in.weight",
+        "encoder.conv_out.weight",
+        "quantize.embed.weight",
+        "quantize.proj.weight",
+    )
     if missing := [name for name in needed if name not in arrays]:
         raise ValueError(f"{missing[0]} is missing.")
     if levels != list(range(len(levels))) or not levels:
@@ -81,8 +87,8 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
     return VQGANConfig(
         width=width,
         multipliers=tuple(
-            len(arrays[f"encoder.down.{level}.block.0.conv1.weight"]) // width
-            for level in levels),
+            len(arrays[f"encoder.down.{level}.block.0.conv1.weight"]) // width for level in levels
+        ),
         num_blocks=len(places(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")),
         attention_levels=tuple(places(r"encoder\.down\.(\d+)\.attn\.0\.q\.weight$")),
         latent_width=len(arrays["encoder.conv_out.weight"]),
@@ -96,6 +102,5 @@ def official_name(path: tuple[str, ...]) -> str:
 
     The blocks of the middle are the only names with a number in the original, too.
     """
-    parts = [
-        part if "mid" in path else re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
+    parts = [part if "mid" in path else re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
     return ".".join([*parts, _NAMES[path[-1]]])

@@ -16,8 +16,14 @@ MASKED_SCORE = -1e30
 
 def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
     """The linear layer from the model width into heads: [..., d] to [..., heads, head_dim]."""
-    return Dense((config.width,), (config.num_heads, config.head_dim), ("embed",), ("heads", "kv"),
-                 dtype_of(config), name=name)
+    return Dense(
+        (config.width,),
+        (config.num_heads, config.head_dim),
+        ("embed",),
+        ("heads", "kv"),
+        dtype_of(config),
+        name=name,
+    )
 
 
 def as_keys(x: jax.Array) -> jax.Array:
@@ -82,7 +88,9 @@ class KeyValues:
         """With `new` [..., heads, head_dim, 1] at place `position` of the K."""
         return jax.tree.map(
             lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=-1),
-            self, new)
+            self,
+            new,
+        )
 
 
 class Attention(nn.Module):
@@ -101,25 +109,40 @@ class Attention(nn.Module):
     def setup(self):
         c = self.config
         self.query, self.key, self.value = (head_projection(c) for _ in range(3))
-        self.output = Dense((c.num_heads, c.head_dim), (c.width,), ("heads", "kv"), ("embed",),
-                            dtype_of(c))
+        self.output = Dense(
+            (c.num_heads, c.head_dim), (c.width,), ("heads", "kv"), ("embed",), dtype_of(c)
+        )
         self.dropout = nn.Dropout(c.attention_dropout_rate)
         if c.scale_heads:
-            self.head_scale = self.param("head_scale", nn.with_logical_partitioning(
-                nn.initializers.ones, ("heads",)), (c.num_heads,))
+            self.head_scale = self.param(
+                "head_scale",
+                nn.with_logical_partitioning(nn.initializers.ones, ("heads",)),
+                (c.num_heads,),
+            )
         if self.prefix_length:
             shape = (self.prefix_length, c.num_heads, c.head_dim)
             self.prefix_key, self.prefix_value = (
-                self.param(name, nn.with_logical_partitioning(bert_init, (None, "heads", "kv")),
-                           shape) for name in ("prefix_key", "prefix_value"))
+                self.param(
+                    name, nn.with_logical_partitioning(bert_init, (None, "heads", "kv")), shape
+                )
+                for name in ("prefix_key", "prefix_value")
+            )
 
     def project(self, memory: jax.Array) -> KeyValues:
         """Keys and values of a memory [..., K, d]."""
-        return KeyValues(as_keys(_constrain_heads(self.key(memory))),
-                         as_keys(_constrain_heads(self.value(memory))))
+        return KeyValues(
+            as_keys(_constrain_heads(self.key(memory))),
+            as_keys(_constrain_heads(self.value(memory))),
+        )
 
-    def __call__(self, x: jax.Array, memory: jax.Array | KeyValues, bias: jax.Array,
-                 mask: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | KeyValues,
+        bias: jax.Array,
+        mask: jax.Array,
+        train: bool,
+    ) -> jax.Array:
         """Attends from x to memory.
 
         There may be several leading axes: B, or B and the beams of an example.

@@ -33,10 +33,15 @@ class ProjectedPositions:
 
     def at(self, position: jax.Array) -> "ProjectedPositions":
         """With the queries and embeddings of one position, T = 1, and the keys of all."""
+
         def row(x):
             return None if x is None else jax.lax.dynamic_slice_in_dim(x, position, 1, axis=1)
-        return self.replace(self_query=row(self.self_query), cross_query=row(self.cross_query),
-                            embeddings=row(self.embeddings))
+
+        return self.replace(
+            self_query=row(self.self_query),
+            cross_query=row(self.cross_query),
+            embeddings=row(self.embeddings),
+        )
 
     def biases(self, code_rows: jax.Array | None) -> DecoderPositions:
         """The absolute biases of self- and cross-attention; code_rows is bool [B] or None."""
@@ -82,7 +87,12 @@ class DecoderCache:
         Returns:
           A cache of G' beams.
         """
+
         def pick(x):
             return jnp.take_along_axis(x, parents[..., None, None, None], axis=1)
-        return self.replace(layers=tuple(
-            layer.replace(past=jax.tree.map(pick, layer.past)) for layer in self.layers))
+
+        return self.replace(
+            layers=tuple(
+                layer.replace(past=jax.tree.map(pick, layer.past)) for layer in self.layers
+            )
+        )

@@ -129,45 +129,70 @@ class OFAConfig:
     def __post_init__(self):
         # gin and json hand lists over; a tuple keeps the config hashable.
         object.__setattr__(self, "resnet_layers", tuple(self.resnet_layers))
-        for name in ("vocab_size", "width", "ffn_width", "num_heads", "encoder_layers",
-                     "decoder_layers", "resnet_width", "token_bucket_size", "image_bucket_size",
-                     "max_source_positions", "max_target_positions", "vocab_multiple"):
+        for name in (
+            "vocab_size",
+            "width",
+            "ffn_width",
+            "num_heads",
+            "encoder_layers",
+            "decoder_layers",
+            "resnet_width",
+            "token_bucket_size",
+            "image_bucket_size",
+            "max_source_positions",
+            "max_target_positions",
+            "vocab_multiple",
+        ):
             if getattr(self, name) < 1:
-                raise ValueError(f"OFAConfig.{name} is {getattr(self, name)}; it must be at least "
-                                 "1.")
+                raise ValueError(
+                    f"OFAConfig.{name} is {getattr(self, name)}; it must be at least 1."
+                )
         if self.width % self.num_heads:
             raise ValueError(
                 f"OFAConfig.width {self.width} does not divide into num_heads {self.num_heads}; "
-                "choose a width that is a multiple of the number of heads.")
+                "choose a width that is a multiple of the number of heads."
+            )
         if len(self.resnet_layers) != 3 or min(self.resnet_layers) < 1:
-            raise ValueError(f"OFAConfig.resnet_layers is {self.resnet_layers}; give the number of "
-                             "blocks (at least one) of each of the three stages.")
+            raise ValueError(
+                f"OFAConfig.resnet_layers is {self.resnet_layers}; give the number of "
+                "blocks (at least one) of each of the three stages."
+            )
         if self.vocab_size <= self.pad_id or self.pad_id < 0:
-            raise ValueError(f"OFAConfig.vocab_size {self.vocab_size} leaves no row for pad_id "
-                             f"{self.pad_id}; the vocabulary starts with <s>, <pad>, </s>, <unk>.")
+            raise ValueError(
+                f"OFAConfig.vocab_size {self.vocab_size} leaves no row for pad_id "
+                f"{self.pad_id}; the vocabulary starts with <s>, <pad>, </s>, <unk>."
+            )
         if self.token_bucket_size % 2 or self.token_bucket_size > RELATIVE_POSITION_RANGE:
-            raise ValueError(f"OFAConfig.token_bucket_size is {self.token_bucket_size}; it must be "
-                             f"even and at most {RELATIVE_POSITION_RANGE}.")
+            raise ValueError(
+                f"OFAConfig.token_bucket_size is {self.token_bucket_size}; it must be "
+                f"even and at most {RELATIVE_POSITION_RANGE}."
+            )
         if self.code_image_size % PIXELS_PER_CODE or not (
-                0 < self.code_grid <= self.image_bucket_size):
+            0 < self.code_grid <= self.image_bucket_size
+        ):
             raise ValueError(
                 f"OFAConfig.code_image_size is {self.code_image_size} pixels; it must be a "
                 f"multiple of {PIXELS_PER_CODE} and at most {PIXELS_PER_CODE} * image_bucket_size "
-                f"= {PIXELS_PER_CODE * self.image_bucket_size}.")
+                f"= {PIXELS_PER_CODE * self.image_bucket_size}."
+            )
         if self.second_image and not self.type_embedding:
-            raise ValueError("OFAConfig.second_image needs type_embedding: types tell the pictures "
-                             "apart.")
+            raise ValueError(
+                "OFAConfig.second_image needs type_embedding: types tell the pictures apart."
+            )
         if self.activation not in ("gelu", "relu"):
             raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"OFAConfig.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"OFAConfig.remat is {self.remat!r}; use one of "
-                             f"{', '.join(map(repr, REMAT_POLICIES))}.")
+            raise ValueError(
+                f"OFAConfig.remat is {self.remat!r}; use one of "
+                f"{', '.join(map(repr, REMAT_POLICIES))}."
+            )
         for field in dataclasses.fields(self):
             if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
-                raise ValueError(f"OFAConfig.{field.name} is {getattr(self, field.name)}; a rate "
-                                 "lies in [0, 1).")
+                raise ValueError(
+                    f"OFAConfig.{field.name} is {getattr(self, field.name)}; a rate lies in [0, 1)."
+                )
 
     @property
     def head_dim(self) -> int:
@@ -206,45 +231,100 @@ class OFAConfig:
     @classmethod
     def tiny(cls, **overrides: Any) -> "OFAConfig":
         """OFA-tiny: 33,488,336 parameters."""
-        return cls(**_PUBLISHED | dict(
-            width=256, ffn_width=1024, num_heads=4, encoder_layers=4, decoder_layers=4,
-            resnet_layers=(3, 4, 6)) | overrides)
+        return cls(
+            **_PUBLISHED
+            | dict(
+                width=256,
+                ffn_width=1024,
+                num_heads=4,
+                encoder_layers=4,
+                decoder_layers=4,
+                resnet_layers=(3, 4, 6),
+            )
+            | overrides
+        )
 
     @classmethod
     def medium(cls, **overrides: Any) -> "OFAConfig":
         """OFA-medium: 92,892,000 parameters."""
-        return cls(**_PUBLISHED | dict(
-            width=512, ffn_width=2048, num_heads=8, encoder_layers=4, decoder_layers=4,
-            resnet_layers=(3, 4, 23)) | overrides)
+        return cls(
+            **_PUBLISHED
+            | dict(
+                width=512,
+                ffn_width=2048,
+                num_heads=8,
+                encoder_layers=4,
+                decoder_layers=4,
+                resnet_layers=(3, 4, 23),
+            )
+            | overrides
+        )
 
     @classmethod
     def base(cls, **overrides: Any) -> "OFAConfig":
         """OFA-base: 182,238,536 parameters."""
-        return cls(**_PUBLISHED | dict(
-            width=768, ffn_width=3072, num_heads=12, encoder_layers=6, decoder_layers=6,
-            resnet_layers=(3, 4, 23)) | overrides)
+        return cls(
+            **_PUBLISHED
+            | dict(
+                width=768,
+                ffn_width=3072,
+                num_heads=12,
+                encoder_layers=6,
+                decoder_layers=6,
+                resnet_layers=(3, 4, 23),
+            )
+            | overrides
+        )
 
     @classmethod
     def large(cls, **overrides: Any) -> "OFAConfig":
         """OFA-large: 472,977,152 parameters."""
-        return cls(**_PUBLISHED | dict(
-            width=1024, ffn_width=4096, num_heads=16, encoder_layers=12, decoder_layers=12,
-            resnet_layers=(3, 8, 36)) | overrides)
+        return cls(
+            **_PUBLISHED
+            | dict(
+                width=1024,
+                ffn_width=4096,
+                num_heads=16,
+                encoder_layers=12,
+                decoder_layers=12,
+                resnet_layers=(3, 8, 36),
+            )
+            | overrides
+        )
 
     @classmethod
     def huge(cls, **overrides: Any) -> "OFAConfig":
         """OFA-huge: 929,486,848 parameters."""
-        return cls(**_PUBLISHED | dict(
-            width=1280, ffn_width=5120, num_heads=16, encoder_layers=24, decoder_layers=12,
-            resnet_layers=(3, 8, 36)) | overrides)
+        return cls(
+            **_PUBLISHED
+            | dict(
+                width=1280,
+                ffn_width=5120,
+                num_heads=16,
+                encoder_layers=24,
+                decoder_layers=12,
+                resnet_layers=(3, 8, 36),
+            )
+            | overrides
+        )
 
     @classmethod
     def scenes(cls, **overrides: Any) -> "OFAConfig":
         """A small model that learns Scenes on a CPU: 128 px images, 64 px of codes."""
-        return cls(**dict(
-            width=128, ffn_width=512, num_heads=4, encoder_layers=3, decoder_layers=3,
-            resnet_layers=(1, 1, 1), resnet_width=16, code_image_size=64,
-            dropout_rate=0.0) | overrides)
+        return cls(
+            **dict(
+                width=128,
+                ffn_width=512,
+                num_heads=4,
+                encoder_layers=3,
+                decoder_layers=3,
+                resnet_layers=(1, 1, 1),
+                resnet_width=16,
+                code_image_size=64,
+                dropout_rate=0.0,
+            )
+            | overrides
+        )
 
 
 _PUBLISHED = dict(dropout_rate=0.1, encoder_drop_path_rate=0.1, decoder_drop_path_rate=0.1)

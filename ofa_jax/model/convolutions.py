@@ -42,7 +42,8 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 def _native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _convolution_forward(x, kernel, stride):
@@ -53,9 +54,14 @@ def _convolution_backward(stride, residuals, dy):
     x, kernel = residuals
     (dx,) = jax.vjp(lambda x: _native(x, kernel, stride), x)[1](dy)
     dkernel = jax.lax.platform_dependent(
-        x, kernel, dy, cpu=functools.partial(_kernel_gradient_by_products, stride=stride),
-        default=lambda x, kernel, dy: jax.vjp(
-            lambda kernel: _native(x, kernel, stride), kernel)[1](dy)[0])
+        x,
+        kernel,
+        dy,
+        cpu=functools.partial(_kernel_gradient_by_products, stride=stride),
+        default=lambda x, kernel, dy: jax.vjp(lambda kernel: _native(x, kernel, stride), kernel)[1](
+            dy
+        )[0],
+    )
     return dx, dkernel
 
 
@@ -65,8 +71,10 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 def _kernel_gradient_by_products(x, kernel, dy, stride):
     """For every place of the kernel, what it saw times what came of it, as matrix products."""
     size, channels = kernel.shape[0], kernel.shape[2]
-    taps = [tap.reshape(-1, channels)
-            for tap in _taps(x, size, stride, size // 2, dy.shape[1:3], fill=0)]
+    taps = [
+        tap.reshape(-1, channels)
+        for tap in _taps(x, size, stride, size // 2, dy.shape[1:3], fill=0)
+    ]
     if channels < _FEW_CHANNELS:
         # Thin products are slow: one for all places.
         taps = [jnp.concatenate(taps, axis=1)]
@@ -82,8 +90,11 @@ def _taps(x, size, stride, pad, shape, fill) -> list[jax.Array]:
     """What each place of a window sees: size * size arrays [N, *shape, C], row by row."""
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
     rows, columns = (stride * (n - 1) + 1 for n in shape)
-    return [padded[:, i:i + rows:stride, j:j + columns:stride]
-            for i in range(size) for j in range(size)]
+    return [
+        padded[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
 
 
 @jax.custom_vjp
@@ -94,8 +105,14 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def _max_window(x: jax.Array) -> jax.Array:
     # The initial value must be a constant of x's type for JAX to know the gradient.
-    return jax.lax.reduce_window(x, np.array(-np.inf, x.dtype), jax.lax.max, (1, 3, 3, 1),
-                                 (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jax.lax.reduce_window(
+        x,
+        np.array(-np.inf, x.dtype),
+        jax.lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
 
 
 def _pool_slices(x: jax.Array) -> list[jax.Array]:
@@ -114,9 +131,15 @@ def _max_pool_forward(x):
 
 def _max_pool_backward(residuals, dy):
     x, y = residuals
-    return (jax.lax.platform_dependent(
-        x, y, dy, cpu=_pool_gradient_by_comparison,
-        default=lambda x, y, dy: jax.vjp(_max_window, x)[1](dy)[0]),)
+    return (
+        jax.lax.platform_dependent(
+            x,
+            y,
+            dy,
+            cpu=_pool_gradient_by_comparison,
+            default=lambda x, y, dy: jax.vjp(_max_window, x)[1](dy)[0],
+        ),
+    )
 
 
 def _pool_gradient_by_comparison(x, y, dy):
@@ -129,14 +152,16 @@ def _pool_gradient_by_comparison(x, y, dy):
         # Even places are seen by the middle tap alone; odd ones by the last tap of the output
         # before them and the first tap of the output after.
         first, middle, last = taps
-        after = jnp.pad(jax.lax.slice_in_dim(first, 1, None, axis=axis),
-                        [(0, int(a == axis)) for a in range(4)])
+        after = jnp.pad(
+            jax.lax.slice_in_dim(first, 1, None, axis=axis), [(0, int(a == axis)) for a in range(4)]
+        )
         shape = [size * (1 + (a == axis)) for a, size in enumerate(middle.shape)]
         return jnp.stack([middle, after + last], axis + 1).reshape(shape)
 
-    columns = [spread([jnp.where(winner == 3 * i + j, dy, 0) for j in range(3)], axis=2)
-               for i in range(3)]
-    return spread(columns, axis=1)[:, :x.shape[1], :x.shape[2]]
+    columns = [
+        spread([jnp.where(winner == 3 * i + j, dy, 0) for j in range(3)], axis=2) for i in range(3)
+    ]
+    return spread(columns, axis=1)[:, : x.shape[1], : x.shape[2]]
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

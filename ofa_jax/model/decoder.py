@@ -20,10 +20,16 @@ class Decoder(nn.Module):
     config: OFAConfig
 
     @nn.compact
-    def __call__(self, encoded: EncoderOutput | None, tokens: jax.Array,
-                 token_embeddings: jax.Array, code_rows: jax.Array | None, train: bool,
-                 cache: DecoderCache | None = None, position: jax.Array | None = None
-                 ) -> tuple[jax.Array, DecoderCache | None]:
+    def __call__(
+        self,
+        encoded: EncoderOutput | None,
+        tokens: jax.Array,
+        token_embeddings: jax.Array,
+        code_rows: jax.Array | None,
+        train: bool,
+        cache: DecoderCache | None = None,
+        position: jax.Array | None = None,
+    ) -> tuple[jax.Array, DecoderCache | None]:
         """Decodes all positions at once or, with a cache, one position of G beams.
 
         Args:
@@ -70,11 +76,13 @@ class Decoder(nn.Module):
         if cache is None:
             rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
             x = run_layers(
-                DecoderLayer, c, rates, x, hidden, where, self_mask, encoder_mask, train=train)
+                DecoderLayer, c, rates, x, hidden, where, self_mask, encoder_mask, train=train
+            )
         else:
             for i, layer_cache in enumerate(caches):
                 x, caches[i] = DecoderLayer(c, name=f"layer_{i}")(
-                    x, hidden, where, self_mask, encoder_mask, 0.0, train, layer_cache)
+                    x, hidden, where, self_mask, encoder_mask, 0.0, train, layer_cache
+                )
             cache = cache.replace(layers=tuple(caches))
         return layer_norm(dtype, "final_norm")(x), cache
 
@@ -82,17 +90,28 @@ class Decoder(nn.Module):
         """Embeds and projects all positions of the decoder and of the encoder's output."""
         c, dtype = self.config, dtype_of(self.config)
         # Position embeddings of text rows and, where there may be any, of code rows: [V, T, d].
-        raw = [Table(c.max_target_positions + 2, c.width, ("positions", "embed"),
-                     name="position_embedding")(np.arange(length))]
+        raw = [
+            Table(
+                c.max_target_positions + 2,
+                c.width,
+                ("positions", "embed"),
+                name="position_embedding",
+            )(np.arange(length))
+        ]
         norms = ["position_norm"]
         if code_rows is not None:
-            raw.append(Table(
-                c.image_bucket_size**2 + 1, c.width, ("positions", "embed"),
-                name="image_position_embedding")(
-                    positions.code_position_ids(c.code_grid, c.image_bucket_size, length)))
+            raw.append(
+                Table(
+                    c.image_bucket_size**2 + 1,
+                    c.width,
+                    ("positions", "embed"),
+                    name="image_position_embedding",
+                )(positions.code_position_ids(c.code_grid, c.image_bucket_size, length))
+            )
             norms.append("image_position_norm")
         embeddings = jnp.stack(
-            [layer_norm(dtype, norm)(x) for norm, x in zip(norms, raw, strict=True)])
+            [layer_norm(dtype, norm)(x) for norm, x in zip(norms, raw, strict=True)]
+        )
         scale = jnp.asarray(c.attention_scale, dtype)
         cross_key = head_projection(c, "cross_position_key")(encoded.position_embeddings)
         indices = encoded.position_indices
@@ -101,4 +120,5 @@ class Decoder(nn.Module):
             cross_query=head_projection(c, "cross_position_query")(embeddings) * scale,
             self_key=as_keys(head_projection(c, "self_position_key")(embeddings)),
             cross_key=as_keys(cross_key[None] if indices is None else cross_key[indices]),
-            embeddings=jnp.stack(raw) if c.entangle_decoder_positions else None)
+            embeddings=jnp.stack(raw) if c.entangle_decoder_positions else None,
+        )

@@ -49,8 +49,10 @@ class EncoderOutput:
         """Picks, repeats or reorders examples (beams): int [B'] to an output of B' examples."""
         indices = self.position_indices
         return self.replace(
-            hidden=jnp.take(self.hidden, rows, axis=0), mask=jnp.take(self.mask, rows, axis=0),
-            position_indices=None if indices is None else jnp.take(indices, rows, axis=0))
+            hidden=jnp.take(self.hidden, rows, axis=0),
+            mask=jnp.take(self.mask, rows, axis=0),
+            position_indices=None if indices is None else jnp.take(indices, rows, axis=0),
+        )
 
     def repeat(self, times: int) -> "EncoderOutput":
         """Each example `times` times, side by side: what G answers to it read."""
@@ -59,7 +61,8 @@ class EncoderOutput:
         return self.replace(
             hidden=jnp.repeat(self.hidden, times, axis=0),
             mask=jnp.repeat(self.mask, times, axis=0),
-            position_indices=None if indices is None else jnp.repeat(indices, times, axis=0))
+            position_indices=None if indices is None else jnp.repeat(indices, times, axis=0),
+        )
 
     def positions_per_example(self) -> jax.Array:
         """[B, L, d], the position embeddings spelled out."""
@@ -90,8 +93,8 @@ class Encoder(nn.Module):
         batch_size, length = tokens.shape
 
         text_positions = Table(
-            c.max_source_positions + 2, c.width, ("positions", "embed"),
-            name="position_embedding")(np.arange(length))
+            c.max_source_positions + 2, c.width, ("positions", "embed"), name="position_embedding"
+        )(np.arange(length))
         types = self._types()
         norm = layer_norm(dtype, "text_norm") if c.text_norm else None
         x = self._embed(token_embeddings, text_positions, types[0], norm, train)
@@ -111,13 +114,16 @@ class Encoder(nn.Module):
         # Without sampling place i of every example has position i.
         indices = None if isinstance(indices, np.ndarray) else indices
         query = head_projection(c, "position_query")(embeddings) * jnp.asarray(
-            c.attention_scale, dtype)
+            c.attention_scale, dtype
+        )
         key = head_projection(c, "position_key")(embeddings)
         # Project each position once, then spread over the examples that sampled it.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         where = EncoderPositions(
-            score(query, as_keys(key)), tuple(picture.where for picture in reversed(pictures)),
-            length)
+            score(query, as_keys(key)),
+            tuple(picture.where for picture in reversed(pictures)),
+            length,
+        )
         rates = linear_rates(c.encoder_drop_path_rate, c.encoder_layers)
         x = run_layers(EncoderLayer, c, rates, x, where, mask, train=train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
@@ -129,8 +135,13 @@ class Encoder(nn.Module):
             return [None, None]
         types = list(Table(2, c.width, ("types", "embed"), name="type_embedding")())
         if c.second_image:
-            types.append(self.param("second_image_type", nn.with_logical_partitioning(
-                bert_init, ("embed",)), (c.width,)))
+            types.append(
+                self.param(
+                    "second_image_type",
+                    nn.with_logical_partitioning(bert_init, ("embed",)),
+                    (c.width,),
+                )
+            )
         return types
 
     def _embed(self, x, position, kind, norm, train) -> jax.Array:
@@ -148,21 +159,31 @@ class Encoder(nn.Module):
         """Embeds the image and, where there is one, the second; the same weights see both."""
         c, dtype = self.config, dtype_of(self.config)
         resnet = ResNet(c, name="resnet")
-        project = Dense((c.patch_channels,), (c.width,), ("conv_out",), ("embed",), dtype,
-                        name="image_projection")
+        project = Dense(
+            (c.patch_channels,),
+            (c.width,),
+            ("conv_out",),
+            ("embed",),
+            dtype,
+            name="image_projection",
+        )
         norm = layer_norm(dtype, "patch_norm") if c.patch_norm else None
-        table = Table(c.image_bucket_size**2 + 1, c.width, ("positions", "embed"),
-                      name="image_position_embedding")
+        table = Table(
+            c.image_bucket_size**2 + 1,
+            c.width,
+            ("positions", "embed"),
+            name="image_position_embedding",
+        )
         position_norm = layer_norm(dtype, "image_position_norm")
         batch_size = len(batch["encoder_input_tokens"])
         has_image = jnp.asarray(batch.get("encoder_image_mask", np.ones(batch_size, bool)))
 
         def embed(prefix: str, kind: jax.Array | None) -> _Picture:
             images = normalise_images(
-                jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes"))
+                jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes")
+            )
             # The ResNet's examples are split over more devices than the Transformer's.
-            patches = constrain(
-                resnet(images, train), "batch", "height", "width", "channels")
+            patches = constrain(resnet(images, train), "batch", "height", "width", "channels")
             grid = patches.shape[1:3]
             patches = patches.reshape(batch_size, -1, c.patch_channels)
             sampled = batch.get(f"{prefix}patch_indices")

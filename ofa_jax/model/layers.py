@@ -63,15 +63,21 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *in_features] to [..., *features]."""
-        kernel = self.param("kernel", nn.with_logical_partitioning(
-            self.kernel_init, (*self.in_axes, *self.out_axes)),
-            (*self.in_features, *self.features))
-        bias = self.param("bias", nn.with_logical_partitioning(
-            nn.initializers.zeros, tuple("norm" if a == "embed" else a for a in self.out_axes)),
-            tuple(self.features))
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, (*self.in_axes, *self.out_axes)),
+            (*self.in_features, *self.features),
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(
+                nn.initializers.zeros, tuple("norm" if a == "embed" else a for a in self.out_axes)
+            ),
+            tuple(self.features),
+        )
         # One 2-D product: what every backend's matrix unit wants.
         inputs, outputs = math.prod(self.in_features), math.prod(self.features)
-        flat = x.astype(self.dtype).reshape(*x.shape[:x.ndim - len(self.in_features)], inputs)
+        flat = x.astype(self.dtype).reshape(*x.shape[: x.ndim - len(self.in_features)], inputs)
         y = flat @ kernel.astype(self.dtype).reshape(inputs, outputs)
         return y.reshape(*y.shape[:-1], *self.features) + bias.astype(self.dtype)
 
@@ -79,9 +85,13 @@ class Dense(nn.Module):
 def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over the last axis with float32 statistics."""
     return keep_input(nn.LayerNorm, dtype)(
-        epsilon=LAYER_NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name,
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=dtype,
+        use_fast_variance=False,
+        name=name,
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)))
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+    )
 
 
 class Table(nn.Module):
@@ -97,8 +107,11 @@ class Table(nn.Module):
     axes: tuple[str, str]
 
     def setup(self):
-        self.embedding = self.param("embedding", nn.with_logical_partitioning(
-            bert_init, self.axes), (self.rows, self.features))
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(bert_init, self.axes),
+            (self.rows, self.features),
+        )
 
     def __call__(self, ids: jax.Array | None = None) -> jax.Array:
         """int [...] to float32 [..., features]; without ids the table itself."""
@@ -133,7 +146,8 @@ class DropPath(nn.Module):
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x
         keep = jax.random.bernoulli(
-            self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+            self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)
+        )
         return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)
 
 
@@ -150,8 +164,10 @@ def remat(module: type[nn.Module], config, static: Sequence[str] = ("train",)) -
     policy = {"full": None, "dots": _is_product, "weight_dots": _is_product_with_weights}
     arguments = list(inspect.signature(module.__call__).parameters)
     return nn.remat(
-        module, policy=policy[config.remat],
-        static_argnums=tuple(arguments.index(name) for name in static))
+        module,
+        policy=policy[config.remat],
+        static_argnums=tuple(arguments.index(name) for name in static),
+    )
 
 
 def _is_product(primitive, *_, **__) -> bool:

@@ -109,5 +109,7 @@ def _places(config: OFAConfig) -> dict[tuple[tuple[str, ...], ...], tuple[str, .
             # The first has another stride and a shortcut of its own.
             root = ("encoder", "resnet")
             places[tuple((*root, f"stage_{stage}_block_{i}") for i in range(1, blocks))] = (
-                *root, f"stage_{stage}_blocks")
+                *root,
+                f"stage_{stage}_blocks",
+            )
     return places

@@ -1,12 +1,12 @@
 """OFA: one encoder over [image patches, text], one decoder, one vocabulary.
 
-    images [B,H,W,3] -> ResNet -> grid [B,G,C] -> patches [B,N,C] -> [B,N,d] --+
-                                                                             encoder [B,N+S,d]
-    instruction [B,S] -> shared embedding -> [B,S,d] --------------------------+    |
-                                                                                    v
-    answer so far [B,T] -> shared embedding -> [B,T,d] ------------------------> decoder [B,T,d]
-                                                                                    |
-    logits [B,T,V] <- the same embedding, transposed -------------------------------+
+images [B,H,W,3] -> ResNet -> grid [B,G,C] -> patches [B,N,C] -> [B,N,d] --+
+                                                                         encoder [B,N+S,d]
+instruction [B,S] -> shared embedding -> [B,S,d] --------------------------+    |
+                                                                                v
+answer so far [B,T] -> shared embedding -> [B,T,d] ------------------------> decoder [B,T,d]
+                                                                                |
+logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
 
 from collections.abc import Mapping
@@ -78,19 +78,26 @@ class OFA(nn.Module):
           ValueError: for a batch that the configuration cannot take.
         """
         if self.is_initializing():
-            batches = {name: _with_every_input(batch, self.config)
-                       for name, batch in batches.items()}
+            batches = {
+                name: _with_every_input(batch, self.config) for name, batch in batches.items()
+            }
         for batch in batches.values():
             check_batch(batch, self.config)
             self._check_answers(batch["decoder_input_tokens"])
         sides = ("encoder_input_tokens", "decoder_input_tokens")
-        embedded = iter(self._embed(*(batch[side] for batch in batches.values()
-                                      for side in sides)))
+        embedded = iter(self._embed(*(batch[side] for batch in batches.values() for side in sides)))
         decoded = []
         for batch in batches.values():
             encoded = self.encoder(batch, next(embedded), train)
-            decoded.append(self._decode(encoded, batch["decoder_input_tokens"], next(embedded),
-                                        batch.get("decoder_code_mask"), train))
+            decoded.append(
+                self._decode(
+                    encoded,
+                    batch["decoder_input_tokens"],
+                    next(embedded),
+                    batch.get("decoder_code_mask"),
+                    train,
+                )
+            )
         shapes = [batch["decoder_input_tokens"].shape for batch in batches.values()]
         return self._logits(side_by_side(decoded, shapes))
 
@@ -100,8 +107,13 @@ class OFA(nn.Module):
         (embedded,) = self._embed(batch["encoder_input_tokens"])
         return self.encoder(batch, embedded, train)
 
-    def decode(self, encoder_output: EncoderOutput, decoder_input_tokens: jax.Array,
-               decoder_code_mask: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def decode(
+        self,
+        encoder_output: EncoderOutput,
+        decoder_input_tokens: jax.Array,
+        decoder_code_mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
         """Scores every next token given the encoder's output.
 
         Args:
@@ -120,8 +132,14 @@ class OFA(nn.Module):
         rows = x.reshape(len(x), -1, x.shape[-1])
         return self._logits(rows).reshape(*decoder_input_tokens.shape, -1)
 
-    def _decode(self, encoded: EncoderOutput, tokens: jax.Array, embedded: jax.Array,
-                code_rows: jax.Array | None, train: bool) -> jax.Array:
+    def _decode(
+        self,
+        encoded: EncoderOutput,
+        tokens: jax.Array,
+        embedded: jax.Array,
+        code_rows: jax.Array | None,
+        train: bool,
+    ) -> jax.Array:
         """The decoder's output for tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
         *several, length = tokens.shape[1:]
         if several:
@@ -137,11 +155,15 @@ class OFA(nn.Module):
         """Of [B, T] or [B, G, T]."""
         if tokens.ndim == 3:
             tokens = tokens.reshape(-1, tokens.shape[2])
-        check_tokens(tokens, "decoder_input_tokens", self.config.max_target_positions,
-                     self.config)
+        check_tokens(tokens, "decoder_input_tokens", self.config.max_target_positions, self.config)
 
-    def start_cache(self, encoder_output: EncoderOutput, length: int, beams: int = 1,
-                    decoder_code_mask: jax.Array | None = None) -> DecoderCache:
+    def start_cache(
+        self,
+        encoder_output: EncoderOutput,
+        length: int,
+        beams: int = 1,
+        decoder_code_mask: jax.Array | None = None,
+    ) -> DecoderCache:
         """An empty cache, for decoding token by token.
 
         Args:
@@ -158,26 +180,47 @@ class OFA(nn.Module):
         """
         c, batch_size = self.config, encoder_output.hidden.shape[0]
         if c.scan_layers:
-            raise ValueError("OFAConfig.scan_layers stacks the layers, and token by token they are "
-                             "run one by one: see ofa_jax.model.layout.plain.")
+            raise ValueError(
+                "OFAConfig.scan_layers stacks the layers, and token by token they are "
+                "run one by one: see ofa_jax.model.layout.plain."
+            )
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
         nothing = jnp.zeros((batch_size, beams), jnp.int32)
         past = constrain(
             jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
-            "batch", None, "heads", "kv", "length")
-        empty = DecoderCache((LayerCache(KeyValues(past, past)),) * c.decoder_layers,
-                             encoder_output.mask, decoder_code_mask)
+            "batch",
+            None,
+            "heads",
+            "kv",
+            "length",
+        )
+        empty = DecoderCache(
+            (LayerCache(KeyValues(past, past)),) * c.decoder_layers,
+            encoder_output.mask,
+            decoder_code_mask,
+        )
         # Of this step only what the layers project of the encoder's output is kept; the compiler
         # drops the rest.
         (embedded,) = self._embed(nothing)
-        _, seen = self.decoder(encoder_output, nothing, embedded, decoder_code_mask, False, empty,
-                               jnp.zeros((), jnp.int32))
-        return seen.replace(layers=tuple(
-            layer.replace(past=before.past) for layer, before in zip(
-                seen.layers, empty.layers, strict=True)))
+        _, seen = self.decoder(
+            encoder_output,
+            nothing,
+            embedded,
+            decoder_code_mask,
+            False,
+            empty,
+            jnp.zeros((), jnp.int32),
+        )
+        return seen.replace(
+            layers=tuple(
+                layer.replace(past=before.past)
+                for layer, before in zip(seen.layers, empty.layers, strict=True)
+            )
+        )
 
-    def decode_step(self, tokens: jax.Array, cache: DecoderCache, position: jax.Array
-                    ) -> tuple[jax.Array, DecoderCache]:
+    def decode_step(
+        self, tokens: jax.Array, cache: DecoderCache, position: jax.Array
+    ) -> tuple[jax.Array, DecoderCache]:
         """Scores the next token of every beam.
 
         Args:
@@ -209,8 +252,9 @@ class OFA(nn.Module):
         table = constrain(self.token_embedding(), "vocab", "embed")
         ids = side_by_side(tokens)
         found = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
-        found = constrain(found * jnp.asarray(c.embedding_scale, dtype_of(c)),
-                          "batch", "length", "embed")
+        found = constrain(
+            found * jnp.asarray(c.embedding_scale, dtype_of(c)), "batch", "length", "embed"
+        )
         return taken_apart(found, [array.shape for array in tokens])
 
 

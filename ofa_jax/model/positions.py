@@ -26,8 +26,9 @@ FILLER_COUNT = 769
 """How many of them the original's index buffer holds: 1 + 256 + 769 = 1026 for a 16x16 grid."""
 
 
-def token_buckets(bucket_size: int, distances: np.ndarray,
-                  max_position: int = RELATIVE_POSITION_RANGE) -> np.ndarray:
+def token_buckets(
+    bucket_size: int, distances: np.ndarray, max_position: int = RELATIVE_POSITION_RANGE
+) -> np.ndarray:
     """Row of the 1-D relative table for each distance q - k.
 
     With m = bucket_size / 2, a distance d with |d| <= m keeps its own row; beyond, the row grows
@@ -49,17 +50,25 @@ def token_buckets(bucket_size: int, distances: np.ndarray,
     middle = bucket_size // 2
     # float32 throughout: the published tables were rounded up from float32 logarithms.
     magnitude = np.maximum(np.abs(distances), middle).astype(np.float32)
-    scale = np.float32(np.log((max_position - 1) / middle)) if middle < max_position - 1 else (
-        np.float32(1))
-    logarithmic = np.ceil(
-        np.log(magnitude / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    scale = (
+        np.float32(np.log((max_position - 1) / middle))
+        if middle < max_position - 1
+        else (np.float32(1))
+    )
+    logarithmic = (
+        np.ceil(np.log(magnitude / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    )
     far = np.sign(distances) * logarithmic.astype(np.int64)
     return (np.where(np.abs(distances) <= middle, distances, far) + bucket_size - 1).astype(
-        np.int32)
+        np.int32
+    )
 
 
-def token_bucket_table(bucket_size: int, length: int = RELATIVE_POSITION_RANGE,
-                       max_position: int = RELATIVE_POSITION_RANGE) -> np.ndarray:
+def token_bucket_table(
+    bucket_size: int,
+    length: int = RELATIVE_POSITION_RANGE,
+    max_position: int = RELATIVE_POSITION_RANGE,
+) -> np.ndarray:
     """`token_buckets` of every pair of positions: int32 [length (query), length (key)]."""
     positions = np.arange(length)
     return token_buckets(bucket_size, positions[:, None] - positions[None, :], max_position)
@@ -114,8 +123,11 @@ def grid_position_ids(rows: int, columns: int, bucket_size: int) -> np.ndarray:
       >>> grid_position_ids(2, 3, bucket_size=42).tolist()
       [1, 2, 3, 43, 44, 45]
     """
-    return (np.arange(rows)[:, None] * bucket_size + np.arange(columns) + 1).reshape(-1).astype(
-        np.int32)
+    return (
+        (np.arange(rows)[:, None] * bucket_size + np.arange(columns) + 1)
+        .reshape(-1)
+        .astype(np.int32)
+    )
 
 
 def code_position_ids(code_grid: int, bucket_size: int, length: int | None = None) -> np.ndarray:
@@ -155,14 +167,16 @@ def toeplitz(values: jax.Array) -> jax.Array:
     flipped = values[..., ::-1]
     # A period of 2n read in rows of 2n - 1 starts one place earlier each row.
     period = jnp.concatenate(
-        [flipped[..., n - 1:], jnp.zeros_like(values[..., :1]), flipped[..., :n - 1]], axis=-1)
+        [flipped[..., n - 1 :], jnp.zeros_like(values[..., :1]), flipped[..., : n - 1]], axis=-1
+    )
     rows = jnp.broadcast_to(period[..., None, :], (*values.shape[:-1], n, 2 * n))
-    flat = rows.reshape(*values.shape[:-1], 2 * n * n)[..., :n * (2 * n - 1)]
+    flat = rows.reshape(*values.shape[:-1], 2 * n * n)[..., : n * (2 * n - 1)]
     return flat.reshape(*values.shape[:-1], n, 2 * n - 1)[..., :n]
 
 
-def text_bias(table: jax.Array, length: int, bucket_size: int,
-              position: jax.Array | None = None) -> jax.Array:
+def text_bias(
+    table: jax.Array, length: int, bucket_size: int, position: jax.Array | None = None
+) -> jax.Array:
     """Relative bias between the positions of a text.
 
     Args:
@@ -194,16 +208,23 @@ def grid_bias(table: jax.Array, rows: int, columns: int, bucket_size: int) -> ja
       [heads, rows * columns (query), rows * columns (key)].
     """
     side, heads = 2 * bucket_size - 1, table.shape[-1]
-    differences = table[:side * side].reshape(side, side, heads)
-    differences = differences[bucket_size - rows:bucket_size + rows - 1,
-                              bucket_size - columns:bucket_size + columns - 1]
+    differences = table[: side * side].reshape(side, side, heads)
+    differences = differences[
+        bucket_size - rows : bucket_size + rows - 1,
+        bucket_size - columns : bucket_size + columns - 1,
+    ]
     by_column = toeplitz(differences.transpose(2, 0, 1))  # [heads, 2 rows - 1, column, column]
-    both = toeplitz(by_column.transpose(0, 2, 3, 1))      # [heads, column, column, row, row]
+    both = toeplitz(by_column.transpose(0, 2, 3, 1))  # [heads, column, column, row, row]
     return both.transpose(0, 3, 1, 4, 2).reshape(heads, rows * columns, rows * columns)
 
 
-def patch_bias(table: jax.Array, places: jax.Array, grid: tuple[int, int], bucket_size: int,
-               dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def patch_bias(
+    table: jax.Array,
+    places: jax.Array,
+    grid: tuple[int, int],
+    bucket_size: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
     """Relative bias between patches chosen per example.
 
     Args:
@@ -222,8 +243,11 @@ def patch_bias(table: jax.Array, places: jax.Array, grid: tuple[int, int], bucke
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _patch_bias(table, places, grid, bucket_size, dtype):
     return jax.lax.platform_dependent(
-        table, places, cpu=functools.partial(_by_look_up, grid=grid, bucket_size=bucket_size),
-        default=functools.partial(_by_products, grid=grid, bucket_size=bucket_size, dtype=dtype))
+        table,
+        places,
+        cpu=functools.partial(_by_look_up, grid=grid, bucket_size=bucket_size),
+        default=functools.partial(_by_products, grid=grid, bucket_size=bucket_size, dtype=dtype),
+    )
 
 
 def _patch_bias_forward(table, places, grid, bucket_size, dtype):
@@ -237,8 +261,11 @@ def _patch_bias_backward(grid, bucket_size, dtype, residuals, gradient):
         )[1](gradient)[0]
 
     return jax.lax.platform_dependent(
-        *residuals, gradient, cpu=transposed(_by_look_up),
-        default=transposed(_by_products, dtype=dtype)), None
+        *residuals,
+        gradient,
+        cpu=transposed(_by_look_up),
+        default=transposed(_by_products, dtype=dtype),
+    ), None
 
 
 _patch_bias.defvjp(_patch_bias_forward, _patch_bias_backward)
@@ -262,12 +289,22 @@ def _by_products(table, places, grid, bucket_size, dtype):
     queries = whole.transpose(1, 0, 2)[places]  # [B, N, heads, P]
     chosen = jax.nn.one_hot(places, math.prod(grid), dtype=dtype)
     # Exact: in float32 as the highest precision has it, and there is one term in every sum.
-    return jnp.einsum("bqhp,bkp->bhqk", queries, chosen, precision=jax.lax.Precision.HIGHEST,
-                      preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "bqhp,bkp->bhqk",
+        queries,
+        chosen,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
 
 
-def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
-              position: jax.Array | None = None) -> jax.Array:
+def code_bias(
+    table: jax.Array,
+    length: int,
+    code_grid: int,
+    bucket_size: int,
+    position: jax.Array | None = None,
+) -> jax.Array:
     """Relative bias within a decoder row of image codes, [heads, length or 1, length].
 
     As `text_bias`, with the 2-D table.
@@ -279,17 +316,23 @@ def code_bias(table: jax.Array, length: int, code_grid: int, bucket_size: int,
     if length > num_codes + 1:
         # A longer text is in the same batch: filler positions follow the grid.
         return _followed_by_filler(
-            code_bias(table, num_codes + 1, code_grid, bucket_size), table, length, code_grid,
-            bucket_size)
+            code_bias(table, num_codes + 1, code_grid, bucket_size),
+            table,
+            length,
+            code_grid,
+            bucket_size,
+        )
     query_bos, key_bos, both_bos = table[-3], table[-2], table[-1]
     rows = -(-max(length - 1, 1) // code_grid)
-    grid = grid_bias(table, rows, code_grid, bucket_size)[:, :length - 1, :length - 1]
+    grid = grid_bias(table, rows, code_grid, bucket_size)[:, : length - 1, : length - 1]
     heads = table.shape[-1]
     first_row = jnp.concatenate(
-        [both_bos[:, None], jnp.broadcast_to(query_bos[:, None], (heads, length - 1))], axis=1)
+        [both_bos[:, None], jnp.broadcast_to(query_bos[:, None], (heads, length - 1))], axis=1
+    )
     first_column = jnp.broadcast_to(key_bos[:, None, None], (heads, length - 1, 1))
     return jnp.concatenate(
-        [first_row[:, None], jnp.concatenate([first_column, grid], axis=2)], axis=1)
+        [first_row[:, None], jnp.concatenate([first_column, grid], axis=2)], axis=1
+    )
 
 
 def _followed_by_filler(bias, table, length, code_grid, bucket_size) -> jax.Array:
@@ -300,10 +343,12 @@ def _followed_by_filler(bias, table, length, code_grid, bucket_size) -> jax.Arra
     as_key = table[image_buckets(ids, filler, bucket_size)].T[:, :, None]
     as_query = table[image_buckets(filler, np.append(ids, filler), bucket_size)].T
     as_query = jnp.concatenate(
-        [as_query[:, :-1], jnp.broadcast_to(as_query[:, -1:], (heads, count))], axis=1)
+        [as_query[:, :-1], jnp.broadcast_to(as_query[:, -1:], (heads, count))], axis=1
+    )
     rows = jnp.concatenate([bias, jnp.broadcast_to(as_key, (heads, n, count))], axis=2)
     return jnp.concatenate(
-        [rows, jnp.broadcast_to(as_query[:, None], (heads, count, length))], axis=1)
+        [rows, jnp.broadcast_to(as_query[:, None], (heads, count, length))], axis=1
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -331,6 +376,11 @@ def interpolate_positions(embeddings: jax.Array, rows: int, columns: int) -> jax
       [rows * columns, d].
     """
     n = embeddings.shape[0]
-    resized = jnp.einsum("ri,cj,ijd->rcd", _resize_matrix(n, rows), _resize_matrix(n, columns),
-                         embeddings, precision=jax.lax.Precision.HIGHEST)
+    resized = jnp.einsum(
+        "ri,cj,ijd->rcd",
+        _resize_matrix(n, rows),
+        _resize_matrix(n, columns),
+        embeddings,
+        precision=jax.lax.Precision.HIGHEST,
+    )
     return resized.reshape(rows * columns, -1)

@@ -49,8 +49,9 @@ class Convolution(nn.Module):
         if self.size > 1:
             shape = (self.size, self.size, *shape)
             axes = ("conv_height", "conv_width", *axes)
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(_fan_out, axes), shape).astype(self.dtype)
+        kernel = self.param("kernel", nn.with_logical_partitioning(_fan_out, axes), shape).astype(
+            self.dtype
+        )
         if self.size == 1:
             return pointwise(x, kernel, self.stride)
         return convolution(x, kernel, self.stride)
@@ -72,17 +73,18 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] to the same; in training also updates `batch_stats`."""
+
         def parameter(name, init):
             return self.param(
-                name, nn.with_logical_partitioning(init, ("conv_out",)), (self.channels,))
+                name, nn.with_logical_partitioning(init, ("conv_out",)), (self.channels,)
+            )
 
         scale = parameter("scale", nn.initializers.ones)
         bias = parameter("bias", nn.initializers.zeros)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
         mean, var = running_mean.value, running_var.value
-        normalise = keep_input(
-            _normalise if train and not self.frozen else _normalise_by, x.dtype)
+        normalise = keep_input(_normalise if train and not self.frozen else _normalise_by, x.dtype)
         result, mean, var = normalise(x, scale, bias, mean, var)
         if train and not self.frozen and not self.is_initializing():
             count = x.size // self.channels
@@ -125,9 +127,7 @@ class Bottleneck(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, drop_path_rate: float | jax.Array, train: bool
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
         """[N, H, W, in_channels] to [N, H/stride, W/stride, 4 * channels].
 
         `drop_path_rate` is the stochastic depth of this block.
@@ -165,8 +165,12 @@ class ResNet(nn.Module):
             rates = linear_rates(c.resnet_drop_path_rate, blocks)
             for block in range(1 if c.scan_layers else blocks):
                 x = remat(Bottleneck, c, ("drop_path_rate", "train"))(
-                    c, x.shape[-1], channels, 2 if stage and not block else 1,
-                    name=f"stage_{stage + 1}_block_{block}")(x, rates[block], train)
+                    c,
+                    x.shape[-1],
+                    channels,
+                    2 if stage and not block else 1,
+                    name=f"stage_{stage + 1}_block_{block}",
+                )(x, rates[block], train)
             if c.scan_layers and blocks > 1:
                 x = self._scanned(x, channels, rates[1:], f"stage_{stage + 1}_blocks", train)
         return x
@@ -175,16 +179,19 @@ class ResNet(nn.Module):
         """All blocks of a stage but its first: they are alike."""
         dropped = any(rates)
         block = remat(
-            Bottleneck, self.config, ("train",) if dropped else ("drop_path_rate", "train"))(
-            self.config, x.shape[-1], channels, 1, name=name)
+            Bottleneck, self.config, ("train",) if dropped else ("drop_path_rate", "train")
+        )(self.config, x.shape[-1], channels, 1, name=name)
 
         def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
             return module(x, 0.0 if rate is None else rate, train), None
 
         scan = nn.scan(
-            step, variable_axes={"params": 0, "batch_stats": 0}, length=len(rates),
+            step,
+            variable_axes={"params": 0, "batch_stats": 0},
+            length=len(rates),
             split_rngs={"params": True, "dropout": True},
-            metadata_params={nn.PARTITION_NAME: "layers"})
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
         return scan(block, x, jnp.asarray(rates, jnp.float32) if dropped else None)[0]
 
 

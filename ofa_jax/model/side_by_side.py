@@ -32,8 +32,10 @@ def side_by_side(
     """
     shapes = shapes or [array.shape for array in arrays]
     rows = math.gcd(*(shape[0] for shape in shapes))
-    flat = [array.reshape(rows, -1, *array.shape[len(shape):])
-            for array, shape in zip(arrays, shapes, strict=True)]
+    flat = [
+        array.reshape(rows, -1, *array.shape[len(shape) :])
+        for array, shape in zip(arrays, shapes, strict=True)
+    ]
     if len(flat) == 1:
         return flat[0]
     others = (None,) * (flat[0].ndim - 2)
@@ -52,5 +54,6 @@ def taken_apart(laid: jax.Array, shapes: Sequence[Sequence[int]]) -> list[jax.Ar
     """
     widths = [math.prod(shape) // laid.shape[0] for shape in shapes]
     parts = jnp.split(laid, np.cumsum(widths)[:-1], axis=1)
-    return [part.reshape(*shape, *laid.shape[2:])
-            for part, shape in zip(parts, shapes, strict=True)]
+    return [
+        part.reshape(*shape, *laid.shape[2:]) for part, shape in zip(parts, shapes, strict=True)
+    ]

@@ -102,8 +102,9 @@ class RelativePositions(nn.Module):
     def setup(self):
         c = self.config
         self.tokens = Table(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
-        self.images = Table(positions.num_image_relations(c.image_bucket_size), c.num_heads,
-                            ("relpos", "heads"))
+        self.images = Table(
+            positions.num_image_relations(c.image_bucket_size), c.num_heads, ("relpos", "heads")
+        )
 
     def encoder_bias(self, where: EncoderPositions) -> jax.Array:
         """Absolute plus relative bias; none of the latter between text and pictures, or pictures.
@@ -114,7 +115,8 @@ class RelativePositions(nn.Module):
         c, bias, start = self.config, where.absolute_bias, 0
         blocks = [picture.bias(self.images(), c) for picture in where.pictures]
         blocks.append(
-            positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None])
+            positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None]
+        )
         for block in blocks:
             end = start + block.shape[-1]
             bias = bias + _pad_corner(block, before=start, after=bias.shape[-1] - end)
@@ -125,11 +127,13 @@ class RelativePositions(nn.Module):
         """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, Q, T]."""
         c, length = self.config, where.self_bias.shape[-1]
         text = where.self_bias[0] + positions.text_bias(
-            self.tokens(), length, c.token_bucket_size, where.position)
+            self.tokens(), length, c.token_bucket_size, where.position
+        )
         if where.code_rows is None:
             return text[None]
         code = where.self_bias[1] + positions.code_bias(
-            self.images(), length, c.code_grid, c.image_bucket_size, where.position)
+            self.images(), length, c.code_grid, c.image_bucket_size, where.position
+        )
         return choose_rows(text, code, where.code_rows)
 
 
@@ -167,8 +171,15 @@ class Adapter(nn.Module):
         """[B, L, d] to [B, L, d]."""
         c, dtype = self.config, dtype_of(self.config)
         y = Dense((c.width,), (c.adapter_width,), ("embed",), ("mlp",), dtype, name="down")(x)
-        up = Dense((c.adapter_width,), (c.width,), ("mlp",), ("embed",), dtype,
-                   kernel_init=nn.initializers.zeros, name="up")
+        up = Dense(
+            (c.adapter_width,),
+            (c.width,),
+            ("mlp",),
+            ("embed",),
+            dtype,
+            kernel_init=nn.initializers.zeros,
+            name="up",
+        )
         return x + up(nn.relu(y))
 
 
@@ -196,8 +207,11 @@ class _Layer(nn.Module):
         branch = layer_norm(dtype_of(c), "feed_forward_input_norm")(x)
         branch = FeedForward(c, name="feed_forward")(branch, train)
         if c.scale_resids:
-            factor = self.param("residual_scale", nn.with_logical_partitioning(
-                nn.initializers.ones, ("norm",)), (c.width,))
+            factor = self.param(
+                "residual_scale",
+                nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+                (c.width,),
+            )
             x = x * factor.astype(x.dtype)
         x = self._join(x, branch, drop_path_rate, train)
         return Adapter(c, name="adapter")(x) if c.adapter_width else x
@@ -237,9 +251,12 @@ def run_layers(
         return _hidden(module(x, *inputs, 0.0 if rate is None else rate, train)), None
 
     scan = nn.scan(
-        step, variable_axes={"params": 0, "cache": 0}, length=len(drop_path_rates),
+        step,
+        variable_axes={"params": 0, "cache": 0},
+        length=len(drop_path_rates),
         split_rngs={"params": True, "dropout": True},
-        metadata_params={nn.PARTITION_NAME: "layers"})
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
     return scan(layer(config, name="layers"), x, rates)[0]
 
 
@@ -252,8 +269,14 @@ class EncoderLayer(_Layer):
     """Self-attention and feed-forward."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, where: EncoderPositions, mask: jax.Array,
-                 drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        where: EncoderPositions,
+        mask: jax.Array,
+        drop_path_rate: float | jax.Array,
+        train: bool,
+    ) -> jax.Array:
         """One layer.
 
         Args:
@@ -278,10 +301,17 @@ class DecoderLayer(_Layer):
     """Causal self-attention, cross-attention, feed-forward."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, encoded: jax.Array | None, where: DecoderPositions,
-                 self_mask: jax.Array, encoder_mask: jax.Array,
-                 drop_path_rate: float | jax.Array, train: bool,
-                 cache: LayerCache | None = None) -> tuple[jax.Array, LayerCache | None]:
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array | None,
+        where: DecoderPositions,
+        self_mask: jax.Array,
+        encoder_mask: jax.Array,
+        drop_path_rate: float | jax.Array,
+        train: bool,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
         """One layer, over all positions at once or, with a cache, over one position of G beams.
 
         Args:

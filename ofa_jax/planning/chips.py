@@ -65,14 +65,23 @@ CHIPS = {
         Chip("v5p", 459 * _TERA, 95 * _GIB, 2765 * _GIGA, 600 * _GIGA, 3, 4, 6.25 * _GIGA),
         Chip("v6e", 918 * _TERA, 32 * _GIB, 1638 * _GIGA, 400 * _GIGA, 2, 16, 12.5 * _GIGA),
         Chip("tpu7x", 2307 * _TERA, 192 * _GIB, 7380 * _GIGA, 600 * _GIGA, 3, 4, 12.5 * _GIGA, 2),
-        Chip("h100", 989.4 * _TERA, 80 * _GIGA, 3350 * _GIGA, 450 * _GIGA, 1, 1, 50 * _GIGA,
-             platform="cuda"),
+        Chip(
+            "h100",
+            989.4 * _TERA,
+            80 * _GIGA,
+            3350 * _GIGA,
+            450 * _GIGA,
+            1,
+            1,
+            50 * _GIGA,
+            platform="cuda",
+        ),
     )
 }
 
 
 def parse_topology(name: str) -> tuple[Chip, str]:
-    """"v5e:16x16" to the chip and the shape.
+    """ "v5e:16x16" to the chip and the shape.
 
     Raises:
       ValueError: an unknown chip, or no shape.
@@ -81,10 +90,15 @@ def parse_topology(name: str) -> tuple[Chip, str]:
     if kind not in CHIPS:
         raise ValueError(
             f"--topology={name} begins with {kind!r}; known chips are {', '.join(CHIPS)}."
-            f"{nearest(kind, CHIPS)}")
+            f"{nearest(kind, CHIPS)}"
+        )
     if not re.fullmatch(r"\d+(x\d+)*", shape):
         raise ValueError(
             f"--topology={name} has no shape: write e.g. "
-            + ("h100:8 (GPUs of a machine)." if kind == "h100" else
-               f"{kind}:4x4 (chips along each dimension)."))
+            + (
+                "h100:8 (GPUs of a machine)."
+                if kind == "h100"
+                else f"{kind}:4x4 (chips along each dimension)."
+            )
+        )
     return CHIPS[kind], shape

@@ -96,6 +96,12 @@ def hbm_total(report: str) -> float:
 def finished(compiled: Any) -> Compiled:
     """Of `lowered.compile()`, which took the time it took."""
     stats = compiled.memory_analysis()
-    return Compiled(compiled.as_text(), float(
-        stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes))
+    return Compiled(
+        compiled.as_text(),
+        float(
+            stats.argument_size_in_bytes
+            + stats.output_size_in_bytes
+            - stats.alias_size_in_bytes
+            + stats.temp_size_in_bytes
+        ),
+    )

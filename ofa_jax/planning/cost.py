@@ -19,7 +19,14 @@ NETWORK = "between slices"
 
 # What JAX puts between the names of modules.
 _NO_MODULES = {
-    "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "branch"}
+    "while",
+    "body",
+    "cond",
+    "closed_call",
+    "checkpoint",
+    "rematted_computation",
+    "branch",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +68,24 @@ def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
                 wire /= max(collective.groups.shape[1] // slices, 1)
         bandwidth = chip.network if slices > 1 else chip.interconnect * share
         seconds = wire / (bandwidth / chip.devices)
-        sums[collective.kind, axes, slices > 1] += np.array(
-            [1, collective.bytes, wire, seconds]) * collective.times
-    found = [Exchange(kind, axes, *map(float, values), crosses)
-             for (kind, axes, crosses), values in sums.items()]
+        sums[collective.kind, axes, slices > 1] += (
+            np.array([1, collective.bytes, wire, seconds]) * collective.times
+        )
+    found = [
+        Exchange(kind, axes, *map(float, values), crosses)
+        for (kind, axes, crosses), values in sums.items()
+    ]
     return sorted(found, key=lambda exchange: -exchange.seconds)
 
 
 def _sent_between(slices: int) -> dict[str, float]:
     """How often one device sends what it hands over to the other slices, by ring algorithms."""
     return {
-        "all-reduce": 2 * (slices - 1) / slices, "reduce-scatter": (slices - 1) / slices,
-        "all-to-all": (slices - 1) / slices, "all-gather": slices - 1.0}
+        "all-reduce": 2 * (slices - 1) / slices,
+        "reduce-scatter": (slices - 1) / slices,
+        "all-to-all": (slices - 1) / slices,
+        "all-gather": slices - 1.0,
+    }
 
 
 def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int, float]:
@@ -87,7 +100,8 @@ def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int
             return "itself", 1, 1.0
     places = np.stack(np.unravel_index(groups[0], sizes))
     axes = "+".join(
-        name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place)) > 1)
+        name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place)) > 1
+    )
     devices = mesh.devices.reshape(-1)[groups[0]]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if chip.torus_dimensions == 1:
@@ -113,7 +127,7 @@ def traffic(program: Program, depth: int = 3) -> dict[str, float]:
 
 
 def part_of_step(source: str, depth: int) -> str:
-    """"encoder/resnet/norm_stem, backward" from what XLA says where an instruction comes from."""
+    """ "encoder/resnet/norm_stem, backward" from what XLA says where an instruction comes from."""
     if not source:
         return "not named"
     *path, _ = source.split("/")  # the last is the operation
@@ -133,9 +147,12 @@ def bytes_per_device(tree: Any) -> float:
     Args:
       tree: of jax.ShapeDtypeStruct with shardings.
     """
-    return float(sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)))
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +179,13 @@ class Roofline:
 
 
 def roofline(
-    flops: float, hbm_bytes: float, sent: list[Exchange], chip: Chip, num_devices: int,
-    model_flops: float, examples: int,
+    flops: float,
+    hbm_bytes: float,
+    sent: list[Exchange],
+    chip: Chip,
+    num_devices: int,
+    model_flops: float,
+    examples: int,
 ) -> Roofline:
     """Estimates a step.
 
@@ -184,8 +206,13 @@ def roofline(
     binds = max(seconds, key=seconds.get)
     step = seconds[binds]
     peak = num_devices * chip.flops / chip.devices
-    return Roofline(**seconds, binds=binds, step_seconds=step, mfu=model_flops / (step * peak),
-                    examples_per_second=examples / step)
+    return Roofline(
+        **seconds,
+        binds=binds,
+        step_seconds=step,
+        mfu=model_flops / (step * peak),
+        examples_per_second=examples / step,
+    )
 
 
 def memory(peak: float, held: Mapping[str, Any], batches: Any) -> dict[str, float]:

@@ -66,14 +66,17 @@ def devices(shape: str, slices: int) -> list[Any]:
     if not re.fullmatch(r"\d+", shape):
         raise ValueError(
             f"--topology=h100:{shape}: write the GPUs of one machine, as in h100:8, and "
-            "--slices=2 for two machines.")
+            "--slices=2 for two machines."
+        )
     if not _installed():
         raise ImportError(
             "Compiling for GPUs needs JAX's plugin for CUDA, which runs without a GPU: `pip "
-            "install --no-deps -r requirements-aot-cuda.txt`.")
+            "install --no-deps -r requirements-aot-cuda.txt`."
+        )
     try:
         described = topologies.get_topology_desc(
-            f"h100:{shape}", "cuda", topology=f"{slices}x1x{shape}", target_config=_H100)
+            f"h100:{shape}", "cuda", topology=f"{slices}x1x{shape}", target_config=_H100
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"XLA knows no topology of {slices} x {shape} GPUs: {error}") from error
     return list(described.devices)

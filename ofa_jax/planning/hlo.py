@@ -87,7 +87,7 @@ class Program:
                 if header[1]:
                     self.entry = header[2]
             elif name := _NAME.match(line):
-                current[name[1]] = hlo_text.instruction(name[1], line[name.end():])
+                current[name[1]] = hlo_text.instruction(name[1], line[name.end() :])
         if not self.entry:
             raise ValueError("This is no text of an HLO program: it has no ENTRY computation.")
 
@@ -101,8 +101,9 @@ class Program:
             if not times[name]:
                 continue
             for instruction in self.computations[name].values():
-                called = dict((kind, callee) for kind, callee in CALLED.findall(
-                    instruction.attributes))
+                called = dict(
+                    (kind, callee) for kind, callee in CALLED.findall(instruction.attributes)
+                )
                 trips = 1.0
                 if instruction.opcode == "while":
                     trips = self._trips(instruction, name, called["condition"])
@@ -121,8 +122,11 @@ class Program:
         if self._unknown_trips is not None:
             return float(self._unknown_trips)
         # `i < n` with i from 0 on, as jax.lax.scan makes it.
-        limits = [int(i.text) for i in self.computations[condition].values()
-                  if i.opcode == "constant" and i.text.isdigit()]
+        limits = [
+            int(i.text)
+            for i in self.computations[condition].values()
+            if i.opcode == "constant" and i.text.isdigit()
+        ]
         return float(max(limits, default=1)) - self._begin(loop, computation, condition)
 
     def _begin(self, loop: Instruction, computation: str, condition: str) -> int:
@@ -165,8 +169,11 @@ class Program:
     def uncounted(self) -> set[str]:
         """What is asked of cuBLAS and cuDNN and is no product that `flops` knows."""
         calls = (i for _, _, i in self._instructions() if i.opcode == "custom-call")
-        return {found[1] for call in calls if count_of(call) is None
-                and (found := LIBRARY.search(call.attributes))}
+        return {
+            found[1]
+            for call in calls
+            if count_of(call) is None and (found := LIBRARY.search(call.attributes))
+        }
 
     def _array(self, computation: str, name: str) -> Array:
         return self.computations[computation][name].outputs[0]
@@ -183,8 +190,16 @@ class Program:
                 sent = self.computations[name][instruction.operands[0]].outputs
                 amount = sum(array.bytes for array in sent)
                 found[f"{name}/{instruction.name}"] = Collective(
-                    carried[1].lower().replace("_", "-"), amount, amount, times, None, tuple(sent),
-                    instruction.source, beside=False, between_slices=True)
+                    carried[1].lower().replace("_", "-"),
+                    amount,
+                    amount,
+                    times,
+                    None,
+                    tuple(sent),
+                    instruction.source,
+                    beside=False,
+                    between_slices=True,
+                )
             if kind not in COLLECTIVES:
                 continue
             if kind == "all-reduce" and _SCATTERED.match(name):
@@ -193,18 +208,26 @@ class Program:
             inputs = [array for operand in operands for array in operand.outputs]
             outputs = instruction.outputs
             if instruction.opcode.endswith("-start") and len(outputs) > len(inputs):
-                outputs = outputs[len(inputs):2 * len(inputs)]  # (operands, results, contexts)
+                outputs = outputs[len(inputs) : 2 * len(inputs)]  # (operands, results, contexts)
             groups = hlo_text.groups_of(instruction.attributes)
             size = groups.shape[1] if groups is not None else 2
             moved = inputs if kind in ("reduce-scatter", "all-to-all") else outputs
             amount = sum(array.bytes for array in moved)
             share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(
-                kind, (size - 1) / size)
+                kind, (size - 1) / size
+            )
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             key = channel[1] if channel else f"{name}/{instruction.name}"
             collective = Collective(
-                kind, amount, amount * share, times, groups, tuple(outputs), instruction.source,
-                name in self._memory.fused and self._memory.root(name).opcode == "tuple")
+                kind,
+                amount,
+                amount * share,
+                times,
+                groups,
+                tuple(outputs),
+                instruction.source,
+                name in self._memory.fused and self._memory.root(name).opcode == "tuple",
+            )
             # One that is begun before a loop may go on beside the loop's work.
             if key not in found or times < found[key].times:
                 found[key] = collective

@@ -14,8 +14,9 @@ def count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], 
     """How to count the operations of an instruction and its operands; None where it has none."""
     name = instruction.opcode
     if name == "custom-call" and (found := LIBRARY.search(instruction.attributes)):
-        name = next((kind for kind in _COUNTS if kind.startswith("__")
-                     and found[1].startswith(kind)), "")
+        name = next(
+            (kind for kind in _COUNTS if kind.startswith("__") and found[1].startswith(kind)), ""
+        )
     return _COUNTS.get(name)
 
 
@@ -23,7 +24,8 @@ def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
     del right
     # In words of HLO, and in those of a call of cuBLAS.
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes) or re.search(
-        r'"lhs_contracting_dimensions":\[([\d,"]*)\]', dot.attributes)
+        r'"lhs_contracting_dimensions":\[([\d,"]*)\]', dot.attributes
+    )
     axes = [int(n) for n in re.findall(r"\d+", contracted[1])] if contracted else []
     return 2.0 * math.prod(dot.outputs[0].shape) * math.prod(left.shape[a] for a in axes)
 
@@ -45,8 +47,11 @@ def _kernel_gradient_flops(conv: Instruction, left: Array, right: Array) -> floa
 def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) -> float:
     """As XLA counts: only taps on values that are there, neither padding nor dilation."""
     lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes).groups()
-    window = dict(re.findall(r"(\w+)=([\w\-x]+)", (
-        re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]))
+    window = dict(
+        re.findall(
+            r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]
+        )
+    )
     spatial = [label for label in out if label.isdigit()]
 
     def setting(name: str, place: int, default: int) -> int:
@@ -57,9 +62,14 @@ def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) ->
         place = int(label)
         low = int(window["pad"].split("x")[place].split("_")[0]) if "pad" in window else 0
         pairs *= _valid_pairs(
-            size=left.shape[lhs.index(label)], taps=right.shape[rhs.index(label)],
-            outputs=result.shape[out.index(label)], stride=setting("stride", place, 1),
-            low=low, base=setting("lhs_dilate", place, 1), dilation=setting("rhs_dilate", place, 1))
+            size=left.shape[lhs.index(label)],
+            taps=right.shape[rhs.index(label)],
+            outputs=result.shape[out.index(label)],
+            stride=setting("stride", place, 1),
+            low=low,
+            base=setting("lhs_dilate", place, 1),
+            dilation=setting("rhs_dilate", place, 1),
+        )
     batch_groups = re.search(r"batch_group_count=(\d+)", conv.attributes)
     batch = left.shape[lhs.index("b")] // (int(batch_groups[1]) if batch_groups else 1)
     # The kernel's input features are those of one group already.

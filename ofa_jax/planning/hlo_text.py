@@ -16,8 +16,23 @@ CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
 """What a program for GPUs asks of cuBLAS and cuDNN."""
 _BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
-    "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16,
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "s32": 4,
+    "u32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f16": 2,
+    "bf16": 2,
+    "f32": 4,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
 }
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
 _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
@@ -41,7 +56,8 @@ class Array:
     def bytes(self) -> float:
         """Without padding to tiles."""
         return _BYTES.get(self.dtype, 1 if self.dtype.startswith("f8") else 0) * math.prod(
-            self.shape)
+            self.shape
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +95,12 @@ def instruction(name: str, rest: str) -> Instruction:
         shape, _, rest = rest.partition(" ")
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest, 0) - 1
-    inside, attributes = rest[:end - 1], rest[end:]
-    operands = [] if opcode in ("parameter", "constant") else [
-        part.strip().split(" ")[-1].lstrip("%") for part in _split(inside) if part.strip()]
+    inside, attributes = rest[: end - 1], rest[end:]
+    operands = (
+        []
+        if opcode in ("parameter", "constant")
+        else [part.strip().split(" ")[-1].lstrip("%") for part in _split(inside) if part.strip()]
+    )
     return Instruction(name, opcode.strip(), _arrays(shape), tuple(operands), attributes, inside)
 
 
@@ -111,7 +130,7 @@ def _split(text: str) -> Iterator[str]:
     for mark in _MARKS.finditer(text):
         if mark[0] == ",":
             if depth == 0:
-                yield text[start:mark.start()]
+                yield text[start : mark.start()]
                 start = mark.end()
         else:
             depth += 1 if mark[0] in "([{" else -1
@@ -125,13 +144,16 @@ def groups_of(attributes: str) -> np.ndarray | None:
     mesh['a'=4,'b'=2] {'b'}, groups along named axes of a mesh of positions.
     """
     if found := re.search(
-            r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes):
+        r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes
+    ):
         rows = [[int(n) for n in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", found[1])]
         return np.array(rows) if len(set(map(len, rows))) == 1 else None
     if found := re.search(
-            r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, source, order = ([int(n) for n in part.split(",")] if part else None
-                                for part in found.groups())
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    ):
+        shape, source, order = (
+            [int(n) for n in part.split(",")] if part else None for part in found.groups()
+        )
         ids = np.arange(math.prod(source)).reshape(source)
         return (ids.transpose(order) if order else ids).reshape(shape)
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\](.*?)\{([^}]*)\}", attributes):
@@ -141,6 +163,5 @@ def groups_of(attributes: str) -> np.ndarray | None:
         names = [name for name, _ in axes]
         inner = [names.index(name) for name in along]
         outer = [k for k in range(len(names)) if k not in inner]
-        return ids.transpose(outer + inner).reshape(
-            -1, math.prod(ids.shape[k] for k in inner))
+        return ids.transpose(outer + inner).reshape(-1, math.prod(ids.shape[k] for k in inner))
     return None

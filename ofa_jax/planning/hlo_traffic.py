@@ -8,8 +8,13 @@ from collections.abc import Iterator, Mapping
 from ofa_jax.planning.hlo_text import CALLED, LIBRARY, Array, Instruction
 
 COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-    "ragged-all-to-all", "collective-broadcast",
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
 )
 """Exchanges between devices."""
 # Room that nobody has written to, and parts that lie side by side already.
@@ -18,8 +23,19 @@ _NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
 _MOST_HANDS = 8
 # They move nothing: names for memory that is there.
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier",
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "iota",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
 }
 
 
@@ -73,16 +89,22 @@ class Traffic:
         return {
             callee: (name, instruction)
             for name, instructions in self.computations.items()
-            for instruction in instructions.values() if instruction.opcode == "async-start"
-            for _, callee in CALLED.findall(instruction.attributes)}
+            for instruction in instructions.values()
+            if instruction.opcode == "async-start"
+            for _, callee in CALLED.findall(instruction.attributes)
+        }
 
     @functools.cached_property
     def _first_readers(self) -> dict[str, dict[str, Instruction]]:
         """Computation -> name of an instruction -> the first one that reads it."""
         return {
-            name: {operand: reader for reader in reversed(instructions.values())
-                   for operand in reader.operands}
-            for name, instructions in self.computations.items()}
+            name: {
+                operand: reader
+                for reader in reversed(instructions.values())
+                for operand in reader.operands
+            }
+            for name, instructions in self.computations.items()
+        }
 
     @functools.cached_property
     def fused(self) -> set[str]:
@@ -105,7 +127,7 @@ class Traffic:
             if opcode == "copy-start":
                 outputs = outputs[:1]  # (result, operand, context)
             elif len(outputs) > len(whole):
-                outputs = outputs[len(whole):2 * len(whole)]  # (operands, results, contexts)
+                outputs = outputs[len(whole) : 2 * len(whole)]  # (operands, results, contexts)
         if opcode in ("send", "recv"):
             outputs = outputs[:1] if opcode == "recv" else ()  # the others are names for waiting
         if opcode == "custom-call":
@@ -118,21 +140,27 @@ class Traffic:
             read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
             return written + read
         if opcode == "dynamic-update-slice":
-            return sum(array.bytes for array in (outputs[0], whole[1]) if not array.on_chip
-                       ) - (0.0 if outputs[0].on_chip else outputs[0].bytes - whole[1].bytes)
+            return sum(array.bytes for array in (outputs[0], whole[1]) if not array.on_chip) - (
+                0.0 if outputs[0].on_chip else outputs[0].bytes - whole[1].bytes
+            )
         called = dict(CALLED.findall(instruction.attributes)).get("calls")
         if opcode != "fusion" or called not in self.computations:
             return written + sum(array.bytes for array in whole if not array.on_chip)
         read = sum(
             self._part_read(called, number, array)
-            for number, array in enumerate(whole) if not array.on_chip)
+            for number, array in enumerate(whole)
+            if not array.on_chip
+        )
         body = self.computations[called]
         result = self.root(called)
         if result.opcode == "tuple" and len(result.operands) == len(outputs):
             # An exchange that goes on beside other work hands its arrays from fusion to fusion.
             made = [body[operand].opcode.removesuffix("-start") for operand in result.operands]
-            outputs = [array for array, opcode in zip(outputs, made, strict=True)
-                       if opcode != "parameter" and opcode not in COLLECTIVES]
+            outputs = [
+                array
+                for array, opcode in zip(outputs, made, strict=True)
+                if opcode != "parameter" and opcode not in COLLECTIVES
+            ]
             written = sum(array.bytes for array in outputs if not array.on_chip)
         # What is updated in place is written only where it changes.
         unchanged = self._unchanged(called, [o for o in outputs if not o.on_chip])
@@ -152,8 +180,11 @@ class Traffic:
                 pass  # updated in place
             elif user.opcode == "fusion":
                 called = dict(CALLED.findall(user.attributes))["calls"]
-                read += sum(self._part_read(called, place, array)
-                            for place, operand in enumerate(user.operands) if operand == parameter)
+                read += sum(
+                    self._part_read(called, place, array)
+                    for place, operand in enumerate(user.operands)
+                    if operand == parameter
+                )
             else:
                 return array.bytes
         return min(read, array.bytes)
@@ -165,7 +196,8 @@ class Traffic:
             if inner.opcode == "fusion":
                 total += self._unchanged(
                     dict(CALLED.findall(inner.attributes))["calls"],
-                    [o for o in outputs if o.shape in {x.shape for x in inner.outputs}])
+                    [o for o in outputs if o.shape in {x.shape for x in inner.outputs}],
+                )
             elif inner.opcode == "dynamic-update-slice":
                 base = inner.outputs[0]
                 update = self.computations[computation][inner.operands[1]].outputs[0]
@@ -184,5 +216,7 @@ class Traffic:
                     users[operand].append(instruction)
             found[name] = {
                 int(i.text): (i.name, users[i.name])
-                for i in instructions.values() if i.opcode == "parameter"}
+                for i in instructions.values()
+                if i.opcode == "parameter"
+            }
         return found

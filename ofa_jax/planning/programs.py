@@ -75,21 +75,33 @@ def training(parts: Parts) -> Traced:
     batches = {stream.name: abstract_batch(stream, parts) for stream in parts.streams}
     groups = {stream.name: stream.loss_group for stream in parts.streams}
     train_step = step.make_train_step(
-        network, optimizer, parts.optimizer, loss, groups, _NUM_TASKS, 0,
+        network,
+        optimizer,
+        parts.optimizer,
+        loss,
+        groups,
+        _NUM_TASKS,
+        0,
         parts.gradient_accumulation,
-        gather=partitioner.gathering(abstract.params, model.dtype))
+        gather=partitioner.gathering(abstract.params, model.dtype),
+    )
     learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trained)
     with partitioner.active():
         lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
     return Traced(
         lowered=lowered,
-        held={"parameters": (abstract.params, abstract.batch_stats),
-              "optimizer": abstract.opt_state, "average": abstract.ema_params},
+        held={
+            "parameters": (abstract.params, abstract.batch_stats),
+            "optimizer": abstract.opt_state,
+            "average": abstract.ema_params,
+        },
         batches=batches,
         num_parameters=sum(x.size for x in jax.tree.leaves(abstract.params)),
         model_flops=training_flops(
-            batches, model, loss.passes, training_factors(abstract.params, learns)),
-        examples=sum(stream.batch_size for stream in parts.streams))
+            batches, model, loss.passes, training_factors(abstract.params, learns)
+        ),
+        examples=sum(stream.batch_size for stream in parts.streams),
+    )
 
 
 def decoding(parts: Parts) -> Traced:
@@ -102,18 +114,25 @@ def decoding(parts: Parts) -> Traced:
     network, optimizer = OFA(model), make_optimizer(parts.optimizer)
     abstract = state.abstract_state(network, optimizer, partitioner)
     stream = dataclasses.replace(stream, num_sampled_patches=None)
-    batch = {name: array for name, array in abstract_batch(stream, parts).items()
-             if name.startswith("encoder_") or name == "decoder_code_mask"}
+    batch = {
+        name: array
+        for name, array in abstract_batch(stream, parts).items()
+        if name.startswith("encoder_") or name == "decoder_code_mask"
+    }
     decode = make_decoder(network, parts.decoding)
     key = jax.eval_shape(lambda: jax.random.key(0)) if parts.decoding.method == "sample" else None
     with partitioner.active():
         lowered = jax.jit(decode).lower(abstract.variables, batch, key)
     length = 1 + parts.decoding.longest(batch["encoder_input_tokens"].shape[1], model)
     return Traced(
-        lowered=lowered, held={"parameters": abstract.variables}, batches=batch,
+        lowered=lowered,
+        held={"parameters": abstract.variables},
+        batches=batch,
         num_parameters=sum(x.size for x in jax.tree.leaves(abstract.params)),
         model_flops=decoding_flops(batch, model, parts.decoding.beam_size, length),
-        examples=stream.batch_size, trips=length)
+        examples=stream.batch_size,
+        trips=length,
+    )
 
 
 def abstract_batch(stream: Stream, parts: Parts) -> dict[str, jax.ShapeDtypeStruct]:
@@ -128,11 +147,14 @@ def abstract_batch(stream: Stream, parts: Parts) -> dict[str, jax.ShapeDtypeStru
             f"Stream {stream.name!r} has a batch_size of {stream.batch_size}, which does not "
             f"divide over {parts.partitioner.num_data_shards} devices of the axes data and fsdp "
             f"with train.gradient_accumulation = {parts.gradient_accumulation}: make it a "
-            f"multiple of {shards}, or use Partitioner.tensor.")
+            f"multiple of {shards}, or use Partitioner.tensor."
+        )
     return {
         name: jax.ShapeDtypeStruct(
-            (stream.batch_size, *array.shape), array.dtype,
-            sharding=parts.partitioner.batch_sharding)
+            (stream.batch_size, *array.shape),
+            array.dtype,
+            sharding=parts.partitioner.batch_sharding,
+        )
         for name, array in features.empty_features(stream, 0).items()
     }
 

@@ -20,14 +20,24 @@ def text(plan: Mapping[str, Any]) -> str:
         f"{' x '.join(f'{name} {n}' for name, n in mesh.items())}",
         f"model       {model['parameters']:,} parameters, vocabulary {model['vocab_size']:,}, "
         f"{model['dtype']}, remat {model['remat']}",
-        "batch       " + ", ".join(f"{name} {n}" for name, n in plan["batch"].items())
-        + (f", in {plan['gradient_accumulation']} parts" if plan["gradient_accumulation"] > 1
-           else ""),
+        "batch       "
+        + ", ".join(f"{name} {n}" for name, n in plan["batch"].items())
+        + (
+            f", in {plan['gradient_accumulation']} parts"
+            if plan["gradient_accumulation"] > 1
+            else ""
+        ),
     ]
     memory = plan["memory"]
-    lines.append("memory      " + ", ".join(
-        f"{name.replace('_', ' ')} {size / _GIB:.2f} GiB"
-        for name, size in memory.items() if name not in ("peak", "capacity")) + ", each device")
+    lines.append(
+        "memory      "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {size / _GIB:.2f} GiB"
+            for name, size in memory.items()
+            if name not in ("peak", "capacity")
+        )
+        + ", each device"
+    )
     fits = "fits" if plan["fits"] else "DOES NOT FIT"
     peak = f"{memory['peak'] / _GIB:.2f}" if memory["peak"] else "?"
     lines.append(f"            peak {peak} of {memory['capacity'] / _GIB:.2f} GiB: {fits}")
@@ -38,23 +48,27 @@ def text(plan: Mapping[str, Any]) -> str:
         lines.append(
             f"arithmetic  {flops['model'] / 1e12:.1f} TFLOP a step by the formula, "
             f"{flops['per_device'] / 1e12:.3f} on each device: {flops['ratio']:.3f} times the "
-            "formula")
+            "formula"
+        )
         if "uncounted" in flops:
             lines.append(f"            not counted: {', '.join(flops['uncounted'])}")
     lines += [
         f"{'exchange' if not k else '':<12}{e['kind']} along {e['axes']}"
         f"{' between slices' * e['crosses_slices']}: {e['count']:.0f}, "
         f"{e['wire_bytes'] / 1e6:,.1f} MB sent by a device, {e['seconds'] * 1e3:.2f} ms"
-        for k, e in enumerate(plan.get("exchanges", ()))]
+        for k, e in enumerate(plan.get("exchanges", ()))
+    ]
     moved = list(plan.get("traffic", {}).items())[:_MOST_PARTS]
     lines += [
         f"{'HBM' if not k else '':<12}{size / 1e9:6.2f} GB of each device: {part}"
-        for k, (part, size) in enumerate(moved)]
+        for k, (part, size) in enumerate(moved)
+    ]
     if "roofline" in plan:
         line = plan["roofline"]
         parts = ("compute", "memory", "interconnect", "network")
         lines += [
-            "estimate    " + ", ".join(f"{name} {line[name] * 1e3:.1f} ms" for name in parts)
+            "estimate    "
+            + ", ".join(f"{name} {line[name] * 1e3:.1f} ms" for name in parts)
             + f": {line['binds']} binds",
             f"            a step takes at least {line['step_seconds'] * 1e3:.1f} ms: at most "
             f"{line['examples_per_second']:,.0f} examples/s, MFU at most {line['mfu']:.1%}",
@@ -68,19 +82,25 @@ def text(plan: Mapping[str, Any]) -> str:
 
 def table(plans: Sequence[Mapping[str, Any]]) -> str:
     """What `--sweep` tried, the best first."""
-    header = f"{'mesh':<34}{'batch':<24}{'parts':>5}  {'remat':<12}{'peak GiB':>9}{'ms':>9}" \
-             f"{'ex/s':>9}{'MFU':>7}  binds"
+    header = (
+        f"{'mesh':<34}{'batch':<24}{'parts':>5}  {'remat':<12}{'peak GiB':>9}{'ms':>9}"
+        f"{'ex/s':>9}{'MFU':>7}  binds"
+    )
     lines = [header]
     for plan in sorted(plans, key=lambda p: -rank(p)):
         mesh = " x ".join(f"{name} {n}" for name, n in plan["mesh"].items())
         batch = " + ".join(map(str, plan["batch"].values()))
         peak = plan["memory"]["peak"]
-        line = (f"{mesh:<34}{batch:<24}{plan['gradient_accumulation']:>5}  "
-                f"{plan['model']['remat']:<12}{peak / _GIB if peak else float('nan'):>9.2f}")
+        line = (
+            f"{mesh:<34}{batch:<24}{plan['gradient_accumulation']:>5}  "
+            f"{plan['model']['remat']:<12}{peak / _GIB if peak else float('nan'):>9.2f}"
+        )
         if plan["fits"] and "roofline" in plan:
             roof = plan["roofline"]
-            line += (f"{roof['step_seconds'] * 1e3:>9.1f}{roof['examples_per_second']:>9,.0f}"
-                     f"{roof['mfu']:>7.1%}  {roof['binds']}")
+            line += (
+                f"{roof['step_seconds'] * 1e3:>9.1f}{roof['examples_per_second']:>9,.0f}"
+                f"{roof['mfu']:>7.1%}  {roof['binds']}"
+            )
         else:
             line += "  does not fit"
         lines.append(line)

@@ -12,8 +12,13 @@ from ofa_jax.scenes import relations
 from ofa_jax.scenes.composer import Scene
 from ofa_jax.scenes.nouns import Noun, number_word
 
-PLACES = {"grass": "on grass", "gravel": "on gravel", "bricks": "on bricks", "wood": "on wood",
-          "outer space": "in outer space"}
+PLACES = {
+    "grass": "on grass",
+    "gravel": "on gravel",
+    "bricks": "on bricks",
+    "wood": "on wood",
+    "outer space": "in outer space",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,12 @@ def true_claims(scene: Scene) -> list[Claim]:
     """
     counts = tuple((noun, len(items)) for noun, items in relations.groups(scene))
     plain = Claim(counts)
-    claims = [plain, dataclasses.replace(plain, style="picture"),
-              dataclasses.replace(plain, style="there"), dataclasses.replace(plain, style="exact")]
+    claims = [
+        plain,
+        dataclasses.replace(plain, style="picture"),
+        dataclasses.replace(plain, style="there"),
+        dataclasses.replace(plain, style="exact"),
+    ]
     if scene.background:
         claims.append(dataclasses.replace(plain, background=scene.background))
     if len(scene.objects) == 1:
@@ -77,8 +86,10 @@ def true_claims(scene: Scene) -> list[Claim]:
         if where:
             claims.append(dataclasses.replace(plain, corner=where))
     if len(scene.objects) == 2:
-        claims.extend(Claim(((a.noun, 1), (b.noun, 1)), relation=relation)
-                      for a, relation, b in relations.related_pairs(scene))
+        claims.extend(
+            Claim(((a.noun, 1), (b.noun, 1)), relation=relation)
+            for a, relation, b in relations.related_pairs(scene)
+        )
     return claims
 
 

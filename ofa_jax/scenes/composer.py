@@ -165,8 +165,9 @@ def _free_spot(shape, boxes, size: int, rng) -> tuple[int, int] | None:
     height, width = shape
     for _ in range(_PLACEMENT_TRIES):
         x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
-        if all(_overlap((x, y, x + width, y + height), other) <= _LARGEST_OVERLAP
-               for other in boxes):
+        if all(
+            _overlap((x, y, x + width, y + height), other) <= _LARGEST_OVERLAP for other in boxes
+        ):
             return x, y
     return None
 
@@ -231,8 +232,9 @@ def _background(size: int, rng) -> tuple[np.ndarray, str | None]:
     side = int(rng.uniform(0.35, 1.0) * min(region.size))
     x = int(rng.integers(region.width - side + 1))
     y = int(rng.integers(region.height - side + 1))
-    crop = region.resize((size, size), Image.Resampling.BOX, box=(x, y, x + side, y + side),
-                         reducing_gap=None)
+    crop = region.resize(
+        (size, size), Image.Resampling.BOX, box=(x, y, x + side, y + side), reducing_gap=None
+    )
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(crop, np.float32)

@@ -69,8 +69,22 @@ def _strings(value):
 def clean(text: str) -> str:
     """Plain text: no tags, no entities, simple quotes and dashes, single spaces."""
     text = html.unescape(html.unescape(re.sub(r"<[^>]*>", " ", text)))
-    text = text.translate(str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-",
-                                         "—": "-", "‐": "-", "‑": "-", "\xa0": " ", "…": "..."}))
+    text = text.translate(
+        str.maketrans(
+            {
+                "‘": "'",
+                "’": "'",
+                "“": '"',
+                "”": '"',
+                "–": "-",
+                "—": "-",
+                "‐": "-",
+                "‑": "-",
+                "\xa0": " ",
+                "…": "...",
+            }
+        )
+    )
     text = re.sub(r"\s+([,.;:])", r"\1", " ".join(text.split()))
     return re.sub(r"^(note|description|comment)( \d+)?: ", "", text)
 
@@ -104,5 +118,9 @@ def is_prose(line: str) -> bool:
     plain = [word for word in words if re.fullmatch(r"[\"'(]?[A-Za-z'-]+[\"'),.:!?]*", word)]
     capitals = [word for word in words if word[:1].isupper()]
     grammar = [word for word in words if word.lower() in _FUNCTION_WORDS]
-    return (len(plain) >= 0.75 * len(words) and len(capitals) <= 0.45 * len(words)
-            and len(grammar) >= 0.12 * len(words) and line.count("(") == line.count(")"))
+    return (
+        len(plain) >= 0.75 * len(words)
+        and len(capitals) <= 0.45 * len(words)
+        and len(grammar) >= 0.12 * len(words)
+        and line.count("(") == line.count(")")
+    )

@@ -97,16 +97,16 @@ class Noun:
 
     @property
     def plural(self) -> str:
-        """"mouse trap" -> "mouse traps", "slice of pizza" -> "slices of pizza"."""
+        """ "mouse trap" -> "mouse traps", "slice of pizza" -> "slices of pizza"."""
         return plural(self.name)
 
     @property
     def with_article(self) -> str:
-        """"an owl"."""
+        """ "an owl"."""
         return with_article(self.name)
 
     def counted(self, count: int) -> str:
-        """"an owl", "two owls", "no owls"."""
+        """ "an owl", "two owls", "no owls"."""
         if count == 1:
             return self.with_article
         return f"{number_word(count)} {self.plural}"

@@ -47,8 +47,11 @@ def _distinguishing(scene: Scene, item: SceneObject, same: list[SceneObject]) ->
     name = item.noun.name
     options = []
     if len(same) > 1:
-        options += [f"the {which} {name}" for which in _EXTREMES
-                    if relations.extreme(same, which, scene.size) is item]
+        options += [
+            f"the {which} {name}"
+            for which in _EXTREMES
+            if relations.extreme(same, which, scene.size) is item
+        ]
         options += _by_half(scene, item, same)
         options += _by_relation(scene, item, same)
     for which in ("largest", "smallest"):
@@ -56,14 +59,16 @@ def _distinguishing(scene: Scene, item: SceneObject, same: list[SceneObject]) ->
             options.append(f"the {which} object")
     for anchor in relations.singles(scene):
         if anchor is not item:
-            options += [f"the object {relation} the {anchor.noun.name}"
-                        for relation in relations.RELATIONS
-                        if relations.only_one(scene, relation, anchor) is item]
+            options += [
+                f"the object {relation} the {anchor.noun.name}"
+                for relation in relations.RELATIONS
+                if relations.only_one(scene, relation, anchor) is item
+            ]
     return options
 
 
 def _by_half(scene: Scene, item: SceneObject, same) -> list[str]:
-    """"the owl on the left": it is in the left half and each other owl in the right one."""
+    """ "the owl on the left": it is in the left half and each other owl in the right one."""
     options = []
     for half, words in ((relations.side, "on the"), (relations.height, "at the")):
         own = half(item, scene.size)
@@ -74,7 +79,7 @@ def _by_half(scene: Scene, item: SceneObject, same) -> list[str]:
 
 
 def _by_relation(scene: Scene, item: SceneObject, same) -> list[str]:
-    """"the owl above the car": it clearly is, and no other owl could be said to be."""
+    """ "the owl above the car": it clearly is, and no other owl could be said to be."""
     options = []
     for anchor in relations.singles(scene):
         for relation in relations.RELATIONS:

@@ -40,8 +40,16 @@ def questions(scene: Scene, count: int, rng) -> list[Question]:
     yes = rng.random() < 0.5
     chosen = [_existence(scene, rng, yes), _count(scene, rng)]
     # A second question on existence has the other answer, so that both stay equally frequent.
-    makers = [functools.partial(_existence, yes=not yes), _count, _side, _relation, _object,
-              _comparison, _background, _corner]
+    makers = [
+        functools.partial(_existence, yes=not yes),
+        _count,
+        _side,
+        _relation,
+        _object,
+        _comparison,
+        _background,
+        _corner,
+    ]
     while makers and len(chosen) < count:
         maker = makers.pop(rng.integers(len(makers)))
         question = maker(scene, rng)
@@ -56,8 +64,11 @@ def _pick(items, rng):
 
 def _existence(scene: Scene, rng, yes: bool) -> Question:
     noun = _pick(scene.objects, rng).noun if yes else _pick(relations.absent(scene), rng)
-    text = (f"is there {noun.with_article} in the picture?" if rng.random() < 0.7
-            else f"are there any {noun.plural} in the picture?")
+    text = (
+        f"is there {noun.with_article} in the picture?"
+        if rng.random() < 0.7
+        else f"are there any {noun.plural} in the picture?"
+    )
     return Question(text, "yes" if yes else "no", "existence")
 
 
@@ -69,8 +80,9 @@ def _count(scene: Scene, rng) -> Question:
         text = "how many kinds of objects are there?"
         return Question(text, str(len(relations.groups(scene))), "count")
     if kind < 0.4:
-        return Question(f"how many {_pick(relations.absent(scene), rng).plural} are there?",
-                        "0", "count")
+        return Question(
+            f"how many {_pick(relations.absent(scene), rng).plural} are there?", "0", "count"
+        )
     noun, items = _pick(relations.groups(scene), rng)
     return Question(f"how many {noun.plural} are there?", str(len(items)), "count")
 
@@ -80,10 +92,16 @@ def _side(scene: Scene, rng) -> Question | None:
     if item is None:
         return None
     options = [
-        (relations.side(item, scene.size),
-         f"is the {item.noun.name} on the left or on the right?", "left or right"),
-        (relations.height(item, scene.size),
-         f"is the {item.noun.name} at the top or at the bottom?", "top or bottom"),
+        (
+            relations.side(item, scene.size),
+            f"is the {item.noun.name} on the left or on the right?",
+            "left or right",
+        ),
+        (
+            relations.height(item, scene.size),
+            f"is the {item.noun.name} at the top or at the bottom?",
+            "top or bottom",
+        ),
     ]
     option = _pick([option for option in options if option[0]], rng)
     return option and Question(option[1], option[0], option[2])
@@ -108,8 +126,9 @@ def _relation(scene: Scene, rng) -> Question | None:
     if relation in ("above", "below"):
         return Question(f"is the {first} above or below the {second}?", relation, "above or below")
     answer = "left" if "left" in relation else "right"
-    return Question(f"is the {first} to the left or to the right of the {second}?",
-                    answer, "left or right")
+    return Question(
+        f"is the {first} to the left or to the right of the {second}?", answer, "left or right"
+    )
 
 
 def _object(scene: Scene, rng) -> Question | None:
@@ -139,8 +158,11 @@ def _comparison(scene: Scene, rng) -> Question | None:
         return None
     first, second = pair
     more = len(first[1]) > len(second[1])
-    return Question(f"are there more {first[0].plural} than {second[0].plural}?",
-                    "yes" if more else "no", "comparison")
+    return Question(
+        f"are there more {first[0].plural} than {second[0].plural}?",
+        "yes" if more else "no",
+        "comparison",
+    )
 
 
 def _background(scene: Scene, rng) -> Question | None:

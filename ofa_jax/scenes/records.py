@@ -8,8 +8,12 @@ from PIL import Image
 from ofa_jax.scenes import captions, composer, phrases, questions
 from ofa_jax.scenes.composer import Scene, SceneOptions
 
-STYLE_OF_SPLIT = {"train": "twemoji", "validation": "twemoji", "test": "twemoji",
-                  "test_shifted": "openmoji"}
+STYLE_OF_SPLIT = {
+    "train": "twemoji",
+    "validation": "twemoji",
+    "test": "twemoji",
+    "test_shifted": "openmoji",
+}
 _CAPTIONS, _NEGATIVES, _QUESTIONS = 3, 4, 6
 _JPEG_QUALITY = 90
 

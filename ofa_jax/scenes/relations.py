@@ -17,8 +17,12 @@ _CORNER_LOW, _CORNER_HIGH = 0.36, 0.64
 _LEAST_GAP = 0.10  # between the first and the second, for "leftmost"
 _LEAST_RATIO = 1.6  # of box areas, for "largest"
 
-OPPOSITE = {"to the left of": "to the right of", "to the right of": "to the left of",
-            "above": "below", "below": "above"}
+OPPOSITE = {
+    "to the left of": "to the right of",
+    "to the right of": "to the left of",
+    "above": "below",
+    "below": "above",
+}
 RELATIONS = tuple(OPPOSITE)
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
@@ -59,8 +63,11 @@ def holds(a: SceneObject, relation: str, b: SceneObject, size: int) -> bool:
     across = abs(centre(b)[1 - axis] - centre(a)[1 - axis])
     extents = [item.box[axis + 2] - item.box[axis] for item in (a, b)]
     shared = a.box[axis + 2] - b.box[axis]
-    return (shift >= _LEAST_SHIFT * size and shift >= across
-            and shared <= _LARGEST_SHARED * min(extents))
+    return (
+        shift >= _LEAST_SHIFT * size
+        and shift >= across
+        and shared <= _LARGEST_SHARED * min(extents)
+    )
 
 
 def fails(a: SceneObject, relation: str, b: SceneObject) -> bool:
@@ -71,12 +78,12 @@ def fails(a: SceneObject, relation: str, b: SceneObject) -> bool:
 
 
 def side(item: SceneObject, size: int) -> str | None:
-    """"left" or "right" half of the picture; None near the middle."""
+    """ "left" or "right" half of the picture; None near the middle."""
     return _low_high(centre(item)[0] / size, "left", "right", _LOW, _HIGH)
 
 
 def height(item: SceneObject, size: int) -> str | None:
-    """"top" or "bottom" half of the picture; None near the middle."""
+    """ "top" or "bottom" half of the picture; None near the middle."""
     return _low_high(centre(item)[1] / size, "top", "bottom", _LOW, _HIGH)
 
 
@@ -104,8 +111,9 @@ def extreme(items, which: str, size: int) -> SceneObject | None:
         clear = area(large) >= _LEAST_RATIO * area(small) and _extreme_length(ranked, which)
     else:
         axis = 0 if which in ("leftmost", "rightmost") else 1
-        ranked = sorted(items, key=lambda item: centre(item)[axis],
-                        reverse=which in ("rightmost", "bottom"))
+        ranked = sorted(
+            items, key=lambda item: centre(item)[axis], reverse=which in ("rightmost", "bottom")
+        )
         gap = abs(centre(ranked[0])[axis] - centre(ranked[1])[axis])
         clear = gap >= _LEAST_GAP * size
     return ranked[0] if clear else None

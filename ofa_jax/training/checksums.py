@@ -52,8 +52,9 @@ def damage(folder: epath.Path) -> str | None:
         return f"{FILE} is empty"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         problems = pool.map(lambda name: _problem(folder / name, expected[name]), expected)
-        found = [f"{name} {problem}" for name, problem in zip(expected, problems, strict=True)
-                 if problem]
+        found = [
+            f"{name} {problem}" for name, problem in zip(expected, problems, strict=True) if problem
+        ]
     return found[0] if found else None
 
 

@@ -51,8 +51,11 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
         + c.encoder_layers * length * (8 * d * d + feed_forward + _attention(length, c))
     )
     cross = 4 * target * d * d + 4 * length * d * d + 4 * target * length * d
-    decoder = size * c.decoder_layers * (
-        target * (8 * d * d + feed_forward + _attention(target, c)) + cross)
+    decoder = (
+        size
+        * c.decoder_layers
+        * (target * (8 * d * d + feed_forward + _attention(target, c)) + cross)
+    )
 
     # Rows of text alone, or of both kinds; once for all examples, unless they sampled patches.
     kinds = 2 if "decoder_code_mask" in batch else 1
@@ -120,16 +123,16 @@ def training_flops(
       factors: of `training_factors`, where parts are frozen.
     """
     factors = factors or {}
-    return passes * round(sum(
-        factors.get(part, TRAINING_FACTOR) * number
-        for batch in streams.values()
-        for part, number in forward_flops(batch, config).items()
-    ))
+    return passes * round(
+        sum(
+            factors.get(part, TRAINING_FACTOR) * number
+            for batch in streams.values()
+            for part, number in forward_flops(batch, config).items()
+        )
+    )
 
 
-def decoding_flops(
-    batch: Mapping[str, Any], config: OFAConfig, beams: int, length: int
-) -> int:
+def decoding_flops(batch: Mapping[str, Any], config: OFAConfig, beams: int, length: int) -> int:
     """Of answering one batch with `length` tokens for each of `beams` hypotheses an example.
 
     The encoder runs once; of its output each decoder layer projects keys and values once for all
@@ -147,7 +150,7 @@ def decoding_flops(
     # What is of every token is done for every beam; what is of the encoder's output, once.
     once = size * c.decoder_layers * 4 * _encoder_length(batch) * d * d
     per_token = parts["decoder"] - once + parts["logits"]
-    return (parts["resnet"] + parts["encoder"] + parts["positions"] + once + beams * per_token)
+    return parts["resnet"] + parts["encoder"] + parts["positions"] + once + beams * per_token
 
 
 def _attention(length: int, config: OFAConfig) -> int:
@@ -160,14 +163,18 @@ def _pictures(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]
     for prefix in ("encoder_", "encoder_second_"):
         if f"{prefix}images" in batch:
             sampled = batch.get(f"{prefix}patch_indices")
-            yield (*batch[f"{prefix}images"].shape[1:3],
-                   None if sampled is None else sampled.shape[1])
+            yield (
+                *batch[f"{prefix}images"].shape[1:3],
+                None if sampled is None else sampled.shape[1],
+            )
 
 
 def _encoder_length(batch: Mapping[str, Any]) -> int:
     """Patches and tokens that the decoder can attend to."""
-    patches = (math.prod(patch_grid(height, width)) if number is None else number
-               for height, width, number in _pictures(batch))
+    patches = (
+        math.prod(patch_grid(height, width)) if number is None else number
+        for height, width, number in _pictures(batch)
+    )
     return sum(patches) + batch["encoder_input_tokens"].shape[1]
 
 

@@ -134,7 +134,10 @@ def train(run: Run) -> dict[str, dict[str, float]]:
     ):
         with clock.measure("restoring"):
             checkpoints = Checkpoints(
-                run.model_dir, config.checkpoints_to_keep, config.checkpoint_keep_period, best,
+                run.model_dir,
+                config.checkpoints_to_keep,
+                config.checkpoint_keep_period,
+                best,
                 progress.say,
             )
             start = _newest_good_step(checkpoints)
@@ -155,8 +158,17 @@ def train(run: Run) -> dict[str, dict[str, float]]:
             with clock.measure("restoring"):
                 state = _first_state(run, start, checkpoints, progress)
             results, last = _steps(
-                run, state, start or 0, last, trained, checkpoints, history, preemption, watchdog,
-                clock, progress,
+                run,
+                state,
+                start or 0,
+                last,
+                trained,
+                checkpoints,
+                history,
+                preemption,
+                watchdog,
+                clock,
+                progress,
             )
             progress.say_total(clock.total())
     if results:

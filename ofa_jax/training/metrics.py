@@ -63,6 +63,4 @@ def task_sums(
 def mean_losses(sums: TaskSums, task_names: Sequence[str]) -> dict[str, float]:
     """Task -> nats per token, for the tasks that have been seen. Waits for the device."""
     nll, tokens = np.asarray(sums.nll), np.asarray(sums.tokens)
-    return {
-        name: float(nll[k] / tokens[k]) for k, name in enumerate(task_names) if tokens[k]
-    }
+    return {name: float(nll[k] / tokens[k]) for k, name in enumerate(task_names) if tokens[k]}

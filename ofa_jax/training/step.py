@@ -91,7 +91,8 @@ def make_train_step(
         passes = loss_config.passes
         batches = {  # in the order of the groups
             name: {k: jnp.concatenate([x] * passes) for k, x in batches[name].items()}
-            for name in groups}
+            for name in groups
+        }
         # All streams in one call: what is as large as the embedding is paid once.
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -103,14 +104,14 @@ def make_train_step(
         )
         batch_stats = updates.get("batch_stats", batch_stats)
         per_stream = _losses_of_streams(
-            logits, batches, loss_config, allowed or {}, model.config.vocab_size)
+            logits, batches, loss_config, allowed or {}, model.config.vocab_size
+        )
         sums = TaskSums.zeros(num_tasks)
         for name, tokens in per_stream.items():
             weights = batches[name]["decoder_loss_weights"].reshape(tokens.nll.shape)
             # The weighted value over its weight: the log shows plain nats, at no second pass.
             plain = tokens.nll / jnp.where(weights == 0, 1, weights)
-            sums += metrics.task_sums(
-                plain, tokens.scored, batches[name]["task_ids"], num_tasks)
+            sums += metrics.task_sums(plain, tokens.scored, batches[name]["task_ids"], num_tasks)
         loss = losses.grouped_loss(per_stream, groups, loss_config, step, group_tokens)
         return loss, (batch_stats, sums)
 
@@ -125,7 +126,11 @@ def make_train_step(
             gradients, loss, sums, batch_stats = carry
             batches, number = part
             (part_loss, (batch_stats, part_sums)), part_gradients = gradient_of(
-                state.params, batch_stats, batches, state.step, jax.random.fold_in(key, number),
+                state.params,
+                batch_stats,
+                batches,
+                state.step,
+                jax.random.fold_in(key, number),
                 tokens,
             )
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
@@ -188,15 +193,21 @@ def _losses_of_streams(
     """
     targets, weights = (
         [x.reshape(len(x), -1) for x in (batch[name] for batch in batches.values())]
-        for name in ("decoder_target_tokens", "decoder_loss_weights"))
+        for name in ("decoder_target_tokens", "decoder_loss_weights")
+    )
     shapes = [x.shape for x in targets]
     mask = None
     if allowed:
-        mask = side_by_side([
-            allowed[name](x) if name in allowed else jnp.ones((*x.shape, vocab_size), bool)
-            for name, x in zip(batches, targets, strict=True)], shapes)
+        mask = side_by_side(
+            [
+                allowed[name](x) if name in allowed else jnp.ones((*x.shape, vocab_size), bool)
+                for name, x in zip(batches, targets, strict=True)
+            ],
+            shapes,
+        )
     tokens = losses.token_losses(
-        logits, side_by_side(targets), side_by_side(weights), config, mask, vocab_size)
+        logits, side_by_side(targets), side_by_side(weights), config, mask, vocab_size
+    )
     parts = {
         "loss": taken_apart(tokens.loss, shapes),
         "nll": taken_apart(tokens.nll, shapes),
@@ -208,7 +219,8 @@ def _losses_of_streams(
         parts["divergence"] = taken_apart(tokens.divergence, halves)
     return {
         name: TokenLosses(**{field: values[k] for field, values in parts.items()})
-        for k, name in enumerate(batches)}
+        for k, name in enumerate(batches)
+    }
 
 
 def _parts(x: jax.Array, number: int) -> jax.Array:

@@ -166,8 +166,12 @@ class Throughput:
         """Of so many steps, examples, target tokens and operations made in a lap."""
         seconds = lap.stepping_seconds
         return cls(
-            steps / seconds, examples / seconds, target_tokens / seconds, jax.device_count(),
-            flops / seconds, peak_flops,
+            steps / seconds,
+            examples / seconds,
+            target_tokens / seconds,
+            jax.device_count(),
+            flops / seconds,
+            peak_flops,
         )
 
     @property
@@ -221,7 +225,7 @@ class Padding:
                 self._tokens[name] += tokens.size
 
     def shares(self) -> dict[str, float]:
-        """"stream/encoder", "stream/decoder" -> share, since the last call."""
+        """ "stream/encoder", "stream/decoder" -> share, since the last call."""
         shares = {name: self._padding[name] / self._tokens[name] for name in self._tokens}
         self._padding.clear()
         self._tokens.clear()

@@ -24,7 +24,10 @@ from ofa_jax.nearest import nearest
 Path = tuple[str, ...]
 
 _EMBEDDINGS = {
-    "token_embedding", "position_embedding", "image_position_embedding", "type_embedding",
+    "token_embedding",
+    "position_embedding",
+    "image_position_embedding",
+    "type_embedding",
     "second_image_type",
 }
 GROUPS: dict[str, Callable[[Path], bool]] = {
@@ -39,9 +42,7 @@ GROUPS: dict[str, Callable[[Path], bool]] = {
     "prefixes": lambda path: path[-1] in ("prefix_key", "prefix_value"),
     "second_image": lambda path: path[-1] == "second_image_type",
 }
-ADDED = {
-    "adapters": "adapter_width", "prefixes": "prefix_length", "second_image": "second_image"
-}
+ADDED = {"adapters": "adapter_width", "prefixes": "prefix_length", "second_image": "second_image"}
 """Groups that the published models do not have, and the field of OFAConfig that adds each."""
 
 

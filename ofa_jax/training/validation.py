@@ -96,9 +96,7 @@ def summarise(
     """
     unigram, majority, tokens = baselines
     if not np.array_equal(tokens, sums.tokens):
-        raise ValueError(
-            f"Model and baselines saw different tokens ({sums.tokens} and {tokens})."
-        )
+        raise ValueError(f"Model and baselines saw different tokens ({sums.tokens} and {tokens}).")
     return {
         name: {
             "loss": float(sums.nll[k] / tokens[k]),

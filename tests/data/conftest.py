@@ -48,11 +48,16 @@ def to_record(golden):
         if row["type"] == "caption":
             record["captions"] = [row["caption"]]
         elif row["type"] == "qa":
-            record |= {"questions": [row["question"]], "answers": [answer],
-                       "answer_confidences": [float(confidence)]}
+            record |= {
+                "questions": [row["question"]],
+                "answers": [answer],
+                "answer_confidences": [float(confidence)],
+            }
         else:
-            record |= {"phrases": [row["caption"]],
-                       "phrase_boxes": as_boxes([float(x) for x in row["refs"].split(",")])}
+            record |= {
+                "phrases": [row["caption"]],
+                "phrase_boxes": as_boxes([float(x) for x in row["refs"].split(",")]),
+            }
         return record
 
     return convert

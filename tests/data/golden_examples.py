@@ -5,8 +5,11 @@ import numpy as np
 from ofa_jax.data.features import Stream, to_features
 
 # The matching example of a pair follows its main example.
-MAIN = {"caption": "image_captioning", "qa": "visual_question_answering",
-        "visual_grounding": "visual_grounding"}
+MAIN = {
+    "caption": "image_captioning",
+    "qa": "visual_question_answering",
+    "visual_grounding": "visual_grounding",
+}
 
 
 def assert_same(example, expected, vocabulary):

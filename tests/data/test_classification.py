@@ -28,7 +28,8 @@ def image(value=100, size=(20, 10)):
 def gradient():
     """Brightness is 10 times the column."""
     return Image.fromarray(
-        np.broadcast_to(10 * np.arange(20, dtype=np.uint8)[None, :, None], (10, 20, 3)).copy())
+        np.broadcast_to(10 * np.arange(20, dtype=np.uint8)[None, :, None], (10, 20, 3)).copy()
+    )
 
 
 def test_the_answer_is_the_name_of_the_class(config):
@@ -42,8 +43,7 @@ def test_the_answer_is_the_name_of_the_class(config):
 def test_training_pictures_follow_their_draws_and_others_are_whole(config):
     def make(seed, **change):
         given = dataclasses.replace(config, **change)
-        return classification.classification(
-            RECORD, np.random.default_rng(seed), given)["image"]
+        return classification.classification(RECORD, np.random.default_rng(seed), given)["image"]
 
     np.testing.assert_array_equal(make(3), make(3))
     assert len({make(seed).tobytes() for seed in range(6)}) == 6
@@ -58,8 +58,9 @@ def test_crops_have_the_areas_and_aspects_that_were_asked_for():
     coordinates = Image.fromarray(np.stack([x, y, y], -1).astype(np.uint8))
     areas, aspects = [], []
     for seed in range(300):
-        window = np.asarray(classification.random_resized_crop(
-            coordinates, 64, np.random.default_rng(seed))).astype(int)
+        window = np.asarray(
+            classification.random_resized_crop(coordinates, 64, np.random.default_rng(seed))
+        ).astype(int)
         # Nearly all of the window: its outermost pixels are mixed by the filter.
         w = (window[32, -1, 0] - window[32, 0, 0]) * 64 / 63
         h = (window[-1, 32, 1] - window[0, 32, 1]) * 64 / 63
@@ -95,7 +96,8 @@ def test_a_quarter_of_the_pictures_loses_a_rectangle():
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_keeps_size_and_type_at_every_level(name):
     picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    )
     for level in (0.0, 4.5, 9.0, 10.0):
         for negative in (False, True):
             result = apply(name, picture, level, negative)

@@ -10,15 +10,17 @@ def test_a_record_gets_the_picture_of_the_next_one():
     records = InMemoryRecords([{"id": str(n), "image": bytes([n]), "q": n} for n in range(3)])
     swapped = SwappedPictures(records)
     assert [dict(swapped[n]) for n in range(len(swapped))] == [
-        {"id": "0", "image": b"\x01", "q": 0}, {"id": "1", "image": b"\x02", "q": 1},
-        {"id": "2", "image": b"\x00", "q": 2}]
+        {"id": "0", "image": b"\x01", "q": 0},
+        {"id": "1", "image": b"\x02", "q": 1},
+        {"id": "2", "image": b"\x00", "q": 2},
+    ]
 
 
 def test_what_is_asked_for_is_not_in_the_picture_and_the_box_stays():
-    regions = InMemoryRecords([
-        {"id": str(n), "phrases": ["the owl"], "phrase_boxes": [[n, 0, 9, 9]]} for n in range(30)])
-    objects = InMemoryRecords([
-        {"id": str(n), "object_labels": ["owl", "car"]} for n in range(30)])
+    regions = InMemoryRecords(
+        [{"id": str(n), "phrases": ["the owl"], "phrase_boxes": [[n, 0, 9, 9]]} for n in range(30)]
+    )
+    objects = InMemoryRecords([{"id": str(n), "object_labels": ["owl", "car"]} for n in range(30)])
     source = AbsentNouns(regions, objects, ("car", "dog", "owl", "tree"))
     asked = [source[n]["phrases"] for n in range(30)]
     assert {phrase for (phrase,) in asked} == {"the dog", "the tree"}

@@ -15,9 +15,15 @@ from ofa_jax.vocabulary import OFAVocabulary
 
 PICTURE = downstream_files.picture()
 LABELLED = {
-    "sentence": "They Drank  the pub-dry.", "sentence1": "It was Ann.", "sentence2": "Ann did it",
-    "question": "Who?", "question1": "Why?", "question2": "How come?",
-    "premise": "It rains", "hypothesis": "It is {wet}", "label": "yes",
+    "sentence": "They Drank  the pub-dry.",
+    "sentence1": "It was Ann.",
+    "sentence2": "Ann did it",
+    "question": "Who?",
+    "question1": "Why?",
+    "question2": "How come?",
+    "premise": "It rains",
+    "hypothesis": "It is {wet}",
+    "label": "yes",
 }
 
 
@@ -37,72 +43,110 @@ def texts(example, config):
     assert (inputs[0], inputs[-1]) == (0, 2)
     ended = targets[-1] == 2
     return config.vocabulary.decode(inputs[1:-1]), config.vocabulary.decode(
-        targets[:-1] if ended else targets)
+        targets[:-1] if ended else targets
+    )
 
 
 CASES = {
     "a caption loses case and punctuation": (
         downstream.captioning,
         {"image": PICTURE, "captions": ["A dog's bone, on a red-brown sofa!"]},
-        (" what does the image describe?", " a dogs bone on a redbrown sofa")),
+        (" what does the image describe?", " a dogs bone on a redbrown sofa"),
+    ),
     "a caption keeps twenty words": (
         downstream.captioning,
         {"image": PICTURE, "captions": [" ".join(["word"] * 25)]},
-        (" what does the image describe?", " word" * 20)),
+        (" what does the image describe?", " word" * 20),
+    ),
     "a question gets its mark": (
         downstream.question_answering,
         {"image": PICTURE, "questions": ["What is red/white"], "answers": ["a cup"]},
-        (" what is red white?", " a cup")),
+        (" what is red white?", " a cup"),
+    ),
     "a question keeps its mark": (
         downstream.question_answering,
-        {"image": PICTURE, "questions": ["Is it?"], "answers": ["Yes"]}, (" is it?", " Yes")),
+        {"image": PICTURE, "questions": ["Is it?"], "answers": ["Yes"]},
+        (" is it?", " Yes"),
+    ),
     "a phrase": (
         downstream.grounding,
-        {"image": PICTURE, "phrases": ["...the Man-in black"],
-         "phrase_boxes": as_boxes(downstream_files.BOX)},
+        {
+            "image": PICTURE,
+            "phrases": ["...the Man-in black"],
+            "phrase_boxes": as_boxes(downstream_files.BOX),
+        },
         # 60 x 40 pixels become 64 x 64: x times 64 / 60, y times 64 / 40, of 64.
-        (' which region does the text " the man in black " describe?',
-         "<bin_100><bin_100><bin_500><bin_899>")),
+        (
+            ' which region does the text " the man in black " describe?',
+            "<bin_100><bin_100><bin_500><bin_899>",
+        ),
+    ),
     "a premise and a hypothesis": (
         downstream.entailment,
-        {"image": PICTURE, "hypothesis": "A man sleeps.", "premise": "a man/boy sits",
-         "label": "maybe"},
-        (' can image and text1 " a man boy sits " imply text2 " a man sleeps. "?', " maybe")),
+        {
+            "image": PICTURE,
+            "hypothesis": "A man sleeps.",
+            "premise": "a man/boy sits",
+            "label": "maybe",
+        },
+        (' can image and text1 " a man boy sits " imply text2 " a man sleeps. "?', " maybe"),
+    ),
     "a hypothesis alone": (
         downstream.entailment_without_premise,
         {"image": PICTURE, "hypothesis": "A man sleeps.", "label": "no"},
-        (' does the image describe " a man sleeps. "?', " no")),
+        (' does the image describe " a man sleeps. "?', " no"),
+    ),
     "a caption asks for a picture": (
         downstream.text_to_image,
         {"captions": ["A  bench by\tthe sea"], "codes": np.arange(1024)},
-        (" what is the complete image? caption: A bench by the sea",
-         "".join(f"<code_{k}>" for k in range(1024)))),
+        (
+            " what is the complete image? caption: A bench by the sea",
+            "".join(f"<code_{k}>" for k in range(1024)),
+        ),
+    ),
     "cola": (
-        language_tasks.cola, LABELLED,
-        (' is the text " they drank the pub-dry. " grammatically correct?', " yes")),
+        language_tasks.cola,
+        LABELLED,
+        (' is the text " they drank the pub-dry. " grammatically correct?', " yes"),
+    ),
     "sst2": (
-        language_tasks.sst2, LABELLED | {"label": "positive"},
-        (' is the sentiment of text " they drank the pub-dry. " positive or negative?',
-         " positive")),
+        language_tasks.sst2,
+        LABELLED | {"label": "positive"},
+        (
+            ' is the sentiment of text " they drank the pub-dry. " positive or negative?',
+            " positive",
+        ),
+    ),
     "mrpc": (
-        language_tasks.mrpc, LABELLED,
-        (' does text1 " it was ann. " and text2 " ann did it " have the same semantics?', " yes")),
+        language_tasks.mrpc,
+        LABELLED,
+        (' does text1 " it was ann. " and text2 " ann did it " have the same semantics?', " yes"),
+    ),
     "qqp": (
-        language_tasks.qqp, LABELLED,
-        (' is question " why? " and question " how come? " equivalent?', " yes")),
+        language_tasks.qqp,
+        LABELLED,
+        (' is question " why? " and question " how come? " equivalent?', " yes"),
+    ),
     "mnli": (
-        language_tasks.mnli, LABELLED | {"label": "maybe"},
-        (' can text1 " it rains " imply text2 " it is {wet} "?', " maybe")),
+        language_tasks.mnli,
+        LABELLED | {"label": "maybe"},
+        (' can text1 " it rains " imply text2 " it is {wet} "?', " maybe"),
+    ),
     "qnli": (
-        language_tasks.qnli, LABELLED,
-        (' does " they drank the pub-dry. " contain the answer to question " who? "?', " yes")),
+        language_tasks.qnli,
+        LABELLED,
+        (' does " they drank the pub-dry. " contain the answer to question " who? "?', " yes"),
+    ),
     "rte": (
-        language_tasks.rte, LABELLED | {"label": "no"},
-        (' can text1 " it was ann. " imply text2 " ann did it "?', " no")),
+        language_tasks.rte,
+        LABELLED | {"label": "no"},
+        (' can text1 " it was ann. " imply text2 " ann did it "?', " no"),
+    ),
     "a headline": (
         language_tasks.summarization,
         {"text": "The <unk> rose by ## points", "summary": "<unk> Up-today"},
-        (' what is the summary of article " the unk rose by ## points "?', " unk up today")),
+        (' what is the summary of article " the unk rose by ## points "?', " unk up today"),
+    ),
 }
 
 
@@ -133,8 +177,7 @@ def test_ids_are_those_that_the_original_gives_the_same_texts(fixed, config):
         example = downstream.captioning({"image": PICTURE, "captions": ["a"]}, rng(), config)
         assert example["inputs"].tolist() == asked["source"]
         if matching["target_text"] == " yes":
-            record = {
-                "image": PICTURE, "hypothesis": item["row"]["caption"], "label": "yes"}
+            record = {"image": PICTURE, "hypothesis": item["row"]["caption"], "label": "yes"}
             example = downstream.entailment_without_premise(record, rng(), config)
             assert example["inputs"].tolist() == matching["source"]
             assert example["targets"].tolist() == matching["target"]
@@ -158,7 +201,9 @@ def test_boxes_of_grounding_are_the_originals(golden, config, name):
     published = dataclasses.replace(config, grounding_image_size=512, max_image_size=512)
     record = {
         "image": (golden / "preprocess" / "images" / f"{name}.png").read_bytes(),
-        "phrases": ["it"], "phrase_boxes": as_boxes([20, 30, 180, 190])}
+        "phrases": ["it"],
+        "phrase_boxes": as_boxes([20, 30, 180, 190]),
+    }
     example = downstream.grounding(record, rng(), published)
     assert [3, *example["image"].shape[:2]] == shape
     # The original keeps a box as a share of 512 pixels.
@@ -171,7 +216,8 @@ def test_a_box_that_reaches_a_little_beyond_its_picture_is_cut_to_it(config):
     record = {"image": PICTURE, "phrases": ["it"], "phrase_boxes": as_boxes([-0.5, 1, 60.4, 40])}
     example = downstream.grounding(record, rng(), config)
     assert config.vocabulary.decode(example["targets"][:-1]) == (
-        "<bin_0><bin_25><bin_999><bin_999>")
+        "<bin_0><bin_25><bin_999><bin_999>"
+    )
     with pytest.raises(BadRecord, match="has no area within its picture"):
         downstream.grounding(record | {"phrase_boxes": as_boxes([70, 1, 90, 40])}, rng(), config)
 
@@ -179,8 +225,12 @@ def test_a_box_that_reaches_a_little_beyond_its_picture_is_cut_to_it(config):
 def test_a_question_is_followed_by_what_a_detector_saw(config):
     seen = dataclasses.replace(config, detected_objects=True, max_objects=2)
     record = {
-        "image": PICTURE, "questions": ["what?"], "answers": ["a"],
-        "object_labels": ["cup", "red table", "dog"], "answer_confidences": [0.6]}
+        "image": PICTURE,
+        "questions": ["what?"],
+        "answers": ["a"],
+        "object_labels": ["cup", "red table", "dog"],
+        "answer_confidences": [0.6],
+    }
     example = downstream.question_answering(record, rng(), seen)
     assert texts(example, config)[0] == " what? object: cup red table"
     assert example["loss_weight"] == np.float32(0.6)
@@ -240,17 +290,23 @@ def test_a_fifth_of_what_the_decoder_reads_of_a_summary_is_noise(config):
 
 def test_an_article_is_cut_with_its_instruction(config):
     short = dataclasses.replace(config, max_article_tokens=12)
-    example = language_tasks.summarization(
-        {"text": "word " * 50, "summary": "a"}, rng(), short)
+    example = language_tasks.summarization({"text": "word " * 50, "summary": "a"}, rng(), short)
     assert len(example["inputs"]) == 14
     assert texts(example, config)[0] == ' what is the summary of article "' + " word" * 5
 
 
 @pytest.mark.parametrize(
     ("case", "field"),
-    [("a caption keeps twenty words", "captions"), ("a question keeps its mark", "answers"),
-     ("a phrase", "phrase_boxes"), ("a hypothesis alone", "label"), ("rte", "label"),
-     ("a headline", "summary"), ("a caption asks for a picture", "codes")])
+    [
+        ("a caption keeps twenty words", "captions"),
+        ("a question keeps its mark", "answers"),
+        ("a phrase", "phrase_boxes"),
+        ("a hypothesis alone", "label"),
+        ("rte", "label"),
+        ("a headline", "summary"),
+        ("a caption asks for a picture", "codes"),
+    ],
+)
 def test_an_answer_may_be_missing_only_where_nothing_is_learned(case, field, config):
     task, record, _ = CASES[case]
     without = {name: value for name, value in record.items() if name != field}
@@ -266,16 +322,26 @@ def test_an_answer_may_be_missing_only_where_nothing_is_learned(case, field, con
     [
         (downstream.captioning, {"image": b"torn"}, "record 7: .*cannot be decoded"),
         (downstream.question_answering, {"questions": []}, "record 7: it has no questions"),
-        (downstream.text_to_image, {"codes": np.zeros(3, np.int32)},
-         "record 7: 3 image codes instead of 1024"),
+        (
+            downstream.text_to_image,
+            {"codes": np.zeros(3, np.int32)},
+            "record 7: 3 image codes instead of 1024",
+        ),
         (language_tasks.rte, {"sentence2": ""}, "record 7: it has no sentence2"),
         (language_tasks.summarization, {"text": "..."}, "record 7: its text is empty"),
     ],
 )
 def test_a_bad_record_says_what_is_wrong(task, change, sentence, config):
     record = LABELLED | {
-        "id": "7", "image": PICTURE, "captions": ["a"], "questions": ["a?"], "answers": ["a"],
-        "codes": np.zeros(1024, np.int32), "text": "a", "summary": "b"}
+        "id": "7",
+        "image": PICTURE,
+        "captions": ["a"],
+        "questions": ["a?"],
+        "answers": ["a"],
+        "codes": np.zeros(1024, np.int32),
+        "text": "a",
+        "summary": "b",
+    }
     task(record, rng(), config)
     with pytest.raises(BadRecord, match=sentence):
         task(record | change, rng(), config)
@@ -297,6 +363,7 @@ def test_impossible_settings_are_refused(config, change, sentence):
 def test_a_picture_that_has_the_size_is_left_as_it_is(config):
     stored = downstream_files.picture(1, (32, 32))
     np.testing.assert_array_equal(
-        downstream.squeezed({"image": stored}, 32), images.pixels(images.decode(stored)))
+        downstream.squeezed({"image": stored}, 32), images.pixels(images.decode(stored))
+    )
     assert Image.MAX_IMAGE_PIXELS is None
     assert set(prompts.GLUE) == set(language_tasks.GLUE)

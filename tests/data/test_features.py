@@ -54,8 +54,12 @@ IMAGE = {"encoder_images": ((48, 48, 3), "uint8"), "encoder_image_mask": ((), "b
     ("stream", "expected"),
     [
         (TEXT, TOKENS),
-        (PICTURES, TOKENS | IMAGE | {"decoder_code_mask": ((), "bool"),
-                                     "encoder_image_blank_boxes": ((4,), "int32")}),
+        (
+            PICTURES,
+            TOKENS
+            | IMAGE
+            | {"decoder_code_mask": ((), "bool"), "encoder_image_blank_boxes": ((4,), "int32")},
+        ),
         (SAMPLED, TOKENS | IMAGE | {"encoder_patch_indices": ((4,), "int32")}),
     ],
     ids=lambda part: getattr(part, "name", ""),
@@ -148,7 +152,9 @@ def test_an_example_that_does_not_fit_its_stream_is_refused(stream, parts, sente
     ],
 )
 def test_a_stream_that_cannot_be_is_refused(options, sentence):
-    settings = dict(
-        name="s", mixture_or_task_name="m", batch_size=2, task_feature_lengths=LENGTHS) | options
+    settings = (
+        dict(name="s", mixture_or_task_name="m", batch_size=2, task_feature_lengths=LENGTHS)
+        | options
+    )
     with pytest.raises(ValueError, match=sentence):
         Stream(**settings)

@@ -37,7 +37,8 @@ def seen(batches, stream="pairs"):
         (int(task), int(number) - 1000)
         for batch in batches
         for task, number in zip(
-            batch[stream]["task_ids"], batch[stream]["decoder_target_tokens"][:, 0], strict=True)
+            batch[stream]["task_ids"], batch[stream]["decoder_target_tokens"][:, 0], strict=True
+        )
     ]
 
 
@@ -73,7 +74,8 @@ def test_a_host_may_feed_parts_that_are_not_neighbours(undisturbed):
     rows = [2, 3, 6, 7]
     for ours, whole in zip(part, undisturbed, strict=True):
         np.testing.assert_array_equal(
-            ours["pairs"]["decoder_target_tokens"], whole["pairs"]["decoder_target_tokens"][rows])
+            ours["pairs"]["decoder_target_tokens"], whole["pairs"]["decoder_target_tokens"][rows]
+        )
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
@@ -204,7 +206,8 @@ def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
     empty = 0
     for ours, whole in zip(steps, undisturbed, strict=True):
         bad = (whole["pairs"]["task_ids"] == 0) & (
-            whole["pairs"]["decoder_target_tokens"][:, 0] == 1003)
+            whole["pairs"]["decoder_target_tokens"][:, 0] == 1003
+        )
         empty += bad.sum()
         for name, array in ours["pairs"].items():
             np.testing.assert_array_equal(array[~bad], whole["pairs"][name][~bad])
@@ -277,8 +280,7 @@ def test_hosts_go_on_when_all_of_their_own_few_records_are_bad():
 def test_hosts_stop_together_when_a_step_has_no_good_record():
     broken = [RatedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
     for host in range(4):
-        loader = Loader(
-            [PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
+        loader = Loader([PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
         with pytest.raises(ValueError, match="Every record of step 0"):
             next(loader.batches())
 
@@ -298,14 +300,19 @@ def test_validation_has_every_example_once_and_fills_up_with_empty_rows():
     rows, draws = [], set()
     for _, batch in batches:
         for task, tokens, weights in zip(
-            batch["task_ids"], batch["decoder_target_tokens"], batch["decoder_loss_weights"],
-            strict=True):
+            batch["task_ids"],
+            batch["decoder_target_tokens"],
+            batch["decoder_loss_weights"],
+            strict=True,
+        ):
             if weights.any():
                 rows.append((loader.task_names[task], int(tokens[0]) - 1000))
                 draws.add(int(tokens[1]))
     assert rows == [
-        *(("often", k) for k in range(7)), *(("rarely", k) for k in range(6)),
-        *(("texts", k) for k in range(5))]
+        *(("often", k) for k in range(7)),
+        *(("rarely", k) for k in range(6)),
+        *(("texts", k) for k in range(5)),
+    ]
     assert len(draws) > len(rows) / 2, "each row draws for itself"
     again = list(Loader(STREAMS, tasks(), 8).validation_batches(tasks(), num_examples=7))
     for (_, a), (_, b) in zip(batches, again, strict=True):
@@ -323,8 +330,7 @@ def test_validation_skips_and_counts_bad_records():
 def test_validation_is_split_over_hosts_like_training():
     whole = list(Loader(STREAMS, tasks(), 7).validation_batches(tasks(), 7))
     loader = Loader(STREAMS, tasks(), 7, num_data_shards=2, data_shards=(1,))
-    for (_, ours), (_, theirs) in zip(
-        loader.validation_batches(tasks(), 7), whole, strict=True):
+    for (_, ours), (_, theirs) in zip(loader.validation_batches(tasks(), 7), whole, strict=True):
         for name, array in ours.items():
             np.testing.assert_array_equal(array, theirs[name][len(array) :])
 
@@ -346,10 +352,18 @@ def test_sequential_streams_go_along_from_the_same_step():
         ((PAIRS, PAIRS), tasks(), {}, r"Two streams have one name \(pairs, pairs\)"),
         (STREAMS, tasks(), dict(num_data_shards=3), "batch_size 8 does not divide over the 3"),
         (STREAMS, tasks() | {"text": []}, {}, "text_mixture has nothing to train on"),
-        (STREAMS, tasks() | {"text": [RatedTask("texts", 1.0, numbered(0), print)]}, {},
-         "texts is empty"),
-        (STREAMS, tasks() | {"text": [RatedTask("texts", 0.0, numbered(3), print)]}, {},
-         "every rate must be positive"),
+        (
+            STREAMS,
+            tasks() | {"text": [RatedTask("texts", 1.0, numbered(0), print)]},
+            {},
+            "texts is empty",
+        ),
+        (
+            STREAMS,
+            tasks() | {"text": [RatedTask("texts", 0.0, numbered(3), print)]},
+            {},
+            "every rate must be positive",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_read(streams, given, options, sentence):

@@ -14,8 +14,11 @@ from ofa_jax.data.negatives import (
 POOL = NegativePool(
     captions=("a cat", "two dogs", "a red car"),
     object_names=("cat", "dog", "car"),
-    answers_by_type={"how many": ("0", "1", "2", "7"), "yes/no": ("yes", "no"),
-                     "other": ("tennis", "left")},
+    answers_by_type={
+        "how many": ("0", "1", "2", "7"),
+        "yes/no": ("yes", "no"),
+        "other": ("tennis", "left"),
+    },
 )
 DRAWS = 2000
 

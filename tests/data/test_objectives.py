@@ -43,9 +43,10 @@ def test_matching_examples(fixed, config, to_record):
         instruction, weight = about(record, positive, rng(), given)
         answer = " yes" if positive else " no"
         assert answer == expected["target_text"]
-        assert config.vocabulary.encode(
-            instruction, add_bos=True, add_eos=True
-        ).tolist() == expected["source"]
+        assert (
+            config.vocabulary.encode(instruction, add_bos=True, add_eos=True).tolist()
+            == expected["source"]
+        )
         assert np.float32(weight) == np.float32(expected["conf"][0])
 
 
@@ -86,8 +87,11 @@ def test_detection(fixed, pixels, config, golden):
 def test_image_infilling(fixed, pixels, config, golden):
     item = fixed["image_infilling"][0]
     identity, name, codes = item["row"]
-    record = {"id": identity, "image": (golden / "preprocess" / name).read_bytes(),
-              "codes": np.array(codes.split(), np.int32)}
+    record = {
+        "id": identity,
+        "image": (golden / "preprocess" / name).read_bytes(),
+        "codes": np.array(codes.split(), np.int32),
+    }
     example = objectives.image_infilling(record, rng(), config)
     assert_same(example, item["examples"][0], config.vocabulary)
     assert example["blank_box"].tolist() == [64, 64, 192, 192]
@@ -144,19 +148,31 @@ def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fix
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "PNG")
     record = to_record(fixed["image_text"][0]["row"]) | {
-        "image": picture.getvalue(), "negative_captions": ["a wrong one"],
-        "object_labels": ["cat"], "label": "no"}
+        "image": picture.getvalue(),
+        "negative_captions": ["a wrong one"],
+        "object_labels": ["cat"],
+        "label": "no",
+    }
     pool = NegativePool(captions=("a dog", "a cat"), object_names=("cat", "dog"))
     small = dataclasses.replace(
-        config, image_size=32, resize_range=(32, 32), detection_image_size=32, negatives=pool,
-        distant_negatives=0.25)
+        config,
+        image_size=32,
+        resize_range=(32, 32),
+        detection_image_size=32,
+        negatives=pool,
+        distant_negatives=0.25,
+    )
     draws = 400
 
     def share_of_distant(config):
         asked = [
-            config.vocabulary.decode(objectives.image_text_matching(
-                record, np.random.default_rng(seed), config)["inputs"])
-            for seed in range(draws)]
+            config.vocabulary.decode(
+                objectives.image_text_matching(record, np.random.default_rng(seed), config)[
+                    "inputs"
+                ]
+            )
+            for seed in range(draws)
+        ]
         distant = sum("a dog" in text for text in asked)
         assert distant + sum("a wrong one" in text for text in asked) == draws
         return distant / draws
@@ -170,22 +186,39 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "PNG")
     record = to_record(fixed["image_text"][0]["row"]) | {
-        "image": picture.getvalue(), "captions": ["a caption"],
+        "image": picture.getvalue(),
+        "captions": ["a caption"],
         "negative_captions": ["a caption of another"],
-        "questions": ["is it?", "how many?", "where?"], "answers": ["yes", "2", "left"],
-        "answer_types": ["existence", "count", "side"]}
+        "questions": ["is it?", "how many?", "where?"],
+        "answers": ["yes", "2", "left"],
+        "answer_types": ["existence", "count", "side"],
+    }
     small = dataclasses.replace(
-        config, image_size=32, resize_range=(32, 32), detection_image_size=32,
-        negatives=NegativePool(answers_by_type={
-            "existence": ("yes", "no"), "count": ("1", "2"), "side": ("left", "right")}),
-        question_weights={"existence": 3.0, "side": 0.0}, matching_answers=0.75)
+        config,
+        image_size=32,
+        resize_range=(32, 32),
+        detection_image_size=32,
+        negatives=NegativePool(
+            answers_by_type={
+                "existence": ("yes", "no"),
+                "count": ("1", "2"),
+                "side": ("left", "right"),
+            }
+        ),
+        question_weights={"existence": 3.0, "side": 0.0},
+        matching_answers=0.75,
+    )
     draws = 400
 
     def share(objective, text, config):
         asked = [
-            config.vocabulary.decode(objectives.OBJECTIVES[objective](
-                record, np.random.default_rng(seed), config)["inputs"])
-            for seed in range(draws)]
+            config.vocabulary.decode(
+                objectives.OBJECTIVES[objective](record, np.random.default_rng(seed), config)[
+                    "inputs"
+                ]
+            )
+            for seed in range(draws)
+        ]
         return sum(text in question for question in asked) / draws
 
     # Five standard deviations.
@@ -197,8 +230,7 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
     assert abs(share("visual_question_answering", "where?", judged) - 1 / 3) < limit * 1.1
     assert abs(share("image_text_matching", "a caption", judged) - 1 / 2) < limit * 1.2
     # Where every type that a record has weighs nothing, all are asked alike.
-    none = dataclasses.replace(
-        small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
+    none = dataclasses.replace(small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
     assert abs(share("visual_question_answering", "where?", none) - 1 / 3) < limit * 1.1
 
 
@@ -218,10 +250,14 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
 def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, change, sentence):
     record = {
         **to_record(fixed["image_text"][0]["row"]),
-        "questions": ["what?"], "answers": ["a"],
-        "phrases": ["a thing"], "phrase_boxes": as_boxes([1, 2, 30, 40]),
-        "object_labels": ["thing"], "object_boxes": as_boxes([1, 2, 30, 40]),
-        "codes": np.zeros(256, np.int32), "text": "some text",
+        "questions": ["what?"],
+        "answers": ["a"],
+        "phrases": ["a thing"],
+        "phrase_boxes": as_boxes([1, 2, 30, 40]),
+        "object_labels": ["thing"],
+        "object_boxes": as_boxes([1, 2, 30, 40]),
+        "codes": np.zeros(256, np.int32),
+        "text": "some text",
     }
     objectives.OBJECTIVES[objective](record, rng(), config)
     with pytest.raises(BadRecord, match=sentence):
@@ -234,10 +270,17 @@ def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, ch
         ({"resize_range": (200, 300)}, "must lie between image_size"),
         ({"distant_negatives": 1.5}, "must lie between 0 and 1"),
         ({"matching_answers": -0.5}, "must lie between 0 and 1"),
-        ({"negatives": None, "question_weights": {"count": -1.0}},
-         "a finite number that is not negative"),
-        ({"negatives": NegativePool(answers_by_type={"count": ("1",)}),
-          "question_weights": {"counts": 2.0}}, "count"),
+        (
+            {"negatives": None, "question_weights": {"count": -1.0}},
+            "a finite number that is not negative",
+        ),
+        (
+            {
+                "negatives": NegativePool(answers_by_type={"count": ("1",)}),
+                "question_weights": {"counts": 2.0},
+            },
+            "count",
+        ),
         ({"max_image_size": 300}, "smaller than the pictures"),
         ({"code_image_size": 300}, "larger than infill_image_size"),
     ],

@@ -24,7 +24,8 @@ from ofa_jax.data.tsv_records import TsvRecords
 KIND = {"caption": "captions", "qa": "questions", "visual_grounding": "regions"}
 # The first draw of matching decides whether the answer is yes.
 POSITIVE_SEED = next(
-    seed for seed in itertools.count() if np.random.default_rng(seed).random() >= 0.5)
+    seed for seed in itertools.count() if np.random.default_rng(seed).random() >= 0.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,13 @@ def folder(golden, tmp_path_factory):
 @pytest.fixture(scope="module")
 def data_set(folder):
     return OfaTsv(
-        vision_language="vision_language_examples.tsv", text="text_examples.tsv",
-        images="image_examples.tsv", detection="detection_examples.tsv",
-        negative_samples="negative_sample", data_dir=str(folder))
+        vision_language="vision_language_examples.tsv",
+        text="text_examples.tsv",
+        images="image_examples.tsv",
+        detection="detection_examples.tsv",
+        negative_samples="negative_sample",
+        data_dir=str(folder),
+    )
 
 
 def all_records(source):
@@ -71,7 +76,8 @@ def test_records_are_the_rows_and_each_kind_has_exactly_its_own(data_set, fixed,
             same(record, other)
     pairs = all_records(data_set.records("pairs", "train"))
     assert [record["id"] for record in pairs] == [
-        row["uniq_id"] for row in rows if row["type"] != "visual_grounding"]
+        row["uniq_id"] for row in rows if row["type"] != "visual_grounding"
+    ]
 
 
 def test_every_kind_of_record_has_its_fields(data_set):
@@ -81,8 +87,16 @@ def test_every_kind_of_record_has_its_fields(data_set):
             # What a kind does not list is ignored by its objectives.
             assert {"id"} <= set(record)
             assert set(fields) - set(record) <= {
-                "negative_captions", "answer_types", "captions", "questions", "answers",
-                "answer_confidences", "label", "true_phrases", "true_phrase_boxes"}
+                "negative_captions",
+                "answer_types",
+                "captions",
+                "questions",
+                "answers",
+                "answer_confidences",
+                "label",
+                "true_phrases",
+                "true_phrase_boxes",
+            }
 
 
 def test_pairs_give_the_original_examples(data_set, fixed, pixels, config):
@@ -94,8 +108,7 @@ def test_pairs_give_the_original_examples(data_set, fixed, pixels, config):
             example = objectives.OBJECTIVES[MAIN[row_type]](record, rng(), config)
             assert_same(example, main, config.vocabulary)
             if "patch_image_array" in main:
-                np.testing.assert_array_equal(
-                    example["image"], pixels[main["patch_image_array"]])
+                np.testing.assert_array_equal(example["image"], pixels[main["patch_image_array"]])
             if row_type == "visual_grounding":
                 twin = objectives.grounded_captioning(record, rng(), config)
                 assert_same(twin, second, config.vocabulary)
@@ -111,7 +124,8 @@ def test_matching_gives_the_original_positives(data_set, fixed, config):
         if expected["target_text"] != " yes":
             continue
         example = objectives.image_text_matching(
-            record, np.random.default_rng(POSITIVE_SEED), config)
+            record, np.random.default_rng(POSITIVE_SEED), config
+        )
         assert_same(example, expected, config.vocabulary)
         compared += 1
     assert compared > 5
@@ -126,7 +140,8 @@ def test_detection_gives_the_original_examples(data_set, fixed, pixels, config):
         draw = item["all_torch_rand"]
         image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
         example = objectives.detection_example(
-            images.pixels(image), boxes, record["object_labels"], config)
+            images.pixels(image), boxes, record["object_labels"], config
+        )
         (expected,) = item["examples"]
         assert_same(example, expected, config.vocabulary)
         np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
@@ -160,9 +175,15 @@ def test_negative_samples_are_read_as_they_are(data_set):
 
 def line(golden, **changes):
     columns = {
-        "id": "x", "image": encoded(golden, "images/im2_300x300.png"), "caption": "a thing",
-        "question": "what?", "refs": "1|!+a thing", "objects": "", "data_set": "coco",
-        "type": "caption"} | changes
+        "id": "x",
+        "image": encoded(golden, "images/im2_300x300.png"),
+        "caption": "a thing",
+        "question": "what?",
+        "refs": "1|!+a thing",
+        "objects": "",
+        "data_set": "coco",
+        "type": "caption",
+    } | changes
     return "\t".join(columns.values())
 
 
@@ -175,11 +196,17 @@ FAULTS = {
     "bad answers  ": (lambda g: line(g, type="qa", refs="nan|!+b"), "'nan|!+b' is no confidence"),
     "empty text": (lambda g: line(g, caption=" "), "its caption is empty"),
     "bad box": (
-        lambda g: line(g, type="visual_grounding", refs="1,2,3"), "1,2,3 are not four numbers"),
+        lambda g: line(g, type="visual_grounding", refs="1,2,3"),
+        "1,2,3 are not four numbers",
+    ),
     "bad box ": (
-        lambda g: line(g, type="visual_grounding", refs="1,2,x,4"), "1,2,x,4 are not four numbers"),
+        lambda g: line(g, type="visual_grounding", refs="1,2,x,4"),
+        "1,2,x,4 are not four numbers",
+    ),
     "bad box  ": (
-        lambda g: line(g, type="visual_grounding", refs="1,2,inf,4"), "are not four numbers"),
+        lambda g: line(g, type="visual_grounding", refs="1,2,inf,4"),
+        "are not four numbers",
+    ),
     "bad text": (lambda g: line(g, caption="\udcff"), "its caption is not UTF-8"),
 }
 
@@ -228,7 +255,9 @@ def test_lines_of_no_type_are_met_by_matching_and_by_no_other(faulty, folder):
     assert reasons["questions"] == {"bad answers"}
     assert reasons["captions"] == {"bad base64", "empty text", "bad text"}
     assert reasons["pairs"] == reasons["captions"] | reasons["questions"] | {
-        "wrong number of columns", "unknown type"}
+        "wrong number of columns",
+        "unknown type",
+    }
 
 
 def test_opening_a_file_says_once_what_is_in_it(golden, tmp_path, caplog):
@@ -239,7 +268,8 @@ def test_opening_a_file_says_once_what_is_in_it(golden, tmp_path, caplog):
             OfaTsv(vision_language=str(path)).records("captions", "train")
     assert caplog.messages == [
         f"{path} has 3 'caption', 1 'video', 1 'torn' of 5 lines; torn lines and unknown types "
-        "will be skipped."]
+        "will be skipped."
+    ]
 
 
 TEXT_LENGTHS = {"inputs": 32, "targets": 8}
@@ -254,8 +284,10 @@ class Tell:
         except BadRecord as error:
             raise BadRecord(f"record {record['id']}: {error}") from error
         number = sum(record["id"].encode())
-        return {"inputs": np.array([0, number, 2], np.int32),
-                "targets": np.array([number, 2], np.int32)}
+        return {
+            "inputs": np.array([0, number, 2], np.int32),
+            "targets": np.array([number, 2], np.int32),
+        }
 
 
 def test_the_loader_skips_counts_and_names_bad_lines(golden, tmp_path, caplog):
@@ -272,10 +304,13 @@ def test_the_loader_skips_counts_and_names_bad_lines(golden, tmp_path, caplog):
         batch = next(loader.batches())["s"]
     assert (batch["decoder_loss_weights"].sum(1) > 0).sum() == 6
     assert loader.skipped_records == {"matching": 2}
-    assert (f"Skipped matching, record 5: {path}, line 6: it has 7 columns instead of 8"
-            in caplog.text)
-    assert (f"Skipped matching, record 2: {path}, line 3: record x: its image cannot be decoded"
-            in caplog.text)
+    assert (
+        f"Skipped matching, record 5: {path}, line 6: it has 7 columns instead of 8" in caplog.text
+    )
+    assert (
+        f"Skipped matching, record 2: {path}, line 3: record x: its image cannot be decoded"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2, 4])
@@ -310,7 +345,8 @@ def test_files_may_be_several_patterns_and_splits(golden, tmp_path):
     for name in ("b-2", "b-1", "a", "v"):
         (tmp_path / f"{name}.tsv").write_text(f"{name}\tthe text of {name}\n{name}x\tmore\n")
     data = OfaTsv(
-        text={"train": ["a.tsv", "b-*.tsv"], "validation": "v.tsv"}, data_dir=str(tmp_path))
+        text={"train": ["a.tsv", "b-*.tsv"], "validation": "v.tsv"}, data_dir=str(tmp_path)
+    )
     assert data.splits == ("train", "validation")
     source = data.records("text", "train")
     ids = [record["id"] for record in all_records(source)]
@@ -336,28 +372,61 @@ def wrong(folder, **files):
     [
         (lambda d: wrong(d, text="gone.tsv"), "text", "There is no file .*gone.tsv"),
         (lambda d: wrong(d, text="gone-*.tsv"), "text", "No file fits the pattern .*gone-"),
-        (lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0,2"}), "text",
-         "have 2 columns, but column 2 is selected"),
-        (lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0"}), "text",
-         "selected_cols '0' for text must be 2 column numbers"),
-        (lambda d: wrong(d, text="text_examples.tsv", selected_cols={"texts": "0"}), "text",
-         "selected_cols names texts; known are vision_language"),
-        (lambda d: wrong(d, vision_language="detection_examples.tsv"), "regions",
-         "have 3 columns, but column 7 is selected"),
-        (lambda d: wrong(d, vision_language="vision_language_examples.tsv",
-                         selected_cols={"vision_language": "0,1,2,3,4,5,7,6"}), "regions",
-         "column 6 should say caption, qa, visual_grounding, but no line does .*'coco'"),
-        (lambda d: wrong(d, detection="image_examples.tsv"), "objects",
-         "None of the first 1 lines can be used as detection, e.g. .*line 1"),
-        (lambda d: wrong(d, text="text_examples.tsv"), "objects",
-         "objects are in detection files, which OfaTsv has for no split: .*"
-         r"rates = \{'object_detection': 0\}"),
-        (lambda d: wrong(d, text={"validation": "text_examples.tsv"}), "text",
-         "which OfaTsv has only for validation"),
-        (lambda d: OfaTsv(vision_language=str(d / "vision_language_examples.tsv")), "pairs",
-         "set OfaTsv.negative_samples to their folder"),
-        (lambda d: wrong(d, text="text_examples.tsv"), "caption",
-         "There is no kind of record 'caption': choose one of captions"),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0,2"}),
+            "text",
+            "have 2 columns, but column 2 is selected",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0"}),
+            "text",
+            "selected_cols '0' for text must be 2 column numbers",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"texts": "0"}),
+            "text",
+            "selected_cols names texts; known are vision_language",
+        ),
+        (
+            lambda d: wrong(d, vision_language="detection_examples.tsv"),
+            "regions",
+            "have 3 columns, but column 7 is selected",
+        ),
+        (
+            lambda d: wrong(
+                d,
+                vision_language="vision_language_examples.tsv",
+                selected_cols={"vision_language": "0,1,2,3,4,5,7,6"},
+            ),
+            "regions",
+            "column 6 should say caption, qa, visual_grounding, but no line does .*'coco'",
+        ),
+        (
+            lambda d: wrong(d, detection="image_examples.tsv"),
+            "objects",
+            "None of the first 1 lines can be used as detection, e.g. .*line 1",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv"),
+            "objects",
+            "objects are in detection files, which OfaTsv has for no split: .*"
+            r"rates = \{'object_detection': 0\}",
+        ),
+        (
+            lambda d: wrong(d, text={"validation": "text_examples.tsv"}),
+            "text",
+            "which OfaTsv has only for validation",
+        ),
+        (
+            lambda d: OfaTsv(vision_language=str(d / "vision_language_examples.tsv")),
+            "pairs",
+            "set OfaTsv.negative_samples to their folder",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv"),
+            "caption",
+            "There is no kind of record 'caption': choose one of captions",
+        ),
         (lambda d: OfaTsv(), "text", "OfaTsv has no files: give at least one of"),
     ],
 )
@@ -397,7 +466,9 @@ def test_reading_needs_no_tensorflow(folder):
     program = (
         "import sys; from ofa_jax.data.ofa_tsv import OfaTsv; "
         f"print(len(OfaTsv(text={str(folder / 'text_examples.tsv')!r}).records('text', 'train'))); "
-        "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)")
+        "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert json.loads(done.stdout) == 4

@@ -16,12 +16,20 @@ from tools import build_scenes, building
 from tools.build_scenes import BuildOptions
 
 # More than 100 training scenes: the parquet writer of TFDS loses rows from there on.
-OPTIONS = BuildOptions(num_train=150, num_validation=6, num_test=6, vocab_size=800, num_codes=32,
-                       seed=1)
+OPTIONS = BuildOptions(
+    num_train=150, num_validation=6, num_test=6, vocab_size=800, num_codes=32, seed=1
+)
 KINDS = {
     "captions": {"captions", "object_labels"},
-    "pairs": {"captions", "negative_captions", "questions", "answers", "answer_types",
-              "answer_confidences", "object_labels"},
+    "pairs": {
+        "captions",
+        "negative_captions",
+        "questions",
+        "answers",
+        "answer_types",
+        "answer_confidences",
+        "object_labels",
+    },
     "questions": {"questions", "answers", "answer_types", "answer_confidences"},
     "regions": {"phrases", "phrase_boxes", "true_phrases", "true_phrase_boxes"},
     "objects": {"object_labels", "object_boxes"},
@@ -130,13 +138,19 @@ def test_negatives_hold_training_captions_names_and_answers(scenes):
     assert set(record["object_labels"]) <= set(pool.object_names)
     assert set(pool.answers_by_type["existence"]) == {"yes", "no"}
     assert set(pool.answers_by_type["corner"]) <= {
-        "top left", "top right", "bottom left", "bottom right"}
+        "top left",
+        "top right",
+        "bottom left",
+        "bottom right",
+    }
 
 
 def test_no_tensorflow_to_read_scenes(data_dir):
-    code = ("import sys; from ofa_jax.data.scenes import Scenes; "
-            f"Scenes({str(data_dir)!r}).records('captions', 'train')[0]; "
-            "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules")
+    code = (
+        "import sys; from ofa_jax.data.scenes import Scenes; "
+        f"Scenes({str(data_dir)!r}).records('captions', 'train')[0]; "
+        "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules"
+    )
     root = pathlib.Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
@@ -151,9 +165,18 @@ def test_a_second_build_does_nothing(data_dir, capsys):
 
 
 def test_other_options_are_an_error_that_names_them(data_dir, capsys):
-    code = build_scenes.main(["--data_dir", str(data_dir), "--num_train=150", "--num_test=6",
-                              "--num_validation=6", "--vocab_size=800", "--num_codes=32",
-                              "--seed=2"])
+    code = build_scenes.main(
+        [
+            "--data_dir",
+            str(data_dir),
+            "--num_train=150",
+            "--num_test=6",
+            "--num_validation=6",
+            "--vocab_size=800",
+            "--num_codes=32",
+            "--seed=2",
+        ]
+    )
     message = capsys.readouterr().err
     assert code == 2
     assert "seed 1 instead of 2" in message and "--overwrite" in message

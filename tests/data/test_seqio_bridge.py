@@ -18,8 +18,9 @@ from ofa_jax.data.records import BadRecord, InMemoryRecords
 from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor
 
 SIZE = 32
-STREAM = Stream("s", "bridge_mixture", 4, {"inputs": 6, "targets": 4}, image_size=SIZE,
-                num_sampled_patches=2)
+STREAM = Stream(
+    "s", "bridge_mixture", 4, {"inputs": 6, "targets": 4}, image_size=SIZE, num_sampled_patches=2
+)
 PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
@@ -47,8 +48,11 @@ def spell(record, rng):
 def number(record, rng):
     """The record's id and split as the answer: nothing random."""
     target = [int(record["id"]), len(record["split"]), 2]
-    return {"inputs": np.array([0, 41, 2], np.int32), "targets": np.array(target, np.int32),
-            "image": PICTURE}
+    return {
+        "inputs": np.array([0, 41, 2], np.int32),
+        "targets": np.array(target, np.int32),
+        "image": PICTURE,
+    }
 
 
 @numpy_preprocessor
@@ -71,8 +75,12 @@ def halve(example, rng):
     return {**example, "loss_weight": np.float32(example["loss_weight"] / 2)}
 
 
-TASKS = {"spell": [spell], "number": [number], "everything": [everything],
-         "chain": [everything, halve]}
+TASKS = {
+    "spell": [spell],
+    "number": [number],
+    "everything": [everything],
+    "chain": [everything, halve],
+}
 LONG = np.array([[0, 100 + k, 5, 6, 7, 2] for k in range(8)], np.int32)
 
 
@@ -89,13 +97,16 @@ def registry():
     seqio.MixtureRegistry.add("bridge_mixture", [("bridge_spell", 3.0), ("bridge_number", 1.0)])
     seqio.MixtureRegistry.add("bridge_nested", [("bridge_mixture", 2.0), ("bridge_number", 0.0)])
     seqio.MixtureRegistry.add("bridge_without", [("bridge_spell", 0.0), ("bridge_number", 1.0)])
-    plain = {name: seqio.Feature(seqio.PassThroughVocabulary(300), add_eos=False)
-             for name in ("inputs", "targets")}
+    plain = {
+        name: seqio.Feature(seqio.PassThroughVocabulary(300), add_eos=False)
+        for name in ("inputs", "targets")
+    }
     seqio.TaskRegistry.add(
         "bridge_tensors",
         source=seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(LONG),
-            ["train"]),
+            ["train"],
+        ),
         preprocessors=[lambda ds: ds.map(lambda x: {"inputs": x, "targets": x})],
         output_features=plain,
     )
@@ -108,7 +119,8 @@ def registry():
 
 def seqio_examples(name, split="train", **options):
     dataset = seqio.get_mixture_or_task(name).get_dataset(
-        sequence_length=None, split=split, shuffle=False, num_epochs=1, **options)
+        sequence_length=None, split=split, shuffle=False, num_epochs=1, **options
+    )
     return list(dataset.as_numpy_iterator())
 
 
@@ -145,10 +157,15 @@ def test_a_record_that_cannot_be_read_is_skipped_and_logged(caplog):
 def test_shards_of_plain_seqio_have_every_record_once_even_without_a_seed():
     """Without one, every host shuffles in its own way."""
     source = RecordDataSource(
-        lambda split: InMemoryRecords([{"id": str(k)} for k in range(40)]), "text")
+        lambda split: InMemoryRecords([{"id": str(k)} for k in range(40)]), "text"
+    )
     shards = [
-        [int(x["id"]) for x in source.get_dataset(
-            "train", shuffle=True, shard_info=seqio.ShardInfo(index, 2)).as_numpy_iterator()]
+        [
+            int(x["id"])
+            for x in source.get_dataset(
+                "train", shuffle=True, shard_info=seqio.ShardInfo(index, 2)
+            ).as_numpy_iterator()
+        ]
         for index in range(2)
     ]
     assert len(shards[0]) == len(shards[1])
@@ -166,7 +183,9 @@ def test_random_preprocessors_follow_the_seed_of_seqio():
 def test_the_loader_takes_the_same_functions_out_again():
     tasks = seqio_bridge.rated_tasks("bridge_mixture", "validation")
     assert [(task.name, task.rate) for task in tasks] == [
-        ("bridge_number", 1.0), ("bridge_spell", 3.0)]
+        ("bridge_number", 1.0),
+        ("bridge_spell", 3.0),
+    ]
     loader = Loader([STREAM], {"s": tasks}, 0)
     batch = next(loader.batches())["s"]
     numbers = batch["decoder_target_tokens"][batch["task_ids"] == 0]
@@ -232,15 +251,24 @@ def test_ordinary_tensor_preprocessors_train_in_seqios_order_with_a_warning(capl
     ("name", "stream"),
     [
         ("bridge_number", STREAM),
-        ("bridge_everything", dataclasses.replace(
-            STREAM, mixture_or_task_name="bridge_everything", code_targets=True)),
+        (
+            "bridge_everything",
+            dataclasses.replace(
+                STREAM, mixture_or_task_name="bridge_everything", code_targets=True
+            ),
+        ),
         ("bridge_tensors", Stream("t", "bridge_tensors", 4, {"inputs": 4, "targets": 9})),
     ],
 )
 def test_the_converter_makes_the_same_features_in_a_graph(name, stream):
     dataset = seqio.get_dataset(
-        name, dict(stream.task_feature_lengths), dataset_split="train", shuffle=False,
-        feature_converter=OFAFeatureConverter(stream, task_id=2), trim_output_features=False)
+        name,
+        dict(stream.task_feature_lengths),
+        dataset_split="train",
+        shuffle=False,
+        feature_converter=OFAFeatureConverter(stream, task_id=2),
+        trim_output_features=False,
+    )
     rows = list(dataset.as_numpy_iterator())
     examples = seqio_examples(name)
     assert len(rows) == len(examples) == 8
@@ -252,7 +280,8 @@ def test_the_converter_makes_the_same_features_in_a_graph(name, stream):
             assert row[feature].dtype == array.dtype
     # Shapes are static: what compiles a step can ask the dataset for them.
     assert {k: v.shape.as_list() for k, v in dataset.batch(8, True).element_spec.items()} == {
-        feature: [8, *array.shape] for feature, array in expected.items()}
+        feature: [8, *array.shape] for feature, array in expected.items()
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)

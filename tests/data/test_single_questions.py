@@ -8,10 +8,16 @@ from ofa_jax.data.records import InMemoryRecords
 from ofa_jax.data.single_questions import SingleQuestions
 
 SCENE = {
-    "id": "s", "image": b"", "captions": ["a dog", "a cat"], "negative_captions": ["a cow"],
-    "questions": ["q0", "q1", "q2"], "answers": ["a0", "a1", "a2"],
-    "answer_types": ["t0", "t1", "t2"], "answer_confidences": [0.0, 0.1, 0.2],
-    "phrases": ["p0", "p1"], "phrase_boxes": np.arange(8, dtype=np.float32).reshape(2, 4),
+    "id": "s",
+    "image": b"",
+    "captions": ["a dog", "a cat"],
+    "negative_captions": ["a cow"],
+    "questions": ["q0", "q1", "q2"],
+    "answers": ["a0", "a1", "a2"],
+    "answer_types": ["t0", "t1", "t2"],
+    "answer_confidences": [0.0, 0.1, 0.2],
+    "phrases": ["p0", "p1"],
+    "phrase_boxes": np.arange(8, dtype=np.float32).reshape(2, 4),
 }
 
 
@@ -41,7 +47,8 @@ def test_one_phrase_remains_with_its_box():
     for record in read("regions"):
         (phrase,) = record["phrases"]
         np.testing.assert_array_equal(
-            record["phrase_boxes"], SCENE["phrase_boxes"][[int(phrase[1])]])
+            record["phrase_boxes"], SCENE["phrase_boxes"][[int(phrase[1])]]
+        )
         seen.add(phrase)
     assert seen == {"p0", "p1"}
 
@@ -53,8 +60,10 @@ def test_matching_asks_about_a_caption_or_a_question_and_half_of_the_time_for_wh
         assert len(record.get("captions") or record["questions"]) == 1
         assert record["negative_captions"] == ["a cow"]
     # Five standard deviations of a fair coin.
-    for number in (sum(record["label"] == "yes" for record in made),
-                   sum("captions" in record for record in made)):
+    for number in (
+        sum(record["label"] == "yes" for record in made),
+        sum("captions" in record for record in made),
+    ):
         assert abs(number - 200) < 5 * np.sqrt(400) / 2
     assert {record["label"] for record in made} == {"yes", "no"}
 

@@ -30,7 +30,10 @@ def test_sentences_of_glue_and_their_labels(name):
     for label, answer in enumerate(answers):
         example = sentences | {"idx": np.int32(5), "label": np.int64(label)}
         assert to_record(example) == {
-            "id": "5", "label": answer, **{k: v.decode() for k, v in sentences.items()}}
+            "id": "5",
+            "label": answer,
+            **{k: v.decode() for k, v in sentences.items()},
+        }
     test = to_record(sentences | {"idx": np.int32(5), "label": np.int64(-1)})
     assert "label" not in test and set(test) == {"id", *sentences}
 
@@ -42,16 +45,25 @@ def test_the_two_validation_sets_of_mnli():
     assert form.open("validation_mismatched").split == "validation_mismatched"
     opened = FORMS["rte"].open("validation", "glue/rte:2.0.0", "somewhere")
     assert (opened.name, opened.split, opened.data_dir) == (
-        "glue/rte:2.0.0", "validation", "somewhere")
+        "glue/rte:2.0.0",
+        "validation",
+        "somewhere",
+    )
 
 
 def test_a_picture_with_all_its_captions():
     example = {
-        "image": PICTURE, "image/filename": b"COCO_7.jpg", "image/id": np.int64(7),
+        "image": PICTURE,
+        "image/filename": b"COCO_7.jpg",
+        "image/id": np.int64(7),
         "captions": {"id": np.array([1, 2]), "text": [b"A dog.", "caf\xe9".encode()]},
-        "objects": {"bbox": np.zeros((0, 4))}}
+        "objects": {"bbox": np.zeros((0, 4))},
+    }
     assert captioned_image(example) == {
-        "id": "7", "image": PICTURE, "captions": ["A dog.", "caf\xe9"]}
+        "id": "7",
+        "image": PICTURE,
+        "captions": ["A dog.", "caf\xe9"],
+    }
     with pytest.raises(ValueError, match="SkipDecoding"):
         captioned_image(example | {"image": np.zeros((2, 2, 3), np.uint8)})
 
@@ -68,4 +80,6 @@ def test_a_picture_with_the_name_of_its_class():
 def test_an_article_with_its_summary():
     example = {"document": b"the nikkei rose", "summary": b"nikkei up"}
     assert FORMS["gigaword"].to_record(example) == {
-        "text": "the nikkei rose", "summary": "nikkei up"}
+        "text": "the nikkei rose",
+        "summary": "nikkei up",
+    }

@@ -69,7 +69,7 @@ def test_an_index_that_does_not_fit_is_made_again(path, change):
         lines = LINES[:7]
         path.write_text("\n".join(lines) + "\n")
     elif change == "time":
-        lines = [line.replace("\t", "x\t", 1)[:len(line)] for line in LINES]
+        lines = [line.replace("\t", "x\t", 1)[: len(line)] for line in LINES]
         path.write_text("\n".join(lines) + "\n")
         os.utime(path, ns=(1, 1))
     elif change == "key column":

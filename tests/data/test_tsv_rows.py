@@ -16,49 +16,74 @@ CODES = " ".join(map(str, range(1024)))
 ROWS = {
     "caption": (
         ["17", "COCO_17", "a dog&&A brown dog.", "dog&&ball", IMAGE],
-        {"id": "17", "image": PIXELS, "captions": ["a dog", "A brown dog."]}),
+        {"id": "17", "image": PIXELS, "captions": ["a dog", "A brown dog."]},
+    ),
     "vqa": (
         ["79459", "79459", "Is this a crowd?", "0.6|!+yes&&1.0|!+no", "person&&hat", IMAGE],
-        {"id": "79459", "image": PIXELS, "questions": ["Is this a crowd?"],
-         "object_labels": ["person", "hat"], "answers": ["no"], "answer_confidences": [1.0],
-         "reference_answers": ["yes", "no"],
-         "reference_confidences": [float(np.float32(0.6)), 1.0]}),
+        {
+            "id": "79459",
+            "image": PIXELS,
+            "questions": ["Is this a crowd?"],
+            "object_labels": ["person", "hat"],
+            "answers": ["no"],
+            "answer_confidences": [1.0],
+            "reference_answers": ["yes", "no"],
+            "reference_confidences": [float(np.float32(0.6)), 1.0],
+        },
+    ),
     "refcoco": (
         ["79_1", "237367", "man in the middle", "230.79,121.75,423.66,463.06", IMAGE],
-        {"id": "79_1", "image": PIXELS, "phrases": ["man in the middle"],
-         "phrase_boxes": np.array([[230.79, 121.75, 423.66, 463.06]], np.float32)}),
+        {
+            "id": "79_1",
+            "image": PIXELS,
+            "phrases": ["man in the middle"],
+            "phrase_boxes": np.array([[230.79, 121.75, 423.66, 463.06]], np.float32),
+        },
+    ),
     "snli_ve": (
         ["252244149.jpg#1r1n", "252244149", IMAGE, "a man sleeps", "a man sits", "contradiction"],
-        {"id": "252244149.jpg#1r1n", "image": PIXELS, "hypothesis": "a man sleeps",
-         "premise": "a man sits", "label": "no"}),
-    "imagenet": (
-        [IMAGE, "500", "cliff dwelling"], {"image": PIXELS, "label": "cliff dwelling"}),
+        {
+            "id": "252244149.jpg#1r1n",
+            "image": PIXELS,
+            "hypothesis": "a man sleeps",
+            "premise": "a man sits",
+            "label": "no",
+        },
+    ),
+    "imagenet": ([IMAGE, "500", "cliff dwelling"], {"image": PIXELS, "label": "cliff dwelling"}),
     "text_to_image": (
         ["5", CODES, "a bench by the sea"],
-        {"id": "5", "captions": ["a bench by the sea"],
-         "codes": np.arange(1024, dtype=np.int32)}),
+        {"id": "5", "captions": ["a bench by the sea"], "codes": np.arange(1024, dtype=np.int32)},
+    ),
     "gigaword": (
         ["the nikkei rose by ## points", "nikkei up"],
-        {"text": "the nikkei rose by ## points", "summary": "nikkei up"}),
+        {"text": "the nikkei rose by ## points", "summary": "nikkei up"},
+    ),
     "cola": (
         ["gj04", "They drank the pub dry.", "1"],
-        {"sentence": "They drank the pub dry.", "label": "yes"}),
+        {"sentence": "They drank the pub dry.", "label": "yes"},
+    ),
     "sst2": (["so bad", "0"], {"sentence": "so bad", "label": "negative"}),
     "mrpc": (
         ["one text", "another", "0"],
-        {"sentence1": "one text", "sentence2": "another", "label": "no"}),
+        {"sentence1": "one text", "sentence2": "another", "label": "no"},
+    ),
     "qqp": (
         ["0", "1", "2", "Why?", "How come?", "1"],
-        {"question1": "Why?", "question2": "How come?", "label": "yes"}),
+        {"question1": "Why?", "question2": "How come?", "label": "yes"},
+    ),
     "mnli": (
         ["it rains", "it is wet", "0"],
-        {"premise": "it rains", "hypothesis": "it is wet", "label": "maybe"}),
+        {"premise": "it rains", "hypothesis": "it is wet", "label": "maybe"},
+    ),
     "qnli": (
         ["0", "Who?", "It was Ann.", "entailment"],
-        {"question": "Who?", "sentence": "It was Ann.", "label": "yes"}),
+        {"question": "Who?", "sentence": "It was Ann.", "label": "yes"},
+    ),
     "rte": (
         ["0", "It was Ann.", "Ann did it.", "not_entailment"],
-        {"sentence1": "It was Ann.", "sentence2": "Ann did it.", "label": "no"}),
+        {"sentence1": "It was Ann.", "sentence2": "Ann did it.", "label": "no"},
+    ),
 }
 
 
@@ -73,7 +98,8 @@ def parse(layout, columns):
     """Of a whole row, with the usual columns selected."""
     names, places = LAYOUTS[layout].columns, LAYOUTS[layout].selected_cols
     return LAYOUTS[layout].parse(
-        {name: columns[c].encode() for name, c in zip(names, places, strict=True)})
+        {name: columns[c].encode() for name, c in zip(names, places, strict=True)}
+    )
 
 
 def test_every_layout_is_tried_here_or_with_the_pretraining_files():
@@ -125,7 +151,8 @@ def test_a_test_set_without_answers_gives_the_question_alone():
     columns, expected = ROWS["vqa"]
     record = parse("vqa", [*columns[:3], "", *columns[4:]])
     assert record == {
-        name: expected[name] for name in ("id", "image", "questions", "object_labels")}
+        name: expected[name] for name in ("id", "image", "questions", "object_labels")
+    }
 
 
 @pytest.mark.parametrize("refs", ["1.0|!+no&&0.6|!+yes&&0.3|!+no", "0.3|!+no&&1.0|!+yes"])

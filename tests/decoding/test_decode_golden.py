@@ -31,25 +31,34 @@ class Golden:
         self.tries = {
             name: Trie.from_answers(description[key], official.config.vocab_size)
             for key, names in (("answers", TRIE_RUNS), ("small_answers", SMALL_TRIE_RUNS))
-            for name in names}
+            for name in names
+        }
         self.small_answers = description["small_answers"]
         overrides = dict(np.load(folder / "weight_overrides.npz"))
-        overrides |= {key: overrides["encoder.embed_tokens.weight"]
-                      for key in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
-                      if key in official.state_dict}
+        overrides |= {
+            key: overrides["encoder.embed_tokens.weight"]
+            for key in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+            if key in official.state_dict
+        }
         self.variables = from_fairseq(official.state_dict | overrides, official.config)
         inputs = np.load(folder / "inputs.npz")
-        self.batch = {"encoder_input_tokens": inputs["src_tokens"].astype(np.int32),
-                      "encoder_images": inputs["patch_images"].transpose(0, 2, 3, 1),
-                      "encoder_image_mask": inputs["patch_masks"]}
+        self.batch = {
+            "encoder_input_tokens": inputs["src_tokens"].astype(np.int32),
+            "encoder_images": inputs["patch_images"].transpose(0, 2, 3, 1),
+            "encoder_image_mask": inputs["patch_masks"],
+        }
         self.encoded = official.encode(self.variables, self.batch)
 
     def config(self, name):
         """The run's arguments as ours."""
         args = dict(self.runs[name]["args"])
         gen_code, zero_shot = args.pop("gen_code", False), args.pop("zero_shot", False)
-        names = {"max_len_b": "max_length", "max_len_a": "max_length_per_source_token",
-                 "min_len": "min_length", "len_penalty": "length_penalty"}
+        names = {
+            "max_len_b": "max_length",
+            "max_len_a": "max_length_per_source_token",
+            "min_len": "min_length",
+            "len_penalty": "length_penalty",
+        }
         ours = {names.get(key, key): value for key, value in args.items()}
         if "constraint_range" in ours:
             first, end = ours["constraint_range"].split(",")
@@ -60,9 +69,20 @@ class Golden:
         """Decodes what is encoded already: most of a program is its encoder."""
         encoded = self.encoded if samples is None else self.encoded.select(np.array(samples))
         longest = config.longest(self.batch["encoder_input_tokens"].shape[1], self.model.config)
-        return jax.tree.map(np.asarray, _generate(
-            self.variables, encoded, config.numbers, trie, prefix, code_rows, model=self.model,
-            config=config.structure, longest=longest))
+        return jax.tree.map(
+            np.asarray,
+            _generate(
+                self.variables,
+                encoded,
+                config.numbers,
+                trie,
+                prefix,
+                code_rows,
+                model=self.model,
+                config=config.structure,
+                longest=longest,
+            ),
+        )
 
     def run(self, name):
         """Our answers to a run, and the official ones."""
@@ -86,6 +106,7 @@ def decoding(official, golden):
 
 def names_of_runs():
     import pathlib
+
     path = pathlib.Path(__file__).parent.parent / "golden" / "decode" / "decode.json"
     return [name for name, run in json.loads(path.read_text())["runs"].items() if "hypos" in run]
 
@@ -100,14 +121,16 @@ def assert_same(ours, theirs):
             assert (ours.tokens[row, place, length:] == 1).all()
             np.testing.assert_allclose(ours.scores[row, place], expected["score"], **CLOSE)
             np.testing.assert_allclose(
-                ours.token_scores[row, place, :length], expected["positional_scores"], **CLOSE)
+                ours.token_scores[row, place, :length], expected["positional_scores"], **CLOSE
+            )
             assert not ours.token_scores[row, place, length:].any()
 
 
 def test_the_changed_weights_give_the_originals_logits(decoding, golden):
     case = np.load(golden / "decode" / "teacher_forced.npz")
     logits = jax.jit(functools.partial(decoding.model.apply, method="decode"))(
-        decoding.variables, decoding.encoded, case["prev_output_tokens"].astype(np.int32))
+        decoding.variables, decoding.encoded, case["prev_output_tokens"].astype(np.int32)
+    )
     np.testing.assert_allclose(logits, case["logits"], **CLOSE)
 
 
@@ -126,8 +149,13 @@ def test_fewer_answers_than_beams_gives_them_all_and_no_more(decoding, normalize
     assert (found.scores[:, 3:] == -np.inf).all() and (found.tokens[:, 3:] == 1).all()
     for row, hypotheses in enumerate(decoding.runs["beam3_trie_3answers"]["hypos"]):
         expected = {tuple(one["tokens"]): one["score"] for one in hypotheses}
-        ours = {tuple(tokens[:length].tolist()): score for tokens, length, score in zip(
-            found.tokens[row], found.lengths[row], found.scores[row], strict=True) if length}
+        ours = {
+            tuple(tokens[:length].tolist()): score
+            for tokens, length, score in zip(
+                found.tokens[row], found.lengths[row], found.scores[row], strict=True
+            )
+            if length
+        }
         assert ours.keys() == expected.keys()
         for tokens, score in ours.items():
             total = score * (len(tokens) if normalize else 1)
@@ -138,8 +166,10 @@ def test_the_whole_program_answers_as_the_original(decoding):
     """From pixels to tokens in one compiled program; the settings of two runs share it."""
     for name in ("beam5", "beam5_lenpen0.5"):
         decode = make_decoder(decoding.model, decoding.config(name))
-        assert_same(jax.tree.map(np.asarray, decode(decoding.variables, decoding.batch)),
-                    decoding.runs[name]["hypos"])
+        assert_same(
+            jax.tree.map(np.asarray, decode(decoding.variables, decoding.batch)),
+            decoding.runs[name]["hypos"],
+        )
 
 
 @pytest.mark.parametrize("at_once", [5, 32])

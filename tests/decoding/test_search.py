@@ -4,7 +4,6 @@ A token's score must be what the full pass gives it; both are float32 sums of th
 another order, of logits of order 1 to 10: 1e-5.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,11 +83,12 @@ def test_scores_are_those_of_the_full_pass(variables, method):
 def test_an_example_is_answered_alike_whatever_is_beside_it(variables):
     """A wide prefix and another batch size make another program; the answers stay."""
     config = DecodingConfig(beam_size=3, max_length=8)
-    batch = text_batch() | {"decoder_prefix_tokens": np.array(
-        [[10, 20, 30], [40, 1, 1], [1, 1, 1]], np.int32)}
+    batch = text_batch() | {
+        "decoder_prefix_tokens": np.array([[10, 20, 30], [40, 1, 1], [1, 1, 1]], np.int32)
+    }
     together = run(variables, config, batch=batch)
     for row, width in enumerate((3, 1, 0)):
-        alone = {name: array[row:row + 1] for name, array in batch.items()}
+        alone = {name: array[row : row + 1] for name, array in batch.items()}
         prefix = alone.pop("decoder_prefix_tokens")[:, :width]
         if width:
             alone["decoder_prefix_tokens"] = prefix
@@ -111,7 +111,7 @@ def test_enough_beams_on_a_trie_find_what_scoring_all_candidates_finds(variables
             width = 0 if prefix is None else int((prefix[row] != 1).sum())
             ours = {}
             for place, length in enumerate(found.lengths[row]):
-                answer = found.tokens[row, place, width:length - 1].tolist()
+                answer = found.tokens[row, place, width : length - 1].tolist()
                 ours[ANSWERS.index(answer)] = found.token_scores[row, place, width:].sum()
             assert len(ours) == len(ANSWERS)
             for index, score in ours.items():
@@ -122,7 +122,7 @@ def test_candidates_can_be_scored_with_the_whole_vocabulary(variables):
     batch = text_batch()
     tokens = np.full((3, len(ANSWERS), 4), 1, np.int32)
     for row, answer in enumerate(ANSWERS):
-        tokens[:, row, :len(answer) + 1] = [*answer, 2]
+        tokens[:, row, : len(answer) + 1] = [*answer, 2]
     expected = np.asarray(full_pass(variables, batch, tokens)).sum(axis=-1)
     scores = make_scorer(MODEL, ANSWERS, candidates_at_once=4, restrict=False)(variables, batch)
     np.testing.assert_allclose(scores, expected, **SAME)
@@ -138,12 +138,16 @@ def assert_drawn_from(observed, expected, draws):
     assert (np.abs(observed - expected) <= slack).all()
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.7}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.7}]
+)
 def test_samples_are_drawn_from_the_distribution_asked_for(variables, options):
     draws, batch = 4000, text_batch()
-    logits = np.asarray(jax.jit(MODEL.apply)(
-        variables, batch | {"decoder_input_tokens": np.zeros((3, 1), np.int32)}))[:, 0]
+    logits = np.asarray(
+        jax.jit(MODEL.apply)(
+            variables, batch | {"decoder_input_tokens": np.zeros((3, 1), np.int32)}
+        )
+    )[:, 0]
     logits = logits / options.get("temperature", 1.0)
     logits[:, 1:3] = -np.inf  # no padding, and min_length bars eos
     order = np.argsort(-logits, axis=1)
@@ -168,8 +172,15 @@ def test_samples_on_a_trie_are_answers_as_often_as_they_are_probable(variables):
     found = run(variables, config, trie, seed=1)
     expected = np.exp(np.asarray(make_scorer(MODEL, ANSWERS, trie)(variables, text_batch())))
     np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
-    drawn = np.array([[ANSWERS.index(tokens[:length - 1].tolist()) for tokens, length in zip(
-        *row, strict=True)] for row in zip(found.tokens, found.lengths, strict=True)])
+    drawn = np.array(
+        [
+            [
+                ANSWERS.index(tokens[: length - 1].tolist())
+                for tokens, length in zip(*row, strict=True)
+            ]
+            for row in zip(found.tokens, found.lengths, strict=True)
+        ]
+    )
     assert_drawn_from(frequencies(drawn, len(ANSWERS)), expected, draws)
 
 
@@ -201,8 +212,9 @@ class Counting(OFA):
         return super().decode_step(tokens, cache, position)
 
 
-@pytest.mark.parametrize("options", [
-    {"beam_size": 4}, {"method": "sample", "beam_size": 4}, {"beam_size": 2}])
+@pytest.mark.parametrize(
+    "options", [{"beam_size": 4}, {"method": "sample", "beam_size": 4}, {"beam_size": 2}]
+)
 def test_it_stops_when_every_example_is_done(variables, options):
     """All answers are of two tokens and eos, so that three steps of thirty are enough.
 
@@ -221,9 +233,14 @@ def test_it_stops_when_every_example_is_done(variables, options):
 def test_settings_that_are_numbers_share_a_program(variables):
     before = search._program._cache_size()
     config = DecodingConfig(beam_size=2, max_length=3)
-    for changed in (config, config.replace(length_penalty=0.7), config.replace(min_length=3),
-                    config.replace(normalize_scores=False), config.replace(temperature=2.0),
-                    config.replace(unk_penalty=1.0)):
+    for changed in (
+        config,
+        config.replace(length_penalty=0.7),
+        config.replace(min_length=3),
+        config.replace(normalize_scores=False),
+        config.replace(temperature=2.0),
+        config.replace(unk_penalty=1.0),
+    ):
         run(variables, changed)
     assert search._program._cache_size() == before + 1
 
@@ -273,32 +290,38 @@ def test_every_mesh_answers_alike_and_keeps_the_batch_split():
         assert results[name]["rows"] == [rows] * 3
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [
-    ({"method": "greedy"}, "greedy is beam_size = 1"),
-    ({"beam_size": 0}, "beam_size is 0; it must be at least 1"),
-    ({"temperature": 0.0}, "must be positive"),
-    ({"top_p": 0.0}, "at most 1 is wanted"),
-    ({"top_k": 5}, "are for sampling"),
-    ({"constraint_range": (0, 9)}, "constraint_range is"),
-    ({"constraint_range": [9, 9]}, "constraint_range is"),
-    ({"constraint_range": (9, 61)}, "leaves the vocabulary of 60 tokens"),
-    ({"beam_size": 30}, "needs more than 60 tokens; the vocabulary has 60"),
-    ({"method": "sample", "top_k": 61}, "only 60 tokens"),
-    ({"max_length": 40}, "answer with its eos is 41 tokens long, the model has 40 positions"),
-    ({"min_length": 17}, "min_length 17 is more than the longest answer, 16 tokens"),
-    ({"method": "sample"}, "give the decoder a key"),
-])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "greedy"}, "greedy is beam_size = 1"),
+        ({"beam_size": 0}, "beam_size is 0; it must be at least 1"),
+        ({"temperature": 0.0}, "must be positive"),
+        ({"top_p": 0.0}, "at most 1 is wanted"),
+        ({"top_k": 5}, "are for sampling"),
+        ({"constraint_range": (0, 9)}, "constraint_range is"),
+        ({"constraint_range": [9, 9]}, "constraint_range is"),
+        ({"constraint_range": (9, 61)}, "leaves the vocabulary of 60 tokens"),
+        ({"beam_size": 30}, "needs more than 60 tokens; the vocabulary has 60"),
+        ({"method": "sample", "top_k": 61}, "only 60 tokens"),
+        ({"max_length": 40}, "answer with its eos is 41 tokens long, the model has 40 positions"),
+        ({"min_length": 17}, "min_length 17 is more than the longest answer, 16 tokens"),
+        ({"method": "sample"}, "give the decoder a key"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused_in_words(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_decoder(MODEL, DecodingConfig(**settings))(None, text_batch())
 
 
-@pytest.mark.parametrize(("prefix", "sentence"), [
-    (np.zeros((2, 3), np.int32), r"give \[3, P\]"),
-    (np.full((3, 17), 5, np.int32), "17 tokens long, the answer at most 16"),
-    (np.full((3, 2), 60, np.int32), "reaches from 60 to 60"),
-    (np.array([[1, 5]] * 3, np.int32), "padding before a token"),
-])
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        (np.zeros((2, 3), np.int32), r"give \[3, P\]"),
+        (np.full((3, 17), 5, np.int32), "17 tokens long, the answer at most 16"),
+        (np.full((3, 2), 60, np.int32), "reaches from 60 to 60"),
+        (np.array([[1, 5]] * 3, np.int32), "padding before a token"),
+    ],
+)
 def test_a_prefix_that_cannot_be_written_is_refused_in_words(prefix, sentence):
     batch = text_batch() | {"decoder_prefix_tokens": prefix}
     for answer in (make_decoder(MODEL, DecodingConfig()), make_scorer(MODEL, ANSWERS)):

@@ -35,9 +35,11 @@ def random_answers(count, vocab_size, seed=0, common=40):
 @jax.jit
 def walk(trie, tokens):
     """Nodes after each token, int32 [A, 1 + L], and what may follow them."""
+
     def step(nodes, token):
         after = trie.advance(nodes, token)
         return after, after
+
     start = jnp.zeros(len(tokens), jnp.int32)
     _, nodes = jax.lax.scan(step, start, tokens.T)
     return jnp.concatenate([start[None], nodes]).T
@@ -55,13 +57,13 @@ def test_it_allows_what_a_naive_trie_allows_wherever_answers_go(count, vocab_siz
     chosen = answers[:: max(1, count // 40)]
     tokens = np.full((len(chosen), 6), EOS, np.int32)
     for row, answer in enumerate(chosen):
-        tokens[row, :len(answer)] = answer
+        tokens[row, : len(answer)] = answer
     nodes = np.asarray(walk(trie, tokens))
     masks = np.asarray(allowed(trie, nodes))
     for row, answer in enumerate(chosen):
         for place in range(len(answer) + 1):
             assert set(np.flatnonzero(masks[row, place])) == naive.follow[tuple(answer[:place])]
-        assert not masks[row, len(answer) + 1:].any()  # nothing follows eos
+        assert not masks[row, len(answer) + 1 :].any()  # nothing follows eos
 
 
 def test_a_token_that_no_answer_has_leads_where_nothing_follows():
@@ -109,12 +111,15 @@ def test_answers_that_come_twice_count_once_and_order_does_not_matter():
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
-@pytest.mark.parametrize(("answers", "sentence"), [
-    ([], "at least one answer"),
-    ([[5], []], "answer 1 has no tokens"),
-    ([[5], [6, 40]], "hold the token 40, the vocabulary has the ids 0 to 39"),
-    ([[-1]], "hold the token -1"),
-])
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ([], "at least one answer"),
+        ([[5], []], "answer 1 has no tokens"),
+        ([[5], [6, 40]], "hold the token 40, the vocabulary has the ids 0 to 39"),
+        ([[-1]], "hold the token -1"),
+    ],
+)
 def test_answers_that_make_no_trie_are_refused_in_words(answers, sentence):
     with pytest.raises(ValueError, match=sentence):
         Trie.from_answers(answers, 40)

@@ -1,9 +1,9 @@
 """Small tasks with their Judgings; importable by processes of their own.
 
-    told_captions   what does the picture show -> a caption       over Scenes
-    told_regions    the first phrase of a picture -> its box      over Scenes
-    told_ordinary   a text -> itself, with tf.data preprocessors and seqio's metric_fns
-    told_training   a task that nobody can judge
+told_captions   what does the picture show -> a caption       over Scenes
+told_regions    the first phrase of a picture -> its box      over Scenes
+told_ordinary   a text -> itself, with tf.data preprocessors and seqio's metric_fns
+told_training   a task that nobody can judge
 """
 
 import functools
@@ -43,25 +43,43 @@ def first_phrase(record, rng):
 
 def _apply(name):
     return seqio_bridge.numpy_preprocessor(
-        pretraining.with_config(objectives.OBJECTIVES[name]), factory=True)
+        pretraining.with_config(objectives.OBJECTIVES[name]), factory=True
+    )
 
 
 seqio.TaskRegistry.add(
-    "told_captions", source=pretraining.source("captions"),
-    preprocessors=[_apply("image_captioning")], output_features=pretraining.OUTPUT_FEATURES)
-judging.register(judging.Judging(
-    "told_captions", "text", lambda record: list(record["captions"]),
-    (lambda references, answers: exact([r[0] for r in references], answers),),
-    decoding=DecodingConfig(beam_size=2, max_length=6), main_metric="exact"))
+    "told_captions",
+    source=pretraining.source("captions"),
+    preprocessors=[_apply("image_captioning")],
+    output_features=pretraining.OUTPUT_FEATURES,
+)
+judging.register(
+    judging.Judging(
+        "told_captions",
+        "text",
+        lambda record: list(record["captions"]),
+        (lambda references, answers: exact([r[0] for r in references], answers),),
+        decoding=DecodingConfig(beam_size=2, max_length=6),
+        main_metric="exact",
+    )
+)
 
 seqio.TaskRegistry.add(
-    "told_regions", source=pretraining.source("regions"),
-    preprocessors=[
-        seqio_bridge.numpy_preprocessor(first_phrase), _apply("visual_grounding")],
-    output_features=pretraining.OUTPUT_FEATURES)
-judging.register(judging.Judging(
-    "told_regions", "box", lambda record: record["phrase_boxes"][0], (overlap,),
-    decoding=DecodingConfig(beam_size=1, max_length=4, min_length=4), max_image_size=64))
+    "told_regions",
+    source=pretraining.source("regions"),
+    preprocessors=[seqio_bridge.numpy_preprocessor(first_phrase), _apply("visual_grounding")],
+    output_features=pretraining.OUTPUT_FEATURES,
+)
+judging.register(
+    judging.Judging(
+        "told_regions",
+        "box",
+        lambda record: record["phrase_boxes"][0],
+        (overlap,),
+        decoding=DecodingConfig(beam_size=1, max_length=4, min_length=4),
+        max_image_size=64,
+    )
+)
 
 TEXTS = {"train": ["yes"], "validation": ["a red apple", "yes", "no", "green", "an apple"]}
 
@@ -86,18 +104,28 @@ def _with_text(answer, example, is_target):
 
 def seqio_exact(targets, predictions):
     right = [t == p for t, p in zip(targets, predictions, strict=True)]
-    return {"seqio_exact": float(np.mean(right)),
-            "as_they_came": float(targets == TEXTS["validation"])}
+    return {
+        "seqio_exact": float(np.mean(right)),
+        "as_they_came": float(targets == TEXTS["validation"]),
+    }
 
 
 _VOCABULARY = pretraining.OUTPUT_FEATURES["targets"].vocabulary
 _FEATURE = functools.partial(seqio.Feature, _VOCABULARY, add_eos=False)
 seqio.TaskRegistry.add(
-    "told_ordinary", source=seqio.FunctionDataSource(_texts, splits=tuple(TEXTS)),
-    preprocessors=[_tokens], output_features={"inputs": _FEATURE(), "targets": _FEATURE()},
-    postprocess_fn=_with_text, metric_fns=[seqio_exact])
+    "told_ordinary",
+    source=seqio.FunctionDataSource(_texts, splits=tuple(TEXTS)),
+    preprocessors=[_tokens],
+    output_features={"inputs": _FEATURE(), "targets": _FEATURE()},
+    postprocess_fn=_with_text,
+    metric_fns=[seqio_exact],
+)
 seqio.TaskRegistry.add(
-    "told_training", source=pretraining.source("text"),
-    preprocessors=[_apply("text_infilling")], output_features=pretraining.OUTPUT_FEATURES)
+    "told_training",
+    source=pretraining.source("text"),
+    preprocessors=[_apply("text_infilling")],
+    output_features=pretraining.OUTPUT_FEATURES,
+)
 seqio.MixtureRegistry.add(
-    "told_mixture", ["told_captions", "told_regions", "told_training"], default_rate=1)
+    "told_mixture", ["told_captions", "told_regions", "told_training"], default_rate=1
+)

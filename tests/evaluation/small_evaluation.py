@@ -35,8 +35,7 @@ class Ask:
             raise BadRecord("it has no words")
         image = images.decode(record["image"]).resize((PIXELS, PIXELS))
         question = f" {record['words']} {rng.integers(10, 100)}"
-        return make_example(
-            self.vocabulary, question, f" {record['words']}", images.pixels(image))
+        return make_example(self.vocabulary, question, f" {record['words']}", images.pixels(image))
 
 
 def records(count, bad=()):
@@ -72,17 +71,22 @@ def make_task(vocabulary, partitioner, kind="text", count=13, bad=(), batch_size
         "box": DecodingConfig(beam_size=1, max_length=4, min_length=4, constraint_range=bins),
     }[kind]
     judging = Judging(
-        f"some_{kind}", kind, words_of if kind == "text" else size_of,
-        (metric or (lambda references, answers: {"count": len(answers)}),), decoding,
-        max_image_size=PIXELS)
+        f"some_{kind}",
+        kind,
+        words_of if kind == "text" else size_of,
+        (metric or (lambda references, answers: {"count": len(answers)}),),
+        decoding,
+        max_image_size=PIXELS,
+    )
     stream = Stream("stream", judging.task, batch_size, {"inputs": 12, "targets": 8}, PIXELS)
     asking = Asking(
-        stream, vocabulary, judging.references, partitioner.num_data_shards,
-        partitioner.data_shards)
+        stream, vocabulary, judging.references, partitioner.num_data_shards, partitioner.data_shards
+    )
     task = RatedTask(judging.task, 1.0, records(count, bad), Ask(vocabulary))
     settings = {"beam_size": decoding.beam_size}
     return EvaluatedTask(
-        judging, RecordQuestions.of(task, asking), batch_size, vocabulary, settings)
+        judging, RecordQuestions.of(task, asking), batch_size, vocabulary, settings
+    )
 
 
 def make_model(vocabulary):

@@ -52,8 +52,8 @@ def test_beam_search_gives_the_decoders_answers(asked, vocabulary, mesh):
 def test_only_allowed_answers_are_given(asked, vocabulary):
     model, variables, batch = asked
     answerer = Answerer(
-        model, describe(answers=lambda: ALLOWED, decoding=DecodingConfig(max_length=12)),
-        vocabulary)
+        model, describe(answers=lambda: ALLOWED, decoding=DecodingConfig(max_length=12)), vocabulary
+    )
     found = answerer(variables, batch)
     for row in range(3):
         every = {vocabulary.decode(ids) for ids, _ in found.all(row)}
@@ -68,9 +68,13 @@ def test_all_allowed_answers_are_scored(asked, vocabulary, renormalize):
     scores = np.asarray(make_scorer(model, ids, restrict=renormalize)(variables, batch))
     answerer = Answerer(
         model,
-        describe(answers=lambda: ALLOWED, score_all=True,
-                 decoding=DecodingConfig(renormalize=renormalize)),
-        vocabulary)
+        describe(
+            answers=lambda: ALLOWED,
+            score_all=True,
+            decoding=DecodingConfig(renormalize=renormalize),
+        ),
+        vocabulary,
+    )
     found = answerer(variables, batch)
     for row in range(3):
         best, score = found.best(row)

@@ -58,8 +58,11 @@ def test_what_is_no_box_has_no_area(vocabulary, written):
 def test_objects_are_boxes_with_their_names(vocabulary):
     first, second = (1, 2, 3, 4), (10, 20, 30, 40)
     ids = [
-        *box(vocabulary, *first), *text(vocabulary, "red apple"),
-        *box(vocabulary, *second), *text(vocabulary, "apple"), EOS,
+        *box(vocabulary, *first),
+        *text(vocabulary, "red apple"),
+        *box(vocabulary, *second),
+        *text(vocabulary, "apple"),
+        EOS,
     ]
     found = read("objects", ids, vocabulary, SIZE)
     assert found["labels"] == ["red apple", "apple"]
@@ -69,9 +72,14 @@ def test_objects_are_boxes_with_their_names(vocabulary):
 def test_incomplete_objects_are_left_out_and_the_others_stay(vocabulary):
     whole = [*box(vocabulary, 5, 6, 7, 8), *text(vocabulary, "apple")]
     ids = [
-        *text(vocabulary, "green"), *box(vocabulary, 1, 2, 3, 4)[:3], *text(vocabulary, "red"),
-        *whole, *box(vocabulary, 1, 2, 3, 4), *box(vocabulary, 1, 2, 3, 4),
-        *text(vocabulary, "no"), *box(vocabulary, 1, 2, 3, 4),
+        *text(vocabulary, "green"),
+        *box(vocabulary, 1, 2, 3, 4)[:3],
+        *text(vocabulary, "red"),
+        *whole,
+        *box(vocabulary, 1, 2, 3, 4),
+        *box(vocabulary, 1, 2, 3, 4),
+        *text(vocabulary, "no"),
+        *box(vocabulary, 1, 2, 3, 4),
     ]
     found = read("objects", ids, vocabulary, SIZE)
     assert found["labels"] == ["apple"] and found["boxes"].tolist() == [[5, 6, 7, 8]]

@@ -12,9 +12,17 @@ def rng():
 
 
 def test_questions_get_the_most_frequent_answer_of_their_type():
-    training = [{"answers": [answer], "type": kind} for answer, kind in (
-        ("2", "count"), ("1", "count"), ("2", "count"), ("no", "existence"), ("no", "existence"),
-        ("no", "existence"))]
+    training = [
+        {"answers": [answer], "type": kind}
+        for answer, kind in (
+            ("2", "count"),
+            ("1", "count"),
+            ("2", "count"),
+            ("no", "existence"),
+            ("no", "existence"),
+            ("no", "existence"),
+        )
+    ]
     asked = [{"answers": ["1"], "type": kind} for kind in ("existence", "count", "corner")]
     assert blind.answers(training, asked, rng()) == ["no", "2", "no"]
 
@@ -34,7 +42,9 @@ def test_boxes_are_the_mean_and_objects_have_the_most_frequent_name():
     np.testing.assert_array_equal(box, np.float32([5, 10, 20, 30]))
     training = [
         {"boxes": [[0, 0, 4, 4], [2, 2, 6, 6]], "labels": ["owl", "car"]},
-        {"boxes": [], "labels": []}, {"boxes": [[1, 1, 2, 8]], "labels": ["owl"]}]
+        {"boxes": [], "labels": []},
+        {"boxes": [[1, 1, 2, 8]], "labels": ["owl"]},
+    ]
     (found,) = blind.objects(training, [None], rng())
     assert found["labels"] == ["owl"]
     np.testing.assert_array_equal(found["boxes"], np.float32([[1, 1, 4, 6]]))
@@ -61,13 +71,16 @@ def test_random_objects_are_boxes_of_their_own_picture():
     assert first.tolist() == [0, 0, 1, 1] and second.tolist() in pictures[1].tolist()
 
 
-@pytest.mark.parametrize("masked, text, expected", [
-    (" the<mask> fox<mask>", "the quick brown fox jumps", ["quick brown", "jumps"]),
-    (" <mask> a<mask><mask> b.", "x a y b.", ["x", "", "y"]),  # an inserted mask hides nothing
-    (" the<mask> fox", "the dog", None),
-    (" a<mask> (b)", "a c (b)", ["c"]),
-    (" a b", "a b", []),
-])
+@pytest.mark.parametrize(
+    "masked, text, expected",
+    [
+        (" the<mask> fox<mask>", "the quick brown fox jumps", ["quick brown", "jumps"]),
+        (" <mask> a<mask><mask> b.", "x a y b.", ["x", "", "y"]),  # an inserted mask hides nothing
+        (" the<mask> fox", "the dog", None),
+        (" a<mask> (b)", "a c (b)", ["c"]),
+        (" a b", "a b", []),
+    ],
+)
 def test_fillings_are_what_stands_at_the_masks(masked, text, expected):
     assert fillings(masked, text) == expected
 
@@ -76,7 +89,8 @@ def test_spans_count_one_by_one_and_none_where_the_rest_was_changed():
     masked = [" the<mask> fox<mask>", " an<mask>", " plain"]
     references = ["the quick fox jumps", "an owl", "plain"]
     assert exact_spans(masked, references, ["the quick fox sits", "a owl", "plain"]) == {
-        "exact_spans": 1 / 3}
+        "exact_spans": 1 / 3
+    }
     assert exact_spans(masked, references, references) == {"exact_spans": 1.0}
     assert exact_spans(masked, references, [None, None, None]) == {"exact_spans": 0.0}
 

@@ -31,9 +31,13 @@ EVALUATE = "--gin_file=gin_configs/runs/evaluate.gin"
 TASK = "--gin_file=gin_configs/runs/evaluate_task.gin"
 SCENES = ["--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32"]
 SMALL = [
-    RUN, EVALUATE, *SCENES, "--gin.train.streams=[@pairs/Stream()]",
+    RUN,
+    EVALUATE,
+    *SCENES,
+    "--gin.train.streams=[@pairs/Stream()]",
     "--gin.pairs/Stream.mixture_or_task_name='told_mixture'",
-    "--gin.pairs/Stream.batch_size=4", "--gin.pairs/Stream.image_size=64",
+    "--gin.pairs/Stream.batch_size=4",
+    "--gin.pairs/Stream.image_size=64",
     "--gin.train.mixture_or_task_module='evaluation_tasks'",
 ]
 
@@ -71,8 +75,15 @@ def config(small_scenes):
     from ofa_jax.data.scenes import Scenes
 
     return OFAConfig.scenes(
-        width=16, ffn_width=32, num_heads=2, encoder_layers=1, decoder_layers=1, resnet_width=4,
-        code_image_size=32, vocab_size=Scenes(str(small_scenes)).vocabulary(64).vocab_size)
+        width=16,
+        ffn_width=32,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        resnet_width=4,
+        code_image_size=32,
+        vocab_size=Scenes(str(small_scenes)).vocabulary(64).vocab_size,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +126,7 @@ def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
     assert "told_training is left out: it is registered without a Judging" in evaluated
     assert "told_captions: exact" in evaluated and "examples/s" in evaluated
     assert "waiting for data" in evaluated and "compilation" in evaluated
-    table = evaluated[evaluated.index("Evaluation (validation)"):]
+    table = evaluated[evaluated.index("Evaluation (validation)") :]
     assert "step 1" in table and "step 2" in table and "told_regions" in table
     folder = run / "evaluations" / "validation"
     assert {"config.gin", "metrics.json", "1", "2"} < {path.name for path in folder.iterdir()}
@@ -166,14 +177,19 @@ def test_decoding_is_changed_in_gin_for_all_tasks_or_one(call, run, tmp_path, mo
     seen = []
     monkeypatch.setattr(evaluate, "run", seen.append)
     call(
-        *SMALL, at(run), f"--gin.evaluate.directory='{tmp_path}'",
-        "--gin.DecodingConfig.beam_size=3", "--gin.told_captions/DecodingConfig.max_length=9",
-        "--gin.told_captions/DecodingConfig.no_repeat_ngram_size=2")
+        *SMALL,
+        at(run),
+        f"--gin.evaluate.directory='{tmp_path}'",
+        "--gin.DecodingConfig.beam_size=3",
+        "--gin.told_captions/DecodingConfig.max_length=9",
+        "--gin.told_captions/DecodingConfig.no_repeat_ngram_size=2",
+    )
     captions, regions = (task.judging.decoding for task in seen[0].tasks)
     assert (captions.beam_size, captions.max_length, captions.no_repeat_ngram_size) == (3, 9, 2)
     assert (regions.beam_size, regions.max_length, regions.min_length) == (3, 4, 4)
     (last_step,) = re.findall(
-        r"^TRAIN_STEPS = (\d+)", (ROOT / RUN.split("=")[1]).read_text(), re.MULTILINE)
+        r"^TRAIN_STEPS = (\d+)", (ROOT / RUN.split("=")[1]).read_text(), re.MULTILINE
+    )
     assert seen[0].choice.last_step == int(last_step)  # of the run
 
 
@@ -181,11 +197,18 @@ def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
     call, run, tmp_path, capsys
 ):
     options = [
-        TASK, *SCENES, at(tmp_path), f"--gin.CHECKPOINT_PATH='{run}'",
+        TASK,
+        *SCENES,
+        at(tmp_path),
+        f"--gin.CHECKPOINT_PATH='{run}'",
         "--gin.MIXTURE_OR_TASK_MODULE='evaluation_tasks'",
-        "--gin.MIXTURE_OR_TASK_NAME='told_ordinary'", "--gin.SETTINGS=@scenes_settings()",
-        "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}", "--gin.BATCH_SIZE=2",
-        "--gin.DecodingConfig.beam_size=1", "--gin.DecodingConfig.max_length=4"]
+        "--gin.MIXTURE_OR_TASK_NAME='told_ordinary'",
+        "--gin.SETTINGS=@scenes_settings()",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}",
+        "--gin.BATCH_SIZE=2",
+        "--gin.DecodingConfig.beam_size=1",
+        "--gin.DecodingConfig.max_length=4",
+    ]
     call(*options, "--gin.CHECKPOINTS=[1]")
     found = results(tmp_path)["1"]["told_ordinary"]
     texts = ["a red apple", "yes", "no", "green", "an apple"]
@@ -200,8 +223,10 @@ def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_p
     checkpoints.write_model(tmp_path, config)
     for step in (1, 2):
         folder = checkpoints.save_variables(tmp_path, variables, step)
-    victim = max((p for p in (pathlib.Path(folder) / "state").rglob("*") if p.is_file()),
-                 key=lambda p: p.stat().st_size)
+    victim = max(
+        (p for p in (pathlib.Path(folder) / "state").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     only = "--gin.evaluate.tasks=['told_captions']"
     call(*SMALL, at(tmp_path), only, "--gin.CHECKPOINTS='all'")
@@ -220,9 +245,16 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
 
     float32: scores, sums over a handful of tokens, within 1e-5 relative.
     """
+
     def arguments(folder):
-        return [*SMALL, at(run), "--gin.CHECKPOINTS=[1]", "--gin.pairs/Stream.batch_size=2",
-                "--gin.evaluate.batches_per_part=1", f"--gin.evaluate.directory='{folder}'"]
+        return [
+            *SMALL,
+            at(run),
+            "--gin.CHECKPOINTS=[1]",
+            "--gin.pairs/Stream.batch_size=2",
+            "--gin.evaluate.batches_per_part=1",
+            f"--gin.evaluate.directory='{folder}'",
+        ]
 
     one, two = tmp_path / "one", tmp_path / "two"
     call(*arguments(one))
@@ -230,11 +262,14 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
     program = [sys.executable, "-m", "ofa_jax.evaluate", *arguments(two)]
     flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
-        "OFA_DATA_DIR": str(small_scenes), "JAX_PLATFORMS": "cpu",
+        "OFA_DATA_DIR": str(small_scenes),
+        "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(pathlib.Path(__file__).parent),
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1".strip()}
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1".strip(),
+    }
     first = subprocess.Popen(
-        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment
+    )
     while first.poll() is None and not list(two.glob("1/*/part-*.jsonl")):
         time.sleep(0.001)
     first.send_signal(signal.SIGKILL)
@@ -244,7 +279,8 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
 
     supervisor = [sys.executable, "-m", "launch.supervisor", "--processes=2", "--restarts=0", "--"]
     done = subprocess.run(
-        [*supervisor, *program], capture_output=True, text=True, cwd=ROOT, env=environment)
+        [*supervisor, *program], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Evaluation (two)") == 1, "only the first host speaks"
     assert kept and not list(two.glob("1/*/part-*.jsonl"))
@@ -253,40 +289,56 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
         scores = [[line.pop("score", None) for line in found] for found in (of_one, of_two)]
         assert of_one == of_two and len(of_one) == 8
         np.testing.assert_allclose(
-            *(np.array(found, float) for found in scores), rtol=1e-5, err_msg=task)
+            *(np.array(found, float) for found in scores), rtol=1e-5, err_msg=task
+        )
     assert json.loads((one / "metrics.json").read_text()) == json.loads(
-        (two / "metrics.json").read_text())
+        (two / "metrics.json").read_text()
+    )
 
 
 MISTAKES = {
     "no run": ([EVALUATE], "Nothing says what to evaluate: give the gin files of a run"),
     "which checkpoints": (
-        [*SMALL, "--gin.CHECKPOINTS='newst'"], "CHECKPOINTS is 'newst'; give one of"),
+        [*SMALL, "--gin.CHECKPOINTS='newst'"],
+        "CHECKPOINTS is 'newst'; give one of",
+    ),
     "a step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
     "a task": (
         [*SMALL, "--gin.evaluate.tasks=['told_caption']"],
         "evaluate.tasks names told_caption, which none of the streams has.",
-        "Did you mean told_captions?"),
+        "Did you mean told_captions?",
+    ),
     "a task that nobody can judge": (
         [*SMALL, "--gin.pairs/Stream.mixture_or_task_name='told_training'"],
-        "Task 'told_training' has no description of how it is judged"),
+        "Task 'told_training' has no description of how it is judged",
+    ),
     "a decoding setting": (
-        [*SMALL, "--gin.DecodingConfig.beam_sise=2"], "DecodingConfig has no parameter beam_sise"),
+        [*SMALL, "--gin.DecodingConfig.beam_sise=2"],
+        "DecodingConfig has no parameter beam_sise",
+    ),
     "a decoding setting's type": (
         [*SMALL, "--gin.DecodingConfig.beam_size='two'"],
-        "DecodingConfig.beam_size is 'two'; it must be a whole number."),
+        "DecodingConfig.beam_size is 'two'; it must be a whole number.",
+    ),
     "a length": (
         [*SMALL, "--gin.DecodingConfig.max_length=5000"],
-        "Task told_captions does not fit the model", "reduce DecodingConfig.max_length"),
+        "Task told_captions does not fit the model",
+        "reduce DecodingConfig.max_length",
+    ),
     "a vocabulary": (
         [*SMALL, "--gin.scenes_settings.num_bins=32"],
-        "vocabulary of", "evaluate with the vocabulary that it was trained with"),
+        "vocabulary of",
+        "evaluate with the vocabulary that it was trained with",
+    ),
     "a picture's size": (
-        [*SMALL, "--gin.pairs/Stream.image_size=96"], "expects pictures of (96, 96, 3)"),
+        [*SMALL, "--gin.pairs/Stream.image_size=96"],
+        "expects pictures of (96, 96, 3)",
+    ),
     "a split": ([*SMALL, "--gin.SPLIT='tests'"], "There is no split 'tests'"),
     "other settings": (
         [*SMALL, "--gin.DecodingConfig.beam_size=1"],
-        "holds predictions that were made with decoding.beam_size = 2 and not 1"),
+        "holds predictions that were made with decoding.beam_size = 2 and not 1",
+    ),
 }
 
 

@@ -97,7 +97,10 @@ def test_a_bad_record_has_a_line_that_says_why(undisturbed):
     folder, task, result = undisturbed
     assert result.skipped == 1
     assert lines_in(folder / "7" / task.name)[6] == {
-        "index": 6, "id": "r6", "error": "it has no words"}
+        "index": 6,
+        "id": "r6",
+        "error": "it has no words",
+    }
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])

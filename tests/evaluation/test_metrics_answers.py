@@ -63,7 +63,9 @@ def test_vqa_accuracy_with_confidences_is_that_of_the_answer_letter_by_letter():
     ]
     values = vqa.vqa_accuracy(references, [" mesh ", "the net", "2"])
     assert values == {
-        "accuracy": pytest.approx(1.3 / 3), "accuracy/count": 1.0, "accuracy/object": 0.15,
+        "accuracy": pytest.approx(1.3 / 3),
+        "accuracy/count": 1.0,
+        "accuracy/object": 0.15,
     }
 
 
@@ -82,7 +84,8 @@ def test_labels_are_judged_by_scikit_learn_with_known_values():
     assert classification.f1(references, answers) == {"f1": pytest.approx(4 / 7)}
     assert classification.f1(references, answers, positive="no") == {"f1": pytest.approx(0.5)}
     assert classification.accuracy_and_f1(references, answers) == {
-        "accuracy": 0.5, "f1": pytest.approx(4 / 7),
+        "accuracy": 0.5,
+        "f1": pytest.approx(4 / 7),
     }
     # (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)) of the first five: TP 2, TN 1,
     # FP 1, FN 1.
@@ -107,7 +110,9 @@ def test_noun_f1_counts_things_named_against_things_there():
     answers = ["a dog and an owl", "Two mice on grass, no cup, and a wine glass"]
     values = nouns.noun_f1(references, answers)
     assert values == {
-        "noun_f1": 0.75, "noun_precision": 0.75, "noun_recall": 0.75,
+        "noun_f1": 0.75,
+        "noun_precision": 0.75,
+        "noun_recall": 0.75,
     }
     assert nouns.noun_f1(references, ["", None])["noun_f1"] == 0.0
 
@@ -116,8 +121,13 @@ def test_every_noun_of_the_table_is_found_in_every_phrasing_and_no_other_one():
     finder = nouns.NounFinder()
     for noun in all_nouns():
         for count in (1, 3):
-            for style, place in (("plain", "grass"), ("picture", "gravel"), ("there", "bricks"),
-                                 ("exact", "wood"), ("plain", "outer space")):
+            for style, place in (
+                ("plain", "grass"),
+                ("picture", "gravel"),
+                ("there", "bricks"),
+                ("exact", "wood"),
+                ("plain", "outer space"),
+            ):
                 claim = Claim(((noun, count),), style=style, background=place)
                 assert finder.find(claim.words()) == {noun.name}, claim.words()
 
@@ -144,8 +154,11 @@ def test_codes_are_compared_place_by_place_and_missing_ones_are_wrong():
 def test_rouge_of_a_shorter_summary_by_hand():
     values = summarization.rouge(["the cats sat"], ["the cat"])
     # The words are stemmed. Unigrams: P 1, R 2/3. Bigrams: P 1, R 1/2. Subsequence: P 1, R 2/3.
-    assert values == {"rouge1": pytest.approx(0.8), "rouge2": pytest.approx(2 / 3),
-                      "rougeL": pytest.approx(0.8)}
+    assert values == {
+        "rouge1": pytest.approx(0.8),
+        "rouge2": pytest.approx(2 / 3),
+        "rougeL": pytest.approx(0.8),
+    }
     assert summarization.rouge(["the cat"], [None]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
 
 
@@ -173,10 +186,18 @@ def test_pictures_that_cannot_be_compared_get_a_sentence(answer, sentence):
 
 @pytest.mark.parametrize(
     "metric",
-    [vqa.vqa_accuracy, classification.accuracy, classification.matthews_correlation,
-     classification.f1, nouns.noun_f1, exact.exact_match, exact.one_of_several,
-     exact.token_accuracy,
-     summarization.rouge, pictures.psnr],
+    [
+        vqa.vqa_accuracy,
+        classification.accuracy,
+        classification.matthews_correlation,
+        classification.f1,
+        nouns.noun_f1,
+        exact.exact_match,
+        exact.one_of_several,
+        exact.token_accuracy,
+        summarization.rouge,
+        pictures.psnr,
+    ],
 )
 def test_nothing_to_judge_is_said_in_a_sentence(metric):
     with pytest.raises(ValueError, match="got no examples"):

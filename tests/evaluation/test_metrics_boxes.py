@@ -12,8 +12,11 @@ APART = [20.0, 20.0, 30.0, 30.0]
 
 
 def objects(*pairs, **others):
-    return {"boxes": np.array([box for box, _ in pairs], np.float32).reshape(-1, 4),
-            "labels": [label for _, label in pairs], **others}
+    return {
+        "boxes": np.array([box for box, _ in pairs], np.float32).reshape(-1, 4),
+        "labels": [label for _, label in pairs],
+        **others,
+    }
 
 
 def test_intersection_over_union_by_hand():

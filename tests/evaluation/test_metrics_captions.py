@@ -16,19 +16,34 @@ from ofa_jax.evaluation.metrics.cider import CiderD
 from ofa_jax.evaluation.metrics.words import tokenize
 
 REFERENCES = [
-    ["A man's black-and-white dog is running in the park.", "A dog runs through the green park!",
-     "there is a dog (a big one) in a park"],
-    ["Two red apples on a wooden table", "a couple of apples sitting on top of a table.",
-     "Two apples, one knife and a table"],
-    ["A train at the station: it doesn't move", "the 7:30 train isn't leaving the station",
-     "A long train is standing at St. James station."],
-    ["a group of people riding horses on the beach", "People ride horses along the beach",
-     "three people on horses at the beach", "a few horses and riders by the ocean"],
+    [
+        "A man's black-and-white dog is running in the park.",
+        "A dog runs through the green park!",
+        "there is a dog (a big one) in a park",
+    ],
+    [
+        "Two red apples on a wooden table",
+        "a couple of apples sitting on top of a table.",
+        "Two apples, one knife and a table",
+    ],
+    [
+        "A train at the station: it doesn't move",
+        "the 7:30 train isn't leaving the station",
+        "A long train is standing at St. James station.",
+    ],
+    [
+        "a group of people riding horses on the beach",
+        "People ride horses along the beach",
+        "three people on horses at the beach",
+        "a few horses and riders by the ocean",
+    ],
     ["A cat", "a cat sleeping on a laptop"],
 ]
 ANSWERS = [
-    "a black-and-white dog running in the park", "two apples on a table.",
-    "a train that is at a train station", "people riding horses on a beach with the ocean",
+    "a black-and-white dog running in the park",
+    "two apples on a table.",
+    "a train that is at a train station",
+    "people riding horses on a beach with the ocean",
     "dogs dogs dogs",
 ]
 CIDER_D = [2.00744125, 2.42764535, 1.03472587, 1.94697146, 0.0]
@@ -92,20 +107,13 @@ def test_without_java_meteor_and_spice_are_left_out_and_said_once(monkeypatch, c
 
 # What the Java tokeniser makes of each, punctuation left out.
 WORDS = {
-    "A man's black-and-white dog, running! in the park.":
-        "a man 's black-and-white dog running in the park",
-    "don't can't cannot gonna wanna it's they're we've I'm he'd she'll":
-        "do n't ca n't can not gon na wan na it 's they 're we 've i 'm he 'd she 'll",
-    "Mr. Smith at the U.S. Capitol vs. e.g. a.m. 3.5 1,000 $5.00 50% #1":
-        "mr. smith at the u.s. capitol vs. e.g. a.m. 3.5 1,000 $ 5.00 50 % # 1",
-    'and/or a * b "quoted text" \'single\' (paren) [bracket] {brace}':
-        "and/or a * b quoted text single -lrb- paren -rrb- -lsb- bracket -rsb- -lcb- brace -rcb-",
-    "...wait -- what? a.b.c A&B AT&T rock 'n' roll 1980's '80s 7:30 3/4":
-        "wait what a.b.c a&b at&t rock 'n' roll 1980 's '80s 7:30 3/4",
-    "o'clock y'all ma'am jack-o-lantern t-shirt the dogs' tails":
-        "o'clock y' all ma'am jack-o-lantern t-shirt the dogs tails",
-    "x-ray 2-story 10-year-old teddy-bear's—dash – en … “curly” ‘q’":
-        "x-ray 2-story 10-year-old teddy-bear 's dash en curly q",
+    "A man's black-and-white dog, running! in the park.": "a man 's black-and-white dog running in the park",
+    "don't can't cannot gonna wanna it's they're we've I'm he'd she'll": "do n't ca n't can not gon na wan na it 's they 're we 've i 'm he 'd she 'll",
+    "Mr. Smith at the U.S. Capitol vs. e.g. a.m. 3.5 1,000 $5.00 50% #1": "mr. smith at the u.s. capitol vs. e.g. a.m. 3.5 1,000 $ 5.00 50 % # 1",
+    "and/or a * b \"quoted text\" 'single' (paren) [bracket] {brace}": "and/or a * b quoted text single -lrb- paren -rrb- -lsb- bracket -rsb- -lcb- brace -rcb-",
+    "...wait -- what? a.b.c A&B AT&T rock 'n' roll 1980's '80s 7:30 3/4": "wait what a.b.c a&b at&t rock 'n' roll 1980 's '80s 7:30 3/4",
+    "o'clock y'all ma'am jack-o-lantern t-shirt the dogs' tails": "o'clock y' all ma'am jack-o-lantern t-shirt the dogs tails",
+    "x-ray 2-story 10-year-old teddy-bear's—dash – en … “curly” ‘q’": "x-ray 2-story 10-year-old teddy-bear 's dash en curly q",
     "lemme gimme 'tis 'twas gotta": "lem me gim me 't is 't was got ta",
     "St. Louis Ave. No. 5 Jan. 5 jr. etc.": "st. louis ave. no. 5 jan. 5 jr. etc.",
     "can't've couldn't've 'em c'mon 100th 5pm": "ca n't 've could n't 've 'em c'mon 100th 5pm",
@@ -143,8 +151,12 @@ def test_the_longest_common_subsequence_is_that_of_trying_all():
 
     def slow(first, second):
         return max(
-            (size for size in range(len(first) + 1) for chosen in
-             itertools.combinations(first, size) if _is_within(chosen, second)),
+            (
+                size
+                for size in range(len(first) + 1)
+                for chosen in itertools.combinations(first, size)
+                if _is_within(chosen, second)
+            ),
             default=0,
         )
 
@@ -192,8 +204,9 @@ def test_captions_are_judged_at_hundreds_a_second():
     rng = np.random.default_rng(0)
     vocabulary = np.array([f"word{i}" for i in range(2000)])
     texts = [" ".join(words) for words in vocabulary[rng.integers(0, 2000, (2500, 10))]]
-    references = [[texts[i], texts[i - 1], texts[i - 2], texts[i - 3], texts[i - 4]]
-                  for i in range(2500)]
+    references = [
+        [texts[i], texts[i - 1], texts[i - 2], texts[i - 3], texts[i - 4]] for i in range(2500)
+    ]
     start = time.process_time()
     captions.cider_d(references, texts)
     captions.bleu(references, texts)

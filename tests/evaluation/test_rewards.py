@@ -24,15 +24,22 @@ def test_words_are_lower_case_without_punctuation_and_have_an_end():
 
 def test_the_reward_is_cider_d_of_the_text_of_every_attempt():
     reward = CaptionReward(REFERENCES, decode)
-    attempts = np.array([
-        [[5, 6, 7, 2], [5, 8, 2, 1]], [[5, 8, 9, 2], [7, 7, 2, 1]], [[5, 2, 1, 1], [2, 1, 1, 1]],
-    ])
+    attempts = np.array(
+        [
+            [[5, 6, 7, 2], [5, 8, 2, 1]],
+            [[5, 8, 9, 2], [7, 7, 2, 1]],
+            [[5, 2, 1, 1], [2, 1, 1, 1]],
+        ]
+    )
     rewards = reward([("captions", 0), ("captions", 1), ("captions", 2)], attempts)
     scorer = CiderD.of_references([[words("a red dog"), words("a dog")], [words("a tree")]])
-    np.testing.assert_allclose(rewards[0], scorer.score(
-        [words("a red dog"), words("a tree")], [words("a red dog"), words("a dog")]))
-    np.testing.assert_allclose(rewards[1], scorer.score(
-        [words("a tree"), words("dog dog")], [words("a tree")]))
+    np.testing.assert_allclose(
+        rewards[0],
+        scorer.score([words("a red dog"), words("a tree")], [words("a red dog"), words("a dog")]),
+    )
+    np.testing.assert_allclose(
+        rewards[1], scorer.score([words("a tree"), words("dog dog")], [words("a tree")])
+    )
     # n = 1 ... 3 are perfect ("a tree <eos>" has no n = 4).
     assert rewards[1, 0] == pytest.approx(7.5) and rewards[0, 0] > rewards[0, 1]
     assert np.isnan(rewards[2]).all()

@@ -34,8 +34,11 @@ def test_newest_all_and_some(run):
 
 @pytest.mark.parametrize(
     ("which", "sentence"),
-    [("newst", "CHECKPOINTS is 'newst'; give one of 'newest', 'all', 'watch', or a list"),
-     ([], "CHECKPOINTS is \\[\\]"), ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10")],
+    [
+        ("newst", "CHECKPOINTS is 'newst'; give one of 'newest', 'all', 'watch', or a list"),
+        ([], "CHECKPOINTS is \\[\\]"),
+        ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10"),
+    ],
 )
 def test_what_is_not_there_is_said(run, which, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):

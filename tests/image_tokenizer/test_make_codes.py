@@ -33,9 +33,16 @@ def lines(tmp_path):
 
 
 def call(lines, output, vqgan_path, *options):
-    return make_codes.main([
-        f"--vqgan={vqgan_path}", f"--image_size={SIZE}", "--batch_size=2", *options, str(lines),
-        str(output)])
+    return make_codes.main(
+        [
+            f"--vqgan={vqgan_path}",
+            f"--image_size={SIZE}",
+            "--batch_size=2",
+            *options,
+            str(lines),
+            str(output),
+        ]
+    )
 
 
 def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path, tmp_path, capsys):
@@ -52,8 +59,7 @@ def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path,
         np.testing.assert_array_equal(record["codes"], vqgan.encode(middle).reshape(-1))
 
 
-def test_text_to_image_gets_all_codes_and_parts_make_the_whole(
-        lines, vqgan, vqgan_path, tmp_path):
+def test_text_to_image_gets_all_codes_and_parts_make_the_whole(lines, vqgan, vqgan_path, tmp_path):
     options = ["--layout=text_to_image"]
     assert call(lines, tmp_path / "all.tsv", vqgan_path, *options) == 0
     for part in range(3):

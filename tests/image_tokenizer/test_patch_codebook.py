@@ -45,17 +45,20 @@ def test_fit_recovers_the_patches_that_pictures_are_made_of(codebook):
     images = codebook.decode(codes)
     learned = PatchCodebook.fit(images, 32, seed=0)
     assert {row.tobytes() for row in learned.codebook} == {
-        row.tobytes() for row in codebook.codebook}
+        row.tobytes() for row in codebook.codebook
+    }
     np.testing.assert_array_equal(learned.decode(learned.encode(images)), images)
 
 
 def test_fit_is_deterministic_and_better_than_random_patches():
     rng = np.random.default_rng(4)
     ramps = np.linspace(0, 255, 64)[:, None] * np.ones(64)
-    images = np.stack([
-        np.stack([np.roll(ramps, rng.integers(64), axis) for axis in (0, 1, 0)], -1)
-        for _ in range(30)
-    ]).astype(np.uint8)
+    images = np.stack(
+        [
+            np.stack([np.roll(ramps, rng.integers(64), axis) for axis in (0, 1, 0)], -1)
+            for _ in range(30)
+        ]
+    ).astype(np.uint8)
     first, second = (PatchCodebook.fit(images, 16, seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.codebook, second.codebook)
     patches = np.unique(to_patches(images, 8), axis=0)
@@ -69,8 +72,10 @@ def test_fit_is_deterministic_and_better_than_random_patches():
 
 def test_saves_loads_and_pickles(codebook, tmp_path):
     codebook.save(tmp_path / "codebook.npz")
-    for copy in (PatchCodebook.load(tmp_path / "codebook.npz"),
-                 pickle.loads(pickle.dumps(codebook))):
+    for copy in (
+        PatchCodebook.load(tmp_path / "codebook.npz"),
+        pickle.loads(pickle.dumps(codebook)),
+    ):
         np.testing.assert_array_equal(copy.codebook, codebook.codebook)
         assert copy.codebook.dtype == np.float32
 

@@ -27,15 +27,22 @@ def channels_last(array):
 def test_the_shape_follows_from_the_arrays(vqgan):
     assert isinstance(vqgan, ImageTokenizer)
     assert vqgan.config == VQGANConfig(
-        width=32, multipliers=(1, 1, 2), num_blocks=2, attention_levels=(2,), latent_width=32,
-        code_width=32, num_codes=64)
+        width=32,
+        multipliers=(1, 1, 2),
+        num_blocks=2,
+        attention_levels=(2,),
+        latent_width=32,
+        code_width=32,
+        num_codes=64,
+    )
     assert (vqgan.num_codes, vqgan.pixels_per_code) == (64, 4)
 
 
 def test_the_default_is_the_published_model(golden):
     full = json.loads((golden / "vqgan" / "configs.json").read_text())["full"]
     params = jax.eval_shape(
-        Network(VQGANConfig()).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+        Network(VQGANConfig()).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+    )["params"]
     shapes = {}
     for path, like in flax.traverse_util.flatten_dict(params).items():
         shape = list(like.shape)
@@ -60,14 +67,18 @@ def test_encoder_codes_and_decoder_are_the_originals(vqgan, numbers, case):
         before = module.quant_conv(latent)
         return latent, before, module.quantize(before), module.picture(codes)
 
-    known = {name: numbers[f"{case}_{name}"] for name in (
-        "image", "encoder_out", "prequant", "code_logits", "argmax_codes", "recon")}
+    known = {
+        name: numbers[f"{case}_{name}"]
+        for name in ("image", "encoder_out", "prequant", "code_logits", "argmax_codes", "recon")
+    }
     found = run(vqgan.params, channels_last(known["image"]), known["argmax_codes"].astype(np.int32))
     for name, values in zip(
-            ("encoder_out", "prequant", "code_logits", "recon"), found, strict=True):
+        ("encoder_out", "prequant", "code_logits", "recon"), found, strict=True
+    ):
         expected = channels_last(known[name])
         np.testing.assert_allclose(
-            values, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+            values, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name
+        )
     np.testing.assert_array_equal(found[2].argmax(-1), known["argmax_codes"])
 
 
@@ -107,10 +118,12 @@ def test_what_does_not_fit_is_said(vqgan, vqgan_state, tmp_path):
         vqgan.encode(np.zeros((1, 30, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="quantize.embed.weight is missing"):
         vqgan_file.from_state_dict(
-            {k: v for k, v in vqgan_state.items() if k != "quantize.embed.weight"})
+            {k: v for k, v in vqgan_state.items() if k != "quantize.embed.weight"}
+        )
     with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
         vqgan_file.from_state_dict(
-            {k: v for k, v in vqgan_state.items() if k != "decoder.conv_in.bias"})
+            {k: v for k, v in vqgan_state.items() if k != "decoder.conv_in.bias"}
+        )
     with pytest.raises(ValueError, match="conv_in.bias has the shape .3,., which does not fit"):
         vqgan_file.from_state_dict(vqgan_state | {"decoder.conv_in.bias": np.zeros(3)})
     torch_file.save(tmp_path / "other.pt", {"weight": np.zeros(3, np.float32)})

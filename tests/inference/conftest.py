@@ -18,21 +18,25 @@ PIXELS = 48  # of the model's picture; the last of 65 bins stands for 64
 @pytest.fixture(scope="session")
 def interface(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
-    text = ["which region does the text describe? what color is the car in the region? region:",
-            "what does the image describe? a red apple and a green apple, yes no"]
+    text = [
+        "which region does the text describe? what color is the car in the region? region:",
+        "what does the image describe? a red apple and a green apple, yes no",
+    ]
     train_tokenizer(text, 330, path)
     codebook = np.random.default_rng(0).permutation(256)[:16, None] * np.ones((1, 192))
     return Interface(
         OFAVocabulary.from_tokenizer_json(path, num_codes=16, num_bins=65),
         PatchCodebook(codebook.astype(np.float32)),
-        image_size=PIXELS, max_image_size=64, detection_image_size=PIXELS,
-        infill_image_size=PIXELS)
+        image_size=PIXELS,
+        max_image_size=64,
+        detection_image_size=PIXELS,
+        infill_image_size=PIXELS,
+    )
 
 
 @pytest.fixture(scope="session")
 def config(interface):
-    return SMALL.replace(
-        vocab_size=interface.vocabulary.vocab_size, max_source_positions=64)
+    return SMALL.replace(vocab_size=interface.vocabulary.vocab_size, max_source_positions=64)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,11 @@ def test_an_interface_comes_back_as_it_was(interface, tmp_path):
     again = Interface.load(tmp_path)
     assert again.vocabulary == interface.vocabulary
     assert again.replace(vocabulary=None, image_tokenizer=None) == interface.replace(
-        vocabulary=None, image_tokenizer=None)
+        vocabulary=None, image_tokenizer=None
+    )
     np.testing.assert_array_equal(
-        again.image_tokenizer.codebook, interface.image_tokenizer.codebook)
+        again.image_tokenizer.codebook, interface.image_tokenizer.codebook
+    )
     text = ' which region does the text " a red apple " describe?'
     assert again.vocabulary.encode(text).tolist() == interface.vocabulary.encode(text).tolist()
 
@@ -28,7 +30,8 @@ def test_a_vqgan_comes_back_as_it_was(interface, golden, tmp_path):
     assert again.config == vqgan.config
     np.testing.assert_array_equal(
         again.params["quantize"]["embed"]["embedding"],
-        vqgan.params["quantize"]["embed"]["embedding"])
+        vqgan.params["quantize"]["embed"]["embedding"],
+    )
 
 
 def test_an_image_tokenizer_of_another_kind_is_left_out(interface, tmp_path):

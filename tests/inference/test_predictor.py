@@ -32,7 +32,7 @@ def decoded(interface, config, variables):
     def decode(decoding, text, picture=None, boxes=()):
         ids = [0, *interface.vocabulary.encode(text).tolist(), *boxes, 2]
         batch = {"encoder_input_tokens": np.full((1, 32), 1, np.int32)}
-        batch["encoder_input_tokens"][0, :len(ids)] = ids
+        batch["encoder_input_tokens"][0, : len(ids)] = ids
         if picture is not None:
             seen = picture.resize((48, 48), Image.Resampling.BICUBIC)
             batch["encoder_images"] = np.asarray(seen)[None]
@@ -46,14 +46,16 @@ def decoded(interface, config, variables):
 def box_search(interface):
     bins = interface.vocabulary.bin_ids
     return DecodingConfig(
-        beam_size=3, min_length=4, max_length=4, constraint_range=(bins.start, bins.stop))
+        beam_size=3, min_length=4, max_length=4, constraint_range=(bins.start, bins.stop)
+    )
 
 
 def test_a_box_is_the_decoders_in_pixels_of_the_given_picture(
     predictor, interface, decoded, box_search, picture
 ):
     ids, score = decoded(
-        box_search, ' which region does the text " a red apple " describe?', picture)
+        box_search, ' which region does the text " a red apple " describe?', picture
+    )
     found = predictor.predict(picture, GROUNDING)
     # 65 bins over 64 pixels: a bin is a pixel of the model's 48 x 48; the picture has 96 x 72.
     box = (np.array(ids) - interface.vocabulary.bin_ids.start) * [2.0, 1.5, 2.0, 1.5]
@@ -74,8 +76,10 @@ def test_free_text_is_the_decoders(predictor, interface, decoded, picture):
 def test_pictures_come_as_paths_arrays_or_bytes(predictor, picture, tmp_path, form):
     picture.save(tmp_path / "a.png")
     given = {
-        "path": tmp_path / "a.png", "array": np.asarray(picture),
-        "bytes": (tmp_path / "a.png").read_bytes()}[form]
+        "path": tmp_path / "a.png",
+        "array": np.asarray(picture),
+        "bytes": (tmp_path / "a.png").read_bytes(),
+    }[form]
     found, same = predictor.predict(given, GROUNDING), predictor.predict(picture, GROUNDING)
     np.testing.assert_array_equal(found.boxes, same.boxes)
     assert found.score == same.score
@@ -85,7 +89,8 @@ def test_without_a_picture_the_model_sees_none(predictor, interface, decoded, bo
     ids, score = decoded(box_search, ' which region does the text " a red apple " describe?')
     found = predictor.predict(None, GROUNDING)
     np.testing.assert_array_equal(
-        found.boxes[0], np.array(ids) - interface.vocabulary.bin_ids.start)
+        found.boxes[0], np.array(ids) - interface.vocabulary.bin_ids.start
+    )
     assert found.score == pytest.approx(score, rel=1e-5)
 
 
@@ -93,8 +98,13 @@ def test_a_batch_has_the_answers_of_its_questions_alone(predictor, picture):
     """float32: 1e-5 relative. Pictures, none, another length of instruction: five questions."""
     flipped = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     images = [picture, flipped, None, picture, flipped]
-    wordings = [GROUNDING, GROUNDING, GROUNDING, "what does the image describe?",
-                "what color is the car? " + "a red apple and " * 6]
+    wordings = [
+        GROUNDING,
+        GROUNDING,
+        GROUNDING,
+        "what does the image describe?",
+        "what color is the car? " + "a red apple and " * 6,
+    ]
     together = predictor.predict_batch(images, wordings)
     for found, image, wording in zip(together, images, wordings, strict=True):
         alone = predictor.predict(image, wording)
@@ -117,8 +127,8 @@ def test_a_region_is_given_in_pixels_of_the_picture(predictor, interface, decode
     boxes = interface.vocabulary.encode_box((6, 8, 24, 32), 64)  # halved, and times two thirds
     ids, _ = decoded(decoding, " what color is the car in the region? region:", picture, boxes)
     found = predictor.predict(
-        picture, "What color is the car in the region?", region=(12, 12, 48, 48),
-        decoding=decoding)
+        picture, "What color is the car in the region?", region=(12, 12, 48, 48), decoding=decoding
+    )
     assert found.symbols == interface.vocabulary.decode(ids).strip()
 
 
@@ -155,29 +165,37 @@ def test_a_whole_picture_is_drawn_and_follows_from_the_seed(run_directory):
 
 def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
     # Without a picture, or its ResNet of the original's size would take long to compile.
-    config = SMALL.replace(vocab_size=59457, max_source_positions=64,
-                           resnet_layers=(3, 4, 6), resnet_width=64)
+    config = SMALL.replace(
+        vocab_size=59457, max_source_positions=64, resnet_layers=(3, 4, 6), resnet_width=64
+    )
     files.write(tmp_path / "ofa.pt", random_variables(config), config)
     with pytest.raises(ValueError, match=r"give its vocabulary.*encoder.json, vocab.bpe and dict"):
         ofa_jax.Predictor(str(tmp_path / "ofa.pt"))
     predictor = ofa_jax.Predictor(
-        str(tmp_path / "ofa.pt"), vocabulary=shared_golden / "bpe", beam_size=1)
+        str(tmp_path / "ofa.pt"), vocabulary=shared_golden / "bpe", beam_size=1
+    )
     interface = predictor.loaded.interface
     assert (interface.image_size, interface.max_image_size) == (384, 512)
     assert predictor.predict(None, GROUNDING).boxes.shape == (1, 4)
 
 
-@pytest.mark.parametrize(("keywords", "sentence"), [
-    (dict(image=np.zeros((8, 8, 3))), r"uint8 \[height, width, 3\], not float64"),
-    (dict(image="nowhere.png"), "There is no picture nowhere.png"),
-    (dict(image=b"no picture"), "cannot be decoded"),
-    (dict(region=(0, 0, 500, 10)), "no box x0, y0, x1, y1 within the picture of 96 x 72"),
-    (dict(region=(50, 0, 40, 10)), "no box x0, y0, x1, y1"),
-    (dict(image=None, region=(0, 0, 5, 10)), "no picture that it lies in"),
-    (dict(image=None, instruction="what is the image in the middle part?"), "there is no picture"),
-    (dict(answers=[]), "list of allowed answers is empty"),
-    (dict(instruction=""), "The instruction is empty"),
-])
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        (dict(image=np.zeros((8, 8, 3))), r"uint8 \[height, width, 3\], not float64"),
+        (dict(image="nowhere.png"), "There is no picture nowhere.png"),
+        (dict(image=b"no picture"), "cannot be decoded"),
+        (dict(region=(0, 0, 500, 10)), "no box x0, y0, x1, y1 within the picture of 96 x 72"),
+        (dict(region=(50, 0, 40, 10)), "no box x0, y0, x1, y1"),
+        (dict(image=None, region=(0, 0, 5, 10)), "no picture that it lies in"),
+        (
+            dict(image=None, instruction="what is the image in the middle part?"),
+            "there is no picture",
+        ),
+        (dict(answers=[]), "list of allowed answers is empty"),
+        (dict(instruction=""), "The instruction is empty"),
+    ],
+)
 def test_what_cannot_be_asked_is_a_sentence(predictor, picture, keywords, sentence):
     asked = {"image": picture, "instruction": "what is it?"} | keywords
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
@@ -190,10 +208,13 @@ def test_a_vocabulary_of_another_size_is_refused(run_directory, shared_golden):
 
 
 def test_the_package_gives_the_predictor_when_it_is_asked_for():
-    program = ("import sys, ofa_jax; assert 'jax' not in sys.modules; "
-               "print(ofa_jax.Predictor.__module__, 'Predictor' in dir(ofa_jax))")
+    program = (
+        "import sys, ofa_jax; assert 'jax' not in sys.modules; "
+        "print(ofa_jax.Predictor.__module__, 'Predictor' in dir(ofa_jax))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.split() == ["ofa_jax.inference.predictor", "True"]
     with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
         ofa_jax.Predicter  # noqa: B018

@@ -39,8 +39,11 @@ def test_a_shard_is_not_there_until_it_is_whole(tmp_path, monkeypatch):
         parts.write(shard, lines_of(parts, shard), {f"images/{shard}/0.png": b"pixels"})
     assert parts.unfinished(range(3)) == []
     assert sorted(path.name for path in tmp_path.glob("*")) == [
-        "answers-00000-of-00003.jsonl", "answers-00001-of-00003.jsonl",
-        "answers-00002-of-00003.jsonl", "images"]
+        "answers-00000-of-00003.jsonl",
+        "answers-00001-of-00003.jsonl",
+        "answers-00002-of-00003.jsonl",
+        "images",
+    ]
     assert (tmp_path / "images" / "2" / "0.png").read_bytes() == b"pixels"
 
 
@@ -75,4 +78,6 @@ def test_another_job_in_the_same_place_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"begun with checkpoint = runs/x/checkpoints/3, and is y"):
         shards.begin(tmp_path / "new", job | {"checkpoint": "y"})
     assert json.loads(pathlib.Path(tmp_path / "new" / "job.json").read_text())["inputs"] == {
-        "path": "a", "columns": [1, 2]}
+        "path": "a",
+        "columns": [1, 2],
+    }

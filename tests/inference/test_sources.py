@@ -27,18 +27,28 @@ def write_lines(path, lines):
 def test_json_lines_have_pictures_as_paths_and_as_base64(tmp_path, png):
     safe = base64.urlsafe_b64encode(png).decode()
     plain = base64.b64encode(png).decode()
-    path = write_lines(tmp_path / "q.jsonl", map(json.dumps, [
-        {"id": "x", "image": "a.png", "instruction": "what is it?"},
-        {"image": safe, "instruction": "é?", "region": [0, 1, 2, 3]},
-        {"id": 7, "image": f"data:image/png;base64,{plain}"},
-        {"instruction": "a question without a picture", "image": None},
-    ]))
+    path = write_lines(
+        tmp_path / "q.jsonl",
+        map(
+            json.dumps,
+            [
+                {"id": "x", "image": "a.png", "instruction": "what is it?"},
+                {"image": safe, "instruction": "é?", "region": [0, 1, 2, 3]},
+                {"id": 7, "image": f"data:image/png;base64,{plain}"},
+                {"instruction": "a question without a picture", "image": None},
+            ],
+        ),
+    )
     source = pickle.loads(pickle.dumps(JsonLines(path, instruction="what is in it?")))
     assert len(source) == 4
     entries = [source[index] for index in range(4)]
     assert [entry.id for entry in entries] == ["x", "q.jsonl:2", "7", "q.jsonl:4"]
     assert [entry.instruction for entry in entries] == [
-        "what is it?", "é?", "what is in it?", "a question without a picture"]
+        "what is it?",
+        "é?",
+        "what is in it?",
+        "a question without a picture",
+    ]
     assert [entry.encoded() for entry in entries] == [png, png, png, None]
     assert entries[1].region == [0, 1, 2, 3]
 
@@ -52,13 +62,21 @@ def test_an_instruction_for_all_lines_takes_what_they_have(tmp_path):
 
 
 def test_what_is_wrong_with_a_line_is_said(tmp_path):
-    path = write_lines(tmp_path / "q.jsonl", [
-        '{"instruction": ', "[1]", "{}", '{"instruction": 3}',
-        '{"instruction": "?", "image": "missing.png"}', '{"id": 5, "image": "a.png"}'])
+    path = write_lines(
+        tmp_path / "q.jsonl",
+        [
+            '{"instruction": ',
+            "[1]",
+            "{}",
+            '{"instruction": 3}',
+            '{"instruction": "?", "image": "missing.png"}',
+            '{"id": 5, "image": "a.png"}',
+        ],
+    )
     source = JsonLines(path)
-    for index, sentence in enumerate([
-        "it is no JSON", "no JSON object but a list", "it has no instruction",
-        "must be text"]):
+    for index, sentence in enumerate(
+        ["it is no JSON", "no JSON object but a list", "it has no instruction", "must be text"]
+    ):
         with pytest.raises(BadRecord, match=sentence):
             source[index]
         assert source.place(index) == f"q.jsonl:{index + 1}"
@@ -71,10 +89,11 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path):
 
 def test_base64_may_be_longer_or_shorter_than_the_name_of_a_file(tmp_path):
     for number in range(8):
-        content = bytes(range(256)) * 2 ** number
-        encoded = base64.b64encode(content[:300 * 2 ** number]).decode()
-        assert Entry("x", "?", encoded, folder=str(tmp_path)).encoded() == content[
-            :300 * 2 ** number]
+        content = bytes(range(256)) * 2**number
+        encoded = base64.b64encode(content[: 300 * 2**number]).decode()
+        assert (
+            Entry("x", "?", encoded, folder=str(tmp_path)).encoded() == content[: 300 * 2**number]
+        )
 
 
 def test_several_files_are_one_source_in_the_order_of_their_names(tmp_path):
@@ -83,7 +102,13 @@ def test_several_files_are_one_source_in_the_order_of_their_names(tmp_path):
         write_lines(tmp_path / f"{name}.jsonl", lines)
     source = JsonLines(str(tmp_path / "*.jsonl"))
     assert [source[i].instruction for i in range(len(source))] == [
-        "a0", "a1", "b0", "c0", "c1", "c2"]
+        "a0",
+        "a1",
+        "b0",
+        "c0",
+        "c1",
+        "c2",
+    ]
     assert source.place(5) == "c.jsonl:3"
     with pytest.raises(FileNotFoundError, match="No file matches"):
         len(JsonLines(str(tmp_path / "*.tsv")))
@@ -96,13 +121,18 @@ def test_tsv_columns_are_chosen_by_place_by_layout_and_by_header(tmp_path, png):
     official = write_lines(tmp_path / "o.tsv", ["\t".join(row)] * 2)
     header = write_lines(
         tmp_path / "h.tsv",
-        ["\t".join(["uniq", "other", "phrase", "corners", "picture"]), "\t".join(row)])
+        ["\t".join(["uniq", "other", "phrase", "corners", "picture"]), "\t".join(row)],
+    )
     wording = 'which region does the text " {phrase} " describe?'
     sources = [
         Tsv(official, wording, layout="refcoco"),
         Tsv(official, wording, columns={"id": 0, "phrase": 2, "image": -1}),
-        Tsv(header, wording, header=True, columns={
-            "id": "uniq", "phrase": "phrase", "image": "picture", "region": "corners"}),
+        Tsv(
+            header,
+            wording,
+            header=True,
+            columns={"id": "uniq", "phrase": "phrase", "image": "picture", "region": "corners"},
+        ),
     ]
     assert [len(source) for source in sources] == [2, 2, 1]
     for source in sources:

@@ -10,8 +10,10 @@ import pytest
 from ofa_jax.interop import config_from_fairseq, from_fairseq, to_fairseq
 from ofa_jax.model import OFA, OFAConfig
 
-BATCH = {"encoder_input_tokens": np.zeros((1, 2), np.int32),
-         "decoder_input_tokens": np.zeros((1, 2), np.int32)}
+BATCH = {
+    "encoder_input_tokens": np.zeros((1, 2), np.int32),
+    "decoder_input_tokens": np.zeros((1, 2), np.int32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +21,11 @@ def tiny(golden):
     """(args, vocabulary size, state dict) of the small official model."""
     folder = golden / "model_tiny"
     description = json.loads((folder / "config.json").read_text())
-    return (description["args"], description["vocab"]["size"],
-            dict(np.load(folder / "state_dict_f16.npz")))
+    return (
+        description["args"],
+        description["vocab"]["size"],
+        dict(np.load(folder / "state_dict_f16.npz")),
+    )
 
 
 def random_variables(config):
@@ -43,7 +48,8 @@ def test_published_sizes_have_the_official_names_shapes_and_types(golden, size):
     ours = {"/".join(e.path): e.shape for e in entries}
     assert ours == {
         "/".join(k.key for k in path): x.shape
-        for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     official = {e.key: [list(e.official_shape), "float32"] for e in entries}
     assert len(official) == len(entries)
     official |= {key: official[fairseq._EMBEDDING] for key in fairseq._TIED}
@@ -71,27 +77,47 @@ def test_integer_buffers_are_the_official_ones(tiny, golden):
         np.testing.assert_array_equal(back[f"{side}.token_rp_bucket"], tables["token_bucket_256"])
         np.testing.assert_array_equal(back[f"{side}.image_rp_bucket"], tables["image_bucket_42"])
     np.testing.assert_array_equal(
-        back["decoder.image_position_idx"], tables["decoder_image_position_idx"])
+        back["decoder.image_position_idx"], tables["decoder_image_position_idx"]
+    )
 
 
 VARIANTS = [
-    dict(encoder_embed_dim=96, encoder_attention_heads=6, encoder_layers=3, decoder_layers=2,
-         resnet_type="resnet50", scale_resids=True),
+    dict(
+        encoder_embed_dim=96,
+        encoder_attention_heads=6,
+        encoder_layers=3,
+        decoder_layers=2,
+        resnet_type="resnet50",
+        scale_resids=True,
+    ),
     dict(scale_attn=False, scale_fc=False, scale_heads=False, add_type_embedding=False),
-    dict(patch_layernorm_embedding=False, code_layernorm_embedding=False,
-         layernorm_embedding=False, code_image_size=64, image_bucket_size=8,
-         token_bucket_size=32),
+    dict(
+        patch_layernorm_embedding=False,
+        code_layernorm_embedding=False,
+        layernorm_embedding=False,
+        code_image_size=64,
+        image_bucket_size=8,
+        token_bucket_size=32,
+    ),
 ]
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_variants_round_trip_from_either_side(tiny, changes):
     args, vocab_size, _ = tiny
-    width, heads = (changes.get(f"encoder_{k}", args[f"encoder_{k}"])
-                    for k in ("embed_dim", "attention_heads"))
-    args = args | changes | dict(
-        decoder_embed_dim=width, decoder_input_dim=width, decoder_output_dim=width,
-        decoder_attention_heads=heads)
+    width, heads = (
+        changes.get(f"encoder_{k}", args[f"encoder_{k}"]) for k in ("embed_dim", "attention_heads")
+    )
+    args = (
+        args
+        | changes
+        | dict(
+            decoder_embed_dim=width,
+            decoder_input_dim=width,
+            decoder_output_dim=width,
+            decoder_attention_heads=heads,
+        )
+    )
     config = config_from_fairseq(args, vocab_size)
     variables = random_variables(config)
     state_dict = to_fairseq(variables, config)
@@ -103,11 +129,17 @@ def test_variants_round_trip_from_either_side(tiny, changes):
     assert ("encoder.layers.0.w_resid" in state_dict) == bool(args["scale_resids"])
 
 
-@pytest.mark.parametrize("change", [
-    {"encoder_normalize_before": False}, {"share_all_embeddings": False},
-    {"decoder_embed_dim": 32}, {"encoder_prompt": True}, {"resnet_type": "resnet42"},
-    {"layernorm_embedding": False},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder_normalize_before": False},
+        {"share_all_embeddings": False},
+        {"decoder_embed_dim": 32},
+        {"encoder_prompt": True},
+        {"resnet_type": "resnet42"},
+        {"layernorm_embedding": False},
+    ],
+)
 def test_options_that_are_not_built_are_refused_by_name(tiny, change):
     args, vocab_size, _ = tiny
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -45,8 +45,9 @@ def official(request, tiny, tmp_path_factory):
     """A `.pt` as old and new fairseq write it, in float32 and in float16."""
     args, state_dict = tiny
     if request.param == "half":
-        state_dict = {k: a.astype(np.float16) if a.dtype == np.float32 else a
-                      for k, a in state_dict.items()}
+        state_dict = {
+            k: a.astype(np.float16) if a.dtype == np.float32 else a for k, a in state_dict.items()
+        }
     namespace = argparse.Namespace(**args)
     content = {"args": None, "cfg": {"model": namespace, "task": {"num_bins": 32}}}
     if request.param == "args":
@@ -157,10 +158,10 @@ def test_bart_gives_the_text_part(tiny):
     embedding = result["decoder.output_projection.weight"]
     np.testing.assert_array_equal(embedding[:300], bart["encoder.embed_tokens.weight"][:300])
     np.testing.assert_array_equal(embedding[304], bart["encoder.embed_tokens.weight"][300])
+    np.testing.assert_array_equal(embedding[305:], state_dict["encoder.embed_tokens.weight"][305:])
     np.testing.assert_array_equal(
-        embedding[305:], state_dict["encoder.embed_tokens.weight"][305:])
-    np.testing.assert_array_equal(
-        result["encoder.image_proj.weight"], state_dict["encoder.image_proj.weight"])
+        result["encoder.image_proj.weight"], state_dict["encoder.image_proj.weight"]
+    )
     narrow = bart | {"encoder.embed_tokens.weight": np.zeros((301, 32))}
     with pytest.raises(ValueError, match="BART is 32 wide and this model 64"):
         initialise_from_bart(state_dict, narrow, 304)
@@ -170,8 +171,10 @@ def test_what_cannot_be_converted_is_one_sentence(tiny, tmp_path, capsys):
     args, state_dict = tiny
     torch_file.save(tmp_path / "no_model.pt", {"weights": state_dict})
     torch_file.save(tmp_path / "no_args.pt", {"model": state_dict})
-    torch_file.save(tmp_path / "other.pt", {"model": {"a": np.zeros(2)},
-                                            "args": argparse.Namespace(encoder_layers=2)})
+    torch_file.save(
+        tmp_path / "other.pt",
+        {"model": {"a": np.zeros(2)}, "args": argparse.Namespace(encoder_layers=2)},
+    )
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"")
     for name, sentence in (
@@ -201,11 +204,15 @@ def test_a_full_size_checkpoint_goes_there_and_back_in_little_time_and_memory(go
     program = (
         "import resource, sys; from tools import convert_checkpoint as c; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; c.main(sys.argv[1:]); "
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)")
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
     for source, target in (("base.pt", "ours"), ("ours", "back.pt")):
         done = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path / source), str(tmp_path / target)],
-            capture_output=True, text=True, check=True)
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert int(done.stdout.split()[-1]) < 2.2 * size
     assert time.perf_counter() - begun < 180
     assert_same_tensors(tmp_path / "base.pt", tmp_path / "back.pt")

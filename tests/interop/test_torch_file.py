@@ -45,12 +45,17 @@ def test_configuration_objects_become_plain_values(by_torch):
     cfg = torch_file.plain(torch_file.load(by_torch)["cfg"])
     assert cfg == {
         "model": {"arch": "ofa_base", "encoder_layers": 6, "dropout": 0.1},
-        "task": {"bpe_dir": "bpe", "num_bins": 1000, "nested": {"a": [1, 2]}}}
+        "task": {"bpe_dir": "bpe", "num_bins": 1000, "nested": {"a": [1, 2]}},
+    }
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    value = {"model": collections.OrderedDict(WRITTEN), "args": argparse.Namespace(a=1, b=["x"]),
-             "number": np.float64(0.5), "nothing": None}
+    value = {
+        "model": collections.OrderedDict(WRITTEN),
+        "args": argparse.Namespace(a=1, b=["x"]),
+        "number": np.float64(0.5),
+        "nothing": None,
+    }
     torch_file.save(tmp_path / "x.pt", value)
     loaded = torch_file.load(tmp_path / "x.pt")
     assert_equal(loaded["model"], WRITTEN)
@@ -77,8 +82,9 @@ class Evil:
 def repacked(path, pickled, source):
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for info in old.infolist():
-            new.writestr(info.filename, pickled if info.filename.endswith("data.pkl")
-                         else old.read(info))
+            new.writestr(
+                info.filename, pickled if info.filename.endswith("data.pkl") else old.read(info)
+            )
 
 
 def test_a_file_that_wants_to_execute_something_is_refused(tmp_path, by_torch):

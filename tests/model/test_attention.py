@@ -30,4 +30,5 @@ def test_narrow_weights_are_all_that_softmax_keeps():
 def test_float32_is_plain_softmax():
     scores = jax.random.normal(jax.random.key(0), (3, 7))
     np.testing.assert_array_equal(
-        softmax(scores, jnp.dtype(jnp.float32)), jax.nn.softmax(scores, axis=-1))
+        softmax(scores, jnp.dtype(jnp.float32)), jax.nn.softmax(scores, axis=-1)
+    )

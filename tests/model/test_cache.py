@@ -28,8 +28,13 @@ def decode(config, variables, batch, tokens, swaps):
     model = OFA(config)
     encoded = model.apply(variables, batch, method="encode")
     cache = model.apply(
-        variables, encoded, LENGTH, tokens.shape[1], batch.get("decoder_code_mask"),
-        method="start_cache")
+        variables,
+        encoded,
+        LENGTH,
+        tokens.shape[1],
+        batch.get("decoder_code_mask"),
+        method="start_cache",
+    )
 
     def step(cache, inputs):
         position, tokens, parents = inputs
@@ -74,11 +79,14 @@ def variables():
 INPUTS = {
     "text rows without an image": {"decoder_code_mask": None, "encoder_images": None},
     "mixed rows": {},
-    "mixed rows of sampled patches": {"encoder_patch_indices": np.array(
-        [[0, 4, 8, 2], [7, 1, 3, 5], [2, 6, 0, 1]], np.int32)},
+    "mixed rows of sampled patches": {
+        "encoder_patch_indices": np.array([[0, 4, 8, 2], [7, 1, 3, 5], [2, 6, 0, 1]], np.int32)
+    },
     "text rows of sampled patches": {
-        "decoder_code_mask": None, "encoder_image_mask": np.array([True, False, True]),
-        "encoder_patch_indices": np.array([[0, 4], [7, 1], [2, 6]], np.int32)},
+        "decoder_code_mask": None,
+        "encoder_image_mask": np.array([True, False, True]),
+        "encoder_patch_indices": np.array([[0, 4], [7, 1], [2, 6]], np.int32),
+    },
 }
 
 
@@ -91,10 +99,13 @@ def test_step_by_step_scores_as_all_at_once(variables, name):
     np.testing.assert_allclose(step_by_step(CONFIG, variables, batch, tokens), expected, **SAME)
 
 
-@pytest.mark.parametrize("options", [
-    {"prefix_length": 3, "adapter_width": 4, "entangle_decoder_positions": True},
-    {"scale_attn": False, "scale_heads": False, "scale_fc": False, "scale_resids": True},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefix_length": 3, "adapter_width": 4, "entangle_decoder_positions": True},
+        {"scale_attn": False, "scale_heads": False, "scale_fc": False, "scale_resids": True},
+    ],
+)
 def test_step_by_step_scores_as_all_at_once_with(options):
     config = CONFIG.replace(**options)
     batch = random_batch()
@@ -139,20 +150,22 @@ def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_
     model, batch = OFA(CONFIG), random_batch(source=13)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
     encoded = jax.eval_shape(lambda v: model.apply(v, batch, method="encode"), shapes)
-    cache = jax.eval_shape(lambda v, e: model.apply(
-        v, e, LENGTH, 5, method="start_cache"), shapes, encoded)
+    cache = jax.eval_shape(
+        lambda v, e: model.apply(v, e, LENGTH, 5, method="start_cache"), shapes, encoded
+    )
     assert all(layer.encoded.key.shape == (3, 2, 8, 9 + 13) for layer in cache.layers)
     assert all(layer.past.key.shape == (3, 5, 2, 8, LENGTH) for layer in cache.layers)
-    step = str(jax.make_jaxpr(lambda v, c: model.apply(
-        v, jnp.zeros((3, 5), jnp.int32), c, 3, method="decode_step"))(shapes, cache))
+    step = str(
+        jax.make_jaxpr(
+            lambda v, c: model.apply(v, jnp.zeros((3, 5), jnp.int32), c, 3, method="decode_step")
+        )(shapes, cache)
+    )
     for absent in ("f32[3,22,16]", f"f32[1,{LENGTH},16]", f"f32[2,{LENGTH},{LENGTH}]"):
         assert absent not in step
 
 
 def test_a_cache_longer_than_the_models_positions_is_refused(variables):
     model = OFA(CONFIG)
-    encoded = jax.eval_shape(
-        lambda v: model.apply(v, random_batch(), method="encode"), variables)
+    encoded = jax.eval_shape(lambda v: model.apply(v, random_batch(), method="encode"), variables)
     with pytest.raises(ValueError, match="decoder's cache is 41 .* 40 positions"):
-        jax.eval_shape(
-            lambda v, e: model.apply(v, e, 41, method="start_cache"), variables, encoded)
+        jax.eval_shape(lambda v, e: model.apply(v, e, 41, method="start_cache"), variables, encoded)

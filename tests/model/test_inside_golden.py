@@ -81,16 +81,18 @@ def test_every_layer_is_given_and_makes_the_originals_states(inside, official):
         states.append(last if side == "encoder" else last[0])  # decoder layers return a cache, too
         for i, state in enumerate(states):
             np.testing.assert_allclose(
-                state[valid], case[f"{side}_state_{i}"][valid], **CLOSE, err_msg=f"{side} {i}")
+                state[valid], case[f"{side}_state_{i}"][valid], **CLOSE, err_msg=f"{side} {i}"
+            )
 
 
 def test_positions_and_attention_of_the_first_layers_are_the_originals(inside, official):
     case, seen = inside
     there, target = ~case["encoder_padding_mask"], case["in_target"] != official.config.pad_id
     for name, path, valid in (
-            ("enc_l0_self", "encoder/layer_0/self_attention", there),
-            ("dec_l0_self", "decoder/layer_0/self_attention", target),
-            ("dec_l0_cross", "decoder/layer_0/cross_attention", target)):
+        ("enc_l0_self", "encoder/layer_0/self_attention", there),
+        ("dec_l0_self", "decoder/layer_0/self_attention", target),
+        ("dec_l0_cross", "decoder/layer_0/cross_attention", target),
+    ):
         arguments, result = seen[path]
         theirs = case["enc_l0_attn_bias" if name == "enc_l0_self" else f"{name}_attn_bias"]
         theirs = biases(theirs, case)
@@ -99,39 +101,46 @@ def test_positions_and_attention_of_the_first_layers_are_the_originals(inside, o
         bias = np.broadcast_to(arguments[2], theirs.shape)
         np.testing.assert_allclose(bias[shown], theirs[shown], **CLOSE, err_msg=name)
         np.testing.assert_allclose(
-            result[valid], case[f"{name}_attn_out"][valid], **CLOSE, err_msg=name)
+            result[valid], case[f"{name}_attn_out"][valid], **CLOSE, err_msg=name
+        )
         if not shown.all():
             hidden = ~np.broadcast_to(arguments[3], theirs.shape)
             assert hidden[~shown].all()
     normed = seen["encoder/position_norm"][1]
     np.testing.assert_allclose(
-        spread(normed, case["enc_pos_ln"]), case["enc_pos_ln"], rtol=0, atol=1e-5)
+        spread(normed, case["enc_pos_ln"]), case["enc_pos_ln"], rtol=0, atol=1e-5
+    )
 
 
 def test_the_last_cross_attention_looks_where_the_originals_does(inside, official):
     case, seen = inside
     last = official.config.decoder_layers - 1
-    (weights,), _ = (seen[f"decoder/layer_{last}/cross_attention/dropout"])
+    (weights,), _ = seen[f"decoder/layer_{last}/cross_attention/dropout"]
     target = case["in_target"] != official.config.pad_id
     # Weights are at most 1, so the tolerance on scores of size 10 carries over.
     np.testing.assert_allclose(
-        weights.mean(axis=1)[target], case["decoder_attn_last_mean"][target], **CLOSE)
+        weights.mean(axis=1)[target], case["decoder_attn_last_mean"][target], **CLOSE
+    )
 
 
 def test_patches_are_the_originals_on_their_way(official, recorded):
     case, seen = recorded("a")
     blocks = official.config.resnet_layers[0]
     nhwc = lambda x: x.transpose(0, 2, 3, 1)  # noqa: E731
-    for path, name in ((f"encoder/resnet/stage_1_block_{blocks - 1}", "resnet_layer1"),
-                       ("encoder/resnet", "resnet_out")):
+    for path, name in (
+        (f"encoder/resnet/stage_1_block_{blocks - 1}", "resnet_layer1"),
+        ("encoder/resnet", "resnet_out"),
+    ):
         # Relative to the largest of some ten thousand values.
         theirs = nhwc(case[name])
         np.testing.assert_allclose(
-            seen[path][1], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
+            seen[path][1], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name
+        )
     np.testing.assert_allclose(seen["encoder/image_projection"][1], case["image_proj"], **CLOSE)
     positions = seen["encoder/image_position_norm"][1]
     np.testing.assert_allclose(
-        spread(positions, case["enc_image_pos_ln"]), case["enc_image_pos_ln"], rtol=0, atol=1e-5)
+        spread(positions, case["enc_image_pos_ln"]), case["enc_image_pos_ln"], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["c", "d"])
@@ -144,21 +153,25 @@ def test_biases_of_code_rows_are_the_originals(official, name):
         ours = ours[..., :40] if kind == "self" else ours
         shown = np.isfinite(theirs)
         np.testing.assert_allclose(
-            np.broadcast_to(ours, theirs.shape)[shown], theirs[shown], **CLOSE, err_msg=kind)
+            np.broadcast_to(ours, theirs.shape)[shown], theirs[shown], **CLOSE, err_msg=kind
+        )
 
 
 def loss_of(official, case, batch, train=False):
     """params -> the SUM of the smoothed, weighted losses."""
-    weights = np.broadcast_to(
-        case["in_conf"].astype(np.float32)[:, None], case["in_target"].shape)
+    weights = np.broadcast_to(case["in_conf"].astype(np.float32)[:, None], case["in_target"].shape)
     targets = jnp.asarray(case["in_target"], jnp.int32)
 
     def loss(params):
         variables = {**official.variables, "params": params}
         if train:
             logits, _ = official.model.apply(
-                variables, batch, train=True, mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)})
+                variables,
+                batch,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
         else:
             logits = official.model.apply(variables, batch)
         tokens = losses.token_losses(logits, targets, jnp.asarray(weights), CONFIDENT)
@@ -181,7 +194,8 @@ def check_gradients(gradients, theirs, official, norm_alone=""):
         size = np.sqrt(np.mean(np.square(expected.astype(np.float64))))
         # Key biases have no gradient in exact arithmetic; the original's rounding is about 1e-6.
         np.testing.assert_allclose(
-            ours[key], expected, rtol=1e-3, atol=1e-3 * size + 2e-5, err_msg=key)
+            ours[key], expected, rtol=1e-3, atol=1e-3 * size + 2e-5, err_msg=key
+        )
 
 
 def test_every_gradient_entry_of_a_mixed_batch_is_the_originals(official, golden):
@@ -207,15 +221,15 @@ def test_gradients_of_pictures_are_the_originals(official, gradients_of_pictures
     rounding, which in the original itself is about 1e-6.
     """
     summary = json.loads((golden / "model_tiny" / "grads_case_a_summary.json").read_text())
-    ours = to_fairseq(
-        {**official.variables, "params": gradients_of_pictures}, official.config)
+    ours = to_fairseq({**official.variables, "params": gradients_of_pictures}, official.config)
     for key, (norm, total, is_none) in summary["grad_l2_sum_isnone"].items():
         gradient = ours[key].astype(np.float64)
         if is_none:
             assert not gradient.any(), key
             continue
-        np.testing.assert_allclose(np.linalg.norm(gradient), norm, rtol=1e-4, atol=1e-5,
-                                   err_msg=key)
+        np.testing.assert_allclose(
+            np.linalg.norm(gradient), norm, rtol=1e-4, atol=1e-5, err_msg=key
+        )
         # A sum cancels: its error is that of the entries, not of the result.
         slack = 1e-4 * np.abs(gradient).sum() + 1e-5
         assert abs(gradient.sum() - total) <= slack, key
@@ -227,10 +241,16 @@ def test_every_gradient_entry_of_pictures_is_the_originals(
     """All parameters; the file is too large to be committed."""
     theirs = dict(np.load(shared_golden / "model_tiny" / "grads_case_a_eps0.1_conf.npz"))
     assert set(theirs) == {
-        key for key in to_fairseq(official.variables, official.config)
-        if key in theirs or "running_" not in key and "bucket" not in key
-        and "version" not in key and "num_batches" not in key and "_idx" not in key
-        and key not in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")}
+        key
+        for key in to_fairseq(official.variables, official.config)
+        if key in theirs
+        or "running_" not in key
+        and "bucket" not in key
+        and "version" not in key
+        and "num_batches" not in key
+        and "_idx" not in key
+        and key not in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+    }
     check_gradients(gradients_of_pictures, theirs, official)
 
 
@@ -246,7 +266,9 @@ def test_gradients_through_batch_statistics_are_the_originals(official, golden):
     value, gradients = loss_of(official, case, batch, train=True)(official.variables["params"])
     np.testing.assert_allclose(value, trained["loss"], rtol=1e-5)
     theirs = {
-        key.removeprefix("grad/"): array for key, array in trained.items()
-        if key.startswith("grad/")}
+        key.removeprefix("grad/"): array
+        for key, array in trained.items()
+        if key.startswith("grad/")
+    }
     assert len(theirs) > 150
     check_gradients(gradients, theirs, official, norm_alone="encoder.embed_images")

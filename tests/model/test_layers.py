@@ -35,12 +35,13 @@ def test_initial_values_are_distributed_as_the_originals(golden):
     s sqrt(1 / n). Five times that, over some 500 statistics, fails once in about 3,500 seeds.
     """
     model = OFA(OFAConfig.tiny())
-    batch = {"encoder_input_tokens": np.zeros((1, 2), np.int32),
-             "decoder_input_tokens": np.zeros((1, 2), np.int32)}
+    batch = {
+        "encoder_input_tokens": np.zeros((1, 2), np.int32),
+        "decoder_input_tokens": np.zeros((1, 2), np.int32),
+    }
     variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), batch))
     ours = to_fairseq(variables, model.config)
-    official = json.loads(
-        (golden / "resnet" / "ofa_tiny_fresh_init_mean_std.json").read_text())
+    official = json.loads((golden / "resnet" / "ofa_tiny_fresh_init_mean_std.json").read_text())
     assert len(official) > 400
     for key, (mean, deviation) in official.items():
         values = ours[key].astype(np.float64)

@@ -44,15 +44,20 @@ def scored(config, kind):
 
     def loss(params, batch_stats):
         logits, updates = OFA(config).apply(
-            {"params": params, "batch_stats": batch_stats}, batch, train=True,
-            mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+            {"params": params, "batch_stats": batch_stats},
+            batch,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
         ids = batch["decoder_input_tokens"][..., None]
         log_probs = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(log_probs, ids, -1).mean(), (logits, updates)
 
     def run(variables):
         (_, aux), gradient = jax.value_and_grad(loss, has_aux=True)(
-            variables["params"], variables["batch_stats"])
+            variables["params"], variables["batch_stats"]
+        )
         return *aux, gradient
 
     return jax.jit(run)
@@ -60,7 +65,8 @@ def scored(config, kind):
 
 def assert_close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(
-        actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-3))
+        actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-3)
+    )
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
@@ -83,15 +89,19 @@ def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
     rounding = 4 * np.finfo(np.float32).eps * largest
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=max(5e-5 * np.abs(b).max(), rounding)),
-        plain["params"], expected_gradient)
+            a, b, rtol=0, atol=max(5e-5 * np.abs(b).max(), rounding)
+        ),
+        plain["params"],
+        expected_gradient,
+    )
     added = gradient["token_embedding"]["embedding"][BLOCKS.vocab_size :]
     assert not np.asarray(added).any()
 
 
 def test_init_makes_what_the_layout_says_and_names_the_axis_of_the_layers():
     config = BLOCKS.replace(
-        dropout_rate=0.1, encoder_drop_path_rate=0.2, scan_layers=True, vocab_multiple=64)
+        dropout_rate=0.1, encoder_drop_path_rate=0.2, scan_layers=True, vocab_multiple=64
+    )
     boxed = jax.eval_shape(OFA(config).init, jax.random.key(0), BATCH)
     kernel = boxed["params"]["encoder"]["layers"]["feed_forward"]["expand"]["kernel"]
     assert kernel.names == ("layers", "embed", "mlp") and kernel.value.shape == (2, 16, 32)
@@ -102,10 +112,16 @@ def test_init_makes_what_the_layout_says_and_names_the_axis_of_the_layers():
 def test_dropout_within_a_scan_follows_from_its_key(plain_variables):
     config = BLOCKS.replace(scan_layers=True, dropout_rate=0.3, encoder_drop_path_rate=0.5)
     variables = layout.from_plain(plain_variables, config)
-    apply = jax.jit(lambda key: OFA(config).apply(
-        variables, TEXT, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0])
-    once, again, other = apply(jax.random.key(0)), apply(jax.random.key(0)), apply(
-        jax.random.key(1))
+    apply = jax.jit(
+        lambda key: OFA(config).apply(
+            variables, TEXT, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )[0]
+    )
+    once, again, other = (
+        apply(jax.random.key(0)),
+        apply(jax.random.key(0)),
+        apply(jax.random.key(1)),
+    )
     np.testing.assert_array_equal(once, again)
     assert np.abs(once - other).max() > 1e-2
 
@@ -115,8 +131,12 @@ def test_official_checkpoints_fit_every_layout(plain_variables):
     config = BLOCKS.replace(scan_layers=True, vocab_multiple=64)
     variables = from_fairseq(official, config)
     assert variables["params"]["token_embedding"]["embedding"].shape == (64, 16)
-    assert variables["params"]["decoder"]["layers"]["self_attention"]["query"][
-        "kernel"].shape == (2, 16, 2, 8)
+    assert variables["params"]["decoder"]["layers"]["self_attention"]["query"]["kernel"].shape == (
+        2,
+        16,
+        2,
+        8,
+    )
     back = to_fairseq(variables, config)
     assert back.keys() == official.keys()
     for name, array in official.items():

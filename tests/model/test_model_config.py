@@ -6,13 +6,22 @@ import pytest
 
 from ofa_jax.model import OFA, OFAConfig
 
-BATCH = {"encoder_input_tokens": np.zeros((1, 2), np.int32),
-         "decoder_input_tokens": np.zeros((1, 2), np.int32)}
+BATCH = {
+    "encoder_input_tokens": np.zeros((1, 2), np.int32),
+    "decoder_input_tokens": np.zeros((1, 2), np.int32),
+}
 
 
-@pytest.mark.parametrize(("size", "count"), [
-    ("tiny", 33_488_336), ("medium", 92_892_000), ("base", 182_238_536), ("large", 472_977_152),
-    ("huge", 929_486_848)])
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("tiny", 33_488_336),
+        ("medium", 92_892_000),
+        ("base", 182_238_536),
+        ("large", 472_977_152),
+        ("huge", 929_486_848),
+    ],
+)
 def test_parameter_counts_are_the_published_ones(size, count):
     model = OFA(getattr(OFAConfig, size)())
     variables = jax.eval_shape(model.init, jax.random.key(0), BATCH)
@@ -25,18 +34,21 @@ def test_presets_take_overrides_and_can_be_hashed():
     assert hash(config) == hash(config.replace())
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"width": 100, "num_heads": 3}, "multiple of the number of heads"),
-    ({"vocab_size": 1}, "pad_id"),
-    ({"vocab_size": 0}, "vocab_size"),
-    ({"resnet_layers": (3, 4)}, "three stages"),
-    ({"code_image_size": 100}, "multiple of 8"),
-    ({"code_image_size": 1024}, "image_bucket_size"),
-    ({"token_bucket_size": 255}, "even"),
-    ({"activation": "swish"}, "'gelu' or 'relu'"),
-    ({"dtype": "float16"}, "'bfloat16'"),
-    ({"dropout_rate": 1.0}, "dropout_rate"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"width": 100, "num_heads": 3}, "multiple of the number of heads"),
+        ({"vocab_size": 1}, "pad_id"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"resnet_layers": (3, 4)}, "three stages"),
+        ({"code_image_size": 100}, "multiple of 8"),
+        ({"code_image_size": 1024}, "image_bucket_size"),
+        ({"token_bucket_size": 255}, "even"),
+        ({"activation": "swish"}, "'gelu' or 'relu'"),
+        ({"dtype": "float16"}, "'bfloat16'"),
+        ({"dropout_rate": 1.0}, "dropout_rate"),
+    ],
+)
 def test_impossible_configurations_are_refused_in_words(overrides, message):
     with pytest.raises(ValueError, match=message):
         OFAConfig(**overrides)

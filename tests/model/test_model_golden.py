@@ -19,16 +19,19 @@ LOGITS = dict(rtol=0, atol=1e-4)
 
 def train(model, variables, batch):
     """One forward pass in training mode: logits and new batch statistics."""
-    return jax.jit(lambda v, b: model.apply(
-        v, b, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}))(
-            variables, batch)
+    return jax.jit(
+        lambda v, b: model.apply(
+            v, b, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+    )(variables, batch)
 
 
 @pytest.fixture(scope="module")
 def scored(official):
     """Name of a case -> (golden case, logits, what the encoder made): one program does both."""
-    both = jax.jit(lambda v, b: (
-        official.model.apply(v, b), official.model.apply(v, b, method="encode")))
+    both = jax.jit(
+        lambda v, b: (official.model.apply(v, b), official.model.apply(v, b, method="encode"))
+    )
 
     @functools.cache
     def scored(name):
@@ -52,15 +55,17 @@ def test_encoder_output_is_the_originals(scored, name):
     np.testing.assert_array_equal(encoded.mask, there)
     np.testing.assert_allclose(encoded.hidden[there], case["encoder_out"][there], **LOGITS)
     np.testing.assert_allclose(
-        encoded.positions_per_example(), case["position_embeddings"], rtol=0, atol=1e-5)
+        encoded.positions_per_example(), case["position_embeddings"], rtol=0, atol=1e-5
+    )
 
 
 def test_decoding_an_encoded_batch_is_calling_the_model(official, scored):
     case, _, encoded = scored("d")
     _, batch = official.case("d")
     decode = jax.jit(functools.partial(official.model.apply, method="decode"))
-    logits = decode(official.variables, encoded, batch["decoder_input_tokens"],
-                    batch["decoder_code_mask"])
+    logits = decode(
+        official.variables, encoded, batch["decoder_input_tokens"], batch["decoder_code_mask"]
+    )
     np.testing.assert_allclose(logits, case["logits"], **LOGITS)
 
 
@@ -75,7 +80,8 @@ def test_training_mode_normalises_with_batch_statistics_as_the_original(official
         if key.startswith("bn_after_1_step/") and "num_batches" not in key:
             # Means of thousands of float32 values of order 1 to 10.
             np.testing.assert_allclose(
-                ours[key.split("/")[1]], case[key], rtol=1e-5, atol=1e-5, err_msg=key)
+                ours[key.split("/")[1]], case[key], rtol=1e-5, atol=1e-5, err_msg=key
+            )
             checked += 1
     assert checked == sum("running_" in key for key in ours)
 
@@ -85,17 +91,21 @@ def test_frozen_batch_norm_trains_with_the_running_statistics(official):
     frozen = OFA(official.config.replace(freeze_batch_norm=True))
     logits, updates = train(frozen, official.variables, batch)
     np.testing.assert_allclose(logits, case["logits"], **LOGITS)
-    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"],
-                 official.variables["batch_stats"])
+    jax.tree.map(
+        np.testing.assert_array_equal, updates["batch_stats"], official.variables["batch_stats"]
+    )
 
 
-@pytest.mark.parametrize(("interpolate", "name"),
-                         [(True, "interp_logits"), (False, "interp_off_logits")])
+@pytest.mark.parametrize(
+    ("interpolate", "name"), [(True, "interp_logits"), (False, "interp_off_logits")]
+)
 def test_interpolated_positions_give_the_originals_logits(official, golden, interpolate, name):
     case = dict(np.load(golden / "positions" / "positions.npz"))
-    batch = {"encoder_input_tokens": case["interp_src"].astype(np.int32),
-             "decoder_input_tokens": case["interp_prev"].astype(np.int32),
-             "encoder_images": case["interp_in_images_f32"].transpose(0, 2, 3, 1)}
+    batch = {
+        "encoder_input_tokens": case["interp_src"].astype(np.int32),
+        "decoder_input_tokens": case["interp_prev"].astype(np.int32),
+        "encoder_images": case["interp_in_images_f32"].transpose(0, 2, 3, 1),
+    }
     model = OFA(official.config.replace(interpolate_positions=interpolate))
     logits = jax.jit(model.apply)(official.variables, batch)
     np.testing.assert_allclose(logits, case[name], **LOGITS)

@@ -28,8 +28,7 @@ def test_masked_images_are_as_no_images(small):
     apply, variables = small
     batch = random_batch()
     masked = apply(variables, batch | {"encoder_image_mask": np.zeros(3, bool)})
-    np.testing.assert_allclose(
-        masked, apply(variables, without(batch, "encoder_images")), **SAME)
+    np.testing.assert_allclose(masked, apply(variables, without(batch, "encoder_images")), **SAME)
     assert np.abs(masked - apply(variables, batch)).max() > DIFFERENT
 
 
@@ -39,7 +38,8 @@ def test_an_image_mask_is_per_example(small):
     mixed = apply(variables, batch | {"encoder_image_mask": np.array([True, False, True])})
     np.testing.assert_allclose(mixed[::2], apply(variables, batch)[::2], **SAME)
     np.testing.assert_allclose(
-        mixed[1], apply(variables, without(batch, "encoder_images"))[1], **SAME)
+        mixed[1], apply(variables, without(batch, "encoder_images"))[1], **SAME
+    )
 
 
 def test_rows_of_codes_and_text_do_not_touch_each_other(small):
@@ -60,16 +60,20 @@ def test_sampling_every_patch_is_sampling_none_and_order_does_not_matter(small):
     rng = np.random.default_rng(0)
     orders = np.stack([rng.permutation(9) for _ in range(3)]).astype(np.int32)
     np.testing.assert_allclose(
-        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME)
+        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME
+    )
     some = apply(variables, batch | {"encoder_patch_indices": orders[:, :4]})
     assert np.abs(some - whole).max() > DIFFERENT
 
 
-@pytest.mark.parametrize("options", [
-    {"entangle_encoder_positions": True, "entangle_decoder_positions": True},
-    {"interpolate_positions": True, "interpolation_image_size": 32},
-    {"scale_embedding": True, "activation": "relu"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"entangle_encoder_positions": True, "entangle_decoder_positions": True},
+        {"interpolate_positions": True, "interpolation_image_size": 32},
+        {"scale_embedding": True, "activation": "relu"},
+    ],
+)
 def test_options_change_the_result_and_keep_sampling_consistent(small, options):
     """Interpolation starts at more than 2x2 patches here, so that all 9 of them use it."""
     plain, variables = small
@@ -79,7 +83,8 @@ def test_options_change_the_result_and_keep_sampling_consistent(small, options):
     assert np.abs(whole - plain(variables, batch)).max() > DIFFERENT
     orders = np.stack([np.roll(np.arange(9), k) for k in range(3)]).astype(np.int32)
     np.testing.assert_allclose(
-        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME)
+        apply(variables, batch | {"encoder_patch_indices": orders}), whole, **SAME
+    )
 
 
 def test_uint8_pixels_are_scaled_to_plus_minus_one(small):
@@ -87,8 +92,8 @@ def test_uint8_pixels_are_scaled_to_plus_minus_one(small):
     batch = random_batch()
     floats = batch["encoder_images"].astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(
-        apply(variables, batch),
-        apply(variables, batch | {"encoder_images": floats}), **SAME)
+        apply(variables, batch), apply(variables, batch | {"encoder_images": floats}), **SAME
+    )
 
 
 def test_blank_boxes_are_exactly_zero_after_scaling(small):
@@ -100,17 +105,18 @@ def test_blank_boxes_are_exactly_zero_after_scaling(small):
     floats[2] = 0
     np.testing.assert_allclose(
         apply(variables, batch | {"encoder_image_blank_boxes": boxes}),
-        apply(variables, batch | {"encoder_images": floats}), **SAME)
+        apply(variables, batch | {"encoder_images": floats}),
+        **SAME,
+    )
 
 
 def test_padding_of_the_instruction_changes_nothing(small):
     apply, variables = small
     batch = random_batch()
-    padded = np.pad(batch["encoder_input_tokens"], ((0, 0), (0, 3)),
-                    constant_values=SMALL.pad_id)
+    padded = np.pad(batch["encoder_input_tokens"], ((0, 0), (0, 3)), constant_values=SMALL.pad_id)
     np.testing.assert_allclose(
-        apply(variables, batch | {"encoder_input_tokens": padded}),
-        apply(variables, batch), **SAME)
+        apply(variables, batch | {"encoder_input_tokens": padded}), apply(variables, batch), **SAME
+    )
 
 
 def test_the_decoder_does_not_look_ahead(small):
@@ -148,8 +154,12 @@ def test_selecting_encoded_examples_repeats_them(small):
         batch = random_batch() | extra
         rows = np.array([2, 2, 0])
         encoded = encode(variables, batch).select(rows)
-        logits = decode(variables, encoded, batch["decoder_input_tokens"][rows],
-                        batch["decoder_code_mask"][rows])
+        logits = decode(
+            variables,
+            encoded,
+            batch["decoder_input_tokens"][rows],
+            batch["decoder_code_mask"][rows],
+        )
         np.testing.assert_allclose(logits, apply(variables, batch)[rows], **SAME)
 
 
@@ -173,27 +183,33 @@ def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
     streams = {"pairs": random_batch(0, size=4), "text": text, "answers": answers}
     model = OFA(SMALL)
     # jit sorts the names of its arguments; the streams are scored in their own order.
-    together = jax.jit(lambda variables: model.apply(
-        variables, streams, method="score_streams"))(variables)
+    together = jax.jit(lambda variables: model.apply(variables, streams, method="score_streams"))(
+        variables
+    )
     shapes = [batch["decoder_input_tokens"].shape for batch in streams.values()]
-    for (name, batch), logits in zip(
-            streams.items(), taken_apart(together, shapes), strict=True):
+    for (name, batch), logits in zip(streams.items(), taken_apart(together, shapes), strict=True):
         np.testing.assert_allclose(
-            logits, jax.jit(model.apply)(variables, batch), err_msg=name, **SAME)
+            logits, jax.jit(model.apply)(variables, batch), err_msg=name, **SAME
+        )
 
 
 def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_their_own():
     model, batch = OFA(SMALL.replace(dropout_rate=0.3)), random_batch(pixels=0, codes=False)
     variables = {"params": jax.jit(model.init)(jax.random.key(0), batch)["params"]}
     score = functools.partial(
-        model.apply, train=True, rngs={"dropout": jax.random.key(1)}, method="score_streams")
+        model.apply, train=True, rngs={"dropout": jax.random.key(1)}, method="score_streams"
+    )
     batches = {"one": batch, "other": batch}
     one, other = taken_apart(
-        jax.jit(score)(variables, batches), [batch["decoder_input_tokens"].shape] * 2)
+        jax.jit(score)(variables, batches), [batch["decoder_input_tokens"].shape] * 2
+    )
     assert np.abs(one - other).max() > DIFFERENT
 
-    program = jax.jit(jax.grad(lambda variables: score(variables, batches).sum())).lower(
-        nn.meta.unbox(variables)).as_text()
+    program = (
+        jax.jit(jax.grad(lambda variables: score(variables, batches).sum()))
+        .lower(nn.meta.unbox(variables))
+        .as_text()
+    )
     table = f"-> tensor<{SMALL.vocab_size}x{SMALL.width}xf32>"
     lines = [line.strip() for line in program.splitlines() if line.endswith(table)]
     # The gradients of the look-up and of the logits, each as large as the embedding.
@@ -217,13 +233,16 @@ def test_boxed_and_plain_variables_are_taken_alike():
     boxed = jax.jit(model.init)(jax.random.key(0), random_batch())
     apply = jax.jit(model.apply)
     np.testing.assert_array_equal(
-        apply(boxed, random_batch()), apply(nn.meta.unbox(boxed), random_batch()))
+        apply(boxed, random_batch()), apply(nn.meta.unbox(boxed), random_batch())
+    )
 
 
 def test_init_makes_every_parameter_whatever_batch_it_is_shown():
     model = OFA(SMALL)
-    shapes = [jax.eval_shape(model.init, jax.random.key(0), batch) for batch in (
-        random_batch(), random_batch(pixels=0, codes=False))]
+    shapes = [
+        jax.eval_shape(model.init, jax.random.key(0), batch)
+        for batch in (random_batch(), random_batch(pixels=0, codes=False))
+    ]
     assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
 
@@ -245,22 +264,34 @@ def test_every_parameter_names_its_axes_and_the_names_are_documented():
     variables = jax.eval_shape(model.init, jax.random.key(0), random_batch())
     names = set()
     for leaf in jax.tree.leaves(
-            variables["params"], is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
+        variables["params"], is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    ):
         assert isinstance(leaf, nn.LogicallyPartitioned)
         assert len(leaf.names) == leaf.value.ndim and None not in leaf.names
         names |= set(leaf.names)
-    documented = ofa_jax.model.__doc__.split("Logical axes of parameters:")[1].split(
-        "Logical axes of activations:")[0].replace(",", " ").split()
+    documented = (
+        ofa_jax.model.__doc__.split("Logical axes of parameters:")[1]
+        .split("Logical axes of activations:")[0]
+        .replace(",", " ")
+        .split()
+    )
     assert names <= set(documented)
     assert {"vocab", "embed", "mlp", "heads", "kv", "conv_in", "conv_out", "relpos"} <= names
 
 
 def test_dropout_and_stochastic_depth_act_only_in_training(small):
     _, variables = small
-    model = OFA(SMALL.replace(
-        dropout_rate=0.1, attention_dropout_rate=0.1, activation_dropout_rate=0.1,
-        encoder_drop_path_rate=0.5, decoder_drop_path_rate=0.5, resnet_drop_path_rate=0.5,
-        freeze_batch_norm=True))
+    model = OFA(
+        SMALL.replace(
+            dropout_rate=0.1,
+            attention_dropout_rate=0.1,
+            activation_dropout_rate=0.1,
+            encoder_drop_path_rate=0.5,
+            decoder_drop_path_rate=0.5,
+            resnet_drop_path_rate=0.5,
+            freeze_batch_norm=True,
+        )
+    )
     batch = random_batch()
     still = small[0](variables, batch)
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, batch), still)
@@ -275,21 +306,24 @@ def test_dropout_and_stochastic_depth_act_only_in_training(small):
     assert np.abs(first - other).max() > DIFFERENT
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"encoder_input_tokens": np.full((3, 7), 60, np.int32)}, "vocab_size"),
-    ({"decoder_input_tokens": np.full((3, 7), -1, np.int32)}, "vocab_size"),
-    ({"encoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
-    ({"decoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
-    ({"encoder_input_tokens": np.zeros((3, 7), np.float32)}, "integer token ids"),
-    ({"encoder_images": np.zeros((2, 48, 48, 3), np.uint8)}, "encoder_images"),
-    ({"encoder_images": np.zeros((3, 3, 48, 48), np.uint8)}, "encoder_images"),
-    ({"encoder_images": np.zeros((3, 48, 48, 3), np.int32)}, "uint8"),
-    ({"encoder_images": np.zeros((3, 112, 48, 3), np.uint8)}, "image_bucket_size"),
-    ({"encoder_image_mask": np.ones((3, 9), bool)}, "encoder_image_mask"),
-    ({"encoder_image_blank_boxes": np.ones((4,), np.int32)}, "encoder_image_blank_boxes"),
-    ({"encoder_patch_indices": np.zeros((3, 10), np.int32)}, "9 patches"),
-    ({"encoder_patch_indices": np.full((3, 4), 9, np.int32)}, "patches 0 to 8"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_input_tokens": np.full((3, 7), 60, np.int32)}, "vocab_size"),
+        ({"decoder_input_tokens": np.full((3, 7), -1, np.int32)}, "vocab_size"),
+        ({"encoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
+        ({"decoder_input_tokens": np.zeros((3, 41), np.int32)}, "40 positions"),
+        ({"encoder_input_tokens": np.zeros((3, 7), np.float32)}, "integer token ids"),
+        ({"encoder_images": np.zeros((2, 48, 48, 3), np.uint8)}, "encoder_images"),
+        ({"encoder_images": np.zeros((3, 3, 48, 48), np.uint8)}, "encoder_images"),
+        ({"encoder_images": np.zeros((3, 48, 48, 3), np.int32)}, "uint8"),
+        ({"encoder_images": np.zeros((3, 112, 48, 3), np.uint8)}, "image_bucket_size"),
+        ({"encoder_image_mask": np.ones((3, 9), bool)}, "encoder_image_mask"),
+        ({"encoder_image_blank_boxes": np.ones((4,), np.int32)}, "encoder_image_blank_boxes"),
+        ({"encoder_patch_indices": np.zeros((3, 10), np.int32)}, "9 patches"),
+        ({"encoder_patch_indices": np.full((3, 4), 9, np.int32)}, "patches 0 to 8"),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_refused_in_words(small, change, message):
     """Outside jit, where ids have values; shapes are refused under jit as well."""
     _, variables = small

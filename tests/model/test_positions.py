@@ -16,8 +16,8 @@ def tables(golden):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("token_bucket_256", (256,)), ("token_bucket_16_max64", (16, 64, 64))])
+    ("name", "arguments"), [("token_bucket_256", (256,)), ("token_bucket_16_max64", (16, 64, 64))]
+)
 def test_token_buckets_are_the_originals(tables, name, arguments):
     np.testing.assert_array_equal(positions.token_bucket_table(*arguments), tables[name])
 
@@ -30,14 +30,16 @@ def test_token_buckets_over_a_longer_range_are_the_originals(tables):
 @pytest.mark.parametrize("bucket_size", [42, 4])
 def test_image_buckets_are_the_originals(tables, bucket_size):
     np.testing.assert_array_equal(
-        positions.image_bucket_table(bucket_size), tables[f"image_bucket_{bucket_size}"])
+        positions.image_bucket_table(bucket_size), tables[f"image_bucket_{bucket_size}"]
+    )
 
 
 @pytest.mark.parametrize("size", ["96x128", "64x160", "384x384", "100x70"])
 def test_patch_position_ids_are_the_originals(tables, size):
     grid = positions.patch_grid(*map(int, size.split("x")))
     np.testing.assert_array_equal(
-        positions.grid_position_ids(*grid, 42), tables[f"image_position_ids_{size}"])
+        positions.grid_position_ids(*grid, 42), tables[f"image_position_ids_{size}"]
+    )
 
 
 def test_code_position_ids_are_the_originals(tables):
@@ -50,6 +52,7 @@ def test_filler_positions_stay_inside_a_small_table():
 
 
 # The biases only move table entries around: equality is exact, no tolerance.
+
 
 def table(rows, heads=3):
     return np.random.default_rng(0).standard_normal((rows, heads)).astype(np.float32)
@@ -93,8 +96,7 @@ def test_accelerators_pick_the_same_entries_by_products():
     value, gradient = both(positions._by_look_up)
     products, their_gradient = both(positions._by_products, dtype=jnp.float32)
     np.testing.assert_array_equal(products, value)
-    np.testing.assert_allclose(
-        their_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+    np.testing.assert_allclose(their_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
     np.testing.assert_array_equal(both(positions.patch_bias)[1], gradient)
     rounded = both(positions._by_products, dtype=jnp.bfloat16)[0]
     np.testing.assert_array_equal(rounded, value.astype(jnp.bfloat16).astype(jnp.float32))
@@ -116,8 +118,7 @@ def test_interpolated_positions_are_torchs_bilinear_resize(official, tables):
     grid = embedding[positions.grid_position_ids(16, 16, 42)].reshape(16, 16, -1)
     resized = positions.interpolate_positions(jnp.array(grid), 20, 26)
     tolerance = 2 * 2**-20 * 2 * np.abs(embedding).max()
-    np.testing.assert_allclose(
-        resized, tables["interp_image_pos_embed"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(resized, tables["interp_image_pos_embed"], rtol=0, atol=tolerance)
 
 
 def test_the_examples_in_the_docstrings_run():

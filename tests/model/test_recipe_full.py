@@ -38,12 +38,13 @@ def test_full_size_models_score_as_the_originals(golden, size):
     ours, theirs = np.asarray(encoded.hidden)[:, ::7], case["encoder_out"]
     seen = there[:, ::7]
     np.testing.assert_allclose(
-        ours[seen], theirs[seen], rtol=0, atol=1e-4 * np.abs(theirs[seen]).max())
+        ours[seen], theirs[seen], rtol=0, atol=1e-4 * np.abs(theirs[seen]).max()
+    )
     logits = np.asarray(jax.jit(model.apply)(variables, batch))
     np.testing.assert_allclose(
-        logits[..., ::101], case["logits_step101"], rtol=0, atol=1e-4 * np.abs(logits).max())
+        logits[..., ::101], case["logits_step101"], rtol=0, atol=1e-4 * np.abs(logits).max()
+    )
     np.testing.assert_array_equal(logits.argmax(-1), case["argmax"])
     scored = case["target"] != config.pad_id
     nll = negative_log_likelihood(logits, case["target"].astype(np.int32))
-    np.testing.assert_allclose(
-        np.asarray(nll)[scored], case["token_nll"][scored], rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(nll)[scored], case["token_nll"][scored], rtol=1e-4)

@@ -16,9 +16,11 @@ def test_resnet_output_is_the_originals(official):
     case, batch = official.case("a")
     variables = {name: tree["encoder"]["resnet"] for name, tree in official.variables.items()}
     output = jax.jit(lambda v, x: ResNet(official.config).apply(v, x, False))(
-        variables, batch["encoder_images"])
+        variables, batch["encoder_images"]
+    )
     np.testing.assert_allclose(
-        output.transpose(0, 3, 1, 2), case["resnet_out"], rtol=1e-4, atol=1e-4)
+        output.transpose(0, 3, 1, 2), case["resnet_out"], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -27,7 +29,8 @@ def test_a_pointwise_convolution_is_a_convolution(stride):
     kernel = jax.random.normal(jax.random.key(1), (5, 3))
     expected = convolutions.convolution(x, kernel[None, None], stride)
     np.testing.assert_allclose(
-        convolutions.pointwise(x, kernel, stride), expected, rtol=1e-5, atol=1e-5)
+        convolutions.pointwise(x, kernel, stride), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("kernel_size", "channels"), [(7, 3), (3, 16), (3, 5)])
@@ -37,15 +40,16 @@ def test_gradients_of_a_convolution_are_xlas(size, stride, kernel_size, channels
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, *size, channels))
     kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, channels, 4))
-    weights = jax.random.normal(
-        keys[2], convolutions.convolution(x, kernel, stride).shape)
+    weights = jax.random.normal(keys[2], convolutions.convolution(x, kernel, stride).shape)
 
     def gradients(convolution):
-        return jax.jit(jax.grad(
-            lambda x, kernel: (convolution(x, kernel, stride) * weights).sum(), (0, 1)))(x, kernel)
+        return jax.jit(
+            jax.grad(lambda x, kernel: (convolution(x, kernel, stride) * weights).sum(), (0, 1))
+        )(x, kernel)
 
     for ours, native in zip(
-            gradients(convolutions.convolution), gradients(convolutions._native), strict=True):
+        gradients(convolutions.convolution), gradients(convolutions._native), strict=True
+    ):
         # Sums of up to 150 products of size 1.
         np.testing.assert_allclose(ours, native, rtol=1e-5, atol=2e-5)
 
@@ -54,16 +58,16 @@ def test_gradients_of_a_convolution_are_xlas(size, stride, kernel_size, channels
 def test_pooling_and_its_gradient_are_xlas_with_ties_as_well(size):
     """Rounded to one decimal, so that equal maxima occur: the first takes the gradient."""
     x = jax.random.normal(jax.random.key(0), (2, *size, 3)).round(1)
-    weights = jax.random.normal(
-        jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
+    weights = jax.random.normal(jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
 
     def gradient(pool):
         return jax.grad(lambda x: (pool(x) * weights).sum())(x)
 
     np.testing.assert_array_equal(convolutions.max_pool(x), convolutions._max_window(x))
     # Up to four outputs share a pixel: their sum may be taken in another order.
-    np.testing.assert_allclose(gradient(convolutions.max_pool), gradient(convolutions._max_window),
-                               rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient(convolutions.max_pool), gradient(convolutions._max_window), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_batch_norm_far_from_zero_keeps_its_digits():
@@ -72,28 +76,36 @@ def test_batch_norm_far_from_zero_keeps_its_digits():
     The inputs are float32 near 1,000, spaced 2^-14 = 6e-5: so much can the output be off.
     """
     x = 1000 + jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
-    variables = {"params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)},
-                 "batch_stats": {"mean": jnp.full(2, 999.0), "var": jnp.ones(2)}}
+    variables = {
+        "params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)},
+        "batch_stats": {"mean": jnp.full(2, 999.0), "var": jnp.ones(2)},
+    }
     y, updates = BatchNorm(2, frozen=False).apply(variables, x, True, mutable=["batch_stats"])
     exact = np.asarray(x, np.float64)
     centred = exact - exact.mean((0, 1, 2))
     expected = centred / np.sqrt(np.square(centred).mean((0, 1, 2)) + 1e-5)
     np.testing.assert_allclose(y, expected, atol=4 * 2**-14)
     np.testing.assert_allclose(
-        updates["batch_stats"]["var"], 0.9 + 0.1 * exact.reshape(-1, 2).var(0, ddof=1), rtol=1e-5)
+        updates["batch_stats"]["var"], 0.9 + 0.1 * exact.reshape(-1, 2).var(0, ddof=1), rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("module", "wide", "arguments"), [
-    (BatchNorm(4, frozen=False), BatchNorm(4, frozen=False), (True,)),
-    (layer_norm(jnp.bfloat16), layer_norm(jnp.float32), ()),
-], ids=["batch", "layer"])
+@pytest.mark.parametrize(
+    ("module", "wide", "arguments"),
+    [
+        (BatchNorm(4, frozen=False), BatchNorm(4, frozen=False), (True,)),
+        (layer_norm(jnp.bfloat16), layer_norm(jnp.float32), ()),
+    ],
+    ids=["batch", "layer"],
+)
 def test_a_norm_of_bfloat16_keeps_its_input_alone_for_its_gradient(module, wide, arguments):
     x = jax.random.normal(jax.random.key(0), (8, 5, 5, 4)).astype(jnp.bfloat16)
     variables = nn.meta.unbox(module.init(jax.random.key(1), x, *arguments))
 
     def differentiated(module, x):
         y, gradient_of = jax.vjp(
-            lambda x: module.apply(variables, x, *arguments, mutable=["batch_stats"])[0], x)
+            lambda x: module.apply(variables, x, *arguments, mutable=["batch_stats"])[0], x
+        )
         kept = [a.dtype for a in jax.tree.leaves(gradient_of) if a.size >= x.size]
         (gradient,) = gradient_of(jnp.cos(jnp.arange(y.size).reshape(y.shape)).astype(y.dtype))
         return y, gradient, kept

@@ -51,13 +51,16 @@ def test_pictures_of_equal_type_can_be_swapped():
 
     def of_type(vector):
         return flax.traverse_util.unflatten_dict(
-            flat | {("params", "encoder", "second_image_type"): vector})
+            flat | {("params", "encoder", "second_image_type"): vector}
+        )
 
     # As large as the random ResNet's features, which would drown a type of size 1.
     alike, apart = of_type(types[1]), of_type(1e4 * types[1])
     batch = two_pictures()
-    swapped = batch | {"encoder_images": batch["encoder_second_images"],
-                       "encoder_second_images": batch["encoder_images"]}
+    swapped = batch | {
+        "encoder_images": batch["encoder_second_images"],
+        "encoder_second_images": batch["encoder_images"],
+    }
     np.testing.assert_allclose(apply(batch, alike), apply(swapped, alike), **SAME)
     assert np.abs(apply(batch, apart) - apply(swapped, apart)).max() > 1e-2
 

@@ -20,25 +20,34 @@ def mesh(shape, slices=1):
     for k in range(count):
         place = k % (count // slices)
         devices[k] = types.SimpleNamespace(
-            coords=(place % 4, place // 4, 0), slice_index=k // (count // slices))
+            coords=(place % 4, place // 4, 0), slice_index=k // (count // slices)
+        )
     names = ("data", "fsdp", "tensor")
     return types.SimpleNamespace(
-        shape=dict(zip(names, shape, strict=True)), axis_names=names,
-        devices=devices.reshape(shape), size=count)
+        shape=dict(zip(names, shape, strict=True)),
+        axis_names=names,
+        devices=devices.reshape(shape),
+        size=count,
+    )
 
 
 def exchange(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4,1024]"):
-    text = (f"ENTRY %main (p: {operand}) -> {result} {{\n  %p = {operand} parameter(0)\n"
-            f"  ROOT %x = {result} {kind}(%p), {groups}, dimensions={{0}}\n}}\n")
+    text = (
+        f"ENTRY %main (p: {operand}) -> {result} {{\n  %p = {operand} parameter(0)\n"
+        f"  ROOT %x = {result} {kind}(%p), {groups}, dimensions={{0}}\n}}\n"
+    )
     (found,) = cost.exchanges(Program(text), on, V5E)
     return found
 
 
-@pytest.mark.parametrize(("groups", "axes", "links"), [
-    ("replica_groups=[4,4]<=[16]", "tensor", 0.25),            # a row: one of two dimensions
-    ("replica_groups=[4,4]<=[4,4]T(1,0)", "data", 0.25),
-    ("replica_groups=[1,16]<=[16]", "data+tensor", 0.5),
-])
+@pytest.mark.parametrize(
+    ("groups", "axes", "links"),
+    [
+        ("replica_groups=[4,4]<=[16]", "tensor", 0.25),  # a row: one of two dimensions
+        ("replica_groups=[4,4]<=[4,4]T(1,0)", "data", 0.25),
+        ("replica_groups=[1,16]<=[16]", "data+tensor", 0.5),
+    ],
+)
 def test_an_exchange_is_told_by_its_axes_and_has_the_links_of_their_dimensions(groups, axes, links):
     """Four chips in a line are no ring, and send half of what their links could."""
     found = exchange(groups, mesh((4, 1, 4)))
@@ -57,22 +66,29 @@ def test_a_whole_side_of_a_pod_is_a_ring():
 
 
 def test_between_slices_each_chip_sends_its_part_over_the_network():
-    found = exchange("replica_groups=[1,16]<=[16]", mesh((16, 1, 1), slices=2), "all-reduce",
-                     "f32[4,1024]")
+    found = exchange(
+        "replica_groups=[1,16]<=[16]", mesh((16, 1, 1), slices=2), "all-reduce", "f32[4,1024]"
+    )
     assert found.crosses_slices and found.axes == "data"
     assert found.wire_bytes == 4 * 4096 * 2 * 15 / 16 / 8
     assert found.seconds == pytest.approx(found.wire_bytes / 3.125e9)
 
 
 def test_a_permutation_runs_along_the_axis_of_its_pairs():
-    found = exchange("source_target_pairs={{0,0},{1,2},{2,1}}", mesh((4, 1, 4)),
-                     "collective-permute", "f32[4,1024]")
+    found = exchange(
+        "source_target_pairs={{0,0},{1,2},{2,1}}",
+        mesh((4, 1, 4)),
+        "collective-permute",
+        "f32[4,1024]",
+    )
     assert (found.axes, found.wire_bytes) == ("tensor", 4 * 4096)
 
 
 def test_the_longest_time_binds_and_bounds_the_rest():
-    sent = [cost.Exchange("all-gather", "fsdp", 1, 8e9, 8e9, 0.04, False),
-            cost.Exchange("all-reduce", "data", 1, 8e9, 8e9, 0.03, True)]
+    sent = [
+        cost.Exchange("all-gather", "fsdp", 1, 8e9, 8e9, 0.04, False),
+        cost.Exchange("all-reduce", "data", 1, 8e9, 8e9, 0.03, True),
+    ]
     line = cost.roofline(19.7e12, 40.95e9, sent, V5E, 4, 39.4e12, 64)
     assert (line.compute, line.memory) == (pytest.approx(0.1), pytest.approx(0.05))
     assert (line.interconnect, line.network, line.binds) == (0.04, 0.03, "compute")
@@ -96,7 +112,12 @@ def test_memory_is_told_by_kind_and_the_rest_is_activations():
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     array = jax.ShapeDtypeStruct((3, 4), np.float32, sharding=here)
     assert cost.memory(500.0, {"parameters": [array], "average": None}, array) == {
-        "parameters": 48, "average": 0, "batch": 48, "activations": 404, "peak": 500}
+        "parameters": 48,
+        "average": 0,
+        "batch": 48,
+        "activations": 404,
+        "peak": 500,
+    }
 
 
 STEP = """
@@ -119,24 +140,26 @@ OFA._decode/OFA._logits/mul"}
 """
 
 
-CARRIED = """HloModule jit_f, is_scheduled=true
+CARRIED = (
+    """HloModule jit_f, is_scheduled=true
 
 ENTRY %main (g: f32[512,1024]) -> f32[512,1024] {
   %g = f32[512,1024]{1,0} parameter(0)
-  %mine = f32[32,1024]{1,0} reduce-scatter(%g), channel_id=3, replica_groups=[2,16]<=[32], """ \
-"""dimensions={0}, to_apply=%add
+  %mine = f32[32,1024]{1,0} reduce-scatter(%g), channel_id=3, replica_groups=[2,16]<=[32], """
+    """dimensions={0}, to_apply=%add
   %after-all = token[] after-all()
-  %send = (f32[32,1024]{1,0}, u32[], token[]) send(%mine, %after-all), channel_id=2, """ \
-"""is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (f32[32,1024]{1,0}, u32[], token[]) send(%mine, %after-all), channel_id=2, """
+    """is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
-  %recv = (f32[32,1024]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, """ \
-"""is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[32,1024]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, """
+    """is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv-done = (f32[32,1024]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
   %all = f32[32,1024]{1,0} get-tuple-element(%recv-done), index=0
-  ROOT %sum = f32[512,1024]{1,0} all-gather(%all), channel_id=4, replica_groups=[2,16]<=[32], """ \
-"""dimensions={0}
+  ROOT %sum = f32[512,1024]{1,0} all-gather(%all), channel_id=4, replica_groups=[2,16]<=[32], """
+    """dimensions={0}
 }
 """
+)
 
 
 def test_what_hosts_carry_between_slices_is_an_exchange_over_the_network():
@@ -145,9 +168,12 @@ def test_what_hosts_carry_between_slices_is_an_exchange_over_the_network():
     between, *within = cost.exchanges(program, mesh((32, 1, 1), slices=2), V5E)
     part = 32 * 1024 * 4
     assert between == cost.Exchange(
-        "all-reduce", "data", 1, part, part, part / V5E.network, crosses_slices=True)
+        "all-reduce", "data", 1, part, part, part / V5E.network, crosses_slices=True
+    )
     assert {(e.kind, e.crosses_slices) for e in within} == {
-        ("reduce-scatter", False), ("all-gather", False)}
+        ("reduce-scatter", False),
+        ("all-gather", False),
+    }
     (three, *_) = cost.exchanges(program, mesh((48, 1, 1), slices=3), V5E)
     assert three.wire_bytes == pytest.approx(4 / 3 * part)
     # Sent, received, and by the two exchanges within the slice.
@@ -165,13 +191,21 @@ def test_memory_traffic_is_told_by_part_of_the_step_and_what_is_fetched_by_who_r
     assert Program(STEP).hbm_bytes() == 9 * array
 
 
-@pytest.mark.parametrize(("source", "part"), [
-    ("", "not named"),
-    ("jit(train_step)/reduce_sum", "loss and optimiser"),
-    ("jit(train_step)/transpose(jvp(OFA.score))/OFA._embed/jit(_take)/scatter-add",
-     "embed, backward"),
-    ("jit(train_step)/jvp(OFA.score)/encoder/while/body/closed_call/layers.step/layers/"
-     "self_attention/...qhd,...hdk->...hqk/dot_general", "encoder/layers"),
-])
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("", "not named"),
+        ("jit(train_step)/reduce_sum", "loss and optimiser"),
+        (
+            "jit(train_step)/transpose(jvp(OFA.score))/OFA._embed/jit(_take)/scatter-add",
+            "embed, backward",
+        ),
+        (
+            "jit(train_step)/jvp(OFA.score)/encoder/while/body/closed_call/layers.step/layers/"
+            "self_attention/...qhd,...hdk->...hqk/dot_general",
+            "encoder/layers",
+        ),
+    ],
+)
 def test_parts_are_named_by_modules(source, part):
     assert cost.part_of_step(source, depth=2) == part

@@ -87,8 +87,10 @@ def test_no_device_gathers_logits_or_activations(results, mesh):
             assert not logits, where
 
 
-@pytest.mark.parametrize(("mesh", "rows", "columns"), [
-    ("data", 1024, 16), ("fsdp", 1024, 2), ("tensor", 256, 16), ("fsdp_tensor", 512, 4)])
+@pytest.mark.parametrize(
+    ("mesh", "rows", "columns"),
+    [("data", 1024, 16), ("fsdp", 1024, 2), ("tensor", 256, 16), ("fsdp_tensor", 512, 4)],
+)
 def test_the_shared_embedding_is_split(results, mesh, rows, columns):
     assert results[mesh]["embedding"] == [rows, columns]
 

@@ -29,13 +29,21 @@ def test_a_loops_body_is_counted_as_often_as_it_runs(compiled):
     assert 9 in program.times.values()
 
 
-@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [
-    (1, (1, 1), 1, 1), (2, (1, 1), 1, 1), (2, (0, 3), 2, 1), (1, (2, 0), 1, 4)])
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"),
+    [(1, (1, 1), 1, 1), (2, (1, 1), 1, 1), (2, (0, 3), 2, 1), (1, (2, 0), 1, 4)],
+)
 def test_convolutions_are_counted_as_xla_counts_them(stride, padding, dilation, groups):
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), (padding, padding), rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+            x,
+            kernel,
+            (stride, stride),
+            (padding, padding),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
 
     arguments = shape(2, 9, 12, 8), shape(3, 3, 8 // groups, 16)
     lowered = jax.jit(convolve).lower(*arguments)
@@ -45,32 +53,37 @@ def test_convolutions_are_counted_as_xla_counts_them(stride, padding, dilation, 
         # Its gradients are convolutions with dilated inputs, of the same number of products.
         gradient = jax.jit(lambda *a: jax.vjp(convolve, *a)[1](convolve(*a))).lower(*arguments)
         assert Program(gradient.as_text(dialect="hlo")).flops() == pytest.approx(
-            3 * program.flops())
+            3 * program.flops()
+        )
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
-    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
-    ("replica_groups=[2,4]<=[4,2]T(1,0), x", [[0, 2, 4, 6], [1, 3, 5, 7]]),
-    ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
-    ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
-    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
-    ("replica_groups={}", None),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,4]<=[4,2]T(1,0), x", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("replica_groups={}", None),
+    ],
+)
 def test_groups_of_devices_in_every_notation(text, expected):
     groups = groups_of(text)
     assert (None if groups is None else groups.tolist()) == expected
 
 
 # Lines as libtpu prints them: layouts with memory spaces, an asynchronous gather in two parts.
-TPU = """HloModule jit_f, is_scheduled=true
+TPU = (
+    """HloModule jit_f, is_scheduled=true
 
 %body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
   %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
-  %all-reduce.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-reduce(%x), channel_id=3, """ \
-"""replica_groups=[4,2]<=[8], to_apply=%add, metadata={op_name="jit(f)/while/body/dot_general"}
+  %all-reduce.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-reduce(%x), channel_id=3, """
+    """replica_groups=[4,2]<=[8], to_apply=%add, metadata={op_name="jit(f)/while/body/dot_general"}
   ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %all-reduce.1)
 }
 
@@ -83,8 +96,8 @@ TPU = """HloModule jit_f, is_scheduled=true
 
 %start (a: bf16[1,128]) -> bf16[8,128] {
   %a = bf16[1,128]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %gather.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%a), channel_id=7, """ \
-"""replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %gather.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%a), channel_id=7, """
+    """replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
 
 ENTRY %main (q: bf16[1,128]) -> bf16[8,128] {
@@ -93,11 +106,12 @@ ENTRY %main (q: bf16[1,128]) -> bf16[8,128] {
   %fusion.2 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, calls=%start
   %zero = s32[]{:T(128)} constant(0)
   %tuple = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%zero, %fusion.2)
-  %loop = (s32[]{:T(128)}, /*index=1*/bf16[8,128]{1,0:T(8,128)(2,1)}) while(%tuple), """ \
-"""condition=%cond, body=%body
+  %loop = (s32[]{:T(128)}, /*index=1*/bf16[8,128]{1,0:T(8,128)(2,1)}) while(%tuple), """
+    """condition=%cond, body=%body
   ROOT %out = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
 }
 """
+)
 
 
 def test_exchanges_and_memory_traffic_of_a_tpu_program():
@@ -114,7 +128,8 @@ def test_exchanges_and_memory_traffic_of_a_tpu_program():
 
 # A slice that is fetched into VMEM while something else goes on; a copy likewise; and a gather
 # begun before a loop, which goes on beside its four rounds: fusions hand its arrays on.
-ASYNCHRONOUS = """HloModule jit_f, is_scheduled=true
+ASYNCHRONOUS = (
+    """HloModule jit_f, is_scheduled=true
 
 %fetch (a: bf16[64,128]) -> bf16[8,128] {
   %a = bf16[64,128]{1,0} parameter(0)
@@ -152,29 +167,32 @@ ENTRY %main (x: bf16[64,128], q: bf16[1,128]) -> f32[64] {
   %e = bf16[1,128]{1,0:S(1)} copy-done(%c)
   %begun = bf16[8,128]{1,0} all-gather(%q), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
   %t = (s32[], bf16[1,128], bf16[8,128], bf16[64,128]) tuple(%x, %q, %begun, %x)
-  ROOT %w = (s32[], bf16[1,128]) while(%t), condition=%cond, body=%body, """ \
-"""backend_config={"known_trip_count":{"n":"4"}}
+  ROOT %w = (s32[], bf16[1,128]) while(%t), condition=%cond, body=%body, """
+    """backend_config={"known_trip_count":{"n":"4"}}
 }
 """
+)
 
 
-SCATTERED = """
+SCATTERED = (
+    """
 %all-reduce-scatter.4.clone (a: bf16[64,32]) -> bf16[64,4] {
   %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-reduce.9 = bf16[64,32]{1,0:T(8,128)(2,1)} all-reduce(%a), channel_id=1, """ \
-"""replica_groups=[1,8]<=[8], to_apply=%add
+  %all-reduce.9 = bf16[64,32]{1,0:T(8,128)(2,1)} all-reduce(%a), channel_id=1, """
+    """replica_groups=[1,8]<=[8], to_apply=%add
   %zero = s32[]{:T(128)} constant(0)
   %place = s32[]{:T(128)} constant(4)
-  ROOT %part = bf16[64,4]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.9, %zero, %place), """ \
-"""dynamic_slice_sizes={64,4}
+  ROOT %part = bf16[64,4]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.9, %zero, %place), """
+    """dynamic_slice_sizes={64,4}
 }
 
 ENTRY %main (q: bf16[64,32]) -> bf16[64,4] {
   %q = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %out = bf16[64,4]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, """ \
-"""calls=%all-reduce-scatter.4.clone
+  ROOT %out = bf16[64,4]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, """
+    """calls=%all-reduce-scatter.4.clone
 }
 """
+)
 
 
 def test_a_sum_of_which_each_device_wants_a_part_sends_half_of_a_sum_for_all():
@@ -195,28 +213,30 @@ def test_what_goes_on_beside_other_work_is_counted_once():
 
 # As XLA prints calls of cuBLAS and cuDNN: results with their workspaces, and the numbers of the
 # convolution that a gradient belongs to.
-GPU = """HloModule jit_f, is_scheduled=true
+GPU = (
+    """HloModule jit_f, is_scheduled=true
 
 ENTRY %main (x: bf16[8,16,16,4], k: bf16[6,3,3,4], a: bf16[64,32]) -> bf16[64,128] {
   %x = bf16[8,16,16,4]{3,2,1,0:S(1)} parameter(0)
   %k = bf16[6,3,3,4]{3,2,1,0} parameter(1)
   %a = bf16[64,32]{1,0} parameter(2)
   %b = bf16[32,128]{1,0} parameter(3)
-  %conv = (bf16[8,8,8,6]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %k), WINDOW, """ \
-"""custom_call_target="__cudnn$convForward"
+  %conv = (bf16[8,8,8,6]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %k), WINDOW, """
+    """custom_call_target="__cudnn$convForward"
   %y = bf16[8,8,8,6]{3,2,1,0} get-tuple-element(%conv), index=0
-  %back = (bf16[8,16,16,4]{3,2,1,0}, u8[4096]{0}) custom-call(%y, %k), WINDOW, """ \
-"""custom_call_target="__cudnn$convBackwardInput"
-  %kernel = (bf16[6,3,3,4]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %y), WINDOW, """ \
-"""custom_call_target="__cudnn$convBackwardFilter"
+  %back = (bf16[8,16,16,4]{3,2,1,0}, u8[4096]{0}) custom-call(%y, %k), WINDOW, """
+    """custom_call_target="__cudnn$convBackwardInput"
+  %kernel = (bf16[6,3,3,4]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %y), WINDOW, """
+    """custom_call_target="__cudnn$convBackwardFilter"
   %room = bf16[999,999]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %norm = (bf16[8,8,8,6]{3,2,1,0}, u8[4096]{0}) custom-call(%y), custom_call_target="__cudnn$norm"
-  %gemm = (bf16[64,128]{1,0}, s8[4194304]{0}) custom-call(%a, %b), """ \
-"""custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,""" \
-""""dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[]}}}
+  %gemm = (bf16[64,128]{1,0}, s8[4194304]{0}) custom-call(%a, %b), """
+    """custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,"""
+    """"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[]}}}
   ROOT %out = bf16[64,128]{1,0} get-tuple-element(%gemm), index=0
 }
 """.replace("WINDOW", "window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_o01i->b01f")
+)
 
 
 def test_a_gpus_libraries_are_asked_for_products_like_any_other():
@@ -224,8 +244,12 @@ def test_a_gpus_libraries_are_asked_for_products_like_any_other():
     # Padded by one on one side, of 8 x 3 pairs of an output and a tap 23 see a value.
     convolution, product = 2 * 8 * 23 * 23 * 4 * 6, 2 * 64 * 32 * 128
     counted = {i.name: flops for flops, i in program.products()}
-    assert counted == {"conv": convolution, "back": convolution, "kernel": convolution,
-                       "gemm": product}
+    assert counted == {
+        "conv": convolution,
+        "back": convolution,
+        "kernel": convolution,
+        "gemm": product,
+    }
     assert program.uncounted() == {"__cudnn$norm"}
     x, y, k, a, b, out = 2 * 8 * 256 * 4, 2 * 8 * 64 * 6, 2 * 6 * 9 * 4, 4096, 8192, 16384
     # Space 1 is no VMEM here, and workspaces are nobody's data.

@@ -13,8 +13,17 @@ from ofa_jax.scenes import nouns, records
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.questions import ANSWER_TYPES
 
-NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
-           "seven": 7}
+NUMBERS = {
+    "a": 1,
+    "an": 1,
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+}
 NAMES = {form: noun.name for noun in nouns.all_nouns() for form in (noun.name, noun.plural)}
 SINGULAR = {noun.name for noun in nouns.all_nouns()}
 BACKGROUNDS = {"on grass", "on gravel", "on bricks", "on wood", "in outer space"}
@@ -24,9 +33,11 @@ SIZE = 128
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [records.make_record(SceneOptions(nouns=count, seed=5), split, index)
-            for count, split in ((40, "train"), (40, "test_shifted"), (250, "train"))
-            for index in range(120)]
+    return [
+        records.make_record(SceneOptions(nouns=count, seed=5), split, index)
+        for count, split in ((40, "train"), (40, "test_shifted"), (250, "train"))
+        for index in range(120)
+    ]
 
 
 class Reader:
@@ -47,8 +58,12 @@ class Reader:
 
     def related(self, a, relation, b):
         dx, dy = self.centres[b] - self.centres[a]
-        return {"to the left of": dx > 0, "to the right of": dx < 0,
-                "above": dy > 0, "below": dy < 0}[relation]
+        return {
+            "to the left of": dx > 0,
+            "to the right of": dx < 0,
+            "above": dy > 0,
+            "below": dy < 0,
+        }[relation]
 
     def half(self, i, words):
         x, y = self.centres[i] / SIZE
@@ -71,8 +86,11 @@ class Reader:
         related = re.fullmatch(rf"(.+) ({RELATION}) (.+)", claim)
         if related:
             first, second = (self.parse(part)[0] for part in related.group(1, 3))
-            return any(self.related(a, related.group(2), b)
-                       for a in self.named(first) for b in self.named(second))
+            return any(
+                self.related(a, related.group(2), b)
+                for a in self.named(first)
+                for b in self.named(second)
+            )
         exact = claim.startswith("exactly ")
         parts = re.split(r", | and ", claim.removeprefix("exactly "))
         for name, count in map(self.parse, parts):
@@ -106,8 +124,11 @@ class Reader:
         if found := ask(r"is the (.+) at the top or at the bottom\?"):
             return "top" if self.half(self.one(found[1]), "top") else "bottom"
         if found := ask(r"in which corner is the (.+)\?"):
-            return next(c for c in ("top left", "top right", "bottom left", "bottom right")
-                        if self.in_corner(self.one(found[1]), c))
+            return next(
+                c
+                for c in ("top left", "top right", "bottom left", "bottom right")
+                if self.in_corner(self.one(found[1]), c)
+            )
         if found := ask(r"is the (.+) to the left or to the right of the (.+)\?"):
             a, b = self.one(found[1]), self.one(found[2])
             return "left" if self.related(a, "to the left of", b) else "right"
@@ -128,15 +149,21 @@ class Reader:
         if phrase == "the object in the picture":
             (index,) = range(len(self.labels))
             return index
-        phrase = re.sub(r"^the object the (largest|smallest) object in the picture$",
-                        r"the \1 object", phrase)
+        phrase = re.sub(
+            r"^the object the (largest|smallest) object in the picture$", r"the \1 object", phrase
+        )
         rest = phrase.removeprefix("the ")
         found = re.fullmatch(r"(leftmost|rightmost|top|bottom|largest|smallest) (.+)", rest)
         if found and (found[2] == "object" or found[2] in SINGULAR):
             pool = self.pool(found[2])
-            key = {"leftmost": self.centres[:, 0], "rightmost": -self.centres[:, 0],
-                   "top": self.centres[:, 1], "bottom": -self.centres[:, 1],
-                   "largest": -self.areas, "smallest": self.areas}[found[1]]
+            key = {
+                "leftmost": self.centres[:, 0],
+                "rightmost": -self.centres[:, 0],
+                "top": self.centres[:, 1],
+                "bottom": -self.centres[:, 1],
+                "largest": -self.areas,
+                "smallest": self.areas,
+            }[found[1]]
             ranked = sorted(pool, key=lambda i: key[i])
             assert len(ranked) > 1 and key[ranked[0]] < key[ranked[1]], phrase
             return ranked[0]
@@ -145,8 +172,9 @@ class Reader:
             meant = [i for i in self.pool(found[1]) if self.half(i, found[2])]
         elif found := re.fullmatch(rf"(.+?) ({RELATION}) the (.+)", rest):
             anchor = self.one(found[3])
-            meant = [i for i in self.pool(found[1])
-                     if i != anchor and self.related(i, found[2], anchor)]
+            meant = [
+                i for i in self.pool(found[1]) if i != anchor and self.related(i, found[2], anchor)
+            ]
         else:
             meant = self.pool(rest)
         assert len(meant) == 1, (phrase, meant)
@@ -157,10 +185,17 @@ class Reader:
 
 
 def background_of(record):
-    found = {place.split(" ", 1)[1] for text in record["captions"] for place in BACKGROUNDS
-             if text.endswith(" " + place)}
-    answers = [answer for answer, kind in zip(record["answers"], record["answer_types"],
-                                              strict=True) if kind == "background"]
+    found = {
+        place.split(" ", 1)[1]
+        for text in record["captions"]
+        for place in BACKGROUNDS
+        if text.endswith(" " + place)
+    }
+    answers = [
+        answer
+        for answer, kind in zip(record["answers"], record["answer_types"], strict=True)
+        if kind == "background"
+    ]
     found.update(answers)
     assert len(found) <= 1, "two backgrounds in one scene"
     return found.pop() if found else None
@@ -177,13 +212,18 @@ def test_negative_captions_are_false(scenes):
         assert len(record["negative_captions"]) == len(set(record["negative_captions"])) == 4
         for caption in record["negative_captions"]:
             assert not Reader(record).holds(caption, background_of(record) or "unnamed"), (
-                caption, record["object_labels"])
+                caption,
+                record["object_labels"],
+            )
 
 
 def test_negatives_are_not_told_by_their_length_alone(scenes):
     """A listing longer by a count is a negative; as many others are as long as the truth."""
-    same = [len(negative.split()) in {len(caption.split()) for caption in record["captions"]}
-            for record in scenes for negative in record["negative_captions"]]
+    same = [
+        len(negative.split()) in {len(caption.split()) for caption in record["captions"]}
+        for record in scenes
+        for negative in record["negative_captions"]
+    ]
     assert np.mean(same) > 0.5
 
 
@@ -191,19 +231,26 @@ def test_answers_are_right(scenes):
     kinds = set()
     for record in scenes:
         assert len(record["questions"]) == len(record["answers"]) == len(record["answer_types"])
-        for question, answer, kind in zip(record["questions"], record["answers"],
-                                          record["answer_types"], strict=True):
+        for question, answer, kind in zip(
+            record["questions"], record["answers"], record["answer_types"], strict=True
+        ):
             kinds.add(kind)
             if kind != "background":
-                assert Reader(record).answer(question) == answer, (question,
-                                                                   record["object_labels"])
+                assert Reader(record).answer(question) == answer, (
+                    question,
+                    record["object_labels"],
+                )
     assert kinds == set(ANSWER_TYPES)
 
 
 def test_yes_and_no_are_both_frequent(scenes):
     for kind in ("existence", "relation"):
-        answers = [a for record in scenes for a, k in zip(
-            record["answers"], record["answer_types"], strict=True) if k == kind]
+        answers = [
+            a
+            for record in scenes
+            for a, k in zip(record["answers"], record["answer_types"], strict=True)
+            if k == kind
+        ]
         # Both have probability 1/2: four standard deviations of the mean of n coin flips.
         assert abs(np.mean([a == "yes" for a in answers]) - 0.5) < 4 * 0.5 / len(answers) ** 0.5
 
@@ -219,17 +266,24 @@ def test_phrases_mean_exactly_one_object(scenes):
 
 def test_the_phrases_asked_about_are_among_all_true_ones(scenes):
     for record in scenes:
-        known = {(phrase, tuple(box)) for phrase, box in zip(
-            record["true_phrases"], record["true_phrase_boxes"], strict=True)}
+        known = {
+            (phrase, tuple(box))
+            for phrase, box in zip(record["true_phrases"], record["true_phrase_boxes"], strict=True)
+        }
         assert len(known) == len(record["true_phrases"])
-        assert known >= {(phrase, tuple(box)) for phrase, box in zip(
-            record["phrases"], record["phrase_boxes"], strict=True)}
+        assert known >= {
+            (phrase, tuple(box))
+            for phrase, box in zip(record["phrases"], record["phrase_boxes"], strict=True)
+        }
 
 
 def test_the_reader_finds_lies(scenes):
     """The reader itself: a swapped box or a wrong count does not pass."""
-    record = next(r for r in scenes if len(set(r["object_labels"])) == 2 and any(
-        " to the left of " in c for c in r["captions"]))
+    record = next(
+        r
+        for r in scenes
+        if len(set(r["object_labels"])) == 2 and any(" to the left of " in c for c in r["captions"])
+    )
     mirrored = dict(record, object_boxes=np.asarray(record["object_boxes"])[::-1])
     caption = next(c for c in record["captions"] if " to the left of " in c)
     assert Reader(record).holds(caption)

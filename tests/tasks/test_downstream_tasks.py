@@ -62,8 +62,10 @@ RIGHT = {
 }
 ANSWERS = {
     **{name: [" two cups", " cup", " two"] for name in ("vqa", "vqa_trie")},
-    **{name: [" yes", " maybe", " no"] for name in (
-        "snli_ve", "snli_ve_without_premise", "glue_mnli")},
+    **{
+        name: [" yes", " maybe", " no"]
+        for name in ("snli_ve", "snli_ve_without_premise", "glue_mnli")
+    },
     **{name: [" tench", " great white shark"] for name in ("imagenet", "imagenet_all")},
     **{f"glue_{name}": [" yes", " no"] for name in ("cola", "mrpc", "qqp", "qnli", "rte")},
     "glue_sst2": [" positive", " negative"],
@@ -96,8 +98,10 @@ def opened(name, split):
 
 def test_these_are_all():
     names = {
-        name for name in seqio.TaskRegistry.names()
-        if seqio.TaskRegistry.get(name).output_features == downstream.OUTPUT_FEATURES}
+        name
+        for name in seqio.TaskRegistry.names()
+        if seqio.TaskRegistry.get(name).output_features == downstream.OUTPUT_FEATURES
+    }
     assert names == set(TASKS) == set(RIGHT)
     assert {data for data, _ in TASKS.values()} == set(downstream.DATA)
 
@@ -108,15 +112,19 @@ def test_seqio_and_the_loader_give_the_same_example(settings, name, split):
     task = opened(name, split)
     ours = task.preprocess(task.records[0], np.random.default_rng(0))
     dataset = seqio.get_mixture_or_task(name).get_dataset(
-        sequence_length=None, split=split, shuffle=False, seed=1, num_epochs=1)
+        sequence_length=None, split=split, shuffle=False, seed=1, num_epochs=1
+    )
     theirs = list(dataset.as_numpy_iterator())
     assert len(theirs) == len(task.records)
     drawn = {("gigaword", "noisy_targets"), ("imagenet", "image"), ("imagenet_all", "image")}
     if name == "coco_captioning" and split == "validation":
         drawn.add((name, "targets"))  # one of two captions
     for feature in seqio_bridge.EXAMPLE_SIGNATURE:
-        if feature in ours and not (split == "train" and (name, feature) in drawn) and (
-                name, feature) != ("coco_captioning", "targets"):
+        if (
+            feature in ours
+            and not (split == "train" and (name, feature) in drawn)
+            and (name, feature) != ("coco_captioning", "targets")
+        ):
             np.testing.assert_array_equal(ours[feature], theirs[0][feature], err_msg=feature)
 
 
@@ -147,7 +155,8 @@ def test_captions_are_judged_against_all_of_a_picture(settings):
     references = [["a dog on a sofa", "the dog"], ["two birds"], ["a red bus"]]
     right, wrong = (
         described.metrics[0](references, answers)["cider_d"]
-        for answers in (["a dog on a sofa", "two birds", "a red bus"], ["x", "y", "z"]))
+        for answers in (["a dog on a sofa", "two birds", "a red bus"], ["x", "y", "z"])
+    )
     assert right > 1 > wrong == 0
     assert described.main_metric == "cider_d"
 
@@ -175,7 +184,11 @@ def test_how_answers_are_searched(settings):
     for name in ("refcoco", "refcoco_plus", "refcocog"):
         box = decoding[name]
         assert (box.beam_size, box.min_length, box.max_length, box.no_repeat_ngram_size) == (
-            5, 4, 4, 3)
+            5,
+            4,
+            4,
+            3,
+        )
         assert judging.find(name).max_image_size == 64
     headline = decoding["gigaword"]
     assert (headline.beam_size, headline.length_penalty, headline.max_length) == (6, 0.7, 32)
@@ -188,9 +201,14 @@ def test_how_answers_are_searched(settings):
 
 def test_behind_a_prompt_there_is_room_for_the_answer(settings):
     try:
-        downstream.configure(DownstreamSettings(
-            settings.vocabulary, settings.files, settings.data_dir,
-            options=settings.options | {"decoder_prompt": "source"}))
+        downstream.configure(
+            DownstreamSettings(
+                settings.vocabulary,
+                settings.files,
+                settings.data_dir,
+                options=settings.options | {"decoder_prompt": "source"},
+            )
+        )
         task = opened("glue_rte", "train")
         example = task.preprocess(task.records[0], np.random.default_rng(0))
         prompt = example["answer_prefix"]
@@ -204,14 +222,20 @@ def test_behind_a_prompt_there_is_room_for_the_answer(settings):
 
 def test_tfds_counts_more_than_files(settings):
     both = DownstreamSettings(
-        settings.vocabulary, settings.files, settings.data_dir,
-        tfds={"mnli": "glue/mnli:2.0.0", "imagenet": "imagenet2012"}, tfds_data_dir="tfds",
-        class_names="class2label_new.json")
+        settings.vocabulary,
+        settings.files,
+        settings.data_dir,
+        tfds={"mnli": "glue/mnli:2.0.0", "imagenet": "imagenet2012"},
+        tfds_data_dir="tfds",
+        class_names="class2label_new.json",
+    )
     records = both.records("mnli", "validation_mismatched")
     assert (records.name, records.split, records.data_dir) == (
-        "glue/mnli:2.0.0", "validation_mismatched", "tfds")
-    assert both.records("imagenet", "train").to_record.class_names == (
-        "tench", "great white shark")
+        "glue/mnli:2.0.0",
+        "validation_mismatched",
+        "tfds",
+    )
+    assert both.records("imagenet", "train").to_record.class_names == ("tench", "great white shark")
     assert len(both.records("rte", "train")) == 1
 
 
@@ -252,7 +276,8 @@ def test_what_is_missing_is_a_sentence(settings):
 
 def test_answers_to_choose_from_are_json_or_text_and_never_a_pickle(tmp_path):
     for name, content in (
-        ("a.json", '{"yes": 0, "no": 1}'), ("b.json", '["yes", "no", "yes"]'),
+        ("a.json", '{"yes": 0, "no": 1}'),
+        ("b.json", '["yes", "no", "yes"]'),
         ("c.txt", "yes\n no \n\n"),
     ):
         (tmp_path / name).write_text(content)

@@ -42,8 +42,8 @@ def read(kind, ids, vocabulary):
     return {
         "boxes": np.array([vocabulary.decode_box(ids[k : k + 4], 64) for k in starts]),
         "labels": [
-            vocabulary.decode(ids[k + 4 : end]).strip()
-            for k, end in zip(starts, ends, strict=True)],
+            vocabulary.decode(ids[k + 4 : end]).strip() for k, end in zip(starts, ends, strict=True)
+        ],
     }
 
 
@@ -87,8 +87,8 @@ def test_every_phrase_that_is_true_of_the_region_is_right(settings):
         known = described.references(record)
         box = record["phrase_boxes"][0]
         here = [
-            phrase for phrase, own in zip(
-                record["true_phrases"], record["true_phrase_boxes"], strict=True)
+            phrase
+            for phrase, own in zip(record["true_phrases"], record["true_phrase_boxes"], strict=True)
             if (own == box).all()
         ]
         assert known[0] == record["phrases"][0] and sorted(known) == sorted(here)
@@ -118,9 +118,13 @@ class Large:
 
     def __init__(self, picture):
         self.record = {
-            "id": "0", "image": picture, "phrases": ["it"], "object_labels": ["thing"],
+            "id": "0",
+            "image": picture,
+            "phrases": ["it"],
+            "object_labels": ["thing"],
             "phrase_boxes": np.array([[120, 20, 160, 60]], np.float32),
-            "object_boxes": np.array([[80, 20, 120, 60]], np.float32)}
+            "object_boxes": np.array([[80, 20, 120, 60]], np.float32),
+        }
 
     def records(self, kind, split):
         return InMemoryRecords([self.record])
@@ -135,8 +139,14 @@ def test_boxes_go_back_to_the_stored_picture_through_the_view(settings, name):
 
     data = Large(downstream_files.picture(0, (200, 100)))
     options = dict(
-        image_size=64, resize_range=(64, 80), resize_max_size=140, max_image_size=64,
-        detection_image_size=64, infill_image_size=64, code_image_size=32)
+        image_size=64,
+        resize_range=(64, 80),
+        resize_max_size=140,
+        max_image_size=64,
+        detection_image_size=64,
+        infill_image_size=64,
+        code_image_size=32,
+    )
     try:
         pretraining.configure(PretrainingSettings(data, settings.vocabulary, options=options))
         (task,) = seqio_bridge.rated_tasks(name, "validation")

@@ -16,8 +16,12 @@ from tasks.pretraining import PretrainingSettings, scenes_settings
 
 MIXTURES = {
     "ofa_pretrain_pairs": {
-        "image_captioning", "visual_question_answering", "image_text_matching",
-        "visual_grounding", "grounded_captioning"},
+        "image_captioning",
+        "visual_question_answering",
+        "image_text_matching",
+        "visual_grounding",
+        "grounded_captioning",
+    },
     "ofa_pretrain_images": {"image_infilling", "object_detection"},
     "ofa_pretrain_text": {"text_infilling"},
     "ofa_pretrain": set(objectives.OBJECTIVES),
@@ -26,7 +30,7 @@ MIXTURES = {
 INSTRUCTIONS = {
     "image_captioning": r" what does the image describe\?",
     "image_text_matching": r' does the image describe " (.+) "\?'
-                           r'|(?s: what is the answer to question " (.+) "\. is " (.+) "\?)',
+    r'|(?s: what is the answer to question " (.+) "\. is " (.+) "\?)',
     "visual_grounding": r' which region does the text " (.+) " describe\?',
     "grounded_captioning": r"  what does the region describe\? region:((?:<bin_\d+>){4})",
     "object_detection": r" what are the objects in the image\?",
@@ -44,7 +48,8 @@ def settings(scenes_settings):
 
 def examples(name, count, split="train", seed=3):
     dataset = seqio.get_mixture_or_task(name).get_dataset(
-        sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=None)
+        sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=None
+    )
     return list(dataset.take(count).as_numpy_iterator())
 
 
@@ -54,6 +59,7 @@ def instruction(example, vocabulary):
 
 def is_true(name, asked, answer, record, vocabulary):
     """Whether the record says so; `asked` are the groups of the instruction's pattern."""
+
     def regions():
         return {
             (phrase, vocabulary.decode(vocabulary.encode_box(box, 64)))
@@ -112,15 +118,22 @@ def test_each_mixture_yields_all_of_its_objectives(settings, mixture):
 
 
 def test_the_loader_mixes_all_eight_exactly_at_their_rates():
-    stream = Stream("all", "ofa_pretrain", 60, {"inputs": 64, "targets": 40}, image_size=64,
-                    code_targets=True)
+    stream = Stream(
+        "all", "ofa_pretrain", 60, {"inputs": 64, "targets": 40}, image_size=64, code_targets=True
+    )
     loader = Loader([stream], {"all": seqio_bridge.rated_tasks("ofa_pretrain", "train")}, 0)
     batch = next(loader.batches())["all"]
     counts = np.bincount(batch["task_ids"]).tolist()
     assert dict(zip(loader.task_names, counts, strict=True)) == {
-        "image_captioning": 8, "visual_question_answering": 8, "image_text_matching": 16,
-        "visual_grounding": 8, "grounded_captioning": 8,
-        "text_infilling": 6, "image_infilling": 3, "object_detection": 3}
+        "image_captioning": 8,
+        "visual_question_answering": 8,
+        "image_text_matching": 16,
+        "visual_grounding": 8,
+        "grounded_captioning": 8,
+        "text_infilling": 6,
+        "image_infilling": 3,
+        "object_detection": 3,
+    }
     text = batch["task_ids"] == loader.task_names.index("text_infilling")
     np.testing.assert_array_equal(batch["encoder_image_mask"], ~text)
 
@@ -134,9 +147,16 @@ def test_seqio_and_the_loader_give_the_same_kind_of_example(name):
     rows = [to_features(x, stream, 0, np.random.default_rng(0)) for x in (ours, theirs)]
     assert rows[0].keys() == rows[1].keys()
     # The tokens are drawn from several captions; what has no choice is the same to the last bit.
-    drawn = set() if name == "image_infilling" else {
-        "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
-        "decoder_loss_weights"}
+    drawn = (
+        set()
+        if name == "image_infilling"
+        else {
+            "encoder_input_tokens",
+            "decoder_input_tokens",
+            "decoder_target_tokens",
+            "decoder_loss_weights",
+        }
+    )
     for feature in rows[0].keys() - drawn:
         np.testing.assert_array_equal(rows[0][feature], rows[1][feature], err_msg=feature)
 
@@ -144,20 +164,26 @@ def test_seqio_and_the_loader_give_the_same_kind_of_example(name):
 def test_matching_is_as_frequent_as_what_it_follows_and_grounding_goes_both_ways():
     """Each pair gives two examples, the second a matching one or the grounded twin."""
     rates = seqio_bridge.rates("ofa_pretrain_pairs")
-    assert rates["image_text_matching"] == rates["image_captioning"] + rates[
-        "visual_question_answering"]
+    assert (
+        rates["image_text_matching"]
+        == rates["image_captioning"] + rates["visual_question_answering"]
+    )
     assert rates["visual_grounding"] == rates["grounded_captioning"]
     # 8 pairs are 16 examples, to 2 texts, 1 picture to infill and 1 with objects.
     every = seqio_bridge.rates("ofa_pretrain")
     assert sum(every[name] for name in MIXTURES["ofa_pretrain_pairs"]) == pytest.approx(16)
     assert (every["text_infilling"], every["image_infilling"], every["object_detection"]) == (
-        2, 1, 1)
+        2,
+        1,
+        1,
+    )
 
 
 def test_a_rate_of_nothing_leaves_an_objective_out(settings, small_scenes):
     try:
         pretraining.configure(
-            scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0}))
+            scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0})
+        )
         assert set(seqio_bridge.rates("ofa_pretrain_images")) == {"object_detection"}
         tasks = seqio_bridge.rated_tasks("ofa_pretrain_images", "train")
         assert [task.name for task in tasks] == ["object_detection"]
@@ -173,13 +199,20 @@ def test_training_is_augmented_and_validation_is_not(settings, small_scenes, nam
         seeds = range(6)
         return (
             len({examples(name, 1, split, seed)[0]["image"].tobytes() for seed in seeds}),
-            len({task.preprocess(task.records[0], np.random.default_rng(seed))["image"].tobytes()
-                 for seed in seeds}),
+            len(
+                {
+                    task.preprocess(task.records[0], np.random.default_rng(seed))["image"].tobytes()
+                    for seed in seeds
+                }
+            ),
         )
 
     try:
-        pretraining.configure(scenes_settings(
-            Scenes(str(small_scenes)), picture_size=64, code_image_size=32, randaugment=True))
+        pretraining.configure(
+            scenes_settings(
+                Scenes(str(small_scenes)), picture_size=64, code_image_size=32, randaugment=True
+            )
+        )
         assert min(different_pictures("train")) > 1
         assert different_pictures("validation") == (1, 1)
     finally:

@@ -39,10 +39,14 @@ def prepared(small_scenes, tmp_path_factory):
             found = []
             gin.clear_config()
             pretraining.configure(None)
-            train.main([
-                f"--gin_file=gin_configs/ablations/{name}.gin", *SIZES,
-                "--gin.INITIAL_RESNET_PATH=None",
-                f"--gin.MODEL_DIR='{tmp_path_factory.mktemp(name)}'"])
+            train.main(
+                [
+                    f"--gin_file=gin_configs/ablations/{name}.gin",
+                    *SIZES,
+                    "--gin.INITIAL_RESNET_PATH=None",
+                    f"--gin.MODEL_DIR='{tmp_path_factory.mktemp(name)}'",
+                ]
+            )
             (runs[name],) = found
         gin.clear_config()
         pretraining.configure(None)
@@ -80,7 +84,8 @@ def test_with_equal_steps_each_remaining_objective_has_equally_many_examples(pre
     assert run.config == full.config and run.config.max_minutes is None
     expected = examples_per_step(full)
     assert examples_per_step(run) == pytest.approx(
-        {task: expected[task] for task in expected if task not in LEFT_OUT[name]})
+        {task: expected[task] for task in expected if task not in LEFT_OUT[name]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +96,15 @@ def lessons():
         gin.clear_config()
         configurables.register({"train": train.prepare, "model_config": train.model_config})
         gin.parse_config_file(f"gin_configs/runs/pretrain_scenes_{name}.gin")
-        wanted = ("LoopConfig.max_minutes", "train.model_dir", "train.initial_checkpoint_path",
-                  "scenes_settings.rates", "pairs/Stream.batch_size", "images/Stream.batch_size",
-                  *(f"{stream}/Stream.mixture_or_task_name" for stream in STREAMS))
+        wanted = (
+            "LoopConfig.max_minutes",
+            "train.model_dir",
+            "train.initial_checkpoint_path",
+            "scenes_settings.rates",
+            "pairs/Stream.batch_size",
+            "images/Stream.batch_size",
+            *(f"{stream}/Stream.mixture_or_task_name" for stream in STREAMS),
+        )
         # Copied, macros become their values.
         found[name] = {key: copy.deepcopy(gin.query_parameter(key)) for key in wanted}
     gin.clear_config()
@@ -133,8 +144,9 @@ def fake(tmp_path, calls, fail=()):
         folder = model_dir / "evaluations" / "test"
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {"visual_grounding": {"acc@0.5": 0.5}} if "no_r" not in model_dir.name else {}
-        (folder / "metrics.json").write_text(json.dumps(
-            {"40": numbers | {"image_captioning": {"cider_d": 2.0, "bleu_1": 0.1}}}))
+        (folder / "metrics.json").write_text(
+            json.dumps({"40": numbers | {"image_captioning": {"cider_d": 2.0, "bleu_1": 0.1}}})
+        )
         return 0
 
     return call
@@ -142,21 +154,32 @@ def fake(tmp_path, calls, fail=()):
 
 def test_one_command_trains_evaluates_and_writes_the_table(tmp_path, capsys):
     calls = []
-    arguments = [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}",
-                 "--num_examples=5", "--only", "no_regions", "full_model", "--",
-                 "--gin.TRAIN_STEPS=40"]
+    arguments = [
+        f"--runs_dir={tmp_path / 'runs'}",
+        f"--results_dir={tmp_path / 'results'}",
+        "--num_examples=5",
+        "--only",
+        "no_regions",
+        "full_model",
+        "--",
+        "--gin.TRAIN_STEPS=40",
+    ]
     scenes_results.save(tmp_path / "results", {"missing": ["kept"]})
     assert ablations.main(arguments, fake(tmp_path, calls)) == 0
     assert [(command[1], "full_model" in command[2]) for command in calls] == [
-        ("ofa_jax.train", True), ("ofa_jax.evaluate", True),
-        ("ofa_jax.train", False), ("ofa_jax.evaluate", False)]
+        ("ofa_jax.train", True),
+        ("ofa_jax.evaluate", True),
+        ("ofa_jax.train", False),
+        ("ofa_jax.evaluate", False),
+    ]
     assert "--gin.TRAIN_STEPS=40" in calls[0] and "--gin.TRAIN_STEPS=40" not in calls[1]
     assert "--gin.NUM_EXAMPLES=5" in calls[1]
     results = scenes_results.load(tmp_path / "results" / "scenes.json")
     assert results["missing"] == ["kept"]
     assert [run["numbers"] for run in results["ablations"]["runs"]] == [
         {"image_captioning/cider_d": 2.0, "visual_grounding/acc@0.5": 0.5},
-        {"image_captioning/cider_d": 2.0}]
+        {"image_captioning/cider_d": 2.0},
+    ]
     assert "| visual grounding: acc@0.5 | 50.0 % | - |" in capsys.readouterr().out
 
 

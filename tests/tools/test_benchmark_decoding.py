@@ -19,11 +19,14 @@ def test_it_times_the_encoder_and_answers_of_the_length_asked_for(capsys):
     assert "encoder, ResNet included" in text and "decoder, 2 tokens and eos" in text
 
 
-@pytest.mark.parametrize(("option", "sentence"), [
-    ("--patches=577", "not a square number; try 576"),
-    ("--tokens=1024", "1025 tokens long, the model has 1024 positions"),
-    ("--beam=0", "beam_size is 0"),
-])
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--patches=577", "not a square number; try 576"),
+        ("--tokens=1024", "1025 tokens long, the model has 1024 positions"),
+        ("--beam=0", "beam_size is 0"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_in_a_sentence(capsys, option, sentence):
     with pytest.raises(SystemExit):
         benchmark_decoding.main([*SMALL, option])

@@ -11,11 +11,26 @@ from rich.console import Console
 from tools import benchmark_loader
 
 SMALL = [
-    "--image_size=64", "--batch_size=4", "--pictures=6", "--examples=24", "--steps=2",
-    "--warm_up=1", "--num_threads", "1", "--num_workers"]
+    "--image_size=64",
+    "--batch_size=4",
+    "--pictures=6",
+    "--examples=24",
+    "--steps=2",
+    "--warm_up=1",
+    "--num_threads",
+    "1",
+    "--num_workers",
+]
 STAGES = {
-    "read", "decode JPEG", "resize and crop", "RandAugment", "tokenise", "pack features",
-    "stack a batch", "one example, all of it"}
+    "read",
+    "decode JPEG",
+    "resize and crop",
+    "RandAugment",
+    "tokenise",
+    "pack features",
+    "stack a batch",
+    "one example, all of it",
+}
 
 
 def test_it_times_every_stage_and_the_whole_loader(capsys):
@@ -41,17 +56,21 @@ def test_it_times_every_stage_and_the_whole_loader(capsys):
 def test_its_pictures_are_jpegs_of_the_published_kind():
     pictures = [
         Image.open(io.BytesIO(benchmark_loader.photograph(np.random.default_rng(seed))))
-        for seed in range(3)]
+        for seed in range(3)
+    ]
     assert {(picture.format, picture.size) for picture in pictures} == {("JPEG", (640, 480))}
     assert len({np.asarray(picture).tobytes() for picture in pictures}) == 3
 
 
-@pytest.mark.parametrize(("option", "sentence"), [
-    ("--image_size=100", "--image_size=100 is no multiple of 16"),
-    ("--pictures=2", "--pictures must be at least 3"),
-    ("--steps=0", "--steps must be at least 1"),
-    ("--num_workers=0", "count from 1"),
-])
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--image_size=100", "--image_size=100 is no multiple of 16"),
+        ("--pictures=2", "--pictures must be at least 3"),
+        ("--steps=0", "--steps must be at least 1"),
+        ("--num_workers=0", "count from 1"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_in_a_sentence(capsys, option, sentence):
     with pytest.raises(SystemExit):
         benchmark_loader.main([*SMALL, option])

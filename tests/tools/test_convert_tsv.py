@@ -17,10 +17,16 @@ from ofa_jax.data.ofa_tsv import FILE_OF_KIND, OfaTsv
 from ofa_jax.data.tsv import BadLine
 from tools import convert_tsv
 
-NAMES = {"vision_language": "vision_language", "text": "text", "images": "image",
-         "detection": "detection"}
-FAULTY = {"vision_language": ["wrong number of columns", "unknown type", "unreadable image"],
-          "text": ["empty text"]}
+NAMES = {
+    "vision_language": "vision_language",
+    "text": "text",
+    "images": "image",
+    "detection": "detection",
+}
+FAULTY = {
+    "vision_language": ["wrong number of columns", "unknown type", "unreadable image"],
+    "text": ["empty text"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,8 @@ def converted(folder, tmp_path_factory):
     patched = pytest.MonkeyPatch()
     patched.setattr(convert_tsv, "_MEGABYTE", 40_000)
     code = convert_tsv.main(
-        [*arguments(folder, output, negatives, "--shard_megabytes=1"), "--num_workers=2"])
+        [*arguments(folder, output, negatives, "--shard_megabytes=1"), "--num_workers=2"]
+    )
     patched.undo()
     assert code == 0
     return output
@@ -62,7 +69,9 @@ def converted(folder, tmp_path_factory):
 def tsv(folder):
     return OfaTsv(
         **{kind: f"{name}_examples.tsv" for kind, name in NAMES.items()},
-        negative_samples="negative_sample", data_dir=str(folder))
+        negative_samples="negative_sample",
+        data_dir=str(folder),
+    )
 
 
 def good(source):
@@ -120,7 +129,8 @@ def test_workers_and_shards_change_nothing_but_the_names_of_files(folder, conver
     assert len(list((converted / "vision_language" / "train").glob("*.array_record-*"))) > 3
     assert convert_tsv.main(arguments(folder, tmp_path, kinds=["vision_language"])) == 0
     one, several = (
-        OfaArrayRecords(str(place)).records("pairs", "train") for place in (tmp_path, converted))
+        OfaArrayRecords(str(place)).records("pairs", "train") for place in (tmp_path, converted)
+    )
     assert len(list((tmp_path / "vision_language" / "train").glob("*.array_record-*"))) == 1
     for record, other in zip(good(one), good(several), strict=True):
         same(record, other)
@@ -193,11 +203,15 @@ def test_what_cannot_work_is_one_sentence(folder, tmp_path, capsys):
     for given, sentence in (
         (["--text", str(tmp_path / "gone.tsv")], "There is no file"),
         (["--text", str(tmp_path / "bad.tsv")], "None of the first 8 lines can be used as text"),
-        (["--text", str(folder / "text_examples.tsv"), "--text_cols=0,5"],
-         "have 2 columns, but column 5 is selected"),
+        (
+            ["--text", str(folder / "text_examples.tsv"), "--text_cols=0,5"],
+            "have 2 columns, but column 5 is selected",
+        ),
         ([f"--negative_samples={tmp_path}"], "There is no all_captions.txt"),
-        (["--text", str(folder / "text_examples.tsv"), f"--output_dir={tmp_path / 'theirs'}"],
-         "exists but was not written by this command"),
+        (
+            ["--text", str(folder / "text_examples.tsv"), f"--output_dir={tmp_path / 'theirs'}"],
+            "exists but was not written by this command",
+        ),
     ):
         options = [f"--output_dir={tmp_path / 'out'}", "--num_workers=0", *given]
         assert convert_tsv.main(options) == 2
@@ -211,10 +225,19 @@ def test_what_cannot_work_is_one_sentence(folder, tmp_path, capsys):
 def test_help_explains_itself():
     root = pathlib.Path(__file__).resolve().parents[2]
     shown = subprocess.run(
-        [sys.executable, "-m", "tools.convert_tsv", "--help"], check=True, cwd=root,
-        capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}).stdout
-    for part in ("python -m tools.convert_tsv --output_dir=data/ofa", "pretrain_ofa_records.gin",
-                 "8 columns: id, image, caption", "--no_image_check"):
+        [sys.executable, "-m", "tools.convert_tsv", "--help"],
+        check=True,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    ).stdout
+    for part in (
+        "python -m tools.convert_tsv --output_dir=data/ofa",
+        "pretrain_ofa_records.gin",
+        "8 columns: id, image, caption",
+        "--no_image_check",
+    ):
         assert part in shown
 
 
@@ -223,7 +246,9 @@ def test_reading_needs_no_tensorflow(converted):
         "import sys; from ofa_jax.data.ofa_array_records import OfaArrayRecords; "
         f"records = OfaArrayRecords({str(converted)!r}).records('regions', 'train'); "
         "import json; print(json.dumps(records[0]['phrases'])); "
-        "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)")
+        "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert json.loads(done.stdout) == ["The left-most circle"]

@@ -14,8 +14,9 @@ from tools import inspect_mixture
 
 @pytest.fixture(autouse=True)
 def scenes(small_scenes):
-    pretraining.configure(pretraining.scenes_settings(
-        Scenes(str(small_scenes)), picture_size=64, code_image_size=32))
+    pretraining.configure(
+        pretraining.scenes_settings(Scenes(str(small_scenes)), picture_size=64, code_image_size=32)
+    )
     yield
     pretraining.configure(None)
 
@@ -49,15 +50,15 @@ def register():
         vocabulary = seqio.PassThroughVocabulary(300)
         if function is None:
             source = seqio_bridge.RecordDataSource(
-                lambda split: InMemoryRecords([{"text": text} for text in records]), "text")
+                lambda split: InMemoryRecords([{"text": text} for text in records]), "text"
+            )
             steps = [seqio_bridge.numpy_preprocessor(length_of_text)]
             outputs = seqio_bridge.output_features(vocabulary)
         else:
             source = seqio.FunctionDataSource(function, ["train"])
             steps = []
             outputs = {feature: seqio.Feature(vocabulary, add_eos=False) for feature in features}
-        seqio.TaskRegistry.add(
-            name, source=source, preprocessors=steps, output_features=outputs)
+        seqio.TaskRegistry.add(name, source=source, preprocessors=steps, output_features=outputs)
 
     yield add
     for name in names:
@@ -96,8 +97,9 @@ def test_a_task_of_tensors_is_shown_too(register, capsys):
 
 
 def test_a_task_without_an_instruction_is_refused(register, capsys):
-    register("inspected", function=lambda split, shuffle_files, seed=None: None,
-             features=("targets",))
+    register(
+        "inspected", function=lambda split, shuffle_files, seed=None: None, features=("targets",)
+    )
     with pytest.raises(SystemExit):
         inspect_mixture.main(["inspected"])
     assert "The task inspected has no inputs among its output" in capsys.readouterr().err

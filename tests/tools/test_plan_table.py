@@ -10,11 +10,21 @@ import pytest
 from tools import plan_table
 
 ANSWER = {
-    "fits": True, "chips": 256, "devices": 256,
+    "fits": True,
+    "chips": 256,
+    "devices": 256,
     "memory": {"peak": 7.5 * 2**30, "capacity": 16.0 * 2**30},
     "flops": {"per_device": 2.73e12, "ratio": 1.023},
-    "roofline": {"compute": 0.0139, "memory": 0.0102, "interconnect": 0.008, "network": 0.0,
-                 "binds": "compute", "examples_per_second": 202_000.0, "mfu": 0.977}}
+    "roofline": {
+        "compute": 0.0139,
+        "memory": 0.0102,
+        "interconnect": 0.008,
+        "network": 0.0,
+        "binds": "compute",
+        "examples_per_second": 202_000.0,
+        "mfu": 0.977,
+    },
+}
 
 
 @pytest.fixture
@@ -36,7 +46,8 @@ def commands(monkeypatch):
         fits = any("remat" in argument for argument in command)
         answer = ANSWER | {"fits": fits}
         return types.SimpleNamespace(
-            returncode=0 if fits else 3, stdout=json.dumps(answer), stderr="")
+            returncode=0 if fits else 3, stdout=json.dumps(answer), stderr=""
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
     return ran
@@ -49,16 +60,21 @@ def test_rows_are_kept_as_they_come_and_not_run_again(files, commands, capsys):
     assert page.startswith("# Pods\n") and page.endswith("\nmore\n") and "old" not in page
     line = [text for text in page.splitlines() if text.startswith("| base")]
     assert line == [capsys.readouterr().out.strip()]
-    assert "| 7.5 of 16 | 2.73 (1.023) | 13.9 | 10.2 | 8.0 | 0.0 | compute | 202,000 | 98% |" in (
-        line[0])
+    assert (
+        "| 7.5 of 16 | 2.73 (1.023) | 13.9 | 10.2 | 8.0 | 0.0 | compute | 202,000 | 98% |"
+        in (line[0])
+    )
     plan_table.main(["--sizes=base", "--systems=v5e-256,v6e-256"])
     assert len(commands) == 4 and "--topology=v6e:16x16" in commands[2]
     assert files.read_text().count("| base |") == 2
 
 
 def test_a_command_that_fails_is_told_and_nothing_is_kept(files, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: types.SimpleNamespace(
-        returncode=2, stdout="", stderr="error: no libtpu"))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *_, **__: types.SimpleNamespace(returncode=2, stdout="", stderr="error: no libtpu"),
+    )
     with pytest.raises(RuntimeError, match="no libtpu"):
         plan_table.main(["--sizes=tiny", "--systems=v4-128"])
     assert not plan_table.RESULTS.exists()
@@ -72,8 +88,11 @@ def test_the_page_has_a_place_for_the_table():
 
 
 def test_what_does_not_fit_has_a_row_too():
-    result = {"size": "huge", "system": "v5e-256",
-              "arguments": plan_table.arguments("huge", "v5e-256", "full"),
-              "plan": ANSWER | {"fits": False, "memory": {"peak": None, "capacity": 2.0**34}}}
+    result = {
+        "size": "huge",
+        "system": "v5e-256",
+        "arguments": plan_table.arguments("huge", "v5e-256", "full"),
+        "plan": ANSWER | {"fits": False, "memory": {"peak": None, "capacity": 2.0**34}},
+    }
     assert "| ? of 16 | does not fit |" in plan_table.row(result)
     assert "partitioning/data_fsdp.gin --topology=v5e:16x16" in plan_table.row(result)

@@ -24,8 +24,13 @@ def test_it_learns_which_of_its_pictures_show_what(small_scenes):
     model = pretrain_resnet.NamedPictures(SMALL, len(names))
     seen = []
     variables = pretrain_resnet.learn(
-        model, itertools.repeat((pictures, shown)), 60, 1e-2, 0,
-        lambda part, done, count: seen.append(done))
+        model,
+        itertools.repeat((pictures, shown)),
+        60,
+        1e-2,
+        0,
+        lambda part, done, count: seen.append(done),
+    )
     assert seen[-1] == 60
     assert jax.tree.all(jax.tree.map(lambda x: np.isfinite(x).all(), variables))
     assert pretrain_resnet.noun_f1(model, variables, iter([(pictures, shown)])) > 0.9
@@ -39,8 +44,9 @@ def test_the_command_writes_what_a_run_can_begin_with_and_keeps_it(small_scenes,
     arguments = [f"--data_dir={small_scenes}", f"--output={output}", "--steps=1", "--batch_size=2"]
     assert pretrain_resnet.main(arguments) == 0
     assert "are named with an F1 of" in capsys.readouterr().out
-    kernel = InitialResNet.open(str(output), OFAConfig.scenes()).variables[
-        "params"]["encoder"]["resnet"]["conv_stem"]["kernel"]
+    kernel = InitialResNet.open(str(output), OFAConfig.scenes()).variables["params"]["encoder"][
+        "resnet"
+    ]["conv_stem"]["kernel"]
     assert kernel.shape == (7, 7, 3, 16) and kernel.any()
     written = output.stat()
     assert pretrain_resnet.main(arguments) == 0

@@ -22,7 +22,8 @@ def settings(small_scenes):
     from ofa_jax.data.scenes import Scenes
 
     settings = pretraining.scenes_settings(
-        Scenes(str(small_scenes)), picture_size=64, code_image_size=32)
+        Scenes(str(small_scenes)), picture_size=64, code_image_size=32
+    )
     pretraining.configure(settings)
     yield settings
     pretraining.configure(None)
@@ -39,10 +40,15 @@ def make_lines(task, settings, answer):
         record = records[index]
         example = objective(record, np.random.default_rng(index), config)
         reference = json.loads(json.dumps(judged.references(record), default=np.ndarray.tolist))
-        lines.append({
-            "index": index, "id": record["id"], "references": reference,
-            "instruction": config.vocabulary.decode(example["inputs"]).strip(),
-            "prediction": answers.to_json(judged.kind, answer(task, reference))})
+        lines.append(
+            {
+                "index": index,
+                "id": record["id"],
+                "references": reference,
+                "instruction": config.vocabulary.decode(example["inputs"]).strip(),
+                "prediction": answers.to_json(judged.kind, answer(task, reference)),
+            }
+        )
     return lines
 
 
@@ -65,7 +71,8 @@ def rows(settings):
     """Of a model that knows everything; of its controls, of which one looks and one does not."""
     lines = {task: make_lines(task, settings, right) for task in TASKS}
     lines["visual_grounding" + SWAPPED] = make_lines(
-        "visual_grounding", settings, lambda task, reference: np.zeros(4, np.float32))
+        "visual_grounding", settings, lambda task, reference: np.zeros(4, np.float32)
+    )
     lines[ABSENT_NOUN] = lines["visual_grounding" + SWAPPED]
     found = list(Reporter(settings, baseline_examples=60).rows(SPLIT, lines))
     return {(row.task, row.metric): row for row in found}
@@ -95,8 +102,9 @@ def test_every_number_has_a_baseline_and_those_of_pictures_a_control(rows):
     assert row.control == 0 and row.control_is == "asked of another picture"
     assert rows["visual_question_answering", "accuracy"].control is None
     assert rows[ABSENT_NOUN, "acc@0.5"].value == 0
-    assert any(name.startswith("accuracy/") for task, name in rows
-               if task == "visual_question_answering")
+    assert any(
+        name.startswith("accuracy/") for task, name in rows if task == "visual_question_answering"
+    )
 
 
 def test_what_was_not_evaluated_is_said_and_not_left_out(settings):
@@ -108,11 +116,15 @@ def test_what_was_not_evaluated_is_said_and_not_left_out(settings):
 
 
 def test_aims_are_those_of_the_test_split_only(settings):
-    lines = {"grounded_captioning": make_lines(
-        "grounded_captioning", settings, lambda task, reference: "nothing")}
+    lines = {
+        "grounded_captioning": make_lines(
+            "grounded_captioning", settings, lambda task, reference: "nothing"
+        )
+    }
     by_split = {
         split: [row for row in Reporter(settings, 10).rows(split, lines) if row.value is not None]
-        for split in ("test", "test_shifted")}
+        for split in ("test", "test_shifted")
+    }
     row, very_phrase = by_split["test"]
     assert row.value == 0 and row.met is False
     assert very_phrase.metric == "exact_match" and very_phrase.aim is None
@@ -120,13 +132,30 @@ def test_aims_are_those_of_the_test_split_only(settings):
 
 
 def test_page_and_json_have_the_same_numbers_and_keep_what_others_wrote(rows, tmp_path):
-    run = {"steps": 3, "total_steps": 4, "minutes_trained": 1.25, "parameters": 12345, "seed": 7,
-           "commit": "abc", "device": "2 CPU cores", "checkpoint": "runs/x/checkpoints/3",
-           "commands": ["python -m one", "python -m two"]}
-    results = {"run": run, "splits": {SPLIT: list(map(scenes_results.as_json, rows.values()))},
-               "ablations": {"split": SPLIT, "command": "c", "commit": "d", "runs": [
-                   {"name": "full_model", "steps": 5, "numbers": {"a/acc@0.5": 0.25}},
-                   {"name": "no_regions", "steps": 5, "numbers": {"b/cider_d": 1.5}}]}}
+    run = {
+        "steps": 3,
+        "total_steps": 4,
+        "minutes_trained": 1.25,
+        "parameters": 12345,
+        "seed": 7,
+        "commit": "abc",
+        "device": "2 CPU cores",
+        "checkpoint": "runs/x/checkpoints/3",
+        "commands": ["python -m one", "python -m two"],
+    }
+    results = {
+        "run": run,
+        "splits": {SPLIT: list(map(scenes_results.as_json, rows.values()))},
+        "ablations": {
+            "split": SPLIT,
+            "command": "c",
+            "commit": "d",
+            "runs": [
+                {"name": "full_model", "steps": 5, "numbers": {"a/acc@0.5": 0.25}},
+                {"name": "no_regions", "steps": 5, "numbers": {"b/cider_d": 1.5}},
+            ],
+        },
+    }
     scenes_results.save(tmp_path, results)
     assert scenes_results.load(tmp_path / "scenes.json") == json.loads(json.dumps(results))
     page = (tmp_path / "scenes.md").read_text()
@@ -155,21 +184,35 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
         folder.mkdir(parents=True)
         bad = {"index": 9, "id": "9", "error": "it is bad"}
         (folder / "predictions.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in [*lines, bad]))
+            "".join(json.dumps(line) + "\n" for line in [*lines, bad])
+        )
         return 0
 
     monkeypatch.setattr(
-        report_scenes, "settings_of", lambda path: (settings, {"seed": 5, "total_steps": 9}))
-    monkeypatch.setattr(report_scenes.checkpoints, "read_run", lambda path: {
-        "trained_seconds": 90})
+        report_scenes, "settings_of", lambda path: (settings, {"seed": 5, "total_steps": 9})
+    )
+    monkeypatch.setattr(report_scenes.checkpoints, "read_run", lambda path: {"trained_seconds": 90})
     monkeypatch.setattr(report_scenes.checkpoints, "count_parameters", lambda path: 1000)
-    scenes_results.save(tmp_path / "results", {"ablations": {
-        "split": SPLIT, "command": "kept", "commit": "d", "runs": []}})
-    assert report_scenes.main(
-        [f"--model_dir={model_dir}", f"--results_dir={tmp_path / 'results'}",
-         "--baseline_examples=9", f"--lesson_dirs={lesson_dir}"], evaluate) == 0
+    scenes_results.save(
+        tmp_path / "results",
+        {"ablations": {"split": SPLIT, "command": "kept", "commit": "d", "runs": []}},
+    )
+    assert (
+        report_scenes.main(
+            [
+                f"--model_dir={model_dir}",
+                f"--results_dir={tmp_path / 'results'}",
+                "--baseline_examples=9",
+                f"--lesson_dirs={lesson_dir}",
+            ],
+            evaluate,
+        )
+        == 0
+    )
     assert [command[-1] for command in calls] == [
-        "--gin.SPLIT='test'", "--gin.SPLIT='test_shifted'"]
+        "--gin.SPLIT='test'",
+        "--gin.SPLIT='test_shifted'",
+    ]
     results = scenes_results.load(tmp_path / "results" / "scenes.json")
     assert results["run"]["minutes_trained"] == 1.5 and results["run"]["steps"] == 7
     assert [lesson["steps"] for lesson in results["run"]["lessons"]] == [3]
@@ -200,7 +243,8 @@ def test_control_tasks_ask_as_their_objectives_do(settings):
     swapped = tasks["visual_question_answering" + SWAPPED]
     examples = [
         [task.preprocess(task.records[n], np.random.default_rng(0)) for n in range(2)]
-        for task in (plain, swapped)]
+        for task in (plain, swapped)
+    ]
     for own, other in zip(*examples, strict=True):
         np.testing.assert_array_equal(own["inputs"], other["inputs"])
     np.testing.assert_array_equal(examples[1][0]["image"], examples[0][1]["image"])

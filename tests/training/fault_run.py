@@ -59,7 +59,8 @@ def make_loader(partitioner):
         for name, rate, count in (("often", 2.0, 40), ("rarely", 1.0, 20))
     ]
     return Loader(
-        [STREAM], {"text": tasks}, 5, partitioner.num_data_shards, partitioner.data_shards)
+        [STREAM], {"text": tasks}, 5, partitioner.num_data_shards, partitioner.data_shards
+    )
 
 
 OPTIMIZER = optax.adam(1e-2)
@@ -83,6 +84,7 @@ def make_state(key):
 
 def abstract_state(partitioner):
     """Matrices split over fsdp, the rest whole."""
+
     def place(x):
         spec = PartitionSpec("fsdp") if x.ndim == 2 else PartitionSpec()
         sharding = NamedSharding(partitioner.mesh, spec)
@@ -99,9 +101,11 @@ def train_step(state, batches):
     def loss_of(params):
         hidden = params["embedding"][batch["decoder_input_tokens"]]
         noise = jax.random.bernoulli(
-            jax.random.fold_in(jax.random.key(9), state.step), 0.9, hidden.shape)
+            jax.random.fold_in(jax.random.key(9), state.step), 0.9, hidden.shape
+        )
         nll = optax.softmax_cross_entropy_with_integer_labels(
-            (hidden * noise) @ params["kernel"], targets)
+            (hidden * noise) @ params["kernel"], targets
+        )
         return (nll * weights).sum() / weights.sum(), nll
 
     (loss, nll), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -163,7 +167,8 @@ def make_run(options, partitioner):
         model_dir=directory,
         identity={"seed": 5},
         config=loop_config.LoopConfig(
-            total_steps=options.steps, log_period=1, checkpoint_period=options.checkpoint_period),
+            total_steps=options.steps, log_period=1, checkpoint_period=options.checkpoint_period
+        ),
         partitioner=partitioner,
         train_step=train_step,
         eval_step=lambda variables, batch, sums: sums,

@@ -84,10 +84,21 @@ def start(directory, processes: int, steps: int, *flags: str) -> Started:
     log = directory / "log.txt"
     with log.open("a") as file:
         process = subprocess.Popen(
-            [*SUPERVISOR, f"--processes={processes}", "--", *DRIVER, str(directory),
-             f"--steps={steps}", *flags],
-            env=environment(processes), cwd=ROOT, stdout=file, stderr=file,
-            start_new_session=True)
+            [
+                *SUPERVISOR,
+                f"--processes={processes}",
+                "--",
+                *DRIVER,
+                str(directory),
+                f"--steps={steps}",
+                *flags,
+            ],
+            env=environment(processes),
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     return Started(directory, process, log)
 
 

@@ -66,10 +66,19 @@ def make_parts(
     optimizer = make_optimizer(optimizer_config)
     partitioner = partitioner or Partitioner()
     abstract = state.abstract_state(
-        model, optimizer, partitioner, optimizer_config.ema_decay is not None)
+        model, optimizer, partitioner, optimizer_config.ema_decay is not None
+    )
     train_step = step.make_train_step(
-        model, optimizer, optimizer_config, loss, groups, len(TASKS), 3,
-        gradient_accumulation, gather=partitioner.gathering(abstract.params, config.dtype))
+        model,
+        optimizer,
+        optimizer_config,
+        loss,
+        groups,
+        len(TASKS),
+        3,
+        gradient_accumulation,
+        gather=partitioner.gathering(abstract.params, config.dtype),
+    )
     eval_step = step.make_eval_step(model, len(TASKS))
     return abstract, lambda: new_state(config, abstract), train_step, eval_step
 
@@ -80,11 +89,21 @@ def new_state(config, abstract):
     To be called outside of a mesh for the first time.
     """
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
-    variables = layout.from_plain(_plain_variables(config.replace(
-        dropout_rate=0.0, encoder_drop_path_rate=0.0, decoder_drop_path_rate=0.0,
-        scan_layers=False, vocab_multiple=1)), config)
+    variables = layout.from_plain(
+        _plain_variables(
+            config.replace(
+                dropout_rate=0.0,
+                encoder_drop_path_rate=0.0,
+                decoder_drop_path_rate=0.0,
+                scan_layers=False,
+                vocab_multiple=1,
+            )
+        ),
+        config,
+    )
     first = zeros.replace(
-        **variables, ema_params=None if zeros.ema_params is None else variables["params"])
+        **variables, ema_params=None if zeros.ema_params is None else variables["params"]
+    )
     # Copies, for the step takes its state's memory.
     return jax.tree.map(lambda x, like: jax.device_put(np.array(x), like.sharding), first, abstract)
 

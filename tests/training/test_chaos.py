@@ -16,8 +16,15 @@ from fault_tools import assert_same, start
 
 STEPS = 60
 FAULTS = [
-    "kill -9 worker", "kill -9 worker", "kill -9 coordinator", "kill -9 coordinator", "SIGTERM",
-    "silent worker", "truncated checkpoint", "flipped byte", "change of process count",
+    "kill -9 worker",
+    "kill -9 worker",
+    "kill -9 coordinator",
+    "kill -9 coordinator",
+    "SIGTERM",
+    "silent worker",
+    "truncated checkpoint",
+    "flipped byte",
+    "change of process count",
     "bad records",
 ]
 
@@ -33,8 +40,12 @@ class Chaos:
 
     def begin(self):
         self.run = start(
-            self.directory, self.processes, STEPS, "--step_seconds=0.2",
-            "--heartbeat_timeout_seconds=3")
+            self.directory,
+            self.processes,
+            STEPS,
+            "--step_seconds=0.2",
+            "--heartbeat_timeout_seconds=3",
+        )
 
     def stop(self):
         """SIGTERM to one process of the run: it saves and ends well."""
@@ -60,7 +71,8 @@ class Chaos:
         assert len(steps) > 1, "there is none to fall back to"
         file = max(
             (path for path in (newest / "state").rglob("*") if path.is_file()),
-            key=lambda path: path.stat().st_size)
+            key=lambda path: path.stat().st_size,
+        )
         size = file.stat().st_size
         if how == "truncated":
             os.truncate(file, self.random.randrange(size))

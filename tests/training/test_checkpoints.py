@@ -65,8 +65,7 @@ def undisturbed(tmp_path_factory):
 def stopped(undisturbed, tmp_path):
     """The same run after four steps: checkpoints of steps 2 and 4."""
     for step in ("2", "4"):
-        shutil.copytree(
-            undisturbed / "checkpoints" / step, tmp_path / "run" / "checkpoints" / step)
+        shutil.copytree(undisturbed / "checkpoints" / step, tmp_path / "run" / "checkpoints" / step)
     return tmp_path / "run"
 
 
@@ -129,9 +128,7 @@ def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped
     assert steps_of(stopped) == {"2", "4"}, "nothing is moved while nothing is chosen"
 
 
-def test_checkpoints_from_before_checksums_are_used_and_said_to_be_unverified(
-    stopped, undisturbed
-):
+def test_checkpoints_from_before_checksums_are_used_and_said_to_be_unverified(stopped, undisturbed):
     for step in ("2", "4"):
         (stopped / "checkpoints" / step / checksums.FILE).unlink()
     said = train(stopped, STEPS)
@@ -156,13 +153,16 @@ def test_damaged_checksums_are_damage(stopped):
 def test_a_person_can_check_the_files_too(undisturbed):
     folder = undisturbed / "checkpoints" / str(STEPS)
     done = subprocess.run(
-        ["sha256sum", "--check", checksums.FILE], cwd=folder, capture_output=True, text=True)
+        ["sha256sum", "--check", checksums.FILE], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     checked = {line.partition(":")[0] for line in done.stdout.splitlines()}
     items = {"run", "state"}
     assert checked == {
-        str(path.relative_to(folder)) for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] in items}
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] in items
+    }
 
 
 # ------------------------------------------------------------------------------------------ saving
@@ -212,7 +212,8 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_well(full_di
 def test_the_last_ones_every_so_many_and_the_best_stay(tmp_path):
     state = {"x": np.arange(3.0)}
     manager = Checkpoints(
-        str(tmp_path), keep=1, keep_period=4, best=lambda steps: 3 if 3 in steps else None)
+        str(tmp_path), keep=1, keep_period=4, best=lambda steps: 3 if 3 in steps else None
+    )
     for step in range(1, 8):
         manager.save(step, state, {})
     manager.close()

@@ -57,7 +57,10 @@ def test_the_undisturbed_run_meets_bad_records_and_reads_an_epoch_once(undisturb
     assert len(rows) == 8 * STEPS and all(len(seen) == 1 for seen in rows.values())
     first_epoch = [
         json.loads(next(iter(rows[step, row])))[0] - 4
-        for step in range(1, STEPS + 1) for row in range(8) if (8 * (step - 1) + row) % 3 < 2]
+        for step in range(1, STEPS + 1)
+        for row in range(8)
+        if (8 * (step - 1) + row) % 3 < 2
+    ]
     numbers = [number for number in first_epoch[:40] if number >= 0]
     assert sorted(numbers) == sorted(set(range(40)) - {3, 11})
 
@@ -147,7 +150,11 @@ for name, mesh in meshes.items():
     print(json.dumps([name, train(name, 8, **mesh)]))
 """
 SHARDS = {
-    "data": [64, 8], "fsdp": [16, 8], "both": [32, 8], "two devices": [32, 8], "one device": [64, 8]
+    "data": [64, 8],
+    "fsdp": [16, 8],
+    "both": [32, 8],
+    "two devices": [32, 8],
+    "one device": [64, 8],
 }
 
 
@@ -156,8 +163,12 @@ def resharded(tmp_path_factory):
     """Begun on four devices along data, finished on other meshes."""
     directory = tmp_path_factory.mktemp("resharded")
     done = subprocess.run(
-        [sys.executable, "-c", RESHARD, str(directory)], cwd=ROOT, capture_output=True, text=True,
-        env=environment(1) | {"XLA_FLAGS": with_devices(4)["XLA_FLAGS"]})
+        [sys.executable, "-c", RESHARD, str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(1) | {"XLA_FLAGS": with_devices(4)["XLA_FLAGS"]},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, dict(map(json.loads, done.stdout.splitlines()))
 

@@ -17,8 +17,10 @@ from ofa_jax.training.trainable import trainable
 
 def shapes(size=3, source=7, target=6, pixels=48, sampled=0, codes=False):
     shape = jax.ShapeDtypeStruct
-    batch = {"encoder_input_tokens": shape((size, source), np.int32),
-             "decoder_input_tokens": shape((size, target), np.int32)}
+    batch = {
+        "encoder_input_tokens": shape((size, source), np.int32),
+        "decoder_input_tokens": shape((size, target), np.int32),
+    }
     if pixels:
         batch["encoder_images"] = shape((size, pixels, pixels, 3), np.uint8)
     if sampled:
@@ -35,13 +37,17 @@ def counted(config, batch):
     return Program(lowered.as_text(dialect="hlo")).flops(), lowered
 
 
-@pytest.mark.parametrize(("options", "arrays"), [
-    ({}, dict(pixels=0)),
-    ({}, dict(codes=True)),
-    ({}, dict(pixels=50, sampled=5)),
-    (dict(scan_layers=True, encoder_layers=3), dict(pixels=0, size=5)),
-    (dict(prefix_length=3, adapter_width=4), dict(pixels=64, sampled=4, codes=True)),
-], ids=str)
+@pytest.mark.parametrize(
+    ("options", "arrays"),
+    [
+        ({}, dict(pixels=0)),
+        ({}, dict(codes=True)),
+        ({}, dict(pixels=50, sampled=5)),
+        (dict(scan_layers=True, encoder_layers=3), dict(pixels=0, size=5)),
+        (dict(prefix_length=3, adapter_width=4), dict(pixels=64, sampled=4, codes=True)),
+    ],
+    ids=str,
+)
 def test_the_formula_counts_what_the_program_has(options, arrays):
     config, batch = DEEP.replace(**options), shapes(**arrays)
     assert sum(flops.forward_flops(batch, config).values()) == counted(config, batch)[0]
@@ -78,24 +84,33 @@ def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
     three, one = (flops.decoding_flops(batch, config, beams, length) for beams in (3, 1))
     assert three - one == length * (body(3) - body(1))
     forward = flops.forward_flops(
-        batch | {"decoder_input_tokens": jax.ShapeDtypeStruct((3, length), np.int32)}, config)
+        batch | {"decoder_input_tokens": jax.ShapeDtypeStruct((3, length), np.int32)}, config
+    )
     assert one == sum(forward.values())
 
 
-@pytest.mark.parametrize(("frozen", "trained", "expected"), [
-    ((), None, dict(resnet=3, encoder=3, decoder=3, logits=3, positions=3)),
-    (("resnet",), None, dict(resnet=1, encoder=3, decoder=3, logits=3, positions=3)),
-    (("token_embedding",), None, dict(resnet=3, encoder=3, decoder=3, logits=2, positions=3)),
-    (("encoder", "token_embedding"), None,
-     dict(resnet=1, encoder=1, decoder=3, logits=2, positions=3)),
-    ((), ("biases",), dict(resnet=2, encoder=2, decoder=2, logits=2, positions=2)),
-])
+@pytest.mark.parametrize(
+    ("frozen", "trained", "expected"),
+    [
+        ((), None, dict(resnet=3, encoder=3, decoder=3, logits=3, positions=3)),
+        (("resnet",), None, dict(resnet=1, encoder=3, decoder=3, logits=3, positions=3)),
+        (("token_embedding",), None, dict(resnet=3, encoder=3, decoder=3, logits=2, positions=3)),
+        (
+            ("encoder", "token_embedding"),
+            None,
+            dict(resnet=1, encoder=1, decoder=3, logits=2, positions=3),
+        ),
+        ((), ("biases",), dict(resnet=2, encoder=2, decoder=2, logits=2, positions=2)),
+    ],
+)
 def test_what_is_frozen_has_no_gradient_of_its_weights_and_hands_on_what_learns_before_it(
-        frozen, trained, expected):
+    frozen, trained, expected
+):
     params = jax.eval_shape(OFA(DEEP).init, jax.random.key(0), shapes(1))["params"]
     learns = trainable(params, frozen, trained)
     factors = flops.training_factors(params, learns)
     assert factors == expected
     parts = flops.forward_flops(shapes(), DEEP)
     assert flops.training_flops({"a": shapes()}, DEEP, factors=factors) == sum(
-        expected[part] * number for part, number in parts.items())
+        expected[part] * number for part, number in parts.items()
+    )

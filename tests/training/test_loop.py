@@ -35,8 +35,13 @@ def losses(run):
 def whole(tmp_path_factory):
     """Five steps without a stop."""
     run = make_run(
-        tmp_path_factory.mktemp("whole"), validation=True, total_steps=5, peak_flops=1e12,
-        profile_steps=(3, 4), **PERIODS)
+        tmp_path_factory.mktemp("whole"),
+        validation=True,
+        total_steps=5,
+        peak_flops=1e12,
+        profile_steps=(3, 4),
+        **PERIODS,
+    )
     results = loop.train(run)
     return run, results
 
@@ -79,7 +84,8 @@ def test_reports_tell_speed_losses_and_what_was_skipped(whole):
     assert "step 5/5" in text and "examples/s" in text and "7 records skipped" in text
     scalars = run.writer.scalars[3]
     assert scalars["train/examples_per_second"] == pytest.approx(
-        8 * scalars["train/steps_per_second"])
+        8 * scalars["train/steps_per_second"]
+    )
     assert {f"train/loss/{name}" for name in TASKS} <= set(scalars)
     chips = jax.device_count()
     rate = 4e6 * scalars["train/steps_per_second"] / chips
@@ -88,11 +94,13 @@ def test_reports_tell_speed_losses_and_what_was_skipped(whole):
     assert f"MFU {scalars['train/mfu']:.1%}" in text
     # 8 examples of 5 scored tokens.
     assert scalars["train/target_tokens_per_second_per_chip"] == pytest.approx(
-        40 * scalars["train/steps_per_second"] / chips)
+        40 * scalars["train/steps_per_second"] / chips
+    )
     assert scalars["train/gradient_norm"] > 0 and scalars["train/parameter_norm"] > 0
     assert scalars["train/padding/text/encoder"] == 0
     assert {"train/time/compilation", "train/time/checkpoints", "train/time/restoring"} <= set(
-        run.writer.scalars[5])
+        run.writer.scalars[5]
+    )
 
 
 def test_the_steps_asked_for_are_profiled(whole):
@@ -110,9 +118,12 @@ def test_a_run_with_another_identity_is_not_continued(whole):
 def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
     run, _ = whole
     state = run.abstract_state
-    wider = state.replace(batch_stats=jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding),
-        state.batch_stats))
+    wider = state.replace(
+        batch_stats=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding),
+            state.batch_stats,
+        )
+    )
     count = len(jax.tree.leaves(state.batch_stats))
     manager = Checkpoints(run.model_dir)
     sentence = rf"is \[4\] and should be \[3, 4\].* and {count - 5} more"
@@ -126,8 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
 
 def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):
     run, _ = whole
-    variables = checkpoints.restore_variables(
-        str(run.model_dir), run.abstract_state.variables)
+    variables = checkpoints.restore_variables(str(run.model_dir), run.abstract_state.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, final_state(run).variables)
     folder = checkpoints.find(str(run.model_dir / "checkpoints" / "4"))
     assert folder.name == "4"
@@ -137,7 +147,8 @@ def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):
 
 def test_only_the_newest_checkpoints_stay(tmp_path):
     run = make_run(
-        tmp_path, total_steps=4, log_period=4, checkpoint_period=1, checkpoints_to_keep=2)
+        tmp_path, total_steps=4, log_period=4, checkpoint_period=1, checkpoints_to_keep=2
+    )
     loop.train(run)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"3", "4"}

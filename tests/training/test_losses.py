@@ -48,22 +48,23 @@ def unit_loss(unit, name, eps, logits=None):
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("name", UNIT_CASES)
 def test_every_option_is_the_originals(unit, name, eps):
-    np.testing.assert_allclose(
-        unit_loss(unit, name, eps), unit[f"{name}/out_eps{eps}"], **RELATIVE)
+    np.testing.assert_allclose(unit_loss(unit, name, eps), unit[f"{name}/out_eps{eps}"], **RELATIVE)
 
 
 @pytest.mark.parametrize("name", UNIT_CASES)
 def test_gradients_are_finite_where_logits_are_not(unit, name):
     """A constraint leaves -inf in the logits, and 0 * inf must not reach the gradient."""
     gradient = jax.grad(lambda logits: unit_loss(unit, name, 0.1, logits)[0])(
-        jnp.asarray(unit[f"{name}/logits"]))
+        jnp.asarray(unit[f"{name}/logits"])
+    )
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
 
 def tokens_of(case, logits, config):
     weights = jnp.broadcast_to(
-        jnp.asarray(case["in_conf"], jnp.float32)[:, None], case["in_target"].shape)
+        jnp.asarray(case["in_conf"], jnp.float32)[:, None], case["in_target"].shape
+    )
     return losses.token_losses(logits, jnp.asarray(case["in_target"], jnp.int32), weights, config)
 
 
@@ -111,7 +112,10 @@ def random_tokens(seed, config, shape=(4, 5), vocabulary=11):
     targets[:, -1] = 1
     return losses.token_losses(
         jnp.asarray(rng.standard_normal((*shape, vocabulary)), jnp.float32),
-        jnp.asarray(targets), jnp.ones(shape), config)
+        jnp.asarray(targets),
+        jnp.ones(shape),
+        config,
+    )
 
 
 def test_streams_of_one_group_are_summed_before_they_are_divided():
@@ -143,16 +147,19 @@ def test_encouraging_loss_is_its_formula_and_has_no_kink():
     config = LossConfig(encouraging_end=0.75)
     ours = losses.token_losses(logits, targets, weights, config)
     p = 1 / (1 + np.exp(-np.linspace(-9, 9, 181)))
-    bonus = np.where(
-        p <= 0.75, np.log1p(-np.minimum(p, 0.75)), np.log(0.25) - (p - 0.75) / 0.25)
-    np.testing.assert_allclose(
-        ours.loss[:, 0], 0.5 * (-np.log(p) + bonus), rtol=1e-4, atol=1e-5)
+    bonus = np.where(p <= 0.75, np.log1p(-np.minimum(p, 0.75)), np.log(0.25) - (p - 0.75) / 0.25)
+    np.testing.assert_allclose(ours.loss[:, 0], 0.5 * (-np.log(p) + bonus), rtol=1e-4, atol=1e-5)
     # Differences of float32 numbers up to 9.
     np.testing.assert_allclose(ours.nll[:, 0], -0.5 * np.log(p), rtol=1e-5, atol=1e-6)
     # What is right already goes on being pushed, more than by cross-entropy; nothing is infinite.
-    slope = jax.vmap(jax.grad(lambda x, config: losses.token_losses(
-        x[None, None], jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), config).loss.sum()),
-        in_axes=(0, None))
+    slope = jax.vmap(
+        jax.grad(
+            lambda x, config: losses.token_losses(
+                x[None, None], jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), config
+            ).loss.sum()
+        ),
+        in_axes=(0, None),
+    )
     pushed, usual = slope(logits[:, 0], config)[:, 0], slope(logits[:, 0], LossConfig())[:, 0]
     assert np.isfinite(pushed).all() and (np.asarray(pushed) < np.asarray(usual)).all()
 
@@ -160,14 +167,21 @@ def test_encouraging_loss_is_its_formula_and_has_no_kink():
 def test_a_group_without_a_token_teaches_nothing():
     config = LossConfig()
     empty = losses.token_losses(
-        jnp.ones((2, 3, 7)), jnp.ones((2, 3), jnp.int32), jnp.zeros((2, 3)), config)
+        jnp.ones((2, 3, 7)), jnp.ones((2, 3), jnp.int32), jnp.zeros((2, 3)), config
+    )
     assert losses.grouped_loss({"x": empty}, {"x": "g"}, config, 0) == 0
 
 
 @pytest.mark.parametrize(
     "options",
-    [dict(label_smoothing=1.0), dict(encouraging_end=1.0), dict(drop_worst_ratio=-0.1),
-     dict(rdrop_alpha=-1), dict(constraint_range=(9, 5)), dict(constraint_range=(0, 5))],
+    [
+        dict(label_smoothing=1.0),
+        dict(encouraging_end=1.0),
+        dict(drop_worst_ratio=-0.1),
+        dict(rdrop_alpha=-1),
+        dict(constraint_range=(9, 5)),
+        dict(constraint_range=(0, 5)),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=f"LossConfig.{next(iter(options))}"):
@@ -187,8 +201,20 @@ def test_rows_added_to_the_vocabulary_change_nothing(unit, name):
     mask = None if mask is None else jnp.asarray(mask)[:, None]
     padded = np.pad(logits, ((0, 0), (0, 0), (0, 7)), constant_values=-1e30)
     expected, actual = (
-        losses.total([losses.token_losses(
-            jnp.asarray(x), jnp.asarray(target, jnp.int32), jnp.ones((len(x), 1)), config, mask,
-            vocab_size=size)], config, 1)
-        for x in (logits, padded))
+        losses.total(
+            [
+                losses.token_losses(
+                    jnp.asarray(x),
+                    jnp.asarray(target, jnp.int32),
+                    jnp.ones((len(x), 1)),
+                    config,
+                    mask,
+                    vocab_size=size,
+                )
+            ],
+            config,
+            1,
+        )
+        for x in (logits, padded)
+    )
     np.testing.assert_allclose(actual, expected, **RELATIVE)

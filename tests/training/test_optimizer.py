@@ -15,7 +15,8 @@ def test_the_rate_rises_linearly_and_falls_linearly_to_nothing():
     expected += [2e-4 * (1 - (done - 10) / 90) for done in range(10, 101)]
     # float32, computed by optax in a few operations.
     np.testing.assert_allclose(
-        [schedule(done) for done in range(101)], expected, rtol=1e-5, atol=1e-11)
+        [schedule(done) for done in range(101)], expected, rtol=1e-5, atol=1e-11
+    )
 
 
 def test_a_share_of_the_steps_warms_up():
@@ -43,8 +44,13 @@ def test_an_update_is_clipped_adam_with_decoupled_decay():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(learning_rate=0), dict(total_steps=0), dict(warmup=101), dict(warmup=-1),
-     dict(clip_norm=0)],
+    [
+        dict(learning_rate=0),
+        dict(total_steps=0),
+        dict(warmup=101),
+        dict(warmup=-1),
+        dict(clip_norm=0),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=f"OptimizerConfig.{next(iter(options))}"):

@@ -41,17 +41,20 @@ def captions_batch(seed=0, size=4, target=6):
 def test_an_attempt_is_judged_by_the_mean_of_the_others():
     rewards = np.array([[1.0, 2.0, 6.0], [1.0, np.nan, 2.0], [5.0, np.nan, np.nan]])
     np.testing.assert_allclose(
-        self_critical.advantages(rewards), [[-3, -1.5, 4.5], [-1, 0, 1], [0, 0, 0]])
+        self_critical.advantages(rewards), [[-3, -1.5, 4.5], [-1, 0, 1], [0, 0, 0]]
+    )
 
 
 def test_attempts_become_answers_with_weights():
     tokens = np.array([[[7, 8, EOS, PAD], [9, EOS, PAD, PAD]]], np.int32)
     answers = self_critical.as_answers(tokens, np.array([[-0.5, 0.5]], np.float32))
     np.testing.assert_array_equal(
-        answers["decoder_input_tokens"], [[[BOS, 7, 8, PAD], [BOS, 9, PAD, PAD]]])
+        answers["decoder_input_tokens"], [[[BOS, 7, 8, PAD], [BOS, 9, PAD, PAD]]]
+    )
     np.testing.assert_array_equal(answers["decoder_target_tokens"], tokens)
     np.testing.assert_array_equal(
-        answers["decoder_loss_weights"], [[[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]])
+        answers["decoder_loss_weights"], [[[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]]
+    )
 
 
 class Remember:
@@ -61,7 +64,8 @@ class Remember:
     def make():
         zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
         return optax.GradientTransformation(
-            zeros, lambda gradients, _, params=None: (zeros(gradients), gradients))
+            zeros, lambda gradients, _, params=None: (zeros(gradients), gradients)
+        )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -70,10 +74,14 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     model, batch = OFA(SMALL), captions_batch(size=2)
     tokens = np.full((2, 3, 4), PAD, np.int32)
     for (i, k), answer in {
-        (0, 0): [7, 8, EOS], (0, 1): [9, EOS], (0, 2): [7, 11, 12, EOS],
-        (1, 0): [30, EOS], (1, 1): [31, 32, EOS], (1, 2): [33, 30, EOS],
+        (0, 0): [7, 8, EOS],
+        (0, 1): [9, EOS],
+        (0, 2): [7, 11, 12, EOS],
+        (1, 0): [30, EOS],
+        (1, 1): [31, 32, EOS],
+        (1, 2): [33, 30, EOS],
     }.items():
-        tokens[i, k, :len(answer)] = answer
+        tokens[i, k, : len(answer)] = answer
     rewards = np.array([[1.0, 2.0, 6.0], [0.5, 0.5, 3.5]])
     # By hand: 1 - (2 + 6) / 2 = -3, 2 - (1 + 6) / 2 = -1.5 ...
     weights = np.array([[-3, -1.5, 4.5], [-1.5, -1.5, 3]], np.float32)
@@ -83,30 +91,36 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     abstract = state.abstract_state(model, optimizer, Partitioner())
     start = small_run.new_state(SMALL, abstract)
     learned = batch | self_critical.as_answers(tokens, weights)
-    train_step = jax.jit(step.make_train_step(
-        model, optimizer, config, LossConfig(), GROUPS, 1, 3, accumulation))
+    train_step = jax.jit(
+        step.make_train_step(model, optimizer, config, LossConfig(), GROUPS, 1, 3, accumulation)
+    )
     after, metrics = train_step(start, {"captions": learned})
 
     @jax.jit
     @jax.value_and_grad
     def log_probability(params, instruction, answer):
         inputs = jnp.concatenate([jnp.array([BOS]), answer[:-1]])
-        logits = model.apply({**start.variables, "params": params}, {
-            "encoder_input_tokens": instruction[None], "decoder_input_tokens": inputs[None]})[0]
+        logits = model.apply(
+            {**start.variables, "params": params},
+            {"encoder_input_tokens": instruction[None], "decoder_input_tokens": inputs[None]},
+        )[0]
         picked = jax.nn.log_softmax(logits)[np.arange(4), answer]
         return jnp.where(answer == PAD, 0, picked).sum()
 
     value, expected = 0.0, jax.tree.map(jnp.zeros_like, start.params)
     for i, k in itertools.product(range(2), range(3)):
         log_p, gradient = log_probability(
-            start.params, batch["encoder_input_tokens"][i], tokens[i, k])
+            start.params, batch["encoder_input_tokens"][i], tokens[i, k]
+        )
         value -= weights[i, k] * log_p / 17
         expected = jax.tree.map(lambda e, g, w=weights[i, k]: e - w * g / 17, expected, gradient)
     np.testing.assert_allclose(metrics.loss, value, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
-        after.opt_state, expected)
+        after.opt_state,
+        expected,
+    )
     # The log shows plain nats per token whatever the rewards are.
     assert 3 < metrics.tasks.nll[0] / metrics.tasks.tokens[0] < 6
 
@@ -119,8 +133,7 @@ def make_self_critical(reward, **decoding):
 @functools.cache
 def new_state():
     optimizer = make_optimizer(OptimizerConfig(1e-2, total_steps=100, warmup=0))
-    return small_run.new_state(
-        SMALL, state.abstract_state(OFA(SMALL), optimizer, Partitioner()))
+    return small_run.new_state(SMALL, state.abstract_state(OFA(SMALL), optimizer, Partitioner()))
 
 
 def prepared(before_step, number, start, batch):
@@ -138,22 +151,24 @@ def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
         return np.arange(attempts[..., 0].size, dtype=float).reshape(attempts.shape[:2])
 
     start, batch = new_state(), captions_batch()
-    beams = prepared(
-        make_self_critical(reward, beam_size=3, max_length=5), 7, start, batch)
+    beams = prepared(make_self_critical(reward, beam_size=3, max_length=5), 7, start, batch)
     expected = make_decoder(OFA(SMALL), DecodingConfig(beam_size=3, max_length=5))(
-        start.variables, batch).tokens
+        start.variables, batch
+    ).tokens
     np.testing.assert_array_equal(beams["decoder_target_tokens"], expected)
     assert asked[0][0] == 7
     np.testing.assert_array_equal(asked[0][1], expected)
     # 0, 1, 2 and so on: each row is -1.5, 0, 1.5 off the others' mean.
     scored = beams["decoder_target_tokens"] != PAD
     np.testing.assert_allclose(
-        beams["decoder_loss_weights"], scored * np.array([-1.5, 0, 1.5])[:, None])
+        beams["decoder_loss_weights"], scored * np.array([-1.5, 0, 1.5])[:, None]
+    )
     np.testing.assert_array_equal(beams["encoder_input_tokens"], batch["encoder_input_tokens"])
 
     sampling = make_self_critical(reward, method="sample", beam_size=3, max_length=5)
     first, again, other = (
-        prepared(sampling, number, start, batch)["decoder_target_tokens"] for number in (7, 7, 8))
+        prepared(sampling, number, start, batch)["decoder_target_tokens"] for number in (7, 7, 8)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -229,7 +244,10 @@ def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
     one = results["one"]
     assert len(one["attempts"]) == 3 and one["attempts"][0] != one["attempts"][1]
     assert {name: result["shards"] for name, result in results.items()} == {
-        "one": 1, "data": 8, "all": 4}
+        "one": 1,
+        "data": 8,
+        "all": 4,
+    }
     for name in ("data", "all"):
         assert results[name]["attempts"] == one["attempts"]
         np.testing.assert_allclose(results[name]["losses"], one["losses"], rtol=5e-5, err_msg=name)
@@ -255,7 +273,7 @@ def reference_ids(length):
     for row, own in enumerate(REFERENCES):
         for place, caption in enumerate(own):
             words = [4 + VOCABULARY.index(word) for word in caption.split()] + [EOS]
-            ids[row, place, :len(words)] = words
+            ids[row, place, : len(words)] = words
     return ids
 
 
@@ -288,14 +306,19 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     reward = lambda number, attempts: references(ORIGINS, attempts)  # noqa: E731
     sampling = DecodingConfig(method="sample", beam_size=attempts, max_length=6)
     trained = SelfCritical(
-        model, SelfCriticalConfig(sampling), partitioner, "captions", reward, seed=0)
+        model, SelfCriticalConfig(sampling), partitioner, "captions", reward, seed=0
+    )
     config = OptimizerConfig(2e-2, total_steps=200, warmup=0, clip_norm=1.0)
     optimizer = make_optimizer(config)
     abstract = state.abstract_state(model, optimizer, partitioner)
     run = dataclasses.replace(
         small_run.make_run(
-            tmp_path, total_steps=total, log_period=10, checkpoint_period=20,
-            checkpoints_to_keep=None),
+            tmp_path,
+            total_steps=total,
+            log_period=10,
+            checkpoint_period=20,
+            checkpoints_to_keep=None,
+        ),
         partitioner=partitioner,
         abstract_state=abstract,
         new_state=lambda: state.create_state(model, optimizer, abstract, 0),
@@ -305,8 +328,11 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
         before_step=ReferencesFirst(trained, before, attempts, length=7),
     )
     loop.train(run)
-    rewards = [scalars["train/reward"] for _, scalars in sorted(run.writer.scalars.items())
-               if "train/reward" in scalars]
+    rewards = [
+        scalars["train/reward"]
+        for _, scalars in sorted(run.writer.scalars.items())
+        if "train/reward" in scalars
+    ]
     # Ten steps each. Measured: 1.6, 2.6, 3.5, 3.7; the references themselves are worth 5.5.
     assert len(rewards) == 4
     assert rewards[-1] > 1.5 * rewards[0]
@@ -315,9 +341,12 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     checkpoints = Checkpoints(run.model_dir)
     greedy = make_decoder(model, DecodingConfig(beam_size=1, max_length=6))
     first, last = (
-        references(ORIGINS, np.asarray(greedy(
-            checkpoints.restore(number, abstract)[0].variables, batch).tokens)).mean()
-        for number in (before, total))
+        references(
+            ORIGINS,
+            np.asarray(greedy(checkpoints.restore(number, abstract)[0].variables, batch).tokens),
+        ).mean()
+        for number in (before, total)
+    )
     checkpoints.close()
     assert last > 1.3 * first  # 1.8 and 3.9
 
@@ -326,8 +355,10 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     ("make", "sentence"),
     [
         (lambda: SelfCriticalConfig(DecodingConfig(beam_size=1)), "give at least 2"),
-        (lambda: SelfCriticalConfig().check(LossConfig(label_smoothing=0.1)),
-         "LossConfig.label_smoothing is 0.1"),
+        (
+            lambda: SelfCriticalConfig().check(LossConfig(label_smoothing=0.1)),
+            "LossConfig.label_smoothing is 0.1",
+        ),
         (lambda: SelfCriticalConfig().check(LossConfig(rdrop_alpha=1.0)), "set it to 0"),
     ],
 )

@@ -28,7 +28,8 @@ def jitted(config=SMALL, loss=PLAIN, streams=tuple(GROUPS)):
 def differs(a, b) -> bool:
     return any(
         (np.asarray(x) != np.asarray(y)).any()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_the_loss_goes_down_on_a_batch_seen_again_and_again():
@@ -47,21 +48,32 @@ def test_the_loss_is_that_of_the_groups_and_batch_norm_goes_through_the_streams(
     state = new_state()
     new, step_metrics = train_step(state, FIRST)
     variables, tokens = state.variables, {}
-    forward = jax.jit(functools.partial(
-        OFA(SMALL).apply, train=True, mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(0)}))
+    forward = jax.jit(
+        functools.partial(
+            OFA(SMALL).apply,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+    )
     for name in GROUPS:
         logits, updates = forward(variables, FIRST[name])
         variables = {**variables, **updates}
         tokens[name] = losses.token_losses(
-            logits, FIRST[name]["decoder_target_tokens"], FIRST[name]["decoder_loss_weights"],
-            LossConfig())
+            logits,
+            FIRST[name]["decoder_target_tokens"],
+            FIRST[name]["decoder_loss_weights"],
+            LossConfig(),
+        )
     np.testing.assert_allclose(
-        step_metrics.loss, losses.grouped_loss(tokens, GROUPS, LossConfig(), 0), rtol=1e-5)
+        step_metrics.loss, losses.grouped_loss(tokens, GROUPS, LossConfig(), 0), rtol=1e-5
+    )
     assert differs(new.batch_stats, state.batch_stats)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        new.batch_stats, variables["batch_stats"])
+        new.batch_stats,
+        variables["batch_stats"],
+    )
 
 
 def test_each_task_has_its_own_sums():
@@ -140,8 +152,7 @@ def test_evaluation_sums_loss_and_right_tokens(pixels):
     scored = targets != 1
     for task in (0, 1):
         rows = batch["task_ids"] == task
-        np.testing.assert_allclose(
-            sums.nll[task], -2 * picked[rows][scored[rows]].sum(), rtol=1e-5)
+        np.testing.assert_allclose(sums.nll[task], -2 * picked[rows][scored[rows]].sum(), rtol=1e-5)
         right = (logits.argmax(-1) == targets)[rows][scored[rows]].sum()
         assert sums.correct[task] == 2 * right
         assert sums.tokens[task] == 2 * scored[rows].sum()
@@ -158,17 +169,23 @@ def test_accumulated_parts_teach_what_the_whole_batch_teaches():
     results = []
     for parts in (1, 3):
         _, new_state, train_step, _ = make_parts(
-            SMALL, LossConfig(label_smoothing=0.1), gradient_accumulation=parts)
+            SMALL, LossConfig(label_smoothing=0.1), gradient_accumulation=parts
+        )
         results.append(jax.jit(train_step)(new_state(), whole))
     (state, one), (accumulated_state, accumulated) = results
     for name in ("loss", "gradient_norm", "tasks"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-            getattr(accumulated, name), getattr(one, name))
+            getattr(accumulated, name),
+            getattr(one, name),
+        )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-6)),
-        accumulated_state.opt_state, state.opt_state)
+            a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-6)
+        ),
+        accumulated_state.opt_state,
+        state.opt_state,
+    )
 
 
 def test_accumulation_is_refused_where_the_whole_batch_must_be_seen():

@@ -22,7 +22,8 @@ def test_a_lap_tells_stepping_from_all_else():
     assert lap.goodput == pytest.approx(0.4)
     assert lap.share("checkpoints") == 0.2 and lap.share("validation") == 0.0
     speed = telemetry.Throughput.over(
-        lap, steps=10, examples=80, target_tokens=400, flops=5e12, peak_flops=4e12)
+        lap, steps=10, examples=80, target_tokens=400, flops=5e12, peak_flops=4e12
+    )
     assert (speed.steps_per_second, speed.examples_per_second) == (2.0, 16.0)
     assert speed.scalars["target_tokens_per_second_per_chip"] == 80.0 / speed.num_devices
     assert speed.flops_per_second == 1e12 and speed.mfu == 0.25 / speed.num_devices
@@ -39,7 +40,8 @@ def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
     assert first.parts["checkpoints"] >= 0.02 > second.parts["checkpoints"]
     total = clock.total()
     assert total.parts["checkpoints"] == pytest.approx(
-        first.parts["checkpoints"] + second.parts["checkpoints"])
+        first.parts["checkpoints"] + second.parts["checkpoints"]
+    )
     assert total.seconds >= first.seconds + second.seconds
 
 
@@ -139,11 +141,18 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
         pace.settle()
 
 
-@pytest.mark.parametrize(("kind", "flops"), [
-    ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v3", 61.5e12),  # half a chip
-    ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H200", 989.4e12),
-    ("cpu", None), ("TPU v99", None),
-])
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v3", 61.5e12),  # half a chip
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H200", 989.4e12),
+        ("cpu", None),
+        ("TPU v99", None),
+    ],
+)
 def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
     assert device_kinds.peak_flops(kind) == flops
 
@@ -154,11 +163,22 @@ def test_every_known_kind_of_device_has_its_chip():
 
 def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():
     padding = telemetry.Padding(pad_id=1)
-    padding.add({"text": {
-        "encoder_input_tokens": np.array([[0, 5, 2, 1], [0, 2, 1, 1]]),
-        "decoder_input_tokens": np.array([[0, 5], [0, 1]])}})
-    padding.add({"text": {
-        "encoder_input_tokens": np.full((2, 4), 1), "decoder_input_tokens": np.full((2, 2), 5)}})
+    padding.add(
+        {
+            "text": {
+                "encoder_input_tokens": np.array([[0, 5, 2, 1], [0, 2, 1, 1]]),
+                "decoder_input_tokens": np.array([[0, 5], [0, 1]]),
+            }
+        }
+    )
+    padding.add(
+        {
+            "text": {
+                "encoder_input_tokens": np.full((2, 4), 1),
+                "decoder_input_tokens": np.full((2, 2), 5),
+            }
+        }
+    )
     assert padding.shares() == {"text/encoder": 11 / 16, "text/decoder": 1 / 8}
     assert padding.shares() == {}
 
@@ -191,15 +211,18 @@ def test_a_process_that_makes_no_step_ends_and_says_where_it_was():
         "def stuck(): time.sleep(60)\n"
         "with Watchdog(1.0) as dog:\n"
         "    for _ in range(3): time.sleep(0.5); dog.well()\n"
-        "    print('was well', flush=True)\n    stuck()\n")
+        "    print('was well', flush=True)\n    stuck()\n"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "was well\n"
     assert "in stuck" in done.stderr
 
 
 def results(loss, accuracy=0.5):
-    return {"a": {"loss": loss, "token_accuracy": accuracy}, "b": {"loss": 1.0,
-            "token_accuracy": 0.1}}
+    return {
+        "a": {"loss": loss, "token_accuracy": accuracy},
+        "b": {"loss": 1.0, "token_accuracy": 0.1},
+    }
 
 
 def test_the_best_step_is_by_the_metric_asked_for_and_known_after_a_restart(tmp_path):

@@ -10,11 +10,20 @@ from ofa_jax.training.telemetry import Lap, Throughput
 from ofa_jax.training.terminal import Progress, Report
 
 REPORT = Report(
-    step=250, total_steps=1000, throughput=Throughput(2.5, 140.0, 1200.0, 4, 2e12),
-    data_wait=0.013, total=Lap(100.0, {"compilation": 8.0, "waiting_for_data": 2.0}), loss=7.125,
+    step=250,
+    total_steps=1000,
+    throughput=Throughput(2.5, 140.0, 1200.0, 4, 2e12),
+    data_wait=0.013,
+    total=Lap(100.0, {"compilation": 8.0, "waiting_for_data": 2.0}),
+    loss=7.125,
     task_losses={"image_captioning": 2.5, "text_infilling": 5.25},
-    learning_rate=1e-3, gradient_norm=1.5, parameter_norm=30.0, padding={"text/encoder": 0.25},
-    skipped_records=2, skipped_steps=0)
+    learning_rate=1e-3,
+    gradient_norm=1.5,
+    parameter_norm=30.0,
+    padding={"text/encoder": 0.25},
+    skipped_records=2,
+    skipped_steps=0,
+)
 
 
 def test_a_log_gets_plain_lines():
@@ -70,4 +79,5 @@ def test_the_end_says_where_the_time_went():
     with Progress(console) as progress:
         progress.say_total(Lap(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
     assert console.file.getvalue() == (
-        "Time: 0:03:20, of which 84% stepping, 1% waiting for data, 15% compilation.\n")
+        "Time: 0:03:20, of which 84% stepping, 1% waiting for data, 15% compilation.\n"
+    )

@@ -26,8 +26,7 @@ def paths(tree):
 
 @functools.cache
 def step(config=SMALL, loss=LossConfig(), **options):  # noqa: B008  frozen
-    _, new_state, train_step, _ = make_parts(
-        config, loss, groups={"text": "others"}, **options)
+    _, new_state, train_step, _ = make_parts(config, loss, groups={"text": "others"}, **options)
     return new_state(), jax.jit(train_step)
 
 
@@ -53,9 +52,11 @@ def test_only_what_shall_be_trained_is_trained(options, config):
     after, metrics = train_step(state, BATCH)
     frozen, trained = options.get("frozen", ()), options.get("trained")
     learns = {
-        path for path in paths(state.params)
+        path
+        for path in paths(state.params)
         if (trained is None or trainable.in_groups(path, trained))
-        and not trainable.in_groups(path, frozen)}
+        and not trainable.in_groups(path, frozen)
+    }
     moved = changed(state, after)
     assert moved <= learns and moved
     if "prefixes" in (trained or ()):
@@ -87,10 +88,14 @@ def test_adapters_begin_as_the_identity():
     assert added and not any(x.any() for x in added)
     # What is added is nothing; two programs round a sum in two ways.
     expected = jax.jit(OFA(SMALL).apply)(
-        {**variables, "params": flax.traverse_util.unflatten_dict(less)}, BATCH["text"])
+        {**variables, "params": flax.traverse_util.unflatten_dict(less)}, BATCH["text"]
+    )
     np.testing.assert_allclose(
-        jax.jit(OFA(config).apply)(variables, BATCH["text"]), expected,
-        rtol=0, atol=1e-6 * np.abs(expected).max())
+        jax.jit(OFA(config).apply)(variables, BATCH["text"]),
+        expected,
+        rtol=0,
+        atol=1e-6 * np.abs(expected).max(),
+    )
 
 
 def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
@@ -101,8 +106,12 @@ def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
     after, _ = train_step(begun, BATCH)
     jax.tree.map(
         lambda average, old, new: np.testing.assert_allclose(
-            average, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-8),
-        after.ema_params, begun.params, after.params)
+            average, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-8
+        ),
+        after.ema_params,
+        begun.params,
+        after.params,
+    )
     assert after.evaluated_variables["params"] is after.ema_params
     assert begun.replace(ema_params=None).evaluated_variables["params"] is begun.params
 

@@ -28,11 +28,17 @@ def baselines():
 def test_unigram_is_the_frequency_of_each_token(baselines):
     nll, _, tokens = baselines.score([batch([0, 1], [[5, 2, 1], [3, 0, 2]])])
     probability = lambda count, total: (  # noqa: E731
-        (count + SMOOTHING) / (total + SMOOTHING * VOCABULARY))
-    np.testing.assert_allclose(nll, [
-        -math.log(probability(1, 6)) - math.log(probability(3, 6)),
-        -math.log(probability(2, 3)) - math.log(probability(0, 3)) - math.log(probability(1, 3)),
-    ])
+        (count + SMOOTHING) / (total + SMOOTHING * VOCABULARY)
+    )
+    np.testing.assert_allclose(
+        nll,
+        [
+            -math.log(probability(1, 6)) - math.log(probability(3, 6)),
+            -math.log(probability(2, 3))
+            - math.log(probability(0, 3))
+            - math.log(probability(1, 3)),
+        ],
+    )
     np.testing.assert_array_equal(tokens, [2, 3])
 
 

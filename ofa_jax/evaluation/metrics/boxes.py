@@ -33,7 +33,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def accuracy_at_iou(
     references: Sequence[Any], answers: Sequence[Any], threshold: float = _MATCH
 ) -> dict[str, float]:
-    """"acc@0.5": how many boxes overlap the true one with at least this IoU.
+    """ "acc@0.5": how many boxes overlap the true one with at least this IoU.
 
     Args:
       references: one box [4] each.
@@ -49,9 +49,7 @@ def accuracy_at_iou(
     return {f"acc@{threshold:g}": float((found >= threshold).mean())}
 
 
-def detection(
-    references: Sequence[Objects], answers: Sequence[Objects | None]
-) -> dict[str, float]:
+def detection(references: Sequence[Objects], answers: Sequence[Objects | None]) -> dict[str, float]:
     """COCO's "map" and "map@0.5", and "f1@0.5", "precision@0.5" and "recall@0.5".
 
     The mean average precision is pycocotools', over the labels that the references have: a
@@ -111,11 +109,17 @@ def _annotations(objects: Sequence[Objects], categories: Mapping[str, int]) -> l
         scores = own.get("scores", np.ones(len(boxes)))
         for box, label, score in zip(boxes, own["labels"], scores, strict=True):
             if label in categories:
-                annotations.append({
-                    "id": len(annotations) + 1, "image_id": image, "iscrowd": 0,
-                    "category_id": categories[label], "bbox": box.tolist(),
-                    "area": float(box[2] * box[3]), "score": float(score),
-                })
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image,
+                        "iscrowd": 0,
+                        "category_id": categories[label],
+                        "bbox": box.tolist(),
+                        "area": float(box[2] * box[3]),
+                        "score": float(score),
+                    }
+                )
     return annotations
 
 

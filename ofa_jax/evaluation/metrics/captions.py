@@ -25,7 +25,7 @@ _BETA = 1.2
 def cider_d(
     references: References, answers: Sequence[str | None], scorer: CiderD | None = None
 ) -> dict[str, float]:
-    """"cider_d", between 0 and 10: the mean over the pictures.
+    """ "cider_d", between 0 and 10: the mean over the pictures.
 
     Args:
       references: of every picture.
@@ -38,7 +38,7 @@ def cider_d(
 
 
 def bleu(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """"bleu_1" to "bleu_4": BLEU of the whole corpus (Papineni et al. 2002), by sacrebleu.
+    """ "bleu_1" to "bleu_4": BLEU of the whole corpus (Papineni et al. 2002), by sacrebleu.
 
     Counts, closest reference length and brevity penalty are those of COCO's evaluation, which adds
     1e-9 or less to its counts: it differs by less than 1e-8, or where no n-gram of an order is
@@ -48,7 +48,7 @@ def bleu(references: References, answers: Sequence[str | None]) -> dict[str, flo
 
 
 def rouge_l(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """"rouge_l": COCO's, not that of rouge-score, which has neither several references nor beta.
+    """ "rouge_l": COCO's, not that of rouge-score, which has neither several references nor beta.
 
     The longest common subsequence over the caption's length (precision) and over the reference's
     (recall), the best of each among the references, in an F-measure with beta = 1.2.
@@ -57,7 +57,7 @@ def rouge_l(references: References, answers: Sequence[str | None]) -> dict[str, 
 
 
 def meteor_and_spice(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """"meteor" and "spice", by the Java programs in pycocoevalcap; {} without it or without Java.
+    """ "meteor" and "spice", by the Java programs in pycocoevalcap; {} without it or without Java.
 
     Neither is required: `pip install pycocoevalcap`, and Java. SPICE also downloads models when it
     is first used; what does not run is said once, and left out.
@@ -108,9 +108,13 @@ def _bleu(references, answers) -> dict[str, float]:
     total = counter.corpus_score([" ".join(answer) for answer in answers], by_place)
     return {
         f"bleu_{order}": BLEU.compute_bleu(
-            total.counts[:order], total.totals[:order], total.sys_len, total.ref_len,
+            total.counts[:order],
+            total.totals[:order],
+            total.sys_len,
+            total.ref_len,
             max_ngram_order=order,
-        ).score / 100
+        ).score
+        / 100
         for order in range(1, _MAX_ORDER + 1)
     }
 

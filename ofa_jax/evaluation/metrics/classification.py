@@ -12,14 +12,14 @@ Labels = Sequence[str | None]
 
 
 def accuracy(references: Labels, answers: Labels) -> dict[str, float]:
-    """"accuracy"."""
+    """ "accuracy"."""
     from sklearn.metrics import accuracy_score
 
     return {"accuracy": float(accuracy_score(*_labels("accuracy", references, answers)))}
 
 
 def matthews_correlation(references: Labels, answers: Labels) -> dict[str, float]:
-    """"matthews_correlation", CoLA's: between -1 and 1, and 0 where all answers are the same."""
+    """ "matthews_correlation", CoLA's: between -1 and 1, and 0 where all answers are the same."""
     from sklearn.metrics import matthews_corrcoef
 
     labels = _labels("matthews_correlation", references, answers)
@@ -27,7 +27,7 @@ def matthews_correlation(references: Labels, answers: Labels) -> dict[str, float
 
 
 def f1(references: Labels, answers: Labels, positive: str = "yes") -> dict[str, float]:
-    """"f1" of one label, the positive one; 0 where neither side has it."""
+    """ "f1" of one label, the positive one; 0 where neither side has it."""
     from sklearn.metrics import f1_score
 
     true, given = (
@@ -36,9 +36,7 @@ def f1(references: Labels, answers: Labels, positive: str = "yes") -> dict[str, 
     return {"f1": float(f1_score(true, given, zero_division=0))}
 
 
-def accuracy_and_f1(
-    references: Labels, answers: Labels, positive: str = "yes"
-) -> dict[str, float]:
+def accuracy_and_f1(references: Labels, answers: Labels, positive: str = "yes") -> dict[str, float]:
     """Both, as MRPC and QQP report them."""
     return accuracy(references, answers) | f1(references, answers, positive)
 

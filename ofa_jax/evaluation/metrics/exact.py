@@ -8,7 +8,7 @@ from ofa_jax.evaluation.metrics import inputs
 
 
 def exact_match(references: Sequence[str], answers: Sequence[str | None]) -> dict[str, float]:
-    """"exact_match": how many strings are the same but for surrounding spaces."""
+    """ "exact_match": how many strings are the same but for surrounding spaces."""
     inputs.check_pairs("exact_match", references, answers)
     same = [
         answer is not None and reference.strip() == answer.strip()
@@ -40,7 +40,7 @@ def one_of_several(
 
 
 def token_accuracy(references: Sequence, answers: Sequence) -> dict[str, float]:
-    """"token_accuracy": how many of the true tokens, over all examples, are at their place.
+    """ "token_accuracy": how many of the true tokens, over all examples, are at their place.
 
     Args:
       references: int [n] each, e.g. the codes of a picture.

@@ -12,7 +12,7 @@ from ofa_jax.scenes.nouns import all_nouns, plural
 def noun_f1(
     references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
 ) -> dict[str, float]:
-    """"noun_f1", "noun_precision" and "noun_recall" over all named things of all examples.
+    """ "noun_f1", "noun_precision" and "noun_recall" over all named things of all examples.
 
     A thing counts once, however often it is named or there: whether the caption says that there is
     a dog, not how many. A name of the table that is not in the scene is a mistake.

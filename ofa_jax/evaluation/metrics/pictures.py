@@ -11,7 +11,7 @@ _WHITE = 255
 
 
 def psnr(references: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> dict[str, float]:
-    """"psnr": the mean peak signal-to-noise ratio in decibels.
+    """ "psnr": the mean peak signal-to-noise ratio in decibels.
 
     A picture that is right in every value would have an infinite one; it counts as if a single
     value were off by one.

@@ -25,7 +25,7 @@ def fillings(masked: str, text: str) -> list[str] | None:
 def exact_spans(
     masked: Sequence[str], references: Sequence[str], answers: Sequence[str | None]
 ) -> dict[str, float]:
-    """"exact_spans": how many of all masked spans are filled as in the reference.
+    """ "exact_spans": how many of all masked spans are filled as in the reference.
 
     An answer that has changed what was not masked has none of its spans right. Spans are told apart
     by the text around them, the same way on both sides.

@@ -11,7 +11,7 @@ _KINDS = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(references: Sequence[str], answers: Sequence[str | None]) -> dict[str, float]:
-    """"rouge1", "rouge2" and "rougeL": mean F-measures, words stemmed, as the original OFA's."""
+    """ "rouge1", "rouge2" and "rougeL": mean F-measures, words stemmed, as the original OFA's."""
     inputs.check_pairs("rouge", references, answers)
     scorer = RougeScorer(_KINDS, use_stemmer=True)
     scores = [

@@ -14,11 +14,21 @@ from typing import Any
 from ofa_jax.evaluation.metrics import inputs
 
 _NUMBERS = {
-    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
-    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
 }
 _ARTICLES = frozenset(("a", "an", "the"))
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_GROUPS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
@@ -75,7 +85,7 @@ def _one_line(text: str) -> str:
 def vqa_accuracy(
     references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
 ) -> dict[str, float]:
-    """"accuracy", and "accuracy/<type>" where questions have a type.
+    """ "accuracy", and "accuracy/<type>" where questions have a type.
 
     Args:
       references: {"answers": list[str]; optional "confidences": list[float]; optional "type": str}.

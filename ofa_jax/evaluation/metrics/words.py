@@ -15,11 +15,22 @@ import re
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _LEFT_OUT = frozenset("' ` '' `` . ? ! , : - -- ... ;".split())
 
-_SPELLINGS = str.maketrans({
-    "’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\u00a0": " ",
-})
-_JOINED = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b"
-                     r"|(?<!\w)('t)(is|was)\b")
+_SPELLINGS = str.maketrans(
+    {
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": "--",
+        "…": "...",
+        "\u00a0": " ",
+    }
+)
+_JOINED = re.compile(
+    r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b"
+    r"|(?<!\w)('t)(is|was)\b"
+)
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
 _Y_ALL = re.compile(r"\by'all\b")
 
