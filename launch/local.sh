@@ -6,9 +6,9 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what pictures show, then the model, one lesson after another, what things
-# are called, whether words and picture agree, what is asked and said of a picture, which of several
-# things is meant, and everything (84 minutes at most for the five); asks it about pictures it has
+# `full` teaches the ResNet what images show, then the model, one lesson after another, what things
+# are called, whether words and image agree, what is asked and said of an image, which of several
+# things is meant, and everything (84 minutes at most for the five); asks it about images it has
 # never seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.

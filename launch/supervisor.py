@@ -6,7 +6,7 @@
       python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes.gin
 
 On a pod each host has a supervisor of its own around the same command: when one process dies, the
-others notice (see `ofa_jax.distributed`), end too, and all meet again. With --processes=N the
+others notice (see `ofa_jax.utils.distributed`), end too, and all meet again. With --processes=N the
 command runs N times on this machine, over loopback and through the same code; that is for trying
 things out, and for tests.
 

@@ -8,7 +8,7 @@ again, it goes on; what is evaluated is not evaluated again. Results go to
 MODEL_DIR/evaluations/SPLIT:
 
     metrics.json                     {step: {task: {metric: value}}}
-    STEP/TASK/predictions.jsonl      a line for every example; boxes in pixels of the stored picture
+    STEP/TASK/predictions.jsonl      a line for every example; boxes in pixels of the stored image
     STEP/TASK/result.json            the metrics, counts, and where the time went
     events.out.tfevents...           for TensorBoard
     config.gin                       the configuration as it was in effect
@@ -31,19 +31,22 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from ofa_jax import command_line, configurables, distributed, train, trained_model
+from ofa_jax import train
+from ofa_jax.checkpoints import load as checkpoint_load
+from ofa_jax.checkpoints import watch
+from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
+from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, empty_features, stack
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import results as reporting
-from ofa_jax.evaluation import which_checkpoints
 from ofa_jax.evaluation.evaluator import EvaluatedTask, EvaluationError, Evaluator
-from ofa_jax.evaluation.open_tasks import Opening
+from ofa_jax.evaluation.load_tasks import Opening
 from ofa_jax.evaluation.results import Results
-from ofa_jax.evaluation.which_checkpoints import Checkpoint, Choice
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.nearest import nearest
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.utils import distributed
+from ofa_jax.utils.suggestions import nearest
 from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings
 
@@ -67,7 +70,7 @@ class Evaluation:
       console: to print to.
     """
 
-    choice: Choice
+    choice: CheckpointSelector
     model_dir: epath.Path
     directory: epath.Path
     tasks: Sequence[EvaluatedTask]
@@ -80,7 +83,7 @@ class Evaluation:
 
     def model_of(self, checkpoint: Checkpoint) -> OFAConfig:
         """The configuration of a checkpoint's model, as it is computed here."""
-        config = trained_model.config_of(checkpoint.path)
+        config = checkpoint_load.config_of(checkpoint.path)
         return config if self.dtype is None else config.replace(dtype=self.dtype)
 
     def name_of(self, checkpoint: Checkpoint) -> str:
@@ -144,14 +147,14 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    command_line.import_modules(mixture_or_task_module)
+    common.import_modules(mixture_or_task_module)
     if not streams:
         raise ValueError("evaluate.streams is empty: give at least one Stream.")
     if batches_per_part < 1:
         raise ValueError(f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1.")
     if settings is not None:
         settings.configure()
-    choice = Choice(
+    choice = CheckpointSelector(
         checkpoint_path or model_dir, checkpoints, last_step, timeout_seconds, poll_seconds
     )
     there = choice.there()
@@ -261,7 +264,7 @@ def run(evaluation: Evaluation) -> Results:
     main_metrics: dict[str, str | None] = {
         task.name: task.judging.main_metric for task in evaluation.tasks
     }
-    for checkpoint in which_checkpoints.follow(evaluation.choice, say):
+    for checkpoint in watch.follow(evaluation.choice, say):
         try:
             evaluator = evaluator or evaluation.make_evaluator(evaluation.model_of(checkpoint))
         except ValueError as error:
@@ -294,7 +297,7 @@ def _evaluate(
     if not waiting:
         say(f"Step {step} is evaluated already.")
         return True
-    if (problem := which_checkpoints.problem(checkpoint)) is not None:
+    if (problem := watch.problem(checkpoint)) is not None:
         if evaluation.choice.which in ("all", "watch"):
             say(f"The checkpoint of step {step} is left out: {problem}.")
             return False
@@ -302,7 +305,7 @@ def _evaluate(
     say(f"Evaluating {checkpoint.path} ...")
     config = evaluation.model_of(checkpoint)
     try:
-        variables = trained_model.load_variables(checkpoint.path, config, evaluation.partitioner)
+        variables = checkpoint_load.load_variables(checkpoint.path, config, evaluation.partitioner)
     except (FileNotFoundError, ValueError) as error:
         raise EvaluationError(str(error)) from error
     for task in waiting:
@@ -333,15 +336,15 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.FLAGS(["evaluate"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with command_line.user_errors():
-        configurables.register(
+    with common.user_errors():
+        gin_registry.register(
             {
                 "evaluate": prepare,
                 "train": train.prepare,
                 "model_config": train.model_config,
             }
         )
-        command_line.parse_arguments(
+        common.parse_arguments(
             "python -m ofa_jax.evaluate", __doc__ or "", arguments, may_stay_open=("TRAIN_STEPS",)
         )
         seqio.set_global_cache_dirs([])
@@ -352,7 +355,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         run(evaluation)
     except EvaluationError as error:
-        command_line.fail(error)
+        common.fail(error)
 
 
 def _take_from_training() -> None:
@@ -392,7 +395,7 @@ def decoding_of(task: str, config: DecodingConfig) -> DecodingConfig:
                 # Copying evaluates what it refers to.
                 changed[field.name] = copy.deepcopy(gin.query_parameter(parameter))
     for name, value in changed.items():
-        configurables.check_parameter(DecodingConfig, name, value)
+        gin_registry.check_parameter(DecodingConfig, name, value)
     return config.replace(**changed)
 
 

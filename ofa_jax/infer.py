@@ -1,8 +1,8 @@
-"""Asks a trained model about many inputs: JSON lines, TSV, a folder of pictures, a seqio task.
+"""Asks a trained model about many inputs: JSON lines, TSV, a folder of images, a seqio task.
 
     python -m ofa_jax.infer --gin_file=gin_configs/runs/infer.gin \
       --gin.CHECKPOINT="'runs/pretrain_scenes'" --gin.OUTPUT_DIR="'answers'" \
-      --gin.INPUTS=@ImageFolder() --gin.ImageFolder.path="'pictures'" \
+      --gin.INPUTS=@ImageFolder() --gin.ImageFolder.path="'images'" \
       --gin.ImageFolder.instruction="'what does the image describe?'"
 
 Answers are written as JSON lines, in shards that are complete or not there: started again, the job
@@ -24,26 +24,27 @@ import jax
 import seqio
 from absl import flags, logging
 
-from ofa_jax import command_line, configurables, distributed
+from ofa_jax.checkpoints import storage
+from ofa_jax.cli import common, gin_registry
 from ofa_jax.data.features import Stream
-from ofa_jax.data.records import BadRecord
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import judging
-from ofa_jax.evaluation.answering import Answerer
-from ofa_jax.evaluation.judging import Judging
-from ofa_jax.evaluation.questions import Asking, Questions
-from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.batch_decoder import BatchDecoder
+from ofa_jax.evaluation.eval_sources import EvalBatcher, EvalSource
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.inference import loading, requests, shards, task_inputs
-from ofa_jax.inference.interface import Interface
-from ofa_jax.inference.job import Asker, Counts, Job, SourceQuestions
-from ofa_jax.inference.requests import Manner
+from ofa_jax.inference.job import Asker, Counts, Job, RequestEvalSource
+from ofa_jax.inference.requests import DecodePreset
 from ofa_jax.inference.sources import ImageFolder, JsonLines, Source, Tsv
 from ofa_jax.inference.task_inputs import OpenTask, TaskInputs
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers import ImageTokenizer
+from ofa_jax.tokenizers.processor import Processor
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import distributed
 from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings
 
@@ -84,12 +85,12 @@ def prepare(
       output_dir: where answers go, on a disk.
       inputs: what is asked.
       vocabulary: where the checkpoint does not say it, see `loading.load`.
-      image_tokenizer: that makes pictures of codes, where the run does not keep one.
+      image_tokenizer: that makes images of codes, where the run does not keep one.
       answers: the only ones allowed, e.g. ["yes", "no"]; a task has its own.
       answers_file: a file with one of them a line, instead.
       score_all: score each of them, instead of searching among them.
       decoding: how answers are searched; what is usual for the instruction, or the task, when None.
-      image_size: of the pictures that the model sees, in pixels a side; the run's when None; 0 for
+      image_size: of the images that the model sees, in pixels a side; the run's when None; 0 for
         text alone. A task has its own.
       source_length: tokens that an instruction is padded to; a longer one is cut and counted.
       batch_size: requests that are asked at once, on this host's devices.
@@ -109,7 +110,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    command_line.import_modules(mixture_or_task_module)
+    common.import_modules(mixture_or_task_module)
     if settings is not None:
         settings.configure()
     host = jax.process_index() if host is None else host
@@ -127,7 +128,7 @@ def prepare(
     num_inputs = _num_inputs(inputs) if task is None else task.num_examples
     parts = shards.Shards(pathlib.Path(output_dir), num_inputs, shard_size)
     allowed = _allowed(answers, answers_file)
-    resolved = checkpoint if files.is_official(checkpoint) else str(checkpoints.find(checkpoint))
+    resolved = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
     identity = {
         "checkpoint": resolved,
         "inputs": _described(inputs),
@@ -169,7 +170,7 @@ def prepare(
             inputs, how, image_size != 0, loaded.interface, num_threads, **shapes
         )
         described = _judging(how.decoding, allowed, score_all)
-    answerer = Answerer(loaded.model, described, loaded.interface.vocabulary, partitioner, seed)
+    answerer = BatchDecoder(loaded.model, described, loaded.interface.vocabulary, partitioner, seed)
     _check_answers(described.decoding, source_length, loaded.model.config)
     shards.begin(parts.directory, identity)
     asker = Asker(loaded, answerer, questions, batch_size)
@@ -212,7 +213,7 @@ def _num_inputs(inputs: Any) -> int:
             f"say what it reads, as in --gin.JsonLines.path=\"'questions.jsonl'\"."
         )
     if not len(inputs):
-        what = "no picture" if isinstance(inputs, ImageFolder) else "nothing to ask"
+        what = "no image" if isinstance(inputs, ImageFolder) else "nothing to ask"
         where = getattr(inputs, "path", "it")
         raise ValueError(f"There is {what} in {where}: check INPUTS.")
     return len(inputs)
@@ -245,8 +246,8 @@ def _allowed(answers: Sequence[str] | None, answers_file: str | None) -> list[st
     return allowed
 
 
-def _judging(decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool) -> Judging:
-    return Judging(
+def _judging(decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool) -> EvalSpec:
+    return EvalSpec(
         "infer",
         "text",
         references=task_inputs.no_references,
@@ -259,16 +260,16 @@ def _judging(decoding: DecodingConfig, allowed: Sequence[str] | None, score_all:
 
 def _manner(
     source: Source,
-    loaded: loading.Loaded,
+    loaded: loading.LoadedModel,
     decoding: DecodingConfig | None,
     allowed: Sequence[str] | None,
-) -> Manner:
+) -> DecodePreset:
     """How all requests are asked: as is usual for the first good one."""
     reason = "it has no lines"
     for index in range(min(len(source), _MOST_TRIED)):
         try:
             instruction = source[index].instruction
-        except BadRecord as error:
+        except InvalidRecordError as error:
             reason = str(error)
             continue
         how = requests.manner(instruction, loaded.interface, loaded.model.config)
@@ -281,32 +282,32 @@ def _manner(
 
 def _of_source(
     source: Source,
-    how: Manner,
-    pictures: bool,
-    interface: Interface,
+    how: DecodePreset,
+    images: bool,
+    interface: Processor,
     num_threads: int,
     batch_size: int,
     source_length: int,
-) -> Questions:
+) -> EvalSource:
     stream = Stream(
         "inputs",
         "infer",
         batch_size,
         {"inputs": source_length, "targets": 1},
-        image_size=how.image_size if pictures else None,
+        image_size=how.image_size if images else None,
         code_targets=how.code_grid > 0,
     )
-    return SourceQuestions(source, interface, how, stream, num_threads)
+    return RequestEvalSource(source, interface, how, stream, num_threads)
 
 
 def _of_task(
     name: str,
     task: OpenTask,
     kind: str,
-    interface: Interface,
+    interface: Processor,
     batch_size: int,
     source_length: int,
-) -> Questions:
+) -> EvalSource:
     if task.vocab_size != interface.vocabulary.vocab_size:
         raise ValueError(
             f"Task {name} has a vocabulary of {task.vocab_size} ids, the model one of "
@@ -323,13 +324,13 @@ def _of_task(
         image_size=None if image is None or not image.size else image.shape[0],
         code_targets=kind == "codes",
     )
-    return task.questions(Asking(stream, interface.vocabulary, task_inputs.no_references))
+    return task.questions(EvalBatcher(stream, interface.vocabulary, task_inputs.no_references))
 
 
-def _description(name: str, task: OpenTask, loaded: loading.Loaded) -> Judging:
+def _description(name: str, task: OpenTask, loaded: loading.LoadedModel) -> EvalSpec:
     """How a task is answered; where it does not say, as is usual for its instruction."""
-    if judging.is_known(name):
-        return judging.find(name)
+    if eval_spec.is_known(name):
+        return eval_spec.find(name)
     instruction = loaded.interface.vocabulary.decode(task.example["inputs"])
     how = requests.manner(instruction, loaded.interface, loaded.model.config)
     kind = "codes" if task.example.get("code_mask", False) else "text"
@@ -355,9 +356,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program); returns the exit code."""
     flags.FLAGS(["infer"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with command_line.user_errors():
-        configurables.register({"infer": prepare, **INPUTS})
-        command_line.parse_arguments("python -m ofa_jax.infer", __doc__ or "", arguments)
+    with common.user_errors():
+        gin_registry.register({"infer": prepare, **INPUTS})
+        common.parse_arguments("python -m ofa_jax.infer", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
         job = gin.get_configurable("infer")()
         _say(_beginning(job))
@@ -365,9 +366,9 @@ def main(arguments: Sequence[str]) -> int:
         counts = job.run()
     except (OSError, shards.ShardError) as error:
         # What is written stays, and starting again goes on from it.
-        command_line.fail(error, command_line.FAILURE)
+        common.fail(error, common.FAILURE)
     _say(_end(job, counts))
-    return command_line.FAILURE if counts.lines and counts.errors == counts.lines else 0
+    return common.FAILURE if counts.lines and counts.errors == counts.lines else 0
 
 
 def _say(sentence: str) -> None:

@@ -46,12 +46,13 @@ import jax  # noqa: E402
 from absl import logging  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-from ofa_jax import command_line, configurables, train  # noqa: E402
-from ofa_jax.partitioning import Partitioner  # noqa: E402
+from ofa_jax import train  # noqa: E402
+from ofa_jax.cli import common, gin_registry  # noqa: E402
 from ofa_jax.planning import compiling, cost, gpu, programs, report  # noqa: E402
-from ofa_jax.planning.chips import Chip, parse_topology  # noqa: E402
 from ofa_jax.planning.hlo import Program  # noqa: E402
 from ofa_jax.planning.programs import Parts  # noqa: E402
+from ofa_jax.sharding.partitioner import Partitioner  # noqa: E402
+from ofa_jax.utils.hardware import Chip, parse_topology  # noqa: E402
 
 DOES_NOT_FIT = 3
 Compiler = Callable[[Any], compiling.Compiled]
@@ -108,7 +109,7 @@ def plan(
     result["trace_seconds"] = time.perf_counter() - started
     started = time.perf_counter()
     try:
-        with partitioner.active():
+        with partitioner.mesh_context():
             compiled = compiler(traced.lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
@@ -308,7 +309,7 @@ def _run_sweep(parts: Parts, arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _plan_apart(arguments: Sequence[str]) -> dict[str, Any]:
-    """What this command answers in a process of its own, see `compiling.Unfinished`."""
+    """What this command answers in a process of its own, see `compiling.PartialCompiler`."""
     done = subprocess.run(
         [sys.executable, "-m", "ofa_jax.plan", *arguments], capture_output=True, text=True
     )
@@ -328,9 +329,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     own, rest = parser.parse_known_args(arguments)
-    with command_line.user_errors():
-        configurables.register({"train": train.prepare, "model_config": train.model_config})
-        command_line.parse_arguments("python -m ofa_jax.plan", __doc__ or "", rest, _NOT_NEEDED)
+    with common.user_errors():
+        gin_registry.register({"train": train.prepare, "model_config": train.model_config})
+        common.parse_arguments("python -m ofa_jax.plan", __doc__ or "", rest, _NOT_NEEDED)
         if not own.topology:
             raise ValueError("No topology given: add --topology=v5e:16x16, for example.")
         chip, shape = parse_topology(own.topology)
@@ -355,7 +356,7 @@ def _compiler(chip: Chip) -> Compiler:
     if chip.platform == "cuda":
         gpu.set_flags()
         return lambda lowered: compiling.finished(lowered.compile())
-    return compiling.Unfinished().compile
+    return compiling.PartialCompiler().compile
 
 
 def _configured(devices: Sequence[Any], slices: int, vocab_size: int | None) -> Parts:

@@ -20,25 +20,28 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax import command_line, configurables, device_kinds, distributed, run_data
+from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.manager import SaveError
+from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
+from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.decoding import Trie
-from ofa_jax.evaluation import judging
+from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.rewards import CaptionReward
-from ofa_jax.inference.interface import SIZES_OF_PICTURES, Interface
-from ofa_jax.initial_checkpoint import InitialCheckpoint, InitialResNet
-from ofa_jax.model import OFA, SIZES, OFAConfig
-from ofa_jax.nearest import nearest
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.run_data import RunData
-from ofa_jax.training import checkpoints, flops, loop, state, step, trainable
+from ofa_jax.model import OFA, SIZES, OFAConfig, parameter_groups
+from ofa_jax.sharding import train_state
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.processor import SIZES_OF_IMAGES, Processor
+from ofa_jax.training import datasets, flops, loop, step
+from ofa_jax.training.datasets import RunData
 from ofa_jax.training.loop import Run
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
-from ofa_jax.training.run_checkpoints import SaveError
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
+from ofa_jax.utils import device_peaks, distributed
+from ofa_jax.utils.suggestions import nearest
 from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings
 
@@ -71,7 +74,7 @@ def prepare(
     model: OFAConfig,
     streams: Sequence[Stream],
     optimizer: OptimizerConfig,
-    schedule: LoopConfig,
+    loop: LoopConfig,
     loss: LossConfig | None = None,
     partitioner: Partitioner | None = None,
     settings: PretrainingSettings | DownstreamSettings | None = None,
@@ -80,7 +83,7 @@ def prepare(
     initial_resnet_path: str | None = None,
     seed: int = 0,
     gradient_accumulation: int = 1,
-    only_answers: bool = False,
+    restrict_to_candidates: bool = False,
     self_critical: SelfCriticalConfig | None = None,
     train_split: str = "train",
     validation_split: str | None = "validation",
@@ -99,19 +102,19 @@ def prepare(
       model: sizes and options.
       streams: one batch of each goes into every step.
       optimizer: and its schedule.
-      schedule: when to log, save and validate.
+      loop: when to log, save and validate.
       loss: its options; plain cross-entropy when None.
       partitioner: the mesh; all devices along `data` when None.
       settings: what the tasks of this project run over; None for other tasks.
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
       initial_resnet_path: where it takes its ResNet from (after the checkpoint, if both are given):
-        one that has learned what pictures show, as torchvision saves it.
+        one that has learned what images show, as torchvision saves it.
       seed: of parameters, order, augmentation and dropout.
       gradient_accumulation: parts into which a step's batch is cut to save memory; see
         `step.make_train_step`.
-      only_answers: learn to choose among the answers that the tasks' `Judging`s allow, instead of
-        among all texts: only what continues one of them has probability.
+      restrict_to_candidates: learn to choose among the answers that the tasks' `EvalSpec`s allow,
+        instead of among all texts: only what continues one of them has probability.
       self_critical: learn from the CIDEr-D of the model's own captions instead of from those of the
         data, see `training.self_critical`; None for what the data says.
       train_split, validation_split: names of the data's splits; None for no validation.
@@ -126,11 +129,11 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    command_line.import_modules(mixture_or_task_module)
+    common.import_modules(mixture_or_task_module)
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     if peak_flops is None:
-        peak_flops = device_kinds.peak_flops(jax.devices()[0].device_kind)
+        peak_flops = device_peaks.peak_flops(jax.devices()[0].device_kind)
     elif peak_flops <= 0:
         raise ValueError(
             f"train.peak_flops is {peak_flops}; give the operations per second of one device, e.g. "
@@ -159,35 +162,35 @@ def prepare(
         held_out = RunData.open(
             streams, validation_split, seed, partitioner, num_threads, num_workers
         )
-    before_step = None
+    batch_transform = None
     if self_critical is not None:
         self_critical.check(loss)
-        if only_answers:
+        if restrict_to_candidates:
             raise ValueError(
-                "train.self_critical and train.only_answers do not go together: captions are not "
-                "chosen among given answers; leave one of them out."
+                "train.self_critical and train.restrict_to_candidates do not go together: captions "
+                "are not chosen among given answers; leave one of them out."
             )
-        before_step = _self_critical(self_critical, network, partitioner, training_data, seed)
+        batch_transform = _self_critical(self_critical, network, partitioner, training_data, seed)
     tx = make_optimizer(optimizer)
-    abstract = state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
-    new_state = lambda: state.create_state(network, tx, abstract, seed)  # noqa: E731
+    abstract = train_state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
+    new_state = lambda: train_state.create_state(network, tx, abstract, seed)  # noqa: E731
     if initial_checkpoint_path is not None:
-        initial = InitialCheckpoint.open(initial_checkpoint_path, model)
+        initial = WarmStart.open(initial_checkpoint_path, model)
         create = new_state
         new_state = lambda: initial.take(create(), abstract, model)  # noqa: E731
     if initial_resnet_path is not None:
-        resnet = InitialResNet.open(initial_resnet_path, model)
+        resnet = ResNetWarmStart.open(initial_resnet_path, model)
         without = new_state
         new_state = lambda: resnet.take(without(), abstract)  # noqa: E731
 
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        checkpoints.write_model(directory, model)
+        storage.write_model(directory, model)
         _keep_interface(directory, streams, settings)
     groups = {stream.name: stream.loss_group for stream in streams}
     allowed = {}
-    if only_answers:
+    if restrict_to_candidates:
         allowed = {stream.name: _answers(stream, model).allowed_along for stream in streams}
     num_tasks = len(loader.task_names)
     validation_batches = None
@@ -200,7 +203,7 @@ def prepare(
         model_dir=directory,
         identity={"seed": seed, "streams": [dataclasses.asdict(stream) for stream in streams]}
         | {"rates": {s.name: seqio_bridge.rates(s.mixture_or_task_name) for s in streams}},
-        config=schedule,
+        config=loop,
         partitioner=partitioner,
         train_step=step.make_train_step(
             network,
@@ -219,7 +222,7 @@ def prepare(
         new_state=new_state,
         batches=loader.batches,
         validation_batches=validation_batches,
-        baselines=lambda: run_data.baselines(
+        baselines=lambda: datasets.baselines(
             directory,
             model.vocab_size,
             training_data,
@@ -237,7 +240,7 @@ def prepare(
             str(directory), just_logging=jax.process_index() > 0, asynchronous=False
         ),
         console=Console(quiet=jax.process_index() > 0),
-        before_step=before_step,
+        batch_transform=batch_transform,
     )
 
 
@@ -262,18 +265,18 @@ def _self_critical(
         config,
         partitioner,
         stream.name,
-        lambda step, attempts: reward(data.loader.origins(step)[stream.name], attempts),
+        lambda step, samples: reward(data.loader.origins(step)[stream.name], samples),
         seed,
     )
 
 
 def _answers(stream: Stream, model: OFAConfig) -> Trie:
     """The answers that the stream's task allows."""
-    task = judging.find(stream.mixture_or_task_name)
+    task = eval_spec.find(stream.mixture_or_task_name)
     if task.answers is None:
         raise ValueError(
-            f"train.only_answers is set, but any text may answer {stream.mixture_or_task_name}: "
-            "leave it out, or give the task's Judging its answers."
+            "train.restrict_to_candidates is set, but any text may answer "
+            f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec its answers."
         )
     provider = seqio_bridge.find(stream.mixture_or_task_name)
     encode = provider.output_features["targets"].vocabulary.encode
@@ -305,12 +308,12 @@ def _keep_interface(
     vocabulary = getattr(provider.output_features["targets"].vocabulary, "wrapped", None)
     if vocabulary is None:
         return
-    kept = Interface(vocabulary)
+    kept = Processor(vocabulary)
     if settings is not None:
         config = settings.evaluation_config
         kept = kept.replace(
             image_tokenizer=getattr(config, "image_tokenizer", None),
-            **{name: getattr(config, name) for name in SIZES_OF_PICTURES if hasattr(config, name)},
+            **{name: getattr(config, name) for name in SIZES_OF_IMAGES if hasattr(config, name)},
         )
     seen = [stream.image_size for stream in streams if stream.image_size is not None]
     if seen:
@@ -366,7 +369,7 @@ def _flops_per_step(
         }
         for stream in streams
     }
-    learns = trainable.trainable(params, optimizer.frozen, optimizer.trained)
+    learns = parameter_groups.trainable(params, optimizer.frozen, optimizer.trainable_groups)
     factors = flops.training_factors(params, learns)
     return flops.training_flops(shapes, model, loss.passes, factors)
 
@@ -375,9 +378,9 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.FLAGS(["train"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with command_line.user_errors():
-        configurables.register({"train": prepare, "model_config": model_config})
-        command_line.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
+    with common.user_errors():
+        gin_registry.register({"train": prepare, "model_config": model_config})
+        common.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
         run = gin.get_configurable("train")()
         if jax.process_index() == 0:
@@ -386,9 +389,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         loop.train(run)
     except (loop.RunError, FloatingPointError) as error:
-        command_line.fail(error)
+        common.fail(error)
     except SaveError as error:
-        command_line.fail(error, command_line.FAILURE)
+        common.fail(error, common.FAILURE)
 
 
 def _describe(run: Run) -> None:

@@ -4,19 +4,19 @@ The published fine-tuning ends with self-critical training on CIDEr-D; this task
 (gin_configs/finetune/caption.gin is the first).
 """
 
-from ofa_jax.data.downstream import captioning
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.captions import caption_metrics
+from ofa_jax.preprocessing.downstream import captioning
 from tasks import downstream
 
 NAME = "coco_captioning"
 
 
-def describe() -> Judging:
+def describe() -> EvalSpec:
     """Beam 5, at most 16 tokens, no three of them twice; CIDEr-D, BLEU, ROUGE-L and, with Java,
     METEOR and SPICE."""
-    return Judging(
+    return EvalSpec(
         NAME,
         kind="text",
         references=lambda record: list(record["captions"]),

@@ -6,10 +6,10 @@ imagenet_all       every name is scored, and the most probable one is taken
 
 import functools
 
-from ofa_jax.data.classification import classification
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.classification import accuracy
+from ofa_jax.preprocessing.classification import classification
 from tasks import downstream
 
 _LONGEST = 30
@@ -20,9 +20,9 @@ def class_names() -> tuple[str, ...]:
     return downstream.spaced(downstream.current_settings().choices("class_names"))
 
 
-def describe(name: str) -> Judging:
+def describe(name: str) -> EvalSpec:
     """Top-1 accuracy; scores are not divided by lengths."""
-    return Judging(
+    return EvalSpec(
         name,
         kind="text",
         references=downstream.label_of,

@@ -26,16 +26,16 @@ from typing import Any
 import seqio
 
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.downstream import DownstreamConfig, DownstreamTask
-from ofa_jax.data.records import RecordSource
-from ofa_jax.data.tfds_records import FORMS, ClassifiedImage
-from ofa_jax.data.tsv_records import TsvRecords, parse_selected_cols
+from ofa_jax.data.seqio_vocabulary import CurrentVocabulary
+from ofa_jax.data.sources.tfds_examples import FORMS, ClassifiedImage
+from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import judging
-from ofa_jax.evaluation.judging import Judging
-from ofa_jax.nearest import refuse_unknown
-from ofa_jax.seqio_vocabulary import CurrentVocabulary
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.preprocessing.downstream import DownstreamConfig, DownstreamTask
+from ofa_jax.preprocessing.records import RecordSource
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.suggestions import refuse_unknown
 
 SPLITS = (
     "train",
@@ -275,7 +275,7 @@ def with_config(task: DownstreamTask) -> Callable[[], Callable[..., Mapping[str,
     return factory
 
 
-def add_task(name: str, data: str, task: DownstreamTask, describe: Callable[[], Judging]) -> None:
+def add_task(name: str, data: str, task: DownstreamTask, describe: Callable[[], EvalSpec]) -> None:
     """Registers a task and how it is judged.
 
     Args:
@@ -292,7 +292,7 @@ def add_task(name: str, data: str, task: DownstreamTask, describe: Callable[[], 
         preprocessors=[seqio_bridge.numpy_preprocessor(with_config(task), factory=True)],
         output_features=OUTPUT_FEATURES,
     )
-    judging.register_later(name, describe)
+    eval_spec.register_later(name, describe)
 
 
 def answer_decoding(longest: int, **options: Any) -> DecodingConfig:

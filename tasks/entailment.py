@@ -1,19 +1,19 @@
-"""SNLI-VE: task `snli_ve`, and `snli_ve_without_premise`, which sees the picture alone."""
+"""SNLI-VE: task `snli_ve`, and `snli_ve_without_premise`, which sees the image alone."""
 
 import functools
 
-from ofa_jax.data.downstream import entailment, entailment_without_premise
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.classification import accuracy
+from ofa_jax.preprocessing.downstream import entailment, entailment_without_premise
 from tasks import downstream
 
 ANSWERS = ("yes", "maybe", "no")
 _LONGEST = 5
 
 
-def describe(name: str) -> Judging:
+def describe(name: str) -> EvalSpec:
     """Beam search among yes, maybe and no."""
-    return Judging(
+    return EvalSpec(
         name,
         kind="text",
         references=downstream.label_of,

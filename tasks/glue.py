@@ -7,13 +7,13 @@ reads the instruction once more in front of its answer.
 
 import functools
 
-from ofa_jax.data.language_tasks import GLUE
-from ofa_jax.evaluation.judging import Judging, Metric
+from ofa_jax.evaluation.eval_spec import EvalSpec, Metric
 from ofa_jax.evaluation.metrics.classification import (
     accuracy,
     accuracy_and_f1,
     matthews_correlation,
 )
+from ofa_jax.preprocessing.language_tasks import GLUE
 from tasks import downstream
 
 _LONGEST = 5
@@ -30,10 +30,10 @@ JUDGED: dict[str, tuple[tuple[str, ...], Metric]] = {
 }
 
 
-def describe(name: str) -> Judging:
+def describe(name: str) -> EvalSpec:
     """Beam search among the labels."""
     answers, metric = JUDGED[name]
-    return Judging(
+    return EvalSpec(
         f"glue_{name}",
         kind="text",
         references=downstream.label_of,

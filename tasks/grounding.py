@@ -2,18 +2,18 @@
 
 import functools
 
-from ofa_jax.data.downstream import grounding
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.boxes import accuracy_at_iou
+from ofa_jax.preprocessing.downstream import grounding
 from tasks import downstream
-from tasks.judged_objectives import BOX_DECODING, box_of
+from tasks.pretraining_eval import BOX_DECODING, box_of
 
 NAMES = ("refcoco", "refcoco_plus", "refcocog")
 
 
-def describe(name: str) -> Judging:
+def describe(name: str) -> EvalSpec:
     """Beam 5 over exactly four tokens; right where the boxes' intersection over union is 0.5."""
-    return Judging(
+    return EvalSpec(
         name,
         kind="box",
         references=box_of,

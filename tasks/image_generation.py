@@ -1,4 +1,4 @@
-"""Pictures from captions: task `text_to_image`, the codes of a whole picture.
+"""Images from captions: task `text_to_image`, the codes of a whole image.
 
 It is answered by sampling, as published: 24 candidates of 1,024 codes, each among the 256 most
 probable. The published metrics (FID, Inception and CLIP scores) and the choice of the best
@@ -6,20 +6,20 @@ candidate by CLIP need models that are not part of this project, so it has no me
 codes and the captions that asked for them are what an evaluation writes.
 """
 
-from ofa_jax.data.downstream import text_to_image
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.preprocessing.downstream import text_to_image
 from tasks import downstream
 
 NAME = "text_to_image"
 CANDIDATES, TOP_K = 24, 256
 
 
-def describe() -> Judging:
+def describe() -> EvalSpec:
     """Samples the codes of the vocabulary, no other token."""
     config = downstream.current_settings().config
     codes = config.vocabulary.code_ids
-    return Judging(
+    return EvalSpec(
         NAME,
         kind="codes",
         references=lambda record: record["captions"][0],

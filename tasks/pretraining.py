@@ -17,20 +17,21 @@ from typing import Any
 
 import seqio
 
-from ofa_jax.data import objectives, seqio_bridge
-from ofa_jax.data.objective_config import ObjectiveConfig
-from ofa_jax.data.records import DataSet, RecordSource
-from ofa_jax.data.scenes import Scenes
-from ofa_jax.data.single_questions import SingleQuestions
-from ofa_jax.image_tokenizer import ImageTokenizer
-from ofa_jax.nearest import refuse_unknown
-from ofa_jax.seqio_vocabulary import CurrentVocabulary
-from ofa_jax.vocabulary import OFAVocabulary
-from tasks import judged_objectives
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.seqio_vocabulary import CurrentVocabulary
+from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.preprocessing import objectives
+from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.preprocessing.records import DataSet, RecordSource
+from ofa_jax.tokenizers import ImageTokenizer
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.suggestions import refuse_unknown
+from tasks import pretraining_eval
 
 SPLITS = ("train", "validation", "test", "test_shifted")
 
-# A pair gives two examples in the original: the second one asks whether picture and text match, or
+# A pair gives two examples in the original: the second one asks whether image and text match, or
 # is the grounded twin of a grounding example. So matching is as frequent as captions and questions
 # together, and the twins are equally frequent.
 PAIR_RATES: Mapping[str, float] = {
@@ -49,7 +50,7 @@ class PretrainingSettings:
     """What the pretraining tasks run over.
 
     Attributes:
-      data_set: yields the record fields of `ofa_jax.data.records`.
+      data_set: yields the record fields of `ofa_jax.preprocessing.records`.
       vocabulary: makes ids.
       image_tokenizer: for image infilling without codes in the records; may be None.
       options: fields of `ObjectiveConfig` that differ from the published ones.
@@ -97,7 +98,7 @@ class PretrainingSettings:
 def scenes_settings(
     data_set: Scenes | None = None,
     num_bins: int = 64,
-    picture_size: int = 128,
+    image_size: int = 128,
     code_image_size: int = 64,
     text_window: int = 32,
     randaugment: bool = False,
@@ -108,13 +109,13 @@ def scenes_settings(
 ) -> PretrainingSettings:
     """Settings for Scenes with the vocabulary and codebook that were built with it.
 
-    Pictures are as small as a CPU can learn from, and are not cropped: everything that is said of
+    Images are as small as a CPU can learn from, and are not cropped: everything that is said of
     a scene stays true.
 
     Args:
       data_set: the built scenes.
-      num_bins: location bins over `picture_size` pixels.
-      picture_size: of all pictures, in pixels a side.
+      num_bins: location bins over `image_size` pixels.
+      image_size: of all images, in pixels a side.
       code_image_size: of the middle to infill.
       text_window: tokens of a text.
       randaugment: whether to augment captions, questions and matching.
@@ -126,13 +127,13 @@ def scenes_settings(
     """
     data_set = data_set or Scenes()
     options = dict(
-        image_size=picture_size,
-        resize_range=(picture_size, picture_size),
-        resize_max_size=picture_size,
-        max_image_size=picture_size,
-        infill_image_size=picture_size,
+        image_size=image_size,
+        resize_range=(image_size, image_size),
+        resize_max_size=image_size,
+        max_image_size=image_size,
+        infill_image_size=image_size,
         code_image_size=code_image_size,
-        detection_image_size=picture_size,
+        detection_image_size=image_size,
         text_length=text_window,
         text_window=text_window,
         randaugment=randaugment,
@@ -184,7 +185,7 @@ def open_records(kind: str, split: str) -> RecordSource:
     Outside of training each asks one thing only, so that the answer to it can be judged.
     """
     records = current_settings().data_set.records(kind, split)
-    return records if split == "train" else SingleQuestions(records, kind)
+    return records if split == "train" else SingleTarget(records, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +229,7 @@ for _name, _objective in objectives.OBJECTIVES.items():
         preprocessors=[seqio_bridge.numpy_preprocessor(with_config(_objective), factory=True)],
         output_features=OUTPUT_FEATURES,
     )
-judged_objectives.register(current_settings)
+pretraining_eval.register(current_settings)
 
 
 def _rate(default: float) -> Callable[[seqio.Task], float]:

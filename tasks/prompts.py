@@ -1,3 +1,3 @@
 """Every instruction, once."""
 
-from ofa_jax.data.prompts import *  # noqa: F403
+from ofa_jax.preprocessing.prompts import *  # noqa: F403

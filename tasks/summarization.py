@@ -1,17 +1,17 @@
 """Gigaword: task `gigaword`, headlines of news."""
 
-from ofa_jax.data.language_tasks import summarization
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.summarization import rouge
+from ofa_jax.preprocessing.language_tasks import summarization
 from tasks import downstream
 
 NAME = "gigaword"
 
 
-def describe() -> Judging:
+def describe() -> EvalSpec:
     """Beam 6, length penalty 0.7, at most 32 tokens, no three of them twice; ROUGE-1, 2 and L."""
-    return Judging(
+    return EvalSpec(
         NAME,
         kind="text",
         references=lambda record: record.get("summary", "").lower(),

@@ -8,10 +8,10 @@ vqa_free    beam search for any answer
 import functools
 from typing import Any
 
-from ofa_jax.data.downstream import question_answering
-from ofa_jax.data.records import Record
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.vqa import vqa_accuracy
+from ofa_jax.preprocessing.downstream import question_answering
+from ofa_jax.preprocessing.records import Record
 from tasks import downstream
 
 _LONGEST = 30
@@ -30,9 +30,9 @@ def candidates() -> tuple[str, ...]:
     return downstream.spaced(downstream.current_settings().choices("vqa_answers"))
 
 
-def describe(name: str) -> Judging:
+def describe(name: str) -> EvalSpec:
     """Scores are sums of log-probabilities, not divided by lengths."""
-    judging = Judging(
+    judging = EvalSpec(
         name,
         kind="text",
         references=references,

@@ -177,7 +177,7 @@ def small_scenes(tmp_path_factory) -> pathlib.Path:
 
     folder = tmp_path_factory.mktemp("data")
     options = build_scenes.BuildOptions(
-        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, picture_size=64
+        num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, image_size=64
     )
     build_scenes.build(folder, options, num_workers=2)
     return folder

@@ -67,7 +67,7 @@ def test_every_fine_tuning_configures_and_makes_its_batches(call, name, monkeypa
     (batch,) = next(run.batches(0)).values()
     scored = batch["decoder_loss_weights"] > 0
     assert scored.any(axis=1).all()
-    # The answer is within the stream's targets, with its end (of GLUE and pictures it has none).
+    # The answer is within the stream's targets, with its end (of GLUE and images it has none).
     targets = batch["decoder_target_tokens"]
     last = [row[mask][-1] for row, mask in zip(targets, scored, strict=True)]
     if not name.startswith("glue") and name != "text_to_image":
@@ -78,7 +78,7 @@ def test_every_fine_tuning_configures_and_makes_its_batches(call, name, monkeypa
 
 
 PUBLISHED = {
-    # Peak rate, batch, picture, stochastic depth, label smoothing.
+    # Peak rate, batch, image, stochastic depth, label smoothing.
     "caption": (1e-5, 128, 480, 0.1, 0.1),
     "caption_large": (1e-5, 128, 480, 0.1, 0.1),
     **{f"caption_scst{size}": (1e-5, 64, 480, 0.0, 0.0) for size in ("", "_large")},
@@ -112,7 +112,7 @@ def configured(name, monkeypatch):
     """What gin gives the run, of which nothing is opened."""
     monkeypatch.chdir(ROOT)
     gin.clear_config()
-    train.configurables.register({"train": train.prepare, "model_config": train.model_config})
+    train.gin_registry.register({"train": train.prepare, "model_config": train.model_config})
     gin.parse_config_files_and_bindings(
         [
             f"gin_configs/models/{'large' if 'large' in name else 'base'}.gin",
@@ -191,6 +191,8 @@ def test_a_fine_tuning_learns(call, tmp_path, name, task, others, capsys):
 
 def test_answers_alone_can_be_learned_only_where_there_is_a_list_of_them(call, capsys):
     with pytest.raises(SystemExit):
-        call("refcoco", "--gin.train.only_answers=True")
+        call("refcoco", "--gin.train.restrict_to_candidates=True")
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: train.only_answers is set, but any text may answer refcoco")
+    assert error.startswith(
+        "error: train.restrict_to_candidates is set, but any text may answer refcoco"
+    )

@@ -1,4 +1,5 @@
-"""`python -m ofa_jax.infer` as people call it: killed and started again, bad inputs, every mistake."""
+"""`python -m ofa_jax.infer` as people call it: killed and started again, bad inputs, every
+mistake."""
 
 import base64
 import contextlib
@@ -22,10 +23,10 @@ from small_model import SMALL
 
 import ofa_jax
 from ofa_jax import infer
-from ofa_jax.data.scenes import Scenes
+from ofa_jax.checkpoints import storage
+from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.inference.interface import Interface
-from ofa_jax.training import checkpoints
+from ofa_jax.tokenizers.processor import Processor
 from tasks import pretraining
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def run_directory(small_scenes, tmp_path_factory):
     """Random parameters, with the vocabulary and the codes of the small scenes."""
     directory = tmp_path_factory.mktemp("run")
     scenes = Scenes(str(small_scenes))
-    interface = Interface(
+    interface = Processor(
         scenes.vocabulary(64),
         scenes.image_tokenizer(),
         image_size=64,
@@ -53,15 +54,15 @@ def run_directory(small_scenes, tmp_path_factory):
         max_target_positions=64,
         code_image_size=32,
     )
-    checkpoints.save_variables(str(directory), random_variables(config), step=5)
-    checkpoints.write_model(str(directory), config)
+    storage.save_variables(str(directory), random_variables(config), step=5)
+    storage.write_model(str(directory), config)
     interface.save(str(directory))
     return directory
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """JSON lines with pictures as files and as base64, without, and with all that can be wrong."""
+    """JSON lines with images as files and as base64, without, and with all that can be wrong."""
     folder = tmp_path_factory.mktemp("questions")
     rng = np.random.default_rng(0)
     lines = []
@@ -163,7 +164,7 @@ def test_every_input_has_its_line_and_bad_ones_say_why(undisturbed):
         "lost": "'lost.png' is neither a file nor base64",
         "half": "image cannot be decoded",
         "mute": "It has no instruction",
-        "out": "is no box x0, y0, x1, y1 within the picture of 100 x 80 pixels",
+        "out": "is no box x0, y0, x1, y1 within the image of 100 x 80 pixels",
     }.items():
         assert sentence in errors.pop(identity)
     assert not errors
@@ -254,14 +255,14 @@ def test_two_hosts_write_disjoint_files_that_are_those_of_one(
     assert answers(tmp_path) == answers(undisturbed[0])
 
 
-def test_a_folder_of_pictures_and_codes_with_their_pictures(
+def test_a_folder_of_images_and_codes_with_their_images(
     call, run_directory, questions, tmp_path, capsys
 ):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").write_bytes((questions.parent / f"{number}.png").read_bytes())
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     output = tmp_path / "answers"
     assert (
         call(
@@ -278,12 +279,12 @@ def test_a_folder_of_pictures_and_codes_with_their_pictures(
     lines = [json.loads(line) for line in answers(output)]
     assert [line["id"] for line in lines] == ["0.png", "1.png", "2.png", "3.png"]
     assert "error" in lines[2] and lines[3]["image"] == "images/00000/000003.png"
-    interface = Interface.load(run_directory)
+    interface = Processor.load(run_directory)
     for line in (lines[0], lines[1], lines[3]):
-        with Image.open(output / line["image"]) as picture:
+        with Image.open(output / line["image"]) as image:
             codes = np.array(line["codes"]).reshape(1, 4, 4)
             np.testing.assert_array_equal(
-                np.asarray(picture), interface.image_tokenizer.decode(codes)[0]
+                np.asarray(image), interface.image_tokenizer.decode(codes)[0]
             )
     assert "Done: 4 answers, 1 of them errors" in capsys.readouterr().out
 
@@ -331,7 +332,7 @@ def test_a_seqio_task_is_asked_as_it_is_trained(
             "--gin.TaskInputs.split='validation'",
             "--gin.TaskInputs.num_examples=4",
             "--gin.infer.settings=@scenes_settings()",
-            "--gin.scenes_settings.picture_size=64",
+            "--gin.scenes_settings.image_size=64",
             "--gin.scenes_settings.code_image_size=32",
             "--gin.infer.decoding=@DecodingConfig()",
             "--gin.DecodingConfig.max_length=5",
@@ -412,7 +413,7 @@ MISTAKES = {
             "--gin.ImageFolder.path='docs'",
             "--gin.ImageFolder.instruction='what is it?'",
         ],
-        "There is no picture in docs: check INPUTS.",
+        "There is no image in docs: check INPUTS.",
     ),
     "a checkpoint": (["--gin.CHECKPOINT='nowhere'"], "There is no checkpoint in nowhere"),
     "files of parts of batches": (

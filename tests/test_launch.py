@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from launch import supervisor
-from ofa_jax import command_line, distributed, gin_check
+from ofa_jax.cli import common, gin_lint
+from ofa_jax.utils import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLOUD = {
@@ -223,7 +224,7 @@ def test_what_is_missing_is_said(script, arguments, without, sentence):
 
 
 def cluster(*arguments, **environment):
-    parser = command_line._Parser()
+    parser = common._Parser()
     distributed.add_arguments(parser)
     return distributed.from_arguments(parser.parse_args(arguments), environment)
 
@@ -266,7 +267,7 @@ def test_a_cluster_that_cannot_be_is_a_sentence(arguments, sentence):
 
 
 def test_a_number_that_is_none_is_a_sentence():
-    with pytest.raises(gin_check.ConfigError, match="invalid int value: 'two'"):
+    with pytest.raises(gin_lint.ConfigError, match="invalid int value: 'two'"):
         cluster("--num_processes=two")
 
 
@@ -275,13 +276,11 @@ def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkey
     try:
         for elsewhere in ("", "gs://bucket/programs"):
             monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", elsewhere)
-            command_line.keep_compiled_programs()
+            common.keep_compiled_programs()
             assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-        monkeypatch.setitem(
-            command_line._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user"
-        )
-        command_line.keep_compiled_programs()
+        monkeypatch.setitem(common._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user")
+        common.keep_compiled_programs()
         assert jax.config.jax_compilation_cache_dir == "/of/the/user"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -51,7 +51,7 @@ def test_the_task_can_be_looked_at(run):
 
 @pytest.mark.slow
 def test_the_task_trains_with_the_command_of_the_page(run):
-    # A small model on small pictures, from no checkpoint: the rest is as it stands.
+    # A small model on small images, from no checkpoint: the rest is as it stands.
     done = run(
         TRAIN,
         "--gin.INITIAL_CHECKPOINT_PATH=None",
@@ -59,7 +59,7 @@ def test_the_task_trains_with_the_command_of_the_page(run):
         "--gin.IMAGE_SIZE=64",
         "--gin.BATCH_SIZE=4",
         "--gin.train.settings=@scenes_settings()",
-        "--gin.scenes_settings.picture_size=64",
+        "--gin.scenes_settings.image_size=64",
         "--gin.scenes_settings.code_image_size=32",
         "--gin.model_config.code_image_size=32",
         "--gin.model_config.width=16",

@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from test_train import RUN, SMALL
 
-from ofa_jax.training import checkpoints
+from ofa_jax.checkpoints import storage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 3
-# Each stream more is compiled once more by each of three processes. Pictures, batch statistics and
+# Each stream more is compiled once more by each of three processes. Images, batch statistics and
 # two groups of losses are in these two; rows of codes go over several devices in
 # test_partitioning.py.
 STREAMS = "--gin.train.streams=[@pairs/Stream(), @text/Stream()]"
@@ -27,7 +27,9 @@ def train(processes, data_dir, model_dir, *flags, restarts=0):
     environment = os.environ | {
         "OFA_DATA_DIR": str(data_dir),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags_of_tests} --xla_force_host_platform_device_count={2 // processes}".strip(),
+        "XLA_FLAGS": (
+            f"{flags_of_tests} --xla_force_host_platform_device_count={2 // processes}"
+        ).strip(),
     }
     return subprocess.run(
         [
@@ -93,7 +95,7 @@ def test_two_processes_have_the_losses_of_one(runs):
 
 def test_two_processes_end_with_the_parameters_of_one(runs):
     """float32: 1e-5 of the largest entry of each array."""
-    one, two = (checkpoints.load_variables(str(runs[k])) for k in (1, 2))
+    one, two = (storage.load_variables(str(runs[k])) for k in (1, 2))
     flat = lambda tree: dict(_flatten(tree))  # noqa: E731
     one, two = flat(one), flat(two)
     assert one.keys() == two.keys() and len(one) > 50

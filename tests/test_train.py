@@ -15,9 +15,9 @@ from original_files import write_original_files
 
 import ofa_jax
 from ofa_jax import train
-from ofa_jax.data import objectives
-from ofa_jax.data.scenes import Scenes
+from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.model import OFAConfig
+from ofa_jax.preprocessing import objectives
 from ofa_jax.training import flops, loop
 from tasks import pretraining
 from tools import convert_tsv
@@ -32,7 +32,7 @@ SMALL = [
     "--gin.model_config.decoder_layers=1",
     "--gin.model_config.resnet_width=4",
     "--gin.model_config.code_image_size=32",
-    "--gin.scenes_settings.picture_size=64",
+    "--gin.scenes_settings.image_size=64",
     "--gin.scenes_settings.code_image_size=32",
     "--gin.pairs/Stream.batch_size=4",
     "--gin.pairs/Stream.image_size=64",
@@ -122,11 +122,11 @@ def test_the_run_directory_alone_is_enough_to_ask_the_model(call, runs, small_sc
     interface = predictor.loaded.interface
     assert interface.vocabulary == scenes.vocabulary(64)
     assert interface.image_size == interface.max_image_size == interface.infill_image_size == 64
-    picture = scenes.records("images", "validation")[0]["image"]
-    found = predictor.predict(picture, "what is the image in the middle part?")
+    image = scenes.records("images", "validation")[0]["image"]
+    found = predictor.predict(image, "what is the image in the middle part?")
     expected = scenes.image_tokenizer().decode(found.codes.reshape(1, 4, 4))[0]
     np.testing.assert_array_equal(np.asarray(found.image), expected)
-    box = predictor.predict(picture, 'which region does the text "a dog" describe?').boxes
+    box = predictor.predict(image, 'which region does the text "a dog" describe?').boxes
     assert box.shape == (1, 4) and 0 <= box.min() <= box.max() <= 64
 
 
@@ -305,7 +305,7 @@ def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them
         "--gin.model_config.adapter_width=2",
         "--gin.model_config.prefix_length=3",
         "--gin.model_config.freeze_batch_norm=True",
-        "--gin.OptimizerConfig.trained=['adapters', 'prefixes']",
+        "--gin.OptimizerConfig.trainable_groups=['adapters', 'prefixes']",
     ]
     tune(
         call,
@@ -400,10 +400,10 @@ MISTAKES = {
     ),
     "a picture of another size": (
         [RUN, "--gin.pairs/Stream.image_size=96"],
-        "Stream 'pairs' expects pictures of (96, 96, 3)",
+        "Stream 'pairs' expects images of (96, 96, 3)",
         "make the stream's image_size",
     ),
-    "a picture that is no multiple of a patch": (
+    "an image that is no multiple of a patch": (
         [RUN, "--gin.pairs/Stream.image_size=100"],
         "is no multiple of 16 pixels",
     ),

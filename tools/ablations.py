@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ofa_jax.training import checkpoints
+from ofa_jax.checkpoints import storage
 from tools import report_scenes, scenes_results
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "gin_configs" / "ablations"
@@ -110,7 +110,7 @@ def main(
                     file=sys.stderr,
                 )
                 return code
-        step = max(checkpoints.steps(str(model_dir)))
+        step = max(storage.steps(str(model_dir)))
         runs.append(
             {
                 "name": name,

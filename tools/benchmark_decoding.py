@@ -100,15 +100,15 @@ def measure(
     encoded = encode(variables, batch)
     decode = jax.jit(
         lambda variables, encoded, numbers: generate(
-            model, variables, encoded, config.structure, numbers, longest
+            model, variables, encoded, config.static_config, numbers, longest
         )
     )
-    lengths = np.asarray(decode(variables, encoded, config.numbers).lengths)
+    lengths = np.asarray(decode(variables, encoded, config.dynamic_params).lengths)
     if not (lengths == tokens + 1).all():
         raise RuntimeError(f"answers of {tokens} tokens were wanted, not of {lengths.min() - 1}.")
     return Timings(
         fastest(lambda: encode(variables, batch), repeats),
-        fastest(lambda: decode(variables, encoded, config.numbers), repeats),
+        fastest(lambda: decode(variables, encoded, config.dynamic_params), repeats),
         tokens,
     )
 

@@ -3,7 +3,7 @@
     python -m tools.benchmark_loader
     python -m tools.benchmark_loader --image_size=256 --num_workers 2 4 8 --json
 
-The stream is the published `pairs`: five objectives at their rates, pictures resized to 384 to 480
+The stream is the published `pairs`: five objectives at their rates, images resized to 384 to 480
 pixels, cropped to 384, RandAugment, GPT-2's BPE, 196 of 576 patches. Its records are made for it:
 640x480 JPEGs of quality 90, crops of real photographs with the noise of a camera, converted to
 ArrayRecord files by `tools.convert_tsv` in a temporary folder and read from there.
@@ -37,16 +37,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ofa_jax.data import images, objectives
 from ofa_jax.data.features import Stream, stack, to_features
 from ofa_jax.data.loader import Loader
-from ofa_jax.data.objective_config import ObjectiveConfig
-from ofa_jax.data.ofa_array_records import OfaArrayRecords
-from ofa_jax.data.randaugment import randaugment
-from ofa_jax.data.records import Record, RecordSource
-from ofa_jax.data.rows import RatedTask, Rows
+from ofa_jax.data.sampling import StreamSampler, WeightedTask
+from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.preprocessing import images, objectives
+from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.preprocessing.randaugment import randaugment
+from ofa_jax.preprocessing.records import Record, RecordSource
 from ofa_jax.scenes.sprites import package_folder
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tools import convert_tsv
 
 PHOTOGRAPHS = (
@@ -72,14 +72,14 @@ def photograph(rng: np.random.Generator) -> bytes:
     """A JPEG of a random crop of a random photograph, with some noise."""
     name = PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]
     with Image.open(package_folder("skimage") / "data" / name) as stored:
-        picture = stored.convert("RGB")
-    largest = min(picture.width / WIDTH, picture.height / HEIGHT)
+        image = stored.convert("RGB")
+    largest = min(image.width / WIDTH, image.height / HEIGHT)
     scale = largest * rng.uniform(0.6, 1.0)
     size = np.array([WIDTH, HEIGHT]) * scale
-    left, top = rng.uniform(0, 1, 2) * (np.array(picture.size) - size)
+    left, top = rng.uniform(0, 1, 2) * (np.array(image.size) - size)
     window = (left, top, left + size[0], top + size[1])
-    picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, window)
-    noisy = np.asarray(picture) + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
+    image = image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, window)
+    noisy = np.asarray(image) + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
     buffer = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
@@ -99,8 +99,8 @@ def _row(number: int, rng: np.random.Generator) -> list[str]:
             f"{x0:.1f},{y0:.1f},{x1:.1f},{y1:.1f}",
         ),
     }[kind]
-    picture = base64.urlsafe_b64encode(photograph(rng)).decode()
-    return [str(number), picture, caption, question, refs, "man&&board", "coco", kind]
+    image = base64.urlsafe_b64encode(photograph(rng)).decode()
+    return [str(number), image, caption, question, refs, "man&&board", "coco", kind]
 
 
 def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRecords:
@@ -116,7 +116,7 @@ def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRec
     negatives = folder / "negative_sample"
     negatives.mkdir()
     (negatives / "all_captions.txt").write_text(
-        "".join(f"a picture of {number} birds on a wire\n" for number in range(1000))
+        "".join(f"an image of {number} birds on a wire\n" for number in range(1000))
     )
     (negatives / "object.txt").write_text("cat\ndog\nbus\n")
     (negatives / "type2ans.json").write_text(json.dumps({"other": [str(n) for n in range(100)]}))
@@ -184,12 +184,12 @@ class Again:
         return self.records[index % len(self.records)]
 
 
-def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[RatedTask]:
+def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[WeightedTask]:
     """The five objectives of the stream at their rates."""
     from tasks.pretraining import PAIR_RATES  # brings TensorFlow, which workers must not load
 
     return [
-        RatedTask(
+        WeightedTask(
             name,
             rate,
             Again(data_set.records(objectives.RECORD_KIND[name], "train")),
@@ -223,7 +223,7 @@ class Stage:
         return self.milliseconds * self.runs
 
 
-def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, Stage]:
+def time_stages(rows: StreamSampler, config: ObjectiveConfig, count: int) -> dict[str, Stage]:
     """Each stage alone over the first `count` rows, in one thread, and all of them together."""
     seconds: dict[str, list[float]] = {}
 
@@ -233,11 +233,11 @@ def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, St
         seconds.setdefault(stage, []).append(time.thread_time() - begin)
         return result
 
-    def crop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         low, high = config.resize_range
         size = int(rng.integers(low, high + 1))
-        picture, boxes = images.resize(picture, images.NO_BOXES, size, config.resize_max_size)
-        return images.pixels(images.center_crop(picture, boxes, config.image_size)[0])
+        image, boxes = images.resize(image, images.NO_BOXES, size, config.resize_max_size)
+        return images.pixels(images.center_crop(image, boxes, config.image_size)[0])
 
     def tokenise(example: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         return objectives.make_example(config.vocabulary, *texts, example["image"])
@@ -248,8 +248,8 @@ def time_stages(rows: Rows, config: ObjectiveConfig, count: int) -> dict[str, St
         number, index = rows.where(row)
         task, rng = rows.tasks[number], rows.generator(row)
         record = timed("read", task.records.__getitem__, index)
-        picture = timed("decode JPEG", images.decode, record["image"])
-        array = timed("resize and crop", crop, picture, rng)
+        image = timed("decode JPEG", images.decode, record["image"])
+        array = timed("resize and crop", crop, image, rng)
         if objectives.RECORD_KIND[task.name] != "regions":
             array = timed("RandAugment", randaugment, array, rng)
         example = task.preprocess(record, rng)
@@ -280,11 +280,11 @@ def time_loader(loader: Loader, batch_size: int, warm_up: int, steps: int) -> fl
 
 def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Everything, as JSON has it."""
-    data_set = make_records(folder, options.pictures)
+    data_set = make_records(folder, options.images)
     config = make_config(data_set, options.image_size)
     stream = make_stream(options.batch_size, options.image_size)
     tasks = make_tasks(data_set, config)
-    rows = Rows(stream, tuple(tasks), tuple(range(len(tasks))), seed=0)
+    rows = StreamSampler(stream, tuple(tasks), tuple(range(len(tasks))), seed=0)
     stages = time_stages(rows, config, options.examples)
     loaders = {}
     for kind, counts in (("threads", options.num_threads), ("workers", options.num_workers)):
@@ -298,7 +298,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
             loaders[f"{count} {'worker processes' if kind == 'workers' else kind}"] = time_loader(
                 loader, options.batch_size, options.warm_up, options.steps
             )
-    sizes = [len(tasks[0].records[number]["image"]) for number in range(options.pictures)]
+    sizes = [len(tasks[0].records[number]["image"]) for number in range(options.images)]
     return {
         "options": vars(options),
         "cores": os.cpu_count(),
@@ -357,7 +357,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--image_size", type=int, default=384, help="pixels a side")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=96, help="different ones")
+    parser.add_argument("--images", type=int, default=96, help="different ones")
     parser.add_argument("--examples", type=int, default=192, help="to time the stages with")
     parser.add_argument("--steps", type=int, default=40, help="to time the loader with")
     parser.add_argument("--warm_up", type=int, default=8, help="batches that do not count")
@@ -384,8 +384,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("batch_size", "examples", "steps", "warm_up"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1.")
-    if options.pictures < len(_TYPES):
-        parser.error(f"--pictures must be at least {len(_TYPES)}, one of each type.")
+    if options.images < len(_TYPES):
+        parser.error(f"--images must be at least {len(_TYPES)}, one of each type.")
     if min([*options.num_threads, *options.num_workers], default=1) < 1:
         parser.error("--num_threads and --num_workers count from 1.")
     with tempfile.TemporaryDirectory() as folder:

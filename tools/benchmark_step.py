@@ -5,7 +5,7 @@
     python -m tools.benchmark_step --size=tiny --batch_size=8 --dtype=bfloat16 --json
 
 The step is the real one: dropout, stochastic depth, batch statistics, clipping and Adam, on one
-batch of pictures with sampled patches. FLOPs are those of the program as it is written, as XLA
+batch of images with sampled patches. FLOPs are those of the program as it is written, as XLA
 counts them. The share is of the matrix product that the same machine reaches in float32, measured
 just before. The parts are timed as programs of their own: what the whole step overlaps or shares
 is in none of them, so they need not add up.
@@ -28,8 +28,9 @@ from rich.table import Table
 
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import losses, state, step
+from ofa_jax.sharding import train_state
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.training import losses, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -145,11 +146,11 @@ def time_step(work: Workload, runs: int) -> Timing:
     model, device = OFA(work.config), jax.devices()[:1]
     optimizer_config = OptimizerConfig(1e-4, total_steps=1000)
     optimizer = make_optimizer(optimizer_config)
-    abstract = state.abstract_state(model, optimizer, Partitioner(devices=tuple(device)))
+    abstract = train_state.abstract_state(model, optimizer, Partitioner(devices=tuple(device)))
     train_step = step.make_train_step(
         model, optimizer, optimizer_config, LossConfig(), {"pairs": "pairs"}, 1, seed=0
     )
-    first = state.create_state(model, optimizer, abstract, seed=0)
+    first = train_state.create_state(model, optimizer, abstract, seed=0)
     return time_program(train_step, [first, {"pairs": work.batch()}], runs, donate=True)
 
 
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("batch_size, source_length, target_length and steps must be at least 1.")
     if work.image_size % 16 or work.num_patches > (work.image_size // 16) ** 2:
         parser.error(
-            f"pictures of {work.image_size} pixels have no {work.num_patches} patches of 16: "
+            f"images of {work.image_size} pixels have no {work.num_patches} patches of 16: "
             "choose a multiple of 16, and fewer patches (0 for all)."
         )
 

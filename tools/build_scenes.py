@@ -2,9 +2,10 @@
 
     python -m tools.build_scenes --data_dir=data
 
-Composes pictures of pictograms on photographs, with everything that is exactly true of them, reads
+Composes images of pictograms on photographs, with everything that is exactly true of them, reads
 sentences of a public-domain text, learns a vocabulary and a patch codebook on the training split,
-and writes all of it to <data_dir>/scenes (see ofa_jax/data/scenes.py). 20,000 training pictures
+and writes all of it to <data_dir>/scenes (see ofa_jax/data/sources/scenes.py). 20,000 training
+images
 take about a minute on two cores. The result depends only on the options, not on the number of
 workers. It appears under its name only when it is complete; a second call with the same options
 does nothing.
@@ -27,8 +28,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from ofa_jax.data import prompts
-from ofa_jax.data.scenes import MARKER, SPLITS, VERSION
+from ofa_jax.data.sources.scenes import MARKER, SPLITS, VERSION
+from ofa_jax.preprocessing import prompts
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
@@ -44,7 +45,7 @@ _SOURCES = (
     "pillow",
     "numpy",
 )
-_CODEBOOK_PICTURES = 1000
+_CODEBOOK_IMAGES = 1000
 _TEXT_FIELDS = ("captions", "negative_captions", "questions", "phrases")
 # Every example has an instruction and many a one-word answer. Seen so often by the vocabulary's
 # training, their words become single tokens.
@@ -71,7 +72,7 @@ class BuildOptions:
     num_validation: int = 1_000
     num_test: int = 1_000
     nouns: int = 40
-    picture_size: int = 128
+    image_size: int = 128
     max_objects: int = 6
     seed: int = 0
     vocab_size: int = 4_096
@@ -80,17 +81,17 @@ class BuildOptions:
     def __post_init__(self):
         for name in ("num_train", "num_validation", "num_test"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Every split needs a picture: set --{name} to at least 1.")
+                raise ValueError(f"Every split needs an image: set --{name} to at least 1.")
         self.scenes  # noqa: B018  its own checks
 
     @property
     def scenes(self) -> SceneOptions:
         """The part that a single scene depends on."""
-        return SceneOptions(self.nouns, self.picture_size, self.max_objects, self.seed)
+        return SceneOptions(self.nouns, self.image_size, self.max_objects, self.seed)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures of each split."""
+        """Images of each split."""
         return dict(
             zip(
                 SPLITS,
@@ -101,12 +102,12 @@ class BuildOptions:
 
 
 _HELP = {
-    "num_train": "training pictures",
-    "num_validation": "validation pictures",
-    "num_test": "test pictures; as many again in the other pictogram style (test_shifted)",
+    "num_train": "training images",
+    "num_validation": "validation images",
+    "num_test": "test images; as many again in the other pictogram style (test_shifted)",
     "nouns": "different nouns; more are harder to learn",
-    "picture_size": "pixels of a side",
-    "max_objects": "objects in a picture at most, 1 to 6",
+    "image_size": "pixels of a side",
+    "max_objects": "objects in an image at most, 1 to 6",
     "seed": "of the scenes and of everything learned on them",
     "vocab_size": "text tokens of the vocabulary",
     "num_codes": "patches of the codebook",
@@ -212,15 +213,15 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
     gathered = _Gathered()
     with building.progress("scenes", "composing") as show, _mapper(num_workers) as parallel_map:
         streams = {
-            split: functools.partial(_pictures, options, split, count, parallel_map, show, gathered)
+            split: functools.partial(_images, options, split, count, parallel_map, show, gathered)
             for split, count in options.counts.items()
         }
         _prepare(
             Scenes(
-                config="pictures",
+                config="images",
                 data_dir=folder,
                 streams=streams,
-                picture_size=options.picture_size,
+                image_size=options.image_size,
             )
         )
     _prepare(
@@ -232,12 +233,12 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
     )
     target = folder / "scenes"
     _learn_vocabulary(gathered, options, target / "vocabulary.json")
-    _learn_codebook(gathered.pictures, options, target / "codebook.npz")
+    _learn_codebook(gathered.encoded_images, options, target / "codebook.npz")
     description = {
         "version": VERSION,
         "options": dataclasses.asdict(options),
         "counts": {
-            "pictures": options.counts,
+            "images": options.counts,
             "text": {split: len(corpus.sentences(split)) for split in SPLITS},
         },
         "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
@@ -248,21 +249,21 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
 
 @dataclasses.dataclass
 class _Gathered:
-    """What is learned from while the training pictures pass by."""
+    """What is learned from while the training images pass by."""
 
     texts: dict[str, None] = dataclasses.field(default_factory=dict)
     answers: dict[str, None] = dataclasses.field(default_factory=dict)
-    pictures: list[bytes] = dataclasses.field(default_factory=list)
+    encoded_images: list[bytes] = dataclasses.field(default_factory=list)
 
     def add(self, record: dict) -> None:
         for field in _TEXT_FIELDS:
             self.texts.update(dict.fromkeys(record[field]))
         self.answers.update(dict.fromkeys(record["answers"]))
-        if len(self.pictures) < _CODEBOOK_PICTURES:
-            self.pictures.append(record["image"])
+        if len(self.encoded_images) < _CODEBOOK_IMAGES:
+            self.encoded_images.append(record["image"])
 
 
-def _pictures(options, split: str, count: int, parallel_map, show, gathered) -> Iterator[dict]:
+def _images(options, split: str, count: int, parallel_map, show, gathered) -> Iterator[dict]:
     """The records of a split, in order."""
     compose = functools.partial(make_record, options.scenes, split)
     for done, record in enumerate(parallel_map(compose, range(count)), start=1):
@@ -308,14 +309,14 @@ def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.
     train_tokenizer(texts, options.vocab_size, path)
 
 
-def _learn_codebook(pictures: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:
+def _learn_codebook(encoded_images: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from ofa_jax.image_tokenizer import PatchCodebook
+    from ofa_jax.tokenizers import PatchCodebook
 
     print("scenes: learning the patch codebook", flush=True)
-    images = (np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures)
+    images = (np.asarray(Image.open(io.BytesIO(image))) for image in encoded_images)
     PatchCodebook.fit(images, options.num_codes, seed=options.seed).save(path)
 
 

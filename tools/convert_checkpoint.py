@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from ofa_jax.checkpoints import storage
 from ofa_jax.interop import (
     files,
     from_fairseq,
@@ -34,7 +35,6 @@ from ofa_jax.interop import (
     torch_file,
 )
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.training import checkpoints
 
 BART_MASK_ID = 50264
 """<mask> in the official vocabulary: BART's text ids come before it."""
@@ -45,7 +45,7 @@ Loaded = tuple[dict[str, Any], OFAConfig, Mapping[str, Any] | None]
 def load(path: str, vocab_size: int | None) -> Loaded:
     """(variables, configuration, origin) of any checkpoint."""
     if not files.is_official(path):
-        variables, config = checkpoints.load_variables(path), checkpoints.read_model(path)
+        variables, config = storage.load_variables(path), storage.read_model(path)
         if vocab_size is None:
             return variables, config, _origin_beside(path)
         state_dict = resize_vocabulary(to_fairseq(variables, config), vocab_size)
@@ -60,7 +60,7 @@ def load(path: str, vocab_size: int | None) -> Loaded:
 
 
 def _origin_beside(path: str) -> Mapping[str, Any] | None:
-    folder = checkpoints.find(path)
+    folder = storage.find(path)
     for directory in (folder, *folder.parents[:2]):
         if (directory / "origin.json").is_file():
             return json.loads((directory / "origin.json").read_text())
@@ -95,8 +95,8 @@ def save(path: str, loaded: Loaded, layout: str | None) -> str:
     if layout != "ours":
         files.write(path, variables, config, origin, layout)
         return f"{path} ({layout})"
-    folder = checkpoints.save_variables(path, variables)
-    checkpoints.write_model(path, config)
+    folder = storage.save_variables(path, variables)
+    storage.write_model(path, config)
     if origin is not None:
         (pathlib.Path(path) / "origin.json").write_text(json.dumps(origin) + "\n")
     return f"{folder} (ours)"

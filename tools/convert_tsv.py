@@ -5,9 +5,10 @@
       --images image_examples.tsv --detection detection_examples.tsv \\
       --negative_samples negative_sample
 
-writes ArrayRecord files (see ofa_jax/data/ofa_array_records.py), a quarter smaller than the base64
+writes ArrayRecord files (see ofa_jax/data/sources/array_records.py), a quarter smaller than the
+base64
 of the TSV and faster to read. Train on them with gin_configs/runs/pretrain_ofa_records.gin; call it
-again with --split=validation for a validation split. Lines that cannot be used, pictures that do
+again with --split=validation for a validation split. Lines that cannot be used, images that do
 not open among them, are left out, counted by reason and named. The result depends on files and
 options, not on the number of workers, and appears under its name only when it is complete; what is
 there already is not made again.
@@ -30,8 +31,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ofa_jax.data import images
-from ofa_jax.data.ofa_array_records import (
+from ofa_jax.data.sources.array_records import (
     DESCRIPTION,
     FIELDS_OF_FILE,
     NEGATIVES,
@@ -39,17 +39,18 @@ from ofa_jax.data.ofa_array_records import (
     serialise,
     type_of,
 )
-from ofa_jax.data.ofa_tsv import (
+from ofa_jax.data.sources.ofa_tsv import (
     ANSWERS_FILE,
     CAPTIONS_FILE,
     NAMES_FILE,
     PRETRAINING_FILES,
     read_negatives,
 )
-from ofa_jax.data.records import BadRecord
-from ofa_jax.data.tsv import BadLine
-from ofa_jax.data.tsv_records import TsvRecords
-from ofa_jax.data.tsv_rows import PAIR_TYPES
+from ofa_jax.data.sources.tsv_columns import PAIR_TYPES
+from ofa_jax.data.sources.tsv_file import InvalidLineError
+from ofa_jax.data.sources.tsv_records import TsvRecords
+from ofa_jax.preprocessing import images
+from ofa_jax.preprocessing.records import InvalidRecordError
 from tools import building
 
 _UNFINISHED = ".unfinished-"
@@ -69,7 +70,7 @@ class Conversion:
       selected_cols: as the original's flag; the usual columns when None.
       index_dir: where indices of the TSV files go; None for beside them.
       shard_bytes: of TSV that make one output file.
-      check_images: whether pictures are decoded, to leave out what cannot be.
+      check_images: whether images are decoded, to leave out what cannot be.
     """
 
     file_kind: str
@@ -217,7 +218,7 @@ def _write_shard(
     fields = FIELDS_OF_FILE[conversion.file_kind]
     shard = _Shard(stop - start, 0, b"", collections.Counter(), [])
     types = bytearray()
-    # One record a group, for random access; pictures are compressed already, texts are not.
+    # One record a group, for random access; images are compressed already, texts are not.
     compression = "uncompressed" if "image" in fields else "zstd:3"
     writer = ArrayRecordWriter(str(path), f"group_size:1,{compression}")
     for index in range(start, stop):
@@ -225,7 +226,7 @@ def _write_shard(
             record = records[index]
             if conversion.check_images and "image" in record:
                 _check_image(record["image"], records, index)
-        except BadLine as error:
+        except InvalidLineError as error:
             shard.skipped[error.reason] += 1
             if len(shard.named) < _NAMED:
                 shard.named.append(str(error))
@@ -242,8 +243,8 @@ def _write_shard(
 def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
     try:
         images.decode(encoded)
-    except BadRecord as error:
-        raise BadLine(_UNREADABLE, f"{records.place(index)}: {error}") from error
+    except InvalidRecordError as error:
+        raise InvalidLineError(_UNREADABLE, f"{records.place(index)}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -377,7 +378,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--no_image_check",
         action="store_true",
-        help="do not decode pictures: faster, but unreadable ones are kept, and "
+        help="do not decode images: faster, but unreadable ones are kept, and "
         "then skipped whenever training meets them",
     )
     parser.add_argument(

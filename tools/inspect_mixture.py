@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.records import BadRecord
-from ofa_jax.data.rows import RatedTask
+from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 Example = dict[str, Any]
 
@@ -45,7 +45,7 @@ def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
 
 def draw(name: str, split: str, count: int, seed: int) -> list[Example]:
     """The first examples of a task, as training would make them; bad records are left out."""
-    rated = seqio_bridge.rated_tasks(name, split)
+    rated = seqio_bridge.weighted_tasks(name, split)
     if rated is None:
         dataset = seqio.get_mixture_or_task(name).get_dataset(
             sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
@@ -56,11 +56,11 @@ def draw(name: str, split: str, count: int, seed: int) -> list[Example]:
     return list(itertools.islice(_good_examples(task, seed), count))
 
 
-def _good_examples(task: RatedTask, seed: int) -> Iterator[Example]:
+def _good_examples(task: WeightedTask, seed: int) -> Iterator[Example]:
     for index in range(len(task.records)):
         try:
             yield task.preprocess(task.records[index], np.random.default_rng([seed, index]))
-        except BadRecord as error:
+        except InvalidRecordError as error:
             print(f"Skipped {task.name}, record {index}: {error}", file=sys.stderr)
         except Exception as error:
             traceback.print_exc()
@@ -89,7 +89,7 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
     table.add_column("task", no_wrap=True)
     for column in ("share", "records", "order"):
         table.add_column(column, justify="right")
-    exact = seqio_bridge.rated_tasks(name, split) is not None
+    exact = seqio_bridge.weighted_tasks(name, split) is not None
     for task_name, task in tasks.items():
         records = task.source.num_input_examples(split)
         table.add_row(

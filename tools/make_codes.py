@@ -1,14 +1,14 @@
 """Makes the image codes that OFA learns to write, once and for all, with the original's VQGAN.
 
-    python -m tools.make_codes --vqgan=last.ckpt pictures.tsv image_examples.tsv
+    python -m tools.make_codes --vqgan=last.ckpt images.tsv image_examples.tsv
     python -m tools.make_codes --vqgan=last.ckpt --layout=text_to_image captions.tsv coded.tsv
 
-Reads lines of id, picture in base64 (and a caption), and writes lines as the original's data have
-them: id, picture, the codes of its middle (`images`, for image infilling); or id, the codes of the
-whole picture, caption (`text_to_image`). Pictures are made as small as they fill a square, as
-training does. The best codes are taken, so the same picture has the same codes whenever it is
+Reads lines of id, image in base64 (and a caption), and writes lines as the original's data have
+them: id, image, the codes of its middle (`images`, for image infilling); or id, the codes of the
+whole image, caption (`text_to_image`). Images are made as small as they fill a square, as
+training does. The best codes are taken, so the same image has the same codes whenever it is
 asked. Lines that cannot be used are left out, counted by reason and named. The new file appears
-under its name only when it is complete. For many pictures: several machines, each with
+under its name only when it is complete. For many images: several machines, each with
 --part=NUMBER/COUNT and an output of its own.
 """
 
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from ofa_jax.data import images
-from ofa_jax.data.records import BadRecord
-from ofa_jax.data.tsv import BadLine, OpenTsv, TsvFile, decode_base64
-from ofa_jax.image_tokenizer.vqgan import VQGAN
+from ofa_jax.data.sources.tsv_file import InvalidLineError, OpenTsv, TsvFile, decode_base64
 from ofa_jax.interop import vqgan_file
+from ofa_jax.preprocessing import images
+from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.tokenizers.vqgan import VQGAN
 from tools import building
 
-_COLUMNS = {"images": ("id", "picture"), "text_to_image": ("id", "picture", "caption")}
+_COLUMNS = {"images": ("id", "image"), "text_to_image": ("id", "image", "caption")}
 _NAMED = 10
 
 
@@ -65,13 +65,13 @@ def make_codes(
 
     Args:
       vqgan: makes the codes.
-      lines: of id, picture, and what else the layout has.
+      lines: of id, image, and what else the layout has.
       numbers: of the lines.
       output: a file of bytes.
       layout: one of `_COLUMNS`.
-      image_size: to which pictures are brought, in pixels a side.
+      image_size: to which images are brought, in pixels a side.
       code_size: of the middle that is turned into codes; `image_size` for all of it.
-      batch_size: pictures that are encoded at once.
+      batch_size: images that are encoded at once.
       show: is told after each batch how many lines are done.
 
     Returns:
@@ -82,9 +82,9 @@ def make_codes(
     waiting: list[tuple[Sequence[bytes], np.ndarray]] = []
 
     def write() -> None:
-        pictures = np.stack([picture for _, picture in waiting])
+        pixels = np.stack([image for _, image in waiting])
         # The last batch is filled up: one shape, compiled once.
-        filled = np.resize(pictures, (batch_size, *pictures.shape[1:]))
+        filled = np.resize(pixels, (batch_size, *pixels.shape[1:]))
         for (columns, _), codes in zip(waiting, vqgan.encode(filled), strict=False):
             output.write(coded_line(columns, codes, layout) + b"\n")
         waiting.clear()
@@ -92,10 +92,10 @@ def make_codes(
     for number in numbers:
         try:
             columns = lines.columns(number)
-            picture = images.square(images.decode(decode_base64(columns[1])), image_size)
-            waiting.append((columns, images.pixels(picture)[place, place]))
-        except BadRecord as error:
-            reason = error.reason if isinstance(error, BadLine) else "unreadable image"
+            image = images.square(images.decode(decode_base64(columns[1])), image_size)
+            waiting.append((columns, images.pixels(image)[place, place]))
+        except InvalidRecordError as error:
+            reason = error.reason if isinstance(error, InvalidLineError) else "unreadable image"
             skipped[reason] += 1
             if skipped.total() <= _NAMED:
                 logging.warning("%s, line %d is left out: %s", lines.path, number + 1, error)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", help="TSV of id, picture in base64 (and caption)")
+    parser.add_argument("input", help="TSV of id, image in base64 (and caption)")
     parser.add_argument("output", type=pathlib.Path, help="the new TSV")
     parser.add_argument("--vqgan", required=True, help="the original's checkpoint (last.ckpt)")
     parser.add_argument("--layout", default="images", choices=_COLUMNS)
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(
-        f"{options.output}: {len(numbers) - skipped.total():,} pictures with codes; "
+        f"{options.output}: {len(numbers) - skipped.total():,} images with codes; "
         f"{skipped.total():,} lines skipped."
     )
     for reason, count in sorted(skipped.items()):
@@ -198,7 +198,7 @@ def _write(
                 image_size=options.image_size,
                 code_size=code_size,
                 batch_size=options.batch_size,
-                show=lambda done: show("pictures", done, len(numbers)),
+                show=lambda done: show("images", done, len(numbers)),
             )
         if skipped.total() == len(numbers):
             raise ValueError(f"Not one line of {lines.path} can be used.")

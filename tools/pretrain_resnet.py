@@ -1,10 +1,10 @@
-"""Teaches the ResNet what pictures show, before OFA sees them; the original's comes from ImageNet.
+"""Teaches the ResNet what images show, before OFA sees them; the original's comes from ImageNet.
 
     python -m tools.pretrain_resnet --data_dir=data
     python -m ofa_jax.train ... --gin.INITIAL_RESNET_PATH="'data/scenes/resnet.pt'"
 
-The pictures are the training scenes, and what is learned are the nouns of the things in them. A
-noun is in a picture if some patch shows it, so its score is the highest of all patches (multiple
+The images are the training scenes, and what is learned are the nouns of the things in them. A
+noun is in an image if some patch shows it, so its score is the highest of all patches (multiple
 instance learning, Maron and Lozano-Perez 1998). What is written is the ResNet alone, as torchvision
 would write it. Ends with the F1 of the nouns on validation scenes; a file that is there is kept.
 """
@@ -25,11 +25,11 @@ import jax
 import numpy as np
 import optax
 
-from ofa_jax.data import images
-from ofa_jax.data.scenes import Scenes
+from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.interop import resnet_file
 from ofa_jax.model import SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
+from ofa_jax.preprocessing import images
 from tools.building import progress
 
 _WARMUP = 0.05
@@ -38,7 +38,7 @@ _WEIGHT_DECAY = 0.01
 _HEAD_WIDTH = 128
 
 
-class NamedPictures(nn.Module):
+class NamedImages(nn.Module):
     """The ResNet, and scores of names on its patches.
 
     Attributes:
@@ -50,10 +50,10 @@ class NamedPictures(nn.Module):
     num_names: int
 
     @nn.compact
-    def __call__(self, pictures: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, pixels: jax.Array, train: bool) -> jax.Array:
         """uint8 [B, H, W, 3] to the logits of what they show, [B, N]."""
-        patches = ResNet(self.config, name="resnet")(normalise_images(pictures), train)
-        patches = patches.reshape(len(pictures), -1, self.config.patch_channels)
+        patches = ResNet(self.config, name="resnet")(normalise_images(pixels), train)
+        patches = patches.reshape(len(pixels), -1, self.config.patch_channels)
         hidden = nn.LayerNorm()(nn.Dense(_HEAD_WIDTH)(patches))
         return nn.Dense(self.num_names)(hidden).max(axis=1)
 
@@ -61,7 +61,7 @@ class NamedPictures(nn.Module):
 def batches(
     records: Any, names: Sequence[str], batch_size: int, seed: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pictures uint8 [B, H, W, 3], which names they show float32 [B, N]).
+    """(images uint8 [B, H, W, 3], which names they show float32 [B, N]).
 
     Args:
       records: of objects.
@@ -84,7 +84,7 @@ def batches(
 
 
 def learn(
-    model: NamedPictures,
+    model: NamedImages,
     examples: Iterator[tuple[np.ndarray, np.ndarray]],
     steps: int,
     learning_rate: float,
@@ -99,18 +99,18 @@ def learn(
         optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
     )
 
-    def loss_of(params, statistics, pictures, shown):
+    def loss_of(params, statistics, pixels, shown):
         logits, updates = model.apply(
-            {"params": params, "batch_stats": statistics}, pictures, True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": statistics}, pixels, True, mutable=["batch_stats"]
         )
         loss = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1).mean()
         return loss, updates["batch_stats"]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(variables, moments, pictures, shown):
+    def step(variables, moments, pixels, shown):
         params = variables["params"]
         gradients, statistics = jax.grad(loss_of, has_aux=True)(
-            params, variables["batch_stats"], pictures, shown
+            params, variables["batch_stats"], pixels, shown
         )
         updates, moments = optimizer.update(gradients, moments, params)
         params = optax.apply_updates(params, updates)
@@ -126,13 +126,13 @@ def learn(
 
 
 def noun_f1(
-    model: NamedPictures, variables: Any, examples: Iterator[tuple[np.ndarray, np.ndarray]]
+    model: NamedImages, variables: Any, examples: Iterator[tuple[np.ndarray, np.ndarray]]
 ) -> float:
-    """F1 of the names that are likelier there than not, over all pictures."""
-    score = jax.jit(lambda pictures: model.apply(variables, pictures, False))
+    """F1 of the names that are likelier there than not, over all images."""
+    score = jax.jit(lambda images: model.apply(variables, pixels, False))
     right = total = 0.0
-    for pictures, shown in examples:
-        named = np.asarray(score(pictures)) > 0
+    for pixels, shown in examples:
+        named = np.asarray(score(pixels)) > 0
         right += float((named * shown).sum())
         total += float(named.sum() + shown.sum())
     return 2 * right / max(total, 1.0)
@@ -171,9 +171,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     names = data.negatives().object_names
     config = getattr(OFAConfig, options.size)()
-    model = NamedPictures(config, len(names))
+    model = NamedImages(config, len(names))
     start = time.monotonic()
-    with progress("resnet", "Learning what pictures show") as show:
+    with progress("resnet", "Learning what images show") as show:
         variables = learn(
             model,
             batches(train, names, options.batch_size, options.seed),

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.data import images, objectives, prompts
-from ofa_jax.data.boxes import as_boxes
-from ofa_jax.data.controls import ABSENT_NOUN, SWAPPED
-from ofa_jax.data.objective_config import ObjectiveConfig
-from ofa_jax.data.single_questions import SingleQuestions
-from ofa_jax.evaluation import answers, blind, judging
-from ofa_jax.evaluation.metrics.pictures import psnr
+from ofa_jax.checkpoints import storage
+from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.evaluation import eval_spec, postprocess, trivial_baselines
+from ofa_jax.evaluation.metrics.images import psnr
 from ofa_jax.evaluation.metrics.spans import exact_spans, fillings
-from ofa_jax.training import checkpoints
+from ofa_jax.preprocessing import images, objectives, prompts
+from ofa_jax.preprocessing.boxes import as_boxes
+from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from tools import scenes_results
 from tools.scenes_results import AIMS, Row
 
@@ -37,7 +37,7 @@ Lines = Mapping[str, Sequence[Line]]
 """Task -> its predictions, the bad records left out."""
 
 SPLITS = ("test", "test_shifted")
-_NEXT_PICTURE = "of another picture"
+_NEXT_IMAGE = "of another image"
 # Metric -> the only ones shown, besides all that begin with them and a slash.
 _SHOWN = {
     "image_captioning": ("noun_f1", "cider_d"),
@@ -79,21 +79,21 @@ class Reporter:
             value = self._judge("visual_grounding", split, found, _given("box", found))[metric]
             objects = self.settings.data_set.records("objects", split)
             boxes = [as_boxes(objects[line["index"]]["object_boxes"]) for line in found]
-            drawn = blind.random_objects(boxes, self._rng())
+            drawn = trivial_baselines.random_objects(boxes, self._rng())
             baseline = self._judge("visual_grounding", split, found, drawn)[metric]
             yield Row(
                 ABSENT_NOUN,
                 metric,
                 value,
                 baseline,
-                "a random object of the picture",
+                "a random object of the image",
                 examples=len(found),
             )
 
     def _rows(
         self, split: str, task: str, metrics: Sequence[str], found: Sequence[Line], lines: Lines
     ) -> Iterator[Row]:
-        kind = judging.find(task).kind
+        kind = eval_spec.find(task).kind
         own = self._judge(task, split, found, _given(kind, found))
         who, guessed = self._blind(task, found)
         baseline = self._judge(task, split, found, guessed)
@@ -113,7 +113,7 @@ class Reporter:
                     baseline.get(name),
                     who,
                     control.get(name),
-                    f"{where} {_NEXT_PICTURE}" if name in control else "",
+                    f"{where} {_NEXT_IMAGE}" if name in control else "",
                     _aim(split, task, name),
                     len(found),
                 )
@@ -121,7 +121,7 @@ class Reporter:
             # What the model could reach at best, and what pure chance reaches.
             truth = [np.asarray(line["references"], np.int32) for line in found]
             best = self._judge(task, split, found, truth)
-            chance = blind.random_codes(self.settings.image_tokenizer.num_codes)
+            chance = trivial_baselines.random_codes(self.settings.image_tokenizer.num_codes)
             drawn = self._judge(task, split, found, chance([], truth, self._rng()))
             for name in metrics:
                 yield Row(
@@ -139,7 +139,7 @@ class Reporter:
         """All metrics of some answers, those that only this report knows among them."""
         references = [line["references"] for line in lines]
         values: dict[str, float] = {}
-        for metric in judging.find(task).metrics:
+        for metric in eval_spec.find(task).metrics:
             values |= metric(references, given)
         if task == "text_infilling":
             values |= exact_spans([_masked(line) for line in lines], references, given)
@@ -164,17 +164,17 @@ class Reporter:
     def _blind(self, task: str, found: Sequence[Line]) -> tuple[str, list[Any]]:
         """What a task's baseline is, and its answers."""
         if task == "text_infilling":
-            span = blind.most_frequent(self._training_spans())
-            guessed = [blind.filled(_masked(line), span) for line in found]
+            span = trivial_baselines.most_frequent(self._training_spans())
+            guessed = [trivial_baselines.filled(_masked(line), span) for line in found]
             return f"{span!r} at every mask", guessed
-        who, answer = blind.BLIND[task]
-        references = judging.find(task).references
+        who, answer = trivial_baselines.BLIND[task]
+        references = eval_spec.find(task).references
         training = [references(record) for record in self._training_records(task)]
         return who, answer(training, [line["references"] for line in found], self._rng())
 
     def _training_records(self, task: str) -> Iterator[Mapping[str, Any]]:
         kind = objectives.RECORD_KIND[task]
-        records = SingleQuestions(self.settings.data_set.records(kind, "train"), kind)
+        records = SingleTarget(self.settings.data_set.records(kind, "train"), kind)
         count = len(records)
         for index in range(min(count, self.baseline_examples or count)):
             yield records[index]
@@ -182,7 +182,7 @@ class Reporter:
     def _training_spans(self) -> Iterator[str]:
         """What was masked in training texts; inserted masks hide nothing and do not count."""
         task, rng = "text_infilling", self._rng()
-        config, references = self.settings.evaluation_config, judging.find(task).references
+        config, references = self.settings.evaluation_config, eval_spec.find(task).references
         for record in self._training_records(task):
             example = objectives.OBJECTIVES[task](record, rng, config)
             line = {"instruction": config.vocabulary.decode(example["inputs"]).strip()}
@@ -197,7 +197,7 @@ def _aim(split: str, task: str, metric: str) -> float | None:
 
 
 def _given(kind: str, lines: Sequence[Line]) -> list[Any]:
-    return [answers.from_json(kind, line["prediction"]) for line in lines]
+    return [postprocess.from_json(kind, line["prediction"]) for line in lines]
 
 
 def _masked(line: Line) -> str:
@@ -207,10 +207,10 @@ def _masked(line: Line) -> str:
 
 
 def _middle(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
-    """The true middle of a picture that infilling blanks, uint8 [side, side, 3]."""
+    """The true middle of an image that infilling blanks, uint8 [side, side, 3]."""
     place = images.middle(config.infill_image_size, config.code_image_size)
-    picture = images.square(images.decode(record["image"]), config.infill_image_size)
-    return images.pixels(picture)[place, place]
+    image = images.square(images.decode(record["image"]), config.infill_image_size)
+    return images.pixels(image)[place, place]
 
 
 # ------------------------------------------------------------------------------- files of a run
@@ -230,10 +230,11 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     """The settings that a run's gin file makes, and its seed and steps."""
     import gin
 
-    from ofa_jax import configurables, train
+    from ofa_jax import train
+    from ofa_jax.cli import gin_registry
 
     gin.clear_config()
-    configurables.register({"train": train.prepare, "model_config": train.model_config})
+    gin_registry.register({"train": train.prepare, "model_config": train.model_config})
     gin.parse_config_file(str(config), skip_unknown=True)
     # Copying a reference makes what it refers to.
     settings = copy.deepcopy(gin.query_parameter("train.settings"))
@@ -274,7 +275,7 @@ def run_of(model_dir: pathlib.Path, step: int, values: Mapping[str, Any]) -> dic
     """What the page says about a run."""
     return {
         **_training_of(model_dir, step),
-        "parameters": checkpoints.count_parameters(str(model_dir)),
+        "parameters": storage.count_parameters(str(model_dir)),
         "commit": commit(),
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         **values,
@@ -285,7 +286,7 @@ def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
     """How long a run was trained."""
     from ofa_jax.training.loop import TRAINED_SECONDS
 
-    seconds = checkpoints.read_run(str(model_dir)).get(TRAINED_SECONDS)
+    seconds = storage.read_run(str(model_dir)).get(TRAINED_SECONDS)
     return {
         "steps": step,
         "minutes_trained": None if seconds is None else seconds / 60,
@@ -342,9 +343,7 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
     )
     options = parser.parse_args(arguments)
     config = options.model_dir / "config.gin"
-    trained = {
-        path: checkpoints.steps(str(path)) for path in (options.model_dir, *options.lesson_dirs)
-    }
+    trained = {path: storage.steps(str(path)) for path in (options.model_dir, *options.lesson_dirs)}
     lacking = [
         path for path, steps in trained.items() if not steps or not (path / "config.gin").is_file()
     ]
@@ -365,7 +364,7 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         if (code := call(command)) != 0:
             return code
     # Only now: the evaluations have had the memory for themselves.
-    from tasks import pretraining, scenes_controls
+    from tasks import pretraining, scenes_negative_controls
 
     settings, values = settings_of(config)
     pretraining.configure(settings)
@@ -376,7 +375,11 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         lines = read_lines(options.model_dir, split, step)
         rows = list(reporter.rows(split, lines))
         splits[split] = [scenes_results.as_json(row) for row in rows]
-        wanted = {*_SHOWN, ABSENT_NOUN, *(task + SWAPPED for task in scenes_controls.QUESTIONS)}
+        wanted = {
+            *_SHOWN,
+            ABSENT_NOUN,
+            *(task + SWAPPED for task in scenes_negative_controls.QUESTIONS),
+        }
         missing += [f"{task} was not evaluated on {split}." for task in sorted(wanted - {*lines})]
     about = run_of(options.model_dir, step, values)
     about["lessons"] = [

@@ -1,9 +1,9 @@
 """The TFDS builder of Scenes: how records become parquet files that TFDS can read.
 
-    builder = tfds.builder_from_directory("data/scenes/pictures/1.1.0")
+    builder = tfds.builder_from_directory("data/scenes/images/1.1.0")
     builder.as_data_source("train")[0]
 
-Two configs, "pictures" and "text". Examples keep their order, so that record i is scene i.
+Two configs, "images" and "text". Examples keep their order, so that record i is scene i.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ofa_jax.data.scenes import VERSION
+from ofa_jax.data.sources.scenes import VERSION
 
 _DESCRIPTION = (
     "Scenes: pictograms on photographs with exact boxes, true captions, false captions, questions "
@@ -37,12 +37,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """See the module.
 
     streams: split -> a function that gives the split's records in order.
-    picture_size: pixels of a side; of config "pictures".
+    image_size: pixels of a side; of config "images".
     """
 
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name="pictures", description="pictures and what is true of them"),
+        tfds.core.BuilderConfig(name="images", description="images and what is true of them"),
         tfds.core.BuilderConfig(name="text", description="sentences"),
     ]
 
@@ -50,11 +50,11 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         self,
         *,
         streams: Mapping[str, Callable[[], Iterator[dict]]],
-        picture_size: int | None = None,
+        image_size: int | None = None,
         **options,
     ):
         self._streams = streams
-        self._picture_size = picture_size
+        self._image_size = image_size
         super().__init__(file_format="parquet", **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -67,7 +67,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             fields = {
                 "id": features.Text(),
                 "image": features.Image(
-                    shape=(self._picture_size, self._picture_size, 3), encoding_format="jpeg"
+                    shape=(self._image_size, self._image_size, 3), encoding_format="jpeg"
                 ),
                 "captions": strings,
                 "negative_captions": strings,

@@ -43,7 +43,7 @@ class OFAFeatureConverter(seqio.FeatureConverter):
         """Converts for a stream.
 
         Args:
-          stream: its lengths, picture size and options.
+          stream: its lengths, image size and options.
           task_id: what `task_ids` shall be.
         """
         super().__init__(

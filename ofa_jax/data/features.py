@@ -14,19 +14,19 @@ An *example* is what a task's preprocessors make of a record (all arrays numpy):
 
 and, read only when the task is evaluated (both optional):
 
-    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
     answer_prefix  int32[P]       what the answer is made to begin with
 
 and, read only when the task is evaluated (both optional):
 
-    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
     answer_prefix  int32[P]       what the answer is made to begin with
 
 and, read only when the task is evaluated (both optional):
 
-    view         float32[4]       x0 y0 x1 y1: the part of the stored picture that `image` shows, in
+    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
     answer_prefix  int32[P]       what the answer is made to begin with
 
@@ -55,9 +55,9 @@ class Stream:
       mixture_or_task_name: in the seqio registry.
       batch_size: examples per step over all hosts.
       task_feature_lengths: {"inputs": S, "targets": T}, in tokens.
-      image_size: H = W of the pictures in pixels; None for text alone, and then the batch has no
+      image_size: H = W of the images in pixels; None for text alone, and then the batch has no
         image at all and the ResNet never runs.
-      num_sampled_patches: draw so many of the picture's patches, without replacement, per example
+      num_sampled_patches: draw so many of the image's patches, without replacement, per example
         (196 of 576 in pretraining); None for all.
       code_targets: some targets are image codes (image infilling).
       loss_group: streams of one group are normalised together by their tokens (section 4 of the
@@ -97,7 +97,7 @@ class Stream:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a whole picture, 0 without one."""
+        """Patches of a whole image, 0 without one."""
         return 0 if self.image_size is None else (self.image_size // PATCH_SIZE) ** 2
 
 
@@ -116,7 +116,7 @@ def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.G
       The batch's arrays for one row.
 
     Raises:
-      ValueError: the picture's size is not the stream's; targets that are codes in a stream that
+      ValueError: the image's size is not the stream's; targets that are codes in a stream that
         does not expect them.
     """
     features = empty_features(stream, task_id)
@@ -157,12 +157,12 @@ def _place_image(
     if stream.image_size is None:
         raise ValueError(
             f"Stream {stream.name!r} has no image_size, but {stream.mixture_or_task_name} yields "
-            "pictures: set it, or leave the picture out of the task."
+            "images: set it, or leave the image out of the task."
         )
     expected = (stream.image_size, stream.image_size, 3)
     if image.shape != expected:
         raise ValueError(
-            f"Stream {stream.name!r} expects pictures of {expected}, but "
+            f"Stream {stream.name!r} expects images of {expected}, but "
             f"{stream.mixture_or_task_name} yields {image.shape}: make the stream's image_size and "
             "the task's equal."
         )
@@ -175,14 +175,14 @@ def _place_image(
     if blank is not None and np.any(blank):
         if not stream.code_targets:
             raise ValueError(
-                f"Stream {stream.name!r} got a picture with a blanked part: set its "
+                f"Stream {stream.name!r} got an image with a blanked part: set its "
                 "code_targets=True."
             )
         features["encoder_image_blank_boxes"][...] = blank
 
 
 def empty_features(stream: Stream, task_id: int) -> Batch:
-    """A row that teaches nothing: padding, no picture, all loss weights 0.
+    """A row that teaches nothing: padding, no image, all loss weights 0.
 
     It stands where a record was bad, so that a row's place stays a function of the step, and fills
     the last batch of an evaluation.

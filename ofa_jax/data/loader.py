@@ -20,17 +20,17 @@ import numpy as np
 from absl import logging
 
 from ofa_jax.data.features import Batch, Stream, empty_features, stack
-from ofa_jax.data.rows import RatedTask, Rows, make_row
+from ofa_jax.data.sampling import StreamSampler, WeightedTask, make_row
 
 _SKIPPED = "skipped"
 _MOST_LOGGED = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class StepSource:
     """Step -> {stream name: this host's part of the batch}; a grain source."""
 
-    rows: tuple[Rows, ...]
+    rows: tuple[StreamSampler, ...]
     num_data_shards: int
     data_shards: tuple[int, ...]
 
@@ -51,8 +51,8 @@ class Steps:
             size = rows.stream.batch_size
             made = [rows[row] for row in self.own_rows(step, size)]
             reasons = [reason for _, reason in made if reason]
-            # A host may own few rows, and those may be bad by chance. Asking for the whole step
-            # only then costs nothing, and all hosts come to the same verdict.
+            # A host may own few rows, and those may be bad by chance. EvalBatcher for the whole
+            # step only then costs nothing, and all hosts come to the same verdict.
             if (
                 len(reasons) == len(made)
                 and size > 1
@@ -85,7 +85,7 @@ class Loader:
     def __init__(
         self,
         streams: Sequence[Stream],
-        tasks: Mapping[str, Sequence[RatedTask]],
+        tasks: Mapping[str, Sequence[WeightedTask]],
         seed: int,
         num_data_shards: int = 1,
         data_shards: Sequence[int] = (0,),
@@ -130,7 +130,7 @@ class Loader:
         self._shards = (num_data_shards, tuple(data_shards))
         self._threads = (num_threads, prefetch_steps, num_workers)
         self._rows = tuple(
-            Rows(
+            StreamSampler(
                 stream,
                 tuple(tasks[stream.name]),
                 tuple(self.task_names.index(task.name) for task in tasks[stream.name]),
@@ -167,8 +167,8 @@ class Loader:
         return origins
 
     @property
-    def _steps(self) -> Steps:
-        return Steps(self._rows, *self._shards)
+    def _steps(self) -> StepSource:
+        return StepSource(self._rows, *self._shards)
 
     def _prefetched(self, source: Any, start: int = 0) -> Iterator[dict[str, Any]]:
         threads, prefetch, workers = self._threads
@@ -191,7 +191,7 @@ class Loader:
                     logging.warning("Further bad records are counted, but no longer named.")
 
     def validation_batches(
-        self, tasks: Mapping[str, Sequence[RatedTask]], num_examples: int
+        self, tasks: Mapping[str, Sequence[WeightedTask]], num_examples: int
     ) -> Iterator[tuple[str, Batch]]:
         """The first `num_examples` records of each task, always the same examples.
 
@@ -224,7 +224,7 @@ class _ValidationBatches:
     """Batch number -> this host's part; a grain source."""
 
     stream: Stream
-    tasks: tuple[RatedTask, ...]
+    tasks: tuple[WeightedTask, ...]
     task_ids: tuple[int, ...]
     num_examples: int
     num_data_shards: int
@@ -257,7 +257,7 @@ class _ValidationBatches:
 
 
 def task_names(
-    streams: Sequence[Stream], tasks: Mapping[str, Sequence[RatedTask]]
+    streams: Sequence[Stream], tasks: Mapping[str, Sequence[WeightedTask]]
 ) -> tuple[str, ...]:
     """The run's tasks in the order of its streams; a sequential stream counts as one task."""
     names: dict[str, None] = {}

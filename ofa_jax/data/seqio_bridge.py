@@ -1,7 +1,7 @@
 """The door between plain numpy functions and seqio.
 
 A preprocessor `(record, rng) -> example` is written once. `numpy_preprocessor` lifts it to a seqio
-preprocessor, so that a registered task works with plain seqio and its tools; `rated_tasks` takes
+preprocessor, so that a registered task works with plain seqio and its tools; `weighted_tasks` takes
 the same function out again, so that the loader can run it without TensorFlow, in threads or worker
 processes. This is the only module of `ofa_jax.data` that imports TensorFlow.
 """
@@ -17,15 +17,15 @@ import tensorflow as tf
 from absl import logging
 
 from ofa_jax.data import features
-from ofa_jax.data.records import (
+from ofa_jax.data.sampling import Preprocess, WeightedTask
+from ofa_jax.preprocessing.records import (
     DOWNSTREAM_FIELDS,
     RECORD_FIELDS,
-    BadRecord,
+    InvalidRecordError,
     Record,
     RecordSource,
 )
-from ofa_jax.data.rows import Preprocess, RatedTask
-from ofa_jax.nearest import nearest
+from ofa_jax.utils.suggestions import nearest
 
 _STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
 _BOXES = tf.TensorSpec([None, 4], tf.float32)
@@ -76,7 +76,7 @@ EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "noisy_targets": tf.TensorSpec([None], tf.int32),
 }
 """How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
-example without a picture has one of 0x0 pixels."""
+example without an image has one of 0x0 pixels."""
 
 _DEFAULTS = {
     "image": np.zeros((0, 0, 3), np.uint8),
@@ -190,7 +190,7 @@ class numpy_preprocessor:  # noqa: N801  a decorator
 
     Used as a decorator, or called with a function. With `factory=True` the function given is called
     without arguments when a dataset is built and returns the preprocessor: so a task can be
-    registered before it is configured. A BadRecord is skipped and logged.
+    registered before it is configured. A InvalidRecordError is skipped and logged.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class numpy_preprocessor:  # noqa: N801  a decorator
                 }
                 try:
                     example = {**_DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
-                except BadRecord as error:
+                except InvalidRecordError as error:
                     logging.warning("Skipped a record: %s", error)
                     example = {"_good": np.bool_(False)}
                 return [_to_tensor(example.get(name), spec) for name, spec in signature.items()]
@@ -335,7 +335,7 @@ def rates(mixture_or_task_name: str) -> dict[str, float]:
     return {name: rate for name, rate in named.items() if rate}
 
 
-def rated_tasks(mixture_or_task_name: str, split: str) -> list[RatedTask] | None:
+def weighted_tasks(mixture_or_task_name: str, split: str) -> list[WeightedTask] | None:
     """The tasks of a mixture with their plain functions, in the order of their names.
 
     Returns:
@@ -350,7 +350,7 @@ def rated_tasks(mixture_or_task_name: str, split: str) -> list[RatedTask] | None
             return None
         functions = tuple(step.resolve() for step in task.preprocessors)
         records = task.source.records(split)
-        result.append(RatedTask(name, rate, records, _Chain(functions, split)))
+        result.append(WeightedTask(name, rate, records, _Chain(functions, split)))
     return result
 
 

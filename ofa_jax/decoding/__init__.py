@@ -15,7 +15,7 @@ that each answer begins with, padded at the end, of another length in each row i
 
 Everything happens in one compiled program of fixed shapes that stops early: the encoder runs once,
 its keys and values are projected once per example and read by all beams, the decoder goes on from a
-cache. Compiled under `partitioner.active()`, a batch that is split over the mesh stays split.
+cache. Compiled under `partitioner.mesh_context()`, a batch that is split over the mesh stays split.
 """
 
 from ofa_jax.decoding.config import DecodingConfig

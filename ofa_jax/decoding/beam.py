@@ -8,8 +8,8 @@ hypotheses are finished, whatever better ones might still grow, or when none is 
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.decoding.config import Numbers
-from ofa_jax.decoding.hypotheses import EOS, Choice, Growing, Hypotheses, pick
+from ofa_jax.decoding.config import DynamicParams
+from ofa_jax.decoding.hypotheses import EOS, Continuation, DecodeState, Hypotheses, pick
 
 
 def start(batch_size: int, beams: int) -> jax.Array:
@@ -18,8 +18,8 @@ def start(batch_size: int, beams: int) -> jax.Array:
 
 
 def select(
-    log_probs: jax.Array, growing: Growing, finished: Hypotheses, numbers: Numbers
-) -> tuple[Choice, Hypotheses]:
+    log_probs: jax.Array, growing: DecodeState, finished: Hypotheses, numbers: DynamicParams
+) -> tuple[Continuation, Hypotheses]:
     """One step.
 
     Args:
@@ -51,7 +51,7 @@ def select(
         numbers,
     )
     goes_on = jnp.argsort(ends, axis=1)[:, :beams]  # stable: the best that do not end
-    return Choice(*(pick(x, goes_on) for x in (tokens, scores, parents))), finished
+    return Continuation(*(pick(x, goes_on) for x in (tokens, scores, parents))), finished
 
 
 def _finish(finished, ends, parents, scores, totals, growing, numbers) -> Hypotheses:
@@ -78,6 +78,6 @@ def _finish(finished, ends, parents, scores, totals, growing, numbers) -> Hypoth
     )
 
 
-def running(growing: Growing, finished: Hypotheses) -> jax.Array:
+def running(growing: DecodeState, finished: Hypotheses) -> jax.Array:
     """bool [B], which examples are not done."""
     return ~finished.there.all(axis=1) & jnp.isfinite(growing.totals).any(axis=1)

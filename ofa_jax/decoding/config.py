@@ -9,7 +9,7 @@ import numpy as np
 
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.checks import check_length
-from ofa_jax.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,17 +147,17 @@ class DecodingConfig:
         return dataclasses.replace(self, **overrides)
 
     @property
-    def numbers(self) -> "Numbers":
+    def dynamic_params(self) -> "DynamicParams":
         """What may change without compiling anew."""
         # Dividing by length ** 0 is not dividing.
         penalty = self.length_penalty if self.normalize_scores else 0.0
-        return Numbers(
+        return DynamicParams(
             np.int32(self.min_length),
             *(np.float32(x) for x in (penalty, self.temperature, self.unk_penalty)),
         )
 
     @property
-    def structure(self) -> "DecodingConfig":
+    def static_config(self) -> "DecodingConfig":
         """The same for all configurations that share a compiled program."""
         return self.replace(
             min_length=0,
@@ -169,7 +169,7 @@ class DecodingConfig:
 
 
 @flax.struct.dataclass
-class Numbers:
+class DynamicParams:
     """Settings that a compiled program takes as arguments, see `DecodingConfig`: scalars."""
 
     min_length: jax.Array

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.decoding.config import DecodingConfig, Numbers
-from ofa_jax.decoding.hypotheses import EOS, PAD, UNK, Choice, Growing, pick
+from ofa_jax.decoding.config import DecodingConfig, DynamicParams
+from ofa_jax.decoding.hypotheses import EOS, PAD, UNK, Continuation, DecodeState, pick
 from ofa_jax.decoding.trie import Trie
-from ofa_jax.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
 
 
 @flax.struct.dataclass
@@ -50,12 +50,12 @@ class Constraints:
       config: settings that are part of the program.
     """
 
-    numbers: Numbers
+    numbers: DynamicParams
     trie: Trie | None
     prefix: Prefix | None
     config: DecodingConfig = flax.struct.field(pytree_node=False)
 
-    def log_probs(self, logits: jax.Array, growing: Growing) -> jax.Array:
+    def log_probs(self, logits: jax.Array, growing: DecodeState) -> jax.Array:
         """Log-probabilities of the next token.
 
         Args:
@@ -92,7 +92,7 @@ class Constraints:
         only = jnp.where(vocabulary == token[:, None, None], log_probs, -jnp.inf)
         return jnp.where(forced[:, None, None], only, scores)
 
-    def _answers(self, growing: Growing, vocabulary: np.ndarray) -> jax.Array | None:
+    def _answers(self, growing: DecodeState, vocabulary: np.ndarray) -> jax.Array | None:
         """What the trie or the range allows, bool [V] or [B, G, V]; None for everything."""
         if self.config.constraint_range is not None:
             first, end = self.config.constraint_range
@@ -106,7 +106,7 @@ class Constraints:
             return allowed
         return allowed | self.prefix.at(growing.step)[0][:, None, None]
 
-    def nodes_after(self, growing: Growing, choice: Choice) -> jax.Array | None:
+    def nodes_after(self, growing: DecodeState, choice: Continuation) -> jax.Array | None:
         """Where in the trie the hypotheses will be, int32 [B, G]; None without one."""
         if self.trie is None:
             return None
@@ -117,7 +117,7 @@ class Constraints:
         return jnp.where(self.prefix.at(growing.step)[0][:, None], nodes, after)
 
 
-def _bar_repeated(scores: jax.Array, growing: Growing, size: int) -> jax.Array:
+def _bar_repeated(scores: jax.Array, growing: DecodeState, size: int) -> jax.Array:
     """-inf for tokens that would end a sequence of `size` tokens a second time."""
     width = growing.tokens.shape[-1]
     starts = np.arange(width - size + 1)  # of every sequence that there is room for

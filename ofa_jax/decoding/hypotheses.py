@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ofa_jax.decoding.trie import Trie
 from ofa_jax.model.cache import DecoderCache
-from ofa_jax.model.layers import constrain
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.model.layers import with_activation_sharding
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 BOS, PAD, EOS, UNK = (
     OFAVocabulary.bos_id,
@@ -42,10 +42,12 @@ class Hypotheses:
         """Places for `count` hypotheses of each example, all empty."""
         shape = (batch_size, count)
         return cls(
-            tokens=constrain(jnp.full((*shape, length), PAD, jnp.int32), "batch", None, None),
-            scores=constrain(jnp.full(shape, -jnp.inf), "batch", None),
-            lengths=constrain(jnp.zeros(shape, jnp.int32), "batch", None),
-            token_scores=constrain(jnp.zeros((*shape, length)), "batch", None, None),
+            tokens=with_activation_sharding(
+                jnp.full((*shape, length), PAD, jnp.int32), "batch", None, None
+            ),
+            scores=with_activation_sharding(jnp.full(shape, -jnp.inf), "batch", None),
+            lengths=with_activation_sharding(jnp.zeros(shape, jnp.int32), "batch", None),
+            token_scores=with_activation_sharding(jnp.zeros((*shape, length)), "batch", None, None),
         )
 
     @property
@@ -60,7 +62,7 @@ class Hypotheses:
 
 
 @flax.struct.dataclass
-class Choice:
+class Continuation:
     """How each of the G hypotheses of an example goes on: all [B, G].
 
     Attributes:
@@ -75,7 +77,7 @@ class Choice:
 
 
 @flax.struct.dataclass
-class Growing:
+class DecodeState:
     """Answers that are being written, all at the same place.
 
     Attributes:
@@ -95,19 +97,21 @@ class Growing:
     nodes: jax.Array | None = None
 
     @classmethod
-    def start(cls, totals: jax.Array, cache: DecoderCache, trie: Trie | None) -> "Growing":
+    def start(cls, totals: jax.Array, cache: DecoderCache, trie: Trie | None) -> "DecodeState":
         """Nothing written yet; totals [B, G] say which hypotheses are there."""
         length = cache.length
         tokens = jnp.full((*totals.shape, 1 + length), PAD, jnp.int32).at[:, :, 0].set(BOS)
         return cls(
             step=jnp.zeros((), jnp.int32),
-            tokens=constrain(tokens, "batch", None, None),
-            token_scores=constrain(jnp.zeros((*totals.shape, length)), "batch", None, None),
-            totals=constrain(totals, "batch", None),
+            tokens=with_activation_sharding(tokens, "batch", None, None),
+            token_scores=with_activation_sharding(
+                jnp.zeros((*totals.shape, length)), "batch", None, None
+            ),
+            totals=with_activation_sharding(totals, "batch", None),
             cache=cache,
             nodes=None
             if trie is None
-            else constrain(jnp.zeros(totals.shape, jnp.int32), "batch", None),
+            else with_activation_sharding(jnp.zeros(totals.shape, jnp.int32), "batch", None),
         )
 
     @property
@@ -120,7 +124,7 @@ class Growing:
         """int32 [B, G, T], the tokens without bos."""
         return self.tokens[:, :, 1:]
 
-    def extend(self, choice: Choice, nodes: jax.Array | None) -> "Growing":
+    def extend(self, choice: Continuation, nodes: jax.Array | None) -> "DecodeState":
         """One token longer; `nodes` are those of the new hypotheses."""
         tokens, token_scores, totals, cache = (
             self.tokens,
@@ -133,7 +137,7 @@ class Growing:
                 pick(x, choice.parents) for x in (tokens, token_scores, totals)
             )
             cache = cache.reorder(choice.parents)
-        return Growing(
+        return DecodeState(
             self.step + 1,
             tokens.at[:, :, self.step + 1].set(choice.tokens),
             token_scores.at[:, :, self.step].set(choice.token_scores),

@@ -7,8 +7,8 @@ and `top_p` have left. Samples stay in the order in which they were drawn.
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.decoding.config import DecodingConfig, Numbers
-from ofa_jax.decoding.hypotheses import EOS, PAD, Choice, Growing, Hypotheses
+from ofa_jax.decoding.config import DecodingConfig, DynamicParams
+from ofa_jax.decoding.hypotheses import EOS, PAD, Continuation, DecodeState, Hypotheses
 
 
 def start(batch_size: int, samples: int) -> jax.Array:
@@ -17,8 +17,8 @@ def start(batch_size: int, samples: int) -> jax.Array:
 
 
 def select(
-    log_probs: jax.Array, growing: Growing, config: DecodingConfig, key: jax.Array
-) -> Choice:
+    log_probs: jax.Array, growing: DecodeState, config: DecodingConfig, key: jax.Array
+) -> Continuation:
     """One step: float32 [B, G, V] to a token of each hypothesis; padding behind eos."""
     key = jax.random.fold_in(key, growing.step)
     ended = _ended(growing)
@@ -31,7 +31,7 @@ def select(
         drawn = _at(tokens, jax.random.categorical(key, scores))
     else:
         drawn = jax.random.categorical(key, log_probs)
-    return Choice(jnp.where(ended, PAD, drawn), jnp.where(ended, 0.0, _at(log_probs, drawn)))
+    return Continuation(jnp.where(ended, PAD, drawn), jnp.where(ended, 0.0, _at(log_probs, drawn)))
 
 
 def _at(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -39,17 +39,17 @@ def _at(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
 
 
-def _ended(growing: Growing) -> jax.Array:
+def _ended(growing: DecodeState) -> jax.Array:
     """bool [B, G]."""
     return (growing.newest == EOS) | (growing.newest == PAD)
 
 
-def running(growing: Growing) -> jax.Array:
+def running(growing: DecodeState) -> jax.Array:
     """bool [B], which examples are not done."""
     return (~_ended(growing) & jnp.isfinite(growing.totals)).any(axis=1)
 
 
-def results(growing: Growing, numbers: Numbers) -> Hypotheses:
+def results(growing: DecodeState, numbers: DynamicParams) -> Hypotheses:
     """The samples. Those that had no way to end are not there."""
     tokens, there = growing.written, jnp.isfinite(growing.totals)
     lengths = jnp.where(there, (tokens != PAD).sum(axis=-1), 0)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from ofa_jax.decoding import beam, sampling
-from ofa_jax.decoding.config import DecodingConfig, Numbers
+from ofa_jax.decoding.config import DecodingConfig, DynamicParams
 from ofa_jax.decoding.constraints import Constraints, Prefix
-from ofa_jax.decoding.hypotheses import PAD, Growing, Hypotheses
+from ofa_jax.decoding.hypotheses import PAD, DecodeState, Hypotheses
 from ofa_jax.decoding.trie import Trie
 from ofa_jax.model import OFA, EncoderOutput, layout
 
@@ -54,7 +54,13 @@ def make_decoder(
                 "decode(variables, batch, jax.random.key(0))."
             )
         return _program(
-            variables, batch, rng, trie, config.numbers, model=model, config=config.structure
+            variables,
+            batch,
+            rng,
+            trie,
+            config.dynamic_params,
+            model=model,
+            config=config.static_config,
         )
 
     return decode
@@ -85,11 +91,11 @@ def generate(
     variables: Any,
     encoded: EncoderOutput,
     config: DecodingConfig,
-    numbers: Numbers,
+    numbers: DynamicParams,
     longest: int,
     trie: Trie | None = None,
     prefix_tokens: jax.Array | None = None,
-    code_rows: jax.Array | None = None,
+    is_image_code: jax.Array | None = None,
     rng: jax.Array | None = None,
 ) -> Hypotheses:
     """Writes answers to what the encoder has read; for use within a compiled program.
@@ -101,7 +107,7 @@ def generate(
       longest: answer, in tokens without eos.
       trie: of allowed answers, or None.
       prefix_tokens: int32 [B, P], see `ofa_jax.decoding`.
-      code_rows: bool [B], rows that write image codes.
+      is_image_code: bool [B], rows that write image codes.
       rng: for samples.
 
     Returns:
@@ -110,7 +116,7 @@ def generate(
     batch_size, beams, length = encoded.hidden.shape[0], config.beam_size, longest + 1
     prefix = None if prefix_tokens is None else Prefix.of(prefix_tokens)
     constraints = Constraints(numbers, trie, prefix, config)
-    cache = model.apply(variables, encoded, length, beams, code_rows, method="start_cache")
+    cache = model.apply(variables, encoded, length, beams, is_image_code, method="start_cache")
     is_beam = config.method == "beam"
     totals = (beam if is_beam else sampling).start(batch_size, beams)
     finished = Hypotheses.none(batch_size, beams, length) if is_beam else None
@@ -136,7 +142,7 @@ def generate(
         return growing.extend(choice, constraints.nodes_after(growing, choice)), finished
 
     growing, finished = jax.lax.while_loop(
-        goes_on, step, (Growing.start(totals, cache, trie), finished)
+        goes_on, step, (DecodeState.start(totals, cache, trie), finished)
     )
     return finished.best_first() if is_beam else sampling.results(growing, numbers)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 MANY_CHILDREN = 32
 """More children than this are kept as bits: 7.4 kB a node for 59,457 tokens."""

@@ -17,16 +17,16 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax.evaluation import answers
-from ofa_jax.evaluation.answering import Answerer
-from ofa_jax.evaluation.judging import Judging
+from ofa_jax.evaluation import postprocess
+from ofa_jax.evaluation.batch_decoder import BatchDecoder
+from ofa_jax.evaluation.eval_sources import EvalExample, EvalSource
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
-from ofa_jax.evaluation.questions import Question, Questions
 from ofa_jax.model import OFA
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.training import validation
-from ofa_jax.training.telemetry import Clock
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.training.telemetry import GoodputTimer
 
 DATA, DECODING, COMPILATION, METRICS = "data", "decoding", "compilation", "metrics"
 _MOST_LOGGED = 20
@@ -48,8 +48,8 @@ class EvaluatedTask:
       settings: what its answers follow from besides the model, as JSON.
     """
 
-    judging: Judging
-    questions: Questions
+    judging: EvalSpec
+    questions: EvalSource
     batch_size: int
     vocabulary: OFAVocabulary
     settings: Mapping[str, Any]
@@ -107,28 +107,28 @@ class Evaluator:
           partitioner: the mesh.
           directory: predictions go to `<directory>/<step>/<task>`; all hosts share it.
           seed: of answers that are drawn.
-          candidates_at_once: see `Answerer`.
+          candidates_at_once: see `BatchDecoder`.
           batches_per_part: after so many batches what was answered is written, and not lost.
         """
         self._model = model
         self._partitioner = partitioner
         self._directory = directory
         self._answerer_options = dict(seed=seed, candidates_at_once=candidates_at_once)
-        self._answerers: dict[str, Answerer] = {}
+        self._answerers: dict[str, BatchDecoder] = {}
         self._per_part = batches_per_part
 
     def folder(self, step: int, task: EvaluatedTask) -> epath.Path:
         """Where a task's predictions go."""
         return self._directory / str(step) / task.name
 
-    def prepare(self, task: EvaluatedTask) -> Answerer:
+    def prepare(self, task: EvaluatedTask) -> BatchDecoder:
         """The task's answerer, made at the first call.
 
         Raises:
           ValueError: decoding settings or allowed answers do not fit the model.
         """
         if task.name not in self._answerers:
-            self._answerers[task.name] = Answerer(
+            self._answerers[task.name] = BatchDecoder(
                 self._model,
                 task.judging,
                 task.vocabulary,
@@ -185,7 +185,7 @@ class Evaluator:
         Raises:
           EvaluationError: predictions of other settings are there; or no record could be used.
         """
-        clock, first = Clock(), jax.process_index() == 0
+        clock, first = GoodputTimer(), jax.process_index() == 0
         self.check_settings(task, step, checkpoint)
         folder, questions = self.folder(step, task), task.questions
         files = PredictionFiles(folder, questions.num_examples, self._per_part * task.batch_size)
@@ -230,18 +230,18 @@ class Evaluator:
         files: PredictionFiles,
         numbers: Sequence[int],
         variables: Any,
-        clock: Clock,
+        clock: GoodputTimer,
         progress: Callable[[int, int], None],
     ) -> None:
         """Asks batches; the host prepares one while the device works on the one before."""
         answerer = self.prepare(task)
         rows = task.batch_size // self._partitioner.num_data_shards
-        led = set(self._partitioner.led_shards)
+        led = set(self._partitioner.primary_shards)
         own = [shard in led for shard in self._partitioner.data_shards for _ in range(rows)]
         lines: list[Line] = []
         done = logged = 0
 
-        def finish(number: int, asked: Sequence[Question | None], started: Any) -> None:
+        def finish(number: int, asked: Sequence[EvalExample | None], started: Any) -> None:
             nonlocal done, logged
             with clock.measure(DECODING):
                 answered = answerer.finish(started)
@@ -271,7 +271,7 @@ class Evaluator:
         finish(*waiting)
 
 
-def judge(judging: Judging, lines: Iterable[Line]) -> dict[str, float]:
+def judge(judging: EvalSpec, lines: Iterable[Line]) -> dict[str, float]:
     """The metrics of written-down answers.
 
     Raises:
@@ -283,36 +283,38 @@ def judge(judging: Judging, lines: Iterable[Line]) -> dict[str, float]:
             f"Task {judging.task}: every record is bad, so there is nothing to judge."
         )
     references = [line["references"] for line in lines]
-    given = [answers.from_json(judging.kind, line["prediction"]) for line in lines]
+    given = [postprocess.from_json(judging.kind, line["prediction"]) for line in lines]
     values: dict[str, float] = {}
     for metric in judging.metrics:
         values |= {name: float(value) for name, value in metric(references, given).items()}
     if not values:
-        raise EvaluationError(f"Judging of task {judging.task!r} has no metric: give it some.")
+        raise EvaluationError(f"EvalSpec of task {judging.task!r} has no metric: give it some.")
     if judging.main_metric is not None and judging.main_metric not in values:
         raise EvaluationError(
-            f"Judging of task {judging.task!r}: main_metric is {judging.main_metric!r}, but its "
+            f"EvalSpec of task {judging.task!r}: main_metric is {judging.main_metric!r}, but its "
             f"metrics give {', '.join(values)}."
         )
     return values
 
 
-def _line(task: EvaluatedTask, question: Question, ids: Any, score: float) -> Line:
+def _line(task: EvaluatedTask, question: EvalExample, ids: Any, score: float) -> Line:
     if question.error is not None:
         return {"index": question.index, "id": question.id, "error": question.error}
     judging = task.judging
-    answer = answers.read(judging.kind, ids, task.vocabulary, judging.max_image_size, question.view)
+    answer = postprocess.read(
+        judging.kind, ids, task.vocabulary, judging.max_image_size, question.view
+    )
     return {
         "index": question.index,
         "id": question.id,
         "instruction": question.instruction,
         "references": question.references,
-        "prediction": answers.to_json(judging.kind, answer),
+        "prediction": postprocess.to_json(judging.kind, answer),
         "score": score if math.isfinite(score) else None,
     }
 
 
-def _measured(batches: Iterator[Any], clock: Clock) -> Iterator[Any]:
+def _measured(batches: Iterator[Any], clock: GoodputTimer) -> Iterator[Any]:
     """The same batches; waiting for them counts as data."""
     while True:
         with clock.measure(DATA):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ofa_jax.data.records import RecordSource
 from ofa_jax.evaluation.metrics.cider import CiderD
+from ofa_jax.preprocessing.records import RecordSource
 
 END = "<eos>"
 """The last word of every caption: so that to end in time is rewarded, as the original does."""
@@ -61,21 +61,21 @@ class CaptionReward:
         }
         return cls(references, decode)
 
-    def __call__(self, origins: Sequence[tuple[str, int]], attempts: np.ndarray) -> np.ndarray:
+    def __call__(self, origins: Sequence[tuple[str, int]], samples: np.ndarray) -> np.ndarray:
         """The reward of every attempt.
 
         Args:
           origins: (task, index of the record) of every example, see `Loader.origins`.
-          attempts: int32 [B, G, T], token ids.
+          samples: int32 [B, G, T], token ids.
 
         Returns:
           float64 [B, G], between 0 and 10; NaN for examples whose record has no caption.
         """
-        rewards = np.full(attempts.shape[:2], np.nan)
+        rewards = np.full(samples.shape[:2], np.nan)
         for row, (task, index) in enumerate(origins):
             references = self._references[task][index]
             if len(references):
-                captions = [words(self._decode(ids)) for ids in attempts[row]]
+                captions = [words(self._decode(ids)) for ids in samples[row]]
                 rewards[row] = self._scorer.score(captions, _all_words(references))
         return rewards
 

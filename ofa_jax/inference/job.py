@@ -17,31 +17,31 @@ from typing import Any
 import grain
 import numpy as np
 
-from ofa_jax.data import images
 from ofa_jax.data.features import Batch, Stream, empty_features, to_features
-from ofa_jax.data.records import BadRecord
-from ofa_jax.evaluation.answering import Answerer, Answers
-from ofa_jax.evaluation.questions import Batches, Question, Questions, Rows
+from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
+from ofa_jax.evaluation.eval_sources import Batches, EvalExample, EvalSource, Rows
 from ofa_jax.inference import requests
-from ofa_jax.inference.interface import Interface
-from ofa_jax.inference.loading import Loaded
-from ofa_jax.inference.requests import Manner, Prediction, Request
+from ofa_jax.inference.loading import LoadedModel
+from ofa_jax.inference.requests import DecodePreset, Prediction, Request
 from ofa_jax.inference.shards import Shards
 from ofa_jax.inference.sources import Source
+from ofa_jax.preprocessing import images
+from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.tokenizers.processor import Processor
 
 _BATCHES_AHEAD = 2
 _SECONDS_BETWEEN_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked(Question):
+class Asked(EvalExample):
     """A question, and whether its instruction was too long and was cut."""
 
     cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceQuestions:
+class RequestEvalSource:
     """The requests of a source as batches; threads make them ahead.
 
     Attributes:
@@ -53,8 +53,8 @@ class SourceQuestions:
     """
 
     source: Source
-    interface: Interface
-    how: Manner
+    interface: Processor
+    how: DecodePreset
     stream: Stream
     num_threads: int = 2
 
@@ -64,7 +64,7 @@ class SourceQuestions:
         return len(self.source)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
-        """See `Questions`."""
+        """See `EvalSource`."""
         options = grain.ReadOptions(
             num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD
         )
@@ -83,7 +83,7 @@ class SourceQuestions:
             identity, instruction = entry.id, entry.instruction
             encoded = entry.encoded()
             if encoded is not None and self.stream.image_size is None:
-                raise BadRecord("it has a picture, but the job's image_size is 0")
+                raise InvalidRecordError("it has an image, but the job's image_size is 0")
             image = None if encoded is None else images.decode(encoded)
             request = Request(entry.instruction, image, entry.region)
             example, view = requests.make(request, self.interface, self.how)
@@ -134,14 +134,14 @@ class Asker:
       batch_size: of a batch.
     """
 
-    loaded: Loaded
-    answerer: Answerer
-    questions: Questions
+    loaded: LoadedModel
+    answerer: BatchDecoder
+    questions: EvalSource
     batch_size: int
 
     def answered(
         self, numbers: Sequence[int]
-    ) -> Iterator[tuple[Answers, Sequence[Question | None]]]:
+    ) -> Iterator[tuple[DecodedBatch, Sequence[EvalExample | None]]]:
         """Batches with their answers; the device has the next one while one is read."""
         waiting = None
         for number, features, rows in self.questions.batches(numbers):
@@ -187,17 +187,17 @@ class Job:
         began = last = time.monotonic()
         answered = cut = 0
         lines: list[dict[str, Any]] = []
-        pictures: dict[str, bytes] = {}
+        image_files: dict[str, bytes] = {}
         for found, rows in self.asker.answered(numbers) if numbers else ():
             for row, asked in enumerate(rows):
                 if asked is None:
                     continue
                 shard = asked.index // self.shards.size
-                lines.append(self._line(asked, found, row, shard, pictures))
+                lines.append(self._line(asked, found, row, shard, image_files))
                 answered, cut = answered + 1, cut + getattr(asked, "cut", False)
             if lines and len(lines) == len(self.shards.inputs(shard)):
-                self.shards.write(shard, lines, pictures)
-                lines, pictures = [], {}
+                self.shards.write(shard, lines, image_files)
+                lines, image_files = [], {}
             now = time.monotonic()
             if now - last > _SECONDS_BETWEEN_LINES:
                 last = now
@@ -214,9 +214,14 @@ class Job:
         return range(inputs.start // size, -(-inputs.stop // size))
 
     def _line(
-        self, asked: Question, found: Answers, row: int, shard: int, pictures: dict[str, bytes]
+        self,
+        asked: EvalExample,
+        found: DecodedBatch,
+        row: int,
+        shard: int,
+        image_files: dict[str, bytes],
     ) -> dict[str, Any]:
-        """What is written of an answer; a picture goes into `pictures`."""
+        """What is written of an answer; an image goes into `images`."""
         line: dict[str, Any] = {"id": asked.id, "instruction": asked.instruction}
         if asked.error is not None:
             return line | {"error": asked.error}
@@ -228,7 +233,7 @@ class Job:
         if prediction.image is not None:
             place = asked.index - self.shards.inputs(shard).start
             line["image"] = self.shards.image_name(shard, place)
-            pictures[line["image"]] = requests.as_png(prediction.image)
+            image_files[line["image"]] = requests.as_png(prediction.image)
         return line
 
 

@@ -4,20 +4,20 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from ofa_jax import trained_model
-from ofa_jax.inference.interface import FOLDER, Interface
+from ofa_jax.checkpoints import load as checkpoint_load
+from ofa_jax.checkpoints import storage
 from ofa_jax.interop import files
 from ofa_jax.model import OFA
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.processor import FOLDER, Processor
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 OFFICIAL_IMAGE_SIZE, OFFICIAL_MAX_IMAGE_SIZE = 384, 512
 """Pixels, where an official checkpoint does not say its own."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model that can be asked.
 
     Attributes:
@@ -31,7 +31,7 @@ class Loaded:
     name: str
     model: OFA
     variables: Any
-    interface: Interface
+    interface: Processor
     partitioner: Partitioner
 
 
@@ -41,7 +41,7 @@ def load(
     vocabulary: OFAVocabulary | str | None = None,
     dtype: str | None = None,
     **others: Any,
-) -> Loaded:
+) -> LoadedModel:
     """Reads a checkpoint; the averaged parameters, if the run kept any.
 
     Args:
@@ -51,13 +51,13 @@ def load(
       vocabulary: where a checkpoint does not say it: a vocabulary, the folder of an official BPE,
         or a file that `OFAVocabulary.save` or the `tokenizers` library wrote.
       dtype: what the layers compute in, "float32" or "bfloat16"; as in training when None.
-      **others: fields of `Interface` that shall differ from the run's; None leaves one as it is.
+      **others: fields of `Processor` that shall differ from the run's; None leaves one as it is.
 
     Raises:
       FileNotFoundError, ValueError: with a sentence.
     """
-    name = checkpoint if files.is_official(checkpoint) else str(checkpoints.find(checkpoint))
-    config = trained_model.config_of(name)
+    name = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
+    config = checkpoint_load.config_of(name)
     interface = read_interface(name, vocabulary).replace(
         **{field: value for field, value in others.items() if value is not None}
     )
@@ -75,11 +75,11 @@ def load(
         )
     if dtype is not None:
         config = config.replace(dtype=dtype)
-    variables = trained_model.load_variables(name, config, partitioner)
-    return Loaded(name, OFA(config), variables, interface, partitioner)
+    variables = checkpoint_load.load_variables(name, config, partitioner)
+    return LoadedModel(name, OFA(config), variables, interface, partitioner)
 
 
-def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Interface:
+def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Processor:
     """What a checkpoint's ids mean, as its run kept it; see `load`.
 
     Raises:
@@ -93,10 +93,10 @@ def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = Non
             "max_image_size": int(args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE),
         }
     else:
-        sizes, folder = {}, checkpoints.find(checkpoint)
+        sizes, folder = {}, storage.find(checkpoint)
         for directory in (folder, *folder.parents[:2]):
             if interface is None and (directory / FOLDER).is_dir():
-                interface = Interface.load(directory)
+                interface = Processor.load(directory)
     if vocabulary is None and interface is None:
         raise ValueError(
             f"{checkpoint} does not say what its ids mean: give its vocabulary, for the original's "
@@ -106,7 +106,7 @@ def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = Non
         return interface
     vocabulary = _vocabulary(vocabulary)
     if interface is None:
-        return Interface(vocabulary, **sizes)
+        return Processor(vocabulary, **sizes)
     return interface.replace(vocabulary=vocabulary)
 
 

@@ -7,7 +7,7 @@
     answer.boxes                       # float32 [1, 4], pixels of room.jpg
 
 Nothing is compiled before the first question; then once for each shape (a length of instructions,
-one question or a batch of them, with a picture or without) and way of decoding.
+one question or a batch of them, with an image or without) and way of decoding.
 """
 
 import collections
@@ -21,15 +21,15 @@ from absl import logging
 
 from ofa_jax.data.features import Example, Stream, empty_features, stack, to_features
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.answering import Answerer
-from ofa_jax.evaluation.answers import View
-from ofa_jax.evaluation.judging import Judging
-from ofa_jax.image_tokenizer import ImageTokenizer
+from ofa_jax.evaluation.batch_decoder import BatchDecoder
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.evaluation.postprocess import View
 from ofa_jax.inference import requests
-from ofa_jax.inference.loading import Loaded, load
+from ofa_jax.inference.loading import LoadedModel, load
 from ofa_jax.inference.requests import Box, Prediction, Request
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers import ImageTokenizer
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
 """In tokens. An instruction is padded to the next one; a longer one than the last is cut."""
@@ -45,7 +45,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Loaded,
+        checkpoint: str | LoadedModel,
         *,
         vocabulary: OFAVocabulary | str | None = None,
         image_tokenizer: ImageTokenizer | None = None,
@@ -64,8 +64,8 @@ class Predictor:
           checkpoint: a run directory, a folder `checkpoints/<step>`, or a checkpoint of the
             original (`.pt`, or a folder with `pytorch_model.bin`).
           vocabulary: where the checkpoint does not say it, see `loading.load`.
-          image_tokenizer: that makes pictures of codes, where the run does not keep one.
-          image_size: of the pictures that the model sees, in pixels a side; the run's when None.
+          image_tokenizer: that makes images of codes, where the run does not keep one.
+          image_size: of the images that the model sees, in pixels a side; the run's when None.
           max_image_size: pixels that the last location bin stands for; the run's when None.
           dtype: "float32" or "bfloat16"; the run's when None.
           partitioner: the mesh; one device when None.
@@ -77,7 +77,7 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: with a sentence.
         """
-        if not isinstance(checkpoint, Loaded):
+        if not isinstance(checkpoint, LoadedModel):
             partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()[:1]))
             checkpoint = load(
                 checkpoint,
@@ -100,7 +100,7 @@ class Predictor:
         self._batch_size = -(-batch_size // self._parts) * self._parts
         limit = checkpoint.model.config.max_source_positions
         self._lengths = sorted({min(length, limit) for length in source_lengths})
-        self._answerers: collections.OrderedDict[Any, Answerer] = collections.OrderedDict()
+        self._answerers: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
         self._batches = 0
 
     def predict(
@@ -119,16 +119,16 @@ class Predictor:
           image: a path, encoded bytes, a PIL image, an array uint8 [H, W, 3], or None.
           instruction: one of those that the model was trained on, or any other, as a person writes
             it: `what color is the car in the region? region: {region}`.
-          region: x0, y0, x1, y1 in pixels of the picture: the box that takes the place of
+          region: x0, y0, x1, y1 in pixels of the image: the box that takes the place of
             `{region}`, or stands at the end of the instruction.
           answers: the only ones allowed, e.g. ["yes", "no"].
           score_all: score each of the answers, instead of searching among them.
           decoding: how the answer is searched; what is usual for the instruction when None.
 
         Raises:
-          FileNotFoundError, ValueError: picture, instruction or region cannot be used.
+          FileNotFoundError, ValueError: image, instruction or region cannot be used.
         """
-        request = Request(instruction, requests.picture(image), region)
+        request = Request(instruction, requests.open_image(image), region)
         (prediction,) = self._ask([request], self._parts, answers, score_all, decoding)
         return prediction
 
@@ -146,8 +146,8 @@ class Predictor:
 
         Args:
           images: see `predict`.
-          instructions: one for all, or one for each picture.
-          regions: one for each picture, or None.
+          instructions: one for all, or one for each image.
+          regions: one for each image, or None.
           answers, score_all, decoding: for all, see `predict`.
 
         Returns:
@@ -157,11 +157,11 @@ class Predictor:
         boxes = [None] * len(images) if regions is None else regions
         if not len(images) == len(wordings) == len(boxes):
             raise ValueError(
-                f"{len(images)} pictures, {len(wordings)} instructions and {len(boxes)} regions: "
+                f"{len(images)} images, {len(wordings)} instructions and {len(boxes)} regions: "
                 "give one of each for every question."
             )
         asked = [
-            Request(wording, requests.picture(image), box)
+            Request(wording, requests.open_image(image), box)
             for image, wording, box in zip(images, wordings, boxes, strict=True)
         ]
         return self._ask(asked, self._batch_size, answers, score_all, decoding)
@@ -190,14 +190,14 @@ class Predictor:
             made.append(requests.make(request, interface, how))
             groups[how, self._length(made[-1][0]), request.image is None].append(place)
         found: list[Prediction | None] = [None] * len(asked)
-        for (how, length, no_picture), places in groups.items():
+        for (how, length, no_image), places in groups.items():
             answerer = self._answerer(how.decoding, allowed, score_all)
             stream = Stream(
                 "questions",
                 "predict",
                 size,
                 {"inputs": length, "targets": 1},
-                image_size=None if no_picture else how.image_size,
+                image_size=None if no_image else how.image_size,
                 code_targets=how.code_grid > 0,
             )
             for some in _chunks(places, size):
@@ -228,11 +228,11 @@ class Predictor:
 
     def _answerer(
         self, decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool
-    ) -> Answerer:
+    ) -> BatchDecoder:
         """The compiled program of a way of asking; the latest ones are kept."""
         key = decoding, None if allowed is None else tuple(allowed), score_all
         if key not in self._answerers:
-            judging = Judging(
+            judging = EvalSpec(
                 "predict",
                 "text",
                 references=lambda record: None,
@@ -241,7 +241,7 @@ class Predictor:
                 answers=None if allowed is None else lambda: _spaced(allowed),
                 score_all=score_all,
             )
-            self._answerers[key] = Answerer(
+            self._answerers[key] = BatchDecoder(
                 self.loaded.model,
                 judging,
                 self.loaded.interface.vocabulary,

@@ -1,7 +1,7 @@
-"""A picture and an instruction to a model's features, and what the model wrote to a prediction.
+"""An image and an instruction to a model's features, and what the model wrote to a prediction.
 
-Pictures are seen whole, squeezed into a square, as in the downstream tasks; boxes go in and come
-out in pixels of the given picture. Only where the middle of a picture is asked for it is cropped to
+Images are seen whole, squeezed into a square, as in the downstream tasks; boxes go in and come
+out in pixels of the given image. Only where the middle of an image is asked for it is cropped to
 a square, as in training.
 """
 
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ofa_jax.data import images, instructions
 from ofa_jax.data.features import Example
-from ofa_jax.data.objectives import make_example
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import answers
-from ofa_jax.evaluation.answers import View
-from ofa_jax.inference.interface import Interface
+from ofa_jax.evaluation import postprocess
+from ofa_jax.evaluation.postprocess import View
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.config import PIXELS_PER_CODE
+from ofa_jax.preprocessing import images, instructions
+from ofa_jax.preprocessing.objectives import make_example
+from ofa_jax.tokenizers.processor import Processor
 
 Box = Sequence[float]
-"""x0, y0, x1, y1 in pixels of the given picture."""
+"""x0, y0, x1, y1 in pixels of the given image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Request:
     """What is asked.
 
     Attributes:
-      instruction: see `ofa_jax.data.instructions`.
-      image: an RGB picture, or None.
+      instruction: see `ofa_jax.preprocessing.instructions`.
+      image: an RGB image, or None.
       region: a box that the instruction is about, or None.
     """
 
@@ -50,10 +50,10 @@ class Prediction:
     Attributes:
       text: the words of the answer; the objects' names, separated by commas; empty for a box alone
         and for codes.
-      boxes: float32 [K, 4], x0 y0 x1 y1 in pixels of the given picture.
+      boxes: float32 [K, 4], x0 y0 x1 y1 in pixels of the given image.
       labels: a name for each box; empty for a box alone.
       codes: int32 [n], image codes; None for an answer without.
-      image: the picture that the codes stand for; None where they do not fill a square, or there
+      image: the image that the codes stand for; None where they do not fill a square, or there
         is no image tokenizer.
       score: of the answer, see `DecodingConfig.length_penalty`.
       symbols: the answer as it was written, with <bin_12> and <code_7>.
@@ -72,13 +72,13 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manner:
+class DecodePreset:
     """How an instruction is asked.
 
     Attributes:
-      image_size: of the model's picture, in pixels a side.
+      image_size: of the model's image, in pixels a side.
       decoding: how the answer is searched.
-      code_grid: image codes a side, whose positions are those of a picture; 0 for other answers.
+      code_grid: image codes a side, whose positions are those of an image; 0 for other answers.
     """
 
     image_size: int
@@ -86,7 +86,9 @@ class Manner:
     code_grid: int = 0
 
 
-def manner(instruction: str, interface: Interface, model: OFAConfig, beam_size: int = 5) -> Manner:
+def manner(
+    instruction: str, interface: Processor, model: OFAConfig, beam_size: int = 5
+) -> DecodePreset:
     """The usual way of asking: what is known of an instruction, else as for a caption.
 
     Args:
@@ -100,7 +102,7 @@ def manner(instruction: str, interface: Interface, model: OFAConfig, beam_size: 
     longest = model.max_target_positions - 1
     if instructions.is_infilling(instruction) or instructions.is_text_to_image(instruction):
         infilling = instructions.is_infilling(instruction)
-        # The most probable middle; but a picture of one's own, not the average of all.
+        # The most probable middle; but an image of one's own, not the average of all.
         search = (
             DecodingConfig(beam_size=1)
             if infilling
@@ -113,10 +115,10 @@ def manner(instruction: str, interface: Interface, model: OFAConfig, beam_size: 
             constraint_range=(codes.start, codes.stop),
         )
         size = interface.infill_image_size if infilling else size
-        return Manner(size, search, model.code_grid)
+        return DecodePreset(size, search, model.code_grid)
     if instructions.is_grounding(instruction):
         bins = vocabulary.bin_ids
-        return Manner(
+        return DecodePreset(
             size,
             DecodingConfig(
                 beam_size=beam_size,
@@ -127,17 +129,17 @@ def manner(instruction: str, interface: Interface, model: OFAConfig, beam_size: 
         )
     if instructions.is_detection(instruction):
         size = interface.detection_image_size
-        return Manner(size, DecodingConfig(beam_size=beam_size, max_length=min(120, longest)))
+        return DecodePreset(size, DecodingConfig(beam_size=beam_size, max_length=min(120, longest)))
     if instructions.is_text_infilling(instruction):
-        return Manner(size, DecodingConfig(beam_size=beam_size, max_length=min(256, longest)))
-    return Manner(
+        return DecodePreset(size, DecodingConfig(beam_size=beam_size, max_length=min(256, longest)))
+    return DecodePreset(
         size,
         DecodingConfig(beam_size=beam_size, max_length=min(30, longest), no_repeat_ngram_size=3),
     )
 
 
-def picture(given: Any) -> Image.Image | None:
-    """A picture from a path, encoded bytes, a PIL image, or an array uint8 [H, W, 3] or [H, W].
+def open_image(given: Any) -> Image.Image | None:
+    """An image from a path, encoded bytes, a PIL image, or an array uint8 [H, W, 3] or [H, W].
 
     Raises:
       FileNotFoundError, ValueError: it is none of these.
@@ -155,7 +157,7 @@ def picture(given: Any) -> Image.Image | None:
             or given.shape[2:] not in ((), (3,), (4,))
         ):
             raise ValueError(
-                f"A picture is uint8 [height, width, 3], not {given.dtype}{list(given.shape)}: "
+                f"An image is uint8 [height, width, 3], not {given.dtype}{list(given.shape)}: "
                 "scale its values to 0..255 and put the channels last."
             )
         return Image.fromarray(given).convert("RGB")
@@ -163,12 +165,12 @@ def picture(given: Any) -> Image.Image | None:
         with open(given, "rb") as file:
             encoded = file.read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no picture {given}.") from None
+        raise FileNotFoundError(f"There is no image {given}.") from None
     return images.decode(encoded)
 
 
-def make(request: Request, interface: Interface, how: Manner) -> tuple[Example, View | None]:
-    """The example (see `features`) of a request, and which part of its picture it shows.
+def make(request: Request, interface: Processor, how: DecodePreset) -> tuple[Example, View | None]:
+    """The example (see `features`) of a request, and which part of its image it shows.
 
     Raises:
       ValueError: the instruction or the region cannot be used.
@@ -179,7 +181,7 @@ def make(request: Request, interface: Interface, how: Manner) -> tuple[Example, 
         pixels, view = _pixels(request, how)
     if instructions.is_infilling(request.instruction):
         if pixels is None:
-            raise ValueError("The middle of a picture is asked for, but there is no picture.")
+            raise ValueError("The middle of an image is asked for, but there is no image.")
         pixels, others["blank_box"] = _blanked(pixels, how.code_grid * PIXELS_PER_CODE)
     region = None
     if request.region is not None:
@@ -188,7 +190,7 @@ def make(request: Request, interface: Interface, how: Manner) -> tuple[Example, 
     return make_example(interface.vocabulary, parts, (), pixels, **others), view
 
 
-def _pixels(request: Request, how: Manner) -> tuple[np.ndarray, View]:
+def _pixels(request: Request, how: DecodePreset) -> tuple[np.ndarray, View]:
     image, size = request.image, how.image_size
     if instructions.is_infilling(request.instruction):
         width, height = image.size
@@ -205,16 +207,16 @@ def _pixels(request: Request, how: Manner) -> tuple[np.ndarray, View]:
 def _blanked(pixels: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
     if middle > len(pixels):
         raise ValueError(
-            f"The middle of {middle} pixels a side does not lie within a picture of {len(pixels)}: "
+            f"The middle of {middle} pixels a side does not lie within an image of {len(pixels)}: "
             "raise infill_image_size."
         )
     return images.blank_middle(pixels, middle)
 
 
-def _region(request: Request, interface: Interface, view: View | None) -> np.ndarray:
-    """The ids of a box in the given picture."""
+def _region(request: Request, interface: Processor, view: View | None) -> np.ndarray:
+    """The ids of a box in the given image."""
     if view is None:
-        raise ValueError("There is a region, but no picture that it lies in.")
+        raise ValueError("There is a region, but no image that it lies in.")
     try:
         box = np.array([float(number) for number in request.region])
     except (TypeError, ValueError):
@@ -228,7 +230,7 @@ def _region(request: Request, interface: Interface, view: View | None) -> np.nda
         or ((box < -1) | (box > limits + 1)).any()
     ):
         raise ValueError(
-            f"The region {request.region} is no box x0, y0, x1, y1 within the picture of {width} x "
+            f"The region {request.region} is no box x0, y0, x1, y1 within the image of {width} x "
             f"{height} pixels."
         )
     seen = np.clip(view.to_model(box), 0, np.array(view.size * 2))
@@ -238,28 +240,28 @@ def _region(request: Request, interface: Interface, view: View | None) -> np.nda
 # --------------------------------------------------------------------------------------- reading
 
 
-def read(ids: np.ndarray, score: float, interface: Interface, view: View | None) -> Prediction:
+def read(ids: np.ndarray, score: float, interface: Processor, view: View | None) -> Prediction:
     """What was written.
 
     Args:
       ids: int [n]; eos and what follows it do not count.
       score: of the answer.
       interface: of the model.
-      view: of the model's picture on the given one; None without a picture, and then boxes are in
+      view: of the model's image on the given one; None without an image, and then boxes are in
         pixels of `max_image_size`.
     """
     vocabulary, largest = interface.vocabulary, interface.max_image_size
-    ids = answers.until_eos(ids)
+    ids = postprocess.until_eos(ids)
     is_bin = np.isin(ids, np.asarray(vocabulary.bin_ids))
     is_code = np.isin(ids, np.asarray(vocabulary.code_ids))
     boxes, labels, codes = np.zeros((0, 4), np.float32), (), None
     text = vocabulary.decode(ids[~is_bin & ~is_code]).strip()
     if is_code.any():
-        codes = answers.read("codes", ids, vocabulary)
+        codes = postprocess.read("codes", ids, vocabulary)
     elif is_bin.all() and len(ids) == 4:
-        boxes = answers.read("box", ids, vocabulary, largest, view)[None]
+        boxes = postprocess.read("box", ids, vocabulary, largest, view)[None]
     elif is_bin.any():
-        objects = answers.read("objects", ids, vocabulary, largest, view)
+        objects = postprocess.read("objects", ids, vocabulary, largest, view)
         boxes, labels = objects["boxes"], tuple(objects["labels"])
         text = ", ".join(labels) if labels else text
     return Prediction(
@@ -273,7 +275,7 @@ def read(ids: np.ndarray, score: float, interface: Interface, view: View | None)
     )
 
 
-def _decoded(codes: np.ndarray | None, interface: Interface) -> Image.Image | None:
+def _decoded(codes: np.ndarray | None, interface: Processor) -> Image.Image | None:
     if codes is None or interface.image_tokenizer is None or (codes < 0).any():
         return None
     side = math.isqrt(len(codes))
@@ -284,7 +286,7 @@ def _decoded(codes: np.ndarray | None, interface: Interface) -> Image.Image | No
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The file of a picture."""
+    """The file of an image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,7 +2,7 @@
 
     OUTPUT_DIR/job.json                           what is asked of whom; the same when it goes on
     OUTPUT_DIR/answers-00003-of-00010.jsonl       one line for each input of the shard, in order
-    OUTPUT_DIR/images/00003/000012.png            the picture of its line 12, where codes are asked
+    OUTPUT_DIR/images/00003/000012.png            the image of its line 12, where codes are asked
 
 A shard is a fixed range of inputs, whatever hosts there are: host h of H writes the shards h,
 h + H, h + 2H ... A file is written under another name, flushed to the disk and renamed, so one that
@@ -57,7 +57,7 @@ class Shards:
         return self.directory / f"answers-{shard:05d}-of-{self.count:05d}.jsonl"
 
     def image_name(self, shard: int, line: int) -> str:
-        """The file of a line's picture, relative to the directory."""
+        """The file of a line's image, relative to the directory."""
         return f"images/{shard:05d}/{line:06d}.png"
 
     def unfinished(self, shards: Sequence[int]) -> list[int]:
@@ -70,7 +70,7 @@ class Shards:
         lines: Sequence[Mapping[str, Any]],
         images: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Writes a shard; its pictures first.
+        """Writes a shard; its images first.
 
         Raises:
           OSError: the disk is full, most likely; what is there stays valid.

@@ -1,10 +1,11 @@
-"""Where many requests come from: JSON lines, TSV, folders of pictures. Random access, no memory.
+"""Where many requests come from: JSON lines, TSV, folders of images. Random access, no memory.
 
     source = JsonLines("questions.jsonl", instruction="what does the image describe?")
     entry = source[7]                            # Entry(id, instruction, image, region)
-    picture = entry.encoded()                    # its bytes; read only now
+    image = entry.encoded()                    # its bytes; read only now
 
-What is wrong with an entry raises BadRecord where it is read; its place says its name even then.
+What is wrong with an entry raises InvalidRecordError where it is read; its place says its name
+even then.
 """
 
 import binascii
@@ -20,10 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ofa_jax.data.records import BadRecord
-from ofa_jax.data.tsv import OpenTsv, TsvFile, decode_base64
-from ofa_jax.data.tsv_rows import LAYOUTS
+from ofa_jax.data.sources.tsv_columns import LAYOUTS
+from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.inference.requests import Box
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 FIELDS = ("id", "instruction", "image", "region")
 _LONGEST_PATH = 4096
@@ -37,7 +38,7 @@ class Entry:
       id: the source's own; its place where it has none.
       instruction: as a person writes it.
       image: a path, base64, or None.
-      region: x0, y0, x1, y1 in pixels of the picture, or None.
+      region: x0, y0, x1, y1 in pixels of the image, or None.
       folder: that paths are relative to.
     """
 
@@ -48,10 +49,10 @@ class Entry:
     folder: str = "."
 
     def encoded(self) -> bytes | None:
-        """The picture's file.
+        """The image's file.
 
         Raises:
-          BadRecord: `image` is neither a file nor base64.
+          InvalidRecordError: `image` is neither a file nor base64.
         """
         if self.image is None:
             return None
@@ -62,18 +63,20 @@ class Entry:
             try:
                 return pathlib.Path(path).read_bytes()
             except OSError as error:
-                raise BadRecord(f"its image {text} cannot be read ({error.strerror})") from error
+                raise InvalidRecordError(
+                    f"its image {text} cannot be read ({error.strerror})"
+                ) from error
         if text.startswith("data:"):
             text = text.partition("base64,")[2]
         try:
             # A missing file's name is no base64: that has no dots and comes in fours.
             return decode_base64("".join(text.split()).encode("ascii"))
-        except (BadRecord, UnicodeEncodeError, binascii.Error):
+        except (InvalidRecordError, UnicodeEncodeError, binascii.Error):
             shown = text if len(text) <= 80 else f"{text[:77]}..."
-            raise BadRecord(f"its image {shown!r} is neither a file nor base64") from None
+            raise InvalidRecordError(f"its image {shown!r} is neither a file nor base64") from None
 
 
-class BadEntry(BadRecord):
+class InvalidEntry(InvalidRecordError):
     """An entry that cannot be used, though it says its name.
 
     Attributes:
@@ -94,7 +97,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Entry:
-        """Raises BadRecord; BadEntry where the id is known."""
+        """Raises InvalidRecordError; InvalidEntry where the id is known."""
 
     def place(self, index: int) -> str:
         """What stands for an id where there is none."""
@@ -108,7 +111,7 @@ class _Lines:
       path: a file, or a pattern such as `questions-*.jsonl` (in the order of the names).
       instruction: where a line has none; names in braces stand for what the line has of that name:
         `which region does the text " {phrase} " describe?`
-      image_dir: that paths of pictures are relative to; the folder of the file when None.
+      image_dir: that paths of images are relative to; the folder of the file when None.
       index_dir: where the index of the lines is kept; beside the file when None.
     """
 
@@ -166,23 +169,25 @@ class _Lines:
                 instruction = self._filled(fields)
             image = fields.get("image")
             if not isinstance(instruction, str) or not isinstance(image, str | None):
-                raise BadRecord("its instruction and its image must be text")
-        except BadRecord as error:
-            raise BadEntry(identity, str(error)) from error
+                raise InvalidRecordError("its instruction and its image must be text")
+        except InvalidRecordError as error:
+            raise InvalidEntry(identity, str(error)) from error
         folder = self.image_dir or os.path.dirname(path) or "."
         return Entry(identity, instruction, image or None, fields.get("region"), folder)
 
     def _filled(self, fields: Mapping[str, Any]) -> str:
         if self.instruction is None:
-            raise BadRecord("it has no instruction, and there is none for all lines")
+            raise InvalidRecordError("it has no instruction, and there is none for all lines")
         try:
-            # `{region}` is filled in when the picture is there.
+            # `{region}` is filled in when the image is there.
             return self.instruction.format_map(
                 {"region": "{region}"}
                 | {name: value for name, value in fields.items() if name != "region"}
             )
         except KeyError as error:
-            raise BadRecord(f"it has no {error.args[0]}, which the instruction wants") from error
+            raise InvalidRecordError(
+                f"it has no {error.args[0]}, which the instruction wants"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +199,9 @@ class JsonLines(_Lines):
         try:
             fields = json.loads(self._line(index))
         except ValueError as error:
-            raise BadRecord(f"it is no JSON ({error})") from error
+            raise InvalidRecordError(f"it is no JSON ({error})") from error
         if not isinstance(fields, dict):
-            raise BadRecord(f"it is no JSON object but a {type(fields).__name__}")
+            raise InvalidRecordError(f"it is no JSON object but a {type(fields).__name__}")
         return self._entry(index, fields)
 
 
@@ -208,8 +213,8 @@ class Tsv(_Lines):
       columns: name -> the column it is in: its place, counted from 0; or a name, of `layout` or of
         the header. Fields of an entry (id, instruction, image, region), and whatever the
         instruction wants.
-      layout: a kind of file in `ofa_jax.data.tsv_rows.LAYOUTS`, which names its columns: then
-        `columns` may be left out, and the layout's names stand in the instruction.
+      layout: a kind of file in `ofa_jax.data.sources.tsv_columns.LAYOUTS`, which names its
+        columns: then `columns` may be left out, and the layout's names stand in the instruction.
       header: whether the first line of a file names its columns.
     """
 
@@ -278,13 +283,13 @@ class Tsv(_Lines):
             if name not in wanted:
                 continue
             if not -len(columns) <= place < len(columns):
-                raise BadRecord(
+                raise InvalidRecordError(
                     f"it has {len(columns)} columns, and {name} is to be in column {place}"
                 )
             try:
                 fields[name] = columns[place].decode("utf-8")
             except UnicodeDecodeError as error:
-                raise BadRecord(f"its {name} is not UTF-8") from error
+                raise InvalidRecordError(f"its {name} is not UTF-8") from error
         if fields.get("region"):
             fields["region"] = fields["region"].split(",")
         return self._entry(index, fields)
@@ -292,12 +297,12 @@ class Tsv(_Lines):
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Every picture in a folder and those in it, in the order of their names; one instruction.
+    """Every image in a folder and those in it, in the order of their names; one instruction.
 
     Attributes:
       path: the folder.
       instruction: for all.
-      suffixes: of the files that are pictures; all that Pillow knows when None.
+      suffixes: of the files that are images; all that Pillow knows when None.
     """
 
     path: str
@@ -332,5 +337,5 @@ class ImageFolder:
         return Entry(self._names[index], self.instruction, self._names[index], folder=self.path)
 
     def place(self, index: int) -> str:
-        """The picture's path in the folder."""
+        """The image's path in the folder."""
         return self._names[index]

@@ -9,9 +9,14 @@ import numpy as np
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
-from ofa_jax.data.records import BadRecord, Record
-from ofa_jax.data.rows import RatedTask, make_example
-from ofa_jax.evaluation.questions import Asking, Questions, RecordQuestions, SequentialQuestions
+from ofa_jax.data.sampling import WeightedTask, make_example
+from ofa_jax.evaluation.eval_sources import (
+    EvalBatcher,
+    EvalSource,
+    RecordEvalSource,
+    SeqioEvalSource,
+)
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 _MOST_TRIED = 100
 
@@ -45,7 +50,7 @@ class OpenTask:
     num_examples: int
     example: Example
     vocab_size: int
-    questions: Callable[[Asking], Questions]
+    questions: Callable[[EvalBatcher], EvalSource]
 
 
 def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenTask:
@@ -59,7 +64,7 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
     Raises:
       ValueError: there is none; it is a mixture of several; it has nothing to ask.
     """
-    tasks = seqio_bridge.rated_tasks(inputs.task, inputs.split)
+    tasks = seqio_bridge.weighted_tasks(inputs.task, inputs.split)
     if tasks is not None and len(tasks) > 1:
         raise ValueError(
             f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: ask one of "
@@ -71,7 +76,7 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
         return _sequential(inputs, source_length, vocab_size)
     (task,) = tasks
     count = _at_most(inputs, len(task.records))
-    make = lambda asking: RecordQuestions.of(  # noqa: E731
+    make = lambda asking: RecordEvalSource.of(  # noqa: E731
         task, asking, count, num_threads=num_threads
     )
     return OpenTask(count, _first(task, count), vocab_size, make)
@@ -85,7 +90,7 @@ def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> Open
     first = next(asked, None)
     found = (first is not None) + sum(1 for _ in asked)
     count = _at_most(inputs, found)
-    make = functools.partial(SequentialQuestions, examples, num_examples=count)
+    make = functools.partial(SeqioEvalSource, examples, num_examples=count)
     return OpenTask(count, first, vocab_size, make)
 
 
@@ -96,12 +101,12 @@ def _at_most(inputs: TaskInputs, count: int) -> int:
     return count
 
 
-def _first(task: RatedTask, count: int) -> Example:
+def _first(task: WeightedTask, count: int) -> Example:
     reason = ""
     for index in range(min(count, _MOST_TRIED)):
         try:
             return make_example(task, index, np.random.default_rng(0))[1]
-        except BadRecord as error:
+        except InvalidRecordError as error:
             reason = reason or str(error)
     raise ValueError(f"Task {task.name}: every record is bad, e.g. {reason}.")
 

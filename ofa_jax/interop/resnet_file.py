@@ -1,6 +1,6 @@
 """A ResNet by itself, in the file that torchvision has for one.
 
-The original begins from a ResNet that has learned to name the pictures of ImageNet (its option
+The original begins from a ResNet that has learned to name the images of ImageNet (its option
 `--resnet-model-path`). Names within the file are torchvision's: conv1.weight, layer1.0.bn1.weight;
 the fourth stage and the classifier, which OFA does not have, are passed over.
 """

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.image_tokenizer.vqgan import VQGAN, Network, VQGANConfig
 from ofa_jax.interop import torch_file
+from ofa_jax.tokenizers.vqgan import VQGAN, Network, VQGANConfig
 
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 

@@ -10,7 +10,7 @@
 `batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] (or [B,G,T], several
 answers to each example, and then logits are [B,G,T,V]) and, all optional,
 encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_blank_boxes
-int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second picture
+int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second image
 (OFAConfig.second_image) encoder_second_images and encoder_second_patch_indices; other keys are
 ignored.
 Without encoder_images the ResNet does not run. In two parts: `encoded = model.apply(variables,
@@ -34,7 +34,7 @@ Logical axes of parameters:
     norm       scales and biases of LayerNorms, and biases over the model width
     layers     layers or blocks that are stacked (`OFAConfig.scan_layers`)
 Logical axes of activations:
-    activation_batch, activation_pictures (those in the ResNet), activation_length,
+    activation_batch, activation_images (those in the ResNet), activation_length,
     activation_embed, activation_heads, activation_kv,
     activation_mlp, activation_vocab, activation_height, activation_width, activation_channels
 """

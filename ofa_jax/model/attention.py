@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.model.layers import Dense, bert_init, constrain, dtype_of
+from ofa_jax.model.layers import Dense, bert_init, dtype_of, with_activation_sharding
 
 MASKED_SCORE = -1e30
 """Score of a masked pair: vanishes in float32 softmax, yet rows that see nothing stay finite."""
@@ -172,11 +172,13 @@ class Attention(nn.Module):
         mixed = jnp.einsum("...hqk,...hdk->...qhd", weights, value)
         if c.scale_heads:
             mixed = mixed * self.head_scale.astype(mixed.dtype)[:, None]
-        return constrain(self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed")
+        return with_activation_sharding(
+            self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed"
+        )
 
 
 def _constrain_heads(x: jax.Array) -> jax.Array:
-    return constrain(x, "batch", *[None] * (x.ndim - 4), "length", "heads", "kv")
+    return with_activation_sharding(x, "batch", *[None] * (x.ndim - 4), "length", "heads", "kv")
 
 
 def _prepend(prefix: jax.Array, x: jax.Array) -> jax.Array:

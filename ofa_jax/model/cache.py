@@ -43,18 +43,18 @@ class ProjectedPositions:
             embeddings=row(self.embeddings),
         )
 
-    def biases(self, code_rows: jax.Array | None) -> DecoderPositions:
-        """The absolute biases of self- and cross-attention; code_rows is bool [B] or None."""
+    def biases(self, is_image_code: jax.Array | None) -> DecoderPositions:
+        """The absolute biases of self- and cross-attention; is_image_code is bool [B] or None."""
         query = self.cross_query
         if self.cross_key.shape[0] == 1:
             cross_bias = score(query, self.cross_key)
-            if code_rows is not None:
-                cross_bias = choose_rows(*cross_bias, code_rows)
+            if is_image_code is not None:
+                cross_bias = choose_rows(*cross_bias, is_image_code)
         else:
-            if code_rows is not None:
-                query = choose_rows(*query, code_rows)
+            if is_image_code is not None:
+                query = choose_rows(*query, is_image_code)
             cross_bias = score(query, self.cross_key)
-        return DecoderPositions(score(self.self_query, self.self_key), cross_bias, code_rows)
+        return DecoderPositions(score(self.self_query, self.self_key), cross_bias, is_image_code)
 
 
 @flax.struct.dataclass
@@ -64,13 +64,13 @@ class DecoderCache:
     Attributes:
       layers: one per decoder layer.
       encoder_mask: bool [B, K].
-      code_rows: bool [B], rows that write image codes; None for no one.
+      is_image_code: bool [B], rows that write image codes; None for no one.
       positions: None until the decoder has seen the encoder's output.
     """
 
     layers: tuple[LayerCache, ...]
     encoder_mask: jax.Array
-    code_rows: jax.Array | None = None
+    is_image_code: jax.Array | None = None
     positions: ProjectedPositions | None = None
 
     @property

@@ -68,7 +68,7 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
         return
     if "encoder_second_images" in batch and not config.second_image:
         raise ValueError(
-            "the batch has encoder_second_images, but the model takes one picture: "
+            "the batch has encoder_second_images, but the model takes one image: "
             "set OFAConfig.second_image."
         )
     if "encoder_image_mask" in batch and list(batch["encoder_image_mask"].shape) != [size]:
@@ -81,7 +81,7 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
 
 
 def _check_images(batch: Mapping[str, Any], prefix: str, size: int, config: OFAConfig) -> None:
-    """Raises ValueError for pictures, blank boxes or patch indices that the model cannot take."""
+    """Raises ValueError for images, blank boxes or patch indices that the model cannot take."""
     images = batch[f"{prefix}images"]
     if images.ndim != 4 or images.shape[0] != size or images.shape[3] != 3:
         raise ValueError(

@@ -54,7 +54,7 @@ class OFAConfig:
       interpolation_image_size: pixels a side of the grid that is resized.
       type_embedding, text_norm, patch_norm, code_norm: the embedding's type vector and the
         LayerNorms on text, patch and code embeddings (`text_norm` is `layernorm_embedding`).
-      second_image: an example may have two pictures (NLVR2); adds a type vector of the second.
+      second_image: an example may have two images (NLVR2); adds a type vector of the second.
       activation: "gelu" (the exact one) or "relu".
       dropout_rate, attention_dropout_rate, activation_dropout_rate: as usual; only when training.
       encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the
@@ -177,7 +177,7 @@ class OFAConfig:
             )
         if self.second_image and not self.type_embedding:
             raise ValueError(
-                "OFAConfig.second_image needs type_embedding: types tell the pictures apart."
+                "OFAConfig.second_image needs type_embedding: types tell the images apart."
             )
         if self.activation not in ("gelu", "relu"):
             raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")

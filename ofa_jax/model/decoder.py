@@ -10,8 +10,8 @@ from ofa_jax.model.attention import as_keys, head_projection
 from ofa_jax.model.cache import DecoderCache, ProjectedPositions
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.encoder import EncoderOutput
-from ofa_jax.model.layers import Table, constrain, dtype_of, layer_norm, linear_rates
-from ofa_jax.model.transformer import DecoderLayer, choose_rows, run_layers
+from ofa_jax.model.layers import Embed, dtype_of, layer_norm, linear_rates, with_activation_sharding
+from ofa_jax.model.transformer import DecoderLayer, choose_rows, layer_stack
 
 
 class Decoder(nn.Module):
@@ -25,7 +25,7 @@ class Decoder(nn.Module):
         encoded: EncoderOutput | None,
         tokens: jax.Array,
         token_embeddings: jax.Array,
-        code_rows: jax.Array | None,
+        is_image_code: jax.Array | None,
         train: bool,
         cache: DecoderCache | None = None,
         position: jax.Array | None = None,
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
           encoded: what the encoder made; None where the cache has seen it.
           tokens: int32 [B, T], the targets shifted right; with a cache [B, G].
           token_embeddings: [B, T or G, d], already scaled.
-          code_rows: bool [B], whose targets are image codes; None for no one's.
+          is_image_code: bool [B], whose targets are image codes; None for no one's.
           train: whether dropout and stochastic depth are on.
           cache: of the positions before `position`.
           position: int32 [], which one the tokens are at; only with a cache.
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         c, dtype = self.config, dtype_of(self.config)
         length = tokens.shape[1] if cache is None else cache.length
         if encoded is not None:
-            places = self._project_positions(encoded, code_rows, length)
+            places = self._project_positions(encoded, is_image_code, length)
             hidden, encoder_mask = encoded.hidden, encoded.mask
         else:
             places, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
@@ -62,20 +62,22 @@ class Decoder(nn.Module):
         x = token_embeddings
         if c.entangle_decoder_positions:
             raw = places.embeddings
-            x = x + (raw if code_rows is None else choose_rows(*raw, code_rows)).astype(dtype)
+            x = x + (raw if is_image_code is None else choose_rows(*raw, is_image_code)).astype(
+                dtype
+            )
         if c.text_norm:
             text = layer_norm(dtype, "text_norm")(x)
-            if code_rows is None or not c.code_norm:
+            if is_image_code is None or not c.code_norm:
                 x = text
             else:
-                x = jnp.where(code_rows[:, None, None], layer_norm(dtype, "code_norm")(x), text)
+                x = jnp.where(is_image_code[:, None, None], layer_norm(dtype, "code_norm")(x), text)
         x = nn.Dropout(c.dropout_rate)(x, deterministic=not train)
-        x = constrain(x, "batch", "length", "embed")
+        x = with_activation_sharding(x, "batch", "length", "embed")
 
-        where = places.biases(code_rows).replace(position=position)
+        where = places.biases(is_image_code).replace(position=position)
         if cache is None:
             rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
-            x = run_layers(
+            x = layer_stack(
                 DecoderLayer, c, rates, x, hidden, where, self_mask, encoder_mask, train=train
             )
         else:
@@ -86,12 +88,12 @@ class Decoder(nn.Module):
             cache = cache.replace(layers=tuple(caches))
         return layer_norm(dtype, "final_norm")(x), cache
 
-    def _project_positions(self, encoded, code_rows, length) -> ProjectedPositions:
+    def _project_positions(self, encoded, is_image_code, length) -> ProjectedPositions:
         """Embeds and projects all positions of the decoder and of the encoder's output."""
         c, dtype = self.config, dtype_of(self.config)
         # Position embeddings of text rows and, where there may be any, of code rows: [V, T, d].
         raw = [
-            Table(
+            Embed(
                 c.max_target_positions + 2,
                 c.width,
                 ("positions", "embed"),
@@ -99,9 +101,9 @@ class Decoder(nn.Module):
             )(np.arange(length))
         ]
         norms = ["position_norm"]
-        if code_rows is not None:
+        if is_image_code is not None:
             raw.append(
-                Table(
+                Embed(
                     c.image_bucket_size**2 + 1,
                     c.width,
                     ("positions", "embed"),

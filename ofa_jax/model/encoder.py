@@ -15,15 +15,15 @@ from ofa_jax.model.attention import as_keys, head_projection, score
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.layers import (
     Dense,
-    Table,
+    Embed,
     bert_init,
-    constrain,
     dtype_of,
     layer_norm,
     linear_rates,
+    with_activation_sharding,
 )
 from ofa_jax.model.resnet import ResNet, normalise_images
-from ofa_jax.model.transformer import EncoderLayer, EncoderPositions, PatchPositions, run_layers
+from ofa_jax.model.transformer import EncoderLayer, EncoderPositions, PatchPositions, layer_stack
 
 Batch = Mapping[str, Any]
 
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         tokens = batch["encoder_input_tokens"]
         batch_size, length = tokens.shape
 
-        text_positions = Table(
+        text_positions = Embed(
             c.max_source_positions + 2, c.width, ("positions", "embed"), name="position_embedding"
         )(np.arange(length))
         types = self._types()
@@ -102,15 +102,17 @@ class Encoder(nn.Module):
         embeddings = layer_norm(dtype, "position_norm")(text_positions)
         indices = np.broadcast_to(np.arange(length), (batch_size, length))
 
-        pictures = self._pictures(batch, types[1:], train) if "encoder_images" in batch else []
-        for picture in pictures:
+        embedded_images = (
+            self._embed_images(batch, types[1:], train) if "encoder_images" in batch else []
+        )
+        for image in embedded_images:
             # What is there moves back: [second image, image, text].
-            x = jnp.concatenate([picture.hidden, x], axis=1)
-            mask = jnp.concatenate([picture.mask, mask], axis=1)
-            indices = _join(picture.indices, indices + len(picture.position_embeddings))
-            embeddings = jnp.concatenate([picture.position_embeddings, embeddings])
+            x = jnp.concatenate([image.hidden, x], axis=1)
+            mask = jnp.concatenate([image.mask, mask], axis=1)
+            indices = _join(image.indices, indices + len(image.position_embeddings))
+            embeddings = jnp.concatenate([image.position_embeddings, embeddings])
 
-        x = constrain(x * mask[..., None].astype(dtype), "batch", "length", "embed")
+        x = with_activation_sharding(x * mask[..., None].astype(dtype), "batch", "length", "embed")
         # Without sampling place i of every example has position i.
         indices = None if isinstance(indices, np.ndarray) else indices
         query = head_projection(c, "position_query")(embeddings) * jnp.asarray(
@@ -121,11 +123,11 @@ class Encoder(nn.Module):
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         where = EncoderPositions(
             score(query, as_keys(key)),
-            tuple(picture.where for picture in reversed(pictures)),
+            tuple(image.where for image in reversed(embedded_images)),
             length,
         )
         rates = linear_rates(c.encoder_drop_path_rate, c.encoder_layers)
-        x = run_layers(EncoderLayer, c, rates, x, where, mask, train=train)
+        x = layer_stack(EncoderLayer, c, rates, x, where, mask, train=train)
         return EncoderOutput(layer_norm(dtype, "final_norm")(x), mask, embeddings, indices)
 
     def _types(self) -> list[jax.Array | None]:
@@ -133,7 +135,7 @@ class Encoder(nn.Module):
         c = self.config
         if not c.type_embedding:
             return [None, None]
-        types = list(Table(2, c.width, ("types", "embed"), name="type_embedding")())
+        types = list(Embed(2, c.width, ("types", "embed"), name="type_embedding")())
         if c.second_image:
             types.append(
                 self.param(
@@ -155,7 +157,7 @@ class Encoder(nn.Module):
             x = norm(x)
         return nn.Dropout(c.dropout_rate)(x, deterministic=not train)
 
-    def _pictures(self, batch: Batch, types: list, train: bool) -> list["_Picture"]:
+    def _embed_images(self, batch: Batch, types: list, train: bool) -> list["_EmbeddedImage"]:
         """Embeds the image and, where there is one, the second; the same weights see both."""
         c, dtype = self.config, dtype_of(self.config)
         resnet = ResNet(c, name="resnet")
@@ -168,7 +170,7 @@ class Encoder(nn.Module):
             name="image_projection",
         )
         norm = layer_norm(dtype, "patch_norm") if c.patch_norm else None
-        table = Table(
+        table = Embed(
             c.image_bucket_size**2 + 1,
             c.width,
             ("positions", "embed"),
@@ -178,12 +180,14 @@ class Encoder(nn.Module):
         batch_size = len(batch["encoder_input_tokens"])
         has_image = jnp.asarray(batch.get("encoder_image_mask", np.ones(batch_size, bool)))
 
-        def embed(prefix: str, kind: jax.Array | None) -> _Picture:
+        def embed(prefix: str, kind: jax.Array | None) -> _EmbeddedImage:
             images = normalise_images(
                 jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes")
             )
             # The ResNet's examples are split over more devices than the Transformer's.
-            patches = constrain(resnet(images, train), "batch", "height", "width", "channels")
+            patches = with_activation_sharding(
+                resnet(images, train), "batch", "height", "width", "channels"
+            )
             grid = patches.shape[1:3]
             patches = patches.reshape(batch_size, -1, c.patch_channels)
             sampled = batch.get(f"{prefix}patch_indices")
@@ -195,7 +199,7 @@ class Encoder(nn.Module):
                 patches = jnp.take_along_axis(patches, sampled[..., None], axis=1)
                 entangled = position[sampled]
             x = project(patches) * jnp.asarray(c.embedding_scale, dtype)
-            return _Picture(
+            return _EmbeddedImage(
                 hidden=self._embed(x, entangled, kind, norm, train),
                 mask=jnp.broadcast_to(has_image[:, None], (batch_size, num_patches)),
                 position_embeddings=position_norm(position),
@@ -203,10 +207,10 @@ class Encoder(nn.Module):
                 where=PatchPositions(sampled, grid),
             )
 
-        pictures = [embed("encoder_", types[0])]
+        embedded_images = [embed("encoder_", types[0])]
         if "encoder_second_images" in batch:
-            pictures.append(embed("encoder_second_", types[1]))
-        return pictures
+            embedded_images.append(embed("encoder_second_", types[1]))
+        return embedded_images
 
     def _image_positions(self, table, grid: tuple[int, int], num_patches: int) -> jax.Array:
         """Position embeddings of the whole grid, float32 [rows * columns, d]."""
@@ -219,8 +223,8 @@ class Encoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Picture:
-    """An embedded picture.
+class _EmbeddedImage:
+    """An embedded image.
 
     Attributes:
       hidden: [B, N, d].

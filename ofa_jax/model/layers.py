@@ -19,24 +19,24 @@ def dtype_of(config) -> jnp.dtype:
     return jnp.dtype(config.dtype)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def with_activation_sharding(x: jax.Array, *axes: str | None) -> jax.Array:
     """Names the axes of an activation, for the sharding rules; does nothing without a mesh."""
     return nn.with_logical_constraint(x, tuple(f"activation_{a}" if a else None for a in axes))
 
 
-def constrain_pictures(x: jax.Array) -> jax.Array:
+def with_image_sharding(x: jax.Array) -> jax.Array:
     """[N, H, W, C] of a network that splits no weights over `tensor`: by examples alone.
 
-    They go over every axis of the mesh that the rule "activation_pictures" names, so that the
+    They go over every axis of the mesh that the rule "activation_images" names, so that the
     devices along `tensor` do not all compute the same; where N does not divide over those, or no
     rule names any, over those of "activation_batch".
     """
-    (axes,) = nn.logical_to_mesh_axes(("activation_pictures",))
+    (axes,) = nn.logical_to_mesh_axes(("activation_images",))
     names = (axes,) if isinstance(axes, str) else axes or ()
     mesh = jax.sharding.get_abstract_mesh()
     parts = math.prod(mesh.shape[name] for name in names)
-    over = "pictures" if names and len(x) % parts == 0 else "batch"
-    return constrain(x, over, "height", "width", "channels")
+    over = "images" if names and len(x) % parts == 0 else "batch"
+    return with_activation_sharding(x, over, "height", "width", "channels")
 
 
 class Dense(nn.Module):
@@ -84,7 +84,7 @@ class Dense(nn.Module):
 
 def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over the last axis with float32 statistics."""
-    return keep_input(nn.LayerNorm, dtype)(
+    return remat_norm(nn.LayerNorm, dtype)(
         epsilon=LAYER_NORM_EPSILON,
         dtype=dtype,
         use_fast_variance=False,
@@ -94,7 +94,7 @@ def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     )
 
 
-class Table(nn.Module):
+class Embed(nn.Module):
     """A table of rows, looked up by index or handed out whole.
 
     Attributes:
@@ -120,7 +120,7 @@ class Table(nn.Module):
         return jnp.take(self.embedding, ids, axis=0, mode="clip")
 
 
-def keep_input(normalisation, dtype: jnp.dtype):
+def remat_norm(normalisation, dtype: jnp.dtype):
     """A normalisation that keeps for its gradient its input alone, where that is narrower.
 
     It computes in float32, and differentiated as it stands keeps several float32 arrays of its

@@ -21,8 +21,8 @@ from ofa_jax.model.checks import check_batch, check_length, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.decoder import Decoder
 from ofa_jax.model.encoder import Batch, Encoder, EncoderOutput
-from ofa_jax.model.layers import Table, constrain, dtype_of
-from ofa_jax.model.side_by_side import side_by_side, taken_apart
+from ofa_jax.model.layers import Embed, dtype_of, with_activation_sharding
+from ofa_jax.model.pack_streams import pack_streams, unpack_streams
 from ofa_jax.model.transformer import LayerCache
 
 
@@ -37,7 +37,7 @@ class OFA(nn.Module):
 
     def setup(self):
         c = self.config
-        self.token_embedding = Table(c.padded_vocab_size, c.width, ("vocab", "embed"))
+        self.token_embedding = Embed(c.padded_vocab_size, c.width, ("vocab", "embed"))
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
 
@@ -71,8 +71,8 @@ class OFA(nn.Module):
           train: as of `__call__`.
 
         Returns:
-          float32 [R, L, V], logits of all streams in their order, as `side_by_side` lays them;
-          `taken_apart` gives those of each.
+          float32 [R, L, V], logits of all streams in their order, as `pack_streams` lays them;
+          `unpack_streams` gives those of each.
 
         Raises:
           ValueError: for a batch that the configuration cannot take.
@@ -99,7 +99,7 @@ class OFA(nn.Module):
                 )
             )
         shapes = [batch["decoder_input_tokens"].shape for batch in batches.values()]
-        return self._logits(side_by_side(decoded, shapes))
+        return self._logits(pack_streams(decoded, shapes))
 
     def encode(self, batch: Batch, train: bool = False) -> EncoderOutput:
         """Runs the encoder on the batch's encoder_* arrays."""
@@ -137,18 +137,18 @@ class OFA(nn.Module):
         encoded: EncoderOutput,
         tokens: jax.Array,
         embedded: jax.Array,
-        code_rows: jax.Array | None,
+        is_image_code: jax.Array | None,
         train: bool,
     ) -> jax.Array:
         """The decoder's output for tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
         *several, length = tokens.shape[1:]
         if several:
             (answers,) = several
-            if code_rows is not None:
-                code_rows = jnp.repeat(code_rows, answers, axis=0)
+            if is_image_code is not None:
+                is_image_code = jnp.repeat(is_image_code, answers, axis=0)
             encoded = encoded.repeat(answers)
         flat = tokens.reshape(-1, length)
-        x, _ = self.decoder(encoded, flat, embedded.reshape(*flat.shape, -1), code_rows, train)
+        x, _ = self.decoder(encoded, flat, embedded.reshape(*flat.shape, -1), is_image_code, train)
         return x.reshape(embedded.shape)
 
     def _check_answers(self, tokens: jax.Array) -> None:
@@ -186,7 +186,7 @@ class OFA(nn.Module):
             )
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
         nothing = jnp.zeros((batch_size, beams), jnp.int32)
-        past = constrain(
+        past = with_activation_sharding(
             jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
             "batch",
             None,
@@ -232,30 +232,30 @@ class OFA(nn.Module):
           float32 [B, G, V], logits, and the cache for the next step.
         """
         (embedded,) = self._embed(tokens)
-        x, cache = self.decoder(None, tokens, embedded, cache.code_rows, False, cache, position)
+        x, cache = self.decoder(None, tokens, embedded, cache.is_image_code, False, cache, position)
         return self._logits(x), cache
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        table = constrain(self.token_embedding().astype(x.dtype), "vocab", "embed")
+        table = with_activation_sharding(self.token_embedding().astype(x.dtype), "vocab", "embed")
         logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
         if logits.shape[-1] > self.config.vocab_size:
             # Finite, so that sums and differences of what is never predicted stay numbers.
             ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
             logits = jnp.where(ids < self.config.vocab_size, logits, MASKED_SCORE)
-        return constrain(logits, "batch", "length", "vocab")
+        return with_activation_sharding(logits, "batch", "length", "vocab")
 
     def _embed(self, *tokens: jax.Array) -> list[jax.Array]:
         """Looks up arrays of tokens, int [B, ...] each with a B of its own, as [B, ..., d]."""
         c = self.config
         # Whole rows on every device: a look-up in columns would spread ids and results over all.
         # In float32, for its gradient adds up the tokens that share a row.
-        table = constrain(self.token_embedding(), "vocab", "embed")
-        ids = side_by_side(tokens)
+        table = with_activation_sharding(self.token_embedding(), "vocab", "embed")
+        ids = pack_streams(tokens)
         found = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
-        found = constrain(
+        found = with_activation_sharding(
             found * jnp.asarray(c.embedding_scale, dtype_of(c)), "batch", "length", "embed"
         )
-        return taken_apart(found, [array.shape for array in tokens])
+        return unpack_streams(found, [array.shape for array in tokens])
 
 
 def _with_every_input(batch: Batch, config: OFAConfig) -> Batch:

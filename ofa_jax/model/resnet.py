@@ -12,11 +12,11 @@ from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.convolutions import convolution, max_pool, pointwise
 from ofa_jax.model.layers import (
     DropPath,
-    constrain_pictures,
     dtype_of,
-    keep_input,
     linear_rates,
     remat,
+    remat_norm,
+    with_image_sharding,
 )
 
 BATCH_NORM_EPSILON = 1e-5
@@ -84,7 +84,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
         mean, var = running_mean.value, running_var.value
-        normalise = keep_input(_normalise if train and not self.frozen else _normalise_by, x.dtype)
+        normalise = remat_norm(_normalise if train and not self.frozen else _normalise_by, x.dtype)
         result, mean, var = normalise(x, scale, bias, mean, var)
         if train and not self.frozen and not self.is_initializing():
             count = x.size // self.channels
@@ -144,7 +144,7 @@ class Bottleneck(nn.Module):
         if self.stride != 1 or self.in_channels != out:
             x = conv_norm(x, "shortcut", out, 1, self.stride)
         y = DropPath()(y, drop_path_rate, train)
-        return constrain_pictures(nn.relu(x + y))
+        return with_image_sharding(nn.relu(x + y))
 
 
 class ResNet(nn.Module):
@@ -156,7 +156,7 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """float [N, H, W, 3] in [-1, 1] to [N, ceil(H/16), ceil(W/16), 16 * resnet_width]."""
         c = self.config
-        x = constrain_pictures(images.astype(dtype_of(c)))
+        x = with_image_sharding(images.astype(dtype_of(c)))
         x = Convolution(3, c.resnet_width, 7, 2, dtype_of(c), name="conv_stem")(x)
         x = nn.relu(BatchNorm(c.resnet_width, c.freeze_batch_norm, name="norm_stem")(x, train))
         x = max_pool(x)

@@ -16,12 +16,20 @@ import jax.numpy as jnp
 from ofa_jax.model import positions
 from ofa_jax.model.attention import Attention, KeyValues
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.model.layers import Dense, DropPath, Table, constrain, dtype_of, layer_norm, remat
+from ofa_jax.model.layers import (
+    Dense,
+    DropPath,
+    Embed,
+    dtype_of,
+    layer_norm,
+    remat,
+    with_activation_sharding,
+)
 
 
 @flax.struct.dataclass
 class PatchPositions:
-    """Where the patches of a picture are.
+    """Where the patches of an image are.
 
     Attributes:
       places: int32 [B, N], which patches of the grid, counted row by row, where they are chosen per
@@ -46,12 +54,12 @@ class EncoderPositions:
 
     Attributes:
       absolute_bias: float32 [B or 1, heads, L, L], L counting all patches, then the text.
-      pictures: in the order of their patches.
+      images: in the order of their patches.
       text_length: S.
     """
 
     absolute_bias: jax.Array
-    pictures: tuple[PatchPositions, ...] = ()
+    images: tuple[PatchPositions, ...] = ()
     text_length: int = flax.struct.field(pytree_node=False, default=0)
 
 
@@ -59,19 +67,19 @@ class EncoderPositions:
 class DecoderPositions:
     """What decoder layers need to know of positions; the layers share it.
 
-    V is 1 for text rows alone, 2 where `code_rows` picks between text (0) and code (1) rows. Q is T
-    when all positions are scored at once, 1 when they come one by one.
+    V is 1 for text rows alone, 2 where `is_image_code` picks between text (0) and code (1) rows.
+    Q is T when all positions are scored at once, 1 when they come one by one.
 
     Attributes:
       self_bias: float32 [V, heads, Q, T], absolute.
       cross_bias: float32 [B or 1, heads, Q, K].
-      code_rows: bool [B], or None.
+      is_image_code: bool [B], or None.
       position: int32 [], of the one query where Q is 1; None for all of them.
     """
 
     self_bias: jax.Array
     cross_bias: jax.Array
-    code_rows: jax.Array | None = None
+    is_image_code: jax.Array | None = None
     position: jax.Array | None = None
 
 
@@ -89,9 +97,9 @@ class LayerCache:
     encoded: KeyValues | None = None
 
 
-def choose_rows(text: jax.Array, code: jax.Array, code_rows: jax.Array) -> jax.Array:
+def choose_rows(text: jax.Array, code: jax.Array, is_image_code: jax.Array) -> jax.Array:
     """Per example one of two arrays [...]: bool [B] to [B, ...]."""
-    return jnp.where(code_rows.reshape(-1, *[1] * text.ndim), code, text)
+    return jnp.where(is_image_code.reshape(-1, *[1] * text.ndim), code, text)
 
 
 class RelativePositions(nn.Module):
@@ -101,19 +109,19 @@ class RelativePositions(nn.Module):
 
     def setup(self):
         c = self.config
-        self.tokens = Table(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
-        self.images = Table(
+        self.tokens = Embed(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
+        self.images = Embed(
             positions.num_image_relations(c.image_bucket_size), c.num_heads, ("relpos", "heads")
         )
 
     def encoder_bias(self, where: EncoderPositions) -> jax.Array:
-        """Absolute plus relative bias; none of the latter between text and pictures, or pictures.
+        """Absolute plus relative bias; none of the latter between text and images, or images.
 
         Returns:
           float32 [B or 1, heads, L, L].
         """
         c, bias, start = self.config, where.absolute_bias, 0
-        blocks = [picture.bias(self.images(), c) for picture in where.pictures]
+        blocks = [image.bias(self.images(), c) for image in where.images]
         blocks.append(
             positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None]
         )
@@ -129,12 +137,12 @@ class RelativePositions(nn.Module):
         text = where.self_bias[0] + positions.text_bias(
             self.tokens(), length, c.token_bucket_size, where.position
         )
-        if where.code_rows is None:
+        if where.is_image_code is None:
             return text[None]
         code = where.self_bias[1] + positions.code_bias(
             self.images(), length, c.code_grid, c.image_bucket_size, where.position
         )
-        return choose_rows(text, code, where.code_rows)
+        return choose_rows(text, code, where.is_image_code)
 
 
 def _pad_corner(bias: jax.Array, before: int, after: int) -> jax.Array:
@@ -153,12 +161,12 @@ class FeedForward(nn.Module):
         c, dtype = self.config, dtype_of(self.config)
         x = Dense((c.width,), (c.ffn_width,), ("embed",), ("mlp",), dtype, name="expand")(x)
         x = nn.gelu(x, approximate=False) if c.activation == "gelu" else nn.relu(x)
-        x = constrain(x, "batch", "length", "mlp")
+        x = with_activation_sharding(x, "batch", "length", "mlp")
         x = nn.Dropout(c.activation_dropout_rate)(x, deterministic=not train)
         if c.scale_fc:
             x = layer_norm(dtype, "norm")(x)
         x = Dense((c.ffn_width,), (c.width,), ("mlp",), ("embed",), dtype, name="contract")(x)
-        return constrain(x, "batch", "length", "embed")
+        return with_activation_sharding(x, "batch", "length", "embed")
 
 
 class Adapter(nn.Module):
@@ -217,7 +225,7 @@ class _Layer(nn.Module):
         return Adapter(c, name="adapter")(x) if c.adapter_width else x
 
 
-def run_layers(
+def layer_stack(
     layer: type[_Layer],
     config: OFAConfig,
     drop_path_rates: Sequence[float],

@@ -32,7 +32,7 @@ class Compiled:
     buffer_bytes: float
 
 
-class Unfinished:
+class PartialCompiler:
     """How a program for TPUs is compiled: only one in a process, whose end must be `os._exit`.
 
     XLA reads its flags once, and a compilation cannot be called off.

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ofa_jax.planning.chips import Chip
 from ofa_jax.planning.hlo import Collective, Program
+from ofa_jax.utils.hardware import Chip
 
 NETWORK = "between slices"
 """Beside the mesh axes, the medium of what crosses slices."""

@@ -13,12 +13,13 @@ from ofa_jax.data import features
 from ofa_jax.data.features import Stream
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import state, step
+from ofa_jax.model.parameter_groups import trainable
+from ofa_jax.sharding import train_state
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.training import step
 from ofa_jax.training.flops import decoding_flops, training_factors, training_flops
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
-from ofa_jax.training.trainable import trainable
 
 _NUM_TASKS = 8
 
@@ -71,7 +72,7 @@ def training(parts: Parts) -> Traced:
     network, optimizer = OFA(model), make_optimizer(parts.optimizer)
     loss = parts.loss or LossConfig(pad_id=model.pad_id)
     ema = parts.optimizer.ema_decay is not None
-    abstract = state.abstract_state(network, optimizer, partitioner, ema)
+    abstract = train_state.abstract_state(network, optimizer, partitioner, ema)
     batches = {stream.name: abstract_batch(stream, parts) for stream in parts.streams}
     groups = {stream.name: stream.loss_group for stream in parts.streams}
     train_step = step.make_train_step(
@@ -85,8 +86,8 @@ def training(parts: Parts) -> Traced:
         parts.gradient_accumulation,
         gather=partitioner.gathering(abstract.params, model.dtype),
     )
-    learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trained)
-    with partitioner.active():
+    learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trainable_groups)
+    with partitioner.mesh_context():
         lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
     return Traced(
         lowered=lowered,
@@ -112,7 +113,7 @@ def decoding(parts: Parts) -> Traced:
     """
     model, partitioner, stream = parts.model, parts.partitioner, parts.streams[0]
     network, optimizer = OFA(model), make_optimizer(parts.optimizer)
-    abstract = state.abstract_state(network, optimizer, partitioner)
+    abstract = train_state.abstract_state(network, optimizer, partitioner)
     stream = dataclasses.replace(stream, num_sampled_patches=None)
     batch = {
         name: array
@@ -121,7 +122,7 @@ def decoding(parts: Parts) -> Traced:
     }
     decode = make_decoder(network, parts.decoding)
     key = jax.eval_shape(lambda: jax.random.key(0)) if parts.decoding.method == "sample" else None
-    with partitioner.active():
+    with partitioner.mesh_context():
         lowered = jax.jit(decode).lower(abstract.variables, batch, key)
     length = 1 + parts.decoding.longest(batch["encoder_input_tokens"].shape[1], model)
     return Traced(

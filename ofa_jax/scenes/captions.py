@@ -123,7 +123,7 @@ def negative_claims(scene: Scene, true: list[Claim], count: int, rng) -> list[Cl
 
 
 def _swapped(claim: Claim, noun: Noun, rng) -> Claim:
-    """One noun of the claim replaced by one that the picture does not show."""
+    """One noun of the claim replaced by one that the image does not show."""
     place = rng.integers(len(claim.counts))
     counts = list(claim.counts)
     counts[place] = (noun, counts[place][1])

@@ -1,7 +1,7 @@
-"""A scene: which objects stand where, on which background, and the picture of it.
+"""A scene: which objects stand where, on which background, and the image of it.
 
 Everything is drawn from one generator that depends only on (seed, split, index), so a scene is the
-same whichever process makes it. Distances are fractions of the picture's side unless said.
+same whichever process makes it. Distances are fractions of the image's side unless said.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from ofa_jax.scenes.nouns import Noun
 
 SPLITS = ("train", "validation", "test", "test_shifted")
 
-# The longer side of an object: 28 px of a 128 px picture at least, nearly two 16 px patches.
+# The longer side of an object: 28 px of a 128 px image at least, nearly two 16 px patches.
 SMALLEST_OBJECT = 0.22
 LARGEST_OBJECT = 0.5
 # A pixel belongs to an object where its pictogram is at least this opaque (of 255).
@@ -31,13 +31,13 @@ class SceneOptions:
     """What scenes are made of; a scene is a function of these, its split and its index.
 
     nouns: how many nouns of the table are used, the easiest to tell apart first.
-    picture_size: pixels of a side.
-    max_objects: at most so many objects in a picture; fewer are more frequent.
+    image_size: pixels of a side.
+    max_objects: at most so many objects in an image; fewer are more frequent.
     seed: of everything that is drawn.
     """
 
     nouns: int = 40
-    picture_size: int = 128
+    image_size: int = 128
     max_objects: int = 6
     seed: int = 0
 
@@ -47,10 +47,10 @@ class SceneOptions:
                 "A scene has room for 1 to 6 objects: set --max_objects so, not "
                 f"{self.max_objects}."
             )
-        if self.picture_size < 64 or self.picture_size % 16:
+        if self.image_size < 64 or self.image_size % 16:
             raise ValueError(
-                "Pictures are cut into patches of 16 pixels and need room for objects: set "
-                f"--picture_size to a multiple of 16 from 64 on, not {self.picture_size}."
+                "Images are cut into patches of 16 pixels and need room for objects: set "
+                f"--image_size to a multiple of 16 from 64 on, not {self.image_size}."
             )
         nouns_lib.first_nouns(self.nouns)
 
@@ -65,7 +65,7 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is exactly known of a picture.
+    """What is exactly known of an image.
 
     size: pixels of a side. background: its name, None where no short word is exact.
     vocabulary: every noun that some scene of this data set may show.
@@ -85,7 +85,7 @@ def generator(options: SceneOptions, split: str, index: int) -> np.random.Genera
 def compose(
     options: SceneOptions, style: str, rng: np.random.Generator
 ) -> tuple[Scene, np.ndarray]:
-    """Draws a scene and its picture.
+    """Draws a scene and its image.
 
     Args:
       options: see SceneOptions.
@@ -93,21 +93,21 @@ def compose(
       rng: decides everything.
 
     Returns:
-      The scene, and the picture uint8[size, size, 3].
+      The scene, and the image uint8[size, size, 3].
     """
-    size = options.picture_size
+    size = options.image_size
     vocabulary = nouns_lib.first_nouns(options.nouns)
     chosen = _choose_nouns(vocabulary, options.max_objects, rng)
     placed = _place(chosen, style, size, rng)
     owner = _owners(placed, size)
     background, name = _visible_background(placed, owner, size, rng)
-    picture = Image.fromarray(background)
+    image = Image.fromarray(background)
     objects = []
     for number, (noun, pixels, x, y) in enumerate(placed):
         patch = Image.fromarray(pixels)
-        picture.paste(patch, (x, y), patch)
+        image.paste(patch, (x, y), patch)
         objects.append(SceneObject(noun, _tight_box(owner == number)))
-    return Scene(size, tuple(objects), name, vocabulary), np.asarray(picture)
+    return Scene(size, tuple(objects), name, vocabulary), np.asarray(image)
 
 
 def _choose_nouns(vocabulary, max_objects: int, rng) -> list[Noun]:
@@ -150,15 +150,15 @@ def _draw(noun: Noun, style: str, side: int, size: int, rng) -> np.ndarray:
     if rng.random() < 0.5:
         master = master[:, ::-1]
     angle = rng.uniform(-12, 12) if rng.random() < 0.5 else 0.0
-    picture = Image.fromarray(np.ascontiguousarray(master)).convert("RGBa")
+    image = Image.fromarray(np.ascontiguousarray(master)).convert("RGBa")
     if angle:
-        picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-        visible = picture.getchannel("a").point(lambda alpha: 255 * (alpha >= VISIBLE_ALPHA))
-        picture = picture.crop(visible.getbbox())
-    scale = side / max(picture.size)
-    width, height = (max(4, round(length * scale)) for length in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(picture.convert("RGBA"))
+        image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+        visible = image.getchannel("a").point(lambda alpha: 255 * (alpha >= VISIBLE_ALPHA))
+        image = image.crop(visible.getbbox())
+    scale = side / max(image.size)
+    width, height = (max(4, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image.convert("RGBA"))
 
 
 def _free_spot(shape, boxes, size: int, rng) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ def make_record(options: SceneOptions, split: str, index: int) -> dict:
     """Scene `index` of a split as a record; a pure function of its arguments.
 
     Returns:
-      id str; image bytes (JPEG, picture_size x picture_size); captions, negative_captions
+      id str; image bytes (JPEG, image_size x image_size); captions, negative_captions
       list[str]; questions, answers, answer_types list[str] and answer_confidences list[float],
       parallel; phrases list[str], phrase_boxes float32[P, 4]; true_phrases list[str],
       true_phrase_boxes float32[Q, 4], all that could be said of objects; object_labels list[str],
@@ -30,15 +30,15 @@ def make_record(options: SceneOptions, split: str, index: int) -> dict:
     """
     rng = composer.generator(options, split, index)
     while True:
-        scene, picture = composer.compose(options, STYLE_OF_SPLIT[split], rng)
+        scene, image = composer.compose(options, STYLE_OF_SPLIT[split], rng)
         texts = describe(scene, rng)
         if texts["phrases"]:  # two equal objects side by side may leave nothing to refer to
             break
-    return {"id": f"{split}-{index:07d}", "image": encode(picture), **texts}
+    return {"id": f"{split}-{index:07d}", "image": encode(image), **texts}
 
 
 def describe(scene: Scene, rng) -> dict:
-    """Every field of a record but its id and picture."""
+    """Every field of a record but its id and image."""
     true = captions.captions(scene, _CAPTIONS, rng)
     negatives = captions.negative_claims(scene, true, _NEGATIVES, rng)
     asked = questions.questions(scene, _QUESTIONS, rng)
@@ -63,8 +63,8 @@ def _boxes(items) -> np.ndarray:
     return np.array([item.box for item in items], np.float32).reshape(-1, 4)
 
 
-def encode(picture: np.ndarray) -> bytes:
+def encode(image: np.ndarray) -> bytes:
     """uint8[H, W, 3] as a JPEG without colour subsampling."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

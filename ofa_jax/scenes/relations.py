@@ -2,7 +2,7 @@
 
 Every predicate has a clear margin. A statement is made only where it is clearly true, and used as
 a negative only where it is clearly false; a pair of objects in between gets no statement.
-Boxes are x0 y0 x1 y1 in pixels; `size` is the picture's side, to which margins are relative.
+Boxes are x0 y0 x1 y1 in pixels; `size` is the image's side, to which margins are relative.
 """
 
 import itertools
@@ -78,12 +78,12 @@ def fails(a: SceneObject, relation: str, b: SceneObject) -> bool:
 
 
 def side(item: SceneObject, size: int) -> str | None:
-    """ "left" or "right" half of the picture; None near the middle."""
+    """ "left" or "right" half of the image; None near the middle."""
     return _low_high(centre(item)[0] / size, "left", "right", _LOW, _HIGH)
 
 
 def height(item: SceneObject, size: int) -> str | None:
-    """ "top" or "bottom" half of the picture; None near the middle."""
+    """ "top" or "bottom" half of the image; None near the middle."""
     return _low_high(centre(item)[1] / size, "top", "bottom", _LOW, _HIGH)
 
 
@@ -152,6 +152,6 @@ def related_pairs(scene: Scene) -> list[tuple[SceneObject, str, SceneObject]]:
 
 
 def absent(scene: Scene) -> list[Noun]:
-    """The nouns that the picture does not show."""
+    """The nouns that the image does not show."""
     shown = {item.noun for item in scene.objects}
     return [noun for noun in scene.vocabulary if noun not in shown]

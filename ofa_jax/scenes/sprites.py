@@ -82,26 +82,26 @@ def sprite(code: str, style: str, size: int) -> np.ndarray:
     rendered = resvg_py.svg_to_bytes(
         svg_path=str(sprite_path(code, style)), width=2 * size, height=2 * size
     )
-    picture = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
-    visible = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 32)).getbbox()
-    picture = picture.crop(visible)
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    pixels = np.asarray(resize_rgba(picture, (width, height)))
+    image = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
+    visible = image.getchannel("A").point(lambda alpha: 255 * (alpha >= 32)).getbbox()
+    image = image.crop(visible)
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    pixels = np.asarray(resize_rgba(image, (width, height)))
     pixels.setflags(write=False)
     return pixels
 
 
-def resize_rgba(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_rgba(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes (width, height) with premultiplied alpha, so that no dark rim appears."""
-    premultiplied = picture.convert("RGBa")
+    premultiplied = image.convert("RGBa")
     return premultiplied.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
 @functools.lru_cache(maxsize=len(PHOTOGRAPHS))
 def photograph(index: int) -> Image.Image:
-    """The texture region of PHOTOGRAPHS[index], an RGB picture."""
+    """The texture region of PHOTOGRAPHS[index], an RGB image."""
     entry = PHOTOGRAPHS[index]
     path = package_folder("skimage") / "data" / entry.file
-    with Image.open(path) as picture:
-        return picture.convert("RGB").crop(entry.box)
+    with Image.open(path) as image:
+        return image.convert("RGB").crop(entry.box)

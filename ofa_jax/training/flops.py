@@ -37,7 +37,7 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
     target = batch["decoder_input_tokens"].shape[1]
     resnet = patches = places = 0
     sampled = False
-    for height, width, number in _pictures(batch):
+    for height, width, number in _images(batch):
         resnet += size * resnet_flops(height, width, c)
         grid = math.prod(patch_grid(height, width))
         places += grid
@@ -158,7 +158,7 @@ def _attention(length: int, config: OFAConfig) -> int:
     return 4 * (length + config.prefix_length) * config.width
 
 
-def _pictures(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]:
+def _images(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]:
     """(height, width, number of sampled patches or None) of the images of an example."""
     for prefix in ("encoder_", "encoder_second_"):
         if f"{prefix}images" in batch:
@@ -173,7 +173,7 @@ def _encoder_length(batch: Mapping[str, Any]) -> int:
     """Patches and tokens that the decoder can attend to."""
     patches = (
         math.prod(patch_grid(height, width)) if number is None else number
-        for height, width, number in _pictures(batch)
+        for height, width, number in _images(batch)
     )
     return sum(patches) + batch["encoder_input_tokens"].shape[1]
 

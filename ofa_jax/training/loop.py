@@ -16,13 +16,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.checkpoints.manager import Checkpoints
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding.train_state import TrainState
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
-from ofa_jax.training.run_checkpoints import Checkpoints
-from ofa_jax.training.state import TrainState
 from ofa_jax.training.step import StepMetrics, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
@@ -37,7 +37,7 @@ class RunError(ValueError):
     """The run cannot go on as it was called; the message says what to do."""
 
 
-class BeforeStep(Protocol):
+class BatchTransform(Protocol):
     """Changes what a step learns from, given the state; `self_critical.SelfCritical` does."""
 
     def __call__(
@@ -81,7 +81,7 @@ class Run:
       pad_id: of tokens.
       writer: of events.
       console: to print to.
-      before_step: changes every step's batches; None for nothing to change.
+      batch_transform: changes every step's batches; None for nothing to change.
     """
 
     model_dir: epath.Path
@@ -103,7 +103,7 @@ class Run:
     pad_id: int
     writer: Writer
     console: Console
-    before_step: BeforeStep | None = None
+    batch_transform: BatchTransform | None = None
 
 
 def train(run: Run) -> dict[str, dict[str, float]]:
@@ -120,17 +120,17 @@ def train(run: Run) -> dict[str, dict[str, float]]:
       SaveError: checkpoints cannot be written, see `Checkpoints`.
       FloatingPointError: too many steps were not finite.
     """
-    config, clock = run.config, telemetry.Clock()
+    config, clock = run.config, telemetry.GoodputTimer()
     history = validation.History(run.model_dir / "validations.json")
     best = None
     if config.best_metric is not None:
         validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
         best = functools.partial(history.best, config.best_metric)
     with (
-        run.partitioner.active(),
+        run.partitioner.mesh_context(),
         Progress(run.console) as progress,
         Preemption() as preemption,
-        Watchdog(config.stuck_seconds) as watchdog,
+        Watchdog(config.watchdog_timeout_secs) as watchdog,
     ):
         with clock.measure("restoring"):
             checkpoints = Checkpoints(
@@ -228,7 +228,7 @@ def _steps(
     history: validation.History,
     preemption: Preemption,
     watchdog: Watchdog,
-    clock: telemetry.Clock,
+    clock: telemetry.GoodputTimer,
     progress: Progress,
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Makes the steps from `start` to `total`; the results, and the last step that was made."""
@@ -236,7 +236,7 @@ def _steps(
     train_step = jit_train_step(run.train_step, run.abstract_state)
     eval_step = jax.jit(run.eval_step, donate_argnums=2)
     batches = run.batches(start)
-    pace, padding = telemetry.Pace(clock), telemetry.Padding(run.pad_id)
+    pace, padding = telemetry.DispatchThrottle(clock), telemetry.Padding(run.pad_id)
     profiler = telemetry.Profiler(run.model_dir / "profile", config.profile_steps)
     waiting: list[StepMetrics] = []
     results: dict[str, dict[str, float]] = {}
@@ -253,16 +253,16 @@ def _steps(
         padding.add(batch)
         batch = {name: run.partitioner.put_batch(part) for name, part in batch.items()}
         profiler.before(step)
-        if run.before_step is not None:
+        if run.batch_transform is not None:
             compiles = step == start + 1
             with clock.measure("compilation") if compiles else contextlib.nullcontext():
-                batch = run.before_step(step - 1, state, batch)
+                batch = run.batch_transform(step - 1, state, batch)
         if step == start + 1:
             with clock.measure("compilation"):  # the call returns when it is compiled
                 state, metrics = train_step(state, batch)
         else:
             state, metrics = train_step(state, batch)
-        pace.handed_over(metrics)
+        pace.after_dispatch(metrics)
         profiler.after(step, metrics)
         waiting.append(metrics)
         stopped = preemption.requested(step) and step < total
@@ -307,8 +307,8 @@ def _report(
     step: int,
     waiting: Sequence[StepMetrics],
     state: TrainState,
-    clock: telemetry.Clock,
-    pace: telemetry.Pace,
+    clock: telemetry.GoodputTimer,
+    pace: telemetry.DispatchThrottle,
     padding: telemetry.Padding,
     progress: Progress,
 ) -> None:
@@ -341,7 +341,7 @@ def _report(
     )
     progress.show(report)
     run.writer.write_scalars(step, report.scalars)
-    if run.before_step is not None and (more := run.before_step.scalars()):
+    if run.batch_transform is not None and (more := run.batch_transform.scalars()):
         run.writer.write_scalars(step, {f"train/{name}": value for name, value in more.items()})
         progress.say("  ".join(f"{name} {value:.3f}" for name, value in more.items()))
     if skipped_steps > run.config.max_skipped_steps:

@@ -21,7 +21,8 @@ class LoopConfig:
         mean of all objectives, or e.g. "visual_grounding/loss"; None for none. Only steps that are
         both validated and saved take part.
       max_skipped_steps: so many steps that are not finite stop the run.
-      stuck_seconds: a process that does not come from one report to the next in so long ends, to be
+      watchdog_timeout_secs: a process that does not come from one report to the next in so long
+      ends, to be
         started again by a supervisor; None for never. Compiling and validating are in it.
       profile_steps: record a profile of the steps from the first to the second of these, both
         included, into MODEL_DIR/profile; None for none.
@@ -38,7 +39,7 @@ class LoopConfig:
     checkpoint_keep_period: int | None = None
     best_metric: str | None = None
     max_skipped_steps: int = 100
-    stuck_seconds: float | None = 3600
+    watchdog_timeout_secs: float | None = 3600
     profile_steps: Sequence[int] | None = None
     max_minutes: float | None = None
 

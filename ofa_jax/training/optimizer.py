@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.training import trainable
+from ofa_jax.model import parameter_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OptimizerConfig:
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled, of all parameters.
       frozen: groups of parameters that are not trained, see `trainable`.
-      trained: groups that alone are trained; None for all.
+      trainable_groups: groups that alone are trained; None for all.
       ema_decay: keep an exponential moving average of the parameters, which is validated and saved
         beside them; 0.9999 in the published fine-tuning on VQA. None for none.
       ema_start: updates before the average begins; until then it follows the parameters.
@@ -43,7 +43,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     frozen: Sequence[str] = ()
-    trained: Sequence[str] | None = None
+    trainable_groups: Sequence[str] | None = None
     ema_decay: float | None = None
     ema_start: int = 0
 
@@ -69,8 +69,10 @@ class OptimizerConfig:
             raise ValueError(
                 f"OptimizerConfig.ema_decay is {self.ema_decay}; give 0 <= x < 1, or None."
             )
-        trainable.check_groups(self.frozen, "OptimizerConfig.frozen")
-        trainable.check_groups(self.trained or (), "OptimizerConfig.trained")
+        parameter_groups.check_groups(self.frozen, "OptimizerConfig.frozen")
+        parameter_groups.check_groups(
+            self.trainable_groups or (), "OptimizerConfig.trainable_groups"
+        )
 
     @property
     def warmup_steps(self) -> int:
@@ -80,11 +82,11 @@ class OptimizerConfig:
         return int(self.warmup)
 
 
-def steps_of_epochs(epochs: float, examples: int, batch_size: int) -> int:
+def epochs_to_steps(epochs: float, examples: int, batch_size: int) -> int:
     """How many steps go through so many examples so many times."""
     if not (epochs > 0 and examples >= 1 and batch_size >= 1):
         raise ValueError(
-            f"steps_of_epochs: {epochs} epochs of {examples} examples in batches of {batch_size} "
+            f"epochs_to_steps: {epochs} epochs of {examples} examples in batches of {batch_size} "
             "are no steps; give positive numbers."
         )
     return math.ceil(epochs * examples / batch_size)
@@ -125,14 +127,14 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
         ),
     )
-    if not config.frozen and config.trained is None:
+    if not config.frozen and config.trainable_groups is None:
         return learn
 
     def labels(params: Any) -> Any:
-        learns = trainable.trainable(params, config.frozen, config.trained)
+        learns = parameter_groups.trainable(params, config.frozen, config.trainable_groups)
         if not any(jax.tree.leaves(learns)):
             raise ValueError(
-                f"OptimizerConfig trains nothing (trained={config.trained}, "
+                f"OptimizerConfig trains nothing (trainable_groups={config.trainable_groups}, "
                 f"frozen={config.frozen}): does the model have what it names?"
             )
         return jax.tree.map(lambda yes: "learn" if yes else "rest", learns)

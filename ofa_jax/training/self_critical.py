@@ -12,7 +12,7 @@ A step has three parts: the compiled search with the present parameters, the rew
 and the ordinary training step. For that one an attempt is an answer like any other, whose tokens
 have the weight r_i - b_i instead of a confidence:
 
-    batch ──▶ decoder ──▶ attempts [B, G, T] ──▶ rewards [B, G] ──▶ batch with the attempts as
+    batch ──▶ decoder ──▶ samples [B, G, T] ──▶ rewards [B, G] ──▶ batch with the samples as
                                                                     targets ──▶ train_step
 """
 
@@ -25,21 +25,21 @@ import numpy as np
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.decoding.hypotheses import BOS, PAD
 from ofa_jax.model import OFA
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding.train_state import TrainState
 from ofa_jax.training.losses import LossConfig
-from ofa_jax.training.state import TrainState
 
 Reward = Callable[[int, np.ndarray], np.ndarray]
-"""(step, attempts int32 [B, G, T]) -> rewards float [B, G], for this host's rows of the step."""
+"""(step, samples int32 [B, G, T]) -> rewards float [B, G], for this host's rows of the step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfCriticalConfig:
-    """How the model makes its attempts.
+    """How the model makes its samples.
 
     Attributes:
       decoding: with beam_size = G, at least 2; the published one when left out (beam 5, at most 16
-        tokens, no 3-gram twice). Use method = 'sample' for independent random attempts.
+        tokens, no 3-gram twice). Use method = 'sample' for independent random samples.
     """
 
     decoding: DecodingConfig = DecodingConfig(no_repeat_ngram_size=3)
@@ -63,7 +63,7 @@ class SelfCriticalConfig:
 
 
 class SelfCritical:
-    """Makes of a step's batch one of attempts; the loop calls it before every step."""
+    """Makes of a step's batch one of samples; the loop calls it before every step."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class SelfCritical:
 
         Args:
           model: that is trained.
-          config: how it makes its attempts.
+          config: how it makes its samples.
           partitioner: the mesh.
           stream: name of the stream that is learned so.
-          reward: of attempts.
+          reward: of samples.
           seed: of samples, with the step.
 
         Raises:
@@ -101,32 +101,32 @@ class SelfCritical:
     def __call__(
         self, step: int, state: TrainState, batches: Mapping[str, Mapping[str, jax.Array]]
     ) -> dict[str, Mapping[str, jax.Array]]:
-        """The batches of a step with the attempts of the stream as what is to be learned.
+        """The batches of a step with the samples of the stream as what is to be learned.
 
         Args:
           step: its number; 0 is the first one.
-          state: whose parameters make the attempts.
+          state: whose parameters make the samples.
           batches: {stream: batch} on the devices. The answers that they have are not looked at, but
-            a row that has none (its record was bad) gets no attempts either, nor does one without
+            a row that has none (its record was bad) gets no samples either, nor does one without
             a reward.
         """
         batch, put = batches[self._stream], self._partitioner
         key = jax.random.fold_in(jax.random.key(self._seed), step)
         encoder_inputs = {k: x for k, x in batch.items() if not k.startswith("decoder_")}
-        attempts = put.take_rows(self._search(state.variables, encoder_inputs, key))
+        samples = put.take_rows(self._search(state.variables, encoder_inputs, key))
         good = (put.take_rows(batch["decoder_target_tokens"]) != PAD).any(-1)
-        there = (attempts != PAD).any(-1) & good[:, None]
-        rewards = np.where(there, self._reward(step, attempts), np.nan)
+        there = (samples != PAD).any(-1) & good[:, None]
+        rewards = np.where(there, self._reward(step, samples), np.nan)
         self._rewards.append(rewards[good])
-        targets = np.where(np.isfinite(rewards)[..., None], attempts, PAD)
+        targets = np.where(np.isfinite(rewards)[..., None], samples, PAD)
         learned = as_answers(targets, advantages(rewards))
         return {**batches, self._stream: {**batch, **put.put_batch(learned)}}
 
     def scalars(self) -> dict[str, float]:
-        """What the attempts since the last call were worth, on this host; empty for none.
+        """What the samples since the last call were worth, on this host; empty for none.
 
         Returns:
-          reward: mean over all attempts. best_reward: mean over the examples of their best attempt.
+          reward: mean over all samples. best_reward: mean over the examples of their best attempt.
         """
         rewards = np.concatenate(self._rewards) if self._rewards else np.zeros((0, 0))
         self._rewards.clear()
@@ -149,7 +149,7 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
       rewards: float [B, G]; NaN where there is no attempt.
 
     Returns:
-      float32 [B, G]; 0 for attempts that are not there, or are the only one.
+      float32 [B, G]; 0 for samples that are not there, or are the only one.
     """
     there = np.isfinite(rewards)
     own = np.where(there, rewards, 0)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.model import OFA
-from ofa_jax.model.side_by_side import side_by_side, taken_apart
-from ofa_jax.training import losses, metrics, trainable
+from ofa_jax.model import OFA, parameter_groups
+from ofa_jax.model.pack_streams import pack_streams, unpack_streams
+from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.training import losses, metrics
 from ofa_jax.training.losses import LossConfig, TokenLosses
 from ofa_jax.training.metrics import TaskSums
 from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
-from ofa_jax.training.state import TrainState
 
 Batches = Mapping[str, Mapping[str, jax.Array]]
 
@@ -82,10 +82,10 @@ def make_train_step(
             "ranks the tokens of the whole batch: set it to 1, or the ratio to 0."
         )
     schedule = learning_rate_schedule(optimizer_config)
-    learns = (optimizer_config.frozen, optimizer_config.trained)
+    learns = (optimizer_config.frozen, optimizer_config.trainable_groups)
 
     def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
-        params = trainable.stop_frozen(params, *learns)
+        params = parameter_groups.stop_frozen(params, *learns)
         if gather is not None:
             params = gather(params)
         passes = loss_config.passes
@@ -198,7 +198,7 @@ def _losses_of_streams(
     shapes = [x.shape for x in targets]
     mask = None
     if allowed:
-        mask = side_by_side(
+        mask = pack_streams(
             [
                 allowed[name](x) if name in allowed else jnp.ones((*x.shape, vocab_size), bool)
                 for name, x in zip(batches, targets, strict=True)
@@ -206,17 +206,17 @@ def _losses_of_streams(
             shapes,
         )
     tokens = losses.token_losses(
-        logits, side_by_side(targets), side_by_side(weights), config, mask, vocab_size
+        logits, pack_streams(targets), pack_streams(weights), config, mask, vocab_size
     )
     parts = {
-        "loss": taken_apart(tokens.loss, shapes),
-        "nll": taken_apart(tokens.nll, shapes),
-        "scored": taken_apart(tokens.scored, shapes),
+        "loss": unpack_streams(tokens.loss, shapes),
+        "nll": unpack_streams(tokens.nll, shapes),
+        "scored": unpack_streams(tokens.scored, shapes),
         "divergence": [None] * len(shapes),
     }
     if tokens.divergence is not None:
         halves = [(rows // 2, length) for rows, length in shapes]
-        parts["divergence"] = taken_apart(tokens.divergence, halves)
+        parts["divergence"] = unpack_streams(tokens.divergence, halves)
     return {
         name: TokenLosses(**{field: values[k] for field, values in parts.items()})
         for k, name in enumerate(batches)

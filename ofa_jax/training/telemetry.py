@@ -18,7 +18,7 @@ LOST = ("compilation", "checkpoints", "restoring", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Lap:
+class Interval:
     """A stretch of time.
 
     Attributes:
@@ -44,7 +44,7 @@ class Lap:
         return max(0.0, 1 - sum(self.parts.values()) / max(self.seconds, 1e-9))
 
 
-class Clock:
+class GoodputTimer:
     """Adds up, by kind, the time of this host that is not spent stepping."""
 
     def __init__(self) -> None:
@@ -66,20 +66,20 @@ class Clock:
         self._all[kind] += seconds
         self._lap[kind] += seconds
 
-    def lap(self) -> Lap:
+    def lap(self) -> Interval:
         """Since the last call."""
         now = time.perf_counter()
-        lap = Lap(now - self._lap_begin, dict(self._lap))
+        lap = Interval(now - self._lap_begin, dict(self._lap))
         self._lap_begin = now
         self._lap.clear()
         return lap
 
-    def total(self) -> Lap:
+    def total(self) -> Interval:
         """Since the clock was made."""
-        return Lap(time.perf_counter() - self._begin, dict(self._all))
+        return Interval(time.perf_counter() - self._begin, dict(self._all))
 
 
-class Pace:
+class DispatchThrottle:
     """Keeps the host close to the devices, and tells when they stood still for want of a batch.
 
     The host hands steps over before they are made. Each holds its batch in the devices' memory, so
@@ -87,7 +87,7 @@ class Pace:
     steps before: only what remains after these counts as waiting for data.
     """
 
-    def __init__(self, clock: Clock, ahead: int = 2) -> None:
+    def __init__(self, clock: GoodputTimer, ahead: int = 2) -> None:
         """Nothing is under way.
 
         Args:
@@ -108,7 +108,7 @@ class Pace:
         self._waits.append((asked, time.perf_counter(), before))
         return batch
 
-    def handed_over(self, results: Any) -> None:
+    def after_dispatch(self, results: Any) -> None:
         """To be called with what a step will make; waits until it is not too far ahead."""
         self._under_way.append(self._watcher.submit(_when_ready, results))
         if len(self._under_way) > self._ahead:
@@ -156,7 +156,7 @@ class Throughput:
     @classmethod
     def over(
         cls,
-        lap: Lap,
+        lap: Interval,
         steps: int,
         examples: float,
         target_tokens: float,

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ofa_jax.training.telemetry import LOST, WAITING_FOR_DATA, Lap, Throughput
+from ofa_jax.training.telemetry import LOST, WAITING_FOR_DATA, Interval, Throughput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Report:
     total_steps: int
     throughput: Throughput
     data_wait: float
-    total: Lap
+    total: Interval
     loss: float
     task_losses: Mapping[str, float]
     learning_rate: float
@@ -123,7 +123,7 @@ class Progress(contextlib.AbstractContextManager):
         """Prints a sentence above the view."""
         self._console.print(message, highlight=False, soft_wrap=True)
 
-    def say_total(self, time: Lap) -> None:
+    def say_total(self, time: Interval) -> None:
         """Prints where the time of a run went."""
         parts = [f"{time.goodput:.0%} stepping"]
         parts += [

@@ -15,7 +15,7 @@ from ofa_jax.data.features import (
 
 LENGTHS = {"inputs": 6, "targets": 5}
 TEXT = Stream("text", "m", 2, LENGTHS)
-PICTURES = Stream("pictures", "m", 2, LENGTHS, image_size=48, code_targets=True)
+IMAGES = Stream("images", "m", 2, LENGTHS, image_size=48, code_targets=True)
 SAMPLED = Stream("sampled", "m", 2, LENGTHS, image_size=48, num_sampled_patches=4)
 
 
@@ -27,7 +27,7 @@ def features(stream=TEXT, seed=0, **parts):
     return to_features(example(**parts), stream, 3, np.random.default_rng(seed))
 
 
-def picture(size=48):
+def make_image(size=48):
     return np.random.default_rng(1).integers(0, 256, (size, size, 3), np.uint8)
 
 
@@ -55,7 +55,7 @@ IMAGE = {"encoder_images": ((48, 48, 3), "uint8"), "encoder_image_mask": ((), "b
     [
         (TEXT, TOKENS),
         (
-            PICTURES,
+            IMAGES,
             TOKENS
             | IMAGE
             | {"decoder_code_mask": ((), "bool"), "encoder_image_blank_boxes": ((4,), "int32")},
@@ -64,8 +64,8 @@ IMAGE = {"encoder_images": ((48, 48, 3), "uint8"), "encoder_image_mask": ((), "b
     ],
     ids=lambda part: getattr(part, "name", ""),
 )
-def test_every_key_has_its_shape_and_type_and_text_no_picture_at_all(stream, expected):
-    image = {} if stream.image_size is None else {"image": picture()}
+def test_every_key_has_its_shape_and_type_and_text_no_image_at_all(stream, expected):
+    image = {} if stream.image_size is None else {"image": make_image()}
     for row in (features(stream, **image), empty_features(stream, 3)):
         assert {k: (v.shape, v.dtype.name) for k, v in row.items()} == expected
 
@@ -91,9 +91,9 @@ def test_the_end_is_scored_even_where_more_than_the_answer_is_not_to_be():
     np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 1, 0, 0, 0])
 
 
-def test_a_picture_comes_as_bytes_with_its_blank_part_and_its_codes():
-    image = picture()
-    row = features(PICTURES, image=image, blank_box=np.array([8, 8, 24, 24]), code_mask=True)
+def test_an_image_comes_as_bytes_with_its_blank_part_and_its_codes():
+    image = make_image()
+    row = features(IMAGES, image=image, blank_box=np.array([8, 8, 24, 24]), code_mask=True)
     assert row["encoder_images"].dtype == np.uint8
     np.testing.assert_array_equal(row["encoder_images"], image)
     assert row["encoder_image_mask"] and row["decoder_code_mask"]
@@ -101,22 +101,24 @@ def test_a_picture_comes_as_bytes_with_its_blank_part_and_its_codes():
 
 
 @pytest.mark.parametrize("image", [None, np.zeros((0, 0, 3), np.uint8)])
-def test_an_example_without_a_picture_masks_it(image):
-    row = features(PICTURES, **({} if image is None else {"image": image}))
+def test_an_example_without_an_image_masks_it(image):
+    row = features(IMAGES, **({} if image is None else {"image": image}))
     assert not row["encoder_image_mask"] and not row["encoder_images"].any()
 
 
 def test_patches_are_drawn_without_replacement_and_differently_for_each_example():
-    rows = [features(SAMPLED, seed, image=picture())["encoder_patch_indices"] for seed in range(40)]
+    rows = [
+        features(SAMPLED, seed, image=make_image())["encoder_patch_indices"] for seed in range(40)
+    ]
     assert all(len(set(row)) == 4 for row in rows)
     # 9 patches; 160 draws miss one of them with a probability of about 1e-9.
     assert {int(patch) for row in rows for patch in row} == set(range(9))
     assert len({tuple(row) for row in rows}) > 30
 
 
-@pytest.mark.parametrize("stream", [TEXT, PICTURES, SAMPLED])
+@pytest.mark.parametrize("stream", [TEXT, IMAGES, SAMPLED])
 def test_an_empty_row_teaches_nothing_but_gives_the_softmax_something(stream):
-    image = {} if stream.image_size is None else {"image": picture()}
+    image = {} if stream.image_size is None else {"image": make_image()}
     row, empty = features(stream, **image), empty_features(stream, 3)
     np.testing.assert_array_equal(empty["encoder_input_tokens"], [BOS_ID] + 5 * [PAD_ID])
     np.testing.assert_array_equal(empty["decoder_input_tokens"], [BOS_ID] + 4 * [PAD_ID])
@@ -129,10 +131,10 @@ def test_an_empty_row_teaches_nothing_but_gives_the_softmax_something(stream):
 @pytest.mark.parametrize(
     ("stream", "parts", "sentence"),
     [
-        (TEXT, {"image": picture()}, "has no image_size, but m yields pictures"),
-        (PICTURES, {"image": picture(32)}, r"expects pictures of \(48, 48, 3\), but m yields"),
-        (SAMPLED, {"image": picture(), "code_mask": True}, "set its code_targets=True"),
-        (SAMPLED, {"image": picture(), "blank_box": np.ones(4)}, "blanked part: set its code_t"),
+        (TEXT, {"image": make_image()}, "has no image_size, but m yields images"),
+        (IMAGES, {"image": make_image(32)}, r"expects images of \(48, 48, 3\), but m yields"),
+        (SAMPLED, {"image": make_image(), "code_mask": True}, "set its code_targets=True"),
+        (SAMPLED, {"image": make_image(), "blank_box": np.ones(4)}, "blanked part: set its code_t"),
     ],
 )
 def test_an_example_that_does_not_fit_its_stream_is_refused(stream, parts, sentence):

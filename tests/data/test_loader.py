@@ -11,7 +11,7 @@ from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
-from ofa_jax.data.rows import ByRate, RatedTask
+from ofa_jax.data.sampling import ByRate, WeightedTask
 
 STREAMS = (PAIRS, TEXT)
 
@@ -150,7 +150,7 @@ def test_another_seed_is_another_order(undisturbed):
 def draws_and_numbers(name="s", seed=7, task="t", size=1):
     """The random draws and the records of the first 16 rows."""
     stream = Stream(name, "m", 16, LENGTHS)
-    rated = RatedTask(task, 1.0, numbered(size), Tell(picture=False))
+    rated = WeightedTask(task, 1.0, numbered(size), Tell(image=False))
     batch = next(Loader([stream], {name: [rated]}, seed).batches())[name]
     return batch["decoder_target_tokens"][:, 1].tolist(), seen([{name: batch}], name)
 
@@ -193,7 +193,7 @@ def absl_flags():
 def test_worker_processes_change_nothing_and_do_without_tensorflow(undisturbed, absl_flags):
     assert_same(take(3, start=2, num_workers=1), undisturbed[2:5])
     stream = Stream("s", "m", 2, LENGTHS)
-    task = RatedTask("t", 1.0, numbered(4), tensorflow_is_loaded)
+    task = WeightedTask("t", 1.0, numbered(4), tensorflow_is_loaded)
     loader = Loader([stream], {"s": [task]}, 0, num_workers=1)
     batch = next(loader.batches())
     assert set(batch["s"]["decoder_target_tokens"][:, 0]) == {10}
@@ -221,7 +221,7 @@ def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
 
 def test_bad_records_are_named_once_each_and_when_they_are_many_only_counted(caplog):
     stream = Stream("s", "m", 64, LENGTHS)
-    task = RatedTask("t", 1.0, numbered(32, bad=range(1, 26)), Tell(picture=False))
+    task = WeightedTask("t", 1.0, numbered(32, bad=range(1, 26)), Tell(image=False))
     loader = Loader([stream], {"s": [task]}, 0)
     with caplog.at_level(logging.WARNING):
         next(loader.batches())
@@ -246,7 +246,7 @@ class TornRecords:
 
 def test_a_record_that_cannot_be_read_is_a_bad_one():
     stream = Stream("s", "m", 4, LENGTHS)
-    loader = Loader([stream], {"s": [RatedTask("t", 1.0, TornRecords(), Tell(False))]}, 0)
+    loader = Loader([stream], {"s": [WeightedTask("t", 1.0, TornRecords(), Tell(False))]}, 0)
     batch = next(loader.batches())["s"]
     assert sorted(batch["decoder_target_tokens"][:, 0]) == [1, 1000, 1001, 1003]
     assert loader.skipped_records == {"t": 1}
@@ -258,13 +258,13 @@ def test_what_is_no_bad_record_stops_the_run_as_itself():
 
     stream = Stream("s", "m", 4, LENGTHS)
     with pytest.raises(KeyError, match="nubmer"):
-        next(Loader([stream], {"s": [RatedTask("t", 1.0, numbered(4), mistake)]}, 0).batches())
+        next(Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(4), mistake)]}, 0).batches())
 
 
 def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
     with pytest.raises(ValueError, match="Every record of step 0 in stream 'pairs' is bad, e.g. "):
         records = numbered(12, bad=set(range(12)))
-        broken = [RatedTask("often", 1.0, records, tasks()["pairs"][0].preprocess)]
+        broken = [WeightedTask("often", 1.0, records, tasks()["pairs"][0].preprocess)]
         next(Loader([PAIRS], {"pairs": broken}, 0).batches())
 
 
@@ -278,7 +278,7 @@ def test_hosts_go_on_when_all_of_their_own_few_records_are_bad():
 
 
 def test_hosts_stop_together_when_a_step_has_no_good_record():
-    broken = [RatedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
+    broken = [WeightedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
     for host in range(4):
         loader = Loader([PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
         with pytest.raises(ValueError, match="Every record of step 0"):
@@ -287,7 +287,7 @@ def test_hosts_stop_together_when_a_step_has_no_good_record():
 
 def test_a_batch_of_one_may_be_bad():
     stream = Stream("s", "m", 1, LENGTHS)
-    loader = Loader([stream], {"s": [RatedTask("t", 1.0, numbered(2, {0}), Tell(False))]}, 0)
+    loader = Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(2, {0}), Tell(False))]}, 0)
     weights = [b["s"]["decoder_loss_weights"].any() for b in itertools.islice(loader.batches(), 2)]
     assert sorted(weights) == [False, True]
 
@@ -295,7 +295,7 @@ def test_a_batch_of_one_may_be_bad():
 def test_validation_has_every_example_once_and_fills_up_with_empty_rows():
     loader = Loader(STREAMS, tasks(), 7)
     batches = list(loader.validation_batches(tasks(), num_examples=7))
-    # 7 + 6 pictures in batches of 8, 5 texts in batches of 4.
+    # 7 + 6 images in batches of 8, 5 texts in batches of 4.
     assert [name for name, _ in batches] == ["pairs", "pairs", "text", "text"]
     rows, draws = [], set()
     for _, batch in batches:
@@ -354,13 +354,13 @@ def test_sequential_streams_go_along_from_the_same_step():
         (STREAMS, tasks() | {"text": []}, {}, "text_mixture has nothing to train on"),
         (
             STREAMS,
-            tasks() | {"text": [RatedTask("texts", 1.0, numbered(0), print)]},
+            tasks() | {"text": [WeightedTask("texts", 1.0, numbered(0), print)]},
             {},
             "texts is empty",
         ),
         (
             STREAMS,
-            tasks() | {"text": [RatedTask("texts", 0.0, numbered(3), print)]},
+            tasks() | {"text": [WeightedTask("texts", 0.0, numbered(3), print)]},
             {},
             "every rate must be positive",
         ),

@@ -14,14 +14,14 @@ from ofa_jax.data import features, seqio_bridge
 from ofa_jax.data.feature_converter import OFAFeatureConverter
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
-from ofa_jax.data.records import BadRecord, InMemoryRecords
 from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor
+from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
 
 SIZE = 32
 STREAM = Stream(
     "s", "bridge_mixture", 4, {"inputs": 6, "targets": 4}, image_size=SIZE, num_sampled_patches=2
 )
-PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
 def records(split):
@@ -34,12 +34,12 @@ def records(split):
 def spell(record, rng):
     """The letters of a text, shuffled, over a picture of noise."""
     if not record["text"]:
-        raise BadRecord("has no text")
+        raise InvalidRecordError("has no text")
     letters = np.frombuffer(record["text"].encode(), np.uint8).astype(np.int32)
     return {
         "inputs": np.array([0, 40, 2], np.int32),
         "targets": np.append(rng.permutation(letters)[:3], 2).astype(np.int32),
-        "image": PICTURE,
+        "image": IMAGE,
         "loss_weight": np.float32(0.5),
     }
 
@@ -51,7 +51,7 @@ def number(record, rng):
     return {
         "inputs": np.array([0, 41, 2], np.int32),
         "targets": np.array(target, np.int32),
-        "image": PICTURE,
+        "image": IMAGE,
     }
 
 
@@ -61,7 +61,7 @@ def everything(record, rng):
     return {
         "inputs": np.array([0, *range(50, 58), 2], np.int32),
         "targets": np.array([int(record["id"]) + 10, 11, 12, 13, 14, 2], np.int32),
-        "image": PICTURE,
+        "image": IMAGE,
         "blank_box": np.array([4, 8, 12, 16], np.int32),
         "loss_weight": np.float32(0.25),
         "code_mask": np.bool_(True),
@@ -130,7 +130,7 @@ def test_plain_seqio_gives_what_the_function_gives():
     for k, example in enumerate(examples):
         assert set(example) >= set(seqio_bridge.EXAMPLE_SIGNATURE)
         np.testing.assert_array_equal(example["targets"], [k, len("validation"), 2])
-        np.testing.assert_array_equal(example["image"], PICTURE)
+        np.testing.assert_array_equal(example["image"], IMAGE)
         assert example["loss_weight"] == 1.0 and not example["code_mask"]
 
 
@@ -181,7 +181,7 @@ def test_random_preprocessors_follow_the_seed_of_seqio():
 
 
 def test_the_loader_takes_the_same_functions_out_again():
-    tasks = seqio_bridge.rated_tasks("bridge_mixture", "validation")
+    tasks = seqio_bridge.weighted_tasks("bridge_mixture", "validation")
     assert [(task.name, task.rate) for task in tasks] == [
         ("bridge_number", 1.0),
         ("bridge_spell", 3.0),
@@ -190,11 +190,11 @@ def test_the_loader_takes_the_same_functions_out_again():
     batch = next(loader.batches())["s"]
     numbers = batch["decoder_target_tokens"][batch["task_ids"] == 0]
     assert len(numbers) == 1 and numbers[0][1] == len("validation")
-    np.testing.assert_array_equal(batch["encoder_images"][0], PICTURE)
+    np.testing.assert_array_equal(batch["encoder_images"][0], IMAGE)
 
 
 def test_several_preprocessors_run_one_after_the_other_on_both_sides():
-    (task,) = seqio_bridge.rated_tasks("bridge_chain", "train")
+    (task,) = seqio_bridge.weighted_tasks("bridge_chain", "train")
     ours = task.preprocess(task.records[3], np.random.default_rng(0))
     theirs = seqio_examples("bridge_chain")[3]
     assert ours["loss_weight"] == theirs["loss_weight"] == 0.125
@@ -216,13 +216,13 @@ def test_an_unknown_name_brings_the_nearest():
 
 def test_a_split_or_kind_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no split 'test': choose from train, validation"):
-        seqio_bridge.rated_tasks("bridge_spell", "test")
+        seqio_bridge.weighted_tasks("bridge_spell", "test")
     with pytest.raises(ValueError, match="No kind of record is called 'texts'"):
         RecordDataSource(records, "texts")
 
 
 def test_ordinary_tensor_preprocessors_train_in_seqios_order_with_a_warning(caplog):
-    assert seqio_bridge.rated_tasks("bridge_tensors", "train") is None
+    assert seqio_bridge.weighted_tasks("bridge_tensors", "train") is None
     stream = Stream("t", "bridge_tensors", 4, {"inputs": 3, "targets": 3})
 
     def take(start, data_shards=(0, 1)):

@@ -65,7 +65,7 @@ class Golden:
             ours["constraint_range"] = (int(first), int(end))
         return DecodingConfig(exact_length=gen_code, renormalize=not zero_shot, **ours)
 
-    def decode(self, config, trie=None, prefix=None, samples=None, code_rows=None):
+    def decode(self, config, trie=None, prefix=None, samples=None, is_image_code=None):
         """Decodes what is encoded already: most of a program is its encoder."""
         encoded = self.encoded if samples is None else self.encoded.select(np.array(samples))
         longest = config.longest(self.batch["encoder_input_tokens"].shape[1], self.model.config)
@@ -74,12 +74,12 @@ class Golden:
             _generate(
                 self.variables,
                 encoded,
-                config.numbers,
+                config.dynamic_params,
                 trie,
                 prefix,
-                code_rows,
+                is_image_code,
                 model=self.model,
-                config=config.structure,
+                config=config.static_config,
                 longest=longest,
             ),
         )
@@ -89,14 +89,16 @@ class Golden:
         run, config = self.runs[name], self.config(name)
         prefix = run["prefix_tokens"]
         prefix = None if prefix is None else np.array(prefix, np.int32)
-        code_rows = np.ones(len(run["hypos"]), bool) if config.exact_length else None
+        is_image_code = np.ones(len(run["hypos"]), bool) if config.exact_length else None
         trie = self.tries.get(name)
-        return self.decode(config, trie, prefix, run["samples"], code_rows), run["hypos"]
+        return self.decode(config, trie, prefix, run["samples"], is_image_code), run["hypos"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "longest"))
-def _generate(variables, encoded, numbers, trie, prefix, code_rows, *, model, config, longest):
-    return generate(model, variables, encoded, config, numbers, longest, trie, prefix, code_rows)
+def _generate(variables, encoded, numbers, trie, prefix, is_image_code, *, model, config, longest):
+    return generate(
+        model, variables, encoded, config, numbers, longest, trie, prefix, is_image_code
+    )
 
 
 @pytest.fixture(scope="module")

@@ -247,12 +247,11 @@ def test_settings_that_are_numbers_share_a_program(variables):
 
 PROGRAM = """
 import json, sys
-sys.path[:0] = sys.argv[1:3]
 import jax, numpy as np
 from official_model import random_variables
 from test_search import ANSWERS, MODEL, text_batch
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
 
 variables = random_variables()
 batch = text_batch(size=8)
@@ -261,7 +260,7 @@ batch["decoder_prefix_tokens"] = np.where(np.arange(8)[:, None] % 3, [[10, 20]],
 results = {}
 for name, shape in {"one": (1, 1, 1), "data": (8, 1, 1), "mixed": (2, 2, 2)}.items():
     partitioner = Partitioner(*shape, devices=tuple(jax.devices()[:np.prod(shape)]))
-    with partitioner.active():
+    with partitioner.mesh_context():
         global_batch = partitioner.put_batch(batch)
         trie = Trie.from_answers(ANSWERS, 60)
         found = [
@@ -282,7 +281,7 @@ print(json.dumps(results))
 
 @pytest.mark.slow
 def test_every_mesh_answers_alike_and_keeps_the_batch_split():
-    results = results_of(PROGRAM, "decoding")
+    results = results_of(PROGRAM)
     for name, rows in (("data", 1), ("mixed", 2)):
         assert results[name]["tokens"] == results["one"]["tokens"]
         for ours, one in zip(results[name]["scores"], results["one"]["scores"], strict=True):

@@ -77,7 +77,7 @@ def test_a_token_that_no_answer_has_leads_where_nothing_follows():
             assert set(np.flatnonzero(masks[token])) == expected
 
 
-def test_nodes_are_numbered_as_the_picture_shows():
+def test_nodes_are_numbered_as_the_image_shows():
     trie = Trie.from_answers([[159], [159, 245], [93, 220]], 300)
     assert trie.tokens.tolist() == [-1, 93, 159, 220, 2, 245, 2, 2]
     assert trie.first_child.tolist() == [1, 3, 4, 6, 7, 7, 8, 8, 8]

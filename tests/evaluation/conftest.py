@@ -2,7 +2,7 @@
 
 import pytest
 
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tools.train_tokenizer import train_tokenizer
 
 

@@ -16,20 +16,21 @@ import pytest
 from official_model import random_variables
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ofa_jax import evaluate, trained_model
+from ofa_jax import evaluate
+from ofa_jax.checkpoints import load as checkpoint_load
+from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.watch import CheckpointSelector
 from ofa_jax.evaluation.prediction_files import read
-from ofa_jax.evaluation.which_checkpoints import Choice
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import checkpoints
+from ofa_jax.sharding.partitioner import Partitioner
 from tasks import pretraining
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 EVALUATE = "--gin_file=gin_configs/runs/evaluate.gin"
 TASK = "--gin_file=gin_configs/runs/evaluate_task.gin"
-SCENES = ["--gin.scenes_settings.picture_size=64", "--gin.scenes_settings.code_image_size=32"]
+SCENES = ["--gin.scenes_settings.image_size=64", "--gin.scenes_settings.code_image_size=32"]
 SMALL = [
     RUN,
     EVALUATE,
@@ -72,7 +73,7 @@ def lines(folder, step, task, split="validation"):
 
 @pytest.fixture(scope="module")
 def config(small_scenes):
-    from ofa_jax.data.scenes import Scenes
+    from ofa_jax.data.sources.scenes import Scenes
 
     return OFAConfig.scenes(
         width=16,
@@ -100,10 +101,10 @@ def other(variables):
 def run(config, variables, tmp_path_factory):
     """A run directory: step 1, and step 2, whose average has the parameters of step 1."""
     folder = tmp_path_factory.mktemp("run")
-    checkpoints.write_model(folder, config)
-    checkpoints.save_variables(folder, variables, 1)
+    storage.write_model(folder, config)
+    storage.save_variables(folder, variables, 1)
     averaged = other(variables) | {"ema_params": variables["params"]}
-    checkpoints.save_variables(folder, averaged, 2)
+    storage.save_variables(folder, averaged, 2)
     return folder
 
 
@@ -123,7 +124,7 @@ def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
         assert list(step) == ["told_captions", "told_regions"]
         assert list(step["told_captions"]) == ["exact", "examples"]
         assert step["told_captions"]["examples"] == 8
-    assert "told_training is left out: it is registered without a Judging" in evaluated
+    assert "told_training is left out: it is registered without a EvalSpec" in evaluated
     assert "told_captions: exact" in evaluated and "examples/s" in evaluated
     assert "waiting for data" in evaluated and "compilation" in evaluated
     table = evaluated[evaluated.index("Evaluation (validation)") :]
@@ -134,7 +135,7 @@ def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
     tag = "evaluation/told_captions/exact"
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
-    monkeypatch.setattr(trained_model, "load_variables", None)  # nothing is asked again
+    monkeypatch.setattr(checkpoint_load, "load_variables", None)  # nothing is asked again
     call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
     again = capsys.readouterr().out
     assert "Step 1 is evaluated already." in again and "told_regions" in again
@@ -166,9 +167,9 @@ def test_the_average_is_evaluated_where_the_run_kept_one(run, evaluated):
 def test_an_official_checkpoint_is_taken_as_step_0(official, tmp_path):
     path = tmp_path / "official.pt"
     files.write(path, official.variables, official.config)
-    (checkpoint,) = Choice(str(path)).there()
+    (checkpoint,) = CheckpointSelector(str(path)).there()
     assert checkpoint.step == 0
-    model, loaded = trained_model.load(checkpoint.path, Partitioner(devices=(jax.devices()[0],)))
+    model, loaded = checkpoint_load.load(checkpoint.path, Partitioner(devices=(jax.devices()[0],)))
     assert model.config == official.config
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(official.variables))
 
@@ -220,9 +221,9 @@ def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
 
 
 def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_path, capsys):
-    checkpoints.write_model(tmp_path, config)
+    storage.write_model(tmp_path, config)
     for step in (1, 2):
-        folder = checkpoints.save_variables(tmp_path, variables, step)
+        folder = storage.save_variables(tmp_path, variables, step)
     victim = max(
         (p for p in (pathlib.Path(folder) / "state").rglob("*") if p.is_file()),
         key=lambda p: p.stat().st_size,
@@ -264,7 +265,7 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
     environment = os.environ | {
         "OFA_DATA_DIR": str(small_scenes),
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(pathlib.Path(__file__).parent),
+        "PYTHONPATH": str(ROOT / "tests" / "helpers"),
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1".strip(),
     }
     first = subprocess.Popen(
@@ -330,9 +331,9 @@ MISTAKES = {
         "vocabulary of",
         "evaluate with the vocabulary that it was trained with",
     ),
-    "a picture's size": (
+    "an image's size": (
         [*SMALL, "--gin.pairs/Stream.image_size=96"],
-        "expects pictures of (96, 96, 3)",
+        "expects images of (96, 96, 3)",
     ),
     "a split": ([*SMALL, "--gin.SPLIT='tests'"], "There is no split 'tests'"),
     "other settings": (

@@ -1,7 +1,5 @@
 """A task on a checkpoint: every example once, bad ones told, killed ones gone on with."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
@@ -11,13 +9,11 @@ from small_evaluation import PIXELS, make_evaluator, make_model, make_task, reco
 
 from ofa_jax.data.features import stack
 from ofa_jax.decoding import make_decoder
-from ofa_jax.evaluation import answers, prediction_files
-from ofa_jax.evaluation.answers import View
+from ofa_jax.evaluation import postprocess, prediction_files
+from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvaluationError, judge
-from ofa_jax.evaluation.judging import Judging
-from ofa_jax.partitioning import Partitioner
-
-TESTS = pathlib.Path(__file__).parent.parent
+from ofa_jax.evaluation.postprocess import View
+from ofa_jax.sharding.partitioner import Partitioner
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +68,12 @@ def test_the_answers_are_those_of_the_decoder_read_as_the_task_says(
     for row, index in enumerate((4, 2, 0, 1)):
         record = records(5)[index]
         view = View.whole(record["size"], (PIXELS, PIXELS))
-        expected = answers.read(kind, found.tokens[row, 0], vocabulary, PIXELS, view)
+        expected = postprocess.read(kind, found.tokens[row, 0], vocabulary, PIXELS, view)
         np.testing.assert_array_equal(seen["given"][index], expected)
         line = lines_in(tmp_path / "3" / f"some_{kind}")[index]
         assert line["index"] == index and line["id"] == f"r{index}"
         assert line["instruction"].startswith(record["words"])
-        assert line["prediction"] == answers.to_json(kind, expected)
+        assert line["prediction"] == postprocess.to_json(kind, expected)
         assert line["score"] == pytest.approx(float(found.scores[row, 0]), rel=1e-5)
     reference = {"text": "words", "box": "size"}[kind]
     wanted = [record[reference] for record in records(5).records]
@@ -149,7 +145,7 @@ def test_predictions_of_other_settings_are_not_mixed_in(
     ],
 )
 def test_what_cannot_be_judged_is_said(options, sentence):
-    judging = Judging("task", "text", str, (lambda r, a: {"count": len(a)},)).replace(**options)
+    judging = EvalSpec("task", "text", str, (lambda r, a: {"count": len(a)},)).replace(**options)
     line = {"index": 0, "references": "a", "prediction": "b"}
     with pytest.raises(EvaluationError, match=sentence):
         judge(judging, [line])
@@ -161,23 +157,22 @@ def test_what_cannot_be_judged_is_said(options, sentence):
 
 PROGRAM = """
 import json, sys
-sys.path[:0] = sys.argv[1:3]
 import jax
 from etils import epath
 from official_model import random_variables
 from small_evaluation import make_evaluator, make_model, make_task
 from ofa_jax.evaluation import prediction_files
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
-vocabulary = OFAVocabulary.from_tokenizer_json(sys.argv[3], num_codes=16, num_bins=65)
+vocabulary = OFAVocabulary.from_tokenizer_json(sys.argv[1], num_codes=16, num_bins=65)
 model = make_model(vocabulary)
 results = {}
 for name, shape in {"1": (1, 1, 1), "8": (8, 1, 1), "mixed": (2, 2, 2)}.items():
     data, fsdp, tensor = shape
     partitioner = Partitioner(
         data, fsdp, tensor, devices=tuple(jax.devices()[: data * fsdp * tensor]))
-    folder = epath.Path(sys.argv[4]) / name
+    folder = epath.Path(sys.argv[2]) / name
     evaluator = make_evaluator(model, folder, partitioner)
     variables = jax.device_put(random_variables(model.config), partitioner.replicated)
     results[name] = {}
@@ -193,7 +188,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def on_devices(vocabulary_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    return results_of(PROGRAM, "evaluation", vocabulary_path, folder)
+    return results_of(PROGRAM, vocabulary_path, folder)
 
 
 @pytest.mark.parametrize("mesh", ["8", "mixed"])

@@ -1,11 +1,18 @@
-"""Metrics of short answers: questions, labels, nouns, exact strings, summaries, codes, pictures."""
+"""Metrics of short answers: questions, labels, nouns, exact strings, summaries, codes, images."""
 
 import math
 
 import numpy as np
 import pytest
 
-from ofa_jax.evaluation.metrics import classification, exact, nouns, pictures, summarization, vqa
+from ofa_jax.evaluation.metrics import (
+    classification,
+    exact,
+    images,
+    nouns,
+    summarization,
+    vqa,
+)
 from ofa_jax.scenes.captions import Claim
 from ofa_jax.scenes.nouns import all_nouns
 
@@ -123,7 +130,7 @@ def test_every_noun_of_the_table_is_found_in_every_phrasing_and_no_other_one():
         for count in (1, 3):
             for style, place in (
                 ("plain", "grass"),
-                ("picture", "gravel"),
+                ("image", "gravel"),
                 ("there", "bricks"),
                 ("exact", "wood"),
                 ("plain", "outer space"),
@@ -166,9 +173,9 @@ def test_psnr_is_ten_log_of_white_over_error_and_always_finite():
     black = np.zeros((4, 4, 3), np.uint8)
     off_by_five = np.full_like(black, 5)
     expected = 10 * math.log10(255**2 / 25)
-    assert pictures.psnr([black], [off_by_five]) == {"psnr": pytest.approx(expected)}
+    assert images.psnr([black], [off_by_five]) == {"psnr": pytest.approx(expected)}
     best = 10 * math.log10(255**2 * 48)
-    values = pictures.psnr([black, off_by_five], [black, black])
+    values = images.psnr([black, off_by_five], [black, black])
     assert values == {"psnr": pytest.approx((best + expected) / 2)}
 
 
@@ -179,9 +186,9 @@ def test_psnr_is_ten_log_of_white_over_error_and_always_finite():
         (np.zeros((2, 4, 3), np.uint8), "make them equal in size"),
     ],
 )
-def test_pictures_that_cannot_be_compared_get_a_sentence(answer, sentence):
+def test_images_that_cannot_be_compared_get_a_sentence(answer, sentence):
     with pytest.raises(ValueError, match=sentence):
-        pictures.psnr([np.zeros((4, 4, 3), np.uint8)], [answer])
+        images.psnr([np.zeros((4, 4, 3), np.uint8)], [answer])
 
 
 @pytest.mark.parametrize(
@@ -196,7 +203,7 @@ def test_pictures_that_cannot_be_compared_get_a_sentence(answer, sentence):
         exact.one_of_several,
         exact.token_accuracy,
         summarization.rouge,
-        pictures.psnr,
+        images.psnr,
     ],
 )
 def test_nothing_to_judge_is_said_in_a_sentence(metric):

@@ -99,7 +99,7 @@ def test_bad_input_gets_a_sentence(references, answers, sentence):
         boxes.detection(references, answers)
 
 
-def test_five_thousand_pictures_take_seconds():
+def test_five_thousand_images_take_seconds():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 90, (5000, 2)).astype(np.float32)
     true = np.concatenate([corners, corners + 10], axis=1)

@@ -1,7 +1,7 @@
 """Caption metrics against the official evaluation of COCO captions.
 
 The expected numbers were computed with pycocoevalcap 1.2 (its Java tokeniser included) on the
-captions below; CIDEr-D per picture, the others over all of them.
+captions below; CIDEr-D per image, the others over all of them.
 """
 
 import itertools
@@ -179,7 +179,7 @@ def test_an_answer_that_is_empty_or_could_not_be_read_is_worth_nothing(metric):
         assert all(part[name] < whole[name] for name in whole)
 
 
-def test_one_picture_has_no_document_frequencies_and_no_cider():
+def test_one_image_has_no_document_frequencies_and_no_cider():
     assert captions.cider_d([["a dog"]], ["a dog"]) == {"cider_d": 0.0}
     corpus = CiderD.of_references([[tokenize(x) for x in own] for own in REFERENCES])
     own = ["a dog in the park"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ofa_jax.data.records import BadRecord
 from ofa_jax.evaluation.metrics.cider import CiderD
 from ofa_jax.evaluation.rewards import CaptionReward, words
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 TEXT = {0: "<s>", 1: "", 2: "", 5: " a", 6: " red", 7: " dog", 8: " tree", 9: "."}
 
@@ -24,14 +24,14 @@ def test_words_are_lower_case_without_punctuation_and_have_an_end():
 
 def test_the_reward_is_cider_d_of_the_text_of_every_attempt():
     reward = CaptionReward(REFERENCES, decode)
-    attempts = np.array(
+    samples = np.array(
         [
             [[5, 6, 7, 2], [5, 8, 2, 1]],
             [[5, 8, 9, 2], [7, 7, 2, 1]],
             [[5, 2, 1, 1], [2, 1, 1, 1]],
         ]
     )
-    rewards = reward([("captions", 0), ("captions", 1), ("captions", 2)], attempts)
+    rewards = reward([("captions", 0), ("captions", 1), ("captions", 2)], samples)
     scorer = CiderD.of_references([[words("a red dog"), words("a dog")], [words("a tree")]])
     np.testing.assert_allclose(
         rewards[0],
@@ -55,14 +55,14 @@ def test_captions_are_read_from_the_records_once_and_bad_ones_have_none():
         def __getitem__(self, index):
             self.reads += 1
             if index == 2:
-                raise BadRecord("torn")
+                raise InvalidRecordError("torn")
             return {"captions": REFERENCES["captions"][index], "image": b""}
 
     records = Records()
     reward = CaptionReward.of_records({"captions": records}, decode)
-    attempts = np.array([[[5, 8, 2]], [[5, 8, 2]]])
-    assert reward([("captions", 1), ("captions", 2)], attempts)[0, 0] == pytest.approx(7.5)
-    assert np.isnan(reward([("captions", 2)], attempts[:1])).all()
+    samples = np.array([[[5, 8, 2]], [[5, 8, 2]]])
+    assert reward([("captions", 1), ("captions", 2)], samples)[0, 0] == pytest.approx(7.5)
+    assert np.isnan(reward([("captions", 2)], samples[:1])).all()
     assert records.reads == 3
 
 

@@ -1,4 +1,4 @@
-"""The predictor: the decoder's own answers to what a person wrote, in pixels of their picture."""
+"""The predictor: the decoder's own answers to what a person wrote, in pixels of their image."""
 
 import pathlib
 import subprocess
@@ -29,12 +29,12 @@ def predictor(run_directory):
 def decoded(interface, config, variables):
     """What the decoder writes to what the model should see, made without the predictor."""
 
-    def decode(decoding, text, picture=None, boxes=()):
+    def decode(decoding, text, image=None, boxes=()):
         ids = [0, *interface.vocabulary.encode(text).tolist(), *boxes, 2]
         batch = {"encoder_input_tokens": np.full((1, 32), 1, np.int32)}
         batch["encoder_input_tokens"][0, : len(ids)] = ids
-        if picture is not None:
-            seen = picture.resize((48, 48), Image.Resampling.BICUBIC)
+        if image is not None:
+            seen = image.resize((48, 48), Image.Resampling.BICUBIC)
             batch["encoder_images"] = np.asarray(seen)[None]
         found = jax.device_get(make_decoder(OFA(config), decoding)(variables, batch))
         return [int(i) for i in found.tokens[0, 0] if i > 2], float(found.scores[0, 0])
@@ -50,14 +50,12 @@ def box_search(interface):
     )
 
 
-def test_a_box_is_the_decoders_in_pixels_of_the_given_picture(
-    predictor, interface, decoded, box_search, picture
+def test_a_box_is_the_decoders_in_pixels_of_the_given_image(
+    predictor, interface, decoded, box_search, image
 ):
-    ids, score = decoded(
-        box_search, ' which region does the text " a red apple " describe?', picture
-    )
-    found = predictor.predict(picture, GROUNDING)
-    # 65 bins over 64 pixels: a bin is a pixel of the model's 48 x 48; the picture has 96 x 72.
+    ids, score = decoded(box_search, ' which region does the text " a red apple " describe?', image)
+    found = predictor.predict(image, GROUNDING)
+    # 65 bins over 64 pixels: a bin is a pixel of the model's 48 x 48; the image has 96 x 72.
     box = (np.array(ids) - interface.vocabulary.bin_ids.start) * [2.0, 1.5, 2.0, 1.5]
     np.testing.assert_allclose(found.boxes, box[None], rtol=1e-6)
     assert found.labels == () and found.text == "" and found.codes is None
@@ -65,27 +63,27 @@ def test_a_box_is_the_decoders_in_pixels_of_the_given_picture(
     assert found.symbols == interface.vocabulary.decode(ids)
 
 
-def test_free_text_is_the_decoders(predictor, interface, decoded, picture):
+def test_free_text_is_the_decoders(predictor, interface, decoded, image):
     decoding = DecodingConfig(beam_size=3, max_length=6)
-    ids, _ = decoded(decoding, " what color is the car?", picture)
-    found = predictor.predict(picture, "What color is the car?", decoding=decoding)
+    ids, _ = decoded(decoding, " what color is the car?", image)
+    found = predictor.predict(image, "What color is the car?", decoding=decoding)
     assert found.symbols == interface.vocabulary.decode(ids).strip()
 
 
 @pytest.mark.parametrize("form", ["path", "array", "bytes"])
-def test_pictures_come_as_paths_arrays_or_bytes(predictor, picture, tmp_path, form):
-    picture.save(tmp_path / "a.png")
+def test_images_come_as_paths_arrays_or_bytes(predictor, image, tmp_path, form):
+    image.save(tmp_path / "a.png")
     given = {
         "path": tmp_path / "a.png",
-        "array": np.asarray(picture),
+        "array": np.asarray(image),
         "bytes": (tmp_path / "a.png").read_bytes(),
     }[form]
-    found, same = predictor.predict(given, GROUNDING), predictor.predict(picture, GROUNDING)
+    found, same = predictor.predict(given, GROUNDING), predictor.predict(image, GROUNDING)
     np.testing.assert_array_equal(found.boxes, same.boxes)
     assert found.score == same.score
 
 
-def test_without_a_picture_the_model_sees_none(predictor, interface, decoded, box_search):
+def test_without_an_image_the_model_sees_none(predictor, interface, decoded, box_search):
     ids, score = decoded(box_search, ' which region does the text " a red apple " describe?')
     found = predictor.predict(None, GROUNDING)
     np.testing.assert_array_equal(
@@ -94,10 +92,10 @@ def test_without_a_picture_the_model_sees_none(predictor, interface, decoded, bo
     assert found.score == pytest.approx(score, rel=1e-5)
 
 
-def test_a_batch_has_the_answers_of_its_questions_alone(predictor, picture):
-    """float32: 1e-5 relative. Pictures, none, another length of instruction: five questions."""
-    flipped = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    images = [picture, flipped, None, picture, flipped]
+def test_a_batch_has_the_answers_of_its_questions_alone(predictor, image):
+    """float32: 1e-5 relative. Images, none, another length of instruction: five questions."""
+    flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    images = [image, flipped, None, image, flipped]
     wordings = [
         GROUNDING,
         GROUNDING,
@@ -111,50 +109,50 @@ def test_a_batch_has_the_answers_of_its_questions_alone(predictor, picture):
         assert found.symbols == alone.symbols
         np.testing.assert_allclose(found.boxes, alone.boxes, rtol=1e-6)
         assert found.score == pytest.approx(alone.score, rel=1e-5)
-    assert together[0].score != together[1].score  # the picture matters
+    assert together[0].score != together[1].score  # the image matters
 
 
-def test_instructions_of_like_length_share_a_program(predictor, picture):
-    predictor.predict(picture, GROUNDING)
+def test_instructions_of_like_length_share_a_program(predictor, image):
+    predictor.predict(image, GROUNDING)
     before = search._program._cache_size()
     for words in ("an apple", "the green apple"):
-        predictor.predict(picture, GROUNDING.replace("a red apple", words))
+        predictor.predict(image, GROUNDING.replace("a red apple", words))
     assert search._program._cache_size() == before
 
 
-def test_a_region_is_given_in_pixels_of_the_picture(predictor, interface, decoded, picture):
+def test_a_region_is_given_in_pixels_of_the_image(predictor, interface, decoded, image):
     decoding = DecodingConfig(beam_size=3, max_length=6)
     boxes = interface.vocabulary.encode_box((6, 8, 24, 32), 64)  # halved, and times two thirds
-    ids, _ = decoded(decoding, " what color is the car in the region? region:", picture, boxes)
+    ids, _ = decoded(decoding, " what color is the car in the region? region:", image, boxes)
     found = predictor.predict(
-        picture, "What color is the car in the region?", region=(12, 12, 48, 48), decoding=decoding
+        image, "What color is the car in the region?", region=(12, 12, 48, 48), decoding=decoding
     )
     assert found.symbols == interface.vocabulary.decode(ids).strip()
 
 
-def test_only_allowed_answers_are_given(predictor, picture):
+def test_only_allowed_answers_are_given(predictor, image):
     allowed = ["yes", "no", "a red apple"]
-    searched = predictor.predict(picture, "is it red?", answers=allowed)
-    scored = predictor.predict(picture, "is it red?", answers=allowed, score_all=True)
+    searched = predictor.predict(image, "is it red?", answers=allowed)
+    scored = predictor.predict(image, "is it red?", answers=allowed, score_all=True)
     assert searched.text in allowed and scored.text in allowed
 
 
-def test_the_middle_is_written_as_codes_and_decoded(predictor, interface, picture):
+def test_the_middle_is_written_as_codes_and_decoded(predictor, interface, image):
     wording = "What is the image in the middle part?"
-    found = predictor.predict(picture, wording)
+    found = predictor.predict(image, wording)
     assert found.codes.shape == (4,) and 0 <= found.codes.min() <= found.codes.max() < 16
     assert found.image.size == (16, 16)
     expected = interface.image_tokenizer.decode(found.codes.reshape(1, 2, 2))[0]
     np.testing.assert_array_equal(np.asarray(found.image), expected)
     # The middle 16 pixels of 48, that is 24 of the 72 that are seen, are hidden from the model.
-    hidden, seen = picture.copy(), picture.copy()
+    hidden, seen = image.copy(), image.copy()
     hidden.paste((0, 0, 0), (43, 31, 53, 41))
     seen.paste((0, 0, 0), (14, 2, 24, 12))
     assert predictor.predict(hidden, wording).score == found.score
     assert predictor.predict(seen, wording).score != found.score
 
 
-def test_a_whole_picture_is_drawn_and_follows_from_the_seed(run_directory):
+def test_a_whole_image_is_drawn_and_follows_from_the_seed(run_directory):
     def draw(seed):
         predictor = ofa_jax.Predictor(run_directory, seed=seed)
         wording = "what is the complete image? caption: a red apple"
@@ -164,7 +162,7 @@ def test_a_whole_picture_is_drawn_and_follows_from_the_seed(run_directory):
 
 
 def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
-    # Without a picture, or its ResNet of the original's size would take long to compile.
+    # Without an image, or its ResNet of the original's size would take long to compile.
     config = SMALL.replace(
         vocab_size=59457, max_source_positions=64, resnet_layers=(3, 4, 6), resnet_width=64
     )
@@ -183,21 +181,21 @@ def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
     ("keywords", "sentence"),
     [
         (dict(image=np.zeros((8, 8, 3))), r"uint8 \[height, width, 3\], not float64"),
-        (dict(image="nowhere.png"), "There is no picture nowhere.png"),
-        (dict(image=b"no picture"), "cannot be decoded"),
-        (dict(region=(0, 0, 500, 10)), "no box x0, y0, x1, y1 within the picture of 96 x 72"),
+        (dict(image="nowhere.png"), "There is no image nowhere.png"),
+        (dict(image=b"no image"), "cannot be decoded"),
+        (dict(region=(0, 0, 500, 10)), "no box x0, y0, x1, y1 within the image of 96 x 72"),
         (dict(region=(50, 0, 40, 10)), "no box x0, y0, x1, y1"),
-        (dict(image=None, region=(0, 0, 5, 10)), "no picture that it lies in"),
+        (dict(image=None, region=(0, 0, 5, 10)), "no image that it lies in"),
         (
             dict(image=None, instruction="what is the image in the middle part?"),
-            "there is no picture",
+            "there is no image",
         ),
         (dict(answers=[]), "list of allowed answers is empty"),
         (dict(instruction=""), "The instruction is empty"),
     ],
 )
-def test_what_cannot_be_asked_is_a_sentence(predictor, picture, keywords, sentence):
-    asked = {"image": picture, "instruction": "what is it?"} | keywords
+def test_what_cannot_be_asked_is_a_sentence(predictor, image, keywords, sentence):
+    asked = {"image": image, "instruction": "what is it?"} | keywords
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         predictor.predict(**asked)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax.data.records import BadRecord
 from ofa_jax.inference.sources import Entry, ImageFolder, JsonLines, Tsv
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 
 @pytest.fixture
 def png(tmp_path):
-    """A picture's bytes; it stands as a.png in the folder, too."""
+    """An image's bytes; it stands as a.png in the folder, too."""
     Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(tmp_path / "a.png")
     return (tmp_path / "a.png").read_bytes()
 
@@ -24,7 +24,7 @@ def write_lines(path, lines):
     return str(path)
 
 
-def test_json_lines_have_pictures_as_paths_and_as_base64(tmp_path, png):
+def test_json_lines_have_images_as_paths_and_as_base64(tmp_path, png):
     safe = base64.urlsafe_b64encode(png).decode()
     plain = base64.b64encode(png).decode()
     path = write_lines(
@@ -35,7 +35,7 @@ def test_json_lines_have_pictures_as_paths_and_as_base64(tmp_path, png):
                 {"id": "x", "image": "a.png", "instruction": "what is it?"},
                 {"image": safe, "instruction": "é?", "region": [0, 1, 2, 3]},
                 {"id": 7, "image": f"data:image/png;base64,{plain}"},
-                {"instruction": "a question without a picture", "image": None},
+                {"instruction": "a question without an image", "image": None},
             ],
         ),
     )
@@ -47,7 +47,7 @@ def test_json_lines_have_pictures_as_paths_and_as_base64(tmp_path, png):
         "what is it?",
         "é?",
         "what is in it?",
-        "a question without a picture",
+        "a question without an image",
     ]
     assert [entry.encoded() for entry in entries] == [png, png, png, None]
     assert entries[1].region == [0, 1, 2, 3]
@@ -57,7 +57,7 @@ def test_an_instruction_for_all_lines_takes_what_they_have(tmp_path):
     path = write_lines(tmp_path / "q.jsonl", ['{"phrase": "a dog"}', '{"word": "a dog"}'])
     source = JsonLines(path, 'which region does the text " {phrase} " describe? {region}')
     assert source[0].instruction == 'which region does the text " a dog " describe? {region}'
-    with pytest.raises(BadRecord, match="it has no phrase, which the instruction wants"):
+    with pytest.raises(InvalidRecordError, match="it has no phrase, which the instruction wants"):
         source[1]
 
 
@@ -77,12 +77,12 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path):
     for index, sentence in enumerate(
         ["it is no JSON", "no JSON object but a list", "it has no instruction", "must be text"]
     ):
-        with pytest.raises(BadRecord, match=sentence):
+        with pytest.raises(InvalidRecordError, match=sentence):
             source[index]
         assert source.place(index) == f"q.jsonl:{index + 1}"
-    with pytest.raises(BadRecord, match="'missing.png' is neither a file nor base64"):
+    with pytest.raises(InvalidRecordError, match="'missing.png' is neither a file nor base64"):
         source[4].encoded()
-    with pytest.raises(BadRecord) as raised:
+    with pytest.raises(InvalidRecordError) as raised:
         source[5]
     assert raised.value.id == "5" and str(raised.value).startswith("it has no instruction")
 
@@ -121,7 +121,7 @@ def test_tsv_columns_are_chosen_by_place_by_layout_and_by_header(tmp_path, png):
     official = write_lines(tmp_path / "o.tsv", ["\t".join(row)] * 2)
     header = write_lines(
         tmp_path / "h.tsv",
-        ["\t".join(["uniq", "other", "phrase", "corners", "picture"]), "\t".join(row)],
+        ["\t".join(["uniq", "other", "phrase", "corners", "image"]), "\t".join(row)],
     )
     wording = 'which region does the text " {phrase} " describe?'
     sources = [
@@ -131,7 +131,7 @@ def test_tsv_columns_are_chosen_by_place_by_layout_and_by_header(tmp_path, png):
             header,
             wording,
             header=True,
-            columns={"id": "uniq", "phrase": "phrase", "image": "picture", "region": "corners"},
+            columns={"id": "uniq", "phrase": "phrase", "image": "image", "region": "corners"},
         ),
     ]
     assert [len(source) for source in sources] == [2, 2, 1]
@@ -148,7 +148,9 @@ def test_a_tsv_that_does_not_fit_is_said(tmp_path):
     path = write_lines(tmp_path / "t.tsv", ["1\ttext", "2"])
     source = Tsv(path, columns={"id": 0, "instruction": 1})
     assert source[0].instruction == "text"
-    with pytest.raises(BadRecord, match="it has 1 columns, and instruction is to be in column 1"):
+    with pytest.raises(
+        InvalidRecordError, match="it has 1 columns, and instruction is to be in column 1"
+    ):
         source[1]
     with pytest.raises(ValueError, match="Tsv needs to know its columns"):
         Tsv(path)
@@ -158,7 +160,7 @@ def test_a_tsv_that_does_not_fit_is_said(tmp_path):
         Tsv(path, layout="refcoco", columns={"id": "nr"})
 
 
-def test_a_folder_gives_its_pictures_in_the_order_of_their_names(tmp_path, png):
+def test_a_folder_gives_its_images_in_the_order_of_their_names(tmp_path, png):
     (tmp_path / "deep").mkdir()
     for name in ("b.PNG", "deep/c.jpeg", "notes.txt"):
         (tmp_path / name).write_bytes(png)

@@ -207,21 +207,21 @@ def test_every_gradient_entry_of_a_mixed_batch_is_the_originals(official, golden
 
 
 @pytest.fixture(scope="module")
-def gradients_of_pictures(official):
+def gradients_of_images(official):
     case, batch = official.case("a")
     value, gradients = loss_of(official, case, batch)(official.variables["params"])
     np.testing.assert_allclose(value, case["loss_eps0.1_conf"], rtol=1e-5)
     return gradients
 
 
-def test_gradients_of_pictures_are_the_originals(official, gradients_of_pictures, golden):
+def test_gradients_of_images_are_the_originals(official, gradients_of_images, golden):
     """Norm and sum of every parameter's gradient.
 
     Biases of keys have no gradient in exact arithmetic: the absolute tolerance covers their
     rounding, which in the original itself is about 1e-6.
     """
     summary = json.loads((golden / "model_tiny" / "grads_case_a_summary.json").read_text())
-    ours = to_fairseq({**official.variables, "params": gradients_of_pictures}, official.config)
+    ours = to_fairseq({**official.variables, "params": gradients_of_images}, official.config)
     for key, (norm, total, is_none) in summary["grad_l2_sum_isnone"].items():
         gradient = ours[key].astype(np.float64)
         if is_none:
@@ -235,8 +235,8 @@ def test_gradients_of_pictures_are_the_originals(official, gradients_of_pictures
         assert abs(gradient.sum() - total) <= slack, key
 
 
-def test_every_gradient_entry_of_pictures_is_the_originals(
-    official, gradients_of_pictures, shared_golden
+def test_every_gradient_entry_of_images_is_the_originals(
+    official, gradients_of_images, shared_golden
 ):
     """All parameters; the file is too large to be committed."""
     theirs = dict(np.load(shared_golden / "model_tiny" / "grads_case_a_eps0.1_conf.npz"))
@@ -251,7 +251,7 @@ def test_every_gradient_entry_of_pictures_is_the_originals(
         and "_idx" not in key
         and key not in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
     }
-    check_gradients(gradients_of_pictures, theirs, official)
+    check_gradients(gradients_of_images, theirs, official)
 
 
 def test_gradients_through_batch_statistics_are_the_originals(official, golden):

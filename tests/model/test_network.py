@@ -14,7 +14,7 @@ import pytest
 from small_model import SMALL, random_batch
 
 from ofa_jax.model import OFA
-from ofa_jax.model.side_by_side import side_by_side, taken_apart
+from ofa_jax.model.pack_streams import pack_streams, unpack_streams
 
 SAME = dict(rtol=1e-5, atol=1e-5)
 DIFFERENT = 1e-2
@@ -187,7 +187,9 @@ def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
         variables
     )
     shapes = [batch["decoder_input_tokens"].shape for batch in streams.values()]
-    for (name, batch), logits in zip(streams.items(), taken_apart(together, shapes), strict=True):
+    for (name, batch), logits in zip(
+        streams.items(), unpack_streams(together, shapes), strict=True
+    ):
         np.testing.assert_allclose(
             logits, jax.jit(model.apply)(variables, batch), err_msg=name, **SAME
         )
@@ -200,7 +202,7 @@ def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_thei
         model.apply, train=True, rngs={"dropout": jax.random.key(1)}, method="score_streams"
     )
     batches = {"one": batch, "other": batch}
-    one, other = taken_apart(
+    one, other = unpack_streams(
         jax.jit(score)(variables, batches), [batch["decoder_input_tokens"].shape] * 2
     )
     assert np.abs(one - other).max() > DIFFERENT
@@ -220,11 +222,11 @@ def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_thei
 def test_what_is_laid_side_by_side_is_taken_apart_again():
     shapes = [(6, 4), (2, 3), (4, 2, 5)]
     parts = [np.arange(np.prod(shape) * 3).reshape(*shape, 3) for shape in shapes]
-    laid = side_by_side([jnp.asarray(part) for part in parts], shapes)
+    laid = pack_streams([jnp.asarray(part) for part in parts], shapes)
     assert laid.shape == (2, 12 + 3 + 20, 3)
     # The first half of the rows is the first half of every batch.
     np.testing.assert_array_equal(laid[0, :12].reshape(3, 4, 3), parts[0][:3])
-    for taken, part in zip(taken_apart(laid, shapes), parts, strict=True):
+    for taken, part in zip(unpack_streams(laid, shapes), parts, strict=True):
         np.testing.assert_array_equal(taken, part)
 
 

@@ -1,4 +1,4 @@
-"""Two pictures in one example. The original has the code, but its type table lacks the third row
+"""Two images in one example. The original has the code, but its type table lacks the third row
 that it looks up: there are no numbers of it, so the properties are tested."""
 
 import functools
@@ -21,7 +21,7 @@ SAME = dict(rtol=0, atol=5e-5)
 variables = functools.cache(lambda: random_variables(CONFIG))
 
 
-def two_pictures():
+def two_images():
     batch = random_batch()
     second = random_batch(5, pixels=32)["encoder_images"]
     return batch | {"encoder_second_images": second}
@@ -34,8 +34,8 @@ def apply(batch, changed=None):
     return jitted(changed or variables(), batch)
 
 
-def test_the_second_picture_is_seen_and_one_alone_is_as_without_the_option():
-    batch = two_pictures()
+def test_the_second_image_is_seen_and_one_alone_is_as_without_the_option():
+    batch = two_images()
     one = random_batch()
     assert np.abs(apply(batch) - apply(one)).max() > 1e-2
     less = flax.traverse_util.flatten_dict(dict(variables()))
@@ -44,8 +44,8 @@ def test_the_second_picture_is_seen_and_one_alone_is_as_without_the_option():
     np.testing.assert_array_equal(apply(one), plain)
 
 
-def test_pictures_of_equal_type_can_be_swapped():
-    """Between pictures there is no relative position: only their types tell them apart."""
+def test_images_of_equal_type_can_be_swapped():
+    """Between images there is no relative position: only their types tell them apart."""
     flat = flax.traverse_util.flatten_dict(dict(variables()))
     types = flat[("params", "encoder", "type_embedding", "embedding")]
 
@@ -56,7 +56,7 @@ def test_pictures_of_equal_type_can_be_swapped():
 
     # As large as the random ResNet's features, which would drown a type of size 1.
     alike, apart = of_type(types[1]), of_type(1e4 * types[1])
-    batch = two_pictures()
+    batch = two_images()
     swapped = batch | {
         "encoder_images": batch["encoder_second_images"],
         "encoder_second_images": batch["encoder_images"],
@@ -65,8 +65,8 @@ def test_pictures_of_equal_type_can_be_swapped():
     assert np.abs(apply(batch, apart) - apply(swapped, apart)).max() > 1e-2
 
 
-def test_patches_of_either_picture_can_be_sampled():
-    batch = two_pictures()
+def test_patches_of_either_image_can_be_sampled():
+    batch = two_images()
     every = {
         "encoder_patch_indices": np.stack([np.roll(np.arange(9), k) for k in range(3)]),
         "encoder_second_patch_indices": np.stack([np.roll(np.arange(4), k) for k in range(3)]),
@@ -80,15 +80,15 @@ def test_patches_of_either_picture_can_be_sampled():
 
 
 def test_the_image_mask_hides_both():
-    batch = two_pictures() | {"encoder_image_mask": np.array([True, False, True])}
+    batch = two_images() | {"encoder_image_mask": np.array([True, False, True])}
     text = {name: x for name, x in random_batch().items() if name != "encoder_images"}
     np.testing.assert_allclose(apply(batch)[1], apply(text)[1], **SAME)
 
 
 def test_it_must_be_asked_for_and_fit():
     with pytest.raises(ValueError, match="set OFAConfig.second_image"):
-        OFA(SMALL).init(jax.random.key(0), two_pictures())
-    bad = two_pictures() | {"encoder_second_images": np.zeros((2, 32, 32, 3), np.uint8)}
+        OFA(SMALL).init(jax.random.key(0), two_images())
+    bad = two_images() | {"encoder_second_images": np.zeros((2, 32, 32, 3), np.uint8)}
     with pytest.raises(ValueError, match="encoder_second_images is .* give"):
         OFA(CONFIG).init(jax.random.key(0), bad)
     with pytest.raises(ValueError, match="second_image needs type_embedding"):

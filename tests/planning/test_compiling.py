@@ -23,7 +23,7 @@ Total bytes: 512 (512B)
 def compiler(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_something=1")
     monkeypatch.setattr(compiling, "_PERIOD", 0.01)
-    return compiling.Unfinished()
+    return compiling.PartialCompiler()
 
 
 def folder():

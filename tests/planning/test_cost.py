@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.planning import cost
-from ofa_jax.planning.chips import CHIPS, parse_topology
 from ofa_jax.planning.hlo import Program
+from ofa_jax.utils.hardware import CHIPS, parse_topology
 
 V5E = CHIPS["v5e"]
 
@@ -132,7 +132,7 @@ ENTRY %main (p: f32[64], w: f32[16]) -> f32[16] {
   %begun = ((f32[64]), f32[16]{0:S(1)}, s32[]) async-start(%p), calls=%ahead
   %there = f32[16]{0:S(1)} async-done(%begun)
   %y = f32[16] add(%there, %w), metadata={op_name="jit(train_step)/jvp(OFA.score)/encoder/\
-encoder._pictures/resnet/while/body/stage_1_blocks.step/stage_1_blocks/norm_1/add"}
+encoder._images/resnet/while/body/stage_1_blocks.step/stage_1_blocks/norm_1/add"}
   %g = f32[16] multiply(%y, %y), metadata={op_name="jit(train_step)/transpose(jvp(OFA.score))/\
 OFA._decode/OFA._logits/mul"}
   ROOT %u = f32[16] subtract(%g, %w), metadata={op_name="jit(train_step)/sub"}

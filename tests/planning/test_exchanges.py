@@ -5,14 +5,12 @@ chosen so that an array tells by its size what it is.
 """
 
 import json
-import pathlib
 
 import pytest
 from simulated_devices import results_of
 
 pytestmark = pytest.mark.slow  # four programs for eight devices are compiled
 
-TESTS = pathlib.Path(__file__).parent.parent
 MESHES = {
     "data": dict(),
     "fsdp": dict(data=1, fsdp=-1),
@@ -21,11 +19,10 @@ MESHES = {
 }
 PROGRAM = """
 import json, sys
-sys.path[:0] = sys.argv[1:3]
 import jax, numpy as np
 from small_model import SMALL
 from small_run import make_parts
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training.step import jit_train_step
 
@@ -33,7 +30,7 @@ B, S, T, V = 32, 24, 20, 1000
 CONFIG = SMALL.replace(vocab_size=V, vocab_multiple=64, encoder_layers=2, decoder_layers=2,
                        num_heads=4, scan_layers=True)
 results = {}
-for name, mesh in json.loads(sys.argv[3]).items():
+for name, mesh in json.loads(sys.argv[1]).items():
     partitioner = Partitioner(**mesh)
     abstract, _, train_step, _ = make_parts(
         CONFIG, partitioner=partitioner, groups={"text": "others"})
@@ -43,7 +40,7 @@ for name, mesh in json.loads(sys.argv[3]).items():
              "decoder_input_tokens": shape((B, T), np.int32),
              "decoder_target_tokens": shape((B, T), np.int32),
              "decoder_loss_weights": shape((B, T), np.float32), "task_ids": shape((B,), np.int32)}
-    with partitioner.active():
+    with partitioner.mesh_context():
         compiled = jit_train_step(train_step, abstract).lower(abstract, {"text": batch}).compile()
     embedding = abstract.params["token_embedding"]["embedding"]
     program = Program(compiled.as_text())
@@ -63,7 +60,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    return results_of(PROGRAM, "training", json.dumps(MESHES))
+    return results_of(PROGRAM, json.dumps(MESHES))
 
 
 BATCH, SOURCE, TARGET, ROWS, WIDTH = 32, 24, 20, 1024, 16

@@ -72,15 +72,15 @@ def test_objects_are_inside_large_enough_and_apart(split):
     assert np.mean([size > 28 for size in sizes]) > 0.95
 
 
-def test_picture_is_a_jpeg_of_the_given_size():
-    record = records.make_record(SceneOptions(picture_size=192), "test", 0)
-    with Image.open(io.BytesIO(record["image"])) as picture:
-        assert picture.format == "JPEG"
-        assert picture.size == (192, 192)
+def test_image_is_a_jpeg_of_the_given_size():
+    record = records.make_record(SceneOptions(image_size=192), "test", 0)
+    with Image.open(io.BytesIO(record["image"])) as image:
+        assert image.format == "JPEG"
+        assert image.size == (192, 192)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("max_objects", 0), ("picture_size", 100), ("nouns", 3)]
+    ("field", "value"), [("max_objects", 0), ("image_size", 100), ("nouns", 3)]
 )
 def test_impossible_options_say_what_is_possible(field, value):
     with pytest.raises(ValueError, match=f"--{field}"):

@@ -16,8 +16,8 @@ import tasks.image_generation
 import tasks.summarization
 import tasks.vqa  # noqa: F401
 from ofa_jax.data import seqio_bridge
-from ofa_jax.evaluation import judging
-from ofa_jax.vocabulary import OFAVocabulary
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tasks import downstream
 from tasks.downstream import DownstreamSettings, read_choices
 
@@ -92,7 +92,7 @@ def settings(tmp_path_factory, shared_golden):
 
 
 def opened(name, split):
-    (task,) = seqio_bridge.rated_tasks(name, split)
+    (task,) = seqio_bridge.weighted_tasks(name, split)
     return task
 
 
@@ -130,7 +130,7 @@ def test_seqio_and_the_loader_give_the_same_example(settings, name, split):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_right_answer_is_judged_right(settings, name):
-    described = judging.find(name)
+    described = eval_spec.find(name)
     assert described.task == name
     records = opened(name, "validation").records
     references = [described.references(records[k]) for k in range(len(records))]
@@ -150,8 +150,8 @@ def test_the_right_answer_is_judged_right(settings, name):
             assert scores[key] == right
 
 
-def test_captions_are_judged_against_all_of_a_picture(settings):
-    described = judging.find("coco_captioning")
+def test_captions_are_judged_against_all_of_an_image(settings):
+    described = eval_spec.find("coco_captioning")
     references = [["a dog on a sofa", "the dog"], ["two birds"], ["a red bus"]]
     right, wrong = (
         described.metrics[0](references, answers)["cider_d"]
@@ -163,7 +163,7 @@ def test_captions_are_judged_against_all_of_a_picture(settings):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_answers_to_choose_from_are_encoded_as_in_training(settings, name):
-    described = judging.find(name)
+    described = eval_spec.find(name)
     if name not in ANSWERS:
         assert described.answers is None
         return
@@ -178,7 +178,7 @@ def test_the_answers_to_choose_from_are_encoded_as_in_training(settings, name):
 
 
 def test_how_answers_are_searched(settings):
-    decoding = {name: judging.find(name).decoding for name in TASKS}
+    decoding = {name: eval_spec.find(name).decoding for name in TASKS}
     caption = decoding["coco_captioning"]
     assert (caption.beam_size, caption.max_length, caption.no_repeat_ngram_size) == (5, 16, 3)
     for name in ("refcoco", "refcoco_plus", "refcocog"):
@@ -189,13 +189,13 @@ def test_how_answers_are_searched(settings):
             4,
             3,
         )
-        assert judging.find(name).max_image_size == 64
+        assert eval_spec.find(name).max_image_size == 64
     headline = decoding["gigaword"]
     assert (headline.beam_size, headline.length_penalty, headline.max_length) == (6, 0.7, 32)
-    picture, codes = decoding["text_to_image"], settings.vocabulary.code_ids
-    assert (picture.method, picture.beam_size, picture.top_k) == ("sample", 24, 256)
-    assert picture.exact_length and picture.max_length == 1024
-    assert picture.constraint_range == (codes.start, codes.stop) == (50265, 58457)
+    image, codes = decoding["text_to_image"], settings.vocabulary.code_ids
+    assert (image.method, image.beam_size, image.top_k) == ("sample", 24, 256)
+    assert image.exact_length and image.max_length == 1024
+    assert image.constraint_range == (codes.start, codes.stop) == (50265, 58457)
     assert not decoding["vqa_trie"].normalize_scores
 
 
@@ -213,11 +213,11 @@ def test_behind_a_prompt_there_is_room_for_the_answer(settings):
         example = task.preprocess(task.records[0], np.random.default_rng(0))
         prompt = example["answer_prefix"]
         np.testing.assert_array_equal(prompt, example["inputs"][1:])
-        decoding = judging.find("glue_rte").decoding
+        decoding = eval_spec.find("glue_rte").decoding
         assert decoding.max_length_per_source_token == 1
     finally:
         downstream.configure(settings)
-    assert judging.find("glue_rte").decoding.max_length_per_source_token == 0
+    assert eval_spec.find("glue_rte").decoding.max_length_per_source_token == 0
 
 
 def test_tfds_counts_more_than_files(settings):
@@ -240,7 +240,7 @@ def test_tfds_counts_more_than_files(settings):
 
 
 MISTAKES = {
-    "an option": (dict(options={"picture_size": 3}), "options names picture_size; known are"),
+    "an option": (dict(options={"image_pixels": 3}), "options names image_pixels; known are"),
     "data": (dict(files={"coco": {}}), "files names coco; known are caption"),
     "tfds": (dict(tfds={"vqa": "vqa"}), "tfds names vqa; known are caption"),
     "a split": (dict(files={"vqa": {"trian": "a.tsv"}}), "splits are train, validation"),
@@ -299,7 +299,7 @@ def test_answers_to_choose_from_are_json_or_text_and_never_a_pickle(tmp_path):
 def test_tasks_of_several_kinds_mix(settings):
     seqio.MixtureRegistry.add("glue_mixed", [("glue_rte", 2.0), ("glue_cola", 1.0)])
     try:
-        tasks_of = seqio_bridge.rated_tasks("glue_mixed", "train")
+        tasks_of = seqio_bridge.weighted_tasks("glue_mixed", "train")
         assert {task.name: task.rate for task in tasks_of} == {"glue_rte": 2.0, "glue_cola": 1.0}
     finally:
         seqio.MixtureRegistry.remove("glue_mixed")

@@ -7,10 +7,11 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from ofa_jax.data import objectives, seqio_bridge
+from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, to_features
 from ofa_jax.data.loader import Loader
-from ofa_jax.data.scenes import Scenes
+from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.preprocessing import objectives
 from tasks import pretraining
 from tasks.pretraining import PretrainingSettings, scenes_settings
 
@@ -121,7 +122,7 @@ def test_the_loader_mixes_all_eight_exactly_at_their_rates():
     stream = Stream(
         "all", "ofa_pretrain", 60, {"inputs": 64, "targets": 40}, image_size=64, code_targets=True
     )
-    loader = Loader([stream], {"all": seqio_bridge.rated_tasks("ofa_pretrain", "train")}, 0)
+    loader = Loader([stream], {"all": seqio_bridge.weighted_tasks("ofa_pretrain", "train")}, 0)
     batch = next(loader.batches())["all"]
     counts = np.bincount(batch["task_ids"]).tolist()
     assert dict(zip(loader.task_names, counts, strict=True)) == {
@@ -141,7 +142,7 @@ def test_the_loader_mixes_all_eight_exactly_at_their_rates():
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_seqio_and_the_loader_give_the_same_kind_of_example(name):
     stream = Stream("s", name, 1, {"inputs": 64, "targets": 40}, image_size=64, code_targets=True)
-    (task,) = seqio_bridge.rated_tasks(name, "validation")
+    (task,) = seqio_bridge.weighted_tasks(name, "validation")
     (theirs,) = examples(name, 1, "validation")
     ours = task.preprocess(task.records[0], np.random.default_rng(0))
     rows = [to_features(x, stream, 0, np.random.default_rng(0)) for x in (ours, theirs)]
@@ -169,7 +170,7 @@ def test_matching_is_as_frequent_as_what_it_follows_and_grounding_goes_both_ways
         == rates["image_captioning"] + rates["visual_question_answering"]
     )
     assert rates["visual_grounding"] == rates["grounded_captioning"]
-    # 8 pairs are 16 examples, to 2 texts, 1 picture to infill and 1 with objects.
+    # 8 pairs are 16 examples, to 2 texts, 1 image to infill and 1 with objects.
     every = seqio_bridge.rates("ofa_pretrain")
     assert sum(every[name] for name in MIXTURES["ofa_pretrain_pairs"]) == pytest.approx(16)
     assert (every["text_infilling"], every["image_infilling"], every["object_detection"]) == (
@@ -185,7 +186,7 @@ def test_a_rate_of_nothing_leaves_an_objective_out(settings, small_scenes):
             scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0})
         )
         assert set(seqio_bridge.rates("ofa_pretrain_images")) == {"object_detection"}
-        tasks = seqio_bridge.rated_tasks("ofa_pretrain_images", "train")
+        tasks = seqio_bridge.weighted_tasks("ofa_pretrain_images", "train")
         assert [task.name for task in tasks] == ["object_detection"]
     finally:
         pretraining.configure(settings)
@@ -193,9 +194,9 @@ def test_a_rate_of_nothing_leaves_an_objective_out(settings, small_scenes):
 
 @pytest.mark.parametrize("name", ["image_captioning", "object_detection"])
 def test_training_is_augmented_and_validation_is_not(settings, small_scenes, name):
-    def different_pictures(split):
+    def different_images(split):
         """Of one record: through seqio, and through the loader."""
-        (task,) = seqio_bridge.rated_tasks(name, split)
+        (task,) = seqio_bridge.weighted_tasks(name, split)
         seeds = range(6)
         return (
             len({examples(name, 1, split, seed)[0]["image"].tobytes() for seed in seeds}),
@@ -210,24 +211,24 @@ def test_training_is_augmented_and_validation_is_not(settings, small_scenes, nam
     try:
         pretraining.configure(
             scenes_settings(
-                Scenes(str(small_scenes)), picture_size=64, code_image_size=32, randaugment=True
+                Scenes(str(small_scenes)), image_size=64, code_image_size=32, randaugment=True
             )
         )
-        assert min(different_pictures("train")) > 1
-        assert different_pictures("validation") == (1, 1)
+        assert min(different_images("train")) > 1
+        assert different_images("validation") == (1, 1)
     finally:
         pretraining.configure(settings)
 
 
 def test_pairs_are_not_augmented_unless_asked_for():
     """What is said of a scene need not be true of an augmented one."""
-    (task,) = seqio_bridge.rated_tasks("image_captioning", "train")
-    # Half of the draws of RandAugment leave a picture as it is, so two would not tell.
-    pictures = {
+    (task,) = seqio_bridge.weighted_tasks("image_captioning", "train")
+    # Half of the draws of RandAugment leave an image as it is, so two would not tell.
+    images = {
         task.preprocess(task.records[0], np.random.default_rng(seed))["image"].tobytes()
         for seed in range(12)
     }
-    assert len(pictures) == 1
+    assert len(images) == 1
 
 
 def test_tasks_of_ones_own_mix_with_these(settings):
@@ -241,7 +242,7 @@ def test_tasks_of_ones_own_mix_with_these(settings):
     ("options", "sentence"),
     [
         (dict(rates={"captioning": 1.0}), "rates names captioning; known are"),
-        (dict(options={"picture_size": 3}), "options names picture_size; known are"),
+        (dict(options={"image_pixels": 3}), "options names image_pixels; known are"),
     ],
 )
 def test_settings_that_name_nothing_are_refused(settings, options, sentence):

@@ -8,8 +8,9 @@ import gin
 import pytest
 from test_train import SMALL
 
-from ofa_jax import configurables, train
-from ofa_jax.data import objectives
+from ofa_jax import train
+from ofa_jax.cli import gin_registry
+from ofa_jax.preprocessing import objectives
 from ofa_jax.training import loop
 from tasks import pretraining
 from tools import ablations, scenes_results
@@ -94,7 +95,7 @@ def lessons():
     found = {}
     for name in LESSONS:
         gin.clear_config()
-        configurables.register({"train": train.prepare, "model_config": train.model_config})
+        gin_registry.register({"train": train.prepare, "model_config": train.model_config})
         gin.parse_config_file(f"gin_configs/runs/pretrain_scenes_{name}.gin")
         wanted = (
             "LoopConfig.max_minutes",

@@ -13,7 +13,7 @@ from tools import benchmark_loader
 SMALL = [
     "--image_size=64",
     "--batch_size=4",
-    "--pictures=6",
+    "--images=6",
     "--examples=24",
     "--steps=2",
     "--warm_up=1",
@@ -53,20 +53,20 @@ def test_it_times_every_stage_and_the_whole_loader(capsys):
     assert all(stage in shown for stage in STAGES) and "examples/s" in shown
 
 
-def test_its_pictures_are_jpegs_of_the_published_kind():
-    pictures = [
+def test_its_images_are_jpegs_of_the_published_kind():
+    images = [
         Image.open(io.BytesIO(benchmark_loader.photograph(np.random.default_rng(seed))))
         for seed in range(3)
     ]
-    assert {(picture.format, picture.size) for picture in pictures} == {("JPEG", (640, 480))}
-    assert len({np.asarray(picture).tobytes() for picture in pictures}) == 3
+    assert {(image.format, image.size) for image in images} == {("JPEG", (640, 480))}
+    assert len({np.asarray(image).tobytes() for image in images}) == 3
 
 
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
         ("--image_size=100", "--image_size=100 is no multiple of 16"),
-        ("--pictures=2", "--pictures must be at least 3"),
+        ("--images=2", "--images must be at least 3"),
         ("--steps=0", "--steps must be at least 1"),
         ("--num_workers=0", "count from 1"),
     ],

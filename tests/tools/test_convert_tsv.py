@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from original_files import write_original_files
 
-from ofa_jax.data.ofa_array_records import OfaArrayRecords
-from ofa_jax.data.ofa_tsv import FILE_OF_KIND, OfaTsv
-from ofa_jax.data.tsv import BadLine
+from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
+from ofa_jax.data.sources.tsv_file import InvalidLineError
 from tools import convert_tsv
 
 NAMES = {
@@ -80,7 +80,7 @@ def good(source):
     for index in range(len(source)):
         try:
             found.append(source[index])
-        except BadLine:
+        except InvalidLineError:
             pass
     return found
 
@@ -96,7 +96,7 @@ def same(a, b):
 def test_both_forms_have_the_same_records_in_the_same_order(tsv, converted, kind):
     expected = good(tsv.records(kind, "train"))
     if FILE_OF_KIND[kind] == "vision_language":
-        # The picture that cannot be opened, which only conversion looks at.
+        # The image that cannot be opened, which only conversion looks at.
         expected = [record for record in expected if record["image"] != b"hello"]
     found = good(OfaArrayRecords(str(converted)).records(kind, "train"))
     assert len(found) == len(expected) > 0
@@ -243,7 +243,7 @@ def test_help_explains_itself():
 
 def test_reading_needs_no_tensorflow(converted):
     program = (
-        "import sys; from ofa_jax.data.ofa_array_records import OfaArrayRecords; "
+        "import sys; from ofa_jax.data.sources.array_records import OfaArrayRecords; "
         f"records = OfaArrayRecords({str(converted)!r}).records('regions', 'train'); "
         "import json; print(json.dumps(records[0]['phrases'])); "
         "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"

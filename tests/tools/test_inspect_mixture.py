@@ -6,8 +6,8 @@ import seqio
 import tensorflow as tf
 
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.records import BadRecord, InMemoryRecords
-from ofa_jax.data.scenes import Scenes
+from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
 from tasks import pretraining
 from tools import inspect_mixture
 
@@ -15,7 +15,7 @@ from tools import inspect_mixture
 @pytest.fixture(autouse=True)
 def scenes(small_scenes):
     pretraining.configure(
-        pretraining.scenes_settings(Scenes(str(small_scenes)), picture_size=64, code_image_size=32)
+        pretraining.scenes_settings(Scenes(str(small_scenes)), image_size=64, code_image_size=32)
     )
     yield
     pretraining.configure(None)
@@ -35,7 +35,7 @@ def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
 def length_of_text(record, rng):
     """So many zeros as the text says; some texts are bad, and one is a mistake of ours."""
     if record["text"] == "bad":
-        raise BadRecord("is bad")
+        raise InvalidRecordError("is bad")
     tokens = np.zeros(int(record["text"]), np.int32)
     return {"inputs": tokens, "targets": tokens[:3], "loss_weight": np.float32(0.5)}
 

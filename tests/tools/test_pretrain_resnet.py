@@ -1,4 +1,4 @@
-"""The ResNet learns what pictures show, and OFA can begin with it."""
+"""The ResNet learns what images show, and OFA can begin with it."""
 
 import itertools
 
@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 from small_model import SMALL
 
-from ofa_jax.initial_checkpoint import InitialResNet
+from ofa_jax.checkpoints.warm_start import ResNetWarmStart
 from ofa_jax.model import OFAConfig
 from tools import pretrain_resnet
 
 
-def test_it_learns_which_of_its_pictures_show_what(small_scenes):
-    """Eight pictures by heart, with a head on patches: without the ResNet they are noise."""
-    from ofa_jax.data.scenes import Scenes
+def test_it_learns_which_of_its_images_show_what(small_scenes):
+    """Eight images by heart, with a head on patches: without the ResNet they are noise."""
+    from ofa_jax.data.sources.scenes import Scenes
 
     data = Scenes(str(small_scenes))
     records, names = data.records("objects", "train"), data.negatives().object_names
-    pictures, shown = next(pretrain_resnet.batches(records, names, 8, seed=0))
-    assert pictures.shape == (8, 64, 64, 3) and pictures.dtype == np.uint8
+    images, shown = next(pretrain_resnet.batches(records, names, 8, seed=0))
+    assert images.shape == (8, 64, 64, 3) and images.dtype == np.uint8
     assert shown.shape == (8, len(names)) and shown.any(axis=1).all()
-    model = pretrain_resnet.NamedPictures(SMALL, len(names))
+    model = pretrain_resnet.NamedImages(SMALL, len(names))
     seen = []
     variables = pretrain_resnet.learn(
         model,
-        itertools.repeat((pictures, shown)),
+        itertools.repeat((images, shown)),
         60,
         1e-2,
         0,
@@ -33,10 +33,10 @@ def test_it_learns_which_of_its_pictures_show_what(small_scenes):
     )
     assert seen[-1] == 60
     assert jax.tree.all(jax.tree.map(lambda x: np.isfinite(x).all(), variables))
-    assert pretrain_resnet.noun_f1(model, variables, iter([(pictures, shown)])) > 0.9
-    # Names of other pictures: no better than these are alike.
+    assert pretrain_resnet.noun_f1(model, variables, iter([(images, shown)])) > 0.9
+    # Names of other images: no better than these are alike.
     swapped = np.roll(shown, 1, axis=0)
-    assert pretrain_resnet.noun_f1(model, variables, iter([(pictures, swapped)])) < 0.7
+    assert pretrain_resnet.noun_f1(model, variables, iter([(images, swapped)])) < 0.7
 
 
 def test_the_command_writes_what_a_run_can_begin_with_and_keeps_it(small_scenes, tmp_path, capsys):
@@ -44,7 +44,7 @@ def test_the_command_writes_what_a_run_can_begin_with_and_keeps_it(small_scenes,
     arguments = [f"--data_dir={small_scenes}", f"--output={output}", "--steps=1", "--batch_size=2"]
     assert pretrain_resnet.main(arguments) == 0
     assert "are named with an F1 of" in capsys.readouterr().out
-    kernel = InitialResNet.open(str(output), OFAConfig.scenes()).variables["params"]["encoder"][
+    kernel = ResNetWarmStart.open(str(output), OFAConfig.scenes()).variables["params"]["encoder"][
         "resnet"
     ]["conv_stem"]["kernel"]
     assert kernel.shape == (7, 7, 3, 16) and kernel.any()

@@ -6,10 +6,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from ofa_jax.data.controls import ABSENT_NOUN, SWAPPED
-from ofa_jax.data.single_questions import SingleQuestions
-from ofa_jax.evaluation import answers, judging
-from tasks import pretraining, scenes_controls
+from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.evaluation import eval_spec, postprocess
+from tasks import pretraining, scenes_negative_controls
 from tools import report_scenes, scenes_results
 from tools.report_scenes import Reporter
 
@@ -19,10 +19,10 @@ TASKS = tuple(report_scenes._SHOWN)
 
 @pytest.fixture(scope="module")
 def settings(small_scenes):
-    from ofa_jax.data.scenes import Scenes
+    from ofa_jax.data.sources.scenes import Scenes
 
     settings = pretraining.scenes_settings(
-        Scenes(str(small_scenes)), picture_size=64, code_image_size=32
+        Scenes(str(small_scenes)), image_size=64, code_image_size=32
     )
     pretraining.configure(settings)
     yield settings
@@ -31,10 +31,10 @@ def settings(small_scenes):
 
 def make_lines(task, settings, answer):
     """Predictions, of which `answer(reference)` says what they are."""
-    config, judged = settings.evaluation_config, judging.find(task)
+    config, judged = settings.evaluation_config, eval_spec.find(task)
     objective = report_scenes.objectives.OBJECTIVES[task]
     kind = report_scenes.objectives.RECORD_KIND[task]
-    records = SingleQuestions(settings.data_set.records(kind, SPLIT), kind)
+    records = SingleTarget(settings.data_set.records(kind, SPLIT), kind)
     lines = []
     for index in range(min(len(records), 4)):
         record = records[index]
@@ -46,7 +46,7 @@ def make_lines(task, settings, answer):
                 "id": record["id"],
                 "references": reference,
                 "instruction": config.vocabulary.decode(example["inputs"]).strip(),
-                "prediction": answers.to_json(judged.kind, answer(task, reference)),
+                "prediction": postprocess.to_json(judged.kind, answer(task, reference)),
             }
         )
     return lines
@@ -86,20 +86,20 @@ def test_who_knows_everything_meets_every_aim(rows):
     assert rows["object_detection", "f1@0.5"].value == 1
     assert rows["text_infilling", "exact_spans"].value == 1
     assert rows["image_infilling", "token_accuracy"].value == 1
-    # Codes are not the picture: the decibels are those of the true codes, no more.
+    # Codes are not the image: the decibels are those of the true codes, no more.
     true = rows["image_infilling: the true codes", "psnr"]
     assert rows["image_infilling", "psnr"].value == true.value
     assert true.baseline < rows["image_infilling", "psnr"].baseline < true.value < 48
 
 
-def test_every_number_has_a_baseline_and_those_of_pictures_a_control(rows):
+def test_every_number_has_a_baseline_and_those_of_images_a_control(rows):
     for row in rows.values():
         assert row.baseline is not None and row.baseline_is, row
     for task in ("image_captioning", "object_detection", "image_infilling"):
         row = next(row for (name, _), row in rows.items() if name == task)
-        assert row.control < row.value and row.control_is == "answer of another picture"
+        assert row.control < row.value and row.control_is == "answer of another image"
     row = rows["visual_grounding", "acc@0.5"]
-    assert row.control == 0 and row.control_is == "asked of another picture"
+    assert row.control == 0 and row.control_is == "asked of another image"
     assert rows["visual_question_answering", "accuracy"].control is None
     assert rows[ABSENT_NOUN, "acc@0.5"].value == 0
     assert any(
@@ -191,8 +191,8 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     monkeypatch.setattr(
         report_scenes, "settings_of", lambda path: (settings, {"seed": 5, "total_steps": 9})
     )
-    monkeypatch.setattr(report_scenes.checkpoints, "read_run", lambda path: {"trained_seconds": 90})
-    monkeypatch.setattr(report_scenes.checkpoints, "count_parameters", lambda path: 1000)
+    monkeypatch.setattr(report_scenes.storage, "read_run", lambda path: {"trained_seconds": 90})
+    monkeypatch.setattr(report_scenes.storage, "count_parameters", lambda path: 1000)
     scenes_results.save(
         tmp_path / "results",
         {"ablations": {"split": SPLIT, "command": "kept", "commit": "d", "runs": []}},
@@ -237,9 +237,11 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
 def test_control_tasks_ask_as_their_objectives_do(settings):
     from ofa_jax.data import seqio_bridge
 
-    tasks = {t.name: t for t in seqio_bridge.rated_tasks("scenes_controls", SPLIT)}
-    assert set(tasks) == {f"{name}{SWAPPED}" for name in scenes_controls.QUESTIONS} | {ABSENT_NOUN}
-    (plain,) = seqio_bridge.rated_tasks("visual_question_answering", SPLIT)
+    tasks = {t.name: t for t in seqio_bridge.weighted_tasks("scenes_controls", SPLIT)}
+    assert set(tasks) == {f"{name}{SWAPPED}" for name in scenes_negative_controls.QUESTIONS} | {
+        ABSENT_NOUN
+    }
+    (plain,) = seqio_bridge.weighted_tasks("visual_question_answering", SPLIT)
     swapped = tasks["visual_question_answering" + SWAPPED]
     examples = [
         [task.preprocess(task.records[n], np.random.default_rng(0)) for n in range(2)]
@@ -248,7 +250,7 @@ def test_control_tasks_ask_as_their_objectives_do(settings):
     for own, other in zip(*examples, strict=True):
         np.testing.assert_array_equal(own["inputs"], other["inputs"])
     np.testing.assert_array_equal(examples[1][0]["image"], examples[0][1]["image"])
-    judged = judging.find("visual_question_answering" + SWAPPED)
+    judged = eval_spec.find("visual_question_answering" + SWAPPED)
     assert judged.task.endswith(SWAPPED) and judged.kind == "text"
     shown = settings.data_set.records("objects", SPLIT)
     absent = tasks[ABSENT_NOUN].records

@@ -121,11 +121,11 @@ def test_a_process_that_is_silent_is_given_up_after_the_heartbeat_timeout(begin,
 
 RESHARD = """
 import io, json, shutil, sys
-sys.path.insert(0, "tests/training")
+sys.path.insert(0, "tests/helpers")
 import jax, fault_run
 from absl import flags
 from rich.console import Console
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
 from ofa_jax.training import loop
 
 flags.FLAGS(["test"])

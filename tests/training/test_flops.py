@@ -10,9 +10,9 @@ from small_model import DEEP
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model.parameter_groups import trainable
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training import flops
-from ofa_jax.training.trainable import trainable
 
 
 def shapes(size=3, source=7, target=6, pixels=48, sampled=0, codes=False):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from small_run import TASKS, make_run
 
-from ofa_jax.training import checkpoints, loop
+from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.manager import Checkpoints
+from ofa_jax.training import loop
 from ofa_jax.training.loop_config import LoopConfig
-from ofa_jax.training.run_checkpoints import Checkpoints
-from ofa_jax.training.telemetry import Lap
+from ofa_jax.training.telemetry import Interval
 
 PERIODS = dict(log_period=1, checkpoint_period=2)
 
@@ -132,17 +133,17 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
     manager.close()
     other = {"params": {"new": state.step}, "batch_stats": state.batch_stats}
     with pytest.raises(ValueError, match="params/new is missing; params/.* is not expected"):
-        checkpoints.restore_variables(str(run.model_dir), other)
+        storage.restore_variables(str(run.model_dir), other)
 
 
 def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):
     run, _ = whole
-    variables = checkpoints.restore_variables(str(run.model_dir), run.abstract_state.variables)
+    variables = storage.restore_variables(str(run.model_dir), run.abstract_state.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, final_state(run).variables)
-    folder = checkpoints.find(str(run.model_dir / "checkpoints" / "4"))
+    folder = storage.find(str(run.model_dir / "checkpoints" / "4"))
     assert folder.name == "4"
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
-        checkpoints.find(str(run.model_dir / "nowhere"))
+        storage.find(str(run.model_dir / "nowhere"))
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):
@@ -195,7 +196,9 @@ def test_a_run_whose_time_is_up_is_saved_validated_and_finished(whole, tmp_path)
 
 def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypatch):
     def spent(seconds, **parts):
-        monkeypatch.setattr(loop.telemetry.Clock, "total", lambda clock: Lap(seconds, parts))
+        monkeypatch.setattr(
+            loop.telemetry.GoodputTimer, "total", lambda clock: Interval(seconds, parts)
+        )
 
     spent(40.0, validation=15.0)
     begun = make_run(tmp_path, total_steps=1, max_minutes=1, **PERIODS)

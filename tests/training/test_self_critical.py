@@ -14,14 +14,15 @@ import small_run
 from simulated_devices import results_of
 from small_model import SMALL, random_batch
 
+from ofa_jax.checkpoints.manager import Checkpoints
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA
-from ofa_jax.partitioning import Partitioner
-from ofa_jax.training import loop, self_critical, state, step
+from ofa_jax.sharding import train_state
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.training import loop, self_critical, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
-from ofa_jax.training.run_checkpoints import Checkpoints
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 
 BOS, PAD, EOS = 0, 1, 2
@@ -88,7 +89,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     np.testing.assert_allclose(self_critical.advantages(rewards), weights)
 
     optimizer, config = Remember.make(), OptimizerConfig(1e-2, total_steps=100, warmup=0)
-    abstract = state.abstract_state(model, optimizer, Partitioner())
+    abstract = train_state.abstract_state(model, optimizer, Partitioner())
     start = small_run.new_state(SMALL, abstract)
     learned = batch | self_critical.as_answers(tokens, weights)
     train_step = jax.jit(
@@ -133,22 +134,24 @@ def make_self_critical(reward, **decoding):
 @functools.cache
 def new_state():
     optimizer = make_optimizer(OptimizerConfig(1e-2, total_steps=100, warmup=0))
-    return small_run.new_state(SMALL, state.abstract_state(OFA(SMALL), optimizer, Partitioner()))
+    return small_run.new_state(
+        SMALL, train_state.abstract_state(OFA(SMALL), optimizer, Partitioner())
+    )
 
 
-def prepared(before_step, number, start, batch):
+def prepared(batch_transform, number, start, batch):
     partitioner = Partitioner()
-    with partitioner.active():
+    with partitioner.mesh_context():
         put = {"captions": partitioner.put_batch(batch)}
-        return jax.device_get(before_step(number, start, put)["captions"])
+        return jax.device_get(batch_transform(number, start, put)["captions"])
 
 
 def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
     asked = []
 
-    def reward(number, attempts):
-        asked.append((number, attempts))
-        return np.arange(attempts[..., 0].size, dtype=float).reshape(attempts.shape[:2])
+    def reward(number, samples):
+        asked.append((number, samples))
+        return np.arange(samples[..., 0].size, dtype=float).reshape(samples.shape[:2])
 
     start, batch = new_state(), captions_batch()
     beams = prepared(make_self_critical(reward, beam_size=3, max_length=5), 7, start, batch)
@@ -174,24 +177,24 @@ def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
 
 
 def test_examples_without_an_answer_or_a_reward_teach_nothing():
-    def reward(number, attempts):
-        rewards = np.ones(attempts.shape[:2])
+    def reward(number, samples):
+        rewards = np.ones(samples.shape[:2])
         rewards[:, 0] = 4
         rewards[2] = np.nan
         return rewards
 
     batch = captions_batch()
     batch["decoder_target_tokens"][1] = PAD  # its record was bad
-    before_step = make_self_critical(reward, beam_size=2, max_length=4)
-    made = prepared(before_step, 0, new_state(), batch)
+    batch_transform = make_self_critical(reward, beam_size=2, max_length=4)
+    made = prepared(batch_transform, 0, new_state(), batch)
     for row in (1, 2):
         assert (made["decoder_target_tokens"][row] == PAD).all()
         assert (made["decoder_loss_weights"][row] == 0).all()
     for row in (0, 3):
         assert set(np.unique(made["decoder_loss_weights"][row, 0])) <= {0, 3}
         assert (made["decoder_loss_weights"][row, :, 0] == [3, -3]).all()
-    assert before_step.scalars() == {"reward": 2.5, "best_reward": 4}
-    assert before_step.scalars() == {}
+    assert batch_transform.scalars() == {"reward": 2.5, "best_reward": 4}
+    assert batch_transform.scalars() == {}
 
 
 MESHES = {
@@ -201,38 +204,37 @@ MESHES = {
 }
 PROGRAM = """
 import json, sys
-sys.path[:0] = sys.argv[1:3]
 import jax, numpy as np
 from small_model import SMALL
 from small_run import make_parts
 from test_self_critical import captions_batch
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.model import OFA
-from ofa_jax.partitioning import Partitioner
+from ofa_jax.sharding.partitioner import Partitioner
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 from ofa_jax.training.step import jit_train_step
 
-def reward(number, attempts):
-    asked.append(attempts.tolist())
-    return (attempts % 7).sum(-1) / 7  # of nothing but the tokens
+def reward(number, samples):
+    asked.append(samples.tolist())
+    return (samples % 7).sum(-1) / 7  # of nothing but the tokens
 
 results, batch = {}, captions_batch(size=8)
-for name, make in json.loads(sys.argv[3]).items():
+for name, make in json.loads(sys.argv[1]).items():
     asked, losses, partitioner = [], [], eval(make)
     abstract, new_state, train_step, _ = make_parts(
         SMALL, partitioner=partitioner, groups={"captions": "pairs"})
     state = new_state()
     decoding = DecodingConfig(method="sample", beam_size=3, max_length=5)
-    before_step = SelfCritical(
+    batch_transform = SelfCritical(
         OFA(SMALL), SelfCriticalConfig(decoding), partitioner, "captions", reward, seed=3)
-    with partitioner.active():
+    with partitioner.mesh_context():
         step = jit_train_step(train_step, abstract)
         for number in range(3):
-            given = before_step(number, state, {"captions": partitioner.put_batch(batch)})
+            given = batch_transform(number, state, {"captions": partitioner.put_batch(batch)})
             state, metrics = step(state, given)
             losses.append(float(metrics.loss))
     results[name] = {
-        "attempts": asked, "losses": losses, "shards": len({
+        "samples": asked, "losses": losses, "shards": len({
             str(s.index) for s in given["captions"]["decoder_target_tokens"].addressable_shards})}
 print(json.dumps(results))
 """
@@ -240,16 +242,16 @@ print(json.dumps(results))
 
 def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
     """float32 sums in another order: 1e-5 relative, a few times over three steps."""
-    results = results_of(PROGRAM, "training", json.dumps(MESHES))
+    results = results_of(PROGRAM, json.dumps(MESHES))
     one = results["one"]
-    assert len(one["attempts"]) == 3 and one["attempts"][0] != one["attempts"][1]
+    assert len(one["samples"]) == 3 and one["samples"][0] != one["samples"][1]
     assert {name: result["shards"] for name, result in results.items()} == {
         "one": 1,
         "data": 8,
         "all": 4,
     }
     for name in ("data", "all"):
-        assert results[name]["attempts"] == one["attempts"]
+        assert results[name]["samples"] == one["samples"]
         np.testing.assert_allclose(results[name]["losses"], one["losses"], rtol=5e-5, err_msg=name)
 
 
@@ -280,10 +282,10 @@ def reference_ids(length):
 class ReferencesFirst:
     """A few steps of ordinary learning: before that, the model never finds a caption."""
 
-    def __init__(self, after, steps, attempts, length):
+    def __init__(self, after, steps, samples, length):
         self.scalars = after.scalars
         self._after, self._steps = after, steps
-        answers = np.resize(reference_ids(length).swapaxes(0, 1), (attempts, 4, length))
+        answers = np.resize(reference_ids(length).swapaxes(0, 1), (samples, 4, length))
         self._learned = _with_weight_one(answers.swapaxes(0, 1))
 
     def __call__(self, number, state, batches):
@@ -300,17 +302,17 @@ def _with_weight_one(tokens):
 @pytest.mark.slow
 def test_a_few_dozen_steps_raise_cider(tmp_path):
     """Once the references are half learned: the reward of samples, and of the greedy answers."""
-    model, partitioner, attempts, before, total = OFA(SMALL), Partitioner(), 12, 20, 60
+    model, partitioner, samples, before, total = OFA(SMALL), Partitioner(), 12, 20, 60
     batch = captions_batch()
     references = CaptionReward({"captions": REFERENCES}, decode_words)
-    reward = lambda number, attempts: references(ORIGINS, attempts)  # noqa: E731
-    sampling = DecodingConfig(method="sample", beam_size=attempts, max_length=6)
+    reward = lambda number, samples: references(ORIGINS, samples)  # noqa: E731
+    sampling = DecodingConfig(method="sample", beam_size=samples, max_length=6)
     trained = SelfCritical(
         model, SelfCriticalConfig(sampling), partitioner, "captions", reward, seed=0
     )
     config = OptimizerConfig(2e-2, total_steps=200, warmup=0, clip_norm=1.0)
     optimizer = make_optimizer(config)
-    abstract = state.abstract_state(model, optimizer, partitioner)
+    abstract = train_state.abstract_state(model, optimizer, partitioner)
     run = dataclasses.replace(
         small_run.make_run(
             tmp_path,
@@ -321,11 +323,11 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
         ),
         partitioner=partitioner,
         abstract_state=abstract,
-        new_state=lambda: state.create_state(model, optimizer, abstract, 0),
+        new_state=lambda: train_state.create_state(model, optimizer, abstract, 0),
         train_step=step.make_train_step(model, optimizer, config, LossConfig(), GROUPS, 1, 3),
         batches=lambda start: itertools.repeat({"captions": batch}),
         task_names=("captions",),
-        before_step=ReferencesFirst(trained, before, attempts, length=7),
+        batch_transform=ReferencesFirst(trained, before, samples, length=7),
     )
     loop.train(run)
     rewards = [

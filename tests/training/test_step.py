@@ -14,7 +14,7 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.metrics import TaskSums
 
 FIRST = next(batches())
-# Text alone compiles in a fraction of the time: for what has nothing to do with pictures.
+# Text alone compiles in a fraction of the time: for what has nothing to do with images.
 PLAIN = LossConfig()
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from ofa_jax import device_kinds
-from ofa_jax.planning.chips import CHIPS
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.utils import device_peaks
+from ofa_jax.utils.hardware import CHIPS
 
 
 def test_a_lap_tells_stepping_from_all_else():
-    lap = telemetry.Lap(10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0})
+    lap = telemetry.Interval(
+        10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0}
+    )
     assert lap.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
     assert lap.goodput == pytest.approx(0.4)
     assert lap.share("checkpoints") == 0.2 and lap.share("validation") == 0.0
@@ -30,7 +32,7 @@ def test_a_lap_tells_stepping_from_all_else():
 
 
 def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
-    clock = telemetry.Clock()
+    clock = telemetry.GoodputTimer()
     with clock.measure("checkpoints"):
         time.sleep(0.02)
     first = clock.lap()
@@ -83,11 +85,11 @@ def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
     step_seconds, batch_seconds, waited
 ):
     devices, batches = _Devices(step_seconds), slow_batches(batch_seconds)
-    clock = telemetry.Clock()
-    pace = telemetry.Pace(clock)
+    clock = telemetry.GoodputTimer()
+    pace = telemetry.DispatchThrottle(clock)
     for _ in range(6):
         pace.next(batches)
-        pace.handed_over(devices.step())
+        pace.after_dispatch(devices.step())
     pace.settle()
     pace.close()
     # Sleeping is late by some milliseconds on a busy machine, and never early.
@@ -107,23 +109,23 @@ class _Result:
 
 
 def test_the_host_is_at_most_two_steps_ahead():
-    pace = telemetry.Pace(telemetry.Clock())
+    pace = telemetry.DispatchThrottle(telemetry.GoodputTimer())
     results = [_Result() for _ in range(4)]
-    handed_over = []
+    after_dispatch = []
 
     def host():
         for number, result in enumerate(results):
-            pace.handed_over(result)
-            handed_over.append(number)
+            pace.after_dispatch(result)
+            after_dispatch.append(number)
 
     thread = threading.Thread(target=host)
     thread.start()
     for number, result in enumerate(results):
         end = time.monotonic() + 10
-        while len(handed_over) < min(number + 2, 4) and time.monotonic() < end:
+        while len(after_dispatch) < min(number + 2, 4) and time.monotonic() < end:
             time.sleep(0.001)
         time.sleep(0.02)  # as long as it wants to go further
-        assert handed_over == list(range(min(number + 2, 4)))
+        assert after_dispatch == list(range(min(number + 2, 4)))
         result.ready.set()
     thread.join()
     pace.settle()
@@ -135,8 +137,8 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
         def block_until_ready(self):
             raise RuntimeError("the device is gone")
 
-    pace = telemetry.Pace(telemetry.Clock())
-    pace.handed_over(Failing())
+    pace = telemetry.DispatchThrottle(telemetry.GoodputTimer())
+    pace.after_dispatch(Failing())
     with pytest.raises(RuntimeError, match="the device is gone"):
         pace.settle()
 
@@ -154,11 +156,11 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
     ],
 )
 def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
-    assert device_kinds.peak_flops(kind) == flops
+    assert device_peaks.peak_flops(kind) == flops
 
 
 def test_every_known_kind_of_device_has_its_chip():
-    assert set(device_kinds._CHIP_OF_KIND.values()) <= set(CHIPS)
+    assert set(device_peaks._CHIP_OF_KIND.values()) <= set(CHIPS)
 
 
 def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():

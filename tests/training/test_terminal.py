@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ofa_jax.training.telemetry import Lap, Throughput
+from ofa_jax.training.telemetry import Interval, Throughput
 from ofa_jax.training.terminal import Progress, Report
 
 REPORT = Report(
@@ -14,7 +14,7 @@ REPORT = Report(
     total_steps=1000,
     throughput=Throughput(2.5, 140.0, 1200.0, 4, 2e12),
     data_wait=0.013,
-    total=Lap(100.0, {"compilation": 8.0, "waiting_for_data": 2.0}),
+    total=Interval(100.0, {"compilation": 8.0, "waiting_for_data": 2.0}),
     loss=7.125,
     task_losses={"image_captioning": 2.5, "text_infilling": 5.25},
     learning_rate=1e-3,
@@ -77,7 +77,7 @@ def test_a_known_peak_gives_the_share_of_it():
 def test_the_end_says_where_the_time_went():
     console = Console(file=io.StringIO(), width=40)
     with Progress(console) as progress:
-        progress.say_total(Lap(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
+        progress.say_total(Interval(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
     assert console.file.getvalue() == (
         "Time: 0:03:20, of which 84% stepping, 1% waiting for data, 15% compilation.\n"
     )

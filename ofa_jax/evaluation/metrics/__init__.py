@@ -7,7 +7,7 @@
     classification  accuracy, matthews_correlation, f1, accuracy_and_f1          against str
     summarization   rouge                            against str
     exact           exact_match, token_accuracy      against str; int [n]
-    pictures        psnr                             uint8 [H, W, 3]
+    images        psnr                             uint8 [H, W, 3]
 
 All are shares between 0 and 1 (correlations between -1 and 1, CIDEr-D between 0 and 10, PSNR in
 decibels): papers print most of them times 100. An answer that could not be read is None, and wrong.

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.data.boxes import as_boxes
 from ofa_jax.evaluation.metrics import inputs
+from ofa_jax.preprocessing.boxes import as_boxes
 
 Objects = Mapping[str, Any]
 _MATCH = 0.5

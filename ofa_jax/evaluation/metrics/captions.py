@@ -1,7 +1,7 @@
 """How close captions are to what people wrote: CIDEr-D, BLEU, ROUGE-L, METEOR and SPICE.
 
 The first three need neither Java nor downloads and give the numbers of the official evaluation of
-COCO captions (pycocoevalcap). References: list[list[str]], those of every picture.
+COCO captions (pycocoevalcap). References: list[list[str]], those of every image.
 """
 
 import functools
@@ -25,13 +25,13 @@ _BETA = 1.2
 def cider_d(
     references: References, answers: Sequence[str | None], scorer: CiderD | None = None
 ) -> dict[str, float]:
-    """ "cider_d", between 0 and 10: the mean over the pictures.
+    """ "cider_d", between 0 and 10: the mean over the images.
 
     Args:
-      references: of every picture.
+      references: of every image.
       answers: its caption.
       scorer: holds the document frequencies of another corpus (over words of `tokenize`); those of
-        these references when None, as papers do. Of a single picture they say nothing, and its
+        these references when None, as papers do. Of a single image they say nothing, and its
         score is 0.
     """
     return _cider_d(*_words("cider_d", references, answers), scorer)
@@ -99,7 +99,7 @@ def _cider_d(references, answers, scorer: CiderD | None) -> dict[str, float]:
 
 def _bleu(references, answers) -> dict[str, float]:
     most = max(map(len, references))
-    # sacrebleu wants the first references of all pictures, then the second ones ...
+    # sacrebleu wants the first references of all images, then the second ones ...
     by_place = [
         [" ".join(own[place]) if place < len(own) else None for own in references]
         for place in range(most)

@@ -1,14 +1,14 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 5), with its idf table made once.
 
 For n = 1 ... 4, g_n(c) is the vector of a caption's n-grams, each weighted by how often it comes
-times log(N / df): of N pictures, df have it in one of their references. Against a reference s,
+times log(N / df): of N images, df have it in one of their references. Against a reference s,
 
     CIDEr-D_n(c, s) = 10 exp(-(l(c) - l(s))^2 / (2 sigma^2)) min(g_n(c), g_n(s)) g_n(s)
                       / (|g_n(c)| |g_n(s)|),            sigma = 6,
 
 averaged over n and over the references. As in the official evaluation the length l counts bigrams,
-an n-gram that no reference has counts as if one picture had it, and a score goes up to 10: papers
-print its mean over the pictures times 100, where this is "1.2 for 120".
+an n-gram that no reference has counts as if one image had it, and a score goes up to 10: papers
+print its mean over the images times 100, where this is "1.2 for 120".
 """
 
 import collections
@@ -47,13 +47,13 @@ class CiderD:
     ):
         """
         Args:
-          document_frequency: n-gram -> number of pictures with a reference that has it.
-          num_documents: number of pictures that were counted.
+          document_frequency: n-gram -> number of images with a reference that has it.
+          num_documents: number of images that were counted.
           max_order: n-grams of up to so many words.
           sigma: of the penalty on another length.
         """
         if num_documents < 1:
-            raise ValueError("CIDEr-D needs the references of at least one picture.")
+            raise ValueError("CIDEr-D needs the references of at least one image.")
         self._log_documents = math.log(num_documents)
         self._idf = {
             ngram: self._log_documents - math.log(max(1, count))
@@ -66,7 +66,7 @@ class CiderD:
     def of_references(
         cls, references: Iterable[Sequence[Words]], max_order: int = 4, sigma: float = 6.0
     ) -> "CiderD":
-        """Counts the n-grams of the references, as words, of every picture."""
+        """Counts the n-grams of the references, as words, of every image."""
         frequency: collections.Counter[Ngram] = collections.Counter()
         documents = 0
         for own in references:
@@ -75,11 +75,11 @@ class CiderD:
         return cls(frequency, documents, max_order, sigma)
 
     def score(self, captions: Sequence[Words], references: Sequence[Words]) -> np.ndarray:
-        """CIDEr-D of several captions of one picture.
+        """CIDEr-D of several captions of one image.
 
         Args:
-          captions: of the picture, as words.
-          references: of the picture, as words; at least one.
+          captions: of the image, as words.
+          references: of the image, as words; at least one.
 
         Returns:
           float64 [len(captions)].

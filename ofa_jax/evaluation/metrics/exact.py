@@ -43,7 +43,7 @@ def token_accuracy(references: Sequence, answers: Sequence) -> dict[str, float]:
     """ "token_accuracy": how many of the true tokens, over all examples, are at their place.
 
     Args:
-      references: int [n] each, e.g. the codes of a picture.
+      references: int [n] each, e.g. the codes of an image.
       answers: int [m] each, or None; what is missing is wrong, and what is too much is not seen.
     """
     inputs.check_pairs("token_accuracy", references, answers)

@@ -1,0 +1,126 @@
+"""Everything that gin can configure, registered in one place; library code does not import gin.
+
+Names are those of classes and functions, as in `Stream.batch_size = 32`. What a module of your own
+registers (`import my_module` in a gin file, `@gin.configurable` there) works beside these.
+"""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.data.sources.ofa_tsv import OfaTsv
+from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.interop import vqgan_file
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.patch_codebook import PatchCodebook
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
+from ofa_jax.training.self_critical import SelfCriticalConfig
+from tasks.downstream import DownstreamSettings
+from tasks.pretraining import PretrainingSettings, scenes_settings
+
+_CLASSES = (
+    Stream,
+    Scenes,
+    OfaTsv,
+    OfaArrayRecords,
+    Partitioner,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    PretrainingSettings,
+    DownstreamSettings,
+    DecodingConfig,
+    SelfCriticalConfig,
+)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "scenes_settings": scenes_settings,
+    "epochs_to_steps": epochs_to_steps,
+    "vocabulary_from_gpt2_files": OFAVocabulary.from_gpt2_files,
+    "vocabulary_from_ofa_directory": OFAVocabulary.from_ofa_directory,
+    "vocabulary_from_tokenizer_json": OFAVocabulary.from_tokenizer_json,
+    "patch_codebook": PatchCodebook.load,
+    "vqgan": vqgan_file.read,
+}
+_names: list[str] = []
+
+
+def register(entry_points: dict[str, Callable[..., Any]]) -> None:
+    """Makes everything known to gin, once per process.
+
+    Args:
+      entry_points: name -> function of the command that runs, e.g. {"train": prepare}.
+    """
+    for cls in _CLASSES:
+        _register(cls.__name__, cls)
+    for name, function in (_FUNCTIONS | entry_points).items():
+        _register(name, function)
+
+
+def names() -> Sequence[str]:
+    """Of all that is registered here."""
+    return tuple(_names)
+
+
+def _register(name: str, function: Callable[..., Any]) -> None:
+    if name not in _names:
+        gin.external_configurable(_typed(name, function), name=name, module="ofa_jax")
+        _names.append(name)
+
+
+def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or a function that calls the class, with its plain arguments checked.
+
+    Of a class itself gin would make a subclass, which data workers could not unpickle.
+    """
+    signature = inspect.signature(function)
+    hints = _hints(function)
+
+    @functools.wraps(function, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        for parameter, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            _check_type(f"{name}.{parameter}", value, hints.get(parameter, Any))
+        return function(*args, **kwargs)
+
+    make.__signature__ = signature
+    return make
+
+
+def check_parameter(function: Callable[..., Any], parameter: str, value: Any) -> None:
+    """Raises ValueError for a number or a string that a parameter of a class does not take."""
+    _check_type(f"{function.__name__}.{parameter}", value, _hints(function).get(parameter, Any))
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Numbers and strings only: the rest is checked where it is used."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if union else {hint}
+    if not kinds <= {int, float, str, bool, type(None)}:
+        return
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        wanted = " or ".join(sorted(_KIND_NAMES[kind] for kind in kinds))
+        raise ValueError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "True or False",
+    type(None): "None",
+}

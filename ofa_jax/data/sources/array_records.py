@@ -1,0 +1,211 @@
+"""The original's pretraining data in its cached form, as `python -m tools.convert_tsv` writes it.
+
+    <data_dir>/<kind of file>/<split>/
+        <kind>-<split>.array_record-00000-of-00004    serialised tf.train.Examples, in file order
+        types.npy             uint8[N], of vision-language: which of PAIR_TYPES each record is
+        conversion.json       where it is from, counts of records and of skipped lines by reason
+        features.json, dataset_info.json              for tfds.builder_from_directory
+    <data_dir>/negative_samples/                      all_captions.txt, object.txt, type2ans.json
+
+ArrayRecord, and not the parquet of Scenes: it reads single records from the disk, where a parquet
+column would have to fit into the memory of every process.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.data.sources.ofa_tsv import (
+    FILE_OF_KIND,
+    PRETRAINING_FILES,
+    TYPES_OF_KIND,
+    read_negatives,
+)
+from ofa_jax.data.sources.tfds_parquet import parse_example
+from ofa_jax.data.sources.tsv_columns import CAPTION, PAIR_TYPES, QUESTION, REGION
+from ofa_jax.preprocessing.negatives import NegativePool
+from ofa_jax.preprocessing.records import Record
+
+DESCRIPTION, TYPES, NEGATIVES = "conversion.json", "types.npy", "negative_samples"
+
+_PAIR = {"id": "string", "image": "bytes", "data_set": "string", "object_labels": "strings"}
+FIELDS_OF_TYPE: Mapping[str, Mapping[str, str]] = {
+    CAPTION: {**_PAIR, "captions": "strings"},
+    QUESTION: {
+        **_PAIR,
+        "questions": "strings",
+        "answers": "strings",
+        "answer_confidences": "floats",
+    },
+    REGION: {**_PAIR, "phrases": "strings", "phrase_boxes": "boxes"},
+}
+"""Type of a vision-language record -> its fields and how they are stored."""
+
+FIELDS_OF_FILE: Mapping[str, Mapping[str, str]] = {
+    "vision_language": {
+        name: kind for fields in FIELDS_OF_TYPE.values() for name, kind in fields.items()
+    },
+    "text": {"id": "string", "text": "string"},
+    "images": {"id": "string", "image": "bytes", "codes": "ints"},
+    "detection": {
+        "id": "string",
+        "image": "bytes",
+        "object_labels": "strings",
+        "object_boxes": "boxes",
+    },
+}
+"""Kind of file -> all fields of its records."""
+
+
+def type_of(record: Record) -> str:
+    """The type of a vision-language record."""
+    if "captions" in record:
+        return CAPTION
+    return QUESTION if "questions" in record else REGION
+
+
+def serialise(record: Record, fields: Mapping[str, str]) -> bytes:
+    """A record as a tf.train.Example with these fields; those that it lacks are empty."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    for name, kind in fields.items():
+        feature, value = example.features.feature[name], record.get(name)
+        if kind in ("string", "bytes"):
+            value = b"" if value is None else value
+            feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
+        elif kind == "strings":
+            feature.bytes_list.value.extend(text.encode() for text in value or ())
+        elif kind == "ints":
+            feature.int64_list.value.extend([] if value is None else value.tolist())
+        else:
+            numbers = [] if value is None else np.asarray(value, np.float32).reshape(-1).tolist()
+            feature.float_list.value.extend(numbers)
+    return example.SerializeToString()
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRecords:
+    """A RecordSource over one folder.
+
+    Attributes:
+      directory: `<data_dir>/<kind of file>/<split>`.
+      file_kind: a key of FIELDS_OF_FILE.
+      types: only records of these types; all when None.
+    """
+
+    directory: str
+    file_kind: str
+    types: tuple[str, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        # Opens its files lazily, once per process, and is safe to use from several threads.
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(
+            sorted(str(path) for path in pathlib.Path(self.directory).glob("*.array_record-*-of-*"))
+        )
+
+    @functools.cached_property
+    def _types(self) -> np.ndarray | None:
+        path = pathlib.Path(self.directory) / TYPES
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray | range:
+        """Of the chosen records within the folder; 4 bytes each where that is enough."""
+        if self.types is None:
+            return range(len(self._source))
+        wanted = [PAIR_TYPES.index(kind) for kind in self.types]
+        numbers = np.flatnonzero(np.isin(self._types, wanted))
+        return numbers.astype(np.uint32) if len(self._types) < 1 << 32 else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no record {index}: there are {len(self)}.")
+        number = int(self._numbers[index])
+        fields = FIELDS_OF_FILE[self.file_kind]
+        if self._types is not None:
+            fields = FIELDS_OF_TYPE[PAIR_TYPES[self._types[number]]]
+        return parse_example(self._source[number], fields)
+
+    def place(self, index: int) -> str:
+        """Folder and number of a record, for messages."""
+        return f"{self.directory}, record {int(self._numbers[index])}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OfaArrayRecords:
+    """The folders of converted files as a DataSet; the same records as `OfaTsv` gives.
+
+    data_dir: where `tools.convert_tsv` wrote them; by default `ofa` in the environment's
+      OFA_DATA_DIR, else in "data".
+    """
+
+    data_dir: str | None = None
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """The folder."""
+        if self.data_dir is not None:
+            return pathlib.Path(self.data_dir)
+        return pathlib.Path(os.environ.get("OFA_DATA_DIR") or "data") / "ofa"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of any kind of file."""
+        found = {
+            path.parent.name
+            for kind in PRETRAINING_FILES
+            for path in (self.directory / kind).glob(f"*/{DESCRIPTION}")
+            if not path.parent.name.startswith(".")
+        }
+        return tuple(sorted(found, key=lambda split: (split != "train", split)))
+
+    def records(self, kind: str, split: str) -> StoredRecords:
+        """The records of one of the kinds of `records.RECORD_FIELDS`.
+
+        Raises:
+          FileNotFoundError, ValueError: there are none.
+        """
+        if kind not in FILE_OF_KIND:
+            raise ValueError(
+                f"There is no kind of record {kind!r}: choose one of {', '.join(FILE_OF_KIND)}."
+            )
+        file_kind, types = FILE_OF_KIND[kind], TYPES_OF_KIND.get(kind)
+        folder = self.directory / file_kind / split
+        if not (folder / DESCRIPTION).is_file():
+            raise FileNotFoundError(
+                f"There are no {file_kind} records in {folder}: convert them with `python -m "
+                f"tools.convert_tsv --output_dir={self.directory} --split={split} "
+                f"--{file_kind} FILE.tsv`, or leave tasks out with PretrainingSettings.rates."
+            )
+        records = StoredRecords(str(folder), file_kind, types)
+        if not len(records):
+            raise ValueError(
+                f"{folder} has no records of type {' or '.join(types)}: leave their tasks out with "
+                "PretrainingSettings.rates."
+            )
+        return records
+
+    def description(self, file_kind: str, split: str) -> dict[str, Any]:
+        """What conversion.json says."""
+        return json.loads((self.directory / file_kind / split / DESCRIPTION).read_text())
+
+    def negatives(self) -> NegativePool:
+        """Wrong captions, names and answers; none where no negative samples were converted."""
+        folder = self.directory / NEGATIVES
+        return read_negatives(folder) if folder.is_dir() else NegativePool()

@@ -1,0 +1,208 @@
+"""The original's pretraining files as a DataSet: TSV in, records out, with random access.
+
+    data_set = OfaTsv(vision_language="pairs-*.tsv", negative_samples="negative_sample")
+    data_set.records("regions", "train")[0]
+
+A vision-language file has captions, questions and regions in one. Its index knows the type of every
+line, so each kind of record has exactly its own lines, and no image is decoded to find them:
+
+    captions   type caption                      regions   type visual_grounding
+    questions  type qa                           pairs     captions and questions, for matching
+
+Lines without a known type, torn ones among them, belong to `pairs`: the loader meets them there,
+skips, counts and names them.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
+from ofa_jax.data.sources.tsv_file import TextLines
+from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
+from ofa_jax.preprocessing.negatives import NegativePool
+
+PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
+CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
+
+FILE_OF_KIND: Mapping[str, str] = {
+    "captions": "vision_language",
+    "questions": "vision_language",
+    "regions": "vision_language",
+    "pairs": "vision_language",
+    "text": "text",
+    "images": "images",
+    "objects": "detection",
+}
+"""Kind of record -> the kind of file that has it."""
+
+TYPES_OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "captions": (CAPTION,),
+    "questions": (QUESTION,),
+    "regions": (REGION,),
+    "pairs": (CAPTION, QUESTION),
+}
+"""Kind of record -> types of lines in a vision-language file."""
+
+Files = Mapping[str, str | Sequence[str]] | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class OfaTsv:
+    """The original's pretraining files.
+
+    Of each kind of file one may give a path (the split "train"), or a dict from split to a path, a
+    pattern such as "part-*.tsv", or a list of them. What no task asks for may be left out.
+
+    Attributes:
+      vision_language: captions, questions and regions; eight columns.
+      text: two columns.
+      images: with the codes of their middle; three columns.
+      detection: images with objects; three columns.
+      negative_samples: the folder of all_captions.txt, object.txt and type2ans.json, which
+        image-text matching needs.
+      selected_cols: kind of file -> columns as in the original's flags, where they differ from the
+        usual ones, e.g. {'detection': '0,2,1'}.
+      index_dir: where indices are written and looked for; None for beside the files.
+      data_dir: the folder that all paths start from.
+    """
+
+    vision_language: Files = None
+    text: Files = None
+    images: Files = None
+    detection: Files = None
+    negative_samples: str | None = None
+    selected_cols: Mapping[str, str | Sequence[int]] = dataclasses.field(default_factory=dict)
+    index_dir: str | None = None
+    data_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.selected_cols) - set(PRETRAINING_FILES)):
+            raise ValueError(
+                f"OfaTsv.selected_cols names {', '.join(unknown)}; known are "
+                f"{', '.join(PRETRAINING_FILES)}."
+            )
+        for kind in self.selected_cols:
+            parse_selected_cols(kind, self.selected_cols[kind])
+        if not any(self._files(kind) for kind in PRETRAINING_FILES):
+            raise ValueError(
+                f"OfaTsv has no files: give at least one of {', '.join(PRETRAINING_FILES)}."
+            )
+
+    def _files(self, file_kind: str) -> Mapping[str, tuple[str, ...]]:
+        """Split -> files."""
+        given = getattr(self, file_kind) or {}
+        by_split = given if isinstance(given, Mapping) else {"train": given}
+        return {
+            split: tuple(
+                os.path.join(self.data_dir, path)
+                for path in ([paths] if isinstance(paths, str) else paths)
+            )
+            for split, paths in by_split.items()
+        }
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of any kind of file."""
+        return tuple(
+            dict.fromkeys(split for kind in PRETRAINING_FILES for split in self._files(kind))
+        )
+
+    def records(self, kind: str, split: str) -> TsvRecords:
+        """The records of one of the kinds of `records.RECORD_FIELDS`.
+
+        Raises:
+          FileNotFoundError, ValueError: there are none, or not as they should be.
+        """
+        if kind not in FILE_OF_KIND:
+            raise ValueError(
+                f"There is no kind of record {kind!r}: choose one of {', '.join(FILE_OF_KIND)}."
+            )
+        file_kind = FILE_OF_KIND[kind]
+        files = self._files(file_kind)
+        if split not in files:
+            has = f"only for {', '.join(files)}" if files else "for no split"
+            raise ValueError(
+                f"Records of the kind {kind} are in {file_kind} files, which OfaTsv has {has}: "
+                f"set OfaTsv.{file_kind} = {{'{split}': 'FILE.tsv'}}, {_without(kind, split)}."
+            )
+        if kind == "pairs" and not self.negative_samples:
+            raise ValueError(
+                "Image-text matching draws wrong captions and answers from the original's negative "
+                "samples: set OfaTsv.negative_samples to their folder, or leave the task out with "
+                "PretrainingSettings.rates = {'image_text_matching': 0}."
+            )
+        records = TsvRecords.open(
+            files[split],
+            file_kind,
+            self.selected_cols.get(file_kind),
+            self.index_dir,
+            TYPES_OF_KIND.get(kind),
+            with_faulty=kind == "pairs",
+        )
+        if not len(records):
+            raise ValueError(
+                f"The {file_kind} files of the split {split} have no lines of type "
+                f"{' or '.join(TYPES_OF_KIND[kind])}: {_without(kind, split)}."
+            )
+        return records
+
+    def negatives(self) -> NegativePool:
+        """Wrong captions, names and answers; none without a folder of negative samples."""
+        if not self.negative_samples:
+            return NegativePool()
+        return read_negatives(os.path.join(self.data_dir, self.negative_samples), self.index_dir)
+
+
+_OBJECTIVES_OF_KIND = {
+    "captions": ("image_captioning",),
+    "questions": ("visual_question_answering",),
+    "pairs": ("image_text_matching",),
+    "regions": ("visual_grounding", "grounded_captioning"),
+    "objects": ("object_detection",),
+    "images": ("image_infilling",),
+    "text": ("text_infilling",),
+}
+
+
+def _without(kind: str, split: str) -> str:
+    """How to do without records of a kind."""
+    rates = ", ".join(f"'{name}': 0" for name in _OBJECTIVES_OF_KIND[kind])
+    leave_out = f"leave the task out with PretrainingSettings.rates = {{{rates}}}"
+    return leave_out if split == "train" else f"{leave_out}, or set train.validation_split = None"
+
+
+def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> NegativePool:
+    """The original's negative samples; its captions stay on disk.
+
+    Raises:
+      FileNotFoundError: one of the three files is missing.
+      ValueError: type2ans.json is something else.
+    """
+    folder = pathlib.Path(folder)
+    for name in (CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"There is no {name} in {folder}: negative samples are {CAPTIONS_FILE}, "
+                f"{NAMES_FILE} and {ANSWERS_FILE}."
+            )
+    captions = TextLines(str(folder / CAPTIONS_FILE), index_dir)
+    len(captions)  # makes the index now
+    lines = (folder / NAMES_FILE).read_text(encoding="utf-8").split("\n")
+    return NegativePool(
+        captions=captions,
+        object_names=tuple(name for name in map(str.strip, lines) if name),
+        answers_by_type=_answers_by_type(folder / ANSWERS_FILE),
+    )
+
+
+def _answers_by_type(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(answer, str) for answers in given.values() for answer in answers):
+            return {kind: tuple(answers) for kind, answers in given.items()}
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{path} must be JSON of the form {{question type: [answer, ...]}}.")

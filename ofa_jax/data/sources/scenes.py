@@ -1,0 +1,161 @@
+"""Scenes, the embedded data set, as a DataSet: what `python -m tools.build_scenes` has written.
+
+<data_dir>/scenes/scenes.json            options, counts and versions; written last
+<data_dir>/scenes/images/1.1.0/        TFDS, parquet: images and what is true of them
+<data_dir>/scenes/text/1.1.0/            TFDS, parquet: sentences
+<data_dir>/scenes/vocabulary.json        byte-level BPE (`tokenizers` format)
+<data_dir>/scenes/codebook.npz           PatchCodebook
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
+from ofa_jax.tokenizers import PatchCodebook
+
+if TYPE_CHECKING:
+    from ofa_jax.preprocessing.negatives import NegativePool
+
+MARKER = "scenes.json"
+VERSION = "1.1.0"
+SPLITS = ("train", "validation", "test", "test_shifted")
+
+_REGIONS = {
+    "phrases": "strings",
+    "phrase_boxes": "boxes",
+    "true_phrases": "strings",
+    "true_phrase_boxes": "boxes",
+}
+_OBJECTS = {"object_labels": "strings", "object_boxes": "boxes"}
+_CAPTIONS = {"captions": "strings", "negative_captions": "strings"}
+_QUESTIONS = {
+    "questions": "strings",
+    "answers": "strings",
+    "answer_types": "strings",
+    "answer_confidences": "floats",
+}
+_IMAGE = {"id": "string", "image": "bytes"}
+# Kind of record -> its fields. Matching asks about captions and questions.
+_FIELDS = {
+    "captions": {**_IMAGE, "captions": "strings", "object_labels": "strings"},
+    "pairs": {**_IMAGE, **_CAPTIONS, **_QUESTIONS, "object_labels": "strings"},
+    "questions": {**_IMAGE, **_QUESTIONS},
+    "regions": {**_IMAGE, **_REGIONS},
+    "objects": {**_IMAGE, **_OBJECTS},
+    "images": _IMAGE,
+    "text": {"id": "string", "text": "string"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """The scenes under a data directory, read without TensorFlow.
+
+    data_dir: where they were built; by default the environment's OFA_DATA_DIR, else "data".
+    """
+
+    data_dir: str | None = None
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """`<data_dir>/scenes`. Raises FileNotFoundError if the build there is not complete."""
+        parent = pathlib.Path(self.data_dir or os.environ.get("OFA_DATA_DIR") or "data")
+        if not (parent / "scenes" / MARKER).is_file():
+            raise FileNotFoundError(
+                f"There are no scenes in {parent / 'scenes'}: build them with "
+                f"`python -m tools.build_scenes --data_dir={parent}`."
+            )
+        return parent / "scenes"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits; test_shifted has another pictogram style and texts of another region."""
+        return SPLITS
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What scenes.json says: options, counts of records per split, versions of sources."""
+        return json.loads((self.directory / MARKER).read_text())
+
+    @property
+    def vocabulary_path(self) -> str:
+        """A `tokenizers` JSON, for OFAVocabulary.from_tokenizer_json."""
+        return str(self.directory / "vocabulary.json")
+
+    @property
+    def codebook_path(self) -> str:
+        """An .npz, for PatchCodebook.load."""
+        return str(self.directory / "codebook.npz")
+
+    def records(self, kind: str, split: str) -> TfdsParquetRecords:
+        """Random access to the records of a split.
+
+        Args:
+          kind: "captions", "pairs", "questions", "regions", "objects", "images" or "text".
+          split: one of `splits`.
+
+        Returns:
+          A picklable source of records; each kind of image has id and image (JPEG bytes), and
+            captions   captions, object_labels list[str]
+            pairs      captions, negative_captions, object_labels, and the fields of questions
+            questions  questions, answers, answer_types list[str], answer_confidences list[float]
+            regions    phrases list[str], phrase_boxes float32[P, 4]; true_phrases list[str],
+                       true_phrase_boxes float32[Q, 4]
+            objects    object_labels list[str], object_boxes float32[K, 4]
+          text records have id and text. Boxes are x0 y0 x1 y1 in pixels.
+        """
+        _one_of("kind of record", kind, tuple(_FIELDS))
+        _one_of("split", split, SPLITS)
+        config = "text" if kind == "text" else "images"
+        return TfdsParquetRecords.from_directory(
+            self.directory / config / VERSION, split, _FIELDS[kind]
+        )
+
+    def negatives(self) -> "NegativePool":
+        """What matching draws wrong captions, names and answers from: the training scenes."""
+        return _negatives(self.directory)
+
+    def image_tokenizer(self) -> PatchCodebook:
+        """The codebook that was learned on the training scenes."""
+        return PatchCodebook.load(self.codebook_path)
+
+    def vocabulary(self, num_bins: int = 1000):
+        """The vocabulary that was learned on the training texts, with a code for every patch."""
+        from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+
+        num_codes = self.description["options"]["num_codes"]
+        return OFAVocabulary.from_tokenizer_json(
+            self.vocabulary_path, num_codes=num_codes, num_bins=num_bins
+        )
+
+
+def _one_of(what: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise ValueError(f"Scenes have no {what} {name!r}: choose one of {', '.join(names)}.")
+
+
+@functools.lru_cache(maxsize=4)
+def _negatives(directory: pathlib.Path) -> "NegativePool":
+    from ofa_jax.preprocessing.negatives import NegativePool
+
+    fields = {**_CAPTIONS, **_QUESTIONS, "object_labels": "strings"}
+    records = TfdsParquetRecords.from_directory(directory / "images" / VERSION, "train", fields)
+    captions: dict[str, None] = {}
+    answers: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    names: dict[str, None] = {}
+    for index in range(len(records)):
+        record = records[index]
+        captions.update(dict.fromkeys(record["captions"]))
+        names.update(dict.fromkeys(record["object_labels"]))
+        for answer, kind in zip(record["answers"], record["answer_types"], strict=True):
+            answers[kind][answer] = None
+    return NegativePool(
+        captions=tuple(sorted(captions)),
+        object_names=tuple(sorted(names)),
+        answers_by_type={kind: tuple(sorted(known)) for kind, known in sorted(answers.items())},
+    )

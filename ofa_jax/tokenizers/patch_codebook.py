@@ -1,0 +1,163 @@
+"""An image tokenizer learned by mini-batch k-means: each 8x8 patch is its nearest codebook patch.
+
+It has the interface and the 8 pixels per code of the VQGAN that OFA uses (paper, section 3.1), and
+is learned in seconds. Sculley, "Web-scale k-means clustering", WWW 2010, is the algorithm.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PatchCodebook:
+    """An `ImageTokenizer` whose codes are patches.
+
+    codebook: float32[num_codes, 8 * 8 * 3], pixel values in [0, 255], whole numbers, no two rows
+      equal: so decoding is exact, and encoding what was decoded gives the same codes.
+    """
+
+    codebook: np.ndarray
+    pixels_per_code: int = dataclasses.field(default=8, init=False)
+
+    def __post_init__(self):
+        width = 3 * self.pixels_per_code**2
+        if self.codebook.ndim != 2 or self.codebook.shape[1] != width:
+            raise ValueError(
+                f"A patch codebook has rows of {width} numbers, but this array has the shape "
+                f"{self.codebook.shape}: fit it with PatchCodebook.fit."
+            )
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes."""
+        return self.codebook.shape[0]
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The nearest code of each patch by squared distance.
+
+        Args:
+          images: uint8[B, H, W, 3], H and W multiples of 8.
+
+        Returns:
+          int32[B, H / 8, W / 8].
+        """
+        batch, height, width, _ = images.shape
+        patches = to_patches(images, self.pixels_per_code)
+        # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, of which |x|^2 does not matter. Around 128, every
+        # number here is a (half) integer below 2^23: float32 is exact, ties go to the first code.
+        centred = self.codebook - 128.0
+        scores = (patches.astype(np.float32) - 128.0) @ centred.T
+        scores -= 0.5 * np.square(centred).sum(1)
+        side = self.pixels_per_code
+        return scores.argmax(1).astype(np.int32).reshape(batch, height // side, width // side)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The image that the codes stand for: int32[B, h, w] -> uint8[B, 8 h, 8 w, 3]."""
+        batch, rows, columns = codes.shape
+        side = self.pixels_per_code
+        patches = self.codebook[codes].astype(np.uint8)
+        patches = patches.reshape(batch, rows, columns, side, side, 3)
+        return patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * side, columns * side, 3)
+
+    @classmethod
+    def fit(
+        cls,
+        images: Iterable[np.ndarray],
+        num_codes: int = 256,
+        *,
+        seed: int = 0,
+        max_patches: int = 120_000,
+    ) -> "PatchCodebook":
+        """Learns a codebook from the whole of the images and once more from their middles.
+
+        Image infilling asks for the codes of the middle half, so its patches count twice.
+
+        Args:
+          images: uint8[H, W, 3] each, H and W multiples of 8.
+          num_codes: size of the codebook.
+          seed: of the k-means and of the choice of patches.
+          max_patches: at most so many patches are used, drawn evenly from all.
+
+        Returns:
+          The codebook. Raises ValueError if the images have fewer different patches than codes.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        rng = np.random.default_rng(seed)
+        patches = np.concatenate([p for image in images for p in _patches_of(image)])
+        if len(patches) > max_patches:
+            patches = patches[rng.permutation(len(patches))[:max_patches]]
+        distinct = np.unique(patches, axis=0)
+        if len(distinct) < num_codes:
+            raise ValueError(
+                f"{num_codes} codes cannot be learned from {len(distinct)} different patches: "
+                "give more images or ask for fewer codes."
+            )
+        means = MiniBatchKMeans(
+            num_codes,
+            batch_size=4096,
+            n_init=1,
+            max_iter=12,
+            random_state=seed,
+            max_no_improvement=None,
+            init_size=max(3 * num_codes, 8192),
+        ).fit(patches.astype(np.float32))
+        centres = np.rint(means.cluster_centers_).clip(0, 255).astype(np.uint8)
+        return cls(_all_different(centres, distinct, rng).astype(np.float32))
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes an .npz file."""
+        with epath.Path(path).open("wb") as file:
+            np.savez_compressed(file, codebook=self.codebook.astype(np.uint8))
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "PatchCodebook":
+        """Reads what `save` wrote."""
+        path = epath.Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no patch codebook at {path}: `python -m tools.build_scenes` makes one."
+            )
+        with path.open("rb") as file, np.load(file) as arrays:
+            return cls(arrays["codebook"].astype(np.float32))
+
+
+def check_sizes(images: np.ndarray, side: int) -> None:
+    """Raises ValueError where [B, H, W, 3] cannot be cut into codes of `side` pixels a side."""
+    _, height, width, _ = images.shape
+    if height % side or width % side:
+        raise ValueError(
+            f"Images of {height}x{width} pixels cannot be cut into codes of {side}x{side}: "
+            f"resize them to multiples of {side}."
+        )
+
+
+def to_patches(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8[B, H, W, 3] -> uint8[B * H/side * W/side, side * side * 3], row by row."""
+    batch, height, width, channels = images.shape
+    check_sizes(images, side)
+    grid = images.reshape(batch, height // side, side, width // side, side, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * channels)
+
+
+def _patches_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The patches of an image, and those of its middle half as infilling cuts them."""
+    height, width = (8 * (length // 16) for length in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    middle = image[top : top + height, left : left + width]
+    return to_patches(image[None], 8), to_patches(middle[None], 8)
+
+
+def _all_different(centres: np.ndarray, distinct: np.ndarray, rng) -> np.ndarray:
+    """Replaces repeated rows of `centres` by patches of `distinct` that are not among them."""
+    _, first = np.unique(centres, axis=0, return_index=True)
+    repeated = np.setdiff1d(np.arange(len(centres)), first)
+    known = {row.tobytes() for row in centres}
+    spare = (row for row in rng.permutation(distinct) if row.tobytes() not in known)
+    for place in repeated:
+        centres[place] = next(spare)
+    return centres

@@ -1,0 +1,185 @@
+"""How the answers to the eight pretraining objectives are judged, over whatever they run over.
+
+Outside of training a record asks one thing (`single_target`), so what is right follows from it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.evaluation.metrics import boxes, captions, classification, exact, nouns, vqa
+from ofa_jax.preprocessing import prompts
+from ofa_jax.preprocessing.boxes import as_boxes
+from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.preprocessing.objectives import image_infilling
+from ofa_jax.preprocessing.records import Record
+from ofa_jax.preprocessing.text import clean_caption
+
+# Longest answers of pretraining: what its streams have room for.
+_LONGEST_CAPTION, _LONGEST_DETECTION = 32, 256
+BOX_DECODING = DecodingConfig(max_length=4, min_length=4, no_repeat_ngram_size=3)
+"""Exactly four tokens, as the original writes a box."""
+
+
+def register(current_settings: Callable[[], Any]) -> None:
+    """Registers a description for each objective.
+
+    Args:
+      current_settings: gives the `PretrainingSettings`.
+    """
+    for task, describe in _DESCRIPTIONS.items():
+        eval_spec.register_later(
+            task, functools.partial(_describe, task, describe, current_settings)
+        )
+
+
+def _describe(
+    task: str,
+    describe: Callable[[ObjectiveConfig], dict[str, Any]],
+    current_settings: Callable[[], Any],
+) -> EvalSpec:
+    config = current_settings().evaluation_config
+    return EvalSpec(task, max_image_size=config.max_image_size, **describe(config))
+
+
+def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
+    return dict(
+        kind="text",
+        references=lambda record: {
+            "captions": list(record["captions"]),
+            "nouns": list(record.get("object_labels", ())),
+        },
+        metrics=(score_captions, score_nouns),
+        decoding=DecodingConfig(max_length=_LONGEST_CAPTION, no_repeat_ngram_size=3),
+        main_metric="cider_d",
+    )
+
+
+def score_captions(
+    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+) -> dict[str, float]:
+    """All metrics of captions, where references name what is seen as well."""
+    return captions.caption_metrics([own["captions"] for own in references], answers)
+
+
+def score_nouns(
+    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+) -> dict[str, float]:
+    """Whether what is seen is named, where the data say what is seen."""
+    return nouns.noun_f1(references, answers) if any(own["nouns"] for own in references) else {}
+
+
+def _question_answering(config: ObjectiveConfig) -> dict[str, Any]:
+    def references(record: Record) -> dict[str, Any]:
+        kinds = record.get("answer_types")
+        kind = {"type": kinds[0]} if kinds is not None and len(kinds) else {}
+        return {"answers": [record["answers"][0]]} | kind
+
+    return dict(kind="text", references=references, metrics=(vqa.vqa_accuracy,))
+
+
+def _matching(config: ObjectiveConfig) -> dict[str, Any]:
+    return dict(
+        kind="text",
+        references=lambda record: record["label"],
+        metrics=(classification.accuracy,),
+        answers=lambda: (prompts.YES, prompts.NO),
+    )
+
+
+def box_of(record: Record) -> list[float]:
+    """The box of the only phrase."""
+    return as_boxes(record["phrase_boxes"])[0].tolist()
+
+
+def _grounding(config: ObjectiveConfig) -> dict[str, Any]:
+    return dict(
+        kind="box", references=box_of, metrics=(boxes.accuracy_at_iou,), decoding=BOX_DECODING
+    )
+
+
+def phrases_of(record: Record) -> list[str]:
+    """What may be said of the box of the only phrase: first that phrase, then all others."""
+    box = as_boxes(record["phrase_boxes"])[0]
+    known = zip(
+        record.get("true_phrases", ()), as_boxes(record.get("true_phrase_boxes", ())), strict=True
+    )
+    others = [phrase for phrase, own in known if np.array_equal(own, box)]
+    return list(dict.fromkeys([record["phrases"][0], *others]))
+
+
+def _grounded_captioning(config: ObjectiveConfig) -> dict[str, Any]:
+    return dict(
+        kind="text",
+        references=lambda record: [
+            clean_caption(phrase, config.max_target_words) for phrase in phrases_of(record)
+        ],
+        metrics=(exact.one_of_several,),
+        decoding=DecodingConfig(max_length=_LONGEST_CAPTION),
+    )
+
+
+def _detection(config: ObjectiveConfig) -> dict[str, Any]:
+    return dict(
+        kind="objects",
+        references=lambda record: {
+            "boxes": as_boxes(record["object_boxes"]).tolist(),
+            "labels": list(record["object_labels"]),
+        },
+        metrics=(boxes.detection,),
+        # Greedily: a beam prefers to stop before the next object.
+        decoding=DecodingConfig(beam_size=1, max_length=_LONGEST_DETECTION),
+        main_metric="f1@0.5",
+    )
+
+
+def _image_infilling(config: ObjectiveConfig) -> dict[str, Any]:
+    codes, num_codes = config.vocabulary.code_ids, (config.code_image_size // 8) ** 2
+
+    def references(record: Record) -> list[int]:
+        targets = image_infilling(record, np.random.default_rng(0), config)["targets"]
+        return config.vocabulary.decode_codes(targets[:-1]).tolist()
+
+    return dict(
+        kind="codes",
+        references=references,
+        metrics=(exact.token_accuracy,),
+        decoding=DecodingConfig(
+            beam_size=1,
+            max_length=num_codes,
+            exact_length=True,
+            constraint_range=(codes.start, codes.stop),
+        ),
+    )
+
+
+def _text_infilling(config: ObjectiveConfig) -> dict[str, Any]:
+    vocabulary = config.vocabulary
+
+    def references(record: Record) -> str:
+        ids = vocabulary.encode(f" {record['text'].strip().lower()}", max_length=config.text_length)
+        return vocabulary.decode(ids[-config.text_window :]).strip()
+
+    return dict(
+        kind="text",
+        references=references,
+        metrics=(exact.exact_match,),
+        decoding=DecodingConfig(max_length=config.text_window),
+    )
+
+
+_DESCRIPTIONS = {
+    "image_captioning": _captioning,
+    "visual_question_answering": _question_answering,
+    "image_text_matching": _matching,
+    "visual_grounding": _grounding,
+    "grounded_captioning": _grounded_captioning,
+    "object_detection": _detection,
+    "image_infilling": _image_infilling,
+    "text_infilling": _text_infilling,
+}

@@ -1,0 +1,81 @@
+"""Controls of what a model over Scenes has learned: tasks that it must fail.
+
+    <objective>_swapped_image     the objective's questions about the next image
+    visual_grounding_absent_noun    where is the thing that the image does not show?
+    scenes_controls                 all of them, for an evaluation's stream
+
+They are judged as the objectives are. Captions, detection and infilling, whose instruction is
+always the same, need no task: their answers are compared with the next image's.
+"""
+
+import functools
+from collections.abc import Callable
+
+import seqio
+
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.sources.negative_controls import (
+    ABSENT_NOUN,
+    SWAPPED,
+    AbsentNouns,
+    SwappedImages,
+)
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.preprocessing import objectives
+from ofa_jax.preprocessing.records import RecordSource
+from tasks import pretraining
+
+QUESTIONS = (
+    "visual_question_answering",
+    "image_text_matching",
+    "visual_grounding",
+    "grounded_captioning",
+)
+"""The objectives whose instruction differs from image to image."""
+
+
+def _swapped(kind: str, split: str) -> RecordSource:
+    return SwappedImages(pretraining.open_records(kind, split))
+
+
+def _absent(split: str) -> RecordSource:
+    data_set = pretraining.current_settings().data_set
+    return AbsentNouns(
+        pretraining.open_records("regions", split),
+        data_set.records("objects", split),
+        data_set.negatives().object_names,
+    )
+
+
+def _renamed(name: str, objective: str) -> EvalSpec:
+    return eval_spec.find(objective).replace(task=name)
+
+
+def _register(name: str, objective: str, open_records: Callable[[str], RecordSource]) -> None:
+    function = objectives.OBJECTIVES[objective]
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio_bridge.RecordDataSource(
+            open_records, objectives.RECORD_KIND[objective], pretraining.SPLITS
+        ),
+        preprocessors=[
+            seqio_bridge.numpy_preprocessor(pretraining.with_config(function), factory=True)
+        ],
+        output_features=pretraining.OUTPUT_FEATURES,
+    )
+    eval_spec.register_later(name, functools.partial(_renamed, name, objective))
+
+
+for _objective in QUESTIONS:
+    _register(
+        f"{_objective}{SWAPPED}",
+        _objective,
+        functools.partial(_swapped, objectives.RECORD_KIND[_objective]),
+    )
+_register(ABSENT_NOUN, "visual_grounding", _absent)
+seqio.MixtureRegistry.add(
+    "scenes_controls",
+    [*(f"{_objective}{SWAPPED}" for _objective in QUESTIONS), ABSENT_NOUN],
+    default_rate=1.0,
+)

@@ -1,0 +1,248 @@
+"""Checkpoints that storage spoils, disks that are full, SIGTERM: nothing that counts is lost."""
+
+import errno
+import io
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+
+import fault_run
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from absl import flags
+from rich.console import Console
+
+from ofa_jax.checkpoints import checksums, storage
+from ofa_jax.checkpoints.manager import Checkpoints, SaveError
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.training import loop
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def grain_flags():
+    """Grain reads them."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+
+
+def make_run(directory, steps, batches=lambda batches: batches):
+    """A run in this process; its output is kept in `console.file`."""
+    run = fault_run.make_run(fault_run.parse([str(directory), f"--steps={steps}"]), Partitioner())
+    original = run.batches
+    object.__setattr__(run, "batches", lambda start: batches(original(start)))
+    object.__setattr__(run, "console", Console(file=io.StringIO(), width=300))
+    return run
+
+
+def train(directory, steps, **options):
+    """What it said."""
+    run = make_run(directory, steps, **options)
+    loop.train(run)
+    return run.console.file.getvalue()
+
+
+def saved(directory, step=STEPS):
+    return ocp.PyTreeCheckpointer().restore(directory / "checkpoints" / str(step) / "state")
+
+
+def steps_of(directory):
+    return {path.name for path in (directory / "checkpoints").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    train(directory, STEPS)
+    return directory
+
+
+@pytest.fixture
+def stopped(undisturbed, tmp_path):
+    """The same run after four steps: checkpoints of steps 2 and 4."""
+    for step in ("2", "4"):
+        shutil.copytree(undisturbed / "checkpoints" / step, tmp_path / "run" / "checkpoints" / step)
+    return tmp_path / "run"
+
+
+def assert_same_end(directory, undisturbed):
+    jax.tree.map(np.testing.assert_array_equal, saved(directory), saved(undisturbed))
+
+
+def data_file(directory, step):
+    """The one that holds the arrays."""
+    files = (directory / "checkpoints" / str(step) / "state").rglob("*")
+    return max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {"truncated": truncate, "a flipped byte": flip_byte, "missing": pathlib.Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_leads_to_the_same_end(
+    damage, stopped, undisturbed
+):
+    path = data_file(stopped, 4)
+    DAMAGES[damage](path)
+    said = train(stopped, STEPS)
+    name = path.relative_to(stopped / "checkpoints" / "4")
+    problem = "is missing" if damage == "missing" else "is not as it was written"
+    assert f"The checkpoint of step 4 is damaged: {name} {problem}." in said
+    assert "Falling back to the checkpoint of step 2: that of step 4 is damaged" in said
+    assert f"Resuming from step 2 of {STEPS}" in said
+    assert steps_of(stopped) == {"2", "4", "4.damaged", "6"}
+    assert_same_end(stopped, undisturbed)
+    jax.tree.map(np.testing.assert_array_equal, saved(stopped, 4), saved(undisturbed, 4))
+
+
+def test_a_damaged_checkpoint_is_not_begun_from(stopped):
+    flip_byte(data_file(stopped, 4))
+    for load in (
+        lambda path: storage.load_variables(path),
+        lambda path: storage.restore_variables(path, {}),
+    ):
+        with pytest.raises(ValueError, match="4 is damaged: state/.* is not as it was written"):
+            load(str(stopped))
+    assert storage.load_variables(str(stopped / "checkpoints" / "2"))["params"]
+
+
+def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped):
+    flip_byte(data_file(stopped, 2))
+    truncate(data_file(stopped, 4))
+    with pytest.raises(loop.RunError, match="Every checkpoint in .* is damaged"):
+        train(stopped, STEPS)
+    assert steps_of(stopped) == {"2", "4"}, "nothing is moved while nothing is chosen"
+
+
+def test_checkpoints_from_before_checksums_are_used_and_said_to_be_unverified(stopped, undisturbed):
+    for step in ("2", "4"):
+        (stopped / "checkpoints" / step / checksums.FILE).unlink()
+    said = train(stopped, STEPS)
+    assert "The checkpoint of step 4 has no checksums (SHA256SUMS)" in said
+    assert f"Resuming from step 4 of {STEPS}" in said
+    assert_same_end(stopped, undisturbed)
+
+
+def test_one_without_checksums_is_not_trusted_where_another_can_be_verified(stopped, undisturbed):
+    (stopped / "checkpoints" / "4" / checksums.FILE).unlink()
+    said = train(stopped, STEPS)
+    assert "Falling back to the checkpoint of step 2: that of step 4 is unverified" in said
+    assert "4.unverified" in steps_of(stopped)
+    assert_same_end(stopped, undisturbed)
+
+
+def test_damaged_checksums_are_damage(stopped):
+    (stopped / "checkpoints" / "4" / checksums.FILE).write_text("nonsense\n")
+    assert "The checkpoint of step 4 is damaged: SHA256SUMS is damaged." in train(stopped, STEPS)
+
+
+def test_a_person_can_check_the_files_too(undisturbed):
+    folder = undisturbed / "checkpoints" / str(STEPS)
+    done = subprocess.run(
+        ["sha256sum", "--check", checksums.FILE], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    checked = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    items = {"run", "state"}
+    assert checked == {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] in items
+    }
+
+
+# ------------------------------------------------------------------------------------------ saving
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Makes the disk full while checkpoints of some steps are written."""
+
+    def fill(*steps):
+        def write(folder):
+            if int(folder.name.partition(".")[0]) in steps:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            original(folder)
+
+        monkeypatch.setattr(checksums, "write", write)
+
+    original = checksums.write
+    return fill
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
+    full_disk, undisturbed, tmp_path
+):
+    full_disk(4)
+    said = train(tmp_path, STEPS)
+    assert "The checkpoint of step 4 could not be written" in said
+    assert "No space left on device" in said
+    assert "Training goes on" in said and "the newest one is of step 2" in said
+    assert steps_of(tmp_path) == {"2", "6"}, "what was written of it is in the way of the next one"
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_three_in_a_row_stop_the_run_with_what_to_do(full_disk, tmp_path):
+    full_disk(4, 6, 8)
+    with pytest.raises(SaveError, match="step 8 could not be written .*Make room"):
+        train(tmp_path, 12)
+    assert "2" in steps_of(tmp_path)
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_well(full_disk, tmp_path):
+    full_disk(STEPS)
+    with pytest.raises(SaveError, match="The last checkpoint could not be written"):
+        train(tmp_path, STEPS)
+
+
+def test_the_last_ones_every_so_many_and_the_best_stay(tmp_path):
+    state = {"x": np.arange(3.0)}
+    manager = Checkpoints(
+        str(tmp_path), keep=1, keep_period=4, best=lambda steps: 3 if 3 in steps else None
+    )
+    for step in range(1, 8):
+        manager.save(step, state, {})
+    manager.close()
+    assert steps_of(tmp_path) == {"3", "4", "7"}
+
+
+def test_what_a_kill_left_of_a_save_is_removed(stopped):
+    leftover = stopped / "checkpoints" / "5.orbax-checkpoint-tmp" / "state"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_text("x")
+    train(stopped, STEPS)
+    assert steps_of(stopped) == {"2", "4", "6"}
+
+
+# ----------------------------------------------------------------------------------------- SIGTERM
+
+
+def test_sigterm_saves_and_the_run_goes_on_where_it_was(tmp_path, undisturbed):
+    def terminated(batches):
+        for number, batch in enumerate(batches, 1):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    handler = signal.getsignal(signal.SIGTERM)
+    said = train(tmp_path, STEPS, batches=terminated)
+    assert "Asked to stop (SIGTERM): saving step 3." in said
+    assert steps_of(tmp_path) == {"2", "3"}
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert f"Resuming from step 3 of {STEPS}" in train(tmp_path, STEPS)
+    assert_same_end(tmp_path, undisturbed)

@@ -1,0 +1,86 @@
+"""The newest, all, some, and those that come while training goes on."""
+
+import pytest
+
+from ofa_jax.checkpoints import checksums, watch
+from ofa_jax.checkpoints.watch import CheckpointSelector, follow
+
+
+def write(run, *steps):
+    for step in steps:
+        (run / "checkpoints" / str(step) / "state").mkdir(parents=True)
+
+
+def steps(choice, **others):
+    return [checkpoint.step for checkpoint in follow(choice, print, **others)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    write(tmp_path, 10, 200, 30)
+    (tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp-1" / "state").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "20.damaged" / "state").mkdir(parents=True)
+    return tmp_path
+
+
+def test_newest_all_and_some(run):
+    assert steps(CheckpointSelector(str(run))) == [200]
+    assert steps(CheckpointSelector(str(run), "all")) == [10, 30, 200]
+    assert steps(CheckpointSelector(str(run), [30, 10])) == [10, 30]
+    assert steps(CheckpointSelector(str(run / "checkpoints" / "30"), "all")) == [30]
+    assert steps(CheckpointSelector("some/official.pt")) == [0]
+
+
+@pytest.mark.parametrize(
+    ("which", "sentence"),
+    [
+        ("newst", "CHECKPOINTS is 'newst'; give one of 'newest', 'all', 'watch', or a list"),
+        ([], "CHECKPOINTS is \\[\\]"),
+        ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10"),
+    ],
+)
+def test_what_is_not_there_is_said(run, which, sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        steps(CheckpointSelector(str(run), which))
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        steps(CheckpointSelector(str(tmp_path), "all"))
+
+
+def test_watching_takes_what_is_there_and_what_comes_until_the_last_step(tmp_path, capsys):
+    coming = iter([(), (10,), (), (20, 30)])
+    choice = CheckpointSelector(str(tmp_path), "watch", last_step=30)
+    assert steps(choice, sleep=lambda seconds: write(tmp_path, *next(coming))) == [10, 20, 30]
+    assert next(coming, None) is None
+    told = capsys.readouterr().out.splitlines()
+    assert len([line for line in told if "Waiting for checkpoints" in line]) == 2
+    assert told[-1] == "Step 30 has been evaluated: done."
+
+
+def test_watching_ends_when_nothing_comes_for_long(run, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    choice = CheckpointSelector(
+        str(run), "watch", last_step=1000, timeout_seconds=60, poll_seconds=7
+    )
+    assert steps(choice, sleep=sleep) == [10, 30, 200]
+    assert now[0] == 63
+    assert "No new checkpoint in" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_gone_or_damaged_is_told_from_a_good_one(run):
+    one, other = CheckpointSelector(str(run), [10, 30]).there()
+    (run / "checkpoints" / "10" / "state" / "array").write_text("numbers")
+    checksums.write(run / "checkpoints" / "10")
+    assert watch.problem(one) is None
+    (run / "checkpoints" / "10" / "state" / "array").write_text("others")
+    assert "damaged (state/array is not as it was written)" in watch.problem(one)
+    assert watch.problem(other) is None  # from before there were checksums
+    (run / "checkpoints" / "30" / "state").rmdir()
+    assert "it is gone" in watch.problem(other)

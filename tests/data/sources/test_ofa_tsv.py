@@ -1,0 +1,474 @@
+"""The original's files as a DataSet: TSV -> record -> objective gives the original's numbers."""
+
+import itertools
+import json
+import logging
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from golden_examples import MAIN, assert_same
+from original_files import encoded, write_original_files
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.loader import Loader
+from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
+from ofa_jax.data.sources.tsv_file import InvalidLineError
+from ofa_jax.data.sources.tsv_records import TsvRecords
+from ofa_jax.preprocessing import images, objectives
+from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError
+
+KIND = {"caption": "captions", "qa": "questions", "visual_grounding": "regions"}
+# The first draw of matching decides whether the answer is yes.
+POSITIVE_SEED = next(
+    seed for seed in itertools.count() if np.random.default_rng(seed).random() >= 0.5
+)
+
+
+@pytest.fixture(scope="module")
+def folder(golden, tmp_path_factory):
+    return write_original_files(golden, tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture(scope="module")
+def data_set(folder):
+    return OfaTsv(
+        vision_language="vision_language_examples.tsv",
+        text="text_examples.tsv",
+        images="image_examples.tsv",
+        detection="detection_examples.tsv",
+        negative_samples="negative_sample",
+        data_dir=str(folder),
+    )
+
+
+def all_records(source):
+    return [source[index] for index in range(len(source))]
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert type(a[name]) is type(b[name]), name
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+# -------------------------------------------------------------------------------- as the original
+
+
+def test_records_are_the_rows_and_each_kind_has_exactly_its_own(data_set, fixed, to_record):
+    rows = [item["row"] for item in fixed["image_text"]]
+    for row_type, kind in KIND.items():
+        found = all_records(data_set.records(kind, "train"))
+        expected = [to_record(row) for row in rows if row["type"] == row_type]
+        assert len(found) == len(expected) > 3
+        for record, other in zip(found, expected, strict=True):
+            if "answer_confidences" in other:
+                # As the loss weighs them, and as the cached form has them.
+                other["answer_confidences"] = np.float32(other["answer_confidences"]).tolist()
+            same(record, other)
+    pairs = all_records(data_set.records("pairs", "train"))
+    assert [record["id"] for record in pairs] == [
+        row["uniq_id"] for row in rows if row["type"] != "visual_grounding"
+    ]
+
+
+def test_every_kind_of_record_has_its_fields(data_set):
+    assert set(FILE_OF_KIND) == set(RECORD_FIELDS)
+    for kind, fields in RECORD_FIELDS.items():
+        for record in all_records(data_set.records(kind, "train")):
+            # What a kind does not list is ignored by its objectives.
+            assert {"id"} <= set(record)
+            assert set(fields) - set(record) <= {
+                "negative_captions",
+                "answer_types",
+                "captions",
+                "questions",
+                "answers",
+                "answer_confidences",
+                "label",
+                "true_phrases",
+                "true_phrase_boxes",
+            }
+
+
+def test_pairs_give_the_original_examples(data_set, fixed, pixels, config):
+    for row_type, kind in KIND.items():
+        items = [item for item in fixed["image_text"] if item["row"]["type"] == row_type]
+        records = data_set.records(kind, "train")
+        for record, item in zip(all_records(records), items, strict=True):
+            main, second = item["examples"]
+            example = objectives.OBJECTIVES[MAIN[row_type]](record, rng(), config)
+            assert_same(example, main, config.vocabulary)
+            if "patch_image_array" in main:
+                np.testing.assert_array_equal(example["image"], pixels[main["patch_image_array"]])
+            if row_type == "visual_grounding":
+                twin = objectives.grounded_captioning(record, rng(), config)
+                assert_same(twin, second, config.vocabulary)
+
+
+def test_matching_gives_the_original_positives(data_set, fixed, config):
+    """Negatives are drawn (see test_objectives); what is true of an image is not."""
+    items = [item for item in fixed["image_text"] if item["row"]["type"] != "visual_grounding"]
+    records = all_records(data_set.records("pairs", "train"))
+    compared = 0
+    for record, item in zip(records, items, strict=True):
+        expected = item["examples"][1]
+        if expected["target_text"] != " yes":
+            continue
+        example = objectives.image_text_matching(
+            record, np.random.default_rng(POSITIVE_SEED), config
+        )
+        assert_same(example, expected, config.vocabulary)
+        compared += 1
+    assert compared > 5
+
+
+def test_detection_gives_the_original_examples(data_set, fixed, pixels, config):
+    records = all_records(data_set.records("objects", "train"))
+    for record, item in zip(records, fixed["detection"], strict=True):
+        image, boxes = images.decode(record["image"]), record["object_boxes"]
+        if item["hflip"]:
+            image, boxes = images.horizontal_flip(image, boxes)
+        draw = item["all_torch_rand"]
+        image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
+        example = objectives.detection_example(
+            images.pixels(image), boxes, record["object_labels"], config
+        )
+        (expected,) = item["examples"]
+        assert_same(example, expected, config.vocabulary)
+        np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
+
+
+def test_infilling_gives_the_original_examples(data_set, fixed, config):
+    (record,) = all_records(data_set.records("images", "train"))
+    (item,) = fixed["image_infilling"]
+    example = objectives.image_infilling(record, rng(), config)
+    assert_same(example, item["examples"][0], config.vocabulary)
+    texts = all_records(data_set.records("text", "train"))
+    expected = [target for item in fixed["text_infilling"] for target in item["examples"]]
+    for record, target in zip(texts, expected, strict=True):
+        example = objectives.text_infilling(record, rng(), config)
+        assert example["targets"].tolist() == target["target"]
+        assert example["loss_weight"] == target["conf"][0]
+
+
+def test_negative_samples_are_read_as_they_are(data_set):
+    pool = data_set.negatives()
+    assert list(pool.captions) == ["a cat on a mat", "a red bus", "two birds"]
+    assert pool.object_names == ("cat", "dog", "bus")
+    assert pool.answers_by_type["how many"] == ("1", "2")
+    assert pool.type_by_answer["no"] == "yes/no"
+    again = pickle.loads(pickle.dumps(pool))
+    assert again.captions[2] == "two birds"
+
+
+# ------------------------------------------------------------------------------------ bad lines
+
+
+def line(golden, **changes):
+    columns = {
+        "id": "x",
+        "image": encoded(golden, "images/im2_300x300.png"),
+        "caption": "a thing",
+        "question": "what?",
+        "refs": "1|!+a thing",
+        "objects": "",
+        "data_set": "coco",
+        "type": "caption",
+    } | changes
+    return "\t".join(columns.values())
+
+
+FAULTS = {
+    "wrong number of columns": (lambda g: line(g).rpartition("\t")[0], "7 columns instead of 8"),
+    "bad base64": (lambda g: line(g, image="/9j/4AA*"), "its image is no base64"),
+    "unknown type": (lambda g: line(g, type="video"), "its type is 'video' instead of caption, qa"),
+    "bad answers": (lambda g: line(g, type="qa", refs="blue"), "'blue' is no confidence|!+answer"),
+    "bad answers ": (lambda g: line(g, type="qa", refs=""), "its refs have no answer"),
+    "bad answers  ": (lambda g: line(g, type="qa", refs="nan|!+b"), "'nan|!+b' is no confidence"),
+    "empty text": (lambda g: line(g, caption=" "), "its caption is empty"),
+    "bad box": (
+        lambda g: line(g, type="visual_grounding", refs="1,2,3"),
+        "1,2,3 are not four numbers",
+    ),
+    "bad box ": (
+        lambda g: line(g, type="visual_grounding", refs="1,2,x,4"),
+        "1,2,x,4 are not four numbers",
+    ),
+    "bad box  ": (
+        lambda g: line(g, type="visual_grounding", refs="1,2,inf,4"),
+        "are not four numbers",
+    ),
+    "bad text": (lambda g: line(g, caption="\udcff"), "its caption is not UTF-8"),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(golden, tmp_path_factory):
+    """A file whose every second line has one of the faults."""
+    path = tmp_path_factory.mktemp("faulty") / "pairs.tsv"
+    good = itertools.cycle(["caption", "qa", "visual_grounding"])
+    lines = []
+    for make, _ in FAULTS.values():
+        kind = next(good)
+        refs = "10,20,200,250" if kind == "visual_grounding" else "0.5|!+yes"
+        lines += [line(golden, type=kind, refs=refs), make(golden)]
+    path.write_text("\n".join(lines) + "\n", errors="surrogateescape")
+    return path
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_line_is_named_with_file_number_and_reason(faulty, fault):
+    number = 2 * list(FAULTS).index(fault) + 1
+    whole = TsvRecords.open(str(faulty), "vision_language")
+    assert len(whole) == 2 * len(FAULTS)
+    with pytest.raises(InvalidLineError) as raised:
+        whole[number]
+    assert raised.value.reason == fault.strip()
+    assert str(raised.value).startswith(f"{faulty}, line {number + 1}: ")
+    assert FAULTS[fault][1] in str(raised.value)
+
+
+def test_lines_of_no_type_are_met_by_matching_and_by_no_other(faulty, folder):
+    data = OfaTsv(vision_language=str(faulty), negative_samples=str(folder / "negative_sample"))
+    reasons = {}
+    for kind in ("captions", "questions", "regions", "pairs"):
+        source = data.records(kind, "train")
+        reasons[kind] = set()
+        for index in range(len(source)):
+            try:
+                record = source[index]
+            except InvalidLineError as error:
+                reasons[kind].add(error.reason)
+            else:
+                names = {"captions": "captions", "questions": "questions", "regions": "phrases"}
+                assert kind == "pairs" or names[kind] in record
+    assert reasons["regions"] == {"bad box"}
+    assert reasons["questions"] == {"bad answers"}
+    assert reasons["captions"] == {"bad base64", "empty text", "bad text"}
+    assert reasons["pairs"] == reasons["captions"] | reasons["questions"] | {
+        "wrong number of columns",
+        "unknown type",
+    }
+
+
+def test_opening_a_file_says_once_what_is_in_it(golden, tmp_path, caplog):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join([line(golden)] * 3 + [line(golden, type="video"), "torn"]))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            OfaTsv(vision_language=str(path)).records("captions", "train")
+    assert caplog.messages == [
+        f"{path} has 3 'caption', 1 'video', 1 'torn' of 5 lines; torn lines and unknown types "
+        "will be skipped."
+    ]
+
+
+TEXT_LENGTHS = {"inputs": 32, "targets": 8}
+
+
+class Tell:
+    """An example that tells which record it is of; opens the image as every objective does."""
+
+    def __call__(self, record, rng):
+        try:
+            images.decode(record["image"])
+        except InvalidRecordError as error:
+            raise InvalidRecordError(f"record {record['id']}: {error}") from error
+        number = sum(record["id"].encode())
+        return {
+            "inputs": np.array([0, number, 2], np.int32),
+            "targets": np.array([number, 2], np.int32),
+        }
+
+
+def test_the_loader_skips_counts_and_names_bad_lines(golden, tmp_path, caplog):
+    """Also an image that cannot be opened, which only its decoding shows."""
+    path = tmp_path / "pairs.tsv"
+    lines = [line(golden) for _ in range(8)]
+    lines[2] = line(golden, image="aGVsbG8=")
+    lines[5] = lines[5].rpartition("\t")[0]
+    path.write_text("\n".join(lines))
+    records = TsvRecords.open(str(path), "vision_language", types=("caption",), with_faulty=True)
+    stream = Stream("s", "m", 8, TEXT_LENGTHS)
+    loader = Loader([stream], {"s": [WeightedTask("matching", 1.0, records, Tell())]}, 0)
+    with caplog.at_level(logging.WARNING):
+        batch = next(loader.batches())["s"]
+    assert (batch["decoder_loss_weights"].sum(1) > 0).sum() == 6
+    assert loader.skipped_records == {"matching": 2}
+    assert (
+        f"Skipped matching, record 5: {path}, line 6: it has 7 columns instead of 8" in caplog.text
+    )
+    assert (
+        f"Skipped matching, record 2: {path}, line 3: record x: its image cannot be decoded"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_hosts_read_their_share_and_together_the_same_batches(data_set, num_hosts):
+    stream = Stream("s", "m", 8, TEXT_LENGTHS)
+    rated = [
+        WeightedTask("matching", 2.0, data_set.records("pairs", "train"), Tell()),
+        WeightedTask("grounding", 1.0, data_set.records("regions", "train"), Tell()),
+    ]
+
+    def steps(num_shards, shards):
+        # Pickled as data workers would have it: files are opened where they are read.
+        tasks = pickle.loads(pickle.dumps({"s": rated}))
+        loader = Loader([stream], tasks, 3, num_shards, shards)
+        return [batch["s"] for batch in itertools.islice(loader.batches(), 6)]
+
+    whole = steps(1, (0,))
+    parts = [steps(num_hosts, (host,)) for host in range(num_hosts)]
+    for number, step in enumerate(whole):
+        for name, array in step.items():
+            joined = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(joined, array)
+    seen = {int(n) for step in whole for n in step["decoder_target_tokens"][:, 0]}
+    records = [record for task in rated for record in all_records(task.records)]
+    assert seen == {sum(record["id"].encode()) for record in records}, "an epoch and more"
+
+
+# ------------------------------------------------------------------------- what is said beforehand
+
+
+def test_files_may_be_several_patterns_and_splits(golden, tmp_path):
+    for name in ("b-2", "b-1", "a", "v"):
+        (tmp_path / f"{name}.tsv").write_text(f"{name}\tthe text of {name}\n{name}x\tmore\n")
+    data = OfaTsv(
+        text={"train": ["a.tsv", "b-*.tsv"], "validation": "v.tsv"}, data_dir=str(tmp_path)
+    )
+    assert data.splits == ("train", "validation")
+    source = data.records("text", "train")
+    ids = [record["id"] for record in all_records(source)]
+    assert ids == ["a", "ax", "b-1", "b-1x", "b-2", "b-2x"]
+    assert source.place(3) == f"{tmp_path / 'b-1.tsv'}, line 2"
+    assert [r["id"] for r in all_records(data.records("text", "validation"))] == ["v", "vx"]
+    with pytest.raises(IndexError, match="There is no record 6"):
+        source[6]
+
+
+def test_columns_are_selected_by_index(tmp_path):
+    (tmp_path / "text.tsv").write_text("what it says\tnote\tt0\n")
+    data = OfaTsv(text=str(tmp_path / "text.tsv"), selected_cols={"text": "2,0"})
+    assert data.records("text", "train")[0] == {"id": "t0", "text": "what it says"}
+
+
+def wrong(folder, **files):
+    return OfaTsv(negative_samples="negative_sample", data_dir=str(folder), **files)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "sentence"),
+    [
+        (lambda d: wrong(d, text="gone.tsv"), "text", "There is no file .*gone.tsv"),
+        (lambda d: wrong(d, text="gone-*.tsv"), "text", "No file fits the pattern .*gone-"),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0,2"}),
+            "text",
+            "have 2 columns, but column 2 is selected",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0"}),
+            "text",
+            "selected_cols '0' for text must be 2 column numbers",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"texts": "0"}),
+            "text",
+            "selected_cols names texts; known are vision_language",
+        ),
+        (
+            lambda d: wrong(d, vision_language="detection_examples.tsv"),
+            "regions",
+            "have 3 columns, but column 7 is selected",
+        ),
+        (
+            lambda d: wrong(
+                d,
+                vision_language="vision_language_examples.tsv",
+                selected_cols={"vision_language": "0,1,2,3,4,5,7,6"},
+            ),
+            "regions",
+            "column 6 should say caption, qa, visual_grounding, but no line does .*'coco'",
+        ),
+        (
+            lambda d: wrong(d, detection="image_examples.tsv"),
+            "objects",
+            "None of the first 1 lines can be used as detection, e.g. .*line 1",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv"),
+            "objects",
+            "objects are in detection files, which OfaTsv has for no split: .*"
+            r"rates = \{'object_detection': 0\}",
+        ),
+        (
+            lambda d: wrong(d, text={"validation": "text_examples.tsv"}),
+            "text",
+            "which OfaTsv has only for validation",
+        ),
+        (
+            lambda d: OfaTsv(vision_language=str(d / "vision_language_examples.tsv")),
+            "pairs",
+            "set OfaTsv.negative_samples to their folder",
+        ),
+        (
+            lambda d: wrong(d, text="text_examples.tsv"),
+            "caption",
+            "There is no kind of record 'caption': choose one of captions",
+        ),
+        (lambda d: OfaTsv(), "text", "OfaTsv has no files: give at least one of"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_before_training(folder, make, kind, sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as raised:
+        make(folder).records(kind, "train")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_without_lines_of_a_type_says_how_to_do_without(golden, tmp_path):
+    (tmp_path / "pairs.tsv").write_text(line(golden) + "\n")
+    data = OfaTsv(vision_language=str(tmp_path / "pairs.tsv"))
+    assert len(data.records("captions", "train")) == 1
+    with pytest.raises(ValueError, match="no lines of type qa: .*'visual_question_answering': 0"):
+        data.records("questions", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("object.txt", None, "There is no object.txt in"),
+        ("type2ans.json", "[]", "must be JSON of the form"),
+        ("type2ans.json", '{"other": [3]}', "must be JSON of the form"),
+        ("type2ans.json", "{", "must be JSON of the form"),
+        ("all_captions.txt", "\n", "has only blank lines"),
+    ],
+)
+def test_wrong_negative_samples_are_refused(golden, tmp_path, name, content, sentence):
+    path = write_original_files(golden, tmp_path) / "negative_sample" / name
+    path.unlink() if content is None else path.write_text(content)
+    data = OfaTsv(text="x.tsv", negative_samples=str(path.parent))
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        data.negatives()
+
+
+def test_reading_needs_no_tensorflow(folder):
+    program = (
+        "import sys; from ofa_jax.data.sources.ofa_tsv import OfaTsv; "
+        f"print(len(OfaTsv(text={str(folder / 'text_examples.tsv')!r}).records('text', 'train'))); "
+        "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == 4

@@ -1,0 +1,88 @@
+"""Each record outside of training asks one thing, the same one whenever it is read."""
+
+import pickle
+
+import numpy as np
+
+from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.preprocessing.records import InMemoryRecords
+
+SCENE = {
+    "id": "s",
+    "image": b"",
+    "captions": ["a dog", "a cat"],
+    "negative_captions": ["a cow"],
+    "questions": ["q0", "q1", "q2"],
+    "answers": ["a0", "a1", "a2"],
+    "answer_types": ["t0", "t1", "t2"],
+    "answer_confidences": [0.0, 0.1, 0.2],
+    "phrases": ["p0", "p1"],
+    "phrase_boxes": np.arange(8, dtype=np.float32).reshape(2, 4),
+}
+
+
+def read(kind, count=60, scene=SCENE):
+    records = SingleTarget(InMemoryRecords([scene] * count), kind)
+    again = pickle.loads(pickle.dumps(records))
+    made = [records[index] for index in range(len(records))]
+    for record, index in zip(made, reversed(range(count)), strict=False):
+        assert again[index].keys() == records[index].keys()
+        assert str(again[index]) == str(records[index])
+        assert record["id"] == "s"
+    return made
+
+
+def test_one_question_remains_with_its_answer():
+    seen = set()
+    for record in read("questions"):
+        (question,), (answer,) = record["questions"], record["answers"]
+        assert answer == "a" + question[1] and record["answer_types"] == ["t" + question[1]]
+        assert record["answer_confidences"] == [SCENE["answer_confidences"][int(question[1])]]
+        seen.add(question)
+    assert seen == {"q0", "q1", "q2"}
+
+
+def test_one_phrase_remains_with_its_box():
+    seen = set()
+    for record in read("regions"):
+        (phrase,) = record["phrases"]
+        np.testing.assert_array_equal(
+            record["phrase_boxes"], SCENE["phrase_boxes"][[int(phrase[1])]]
+        )
+        seen.add(phrase)
+    assert seen == {"p0", "p1"}
+
+
+def test_matching_asks_about_a_caption_or_a_question_and_half_of_the_time_for_what_is_true():
+    made = read("pairs", 400)
+    for record in made:
+        assert ("captions" in record) != ("questions" in record)
+        assert len(record.get("captions") or record["questions"]) == 1
+        assert record["negative_captions"] == ["a cow"]
+    # Five standard deviations of a fair coin.
+    for number in (
+        sum(record["label"] == "yes" for record in made),
+        sum("captions" in record for record in made),
+    ):
+        assert abs(number - 200) < 5 * np.sqrt(400) / 2
+    assert {record["label"] for record in made} == {"yes", "no"}
+
+
+def test_matching_of_captions_alone_asks_about_them():
+    captions = {"id": "s", "captions": ["a dog", "a cat"]}
+    assert all(len(record["captions"]) == 1 for record in read("pairs", 20, captions))
+
+
+def test_other_kinds_and_faulty_records_stay_as_they_are():
+    assert read("captions", 1)[0] == SCENE
+    faulty = SCENE | {"answers": ["a0"]}
+    assert read("questions", 1, faulty)[0] == faulty
+
+
+def test_the_place_of_a_record_is_said_where_it_is_known():
+    class Placed(InMemoryRecords):
+        def place(self, index):
+            return f"file, line {index + 1}"
+
+    assert SingleTarget(Placed([SCENE]), "questions").place(0) == "file, line 1"
+    assert SingleTarget(InMemoryRecords([SCENE]), "questions").place(0) == "record 0"

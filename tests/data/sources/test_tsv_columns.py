@@ -1,0 +1,187 @@
+"""Rows of the original's downstream files, in the columns that its scripts select."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from ofa_jax.data.sources.tsv_columns import LAYOUTS
+from ofa_jax.data.sources.tsv_file import InvalidLineError
+from ofa_jax.data.sources.tsv_records import TsvRecords
+
+PIXELS = b"not looked at"
+IMAGE = base64.urlsafe_b64encode(PIXELS).decode()
+CODES = " ".join(map(str, range(1024)))
+
+ROWS = {
+    "caption": (
+        ["17", "COCO_17", "a dog&&A brown dog.", "dog&&ball", IMAGE],
+        {"id": "17", "image": PIXELS, "captions": ["a dog", "A brown dog."]},
+    ),
+    "vqa": (
+        ["79459", "79459", "Is this a crowd?", "0.6|!+yes&&1.0|!+no", "person&&hat", IMAGE],
+        {
+            "id": "79459",
+            "image": PIXELS,
+            "questions": ["Is this a crowd?"],
+            "object_labels": ["person", "hat"],
+            "answers": ["no"],
+            "answer_confidences": [1.0],
+            "reference_answers": ["yes", "no"],
+            "reference_confidences": [float(np.float32(0.6)), 1.0],
+        },
+    ),
+    "refcoco": (
+        ["79_1", "237367", "man in the middle", "230.79,121.75,423.66,463.06", IMAGE],
+        {
+            "id": "79_1",
+            "image": PIXELS,
+            "phrases": ["man in the middle"],
+            "phrase_boxes": np.array([[230.79, 121.75, 423.66, 463.06]], np.float32),
+        },
+    ),
+    "snli_ve": (
+        ["252244149.jpg#1r1n", "252244149", IMAGE, "a man sleeps", "a man sits", "contradiction"],
+        {
+            "id": "252244149.jpg#1r1n",
+            "image": PIXELS,
+            "hypothesis": "a man sleeps",
+            "premise": "a man sits",
+            "label": "no",
+        },
+    ),
+    "imagenet": ([IMAGE, "500", "cliff dwelling"], {"image": PIXELS, "label": "cliff dwelling"}),
+    "text_to_image": (
+        ["5", CODES, "a bench by the sea"],
+        {"id": "5", "captions": ["a bench by the sea"], "codes": np.arange(1024, dtype=np.int32)},
+    ),
+    "gigaword": (
+        ["the nikkei rose by ## points", "nikkei up"],
+        {"text": "the nikkei rose by ## points", "summary": "nikkei up"},
+    ),
+    "cola": (
+        ["gj04", "They drank the pub dry.", "1"],
+        {"sentence": "They drank the pub dry.", "label": "yes"},
+    ),
+    "sst2": (["so bad", "0"], {"sentence": "so bad", "label": "negative"}),
+    "mrpc": (
+        ["one text", "another", "0"],
+        {"sentence1": "one text", "sentence2": "another", "label": "no"},
+    ),
+    "qqp": (
+        ["0", "1", "2", "Why?", "How come?", "1"],
+        {"question1": "Why?", "question2": "How come?", "label": "yes"},
+    ),
+    "mnli": (
+        ["it rains", "it is wet", "0"],
+        {"premise": "it rains", "hypothesis": "it is wet", "label": "maybe"},
+    ),
+    "qnli": (
+        ["0", "Who?", "It was Ann.", "entailment"],
+        {"question": "Who?", "sentence": "It was Ann.", "label": "yes"},
+    ),
+    "rte": (
+        ["0", "It was Ann.", "Ann did it.", "not_entailment"],
+        {"sentence1": "It was Ann.", "sentence2": "Ann did it.", "label": "no"},
+    ),
+}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert type(a[name]) is type(b[name]), name
+
+
+def parse(layout, columns):
+    """Of a whole row, with the usual columns selected."""
+    names, places = LAYOUTS[layout].columns, LAYOUTS[layout].selected_cols
+    return LAYOUTS[layout].parse(
+        {name: columns[c].encode() for name, c in zip(names, places, strict=True)}
+    )
+
+
+def test_every_layout_is_tried_here_or_with_the_pretraining_files():
+    assert set(LAYOUTS) == set(ROWS) | {"vision_language", "text", "images", "detection"}
+
+
+@pytest.mark.parametrize("layout", ROWS)
+def test_rows_become_records_also_out_of_a_file(layout, tmp_path):
+    columns, expected = ROWS[layout]
+    same(parse(layout, columns), expected)
+    path = tmp_path / "rows.tsv"
+    path.write_text("\t".join(columns) + "\n" + "torn\n" + "\t".join(columns))
+    records = TsvRecords.open(str(path), layout)
+    assert len(records) == 3
+    same(records[2], expected)
+    with pytest.raises(InvalidLineError, match="rows.tsv, line 2: it has 1 columns instead of"):
+        records[1]
+
+
+@pytest.mark.parametrize("layout", [name for name in ROWS if "label" in ROWS[name][1]])
+def test_an_unknown_label_is_a_bad_line(layout):
+    columns, _ = ROWS[layout]
+    if layout == "imagenet":
+        with pytest.raises(InvalidLineError, match="its label is empty"):
+            parse(layout, [*columns[:-1], " "])
+        return
+    with pytest.raises(InvalidLineError, match="its label is 'label' instead of one of ") as raised:
+        parse(layout, [*columns[:-1], "label"])
+    assert raised.value.reason == "unknown label"
+
+
+@pytest.mark.parametrize(
+    ("layout", "answers"),
+    [
+        ("snli_ve", {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}),
+        ("mnli", {"0": "maybe", "1": "yes", "2": "no"}),
+        ("qnli", {"0": "no", "1": "yes", "not_entailment": "no", "entailment": "yes"}),
+        ("sst2", {"0": "negative", "1": "positive"}),
+        ("cola", {"0": "no", "1": "yes"}),
+    ],
+)
+def test_labels_are_answered_as_the_original_does(layout, answers):
+    columns, _ = ROWS[layout]
+    found = {label: parse(layout, [*columns[:-1], label])["label"] for label in answers}
+    assert found == answers
+
+
+def test_a_test_set_without_answers_gives_the_question_alone():
+    columns, expected = ROWS["vqa"]
+    record = parse("vqa", [*columns[:3], "", *columns[4:]])
+    assert record == {
+        name: expected[name] for name in ("id", "image", "questions", "object_labels")
+    }
+
+
+@pytest.mark.parametrize("refs", ["1.0|!+no&&0.6|!+yes&&0.3|!+no", "0.3|!+no&&1.0|!+yes"])
+def test_the_later_of_equal_answers_counts(refs):
+    columns, _ = ROWS["vqa"]
+    record = parse("vqa", [*columns[:3], refs, *columns[4:]])
+    assert record["answers"] == ["yes"]
+
+
+@pytest.mark.parametrize("codes", ["", "1 2 x", "1 -2", "1 2.5", "99999999999999999999"])
+def test_what_is_no_image_code_is_a_bad_line(codes):
+    with pytest.raises(InvalidLineError, match="are no image codes"):
+        parse("text_to_image", ["5", codes, "a bench"])
+
+
+@pytest.mark.parametrize(
+    ("objects", "sentence"),
+    [
+        ("1,2,3,4,7", "'1,2,3,4,7' is not x0,y0,x1,y1,category-id,category"),
+        ("1,2,3,4,7,cat&&1,2,y,4,7,dog", "1,2,y,4,7,dog are not four numbers"),
+        ("", "it has no objects"),
+    ],
+)
+def test_what_is_no_object_is_a_bad_line(objects, sentence):
+    with pytest.raises(InvalidLineError, match=sentence):
+        parse("detection", ["d", IMAGE, objects])
+
+
+def test_names_of_objects_may_have_commas():
+    record = parse("detection", ["d", IMAGE, "1,2,3,4,7,clock, wall&&5,6,7,8,9,cat"])
+    assert record["object_labels"] == ["clock, wall", "cat"]
+    np.testing.assert_array_equal(record["object_boxes"], [[1, 2, 3, 4], [5, 6, 7, 8]])

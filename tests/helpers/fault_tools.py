@@ -1,0 +1,143 @@
+"""Starting `fault_run.py` as processes, breaking them, and comparing how they ended."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DRIVER = [sys.executable, str(ROOT / "tests" / "helpers" / "fault_run.py")]
+SUPERVISOR = [sys.executable, "-m", "launch.supervisor", "--backoff_seconds=0.1"]
+DEVICES = 2
+"""Of the whole run, however many processes share them: sums are made in the same order, so that
+any difference at all is an error."""
+
+
+def environment(processes: int) -> dict[str, str]:
+    """Of one of so many processes."""
+    return with_devices(DEVICES // processes) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of these tests, and so many simulated devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags.strip()}
+
+
+@dataclasses.dataclass
+class Started:
+    """A supervised run that is going on."""
+
+    directory: pathlib.Path
+    process: subprocess.Popen
+    log: pathlib.Path
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            self.end()
+            raise AssertionError(f"The run hangs:\n{self.said()[-3000:]}") from error
+
+    def end(self) -> None:
+        """Leaves nothing running."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def said(self) -> str:
+        """All output so far."""
+        return self.log.read_text()
+
+    def pid(self, number: int) -> int:
+        """Of the process of this number in its present life."""
+        return int((self.directory / f"pid.{number}").read_text())
+
+    def wait_for_another_life(self, pid: int, timeout: float = 120) -> None:
+        """Until the first process has another id than this."""
+        end = time.monotonic() + timeout
+        while self.pid(0) == pid:
+            assert time.monotonic() < end, f"It is not started again:\n{self.said()[-3000:]}"
+            time.sleep(0.05)
+
+    def wait_for_steps(self, count: int, timeout: float = 120) -> None:
+        """Until so many steps more have been reported, in whatever life."""
+        wanted = len(losses_told(self.directory)) + count
+        end = time.monotonic() + timeout
+        while len(losses_told(self.directory)) < wanted:
+            assert self.process.poll() is None, f"The run ended:\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, f"No step:\n{self.said()[-3000:]}"
+            time.sleep(0.02)
+
+
+def start(directory, processes: int, steps: int, *flags: str) -> Started:
+    """Starts a run under the supervisor, in a process group of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "log.txt"
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            [
+                *SUPERVISOR,
+                f"--processes={processes}",
+                "--",
+                *DRIVER,
+                str(directory),
+                f"--steps={steps}",
+                *flags,
+            ],
+            env=environment(processes),
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    return Started(directory, process, log)
+
+
+def losses_told(directory) -> list[tuple[int, float]]:
+    """(step, loss) in the order in which they were reported."""
+    path = directory / "losses.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(step), float(loss)) for step, loss in map(str.split, lines)]
+
+
+def rows_told(directory) -> dict[tuple[int, int], set[str]]:
+    """(step, row of the batch) -> what was seen there, in all lives and processes."""
+    rows: dict[tuple[int, int], set[str]] = {}
+    for path in directory.glob("rows.*.txt"):
+        for line in path.read_text().splitlines():
+            step, row, tokens = line.split(" ", 2)
+            rows.setdefault((int(step), int(row)), set()).add(tokens)
+    return rows
+
+
+def arrays(directory, step: int) -> dict[str, np.ndarray]:
+    """The state of a checkpoint, by path."""
+    folder = directory / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(directory, undisturbed, steps: int) -> None:
+    """Bit for bit: every reported loss, every example of every step, the state at the end."""
+    expected = dict(losses_told(undisturbed))
+    told = losses_told(directory)
+    assert set(expected) == {step for step, _ in told} == set(range(1, steps + 1))
+    assert not [(step, loss) for step, loss in told if loss != expected[step]]
+    assert rows_told(directory) == rows_told(undisturbed)
+    ours, theirs = arrays(directory, steps), arrays(undisturbed, steps)
+    assert ours.keys() == theirs.keys() and any("kernel" in name for name in ours)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)

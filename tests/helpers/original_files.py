@@ -1,0 +1,43 @@
+"""The rows of golden/preprocess as the original's TSV files."""
+
+import base64
+import json
+import pathlib
+
+COLUMNS = ("uniq_id", "image", "caption", "question", "refs", "gt_objects", "dataset_name", "type")
+
+
+def encoded(golden: pathlib.Path, image: str, urlsafe: bool = True) -> str:
+    """An image of golden/preprocess in base64."""
+    encode = base64.urlsafe_b64encode if urlsafe else base64.b64encode
+    return encode((golden / "preprocess" / image).read_bytes()).decode()
+
+
+def write_original_files(golden: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the four files and the negative samples, named as in the original's scripts."""
+    fixed = json.loads((golden / "preprocess" / "fixed.json").read_text())
+    pairs = []
+    for number, item in enumerate(fixed["image_text"]):
+        row = dict(item["row"])
+        # Every other image in the standard alphabet.
+        row["image"] = encoded(golden, row["image"], urlsafe=number % 2 == 0)
+        pairs.append([row[column] for column in COLUMNS])
+    others = {
+        name: [[row[0], encoded(golden, row[1]), row[2]] for row in rows]
+        for name, rows in (
+            ("image", [item["row"] for item in fixed["image_infilling"]]),
+            ("detection", [item["row"] for item in fixed["detection"]]),
+        )
+    }
+    texts = [row for item in fixed["text_infilling"] for row in item["rows"]]
+    files = {"vision_language": pairs, "text": texts, **others}
+    for name, rows in files.items():
+        lines = ["\t".join(row) + "\n" for row in rows]
+        (folder / f"{name}_examples.tsv").write_text("".join(lines))
+    negatives = folder / "negative_sample"
+    negatives.mkdir()
+    (negatives / "all_captions.txt").write_text("a cat on a mat\n\na red bus \ntwo birds\n")
+    (negatives / "object.txt").write_text("cat\ndog\n\nbus\n")
+    answers = {"other": ["blue", "tennis"], "how many": ["1", "2"], "yes/no": ["yes", "no"]}
+    (negatives / "type2ans.json").write_text(json.dumps(answers))
+    return folder

@@ -1,0 +1,97 @@
+"""An evaluation of a small random model over a few records, without seqio; importable."""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image
+from small_model import SMALL
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.evaluation.evaluator import EvaluatedTask, Evaluator
+from ofa_jax.model import OFA
+from ofa_jax.preprocessing import images
+from ofa_jax.preprocessing.objectives import make_example
+from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+
+PIXELS = 32
+WORDS = ("a", "red", "apple", "green", "yes", "no", "and")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Asks for a record's words; a draw is in the question, so that randomness is seen."""
+
+    vocabulary: OFAVocabulary
+
+    def __call__(self, record, rng):
+        if "words" not in record:
+            raise InvalidRecordError("it has no words")
+        image = images.decode(record["image"]).resize((PIXELS, PIXELS))
+        question = f" {record['words']} {rng.integers(10, 100)}"
+        return make_example(self.vocabulary, question, f" {record['words']}", images.pixels(image))
+
+
+def records(count, bad=()):
+    """Images of different sizes with a few words each; bad ones lack the words."""
+    rng = np.random.default_rng(5)
+    made = []
+    for number in range(count):
+        size = (40 + number, 70 - number)
+        image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
+        encoded = io.BytesIO()
+        image.save(encoded, "png")
+        words = " ".join(rng.choice(WORDS, 3))
+        record = {"id": f"r{number}", "image": encoded.getvalue(), "size": size, "words": words}
+        if number in bad:
+            del record["words"]
+        made.append(record)
+    return InMemoryRecords(made)
+
+
+def words_of(record):
+    return record["words"]
+
+
+def size_of(record):
+    return list(record["size"])
+
+
+def make_task(vocabulary, partitioner, kind="text", count=13, bad=(), batch_size=8, metric=None):
+    """Text, or a box in pixels of the stored image (its reference is the image's size)."""
+    bins = (vocabulary.bin_ids.start, vocabulary.bin_ids.stop)
+    decoding = {
+        "text": DecodingConfig(beam_size=2, max_length=5),
+        "box": DecodingConfig(beam_size=1, max_length=4, min_length=4, constraint_range=bins),
+    }[kind]
+    judging = EvalSpec(
+        f"some_{kind}",
+        kind,
+        words_of if kind == "text" else size_of,
+        (metric or (lambda references, answers: {"count": len(answers)}),),
+        decoding,
+        max_image_size=PIXELS,
+    )
+    stream = Stream("stream", judging.task, batch_size, {"inputs": 12, "targets": 8}, PIXELS)
+    asking = EvalBatcher(
+        stream, vocabulary, judging.references, partitioner.num_data_shards, partitioner.data_shards
+    )
+    task = WeightedTask(judging.task, 1.0, records(count, bad), Ask(vocabulary))
+    settings = {"beam_size": decoding.beam_size}
+    return EvaluatedTask(
+        judging, RecordEvalSource.of(task, asking), batch_size, vocabulary, settings
+    )
+
+
+def make_model(vocabulary):
+    return OFA(SMALL.replace(vocab_size=vocabulary.vocab_size))
+
+
+def make_evaluator(model, folder, partitioner=None, **options):
+    return Evaluator(model, partitioner or Partitioner(), folder, **options)

@@ -1,0 +1,144 @@
+"""What is trained and what is not, option by option, over real steps."""
+
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from small_model import SMALL
+from small_run import batches, make_parts
+
+from ofa_jax.model import OFA, parameter_groups
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig
+
+BATCH = {"text": next(batches())["text"]}
+WIDE = SMALL.replace(adapter_width=3, prefix_length=2)
+
+
+def paths(tree):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(entry.key for entry in path): np.asarray(x) for path, x in leaves}
+
+
+@functools.cache
+def step(config=SMALL, loss=LossConfig(), **options):  # noqa: B008  frozen
+    _, new_state, train_step, _ = make_parts(config, loss, groups={"text": "others"}, **options)
+    return new_state(), jax.jit(train_step)
+
+
+def changed(before, after):
+    """Paths of the parameters that a step has moved."""
+    before, after = paths(before.params), paths(after.params)
+    return {path for path in before if (before[path] != after[path]).any()}
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (dict(frozen=("encoder",)), WIDE),
+        pytest.param(dict(frozen=("embeddings",)), SMALL, marks=pytest.mark.slow),
+        pytest.param(dict(frozen=("resnet", "decoder")), SMALL, marks=pytest.mark.slow),
+        pytest.param(dict(trainable_groups=("biases",)), SMALL, marks=pytest.mark.slow),
+        (dict(trainable_groups=("adapters",)), WIDE),
+        (dict(trainable_groups=("prefixes", "biases")), WIDE),
+    ],
+)
+def test_only_what_shall_be_trained_is_trained(options, config):
+    state, train_step = step(config, **options)
+    after, metrics = train_step(state, BATCH)
+    frozen, trained = options.get("frozen", ()), options.get("trainable_groups")
+    learns = {
+        path
+        for path in paths(state.params)
+        if (trained is None or parameter_groups.in_groups(path, trained))
+        and not parameter_groups.in_groups(path, frozen)
+    }
+    moved = changed(state, after)
+    assert moved <= learns and moved
+    if "prefixes" in (trained or ()):
+        # Every self-attention sees its own.
+        prefixes = {path for path in moved if parameter_groups.GROUPS["prefixes"](path)}
+        assert len(prefixes) == 2 * (config.encoder_layers + config.decoder_layers)
+        assert all("self_attention" in path for path in prefixes)
+    # Text alone reaches neither ResNet nor the image tables; everything else that learns, moves.
+    reached = changed(*_plain_step(config))
+    assert moved >= {path for path in reached & learns if path[-1] != "bias" or trained}
+    # No memory is kept for what does not learn.
+    moments = sum(x.size for x in jax.tree.leaves(after.opt_state))
+    assert moments <= 2 * sum(paths(state.params)[path].size for path in learns) + 8
+    assert metrics.gradient_norm > 0
+
+
+@functools.cache
+def _plain_step(config):
+    state, train_step = step(config, weight_decay=0.0)
+    return state, train_step(state, BATCH)[0]
+
+
+def test_adapters_begin_as_the_identity():
+    config = SMALL.replace(adapter_width=3)
+    variables = nn.meta.unbox(jax.jit(OFA(config).init)(jax.random.key(0), BATCH["text"]))
+    flat = flax.traverse_util.flatten_dict(variables["params"])
+    less = {path: x for path, x in flat.items() if "adapter" not in path}
+    added = [x for path, x in flat.items() if "adapter" in path and "up" in path]
+    assert added and not any(x.any() for x in added)
+    # What is added is nothing; two programs round a sum in two ways.
+    expected = jax.jit(OFA(SMALL).apply)(
+        {**variables, "params": flax.traverse_util.unflatten_dict(less)}, BATCH["text"]
+    )
+    np.testing.assert_allclose(
+        jax.jit(OFA(config).apply)(variables, BATCH["text"]),
+        expected,
+        rtol=0,
+        atol=1e-6 * np.abs(expected).max(),
+    )
+
+
+def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
+    state, train_step = step(ema_decay=0.9, ema_start=1)
+    begun, _ = train_step(state, BATCH)
+    # Before its start the average is the parameters themselves.
+    jax.tree.map(np.testing.assert_array_equal, begun.ema_params, begun.params)
+    after, _ = train_step(begun, BATCH)
+    jax.tree.map(
+        lambda average, old, new: np.testing.assert_allclose(
+            average, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-8
+        ),
+        after.ema_params,
+        begun.params,
+        after.params,
+    )
+    assert after.evaluated_variables["params"] is after.ema_params
+    assert begun.replace(ema_params=None).evaluated_variables["params"] is begun.params
+
+
+def test_a_bad_step_leaves_the_average_alone():
+    state, train_step = step(ema_decay=0.9, ema_start=1)
+    broken = jax.tree.map(np.copy, BATCH)
+    broken["text"]["decoder_loss_weights"][0, 0] = np.nan
+    after, _ = train_step(state, broken)
+    jax.tree.map(np.testing.assert_array_equal, after.ema_params, state.ema_params)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(frozen=("resent",)), "OptimizerConfig.frozen names 'resent'.*Did you mean resnet?"),
+        (
+            dict(trainable_groups=("adapter",)),
+            "trainable_groups names 'adapter'.*Did you mean adapters?",
+        ),
+        (dict(ema_decay=1.0), "ema_decay is 1.0; give 0 <= x < 1"),
+    ],
+)
+def test_a_group_or_decay_that_there_is_not_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        OptimizerConfig(1e-3, 10, **options)
+
+
+def test_training_nothing_is_refused():
+    with pytest.raises(ValueError, match="trains nothing .*does the model have what it names"):
+        step(SMALL, trainable_groups=("adapters",))

@@ -1,0 +1,288 @@
+"""All eight objectives against the examples of the original (golden/preprocess/fixed.json)."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from golden_examples import MAIN, assert_same
+from PIL import Image
+
+from ofa_jax.preprocessing import images, objectives
+from ofa_jax.preprocessing.boxes import as_boxes
+from ofa_jax.preprocessing.negatives import NegativePool
+from ofa_jax.preprocessing.records import InvalidRecordError
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_main_examples_of_pairs(fixed, pixels, config, to_record):
+    for item in fixed["image_text"]:
+        row, expected = item["row"], item["examples"][0]
+        make = objectives.OBJECTIVES[MAIN[row["type"]]]
+        example = make(to_record(row), rng(), config)
+        assert_same(example, expected, config.vocabulary)
+        if "patch_image_array" in expected:
+            np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
+
+
+def test_matching_examples(fixed, config, to_record):
+    for item in fixed["image_text"]:
+        row, expected = item["row"], item["examples"][1]
+        if row["type"] == "visual_grounding":
+            continue
+        # The second draw chooses; the negative that was drawn is handed in.
+        positive = item["random_random_sequence"][1] >= 0.5
+        drawn = item["negative_chosen"]
+        record = to_record(row) | {"negative_captions": drawn}
+        pool = NegativePool(answers_by_type={"other": drawn})
+        given = dataclasses.replace(config, negatives=pool)
+        about = objectives._match_answer if row["type"] == "qa" else objectives._match_caption
+        instruction, weight = about(record, positive, rng(), given)
+        answer = " yes" if positive else " no"
+        assert answer == expected["target_text"]
+        assert (
+            config.vocabulary.encode(instruction, add_bos=True, add_eos=True).tolist()
+            == expected["source"]
+        )
+        assert np.float32(weight) == np.float32(expected["conf"][0])
+
+
+def test_grounding_boxes_and_grounded_captions(fixed, config, to_record):
+    for item in fixed["image_text"]:
+        if item["row"]["type"] != "visual_grounding":
+            continue
+        record = to_record(item["row"])
+        example = objectives.grounded_captioning(record, rng(), config)
+        assert_same(example, item["examples"][1], config.vocabulary)
+        # The box before it becomes bins, in float32 of 512ths as the original keeps it.
+        image, box = images.resize(images.decode(record["image"]), record["phrase_boxes"], 400, 672)
+        _, box = images.object_center_crop(image, box, 384)
+        expected = item["transformed_box_xyxy_over_512_and_size"][0]
+        np.testing.assert_array_equal(box[0] / np.float32(512), np.array(expected, np.float32))
+
+
+def test_detection(fixed, pixels, config, golden):
+    for item in fixed["detection"]:
+        _, name, objects = item["row"]
+        fields = [entry.split(",") for entry in objects.split("&&")]
+        boxes = as_boxes([[float(x) for x in entry[:4]] for entry in fields])
+        labels = [entry[5] for entry in fields]
+        image = images.decode((golden / "preprocess" / name).read_bytes())
+        if item["hflip"]:
+            image, boxes = images.horizontal_flip(image, boxes)
+        draw = item["all_torch_rand"]
+        image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
+        example = objectives.detection_example(images.pixels(image), boxes, labels, config)
+        assert_same(example, item["examples"][0], config.vocabulary)
+        np.testing.assert_array_equal(
+            example["image"], pixels[item["examples"][0]["patch_image_array"]]
+        )
+
+
+def test_image_infilling(fixed, pixels, config, golden):
+    item = fixed["image_infilling"][0]
+    identity, name, codes = item["row"]
+    record = {
+        "id": identity,
+        "image": (golden / "preprocess" / name).read_bytes(),
+        "codes": np.array(codes.split(), np.int32),
+    }
+    example = objectives.image_infilling(record, rng(), config)
+    assert_same(example, item["examples"][0], config.vocabulary)
+    assert example["blank_box"].tolist() == [64, 64, 192, 192]
+    np.testing.assert_array_equal(
+        example["image"], pixels[item["examples"][0]["patch_image_array"]]
+    )
+
+
+def test_text_infilling(fixed, config):
+    """The target exactly; the source has the same frame, and is the target with spans masked."""
+    mask = config.vocabulary.mask_id
+    for item in fixed["text_infilling"]:
+        for (identity, text), expected in zip(item["rows"], item["examples"], strict=True):
+            example = objectives.text_infilling({"id": identity, "text": text}, rng(), config)
+            assert example["targets"].tolist() == expected["target"]
+            assert example["loss_weight"] == expected["conf"][0]
+            source = example["inputs"].tolist()
+            before, after = 8, 3
+            assert source[:before] == expected["source"][:before]
+            assert source[-after:] == expected["source"][-after:]
+            kept = [token for token in source[before:-after] if token != mask]
+            assert len(kept) < len(source[before:-after])
+            remaining = iter(expected["target"])
+            assert all(token in remaining for token in kept), "kept tokens stay in order"
+
+
+def test_training_draws_differ_and_repeat(config, to_record, fixed):
+    training = dataclasses.replace(config, resize_range=(384, 480), randaugment=True)
+    record = to_record(fixed["image_text"][0]["row"])
+
+    def make(seed):
+        return objectives.image_captioning(record, np.random.default_rng(seed), training)["image"]
+
+    np.testing.assert_array_equal(make(3), make(3))
+    assert len({make(seed).tobytes() for seed in range(4)}) > 1
+
+
+def test_matching_asks_half_of_the_time_for_yes(config, to_record, fixed):
+    record = to_record(fixed["image_text"][0]["row"]) | {"negative_captions": ["a wrong one"]}
+    small = dataclasses.replace(
+        config, image_size=32, resize_range=(32, 32), detection_image_size=32
+    )
+    yes = config.vocabulary.encode(" yes")[0]
+    draws = 400
+    answers = [
+        objectives.image_text_matching(record, np.random.default_rng(seed), small)["targets"][0]
+        for seed in range(draws)
+    ]
+    # Five standard deviations of a fair coin.
+    assert abs(sum(answer == yes for answer in answers) - draws / 2) < 5 * np.sqrt(draws) / 2
+
+
+def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fixed):
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
+    record = to_record(fixed["image_text"][0]["row"]) | {
+        "image": image.getvalue(),
+        "negative_captions": ["a wrong one"],
+        "object_labels": ["cat"],
+        "label": "no",
+    }
+    pool = NegativePool(captions=("a dog", "a cat"), object_names=("cat", "dog"))
+    small = dataclasses.replace(
+        config,
+        image_size=32,
+        resize_range=(32, 32),
+        detection_image_size=32,
+        negatives=pool,
+        distant_negatives=0.25,
+    )
+    draws = 400
+
+    def share_of_distant(config):
+        asked = [
+            config.vocabulary.decode(
+                objectives.image_text_matching(record, np.random.default_rng(seed), config)[
+                    "inputs"
+                ]
+            )
+            for seed in range(draws)
+        ]
+        distant = sum("a dog" in text for text in asked)
+        assert distant + sum("a wrong one" in text for text in asked) == draws
+        return distant / draws
+
+    # Five standard deviations.
+    assert abs(share_of_distant(small) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / draws)
+    assert share_of_distant(dataclasses.replace(small, training=False)) == 0
+
+
+def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_record, fixed):
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
+    record = to_record(fixed["image_text"][0]["row"]) | {
+        "image": image.getvalue(),
+        "captions": ["a caption"],
+        "negative_captions": ["a caption of another"],
+        "questions": ["is it?", "how many?", "where?"],
+        "answers": ["yes", "2", "left"],
+        "answer_types": ["existence", "count", "side"],
+    }
+    small = dataclasses.replace(
+        config,
+        image_size=32,
+        resize_range=(32, 32),
+        detection_image_size=32,
+        negatives=NegativePool(
+            answers_by_type={
+                "existence": ("yes", "no"),
+                "count": ("1", "2"),
+                "side": ("left", "right"),
+            }
+        ),
+        question_weights={"existence": 3.0, "side": 0.0},
+        matching_answers=0.75,
+    )
+    draws = 400
+
+    def share(objective, text, config):
+        asked = [
+            config.vocabulary.decode(
+                objectives.OBJECTIVES[objective](record, np.random.default_rng(seed), config)[
+                    "inputs"
+                ]
+            )
+            for seed in range(draws)
+        ]
+        return sum(text in question for question in asked) / draws
+
+    # Five standard deviations.
+    limit = 5 * np.sqrt(0.25 * 0.75 / draws)
+    assert abs(share("visual_question_answering", "is it?", small) - 3 / 4) < limit
+    assert share("visual_question_answering", "where?", small) == 0
+    assert abs(share("image_text_matching", "a caption", small) - 1 / 4) < limit
+    judged = dataclasses.replace(small, training=False)
+    assert abs(share("visual_question_answering", "where?", judged) - 1 / 3) < limit * 1.1
+    assert abs(share("image_text_matching", "a caption", judged) - 1 / 2) < limit * 1.2
+    # Where every type that a record has weighs nothing, all are asked alike.
+    none = dataclasses.replace(small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
+    assert abs(share("visual_question_answering", "where?", none) - 1 / 3) < limit * 1.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "sentence"),
+    [
+        ("image_captioning", {"image": b"torn"}, "cannot be decoded"),
+        ("image_captioning", {"captions": []}, "it has no captions"),
+        ("visual_question_answering", {"answers": ["a", "b"]}, "2 answers to 1 questions"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2, 9])}, "empty or upside down"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2000, 9])}, "outside its image"),
+        ("object_detection", {"object_labels": ["a", "b"]}, "2 names for 1 boxes"),
+        ("image_infilling", {"codes": np.zeros(3, np.int32)}, "3 image codes instead of 256"),
+        ("text_infilling", {"text": ""}, "it has no text"),
+    ],
+)
+def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, change, sentence):
+    record = {
+        **to_record(fixed["image_text"][0]["row"]),
+        "questions": ["what?"],
+        "answers": ["a"],
+        "phrases": ["a thing"],
+        "phrase_boxes": as_boxes([1, 2, 30, 40]),
+        "object_labels": ["thing"],
+        "object_boxes": as_boxes([1, 2, 30, 40]),
+        "codes": np.zeros(256, np.int32),
+        "text": "some text",
+    }
+    objectives.OBJECTIVES[objective](record, rng(), config)
+    with pytest.raises(InvalidRecordError, match=sentence):
+        objectives.OBJECTIVES[objective](record | change, rng(), config)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"resize_range": (200, 300)}, "must lie between image_size"),
+        ({"distant_negatives": 1.5}, "must lie between 0 and 1"),
+        ({"matching_answers": -0.5}, "must lie between 0 and 1"),
+        (
+            {"negatives": None, "question_weights": {"count": -1.0}},
+            "a finite number that is not negative",
+        ),
+        (
+            {
+                "negatives": NegativePool(answers_by_type={"count": ("1",)}),
+                "question_weights": {"counts": 2.0},
+            },
+            "count",
+        ),
+        ({"max_image_size": 300}, "smaller than the images"),
+        ({"code_image_size": 300}, "larger than infill_image_size"),
+    ],
+)
+def test_impossible_sizes_are_refused(config, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(config, **change)

@@ -1,0 +1,43 @@
+"""RandAugment's operations against the original's pixels, bit for bit."""
+
+import numpy as np
+import pytest
+
+from ofa_jax.preprocessing import randaugment
+
+
+@pytest.fixture(scope="module")
+def expected(golden):
+    return np.load(golden / "preprocess" / "randaugment_ops.npz")
+
+
+@pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
+@pytest.mark.parametrize("draw", [0.0, 0.9])
+def test_every_golden_operation(expected, name, draw):
+    result = randaugment.apply(name, expected["input"], 7, draw)
+    np.testing.assert_array_equal(result, expected[f"{name}_r{draw}"])
+
+
+@pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Sharpness", "Brightness"])
+def test_every_golden_operation_on_low_contrast(expected, name):
+    result = randaugment.apply(name, expected["input_lowcontrast"], 7, 0.0)
+    np.testing.assert_array_equal(result, expected[f"{name}_lowcontrast"])
+
+
+@pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
+def test_a_flat_image_is_no_trouble(name):
+    flat = np.full((16, 24, 3), 77, np.uint8)
+    result = randaugment.apply(name, flat, 7, 0.0)
+    assert result.shape == flat.shape and result.dtype == np.uint8
+
+
+def test_the_generator_decides_everything(expected):
+    image = expected["input"]
+    results = [randaugment.randaugment(image, np.random.default_rng(seed)) for seed in range(40)]
+    again = [randaugment.randaugment(image, np.random.default_rng(seed)) for seed in range(40)]
+    for first, second in zip(results, again, strict=True):
+        np.testing.assert_array_equal(first, second)
+    changed = sum(not np.array_equal(result, image) for result in results)
+    # Two operations, each applied half of the time, and Identity changes nothing: an image stays
+    # with probability (1 - 0.45)^2 = 0.30; 40 draws stay within 5 standard deviations (2.9).
+    assert abs(changed - 40 * 0.70) < 5 * 2.9
