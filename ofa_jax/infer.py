@@ -277,7 +277,7 @@ def _manner(
             encode = loaded.interface.vocabulary.encode
             decoding = DecodingConfig(max_length=max(len(encode(text)) for text in allowed))
         return how if decoding is None else dataclasses.replace(how, decoding=decoding)
-    raise ValueError(f"Every input is bad, e.g. {source.place(0)}: {reason}.")
+    raise ValueError(f"Every input is bad, e.g. {source.location(0)}: {reason}.")
 
 
 def _of_source(

@@ -27,13 +27,13 @@ import seqio
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.seqio_vocabulary import CurrentVocabulary
-from ofa_jax.data.sources.tfds_examples import FORMS, ClassifiedImage
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources.tfds import FORMS, ClassifiedImage
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing.downstream import DownstreamConfig, DownstreamTask
-from ofa_jax.preprocessing.records import RecordSource
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.suggestions import refuse_unknown
 

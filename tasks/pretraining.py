@@ -19,11 +19,11 @@ import seqio
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.seqio_vocabulary import CurrentVocabulary
+from ofa_jax.data.sources.base import DataSet, RecordSource
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from ofa_jax.preprocessing.records import DataSet, RecordSource
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.suggestions import refuse_unknown

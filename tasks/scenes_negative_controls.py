@@ -14,6 +14,7 @@ from collections.abc import Callable
 import seqio
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.negative_controls import (
     ABSENT_NOUN,
     SWAPPED,
@@ -23,7 +24,6 @@ from ofa_jax.data.sources.negative_controls import (
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing import objectives
-from ofa_jax.preprocessing.records import RecordSource
 from tasks import pretraining
 
 QUESTIONS = (

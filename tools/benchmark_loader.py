@@ -41,10 +41,11 @@ from ofa_jax.data.features import Stream, stack, to_features
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import StreamSampler, WeightedTask
 from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing import images, objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
-from ofa_jax.preprocessing.records import Record, RecordSource
+from ofa_jax.preprocessing.records import Record
 from ofa_jax.scenes.sprites import package_folder
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tools import convert_tsv

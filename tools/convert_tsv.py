@@ -244,7 +244,7 @@ def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
     try:
         images.decode(encoded)
     except InvalidRecordError as error:
-        raise InvalidLineError(_UNREADABLE, f"{records.place(index)}: {error}") from error
+        raise InvalidLineError(_UNREADABLE, f"{records.location(index)}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ import grain
 import numpy as np
 
 from ofa_jax.data.features import Batch, Example, Stream, empty_features, to_features
-from ofa_jax.preprocessing.records import InvalidRecordError, Record, RecordSource
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 Preprocess = Callable[[Record, np.random.Generator], Example]
 
@@ -150,9 +151,9 @@ def make_example(
     try:
         return record, task.preprocess(record, rng)
     except InvalidRecordError as error:
-        if (place := getattr(task.records, "place", None)) is None:
+        if (location := getattr(task.records, "location", None)) is None:
             raise
-        raise InvalidRecordError(f"{place(index)}: {error}") from error
+        raise InvalidRecordError(f"{location(index)}: {error}") from error
 
 
 def _read(records: RecordSource, index: int) -> Record:

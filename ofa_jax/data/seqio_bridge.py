@@ -18,12 +18,12 @@ from absl import logging
 
 from ofa_jax.data import features
 from ofa_jax.data.sampling import Preprocess, WeightedTask
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import (
     DOWNSTREAM_FIELDS,
     RECORD_FIELDS,
     InvalidRecordError,
     Record,
-    RecordSource,
 )
 from ofa_jax.utils.suggestions import nearest
 

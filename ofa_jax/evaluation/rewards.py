@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.evaluation.metrics.cider import CiderD
-from ofa_jax.preprocessing.records import RecordSource
 
 END = "<eos>"
 """The last word of every caption: so that to end in time is rewarded, as the original does."""

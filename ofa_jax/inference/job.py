@@ -77,7 +77,7 @@ class RequestEvalSource:
         """The features of a request; an empty row if there is none, or a bad one."""
         if index >= self.num_examples:
             return empty_features(self.stream, 0), None
-        identity, instruction = self.source.place(index), ""
+        identity, instruction = self.source.location(index), ""
         try:
             entry = self.source[index]
             identity, instruction = entry.id, entry.instruction

@@ -99,7 +99,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Entry:
         """Raises InvalidRecordError; InvalidEntry where the id is known."""
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """What stands for an id where there is none."""
 
 
@@ -153,7 +153,7 @@ class _Lines:
         path, line = self._at(index)
         return self._open(path).line(line)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """File and line, from 1."""
         path, line = self._at(index)
         return f"{pathlib.Path(path).name}:{line + 1}"
@@ -162,7 +162,7 @@ class _Lines:
         """An entry of a line's fields."""
         path, _ = self._at(index)
         identity = fields.get("id")
-        identity = self.place(index) if identity in (None, "") else str(identity)
+        identity = self.location(index) if identity in (None, "") else str(identity)
         try:
             instruction = fields.get("instruction")
             if instruction is None:
@@ -336,6 +336,6 @@ class ImageFolder:
         """See `Source`."""
         return Entry(self._names[index], self.instruction, self._names[index], folder=self.path)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The image's path in the folder."""
         return self._names[index]

@@ -1,6 +1,7 @@
-"""Where records come from: the two protocols that data sets keep, and sources for common cases.
+"""Records: the input of every objective and downstream task, and the fields they may have.
 
-A record is a dict of plain values. Every field is optional; an objective says what it needs.
+A record is a dict of plain values. Every field is optional; an objective raises InvalidRecordError
+where one that it needs is missing.
 
     id                str
     image             bytes, any format that Pillow opens
@@ -23,11 +24,8 @@ A record is a dict of plain values. Every field is optional; an objective says w
 Boxes are x0, y0, x1, y1 in pixels of the stored image.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
-
-from ofa_jax.preprocessing.negatives import NegativePool
+from collections.abc import Mapping
+from typing import Any
 
 Record = Mapping[str, Any]
 
@@ -96,82 +94,3 @@ DOWNSTREAM_FIELDS: Mapping[str, tuple[str, ...]] = {
 
 class InvalidRecordError(ValueError):
     """A record that cannot be used: it is skipped, counted and logged, and training goes on."""
-
-
-class RecordSource(Protocol):
-    """Random access to records. Picklable, and free of TensorFlow, for data workers carry it.
-
-    A method `place(index) -> str`, where a source has it, says where a record is stored: the loader
-    names it when the record is bad.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-class DataSet(Protocol):
-    """What the pretraining objectives run over."""
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """Names of the splits, "train" among them."""
-
-    def records(self, kind: str, split: str) -> RecordSource:
-        """The records of one of the kinds in RECORD_FIELDS."""
-
-    def negatives(self) -> NegativePool:
-        """Where matching draws wrong captions, names and answers from (the train split)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InMemoryRecords:
-    """Records that are already there."""
-
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsRecords:
-    """A TFDS data set with random access (stored as array_record or parquet).
-
-    Attributes:
-      name: of the data set, e.g. "coco_captions/2014".
-      split: in TFDS's notation, e.g. "train[:1%]".
-      to_record: a TFDS example (numpy) to a record with the fields above.
-      data_dir: TFDS's folder; its default when None.
-      decoders: as TFDS takes them; pass `tfds.decode.SkipDecoding()` for the image, so that it
-        stays encoded.
-    """
-
-    name: str
-    split: str
-    to_record: Callable[[Mapping[str, Any]], Record]
-    data_dir: str | None = None
-    decoders: Any = None
-
-    def _source(self) -> Any:
-        # Opened once per process, and not carried in the pickle.
-        if "_opened" not in self.__dict__:
-            import tensorflow_datasets as tfds
-
-            opened = tfds.data_source(
-                self.name, split=self.split, data_dir=self.data_dir, decoders=self.decoders
-            )
-            object.__setattr__(self, "_opened", opened)
-        return self.__dict__["_opened"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
-
-    def __len__(self) -> int:
-        return len(self._source())
-
-    def __getitem__(self, index: int) -> Record:
-        return self.to_record(self._source()[index])

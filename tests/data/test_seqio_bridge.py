@@ -15,7 +15,8 @@ from ofa_jax.data.feature_converter import OFAFeatureConverter
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.data.sources.memory import InMemoryRecords
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 SIZE = 32
 STREAM = Stream(

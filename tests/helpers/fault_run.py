@@ -25,7 +25,8 @@ from rich.console import Console
 from ofa_jax.data.features import PAD_ID, Stream
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import WeightedTask
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.data.sources.memory import InMemoryRecords
+from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.sharding.partitioner import Partitioner
 from ofa_jax.sharding.train_state import TrainState
 from ofa_jax.training import loop, loop_config, metrics

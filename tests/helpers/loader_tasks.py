@@ -7,7 +7,8 @@ import numpy as np
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.sampling import WeightedTask
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.data.sources.memory import InMemoryRecords
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 LENGTHS = {"inputs": 8, "targets": 4}
 PAIRS = Stream("pairs", "pairs_mixture", 8, LENGTHS, image_size=16, num_sampled_patches=1)

@@ -9,6 +9,7 @@ from small_model import SMALL
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
@@ -16,7 +17,7 @@ from ofa_jax.evaluation.evaluator import EvaluatedTask, Evaluator
 from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.objectives import make_example
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.sharding.partitioner import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 

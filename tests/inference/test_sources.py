@@ -79,7 +79,7 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path):
     ):
         with pytest.raises(InvalidRecordError, match=sentence):
             source[index]
-        assert source.place(index) == f"q.jsonl:{index + 1}"
+        assert source.location(index) == f"q.jsonl:{index + 1}"
     with pytest.raises(InvalidRecordError, match="'missing.png' is neither a file nor base64"):
         source[4].encoded()
     with pytest.raises(InvalidRecordError) as raised:
@@ -109,7 +109,7 @@ def test_several_files_are_one_source_in_the_order_of_their_names(tmp_path):
         "c1",
         "c2",
     ]
-    assert source.place(5) == "c.jsonl:3"
+    assert source.location(5) == "c.jsonl:3"
     with pytest.raises(FileNotFoundError, match="No file matches"):
         len(JsonLines(str(tmp_path / "*.tsv")))
 
@@ -141,7 +141,7 @@ def test_tsv_columns_are_chosen_by_place_by_layout_and_by_header(tmp_path, png):
         assert entry.instruction == 'which region does the text " a Red dog " describe?'
     assert [float(number) for number in sources[2][0].region] == [1, 2, 3, 4]
     assert sources[0][0].region is None  # a layout's box is the answer, not a question
-    assert sources[2].place(0) == "h.tsv:2"
+    assert sources[2].location(0) == "h.tsv:2"
 
 
 def test_a_tsv_that_does_not_fit_is_said(tmp_path):
@@ -166,7 +166,7 @@ def test_a_folder_gives_its_images_in_the_order_of_their_names(tmp_path, png):
         (tmp_path / name).write_bytes(png)
     source = ImageFolder(str(tmp_path), "what is it?")
     assert [source[i].id for i in range(len(source))] == ["a.png", "b.PNG", "deep/c.jpeg"]
-    assert source[2].encoded() == png and source.place(2) == "deep/c.jpeg"
+    assert source[2].encoded() == png and source.location(2) == "deep/c.jpeg"
     assert len(ImageFolder(str(tmp_path), "?", suffixes=["txt"])) == 1
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         ImageFolder(str(tmp_path / "nowhere"), "?")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.preprocessing import objectives
-from ofa_jax.preprocessing.records import InMemoryRecords
 from tasks import pretraining
 from tasks.pretraining import PretrainingSettings
 

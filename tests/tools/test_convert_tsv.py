@@ -146,7 +146,7 @@ def test_sources_pickle_and_threads_share_them(converted):
         same(record, source[number % 21])
     with pytest.raises(IndexError, match="There is no record 21"):
         source[21]
-    assert source.place(20) == f"{converted / 'vision_language' / 'train'}, record 20"
+    assert source.location(20) == f"{converted / 'vision_language' / 'train'}, record 20"
 
 
 def test_tfds_reads_the_same(converted):

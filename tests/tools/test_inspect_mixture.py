@@ -6,8 +6,9 @@ import seqio
 import tensorflow as tf
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.scenes import Scenes
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.preprocessing.records import InvalidRecordError
 from tasks import pretraining
 from tools import inspect_mixture
 

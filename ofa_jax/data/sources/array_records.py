@@ -142,7 +142,7 @@ class StoredRecords:
             fields = FIELDS_OF_TYPE[PAIR_TYPES[self._types[number]]]
         return parse_example(self._source[number], fields)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Folder and number of a record, for messages."""
         return f"{self.directory}, record {int(self._numbers[index])}"
 

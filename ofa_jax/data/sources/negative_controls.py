@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ofa_jax.preprocessing.records import InvalidRecordError, Record, RecordSource
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 SWAPPED = "_swapped_image"
 """Ends the names of tasks that ask an objective's questions about other images."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.preprocessing.records import Record, RecordSource
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.preprocessing.records import Record
 
 _PARALLEL = {
     "questions": ("questions", "answers", "answer_confidences", "answer_types"),
@@ -35,10 +36,10 @@ class SingleTarget:
     def __getitem__(self, index: int) -> Record:
         return with_single_target(self.records[index], self.kind, np.random.default_rng(index))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where a record is stored, for messages."""
-        place = getattr(self.records, "place", None)
-        return f"record {index}" if place is None else place(index)
+        location = getattr(self.records, "location", None)
+        return f"record {index}" if location is None else location(index)
 
 
 def with_single_target(record: Record, kind: str, rng: np.random.Generator) -> Record:

@@ -95,7 +95,7 @@ class TsvRecords:
         opened, lines = self._opened[number]
         return opened, int(lines[index - self._ends[number]])
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """File and line of a record, for messages."""
         opened, line = self._find(index)
         return f"{opened.path}, line {line + 1}"

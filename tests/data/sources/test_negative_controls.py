@@ -2,8 +2,9 @@
 
 import pytest
 
+from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.negative_controls import AbsentNouns, SwappedImages
-from ofa_jax.preprocessing.records import InMemoryRecords, InvalidRecordError
+from ofa_jax.preprocessing.records import InvalidRecordError
 
 
 def test_a_record_gets_the_image_of_the_next_one():

@@ -351,7 +351,7 @@ def test_files_may_be_several_patterns_and_splits(golden, tmp_path):
     source = data.records("text", "train")
     ids = [record["id"] for record in all_records(source)]
     assert ids == ["a", "ax", "b-1", "b-1x", "b-2", "b-2x"]
-    assert source.place(3) == f"{tmp_path / 'b-1.tsv'}, line 2"
+    assert source.location(3) == f"{tmp_path / 'b-1.tsv'}, line 2"
     assert [r["id"] for r in all_records(data.records("text", "validation"))] == ["v", "vx"]
     with pytest.raises(IndexError, match="There is no record 6"):
         source[6]

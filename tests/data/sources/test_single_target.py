@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 
+from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.single_target import SingleTarget
-from ofa_jax.preprocessing.records import InMemoryRecords
 
 SCENE = {
     "id": "s",
@@ -81,8 +81,8 @@ def test_other_kinds_and_faulty_records_stay_as_they_are():
 
 def test_the_place_of_a_record_is_said_where_it_is_known():
     class Placed(InMemoryRecords):
-        def place(self, index):
+        def location(self, index):
             return f"file, line {index + 1}"
 
-    assert SingleTarget(Placed([SCENE]), "questions").place(0) == "file, line 1"
-    assert SingleTarget(InMemoryRecords([SCENE]), "questions").place(0) == "record 0"
+    assert SingleTarget(Placed([SCENE]), "questions").location(0) == "file, line 1"
+    assert SingleTarget(InMemoryRecords([SCENE]), "questions").location(0) == "record 0"

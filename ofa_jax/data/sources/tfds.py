@@ -8,9 +8,49 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ofa_jax.preprocessing.records import InvalidRecordError, Record, TfdsRecords
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 Example = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """A TFDS data set with random access (stored as array_record or parquet).
+
+    Attributes:
+      name: of the data set, e.g. "coco_captions/2014".
+      split: in TFDS's notation, e.g. "train[:1%]".
+      to_record: a TFDS example (numpy) to a record with the fields above.
+      data_dir: TFDS's folder; its default when None.
+      decoders: as TFDS takes them; pass `tfds.decode.SkipDecoding()` for the image, so that it
+        stays encoded.
+    """
+
+    name: str
+    split: str
+    to_record: Callable[[Mapping[str, Any]], Record]
+    data_dir: str | None = None
+    decoders: Any = None
+
+    def _source(self) -> Any:
+        # Opened once per process, and not carried in the pickle.
+        if "_opened" not in self.__dict__:
+            import tensorflow_datasets as tfds
+
+            opened = tfds.data_source(
+                self.name, split=self.split, data_dir=self.data_dir, decoders=self.decoders
+            )
+            object.__setattr__(self, "_opened", opened)
+        return self.__dict__["_opened"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    def __len__(self) -> int:
+        return len(self._source())
+
+    def __getitem__(self, index: int) -> Record:
+        return self.to_record(self._source()[index])
 
 
 def text(value: Any) -> str:

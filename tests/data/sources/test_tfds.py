@@ -6,7 +6,7 @@ import downstream_files
 import numpy as np
 import pytest
 
-from ofa_jax.data.sources.tfds_examples import FORMS, ClassifiedImage, captioned_image
+from ofa_jax.data.sources.tfds import FORMS, ClassifiedImage, captioned_image
 from ofa_jax.preprocessing.records import InvalidRecordError
 
 IMAGE = downstream_files.make_image()
