@@ -14,7 +14,7 @@
 #
 # Settings: the lines above, or sbatch's flags of the same names, which win. --ntasks-per-node must
 # be --gpus-per-node: JAX gives each task of SLURM one GPU.
-#   OFA_JAX_VENV  the virtual environment (.venv), with requirements-cuda.txt installed in it, on a
+#   OFA_JAX_VENV  the virtual environment (.venv), with the extra `cuda` installed in it, on a
 #                 file system that all nodes share; so must be this folder, MODEL_DIR and the data
 #
 # A supervisor starts all tasks again after a crash. Five minutes before the time limit, or when the

@@ -248,8 +248,8 @@ def _topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
         return gpu.devices(shape, slices)
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
-            "Compiling for a TPU needs libtpu, which runs without one: `pip install --no-deps -r "
-            "requirements-aot.txt`."
+            "Compiling for a TPU needs libtpu, which runs without one: install the extra "
+            "`plan`, as in `pip install '.[plan]'`."
         )
     options = {"num_slices": slices} if slices > 1 else {}
     if chip.name == "v4":

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -33,10 +34,10 @@ def pytest_configure(config):
     # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes, and
     # a third of the rest into the newer emitters of fusions; a third of what remains into cutting
     # each program into parts for more cores than there are. What takes long runs as users run it.
-    quick = (
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-        "--xla_cpu_parallel_codegen_split_count=1"
-    )
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    jaxlib = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+    if jaxlib < (0, 11):  # XLA ends the program at a flag that it no longer has
+        quick += " --xla_cpu_use_fusion_emitters=false"
     given = os.environ.get("XLA_FLAGS", "")
     # Workers of xdist inherit what the first process has set.
     if not config.getoption("--slow") and quick not in given:

@@ -1,6 +1,6 @@
 """`python -m ofa_jax.plan` as people call it, on this machine's device in the place of a pod's.
 
-The slow test compiles for a real TPU topology; it needs libtpu (requirements-aot.txt).
+The slow test compiles for a real TPU topology; it needs libtpu (the extra `plan`).
 """
 
 import importlib.util
@@ -174,13 +174,13 @@ def test_gpus_are_those_of_a_machine_and_want_a_plugin(monkeypatch):
     with pytest.raises(ValueError, match="as in h100:8, and --slices=2 for two machines"):
         plan._topology_devices(h100, "2x4", 1)
     monkeypatch.setattr(gpu, "_PLUGIN", "jax_plugins.of_nobody")
-    with pytest.raises(ImportError, match="pip install --no-deps -r requirements-aot-cuda.txt"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plan-cuda\]'"):
         plan._topology_devices(h100, "8", 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
 def test_without_libtpu_the_sentence_says_how_to_get_it():
-    with pytest.raises(ImportError, match="pip install --no-deps -r requirements-aot.txt"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plan\]'"):
         plan._topology_devices(plan.parse_topology("v5e:2x2")[0], "2x2", 1)
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.benchmark_decoding                       # base, beam 5, on what there is
     python -m tools.benchmark_decoding --size=tiny --batch=8 --beam=1 --json
-    .venv-peer/bin/python -m tools.benchmark_decoding --peer      # see requirements-peer.txt
+    .venv-peer/bin/python -m tools.benchmark_decoding --peer      # see CONTRIBUTING.md
 
 Random weights, random pixels, answers of exactly `--tokens` tokens. The encoder, ResNet included,
 and the decoder are compiled and timed apart: the fastest of `--repeats` runs after one that warms

@@ -1,7 +1,7 @@
 """The OFA of the package `modelscope`: the original's model and search for another library.
 
-Needs requirements-peer.txt, in an environment of its own (see there). Of the package only the model
-and its search are imported: its other parts want fairseq.
+Needs the extra `peer`, in an environment of its own (CONTRIBUTING.md). Of the package only the
+model and its search are imported: its other parts want fairseq.
 """
 
 import importlib
@@ -45,7 +45,7 @@ def _import_packages() -> None:
     """Makes the packages around the model empty, and those of the vision transformers of others."""
     if absent := missing():
         raise ImportError(
-            f"{', '.join(absent)} not found: install requirements-peer.txt as it says."
+            f"{', '.join(absent)} not found: install the extra `peer` as CONTRIBUTING.md says."
         )
     folder = pathlib.Path(importlib.util.find_spec("modelscope").origin).parent
     parts = ("modelscope", "models", "multi_modal", "ofa", "generate")

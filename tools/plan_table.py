@@ -3,10 +3,10 @@
     python -m tools.plan_table                                    # all rows that are not there yet
     python -m tools.plan_table --sizes=base,large --systems=v5e-256
 
-Wants libtpu (requirements-aot.txt) and a minute or two of two cores for a row. Answers are kept in
+Needs libtpu (the extra `plan`) and a minute or two of two cores for a row. Answers are kept in
 docs/plans.jsonl as they come, so that a later call goes on where this one stopped; the table is
 written anew after each. Where a row does not fit, it is tried again with less kept for the backward
-pass, and then in parts. GPUs want requirements-aot-cuda.txt.
+pass, and then in parts. GPUs need the extra `plan-cuda`.
 """
 
 import argparse

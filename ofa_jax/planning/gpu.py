@@ -70,8 +70,8 @@ def devices(shape: str, slices: int) -> list[Any]:
         )
     if not _installed():
         raise ImportError(
-            "Compiling for GPUs needs JAX's plugin for CUDA, which runs without a GPU: `pip "
-            "install --no-deps -r requirements-aot-cuda.txt`."
+            "Compiling for GPUs needs JAX's plugin for CUDA, which runs without a GPU: "
+            "install the extra `plan-cuda`, as in `pip install '.[plan-cuda]'`."
         )
     try:
         described = topologies.get_topology_desc(

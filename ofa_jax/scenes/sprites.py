@@ -50,7 +50,7 @@ def package_folder(package: str) -> pathlib.Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"Scenes are composed from the Python package {package!r}, which is not installed: "
-            "run `pip install -r requirements.txt`."
+            "install the extra `scenes`, as in `pip install '.[scenes]'`."
         )
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 

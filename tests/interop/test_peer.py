@@ -1,6 +1,6 @@
 """Our Hugging Face layout in the model that defines it: the OFA of the package `modelscope`.
 
-Needs requirements-peer.txt (torch, transformers, modelscope) on top of the project's; skipped
+Needs the extra `peer` (torch, transformers, modelscope) on top of the project's; skipped
 without.
 """
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def loaded(official, tmp_path_factory):
     """The peer's model with what we have written; every name must be one of its own."""
     if absent := peer.missing():
-        pytest.skip(f"requirements-peer.txt is not installed: {', '.join(absent)}")
+        pytest.skip(f"the extra `peer` is not installed: {', '.join(absent)}")
     import torch
 
     folder = tmp_path_factory.mktemp("peer")
