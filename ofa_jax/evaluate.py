@@ -44,7 +44,7 @@ from ofa_jax.evaluation.evaluator import EvaluatedTask, EvaluationError, Evaluat
 from ofa_jax.evaluation.load_tasks import Opening
 from ofa_jax.evaluation.results import Results
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.utils import distributed
 from ofa_jax.utils.suggestions import nearest
 from tasks.downstream import DownstreamSettings

@@ -40,7 +40,7 @@ from ofa_jax.inference.task_inputs import OpenTask, TaskInputs
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary

@@ -51,7 +51,7 @@ from ofa_jax.cli import common, gin_registry  # noqa: E402
 from ofa_jax.planning import compiling, cost, gpu, programs, report  # noqa: E402
 from ofa_jax.planning.hlo import Program  # noqa: E402
 from ofa_jax.planning.programs import Parts  # noqa: E402
-from ofa_jax.sharding.partitioner import Partitioner  # noqa: E402
+from ofa_jax.sharding import Partitioner  # noqa: E402
 from ofa_jax.utils.hardware import Chip, parse_topology  # noqa: E402
 
 DOES_NOT_FIT = 3

@@ -30,8 +30,7 @@ from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA, SIZES, OFAConfig, parameter_groups
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.tokenizers.processor import SIZES_OF_IMAGES, Processor
 from ofa_jax.training import datasets, flops, loop, step
 from ofa_jax.training.datasets import RunData
@@ -215,7 +214,7 @@ def prepare(
             seed,
             gradient_accumulation,
             allowed,
-            partitioner.gathering(abstract.params, model.dtype),
+            partitioner.make_gather_params(abstract.params, model.dtype),
         ),
         eval_step=step.make_eval_step(network, num_tasks, model.pad_id),
         abstract_state=abstract,

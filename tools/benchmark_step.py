@@ -28,8 +28,7 @@ from rich.table import Table
 
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import losses, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer

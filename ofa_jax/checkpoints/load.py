@@ -10,8 +10,7 @@ import optax
 from ofa_jax.checkpoints import storage, warm_start
 from ofa_jax.interop import files, from_fairseq
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 
 
 def config_of(path: str) -> OFAConfig:

@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from ofa_jax.checkpoints import checksums
 from ofa_jax.checkpoints.storage import absolute, check_fits
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import TrainState
 
 _MOST_FAILED_SAVES = 3
 _NONE, _NONE_GOOD = -1, -2

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ofa_jax.checkpoints import storage
 from ofa_jax.interop import files, from_fairseq, resnet_file
 from ofa_jax.model import OFAConfig, layout, parameter_groups
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import TrainState
 
 # What a checkpoint's model may differ in without being another model.
 _TRAINING_FIELDS = {

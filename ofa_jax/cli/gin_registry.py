@@ -19,7 +19,7 @@ from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.interop import vqgan_file
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.training.loop_config import LoopConfig

@@ -14,7 +14,7 @@ from ofa_jax.decoding.search import read_by_decoders
 from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 
@@ -141,7 +141,7 @@ class BatchDecoder:
     def finish(self, started: Any) -> DecodedBatch:
         """Waits for a batch's answers: those to this host's rows, in their order."""
         prefix, written = started
-        take = np.asarray if self._partitioner is None else self._partitioner.take_rows
+        take = np.asarray if self._partitioner is None else self._partitioner.local_rows
         tokens, scores = map(take, written)
         return DecodedBatch(tokens if prefix is None else _behind(prefix, tokens), scores)
 

@@ -23,7 +23,7 @@ from ofa_jax.evaluation.eval_sources import EvalExample, EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.training import validation
 from ofa_jax.training.telemetry import GoodputTimer

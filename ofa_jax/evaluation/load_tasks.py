@@ -21,7 +21,7 @@ from ofa_jax.evaluation import eval_spec as judgings
 from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource, SeqioEvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvaluatedTask
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 

@@ -8,7 +8,7 @@ from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import storage
 from ofa_jax.interop import files
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.processor import FOLDER, Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 

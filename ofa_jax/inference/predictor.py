@@ -27,7 +27,7 @@ from ofa_jax.evaluation.postprocess import View
 from ofa_jax.inference import requests
 from ofa_jax.inference.loading import LoadedModel, load
 from ofa_jax.inference.requests import Box, Prediction, Request
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 

@@ -14,8 +14,7 @@ from ofa_jax.data.features import Stream
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.model.parameter_groups import trainable
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import step
 from ofa_jax.training.flops import decoding_flops, training_factors, training_flops
 from ofa_jax.training.losses import LossConfig
@@ -84,7 +83,7 @@ def training(parts: Parts) -> Traced:
         _NUM_TASKS,
         0,
         parts.gradient_accumulation,
-        gather=partitioner.gathering(abstract.params, model.dtype),
+        gather=partitioner.make_gather_params(abstract.params, model.dtype),
     )
     learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trainable_groups)
     with partitioner.mesh_context():

@@ -13,7 +13,7 @@ from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, task_names
 from ofa_jax.data.sampling import WeightedTask
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.training import validation
 
 

@@ -17,8 +17,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from ofa_jax.checkpoints.manager import Checkpoints
-from ofa_jax.sharding.partitioner import Partitioner
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.metrics import TaskSums, mean_losses
@@ -375,7 +374,7 @@ def _validate(
 ) -> dict[str, dict[str, float]]:
     put = run.partitioner.put_batch
     batches = (put(batch) for _, batch in run.validation_batches())
-    sums = validation.evaluate(eval_step, state.evaluated_variables, batches, len(run.task_names))
+    sums = validation.evaluate(eval_step, state.eval_variables, batches, len(run.task_names))
     results = validation.summarise(sums, run.baselines(), run.task_names)
     run.writer.write_scalars(
         step,

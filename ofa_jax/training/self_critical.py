@@ -25,8 +25,7 @@ import numpy as np
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.decoding.hypotheses import BOS, PAD
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training.losses import LossConfig
 
 Reward = Callable[[int, np.ndarray], np.ndarray]
@@ -113,8 +112,8 @@ class SelfCritical:
         batch, put = batches[self._stream], self._partitioner
         key = jax.random.fold_in(jax.random.key(self._seed), step)
         encoder_inputs = {k: x for k, x in batch.items() if not k.startswith("decoder_")}
-        samples = put.take_rows(self._search(state.variables, encoder_inputs, key))
-        good = (put.take_rows(batch["decoder_target_tokens"]) != PAD).any(-1)
+        samples = put.local_rows(self._search(state.variables, encoder_inputs, key))
+        good = (put.local_rows(batch["decoder_target_tokens"]) != PAD).any(-1)
         there = (samples != PAD).any(-1) & good[:, None]
         rewards = np.where(there, self._reward(step, samples), np.nan)
         self._rewards.append(rewards[good])

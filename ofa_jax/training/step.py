@@ -11,7 +11,7 @@ import optax
 
 from ofa_jax.model import OFA, parameter_groups
 from ofa_jax.model.pack_streams import pack_streams, unpack_streams
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import TrainState
 from ofa_jax.training import losses, metrics
 from ofa_jax.training.losses import LossConfig, TokenLosses
 from ofa_jax.training.metrics import TaskSums

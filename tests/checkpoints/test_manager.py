@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ofa_jax.checkpoints import checksums, storage
 from ofa_jax.checkpoints.manager import Checkpoints, SaveError
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.training import loop
 
 STEPS = 6

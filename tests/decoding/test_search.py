@@ -251,7 +251,7 @@ import jax, numpy as np
 from official_model import random_variables
 from test_search import ANSWERS, MODEL, text_batch
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 
 variables = random_variables()
 batch = text_batch(size=8)

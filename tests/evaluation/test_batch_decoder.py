@@ -10,7 +10,7 @@ from ofa_jax.decoding import DecodingConfig, make_decoder, make_scorer
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 
 ALLOWED = [" yes", " no", " a red apple", " green"]
 

@@ -23,7 +23,7 @@ from ofa_jax.checkpoints.watch import CheckpointSelector
 from ofa_jax.evaluation.prediction_files import read
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from tasks import pretraining
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -13,7 +13,7 @@ from ofa_jax.evaluation import postprocess, prediction_files
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvaluationError, judge
 from ofa_jax.evaluation.postprocess import View
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ from etils import epath
 from official_model import random_variables
 from small_evaluation import make_evaluator, make_model, make_task
 from ofa_jax.evaluation import prediction_files
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 vocabulary = OFAVocabulary.from_tokenizer_json(sys.argv[1], num_codes=16, num_bins=65)

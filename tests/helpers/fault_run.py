@@ -27,8 +27,7 @@ from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.sharding.partitioner import Partitioner
-from ofa_jax.sharding.train_state import TrainState
+from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training import loop, loop_config, metrics
 from ofa_jax.training.step import StepMetrics
 from ofa_jax.utils import distributed

@@ -18,7 +18,7 @@ from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.objectives import make_example
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 PIXELS = 32

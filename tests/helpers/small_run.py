@@ -11,8 +11,7 @@ from rich.console import Console
 from small_model import SMALL, random_batch
 
 from ofa_jax.model import OFA, layout
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import step
 from ofa_jax.training.loop import Run
 from ofa_jax.training.loop_config import LoopConfig
@@ -78,7 +77,7 @@ def make_parts(
         len(TASKS),
         3,
         gradient_accumulation,
-        gather=partitioner.gathering(abstract.params, config.dtype),
+        gather=partitioner.make_gather_params(abstract.params, config.dtype),
     )
     eval_step = step.make_eval_step(model, len(TASKS))
     return abstract, lambda: new_state(config, abstract), train_step, eval_step

@@ -111,8 +111,8 @@ def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
         begun.params,
         after.params,
     )
-    assert after.evaluated_variables["params"] is after.ema_params
-    assert begun.replace(ema_params=None).evaluated_variables["params"] is begun.params
+    assert after.eval_variables["params"] is after.ema_params
+    assert begun.replace(ema_params=None).eval_variables["params"] is begun.params
 
 
 def test_a_bad_step_leaves_the_average_alone():

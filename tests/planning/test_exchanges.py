@@ -22,7 +22,7 @@ import json, sys
 import jax, numpy as np
 from small_model import SMALL
 from small_run import make_parts
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training.step import jit_train_step
 

@@ -125,7 +125,7 @@ sys.path.insert(0, "tests/helpers")
 import jax, fault_run
 from absl import flags
 from rich.console import Console
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.training import loop
 
 flags.FLAGS(["test"])

@@ -18,8 +18,7 @@ from ofa_jax.checkpoints.manager import Checkpoints
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA
-from ofa_jax.sharding import train_state
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import loop, self_critical, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -210,7 +209,7 @@ from small_run import make_parts
 from test_self_critical import captions_batch
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.model import OFA
-from ofa_jax.sharding.partitioner import Partitioner
+from ofa_jax.sharding import Partitioner
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 from ofa_jax.training.step import jit_train_step
 
