@@ -315,7 +315,7 @@ def _of_task(
         )
     image = task.example.get("image")
     # What an answer is made to begin with may be as long as the instruction.
-    prefix = source_length if "answer_prefix" in task.example else 1
+    prefix = source_length if "target_prefix" in task.example else 1
     stream = Stream(
         "inputs",
         name,

@@ -13,7 +13,7 @@ from ofa_jax.evaluation.metrics.classification import (
     accuracy_and_f1,
     matthews_correlation,
 )
-from ofa_jax.preprocessing.language_tasks import GLUE
+from ofa_jax.preprocessing.language_tasks import GLUE_TASKS
 from tasks import downstream
 
 _LONGEST = 5
@@ -43,5 +43,5 @@ def describe(name: str) -> EvalSpec:
     )
 
 
-for _name, _task in GLUE.items():
+for _name, _task in GLUE_TASKS.items():
     downstream.add_task(f"glue_{_name}", _name, _task, functools.partial(describe, _name))

@@ -42,7 +42,7 @@ from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import StreamSampler, WeightedTask
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.base import RecordSource
-from ofa_jax.preprocessing import images, objectives
+from ofa_jax.preprocessing import examples, images, objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
@@ -237,11 +237,13 @@ def time_stages(rows: StreamSampler, config: ObjectiveConfig, count: int) -> dic
     def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         low, high = config.resize_range
         size = int(rng.integers(low, high + 1))
-        image, boxes = images.resize(image, images.NO_BOXES, size, config.resize_max_size)
-        return images.pixels(images.center_crop(image, boxes, config.image_size)[0])
+        image, boxes = images.resize_shorter_side(
+            image, images.NO_BOXES, size, config.resize_max_size
+        )
+        return images.to_array(images.center_crop(image, boxes, config.image_size)[0])
 
     def tokenise(example: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-        return objectives.make_example(config.vocabulary, *texts, example["image"])
+        return examples.make_example(config.vocabulary, *texts, example["image"])
 
     rows[0]  # opens files, fills look-up tables
     features = []

@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from ofa_jax.data.sources.scenes import MARKER, SPLITS, VERSION
+from ofa_jax.data.sources.scenes import MARKER, SPLITS, VERSION, read_description
 from ofa_jax.preprocessing import prompts
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
@@ -114,6 +114,10 @@ _HELP = {
 }
 
 
+# Option -> its names before the rename, which are still accepted.
+_FORMER_OPTIONS = {"image_size": ("--picture_size",)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -128,7 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for field in dataclasses.fields(BuildOptions):
         parser.add_argument(
-            f"--{field.name}", type=int, default=field.default, help=_HELP[field.name]
+            f"--{field.name}",
+            *_FORMER_OPTIONS.get(field.name, ()),
+            type=int,
+            default=field.default,
+            help=_HELP[field.name],
         )
     parser.add_argument(
         "--num_workers",
@@ -190,7 +198,7 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
             f"{target} exists but was not written by this command (it has no {MARKER}): choose "
             "another --data_dir, or --overwrite it."
         )
-    known = json.loads((target / MARKER).read_text())
+    known = read_description(target)
     before = {"version": known["version"], **known["options"]}
     now = {"version": VERSION, **dataclasses.asdict(options)}
     differences = [

@@ -78,7 +78,7 @@ def make_codes(
       How many lines were left out, by reason.
     """
     skipped: collections.Counter = collections.Counter()
-    place = images.middle(image_size, code_size)
+    place = images.center_slice(image_size, code_size)
     waiting: list[tuple[Sequence[bytes], np.ndarray]] = []
 
     def write() -> None:
@@ -92,8 +92,10 @@ def make_codes(
     for number in numbers:
         try:
             columns = lines.columns(number)
-            image = images.square(images.decode(decode_base64(columns[1])), image_size)
-            waiting.append((columns, images.pixels(image)[place, place]))
+            image = images.resize_and_center_crop(
+                images.decode(decode_base64(columns[1])), image_size
+            )
+            waiting.append((columns, images.to_array(image)[place, place]))
         except InvalidRecordError as error:
             reason = error.reason if isinstance(error, InvalidLineError) else "unreadable image"
             skipped[reason] += 1

@@ -208,9 +208,9 @@ def _masked(line: Line) -> str:
 
 def _middle(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
     """The true middle of an image that infilling blanks, uint8 [side, side, 3]."""
-    place = images.middle(config.infill_image_size, config.code_image_size)
-    image = images.square(images.decode(record["image"]), config.infill_image_size)
-    return images.pixels(image)[place, place]
+    place = images.center_slice(config.infill_image_size, config.code_image_size)
+    image = images.resize_and_center_crop(images.decode(record["image"]), config.infill_image_size)
+    return images.to_array(image)[place, place]
 
 
 # ------------------------------------------------------------------------------- files of a run

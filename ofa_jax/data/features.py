@@ -16,19 +16,19 @@ and, read only when the task is evaluated (both optional):
 
     view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
-    answer_prefix  int32[P]       what the answer is made to begin with
+    target_prefix  int32[P]       what the answer is made to begin with
 
 and, read only when the task is evaluated (both optional):
 
     view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
-    answer_prefix  int32[P]       what the answer is made to begin with
+    target_prefix  int32[P]       what the answer is made to begin with
 
 and, read only when the task is evaluated (both optional):
 
     view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
-    answer_prefix  int32[P]       what the answer is made to begin with
+    target_prefix  int32[P]       what the answer is made to begin with
 
 A *batch* has the names of DESIGN's doors, the same shapes at every step.
 """

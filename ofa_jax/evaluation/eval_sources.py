@@ -71,7 +71,7 @@ class EvalBatcher:
       vocabulary: that instructions are written in.
       references: see `EvalSpec`.
       num_data_shards, data_shards: of the mesh, see `Loader`.
-      has_prefix: examples have an `answer_prefix`.
+      has_prefix: examples have a `target_prefix`.
     """
 
     stream: Stream
@@ -96,7 +96,7 @@ class EvalBatcher:
         """Features and question of an example."""
         features = to_features(example, self.stream, 0, rng)
         if self.has_prefix:
-            features[PREFIX] = self._prefix(example.get("answer_prefix", ()))
+            features[PREFIX] = self._prefix(example.get("target_prefix", ()))
         return features, EvalExample(
             index=index,
             id=_id(record, index),
@@ -185,7 +185,7 @@ class RecordEvalSource:
         for index in range(tried):
             try:
                 record, example = make_example(task, index, made.generator(index))
-                asking = dataclasses.replace(asking, has_prefix="answer_prefix" in example)
+                asking = dataclasses.replace(asking, has_prefix="target_prefix" in example)
                 asking.row(index, record, example, made.generator(index))
             except InvalidRecordError as error:
                 reason = reason or str(error)

@@ -21,7 +21,7 @@ from ofa_jax.evaluation.postprocess import View
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import images, instructions
-from ofa_jax.preprocessing.objectives import make_example
+from ofa_jax.preprocessing.examples import make_example
 from ofa_jax.tokenizers.processor import Processor
 
 Box = Sequence[float]
@@ -197,11 +197,11 @@ def _pixels(request: Request, how: DecodePreset) -> tuple[np.ndarray, View]:
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         view = View((left, top, left + side, top + side), (size, size))
-        return images.pixels(images.square(image, size)), view
+        return images.to_array(images.resize_and_center_crop(image, size)), view
     view = View.whole(image.size, (size, size))
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return images.pixels(image), view
+    return images.to_array(image), view
 
 
 def _blanked(pixels: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +210,7 @@ def _blanked(pixels: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
             f"The middle of {middle} pixels a side does not lie within an image of {len(pixels)}: "
             "raise infill_image_size."
         )
-    return images.blank_middle(pixels, middle)
+    return images.blank_center(pixels, middle)
 
 
 def _region(request: Request, interface: Processor, view: View | None) -> np.ndarray:

@@ -1,1 +1,39 @@
-"""TODO."""
+"""Preprocessing: from records to examples, in numpy, Pillow and OpenCV alone.
+
+    records             a record, its fields, InvalidRecordError
+    examples            an example, and how one is put together
+    objectives          the eight pretraining objectives
+    objective_config    their sizes and resources
+    downstream          captioning, VQA, grounding, entailment, text-to-image generation
+    classification      image classification and its augmentation
+    language_tasks      GLUE and summarization
+    prompts             all instructions
+    instructions        instructions as users write them
+    record_fields       checked access to a record's fields
+    images, boxes       image transforms, and those of boxes
+    randaugment         RandAugment
+    masking             the span masks of text infilling
+    negatives           false captions and answers for matching
+    text                cleaning of captions and questions
+
+Imports neither jax nor TensorFlow nor seqio, so that data workers start quickly.
+"""
+
+__all__ = [
+    "boxes",
+    "classification",
+    "downstream",
+    "examples",
+    "images",
+    "instructions",
+    "language_tasks",
+    "masking",
+    "negatives",
+    "objective_config",
+    "objectives",
+    "prompts",
+    "randaugment",
+    "record_fields",
+    "records",
+    "text",
+]

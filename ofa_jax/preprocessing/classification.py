@@ -1,8 +1,9 @@
-"""ImageNet: an image and the name of its class, and what training does to the image.
+"""Image classification (ImageNet) and the augmentation of its training images.
 
 The published fine-tuning crops and flips at random, applies RandAugment in timm's form
-(`rand-m9-mstd0.5-inc1`: two of fifteen operations of growing strength), then the RandAugment(2, 7)
-of pretraining, and erases a rectangle of a quarter of the images (Zhong et al. 2020).
+(`rand-m9-mstd0.5-inc1`: two of fifteen operations whose strength grows with the level), then the
+RandAugment(2, 7) of pretraining, and erases a rectangle in a quarter of the images (Zhong et al.
+2020).
 """
 
 import math
@@ -10,39 +11,41 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
 from ofa_jax.preprocessing import images, prompts
-from ofa_jax.preprocessing.downstream import DownstreamConfig, decoded, require, squeezed
-from ofa_jax.preprocessing.objectives import make_example
+from ofa_jax.preprocessing.downstream import DownstreamConfig, get_target, load_square_image
+from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.randaugment import randaugment
+from ofa_jax.preprocessing.record_fields import decode_image
 from ofa_jax.preprocessing.records import Record
 
-_TRIES = 10
+_MAX_ATTEMPTS = 10
 _CROP_AREA, _CROP_ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _OPERATIONS_APPLIED, _APPLY_PROBABILITY = 2, 0.5
 _LEVEL, _LEVEL_DEVIATION, _MAX_LEVEL = 9.0, 0.5, 10.0
 _ERASE_PROBABILITY, _ERASED_AREA, _ERASED_ASPECT = 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3)
-# What comes into view beside a turned or moved image: ImageNet's mean colour.
+# The colour outside of a rotated or shifted image: ImageNet's mean.
 _FILL = (124, 116, 104)
 
 
-def classification(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`what does the image describe?` -> the name of its class."""
-    label = require(record, "label", config)
+def classification(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `what does the image describe?` -> the name of its class."""
+    label = get_target(record, "label", config)
     if config.training and config.augment:
-        image = augmented(decoded(record), config.image_size, rng)
+        image = augment_image(decode_image(record), config.image_size, rng)
     else:
-        image = squeezed(record, config.image_size)
+        image = load_square_image(record, config.image_size)
     return make_example(
         config.vocabulary, prompts.CLASSIFICATION, f" {label}" if label else "", image
     )
 
 
-def augmented(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
-    """All that training does to an image: uint8 [size, size, 3]."""
+def augment_image(
+    image: Image.Image, size: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Applies the whole augmentation of training."""
     image = random_resized_crop(image, size, rng)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -50,19 +53,19 @@ def augmented(image: Image.Image, size: int, rng: np.random.Generator) -> np.nda
         level = float(np.clip(rng.normal(_LEVEL, _LEVEL_DEVIATION), 0, _MAX_LEVEL))
         applied, sign = rng.random(2)
         if applied < _APPLY_PROBABILITY:
-            image = apply(name, image, level, negative=sign < 0.5)
-    return erased(randaugment(images.pixels(image), rng), rng)
+            image = apply_operation(name, image, level, negative=sign < 0.5)
+    return random_erase(randaugment(images.to_array(image), rng), rng)
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A window of 8 to 100 % of the area and an aspect of 3/4 to 4/3, resized to a square.
+    """Crops 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3, and resizes to a square.
 
-    Where ten draws find no window that fits, the largest one in the middle.
+    If none of ten sampled windows fits into the image, the largest central window is used.
     """
     width, height = image.size
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         area = width * height * rng.uniform(*_CROP_AREA)
-        aspect = math.exp(rng.uniform(*map(math.log, _CROP_ASPECT)))
+        aspect = _sample_aspect(_CROP_ASPECT, rng)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
@@ -75,17 +78,19 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
 
 
-def erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A quarter of the images loses a rectangle of 2 to 33 % of its area to noise.
+def random_erase(
+    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Replaces 2 to 33 % of the area by noise, in a quarter of the images.
 
-    The noise is normal in what the model sees ([-1, 1]), cut where a pixel cannot show it.
+    The noise is normal in the model's range [-1, 1] and clipped to it.
     """
     if rng.random() >= _ERASE_PROBABILITY:
         return image
     height, width = image.shape[:2]
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         area = height * width * rng.uniform(*_ERASED_AREA)
-        aspect = math.exp(rng.uniform(*map(math.log, _ERASED_ASPECT)))
+        aspect = _sample_aspect(_ERASED_ASPECT, rng)
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
@@ -94,6 +99,12 @@ def erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             image[top : top + h, left : left + w] = noise.clip(0, 255).round().astype(np.uint8)
             return image
     return image
+
+
+def _sample_aspect(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    """Samples an aspect ratio, uniform in its logarithm."""
+    low, high = map(math.log, limits)
+    return math.exp(rng.uniform(low, high))
 
 
 # ------------------------------------------------------------------------- timm's operations
@@ -106,72 +117,75 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
 
 
 def _solarize_add(image: Image.Image, added: int) -> Image.Image:
-    """Makes what is darker than the middle brighter."""
+    """Brightens the pixels in the darker half of the range."""
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(table * 3)
 
 
-def _enhanced(enhancer: Callable[[Image.Image], Any]) -> Callable[[Image.Image, float], Any]:
+def _enhance(enhancer: Callable[[Image.Image], Any]) -> Callable[[Image.Image, float], Any]:
     return lambda image, change: enhancer(image).enhance(max(0.1, 1 + change))
 
 
-def _share(level: float) -> float:
+def _fraction(level: float) -> float:
     return level / _MAX_LEVEL
 
 
-# Name -> (operation, its argument at a level, whether the argument may be negative). All grow with
-# the level; those with a sign go either way.
+# Name -> (operation, its argument as a function of the level, whether the argument has a sign).
 OPERATIONS: dict[str, tuple[Callable, Callable[[float], float] | None, bool]] = {
     "AutoContrast": (ImageOps.autocontrast, None, False),
     "Equalize": (ImageOps.equalize, None, False),
     "Invert": (ImageOps.invert, None, False),
     "Rotate": (
         lambda image, degrees: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=_FILL),
-        lambda level: 30 * _share(level),
+        lambda level: 30 * _fraction(level),
         True,
     ),
     "Posterize": (
         lambda image, bits: ImageOps.posterize(image, bits) if bits else image.point(lambda _: 0),
-        lambda level: 4 - int(4 * _share(level)),
+        lambda level: 4 - int(4 * _fraction(level)),
         False,
     ),
-    "Solarize": (ImageOps.solarize, lambda level: 256 - min(256, int(256 * _share(level))), False),
-    "SolarizeAdd": (_solarize_add, lambda level: min(128, int(110 * _share(level))), False),
-    "Color": (_enhanced(ImageEnhance.Color), lambda level: 0.9 * _share(level), True),
-    "Contrast": (_enhanced(ImageEnhance.Contrast), lambda level: 0.9 * _share(level), True),
-    "Brightness": (_enhanced(ImageEnhance.Brightness), lambda level: 0.9 * _share(level), True),
-    "Sharpness": (_enhanced(ImageEnhance.Sharpness), lambda level: 0.9 * _share(level), True),
+    "Solarize": (
+        ImageOps.solarize,
+        lambda level: 256 - min(256, int(256 * _fraction(level))),
+        False,
+    ),
+    "SolarizeAdd": (_solarize_add, lambda level: min(128, int(110 * _fraction(level))), False),
+    "Color": (_enhance(ImageEnhance.Color), lambda level: 0.9 * _fraction(level), True),
+    "Contrast": (_enhance(ImageEnhance.Contrast), lambda level: 0.9 * _fraction(level), True),
+    "Brightness": (_enhance(ImageEnhance.Brightness), lambda level: 0.9 * _fraction(level), True),
+    "Sharpness": (_enhance(ImageEnhance.Sharpness), lambda level: 0.9 * _fraction(level), True),
     "ShearX": (
         lambda image, factor: _affine(image, (1, factor, 0, 0, 1, 0)),
-        lambda level: 0.3 * _share(level),
+        lambda level: 0.3 * _fraction(level),
         True,
     ),
     "ShearY": (
         lambda image, factor: _affine(image, (1, 0, 0, factor, 1, 0)),
-        lambda level: 0.3 * _share(level),
+        lambda level: 0.3 * _fraction(level),
         True,
     ),
     "TranslateX": (
         lambda image, share: _affine(image, (1, 0, share * image.width, 0, 1, 0)),
-        lambda level: 0.45 * _share(level),
+        lambda level: 0.45 * _fraction(level),
         True,
     ),
     "TranslateY": (
         lambda image, share: _affine(image, (1, 0, 0, 0, 1, share * image.height)),
-        lambda level: 0.45 * _share(level),
+        lambda level: 0.45 * _fraction(level),
         True,
     ),
 }
 
 
-def apply(name: str, image: Image.Image, level: float, negative: bool) -> Image.Image:
-    """One operation.
+def apply_operation(name: str, image: Image.Image, level: float, negative: bool) -> Image.Image:
+    """Applies one operation.
 
     Args:
       name: a key of OPERATIONS.
       image: RGB.
       level: 0 to 10.
-      negative: whether an operation that has a direction goes the other way.
+      negative: whether the argument of an operation with a sign is negated.
     """
     operation, argument_at, signed = OPERATIONS[name]
     if argument_at is None:

@@ -1,8 +1,8 @@
-"""The downstream tasks with images: from a record to an instruction and its answer.
+"""The downstream tasks with images: functions from a record to an example.
 
-Sections 6 and 7 of the spec. As in `objectives`, each is a plain function `(record, rng, config) ->
-example`. Images are seen whole, squeezed into a square: nothing of them is cut off, and a box in
-pixels of the square is a box of the stored image times the ratio of their sides.
+Wang et al. 2022, section 4 and appendix A. Like the objectives, each is a plain function `(record,
+rng, config) -> example`. Images are resized to a square, whatever their aspect ratio: nothing is
+cropped, and a box is scaled by the ratios of the sides.
 """
 
 import dataclasses
@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 
 from ofa_jax.preprocessing import boxes as box_ops
 from ofa_jax.preprocessing import images, prompts
-from ofa_jax.preprocessing.objectives import make_example
-from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.preprocessing import record_fields as fields
+from ofa_jax.preprocessing.examples import Example, make_example
+from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, clean_question
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
@@ -29,28 +30,30 @@ class DownstreamConfig:
     """Sizes of the downstream tasks; the defaults are the published ones.
 
     Attributes:
-      vocabulary: makes ids.
-      image_size: of images, in pixels a side.
-      grounding_image_size: the same in grounding.
-      max_image_size: pixels that the last location bin stands for.
-      code_image_size: of images to be generated; 8 x 8 pixels are a code.
-      max_source_words: of questions, phrases, premises and hypotheses.
-      max_caption_words: of captions to be learned.
-      max_prompt_words: of captions that ask for an image.
-      max_sentence_words: of each sentence in GLUE.
-      max_article_tokens: of an article with its instruction; as many words of it are read.
-      max_summary_words: of summaries.
-      max_objects: names of detected objects behind a question.
-      detected_objects: whether a question is followed by the names of objects that a detector saw,
-        where a record has them.
-      decoder_prompt: what is put in front of the decoder's answer, not scored: "none", "source"
-        (the whole instruction) or "previous_output" (all of it but the eos); in VQA, SNLI-VE and
-        GLUE.
-      max_prompt_tokens: with a decoder's prompt, an instruction has at most so many tokens, bos and
-        eos included; give what the stream has for inputs.
-      target_noise: share of the tokens of a summary that the decoder reads wrong in training.
+      vocabulary: encodes text, boxes and image codes.
+      image_size: the side of images in pixels,
+      grounding_image_size: and in grounding.
+      max_image_size: the coordinate in pixels that the last location bin stands for.
+      code_image_size: the side of generated images; each 8 x 8 pixels are one code.
+      max_source_words: the maximum length of questions, phrases, premises and hypotheses.
+      max_caption_words: the maximum length of captions in the target.
+      max_prompt_words: the maximum length of captions that an image is generated from.
+      max_sentence_words: the maximum length of each sentence in GLUE.
+      max_article_tokens: the maximum length of an article in words, and with its instruction in
+        tokens.
+      max_summary_words: the maximum length of summaries.
+      max_objects: the maximum number of detected objects in the instruction.
+      detected_objects: whether the names of detected objects follow a question, where a record has
+        them.
+      decoder_prompt: what the decoder reads before the target, without a loss: "none", "source"
+        (the whole instruction) or "previous_output" (the instruction without eos). Applies to VQA,
+        SNLI-VE and GLUE.
+      max_prompt_tokens: the maximum length of an instruction that is a decoder prompt, bos and eos
+        included; set it to the length of the stream's inputs.
+      target_noise: the share of a summary's tokens that the decoder reads as random ones in
+        training.
       augment: whether classification augments its training images.
-      training: False for evaluation: no noise and no augmentation, and an answer may be missing.
+      training: False for evaluation: no noise, no augmentation, and targets may be missing.
     """
 
     vocabulary: OFAVocabulary
@@ -88,125 +91,109 @@ class DownstreamConfig:
 
     @property
     def num_codes(self) -> int:
-        """Codes of an image to be generated."""
+        """The number of codes of a generated image."""
         return (self.code_image_size // 8) ** 2
 
 
-def captioning(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`what does the image describe?` -> a caption without its punctuation."""
-    captions = require(record, "captions", config)
+def captioning(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `what does the image describe?` -> a caption without its punctuation."""
+    captions = get_target(record, "captions", config)
     caption = captions[int(rng.integers(len(captions)))] if captions else ""
     words = caption.lower().translate(_PUNCTUATION).split()[: config.max_caption_words]
     return make_example(
         config.vocabulary,
         prompts.IMAGE_CAPTIONING,
         f" {' '.join(words)}" if words else "",
-        squeezed(record, config.image_size),
+        load_square_image(record, config.image_size),
     )
 
 
 def question_answering(
     record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """The question, with a question mark, -> the answer, weighted by its confidence."""
+) -> Example:
+    """Returns the question, with a question mark -> its answer, weighted by its confidence."""
     del rng
-    question = clean_question(require(record, "questions")[0], config.max_source_words)
+    question = clean_question(fields.get_required(record, "questions")[0], config.max_source_words)
     if not question.endswith("?"):
         question += "?"
-    instruction = f" {question}"
+    instruction = [f" {question}"]
     objects = record.get("object_labels")
     if config.detected_objects and objects:
         names = " ".join(objects[: config.max_objects])
-        instruction = [instruction, prompts.DETECTED_OBJECTS.format(objects=names)]
-    answers = require(record, "answers", config)
+        instruction.append(prompts.DETECTED_OBJECTS.format(objects=names))
+    answers = get_target(record, "answers", config)
     confidences = record.get("answer_confidences")
     weight = 1.0 if confidences is None or not len(confidences) else float(confidences[0])
     example = make_example(
         config.vocabulary,
         instruction,
         f" {answers[0]}" if answers else "",
-        squeezed(record, config.image_size),
+        load_square_image(record, config.image_size),
         weight,
     )
-    return prompted(example, config)
+    return add_decoder_prompt(example, config)
 
 
-def grounding(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`which region does the text " {phrase} " describe?` -> its box."""
+def grounding(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `which region does the text " {phrase} " describe?` -> its box."""
     del rng
     size = config.grounding_image_size
-    phrase = clean_caption(require(record, "phrases")[0], config.max_source_words)
-    image = decoded(record)
+    phrase = clean_caption(fields.get_required(record, "phrases")[0], config.max_source_words)
+    image = fields.decode_image(record)
     targets: Sequence[np.ndarray] = ()
-    if len(require(record, "phrase_boxes", config)):
+    if len(get_target(record, "phrase_boxes", config)):
         box = box_ops.as_boxes(record["phrase_boxes"])[:1]
         box = box_ops.scale(box, size / image.width, size / image.height)
         # Boxes of the data sets reach a fraction of a pixel beyond their images.
         box = box_ops.crop(box, 0, 0, size, size)
         if not box_ops.nonempty(box)[0]:
-            raise InvalidRecordError(
-                f"record {record.get('id', '?')}: box {box[0].tolist()} has no area within its "
-                "image"
-            )
+            raise fields.record_error(record, f"box {box[0].tolist()} has no area within its image")
         targets = [config.vocabulary.encode_box(box[0], config.max_image_size)]
     instruction = prompts.VISUAL_GROUNDING.format(phrase=phrase)
-    return make_example(config.vocabulary, instruction, targets, _square(image, size))
-
-
-def entailment(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`can image and text1 " {premise} " imply text2 " {hypothesis} "?` -> yes, maybe or no."""
-    del rng
-    return _entailment(
-        record,
-        config,
-        prompts.ENTAILMENT.format(
-            premise=clean_caption(require(record, "premise"), config.max_source_words),
-            hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words),
-        ),
+    return make_example(
+        config.vocabulary, instruction, targets, images.resize_to_square(image, size)
     )
+
+
+def entailment(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `can image and text1 " {premise} " imply text2 " {hypothesis} "?` -> the label."""
+    del rng
+    return _classify_texts(record, config, prompts.ENTAILMENT, ("premise", "hypothesis"))
 
 
 def entailment_without_premise(
     record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`does the image describe " {hypothesis} "?` -> yes, maybe or no."""
+) -> Example:
+    """Returns `does the image describe " {hypothesis} "?` -> the label: yes, maybe or no."""
     del rng
-    return _entailment(
-        record,
-        config,
-        prompts.ENTAILMENT_WITHOUT_PREMISE.format(
-            hypothesis=clean_caption(require(record, "hypothesis"), config.max_source_words)
-        ),
-    )
+    return _classify_texts(record, config, prompts.ENTAILMENT_WITHOUT_PREMISE, ("hypothesis",))
 
 
-def _entailment(record: Record, config: DownstreamConfig, instruction: str) -> dict[str, Any]:
-    label = require(record, "label", config)
+def _classify_texts(
+    record: Record, config: DownstreamConfig, prompt: str, text_fields: tuple[str, ...]
+) -> Example:
+    """Returns an example about the image and some texts, whose target is the label."""
+    texts = {
+        field: clean_caption(fields.get_required(record, field), config.max_source_words)
+        for field in text_fields
+    }
+    label = get_target(record, "label", config)
     example = make_example(
         config.vocabulary,
-        instruction,
+        prompt.format(**texts),
         f" {label}" if label else "",
-        squeezed(record, config.image_size),
+        load_square_image(record, config.image_size),
     )
-    return prompted(example, config)
+    return add_decoder_prompt(example, config)
 
 
-def text_to_image(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`what is the complete image? caption: {caption}` -> the codes of the whole image."""
+def text_to_image(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `what is the complete image? caption: {caption}` -> the codes of the whole image."""
     del rng
-    words = require(record, "captions")[0].split()[: config.max_prompt_words]
-    codes = require(record, "codes", config)
+    words = fields.get_required(record, "captions")[0].split()[: config.max_prompt_words]
+    codes = get_target(record, "codes", config)
     if len(codes) not in (0, config.num_codes):
-        raise InvalidRecordError(
-            f"record {record.get('id', '?')}: {len(codes)} image codes instead of "
-            f"{config.num_codes}"
-        )
+        raise fields.record_error(record, f"{len(codes)} image codes instead of {config.num_codes}")
     return make_example(
         config.vocabulary,
         prompts.TEXT_TO_IMAGE.format(caption=" ".join(words)),
@@ -215,11 +202,11 @@ def text_to_image(
     )
 
 
-# ---------------------------------------------------------------------------- what tasks share
+# -------------------------------------------------------------------------------- shared functions
 
 
-def prompted(example: dict[str, Any], config: DownstreamConfig) -> dict[str, Any]:
-    """Puts the instruction also in front of the answer, read by the decoder and not scored.
+def add_decoder_prompt(example: Example, config: DownstreamConfig) -> Example:
+    """Puts the instruction in front of the target as well, without a loss on it.
 
         inputs              <s> is it ? </s>
         targets             yes </s>
@@ -227,7 +214,7 @@ def prompted(example: dict[str, Any], config: DownstreamConfig) -> dict[str, Any
         "previous_output"   is it ? yes </s>             the decoder reads <s> is it ? yes
 
     Returns:
-      The example, with the prompt also as `answer_prefix`: what an answer is made to begin with.
+      The example, with the prompt also as `target_prefix`, from which decoding starts.
     """
     if config.decoder_prompt == "none":
         return example
@@ -239,41 +226,25 @@ def prompted(example: dict[str, Any], config: DownstreamConfig) -> dict[str, Any
         "inputs": inputs,
         "targets": np.concatenate([prompt, example["targets"]]),
         "unscored_targets": np.int32(len(prompt)),
-        "answer_prefix": prompt,
+        "target_prefix": prompt,
     }
 
 
-def require(record: Record, field: str, config: DownstreamConfig | None = None) -> Any:
-    """A field of a record. An answer, for which `config` is given, may be missing in evaluation.
+def get_target(record: Record, field: str, config: DownstreamConfig) -> Any:
+    """Returns a field that a target is made of; it may be missing or empty in evaluation.
 
     Raises:
-      InvalidRecordError: it is missing.
+      InvalidRecordError: it is missing in training.
     """
+    if config.training:
+        return fields.get_required(record, field)
     value = record.get(field)
-    if value is not None and len(value):
-        return value
-    if config is None or config.training:
-        raise InvalidRecordError(f"record {record.get('id', '?')}: it has no {field}")
     return () if value is None else value
 
 
-def decoded(record: Record) -> Image.Image:
-    """The image of a record. Raises InvalidRecordError if there is none."""
-    try:
-        return images.decode(require(record, "image"))
-    except InvalidRecordError as error:
-        raise InvalidRecordError(f"record {record.get('id', '?')}: {error}") from error
+def load_square_image(record: Record, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Decodes the whole image of a record and resizes it to a square."""
+    return images.resize_to_square(fields.decode_image(record), size)
 
 
-def squeezed(record: Record, size: int) -> np.ndarray:
-    """The whole image of a record: uint8 [size, size, 3]."""
-    return _square(decoded(record), size)
-
-
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return images.pixels(image)
-
-
-DownstreamTask = Callable[[Record, np.random.Generator, DownstreamConfig], dict[str, Any]]
+DownstreamTask = Callable[[Record, np.random.Generator, DownstreamConfig], Example]

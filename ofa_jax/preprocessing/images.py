@@ -1,8 +1,8 @@
-"""Image transforms that take boxes along, computed by Pillow as the original does.
+"""Transforms of images and their boxes, with Pillow as in the reference implementation.
 
-An image is an RGB `PIL.Image` until `pixels` makes it uint8 [H, W, 3]; between resizing and
-cropping it is a `Resized`. Sizes are in pixels, boxes float32 [K, 4] (see `boxes`). Whatever is
-random is drawn by the caller and handed in.
+An image is an RGB `PIL.Image` until `to_array` returns it as uint8 [height, width, 3]; between
+resizing and cropping it is a `LazyResize`. Sizes are in pixels, boxes float32 [n, 4] (see `boxes`).
+The caller draws all random numbers and passes them in.
 """
 
 import dataclasses
@@ -11,28 +11,29 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from ofa_jax.preprocessing import boxes as box_ops
 from ofa_jax.preprocessing.records import InvalidRecordError
 
 NO_BOXES = np.zeros((0, 4), np.float32)
-"""Of an image of which no box is wanted."""
-# What a blanked pixel looks like to the eye; the model sees exactly 0 there (`blank_box`).
+"""The boxes to pass with an image whose boxes do not matter."""
+# How a blanked pixel is displayed; the model sees exactly 0 there (`blank_box` of an example).
 _BLANK = 128
 
-# The original turns Pillow's guard against decompression bombs off as well: pretraining data has
-# large scans in it.
+# Pretraining data has large scans in it, so Pillow's limit against decompression bombs is off, as
+# in the reference implementation.
 Image.MAX_IMAGE_PIXELS = None
 
 JITTER_SCALES = (1.0, 1.5)
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Any format that Pillow opens to an RGB image.
+    """Decodes any format that Pillow opens to an RGB image.
 
     Raises:
-      InvalidRecordError: the bytes are no image, or a torn one.
+      InvalidRecordError: the bytes are not a complete image.
     """
     try:
         image = Image.open(io.BytesIO(encoded))
@@ -40,23 +41,23 @@ def decode(encoded: bytes) -> Image.Image:
             return image.convert("RGB")
         image.load()
         return image
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise exceptions of any type
         raise InvalidRecordError(
             f"its image cannot be decoded ({type(error).__name__}: {error})"
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
-class Resized:
-    """An image to be resized, bicubically, once it is known what of it is wanted.
+class LazyResize:
+    """A bicubic resize that is deferred until the crop is known, to compute only its pixels.
 
-    Pillow resizes along the rows, rounds to 8 bits, and then along the columns. Rows that no pixel
-    of the window looks at need no first pass, and columns that are cropped away no second one: the
-    pixels are those of resizing and then cropping, bit for bit.
+    Pillow resizes the rows, rounds to 8 bits, and then resizes the columns. Rows that do not
+    contribute to the crop need no first pass, and columns outside it need no second pass. The
+    pixels are identical to those of resizing and then cropping.
 
     Attributes:
-      image: as it is stored.
-      size: (width, height) that it is resized to.
+      image: the stored image.
+      size: the (width, height) to resize to.
     """
 
     image: Image.Image
@@ -64,28 +65,30 @@ class Resized:
 
     @property
     def width(self) -> int:
+        """The width after resizing."""
         return self.size[0]
 
     @property
     def height(self) -> int:
+        """The height after resizing."""
         return self.size[1]
 
     def crop(self, window: tuple[float, float, float, float]) -> Image.Image:
-        """As `PIL.Image.crop` of the resized image: rounded, and black outside."""
+        """Returns what `PIL.Image.crop` of the resized image does: rounded, and black outside."""
         left, top, right, bottom = (round(edge) for edge in window)
         first, last = max(left, 0), min(right, self.width)
         if first >= last or self._columns_first:
-            return self._whole().crop(window)
-        above, below = self._rows_behind(top, bottom)
+            return self._resize_all().crop(window)
+        above, below = self._contributing_rows(top, bottom)
         rows = self.image.crop((0, above, self.image.width, below))
         rows = rows.resize((self.width, rows.height), Image.Resampling.BICUBIC)
-        # As high as before, black where it does not matter: the second pass is the same.
+        # Padded with black to the original height, so that the second pass has the same weights.
         strip = rows.crop((first, -above, last, self.image.height - above))
         strip = strip.resize((last - first, self.height), Image.Resampling.BICUBIC)
         return strip.crop((left - first, top, right - first, bottom))
 
-    def _rows_behind(self, top: int, bottom: int) -> tuple[int, int]:
-        """The stored rows, and some more, that the resized rows from top to bottom are made of."""
+    def _contributing_rows(self, top: int, bottom: int) -> tuple[int, int]:
+        """Returns a range of stored rows that contains all that contribute to the resized rows."""
         scale = self.image.height / self.height
         reach = 2 * max(scale, 1.0) + 1  # of the bicubic kernel
         above = min(max(math.floor(top * scale - reach), 0), self.image.height - 1)
@@ -94,27 +97,27 @@ class Resized:
 
     @property
     def _columns_first(self) -> bool:
-        """Whether Pillow may take the other order: 13 does, where that saves much."""
+        """Whether Pillow may resize the columns first, as version 13 does where it saves much."""
         width, height = self.image.size
         return height > self.height and height - self.height > 2 * (width - self.width)
 
-    def _whole(self) -> Image.Image:
+    def _resize_all(self) -> Image.Image:
         return self.image.resize(self.size, Image.Resampling.BICUBIC)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._whole(), dtype)
+        return np.asarray(self._resize_all(), dtype)
 
 
-def pixels(image: Image.Image | Resized) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def to_array(image: Image.Image | LazyResize) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the pixels of an image."""
     return np.asarray(image)
 
 
 def shorter_side_size(width: int, height: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """(width, height) after resizing the shorter side to `size`.
+    """Returns (width, height) after resizing the shorter side to `size`.
 
-    The longer side is rounded down and then cut to `max_size`, which changes the aspect: the
-    original does so.
+    The longer side is rounded down and then cut to `max_size`, which changes the aspect ratio, as
+    in the reference implementation.
     """
     if min(width, height) == size:
         new_width, new_height = width, height
@@ -127,72 +130,87 @@ def shorter_side_size(width: int, height: int, size: int, max_size: int | None) 
     return new_width, new_height
 
 
-def resize(
-    image: Image.Image, boxes: np.ndarray, size: int, max_size: int | None = None
-) -> tuple[Resized, np.ndarray]:
+def resize_shorter_side(
+    image: Image.Image, boxes: Float32[np.ndarray, "n 4"], size: int, max_size: int | None = None
+) -> tuple[LazyResize, Float32[np.ndarray, "n 4"]]:
     """Resizes the shorter side to `size` (bicubic); see `shorter_side_size`."""
     width, height = image.size
     new_width, new_height = shorter_side_size(width, height, size, max_size)
-    image = Resized(image, (new_width, new_height))
-    return image, box_ops.scale(boxes, new_width / width, new_height / height)
+    boxes = box_ops.scale(boxes, new_width / width, new_height / height)
+    return LazyResize(image, (new_width, new_height)), boxes
 
 
 def _crop(
-    image: Image.Image | Resized, boxes: np.ndarray, left: float, top: float, size: int
-) -> tuple[Image.Image, np.ndarray]:
-    # Pillow rounds the window to whole pixels and fills what lies outside with black; the boxes
-    # move by the exact offset, as in the original.
+    image: Image.Image | LazyResize,
+    boxes: Float32[np.ndarray, "n 4"],
+    left: float,
+    top: float,
+    size: int,
+) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+    # Pillow rounds the window to whole pixels and fills the outside with black; the boxes move by
+    # the exact offset, as in the reference implementation.
     window = image.crop((left, top, left + size, top + size))
     return window, box_ops.crop(boxes, left, top, size, size)
 
 
 def center_crop(
-    image: Image.Image | Resized, boxes: np.ndarray, size: int
-) -> tuple[Image.Image, np.ndarray]:
-    """The middle `size` x `size` pixels."""
+    image: Image.Image | LazyResize, boxes: Float32[np.ndarray, "n 4"], size: int
+) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+    """Crops the central `size` x `size` pixels."""
     width, height = image.size
     return _crop(image, boxes, round((width - size) / 2), round((height - size) / 2), size)
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """The image made as small as it fills a square of `size` pixels a side, and its middle."""
+def resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shorter side to `size` and crops the central square."""
     if image.size == (size, size):
         return image
-    resized, _ = resize(image, NO_BOXES, size)
+    resized, _ = resize_shorter_side(image, NO_BOXES, size)
     return center_crop(resized, NO_BOXES, size)[0]
 
 
-def middle(size: int, side: int) -> slice:
-    """Where, along an axis of `size` pixels, the middle `side` pixels lie."""
+def resize_to_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes the whole image to a square (bicubic), whatever its aspect ratio."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return to_array(image)
+
+
+def center_slice(size: int, side: int) -> slice:
+    """Returns the slice of the central `side` pixels along an axis of `size` pixels."""
     start = (size - side) // 2
     return slice(start, start + side)
 
 
-def blank_middle(array: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image without its middle, and where that was.
+def blank_center(
+    array: UInt8[np.ndarray, "size size 3"], side: int
+) -> tuple[UInt8[np.ndarray, "size size 3"], Int32[np.ndarray, "4"]]:
+    """Blanks the centre of an image, as in image infilling.
 
     Args:
-      array: uint8 [S, S, 3].
-      side: of the middle, in pixels; at most S.
+      array: the image; it is not changed.
+      side: the side of the blanked square in pixels; at most that of the image.
 
     Returns:
-      uint8 [S, S, 3], a copy; int32 [4], y0 x0 y1 x1 of what is blank.
+      A copy with the blank, and y0 x0 y1 x1 of what is blank.
     """
-    place = middle(len(array), side)
+    center = center_slice(len(array), side)
     array = array.copy()
-    array[place, place] = _BLANK
-    return array, np.array([place.start] * 2 + [place.stop] * 2, np.int32)
+    array[center, center] = _BLANK
+    return array, np.array([center.start] * 2 + [center.stop] * 2, np.int32)
 
 
 def object_center_crop(
-    image: Image.Image | Resized, boxes: np.ndarray, size: int
-) -> tuple[Image.Image, np.ndarray]:
-    """`size` x `size` pixels around the first box, moved to lie within the image."""
+    image: Image.Image | LazyResize, boxes: Float32[np.ndarray, "n 4"], size: int
+) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+    """Crops `size` x `size` pixels around the first box, shifted to lie within the image."""
     return _crop(image, boxes, *object_window(boxes[0], image.size, size), size)
 
 
-def object_window(box: np.ndarray, image_size: tuple[int, int], size: int) -> tuple[float, float]:
-    """(left, top) of what `object_center_crop` cuts out of an image of (width, height)."""
+def object_window(
+    box: Float32[np.ndarray, "4"], image_size: tuple[int, int], size: int
+) -> tuple[float, float]:
+    """Returns the (left, top) of `object_center_crop` in an image of (width, height)."""
     x0, y0, x1, y1 = map(float, box)
 
     def start(center: float, length: int) -> float:
@@ -202,28 +220,31 @@ def object_window(box: np.ndarray, image_size: tuple[int, int], size: int) -> tu
     return start((x0 + x1) / 2, image_size[0]), start((y0 + y1) / 2, image_size[1])
 
 
-def horizontal_flip(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Mirrors left to right."""
+def horizontal_flip(
+    image: Image.Image, boxes: Float32[np.ndarray, "n 4"]
+) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+    """Mirrors an image left to right."""
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return mirrored, box_ops.flip(boxes, image.width)
 
 
 def large_scale_jitter(
     image: Image.Image,
-    boxes: np.ndarray,
+    boxes: Float32[np.ndarray, "n 4"],
     size: int,
     scale_draw: float,
     offset_draws: tuple[float, float],
-) -> tuple[Image.Image, np.ndarray]:
-    """Resizes to 1.0-1.5 times `size` (shorter side) and crops `size` x `size` anywhere.
+) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+    """Resizes the shorter side to 1.0-1.5 times `size` and crops `size` x `size` anywhere.
 
-    Ghiasi et al. 2021 (Copy-Paste), with the range that OFA uses for detection.
+    This is the large-scale jitter of Ghiasi et al. 2021 (Copy-Paste), with OFA's range of scales.
 
     Args:
-      image, boxes: the image.
-      size: of the result.
-      scale_draw: in [0, 1), where in the range of scales.
-      offset_draws: in [0, 1), where to crop: (vertical, horizontal).
+      image: the image.
+      boxes: its boxes.
+      size: the side of the result.
+      scale_draw: in [0, 1), the position in the range of scales.
+      offset_draws: in [0, 1), the (vertical, horizontal) position of the crop.
 
     Returns:
       The image and all boxes; those outside have no area.
@@ -238,13 +259,13 @@ def large_scale_jitter(
 
 def jitter_window(
     image_size: tuple[int, int], size: int, scale_draw: float, offset_draws: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """To what `large_scale_jitter` resizes an image of (width, height), and where it cuts.
+) -> tuple[Int32[np.ndarray, "2"], Int32[np.ndarray, "2"]]:
+    """Computes the resize and the crop of `large_scale_jitter` for an image of (width, height).
 
     Returns:
-      (height, width) and (top, left), int32 [2] each.
+      The (height, width) to resize to, and the (top, left) of the crop.
     """
-    # float32 throughout, as the original: a rounding apart moves a box by a pixel.
+    # float32 throughout, as in the reference implementation: one rounding moves a box by a pixel.
     low, high = JITTER_SCALES
     target = np.round(
         np.float32(size) * (np.float32(scale_draw) * np.float32(high - low) + np.float32(low))

@@ -1,11 +1,12 @@
-"""From an instruction as a person writes it to the ids that training would have made of it.
+"""Converts instructions as users write them to the ids that training produces for them.
 
-    which region does the text "a red apple" describe?          quotes get their spaces
-    what color is the car in the region? region: {region}       a box goes where it is wanted
+    which region does the text "a red apple" describe?          spaces are added inside the quotes
+    what color is the car in the region? region: {region}       {region} is replaced by a box
     what is the complete text of "the <mask> of the house"?     <mask>, <bin_12>, <code_7> are ids
 
-What is put into a known instruction is cleaned as its task cleans it, a question as questions are.
-A model reads every instruction, trained on or not, in this one form.
+Texts within a known instruction are cleaned as the task of that instruction cleans them; any other
+instruction is cleaned as a question. So every instruction, whether it occurs in training or not,
+reaches the model in the same form.
 """
 
 import dataclasses
@@ -14,13 +15,14 @@ import string
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Int32
 
 from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.text import clean_caption, clean_question
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 REGION = "{region}"
-"""Where in an instruction its region goes; behind `region:` at the end where it is not written."""
+"""The position of the region in an instruction; after `region:` at the end if it is not written."""
 
 _TEXT_TO_IMAGE = "what is the complete image? caption:"
 _SYMBOLS = re.compile(r"(<bin_\d+>|<code_\d+>|<mask>|\{region\})")
@@ -28,19 +30,19 @@ _QUOTED = re.compile(r'"([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
-class _Known:
-    """An instruction of training with the texts that go into it.
+class _KnownInstruction:
+    """An instruction of training into which texts are inserted.
 
     Attributes:
-      template: with names in braces.
-      clean: of the texts.
+      template: the instruction with names in braces.
+      clean: the function that cleans each text.
     """
 
     template: str
     clean: Callable[[str], str]
 
-    def fill(self, instruction: str) -> str | None:
-        """The instruction as training writes it; None if it is another one."""
+    def normalise(self, instruction: str) -> str | None:
+        """Returns the instruction as in training; None if it does not match the template."""
         parts = list(string.Formatter().parse(self.template.strip()))
         pattern = "".join(
             re.escape(text.strip()) + (rf"\s*(?P<{name}>.*?)\s*" if name else "")
@@ -52,30 +54,31 @@ class _Known:
         return self.template.format(**{k: self.clean(v) for k, v in found.groupdict().items()})
 
 
-_KNOWN = (
-    _Known(prompts.VISUAL_GROUNDING, clean_caption),
-    _Known(prompts.MATCHING_CAPTION, clean_caption),
-    _Known(prompts.MATCHING_ANSWER, clean_question),
-    _Known(prompts.ENTAILMENT, clean_caption),
+_GROUNDING = _KnownInstruction(prompts.VISUAL_GROUNDING, clean_caption)
+_KNOWN_INSTRUCTIONS = (
+    _GROUNDING,
+    _KnownInstruction(prompts.MATCHING_CAPTION, clean_caption),
+    _KnownInstruction(prompts.MATCHING_ANSWER, clean_question),
+    _KnownInstruction(prompts.ENTAILMENT, clean_caption),
 )
 
 
 def encode(
-    vocabulary: OFAVocabulary, instruction: str, region: np.ndarray | None = None
+    vocabulary: OFAVocabulary, instruction: str, region: Int32[np.ndarray, "4"] | None = None
 ) -> list[str | np.ndarray]:
-    """An instruction as `objectives.make_example` takes it.
+    """Converts an instruction to the parts that `examples.make_example` takes.
 
     Args:
-      vocabulary: has ids for symbols.
-      instruction: see the module's text.
-      region: int32 [4], the ids of a box that the instruction is about.
+      vocabulary: has the ids of symbols.
+      instruction: see the module's docstring.
+      region: the ids of the box that the instruction refers to.
 
     Returns:
-      Texts and ids, one after the other.
+      Texts and ids, in order.
 
     Raises:
-      ValueError: it is empty; it wants a region and there is none; it has a bin or a code that
-        this vocabulary does not have.
+      ValueError: the instruction is empty, refers to a region that is not given, or contains a bin
+        or a code that the vocabulary does not have.
     """
     if not instruction.strip():
         raise ValueError("The instruction is empty: say what is wanted.")
@@ -85,82 +88,79 @@ def encode(
     if region is not None and REGION not in wording:
         wording = wording.removesuffix("region:").rstrip() + f" region: {REGION}"
 
-    # Bins and masks take the place of words, with the space in front of those.
-    pieces = _SYMBOLS.split(_cleaned(wording))
+    # Bins and masks take the position of a word and of the space in front of it.
+    pieces = _SYMBOLS.split(_clean(wording))
     parts: list[str | np.ndarray] = []
-    for piece, is_symbol in zip(pieces, _alternating(len(pieces)), strict=True):
+    for number, piece in enumerate(pieces):
+        is_symbol = number % 2 == 1  # re.split returns the separators at the odd positions
         if piece == REGION:
             parts.append(np.asarray(region, np.int32))
         elif is_symbol:
-            parts.append(_symbol(vocabulary, piece))
+            parts.append(_encode_symbol(vocabulary, piece))
         elif parts:
-            parts.append(_trimmed(piece))
+            parts.append(_with_one_leading_space(piece))
         else:
             first = piece.rstrip() if len(pieces) > 1 else piece
-            # Two spaces in front, as it was trained.
+            # The instruction of grounded captioning has two leading spaces in training.
             known = prompts.GROUNDED_CAPTIONING
             parts.append(known if first.strip() == known.strip() else first)
     return [part for part in parts if len(part)]
 
 
 def is_infilling(instruction: str) -> bool:
-    """Whether the middle of the image is asked for, as codes."""
+    """Returns whether the output is the codes of the image's centre."""
     return instruction.strip().lower() == prompts.IMAGE_INFILLING.strip()
 
 
 def is_text_to_image(instruction: str) -> bool:
-    """Whether a whole image is asked for, as codes."""
+    """Returns whether the output is the codes of a whole image."""
     return instruction.strip().lower().startswith(_TEXT_TO_IMAGE)
 
 
 def is_detection(instruction: str) -> bool:
-    """Whether all objects are asked for."""
+    """Returns whether the output is the boxes and names of all objects."""
     return instruction.strip().lower() == prompts.OBJECT_DETECTION.strip()
 
 
 def is_text_infilling(instruction: str) -> bool:
-    """Whether a text with holes is to be completed."""
+    """Returns whether the output is a text without its masks."""
     before, _ = prompts.TEXT_INFILLING
     return instruction.strip().lower().startswith(before.strip(' "'))
 
 
 def is_grounding(instruction: str) -> bool:
-    """Whether the box of a text is asked for."""
-    return _KNOWN[0].fill(instruction.strip().lower()) is not None
+    """Returns whether the output is the box of a text."""
+    return _GROUNDING.normalise(instruction.strip().lower()) is not None
 
 
 def _lower(instruction: str) -> str:
-    """Captions that ask for an image are read as they are."""
+    """Lower-cases an instruction, except for the caption of text-to-image generation."""
     if not is_text_to_image(instruction):
         return instruction.lower()
     return f"{_TEXT_TO_IMAGE} {' '.join(instruction[len(_TEXT_TO_IMAGE) :].split())}"
 
 
-def _cleaned(wording: str) -> str:
-    """With the space in front that begins every instruction."""
+def _clean(wording: str) -> str:
+    """Cleans the texts within an instruction, and adds the leading space of every instruction."""
     if wording.startswith(_TEXT_TO_IMAGE):
         return f" {wording}"
-    for known in _KNOWN:
-        if (filled := known.fill(wording)) is not None:
-            return filled
+    for known in _KNOWN_INSTRUCTIONS:
+        if (normalised := known.normalise(wording)) is not None:
+            return normalised
     if wording.count('"') % 2 == 0 and '"' in wording:
-        quote = lambda found: f'" {" ".join(found[1].split())} "'  # noqa: E731
-        return f" {_QUOTED.sub(quote, wording)}"
+        quoted = _QUOTED.sub(lambda found: f'" {" ".join(found[1].split())} "', wording)
+        return f" {quoted}"
     return f" {clean_question(wording)}"
 
 
-def _alternating(count: int) -> list[bool]:
-    """re.split puts what was split at on the odd places."""
-    return [place % 2 == 1 for place in range(count)]
-
-
-def _trimmed(piece: str) -> str:
-    """Text behind a symbol: one space in front of a word."""
+def _with_one_leading_space(piece: str) -> str:
+    """Trims the text after a symbol and puts one space in front of it."""
     text = piece.strip()
     return f" {text}" if text else ""
 
 
-def _symbol(vocabulary: OFAVocabulary, symbol: str) -> np.ndarray:
+def _encode_symbol(vocabulary: OFAVocabulary, symbol: str) -> Int32[np.ndarray, "1"]:
+    """Returns the id of a symbol. Raises ValueError if the vocabulary does not have it."""
     (index,) = vocabulary.encode_symbols(symbol)
     if index == vocabulary.unk_id:
         raise ValueError(

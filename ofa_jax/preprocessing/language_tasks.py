@@ -1,118 +1,93 @@
-"""The downstream tasks of text alone: GLUE and summaries (section 6 of the spec).
+"""The downstream tasks without images: GLUE and summarization (Wang et al. 2022, section 4).
 
-Plain functions as in `downstream`.
+Functions from a record to an example, as in `downstream`.
 """
 
-from typing import Any
+import functools
+import string
+from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int32
 
 from ofa_jax.preprocessing import prompts
-from ofa_jax.preprocessing.downstream import DownstreamConfig, prompted, require
-from ofa_jax.preprocessing.objectives import make_example
-from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.preprocessing import record_fields as fields
+from ofa_jax.preprocessing.downstream import (
+    DownstreamConfig,
+    DownstreamTask,
+    add_decoder_prompt,
+    get_target,
+)
+from ofa_jax.preprocessing.examples import Example, make_example
+from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption
 from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
 
 
-def glue_sentences(record: Record, config: DownstreamConfig, instruction: str) -> dict[str, Any]:
-    """A question about one or two sentences -> one word.
+def classify_sentences(
+    record: Record, rng: np.random.Generator, config: DownstreamConfig, *, prompt: str
+) -> Example:
+    """Returns a question about one or two sentences -> one word.
 
-    As in the original an answer of one token, as all are in the official vocabulary, has no eos:
-    what follows it is not learned. Answers are searched in a trie, which knows where they end.
+    As in the reference implementation, a target of one token, which all are in the official
+    vocabulary, has no eos: the model does not learn what follows it. Decoding is constrained to a
+    trie of the labels, which determines where a label ends.
 
     Args:
-      record: has the fields that the instruction names, and a label.
+      record: has the fields that the prompt names, and a label.
+      rng: not used.
       config: see there.
-      instruction: one of `prompts.GLUE`.
+      prompt: one of `prompts.GLUE_PROMPTS`.
     """
-    words = {}
-    for field in _fields(instruction):
-        words[field] = " ".join(require(record, field).lower().split()[: config.max_sentence_words])
-    label = require(record, "label", config)
+    del rng
+    names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name]
+    words = {name: fields.get_required(record, name).lower().split() for name in names}
+    sentences = {name: " ".join(words[name][: config.max_sentence_words]) for name in names}
+    label = get_target(record, "label", config)
     example = make_example(
-        config.vocabulary, instruction.format(**words), f" {label}" if label else ""
+        config.vocabulary, prompt.format(**sentences), f" {label}" if label else ""
     )
     if len(example["targets"]) == 2:
         example["targets"] = example["targets"][:1]
-    return prompted(example, config)
+    return add_decoder_prompt(example, config)
 
 
-def _fields(instruction: str) -> list[str]:
-    """Names in braces."""
-    return [part.split("}")[0] for part in instruction.split("{")[1:]]
+GLUE_TASKS: Mapping[str, DownstreamTask] = {
+    name: functools.partial(classify_sentences, prompt=prompt)
+    for name, prompt in prompts.GLUE_PROMPTS.items()
+}
+"""The name of each GLUE task -> its function."""
 
 
-def cola(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`is the text " {sentence} " grammatically correct?` -> yes or no."""
-    return glue_sentences(record, config, prompts.GLUE["cola"])
+def summarization(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `what is the summary of article " {article} "?` -> its summary.
 
-
-def sst2(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`is the sentiment of text " {sentence} " positive or negative?`"""
-    return glue_sentences(record, config, prompts.GLUE["sst2"])
-
-
-def mrpc(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?`"""
-    return glue_sentences(record, config, prompts.GLUE["mrpc"])
-
-
-def qqp(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`is question " {question1} " and question " {question2} " equivalent?`"""
-    return glue_sentences(record, config, prompts.GLUE["qqp"])
-
-
-def mnli(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`can text1 " {premise} " imply text2 " {hypothesis} "?` -> yes, maybe or no."""
-    return glue_sentences(record, config, prompts.GLUE["mnli"])
-
-
-def qnli(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`does " {sentence} " contain the answer to question " {question} "?`"""
-    return glue_sentences(record, config, prompts.GLUE["qnli"])
-
-
-def rte(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> dict[str, Any]:
-    """`can text1 " {sentence1} " imply text2 " {sentence2} "?` -> yes or no."""
-    return glue_sentences(record, config, prompts.GLUE["rte"])
-
-
-GLUE = {function.__name__: function for function in (cola, sst2, mrpc, qqp, mnli, qnli, rte)}
-"""Name -> task."""
-
-
-def summarization(
-    record: Record, rng: np.random.Generator, config: DownstreamConfig
-) -> dict[str, Any]:
-    """`what is the summary of article " {article} "?` -> its summary.
-
-    In training the decoder reads some tokens of the summary replaced by random ones
-    (`target_noise`), and still has to write the right ones.
+    In training the decoder reads random tokens in place of some of the summary's tokens
+    (`target_noise`); its targets stay correct.
     """
     vocabulary = config.vocabulary
-    article = clean_caption(require(record, "text"), config.max_article_tokens)
+    article = clean_caption(fields.get_required(record, "text"), config.max_article_tokens)
     if not article:
-        raise InvalidRecordError(f"record {record.get('id', '?')}: its text is empty")
-    summary = clean_caption(require(record, "summary", config) or "", config.max_summary_words)
+        raise fields.record_error(record, "its text is empty")
+    summary = clean_caption(get_target(record, "summary", config) or "", config.max_summary_words)
     instruction = prompts.SUMMARIZATION.format(article=article.replace("<unk>", "unk"))
     ids = vocabulary.encode(instruction, max_length=config.max_article_tokens)
-    answer = f" {summary.replace('<unk>', 'unk')}" if summary else ""
-    example = make_example(vocabulary, [ids], answer)
+    target = f" {summary.replace('<unk>', 'unk')}" if summary else ""
+    example = make_example(vocabulary, [ids], target)
     if config.training and config.target_noise:
-        example["noisy_targets"] = with_noise(example["targets"], rng, config)
+        example["noisy_targets"] = add_noise(example["targets"], rng, config)
     return example
 
 
-def with_noise(
-    targets: np.ndarray, rng: np.random.Generator, config: DownstreamConfig
-) -> np.ndarray:
-    """Targets in which each token, but for the eos, is a random text token with `target_noise`."""
+def add_noise(
+    targets: Int32[np.ndarray, " length"], rng: np.random.Generator, config: DownstreamConfig
+) -> Int32[np.ndarray, " length"]:
+    """Replaces each token except eos, with probability `target_noise`, by a random text token."""
     vocabulary = config.vocabulary
     noisy = targets.copy()
     replaced = rng.random(len(targets)) < config.target_noise
     replaced[-1] = False
-    # As in the original, from the first text token up to <mask>.
+    # From the first text token up to <mask>, as in the reference implementation.
     first, last = len(SPECIAL_SYMBOLS), vocabulary.mask_id
     noisy[replaced] = rng.integers(first, last + 1, replaced.sum())
     return noisy

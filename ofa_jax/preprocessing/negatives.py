@@ -1,28 +1,29 @@
-"""Wrong captions and answers for image-text matching."""
+"""False captions and answers for image-text matching (Wang et al. 2022, section 3.2)."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 OTHER = "other"
 _COUNT_TYPES = ("how many", "count")
-# The original swaps an object's name where a draw exceeds this.
+# An object's name is replaced if a draw exceeds this, as in the reference implementation.
 _KEEP_PROBABILITY = 0.6
-# How many captions are looked at for one that is false.
-_MOST_DRAWS = 20
+# How many captions `sample_distant_caption` tries.
+_MAX_DRAWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class NegativePool:
-    """What a corpus has to offer as wrong answers.
+    """The captions, names and answers of a corpus that negatives are sampled from.
 
     Attributes:
       captions: of the corpus.
-      object_names: that may stand in for another.
-      answers_by_type: question type -> answers; the key "other" is used for unknown types.
+      object_names: names that may replace another one.
+      answers_by_type: question type -> answers; the key "other" serves unknown types.
     """
 
     captions: Sequence[str] = ()
@@ -31,7 +32,7 @@ class NegativePool:
 
     @functools.cached_property
     def type_by_answer(self) -> dict[str, str]:
-        """The last type that lists an answer; "other" is none, as in the original's table."""
+        """The last type that lists an answer, "other" excepted, as in the reference table."""
         return {
             answer: kind
             for kind, answers in self.answers_by_type.items()
@@ -40,20 +41,20 @@ class NegativePool:
         }
 
     @functools.cached_property
-    def names_in(self) -> re.Pattern[str]:
-        """Finds names of objects in a caption, the longest first, also where they end with s."""
+    def object_name_pattern(self) -> re.Pattern[str]:
+        """Finds object names in a caption, the longest first, in singular and plural."""
         names = sorted(self.object_names, key=len, reverse=True)
         return re.compile(rf"\b({'|'.join(map(re.escape, names))})(?:s|es)?\b")
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def choose_other(choices: Sequence[str], taken: str, rng: np.random.Generator) -> str | None:
-    """One of `choices` that is not `taken`; None if there is no other.
+def sample_other(choices: Sequence[str], taken: str, rng: np.random.Generator) -> str | None:
+    """Samples one of `choices` that is not `taken`; returns None if there is no other.
 
-    A draw of `taken` moves on to the choice behind it. (The original never draws the last choice
-    itself; here each can come.)
+    If `taken` is drawn, the next choice is returned. (The reference implementation never draws the
+    last choice itself; here each can be drawn.)
     """
     start = int(rng.integers(len(choices))) if len(choices) else 0
     for step in range(len(choices)):
@@ -63,80 +64,80 @@ def choose_other(choices: Sequence[str], taken: str, rng: np.random.Generator) -
     return None
 
 
-def swap_object(
+def replace_object_name(
     caption: str, objects: Sequence[str], pool: NegativePool, rng: np.random.Generator
 ) -> str | None:
-    """The caption with one of its objects' names replaced by another name; None if it has none."""
+    """Replaces the name of a sampled object in the caption; returns None if there is none."""
     if not objects:
         return None
     name = objects[int(rng.integers(len(objects)))]
-    other = choose_other(pool.object_names, name, rng)
+    other = sample_other(pool.object_names, name, rng)
     return None if other is None else caption.replace(name, other)
 
 
-def negative_caption(
+def sample_negative_caption(
     caption: str, objects: Sequence[str], pool: NegativePool, rng: np.random.Generator
 ) -> str | None:
-    """A caption that is probably wrong for the image.
+    """Samples a caption that is probably false for the image.
 
-    In 40 % of the pairs that have object names one name is swapped, else it is a random caption of
-    the corpus (section 4 of the spec). None if the corpus has no other caption.
+    For 40 % of the records with object names one name is replaced; otherwise a random caption of
+    the corpus is returned. Returns None if the corpus has no other caption.
     """
     if objects and rng.random() > _KEEP_PROBABILITY:
-        swapped = swap_object(caption, objects, pool, rng)
-        # A name that does not occur in the caption leaves it as it was: that would be true.
-        if swapped is not None and swapped != caption:
-            return swapped
-    return choose_other(pool.captions, caption, rng)
+        replaced = replace_object_name(caption, objects, pool, rng)
+        # If the name does not occur in the caption, the caption is unchanged and still true.
+        if replaced is not None and replaced != caption:
+            return replaced
+    return sample_other(pool.captions, caption, rng)
 
 
-def distant_caption(
+def sample_distant_caption(
     objects: Sequence[str], pool: NegativePool, rng: np.random.Generator
 ) -> str | None:
-    """A caption of another image, which names something that this one does not show.
+    """Samples a caption of another image that names an object which this image does not show.
 
     Args:
-      objects: all that the image shows, by names of the pool.
-      pool: has names of objects.
+      objects: all objects of the image, by their names in the pool.
+      pool: must have object names.
       rng: chooses.
 
     Returns:
-      None if none is found.
+      The caption, or None if none was found.
     """
     if not pool.captions or not pool.object_names:
         return None
     shown = set(objects)
-    for _ in range(_MOST_DRAWS):
+    for _ in range(_MAX_DRAWS):
         caption = pool.captions[int(rng.integers(len(pool.captions)))]
-        if set(pool.names_in.findall(caption)) - shown:
+        if set(pool.object_name_pattern.findall(caption)) - shown:
             return caption
     return None
 
 
-def negative_answer(
+def sample_negative_answer(
     answer: str,
     confidence: float,
     answer_type: str | None,
     pool: NegativePool,
     rng: np.random.Generator,
 ) -> str | None:
-    """An answer that is probably wrong.
+    """Samples an answer that is probably wrong.
 
-    The surer the right answer, the likelier one of its own type (a count sometimes one off); else
-    an answer of type "other". Unlike the original, a count of 0 becomes 1 and never -1: there the
-    comparison with 0 is one of a string.
+    The more confident the correct answer, the more likely the sample has the same type (a count is
+    sometimes off by one); otherwise it is of type "other". Unlike in the reference implementation,
+    which compares the string with the number 0, a count of 0 becomes 1 and never -1.
 
     Returns:
-      None if the pool has nothing else to offer.
+      The answer, or None if the pool has no other.
     """
     draw = rng.random()
     kind = answer_type or pool.type_by_answer.get(answer)
-    same_type = pool.answers_by_type.get(kind, ())
+    same_type = () if kind is None else pool.answers_by_type.get(kind, ())
     if confidence > draw + 0.1 and same_type:
         if kind in _COUNT_TYPES and answer.isdigit() and draw > 0.5:
             step = int(rng.choice([-1, 1]))
             return str(int(answer) + step) if answer != "0" else "1"
-        if (other := choose_other(same_type, answer, rng)) is not None:
+        if (other := sample_other(same_type, answer, rng)) is not None:
             return other
     others = pool.answers_by_type.get(OTHER) or same_type or tuple(pool.type_by_answer)
-    return choose_other(others, answer, rng)
+    return sample_other(others, answer, rng)

@@ -1,4 +1,4 @@
-"""Sizes and resources that the pretraining objectives share."""
+"""The sizes and resources that the pretraining objectives share."""
 
 import dataclasses
 import math
@@ -16,27 +16,31 @@ class ObjectiveConfig:
     """Sizes and resources of the objectives; the defaults are the published ones.
 
     Attributes:
-      vocabulary: makes ids.
-      negatives: for image-text matching.
-      image_tokenizer: for image infilling, where records have no codes.
-      image_size: of images in pairs, in pixels a side.
-      resize_range: the shorter side of pairs is drawn from it (both ends included).
-      resize_max_size: the longer side is cut to it.
-      max_image_size: pixels that the last location bin stands for.
-      infill_image_size: of images to infill.
-      code_image_size: of their middle, which is blanked and predicted as codes.
-      detection_image_size: of images with objects.
-      max_source_words, max_target_words: of captions and questions.
-      text_length, text_window: text infilling reads so many tokens and keeps the last so many.
-      mask_ratio: share of the words that text infilling masks.
-      distant_negatives: share of the wrong captions of matching that say something else entirely,
-        for records whose own `negative_captions` are all close to the truth. In training alone.
-      matching_answers: share of matching that asks about an answer and not about a caption, for
-        records that have both. In training alone: one half otherwise.
-      question_weights: answer type -> how often a question of it is drawn from those of a record,
-        beside 1 for types that are not named. In training alone.
-      randaugment: whether captioning, questions and matching use it.
-      training: False for validation: the smallest size, central crops, no flips, no RandAugment.
+      vocabulary: encodes text, boxes and image codes.
+      negatives: where image-text matching samples false captions and answers from.
+      image_tokenizer: computes the codes for image infilling where records have none.
+      image_size: the side of images in image-text pairs, in pixels.
+      resize_range: the range that the shorter side of such images is sampled from, both ends
+        included.
+      resize_max_size: the longer side is cut to this.
+      max_image_size: the coordinate in pixels that the last location bin stands for.
+      infill_image_size: the side of images in image infilling.
+      code_image_size: the side of their centre, which is blanked and predicted as codes.
+      detection_image_size: the side of images in object detection.
+      max_source_words: the maximum length of captions and questions in the instruction.
+      max_target_words: the maximum length of captions in the target.
+      text_length: text infilling encodes at most this many tokens of a text,
+      text_window: and keeps this many of them, from the end.
+      mask_ratio: the share of the words that text infilling masks.
+      distant_negatives: the share of the false captions in matching that are about something else
+        entirely, for records whose own `negative_captions` are all close to the truth. Only in
+        training.
+      matching_answers: the share of matching examples about an answer rather than a caption, for
+        records that have both. Only in training; it is one half otherwise.
+      question_weights: answer type -> relative probability that a question of this type is sampled
+        among those of a record; 1 for types that are not listed. Only in training.
+      randaugment: whether captioning, questions and matching apply RandAugment.
+      training: False for evaluation: the smallest size, central crops, no flips, no RandAugment.
     """
 
     vocabulary: OFAVocabulary
@@ -61,6 +65,25 @@ class ObjectiveConfig:
     training: bool = True
 
     def __post_init__(self) -> None:
+        self._check_sizes()
+        for name in ("distant_negatives", "matching_answers"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must lie between 0 and 1: it is a share."
+                )
+        if self.negatives is not None:
+            refuse_unknown(
+                "question_weights", self.question_weights, self.negatives.answers_by_type
+            )
+        for kind, weight in self.question_weights.items():
+            if not 0.0 <= weight < math.inf:
+                raise ValueError(
+                    f"question_weights[{kind!r}] is {weight}: a weight is a finite number that is "
+                    "not negative."
+                )
+
+    def _check_sizes(self) -> None:
+        """Raises ValueError if the image sizes do not fit each other."""
         low, high = self.resize_range
         if not self.image_size <= low <= high <= self.resize_max_size:
             raise ValueError(
@@ -78,18 +101,3 @@ class ObjectiveConfig:
                 f"code_image_size {self.code_image_size} is larger than infill_image_size "
                 f"{self.infill_image_size}: the middle must lie inside."
             )
-        for name in ("distant_negatives", "matching_answers"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must lie between 0 and 1: it is a share."
-                )
-        if self.negatives is not None:
-            refuse_unknown(
-                "question_weights", self.question_weights, self.negatives.answers_by_type
-            )
-        for kind, weight in self.question_weights.items():
-            if not 0.0 <= weight < math.inf:
-                raise ValueError(
-                    f"question_weights[{kind!r}] is {weight}: a weight is a finite number that is "
-                    "not negative."
-                )

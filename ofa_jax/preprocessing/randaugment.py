@@ -1,14 +1,18 @@
 """RandAugment with the ten operations of OFA's pretraining (Cubuk et al. 2020).
 
-Each operation maps uint8 [H, W, 3] to the same shape. `randaugment` draws two of them, applies each
-with probability one half, at level 7 of 10. Geometric operations and filters are OpenCV's, as in
-the original, so that pixels agree bit for bit.
+Each operation maps uint8 [height, width, 3] to the same shape. `randaugment` samples two of them
+and applies each with probability one half, at level 7 of 10. Geometric operations and filters are
+OpenCV's, as in the reference implementation, so that pixels agree bit for bit.
 """
 
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+# The pixels of an image, and what every operation returns for it.
+_Pixels = UInt8[np.ndarray, "height width 3"]
 
 MAX_LEVEL = 10
 FILL = (128, 128, 128)
@@ -17,20 +21,20 @@ _TRANSLATE_PIXELS = 10.0
 _SHEAR = 0.3
 _DEGREES = 30.0
 
-# Loader threads already use the cores; OpenCV's own pool would fight them.
+# Loader threads already use all cores; OpenCV's own thread pool would compete with them.
 cv2.setNumThreads(0)
 
 
-def auto_contrast(image: np.ndarray) -> np.ndarray:
+def auto_contrast(image: _Pixels) -> _Pixels:
     """Stretches each channel to 0..255.
 
-    The original negates the darkest value as a uint8, so that it wraps around: a channel without
-    black comes out nearly white. Published models were trained with that, and so we keep it.
+    The reference implementation negates the darkest value as a uint8, which wraps around: a channel
+    without black becomes nearly white. Published models were trained with that, so it is kept.
     """
     return _per_channel(image, _contrast_table)
 
 
-def _contrast_table(histogram: np.ndarray) -> np.ndarray | None:
+def _contrast_table(histogram: Float32[np.ndarray, "256"]) -> Float[np.ndarray, "256"] | None:
     low, high = np.flatnonzero(histogram)[[0, -1]].tolist()
     if high <= low:
         return None
@@ -39,12 +43,12 @@ def _contrast_table(histogram: np.ndarray) -> np.ndarray | None:
     return (np.arange(256) * scale + wrapped * scale).clip(0, 255)
 
 
-def equalize(image: np.ndarray) -> np.ndarray:
-    """Equalises each channel's histogram, by Pillow's rule."""
+def equalize(image: _Pixels) -> _Pixels:
+    """Equalises each channel's histogram, with Pillow's formula."""
     return _per_channel(image, _equalize_table)
 
 
-def _equalize_table(histogram: np.ndarray) -> np.ndarray | None:
+def _equalize_table(histogram: Float32[np.ndarray, "256"]) -> Float[np.ndarray, "256"] | None:
     step = histogram[histogram != 0][:-1].sum() // 255
     if step == 0:
         return None
@@ -52,8 +56,8 @@ def _equalize_table(histogram: np.ndarray) -> np.ndarray | None:
     return (np.cumsum(before) // step).clip(0, 255)
 
 
-def _per_channel(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
-    """Looks each channel up in the table that its histogram gives; one without a table stays."""
+def _per_channel(image: _Pixels, table: Callable[[np.ndarray], np.ndarray | None]) -> _Pixels:
+    """Maps each channel by the table that its histogram gives; without a table it is unchanged."""
     tables = np.empty((256, 1, image.shape[-1]), np.uint8)
     for channel in range(image.shape[-1]):
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
@@ -63,16 +67,16 @@ def _per_channel(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | N
     return cv2.LUT(image, tables)
 
 
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies by `factor` and cuts at 255."""
+def brightness(image: _Pixels, factor: float) -> _Pixels:
+    """Multiplies by `factor` and clips at 255."""
     table = (np.arange(256, dtype=np.float32) * factor).clip(0, 255).astype(np.uint8)
     return cv2.LUT(image, table)
 
 
-def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Moves away from the smoothed image by `factor`; the outermost pixels stay.
+def sharpness(image: _Pixels, factor: float) -> _Pixels:
+    """Extrapolates from the smoothed image by `factor`; the outermost pixels are unchanged.
 
-    What exceeds 255 or falls below 0 wraps around, as in the original.
+    Values above 255 or below 0 wrap around, as in the reference implementation.
     """
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
@@ -83,33 +87,33 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     return sharp.astype(np.int32).astype(np.uint8)
 
 
-def _affine(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _affine(image: _Pixels, matrix: Float[np.ndarray, "2 3"]) -> _Pixels:
     height, width = image.shape[:2]
     return cv2.warpAffine(image, matrix, (width, height), borderValue=FILL, flags=cv2.INTER_LINEAR)
 
 
-def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shifts each row by `factor` times its number."""
+def shear_x(image: _Pixels, factor: float) -> _Pixels:
+    """Shifts each row by `factor` times its index."""
     return _affine(image, np.array([[1, factor, 0], [0, 1, 0]], np.float32))
 
 
-def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shifts each column by `factor` times its number."""
+def shear_y(image: _Pixels, factor: float) -> _Pixels:
+    """Shifts each column by `factor` times its index."""
     return _affine(image, np.array([[1, 0, 0], [factor, 1, 0]], np.float32))
 
 
-def translate_x(image: np.ndarray, offset: float) -> np.ndarray:
+def translate_x(image: _Pixels, offset: float) -> _Pixels:
     """Shifts left by `offset` pixels."""
     return _affine(image, np.array([[1, 0, -offset], [0, 1, 0]], np.float32))
 
 
-def translate_y(image: np.ndarray, offset: float) -> np.ndarray:
+def translate_y(image: _Pixels, offset: float) -> _Pixels:
     """Shifts up by `offset` pixels."""
     return _affine(image, np.array([[1, 0, 0], [0, 1, -offset]], np.float32))
 
 
-def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turns counter-clockwise around the middle."""
+def rotate(image: _Pixels, degrees: float) -> _Pixels:
+    """Rotates counter-clockwise around the centre."""
     height, width = image.shape[:2]
     return _affine(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1))
 
@@ -118,8 +122,8 @@ def _enhance(level: int) -> float:
     return level / MAX_LEVEL * 1.8 + 0.1
 
 
-# Name -> (operation, its argument at a level, whether the argument's sign is drawn). A draw above
-# one half makes the argument negative, but for rotation, where a draw below does.
+# Name -> (operation, its argument as a function of the level, whether the argument's sign is
+# random). A draw above one half negates the argument; for rotation, a draw below one half does.
 OPERATIONS: dict[str, tuple[Callable, Callable[[int], float] | None, bool]] = {
     "Identity": (lambda image: image, None, False),
     "AutoContrast": (auto_contrast, None, False),
@@ -134,14 +138,14 @@ OPERATIONS: dict[str, tuple[Callable, Callable[[int], float] | None, bool]] = {
 }
 
 
-def apply(name: str, image: np.ndarray, level: int, sign_draw: float) -> np.ndarray:
-    """One operation.
+def apply_operation(name: str, image: _Pixels, level: int, sign_draw: float) -> _Pixels:
+    """Applies one operation.
 
     Args:
       name: a key of OPERATIONS.
-      image: uint8 [H, W, 3].
+      image: the pixels.
       level: 0..10.
-      sign_draw: in [0, 1), decides the direction of a geometric operation.
+      sign_draw: in [0, 1), determines the sign of a geometric operation's argument.
     """
     operation, argument_at, signed = OPERATIONS[name]
     if argument_at is None:
@@ -152,11 +156,11 @@ def apply(name: str, image: np.ndarray, level: int, sign_draw: float) -> np.ndar
 
 
 def randaugment(
-    image: np.ndarray, rng: np.random.Generator, num_operations: int = 2, level: int = 7
-) -> np.ndarray:
-    """Applies `num_operations` random ones, each with probability one half."""
+    image: _Pixels, rng: np.random.Generator, num_operations: int = 2, level: int = 7
+) -> _Pixels:
+    """Samples `num_operations` operations and applies each with probability one half."""
     for name in rng.choice(list(OPERATIONS), num_operations):
         applied, sign = rng.random(2)
         if applied <= _APPLY_PROBABILITY:
-            image = apply(name, image, level, sign)
+            image = apply_operation(name, image, level, sign)
     return image

@@ -1,24 +1,25 @@
-"""Records: the input of every objective and downstream task, and the fields they may have.
+"""Records: the input of every objective and downstream task, and the fields that they may have.
 
-A record is a dict of plain values. Every field is optional; an objective raises InvalidRecordError
-where one that it needs is missing.
+A record is a mapping of plain values. Every field is optional; an objective raises
+InvalidRecordError if a field that it needs is missing.
 
     id                str
     image             bytes, any format that Pillow opens
-    captions          list[str]                        negative_captions  list[str], false ones
+    captions          list[str]                        negative_captions  list[str], false captions
     questions         list[str]   answers list[str]    answer_confidences list[float]
                                                        answer_types       list[str]      parallel
     phrases           list[str]                        phrase_boxes       float32[P, 4]  parallel
     true_phrases      list[str]                        true_phrase_boxes  float32[Q, 4]  parallel
-                      (all phrases that are right, where a data set knows them: to judge answers)
+                      (all correct phrases, where a data set knows them: references for evaluation)
     object_labels     list[str]                        object_boxes       float32[K, 4]  parallel
-    codes             int32[n], image codes of the image's middle, when computed beforehand (of
-                      the whole image where an image is to be generated)
+    codes             int32[n], precomputed image codes: of the image's centre for infilling, of
+                      the whole image for text-to-image generation
     text              str                              summary            str
-    data_set          str, where the record is from (the captions of "cc12m" are treated specially)
-    label             str, the answer of a classification (in `pairs`: whether to ask for what is
-                      true, "yes" or "no"); its sentences have the names of TFDS (sentence,
-                      sentence1, premise, hypothesis, question, question1 ...)
+    data_set          str, the data set that the record is from (captions of "cc12m" are special)
+    label             str, the target of a classification; in `pairs` "yes" or "no": whether
+                      matching uses a true or a false text
+    sentence, sentence1, sentence2, premise, hypothesis, question, question1, question2
+                      str, the sentences of a language task, named as in TFDS
     reference_answers list[str]                        reference_confidences list[float], parallel
 
 Boxes are x0, y0, x1, y1 in pixels of the stored image.
@@ -57,9 +58,9 @@ RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
     "images": ("id", "image", "codes"),
     "text": ("id", "text"),
 }
-"""The kinds of record that objectives ask for, and the fields that each may have.
+"""The kinds of records that the pretraining objectives read, and the fields that each may have.
 
-`pairs` are what matching asks about: images with captions, with questions, or with both."""
+`pairs` are the records of image-text matching: images with captions, questions, or both."""
 
 DOWNSTREAM_FIELDS: Mapping[str, tuple[str, ...]] = {
     "answered_questions": (
@@ -89,8 +90,8 @@ DOWNSTREAM_FIELDS: Mapping[str, tuple[str, ...]] = {
     ),
     "articles": ("id", "text", "summary"),
 }
-"""The kinds of record that only downstream tasks ask for, and their fields."""
+"""The kinds of records that only downstream tasks read, and their fields."""
 
 
 class InvalidRecordError(ValueError):
-    """A record that cannot be used: it is skipped, counted and logged, and training goes on."""
+    """A record that cannot be used. The loader skips, counts and logs it; training goes on."""

@@ -16,7 +16,7 @@ from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvaluatedTask, Evaluator
 from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
-from ofa_jax.preprocessing.objectives import make_example
+from ofa_jax.preprocessing.examples import make_example
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -36,7 +36,9 @@ class Ask:
             raise InvalidRecordError("it has no words")
         image = images.decode(record["image"]).resize((PIXELS, PIXELS))
         question = f" {record['words']} {rng.integers(10, 100)}"
-        return make_example(self.vocabulary, question, f" {record['words']}", images.pixels(image))
+        return make_example(
+            self.vocabulary, question, f" {record['words']}", images.to_array(image)
+        )
 
 
 def records(count, bad=()):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ofa_jax.preprocessing import classification
-from ofa_jax.preprocessing.classification import OPERATIONS, apply
-from ofa_jax.preprocessing.downstream import DownstreamConfig, squeezed
+from ofa_jax.preprocessing.classification import OPERATIONS, apply_operation
+from ofa_jax.preprocessing.downstream import DownstreamConfig, load_square_image
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 RECORD = {"image": downstream_files.make_image(), "label": "great white shark"}
@@ -48,7 +48,7 @@ def test_training_images_follow_their_draws_and_others_are_whole(config):
     np.testing.assert_array_equal(make(3), make(3))
     assert len({make(seed).tobytes() for seed in range(6)}) == 6
     for change in ({"training": False}, {"augment": False}):
-        np.testing.assert_array_equal(make(3, **change), squeezed(RECORD, 48))
+        np.testing.assert_array_equal(make(3, **change), load_square_image(RECORD, 48))
 
 
 def test_crops_have_the_areas_and_aspects_that_were_asked_for():
@@ -81,7 +81,7 @@ def test_a_quarter_of_the_images_loses_a_rectangle():
     grey = np.full((40, 40, 3), 7, np.uint8)
     shares = []
     for seed in range(400):
-        changed = (classification.erased(grey, np.random.default_rng(seed)) != 7).any(-1)
+        changed = (classification.random_erase(grey, np.random.default_rng(seed)) != 7).any(-1)
         if changed.any():
             rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
             box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -98,13 +98,13 @@ def test_every_operation_keeps_size_and_type_at_every_level(name):
     sample = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
     for level in (0.0, 4.5, 9.0, 10.0):
         for negative in (False, True):
-            result = apply(name, sample, level, negative)
+            result = apply_operation(name, sample, level, negative)
             assert result.size == sample.size and result.mode == "RGB"
 
 
 def test_strengths_grow_as_in_timm():
     def value(name, level, negative=False, of=100):
-        return np.asarray(apply(name, image(of), level, negative))[5, 10, 0]
+        return np.asarray(apply_operation(name, image(of), level, negative))[5, 10, 0]
 
     assert value("Brightness", 10) == 190 and value("Brightness", 10, True) == 10
     assert value("Brightness", 5) == 145
@@ -123,7 +123,7 @@ def test_directions_of_what_moves():
     sample = gradient()
 
     def row(name, level, negative):
-        return np.asarray(apply(name, sample, level, negative)).astype(int)
+        return np.asarray(apply_operation(name, sample, level, negative)).astype(int)
 
     # 45 % of 20 pixels at level 10: what was nine columns to the right comes here.
     np.testing.assert_array_equal(row("TranslateX", 10, False)[5, 2:9, 0], 10 * np.arange(11, 18))
@@ -133,5 +133,5 @@ def test_directions_of_what_moves():
     assert abs(sheared[9, 5, 0] - sheared[0, 5, 0] - 27) <= 2
     assert abs(row("ShearX", 10, True)[9, 9, 0] - row("ShearX", 10, True)[0, 9, 0] + 27) <= 2
     # 30 degrees at level 10: half a row's height more or less to the right.
-    turned = np.asarray(apply("Rotate", Image.new("RGB", (21, 21), (9, 9, 9)), 10, False))
+    turned = np.asarray(apply_operation("Rotate", Image.new("RGB", (21, 21), (9, 9, 9)), 10, False))
     assert tuple(turned[0, 0]) == (124, 116, 104) and tuple(turned[10, 10]) == (9, 9, 9)

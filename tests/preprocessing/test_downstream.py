@@ -106,12 +106,12 @@ CASES = {
         ),
     ),
     "cola": (
-        language_tasks.cola,
+        language_tasks.GLUE_TASKS["cola"],
         LABELLED,
         (' is the text " they drank the pub-dry. " grammatically correct?', " yes"),
     ),
     "sst2": (
-        language_tasks.sst2,
+        language_tasks.GLUE_TASKS["sst2"],
         LABELLED | {"label": "positive"},
         (
             ' is the sentiment of text " they drank the pub-dry. " positive or negative?',
@@ -119,27 +119,27 @@ CASES = {
         ),
     ),
     "mrpc": (
-        language_tasks.mrpc,
+        language_tasks.GLUE_TASKS["mrpc"],
         LABELLED,
         (' does text1 " it was ann. " and text2 " ann did it " have the same semantics?', " yes"),
     ),
     "qqp": (
-        language_tasks.qqp,
+        language_tasks.GLUE_TASKS["qqp"],
         LABELLED,
         (' is question " why? " and question " how come? " equivalent?', " yes"),
     ),
     "mnli": (
-        language_tasks.mnli,
+        language_tasks.GLUE_TASKS["mnli"],
         LABELLED | {"label": "maybe"},
         (' can text1 " it rains " imply text2 " it is {wet} "?', " maybe"),
     ),
     "qnli": (
-        language_tasks.qnli,
+        language_tasks.GLUE_TASKS["qnli"],
         LABELLED,
         (' does " they drank the pub-dry. " contain the answer to question " who? "?', " yes"),
     ),
     "rte": (
-        language_tasks.rte,
+        language_tasks.GLUE_TASKS["rte"],
         LABELLED | {"label": "no"},
         (' can text1 " it was ann. " imply text2 " ann did it "?', " no"),
     ),
@@ -163,7 +163,7 @@ def test_instructions_and_answers_are_those_of_the_spec(case, config):
         assert "image" not in example
     assert bool(example["code_mask"]) == (task is downstream.text_to_image)
     # The original's GLUE examples end with the label.
-    glue = task in language_tasks.GLUE.values()
+    glue = task in language_tasks.GLUE_TASKS.values()
     assert (example["targets"][-1] == config.vocabulary.eos_id) == (not glue)
     assert len(example["targets"]) == 1 or not glue
 
@@ -189,7 +189,7 @@ def test_ids_are_those_that_the_original_gives_the_same_texts(fixed, config):
 def test_images_are_squeezed_as_the_original_resizes_them(golden):
     resized = np.load(golden / "preprocess" / "resize.npz")
     stored = (golden / "preprocess" / "images" / "im0_640x480.png").read_bytes()
-    image = downstream.squeezed({"image": stored}, 480)
+    image = downstream.load_square_image({"image": stored}, 480)
     assert image.shape == (480, 480, 3)
     np.testing.assert_array_equal(image[::4, ::4], resized["finetune_480_u8_sub4_of_im0"])
 
@@ -257,14 +257,14 @@ def test_the_decoder_reads_its_prompt_and_is_not_scored_on_it(case, prompt, conf
     assert np.flatnonzero(scored)[0] == len(front) - 1
     np.testing.assert_array_equal(example["inputs"], source)
     # What an answer is made to begin with when it is searched: all of the prompt but bos.
-    np.testing.assert_array_equal(example.get("answer_prefix", []), front[1:])
+    np.testing.assert_array_equal(example.get("target_prefix", []), front[1:])
 
 
 def test_a_prompt_that_is_too_long_is_cut_as_the_encoder_sees_it(config):
     cut = dataclasses.replace(config, decoder_prompt="source", max_prompt_tokens=8)
-    example = language_tasks.cola(LABELLED, rng(), cut)
+    example = language_tasks.GLUE_TASKS["cola"](LABELLED, rng(), cut)
     assert len(example["inputs"]) == 8 and example["inputs"][-1] == 2
-    np.testing.assert_array_equal(example["answer_prefix"], example["inputs"][1:])
+    np.testing.assert_array_equal(example["target_prefix"], example["inputs"][1:])
     assert len(example["targets"]) == 8
 
 
@@ -328,7 +328,7 @@ def test_an_answer_may_be_missing_only_where_nothing_is_learned(case, field, con
             {"codes": np.zeros(3, np.int32)},
             "record 7: 3 image codes instead of 1024",
         ),
-        (language_tasks.rte, {"sentence2": ""}, "record 7: it has no sentence2"),
+        (language_tasks.GLUE_TASKS["rte"], {"sentence2": ""}, "record 7: it has no sentence2"),
         (language_tasks.summarization, {"text": "..."}, "record 7: its text is empty"),
     ],
 )
@@ -364,7 +364,7 @@ def test_impossible_settings_are_refused(config, change, sentence):
 def test_an_image_that_has_the_size_is_left_as_it_is(config):
     stored = downstream_files.make_image(1, (32, 32))
     np.testing.assert_array_equal(
-        downstream.squeezed({"image": stored}, 32), images.pixels(images.decode(stored))
+        downstream.load_square_image({"image": stored}, 32), images.to_array(images.decode(stored))
     )
     assert Image.MAX_IMAGE_PIXELS is None
-    assert set(prompts.GLUE) == set(language_tasks.GLUE)
+    assert set(prompts.GLUE_PROMPTS) == set(language_tasks.GLUE_TASKS)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.preprocessing import instructions, objectives
+from ofa_jax.preprocessing.examples import make_example
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from ofa_jax.preprocessing.objectives import make_example
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 

@@ -5,10 +5,10 @@ import pytest
 
 from ofa_jax.preprocessing.negatives import (
     NegativePool,
-    choose_other,
-    distant_caption,
-    negative_answer,
-    negative_caption,
+    sample_distant_caption,
+    sample_negative_answer,
+    sample_negative_caption,
+    sample_other,
 )
 
 POOL = NegativePool(
@@ -36,66 +36,66 @@ BOUND = 5 * 0.5 / np.sqrt(DRAWS)
 
 
 def test_forty_percent_swap_an_object():
-    drawn = many(lambda rng: negative_caption("a blue cat sits", ["cat"], POOL, rng))
+    drawn = many(lambda rng: sample_negative_caption("a blue cat sits", ["cat"], POOL, rng))
     swapped = share(drawn, lambda caption: caption in ("a blue dog sits", "a blue car sits"))
     assert abs(swapped - 0.4) < BOUND
     assert set(drawn) - {"a blue dog sits", "a blue car sits"} == set(POOL.captions)
 
 
 def test_without_objects_it_is_another_caption():
-    drawn = many(lambda rng: negative_caption("a cat", [], POOL, rng))
+    drawn = many(lambda rng: sample_negative_caption("a cat", [], POOL, rng))
     assert set(drawn) == {"two dogs", "a red car"}
 
 
 def test_a_name_that_is_not_in_the_caption_cannot_make_it_wrong():
-    drawn = many(lambda rng: negative_caption("a cat", ["zebra"], POOL, rng))
+    drawn = many(lambda rng: sample_negative_caption("a cat", ["zebra"], POOL, rng))
     assert "a cat" not in drawn
 
 
 def test_a_distant_caption_names_something_that_is_not_shown():
-    drawn = many(lambda rng: distant_caption(["car"], POOL, rng))
+    drawn = many(lambda rng: sample_distant_caption(["car"], POOL, rng))
     assert set(drawn) == {"a cat", "two dogs"}
     # All that it says may be true of such an image.
-    assert distant_caption(["cat", "dog", "car"], POOL, np.random.default_rng(0)) is None
+    assert sample_distant_caption(["cat", "dog", "car"], POOL, np.random.default_rng(0)) is None
 
 
 def test_names_are_whole_words_and_the_longest_that_fit():
     pool = NegativePool(("a carrot and hot dogs",), ("car", "dog", "hot dog", "carrot"))
-    assert pool.names_in.findall(pool.captions[0]) == ["carrot", "hot dog"]
-    assert distant_caption(["carrot", "hot dog"], pool, np.random.default_rng(0)) is None
+    assert pool.object_name_pattern.findall(pool.captions[0]) == ["carrot", "hot dog"]
+    assert sample_distant_caption(["carrot", "hot dog"], pool, np.random.default_rng(0)) is None
 
 
 def test_sure_answers_get_negatives_of_their_type():
-    drawn = many(lambda rng: negative_answer("yes", 1.0, "yes/no", POOL, rng))
+    drawn = many(lambda rng: sample_negative_answer("yes", 1.0, "yes/no", POOL, rng))
     # confidence 1 > draw + 0.1 nine times in ten.
     assert abs(share(drawn, lambda answer: answer == "no") - 0.9) < BOUND
     assert set(drawn) == {"no", "tennis", "left"}
 
 
 def test_counts_are_sometimes_one_off_and_never_negative():
-    drawn = many(lambda rng: negative_answer("4", 1.0, "how many", POOL, rng))
+    drawn = many(lambda rng: sample_negative_answer("4", 1.0, "how many", POOL, rng))
     # Between draws of 0.5 and 0.9 the count is one off; 3 and 5 are in no list.
     assert abs(share(drawn, lambda answer: answer in ("3", "5")) - 0.4) < BOUND
-    drawn = many(lambda rng: negative_answer("0", 1.0, "how many", POOL, rng))
+    drawn = many(lambda rng: sample_negative_answer("0", 1.0, "how many", POOL, rng))
     assert not {"0", "-1"} & set(drawn)
 
 
 def test_the_type_of_an_answer_is_looked_up():
-    drawn = many(lambda rng: negative_answer("no", 1.0, None, POOL, rng))
+    drawn = many(lambda rng: sample_negative_answer("no", 1.0, None, POOL, rng))
     assert abs(share(drawn, lambda answer: answer == "yes") - 0.9) < BOUND
 
 
 @pytest.mark.parametrize("taken", POOL.captions)
 def test_the_choice_is_never_the_taken_one(taken):
-    assert taken not in many(lambda rng: choose_other(POOL.captions, taken, rng))
+    assert taken not in many(lambda rng: sample_other(POOL.captions, taken, rng))
 
 
 def test_nothing_to_choose_from_says_so():
     rng = np.random.default_rng(0)
-    assert choose_other((), "a", rng) is None
-    assert choose_other(("a",), "a", rng) is None
-    assert negative_caption("a", [], NegativePool(), rng) is None
-    assert negative_answer("a", 1.0, None, NegativePool(), rng) is None
+    assert sample_other((), "a", rng) is None
+    assert sample_other(("a",), "a", rng) is None
+    assert sample_negative_caption("a", [], NegativePool(), rng) is None
+    assert sample_negative_answer("a", 1.0, None, NegativePool(), rng) is None
 
 
 def test_an_answer_of_other_as_well_keeps_its_type():

@@ -58,7 +58,9 @@ def test_grounding_boxes_and_grounded_captions(fixed, config, to_record):
         example = objectives.grounded_captioning(record, rng(), config)
         assert_same(example, item["examples"][1], config.vocabulary)
         # The box before it becomes bins, in float32 of 512ths as the original keeps it.
-        image, box = images.resize(images.decode(record["image"]), record["phrase_boxes"], 400, 672)
+        image, box = images.resize_shorter_side(
+            images.decode(record["image"]), record["phrase_boxes"], 400, 672
+        )
         _, box = images.object_center_crop(image, box, 384)
         expected = item["transformed_box_xyxy_over_512_and_size"][0]
         np.testing.assert_array_equal(box[0] / np.float32(512), np.array(expected, np.float32))
@@ -75,7 +77,7 @@ def test_detection(fixed, pixels, config, golden):
             image, boxes = images.horizontal_flip(image, boxes)
         draw = item["all_torch_rand"]
         image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
-        example = objectives.detection_example(images.pixels(image), boxes, labels, config)
+        example = objectives.detection_example(images.to_array(image), boxes, labels, config)
         assert_same(example, item["examples"][0], config.vocabulary)
         np.testing.assert_array_equal(
             example["image"], pixels[item["examples"][0]["patch_image_array"]]

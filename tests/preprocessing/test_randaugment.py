@@ -14,20 +14,20 @@ def expected(golden):
 @pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
 @pytest.mark.parametrize("draw", [0.0, 0.9])
 def test_every_golden_operation(expected, name, draw):
-    result = randaugment.apply(name, expected["input"], 7, draw)
+    result = randaugment.apply_operation(name, expected["input"], 7, draw)
     np.testing.assert_array_equal(result, expected[f"{name}_r{draw}"])
 
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Sharpness", "Brightness"])
 def test_every_golden_operation_on_low_contrast(expected, name):
-    result = randaugment.apply(name, expected["input_lowcontrast"], 7, 0.0)
+    result = randaugment.apply_operation(name, expected["input_lowcontrast"], 7, 0.0)
     np.testing.assert_array_equal(result, expected[f"{name}_lowcontrast"])
 
 
 @pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
 def test_a_flat_image_is_no_trouble(name):
     flat = np.full((16, 24, 3), 77, np.uint8)
-    result = randaugment.apply(name, flat, 7, 0.0)
+    result = randaugment.apply_operation(name, flat, 7, 0.0)
     assert result.shape == flat.shape and result.dtype == np.uint8
 
 

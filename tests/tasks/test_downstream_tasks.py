@@ -211,7 +211,7 @@ def test_behind_a_prompt_there_is_room_for_the_answer(settings):
         )
         task = opened("glue_rte", "train")
         example = task.preprocess(task.records[0], np.random.default_rng(0))
-        prompt = example["answer_prefix"]
+        prompt = example["target_prefix"]
         np.testing.assert_array_equal(prompt, example["inputs"][1:])
         decoding = eval_spec.find("glue_rte").decoding
         assert decoding.max_length_per_source_token == 1

@@ -59,7 +59,7 @@ def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path,
     assert [records[n]["id"] for n in range(len(records))] == ["0", "1", "3", "4", "5"]
     for number in range(len(records)):
         record = records[number]
-        whole = images.pixels(images.square(images.decode(record["image"]), SIZE))
+        whole = images.to_array(images.resize_and_center_crop(images.decode(record["image"]), SIZE))
         middle = whole[None, 8:24, 8:24]
         np.testing.assert_array_equal(record["codes"], vqgan.encode(middle).reshape(-1))
 
@@ -74,7 +74,7 @@ def test_text_to_image_gets_all_codes_and_parts_make_the_whole(lines, vqgan, vqg
     assert b"".join(parts) == (tmp_path / "all.tsv").read_bytes()
     record = TsvRecords.open(str(tmp_path / "all.tsv"), "text_to_image")[0]
     assert record["captions"] == ["a caption, 0"] and record["codes"].shape == (64,)
-    known = images.pixels(images.decode(make_image(0)))
+    known = images.to_array(images.decode(make_image(0)))
     np.testing.assert_array_equal(record["codes"], vqgan.encode(known[None]).reshape(-1))
 
 

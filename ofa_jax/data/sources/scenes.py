@@ -1,10 +1,10 @@
-"""Scenes, the embedded data set, as a DataSet: what `python -m tools.build_scenes` has written.
+"""Scenes, the embedded data set, as a DataSet: reads what `python -m tools.build_scenes` writes.
 
-<data_dir>/scenes/scenes.json            options, counts and versions; written last
-<data_dir>/scenes/images/1.1.0/        TFDS, parquet: images and what is true of them
-<data_dir>/scenes/text/1.1.0/            TFDS, parquet: sentences
-<data_dir>/scenes/vocabulary.json        byte-level BPE (`tokenizers` format)
-<data_dir>/scenes/codebook.npz           PatchCodebook
+<data_dir>/scenes/scenes.json           options, counts and versions; written last
+<data_dir>/scenes/images/1.1.0/         TFDS, parquet: images with all their texts and boxes
+<data_dir>/scenes/text/1.1.0/           TFDS, parquet: sentences
+<data_dir>/scenes/vocabulary.json       byte-level BPE (`tokenizers` format)
+<data_dir>/scenes/codebook.npz          PatchCodebook
 """
 
 import collections
@@ -13,13 +13,13 @@ import functools
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
+from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import PatchCodebook
-
-if TYPE_CHECKING:
-    from ofa_jax.preprocessing.negatives import NegativePool
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 MARKER = "scenes.json"
 VERSION = "1.1.0"
@@ -40,7 +40,7 @@ _QUESTIONS = {
     "answer_confidences": "floats",
 }
 _IMAGE = {"id": "string", "image": "bytes"}
-# Kind of record -> its fields. Matching asks about captions and questions.
+# Kind of record -> its fields. Matching uses captions and questions.
 _FIELDS = {
     "captions": {**_IMAGE, "captions": "strings", "object_labels": "strings"},
     "pairs": {**_IMAGE, **_CAPTIONS, **_QUESTIONS, "object_labels": "strings"},
@@ -51,19 +51,23 @@ _FIELDS = {
     "text": {"id": "string", "text": "string"},
 }
 
+# Names in folders that were built before the rename -> today's.
+_FORMER_NAMES = {"pictures": "images", "picture_size": "image_size"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The scenes under a data directory, read without TensorFlow.
+    """The Scenes data set in a data directory, read without TensorFlow.
 
-    data_dir: where they were built; by default the environment's OFA_DATA_DIR, else "data".
+    Attributes:
+      data_dir: where it was built; by default the environment's OFA_DATA_DIR, else "data".
     """
 
     data_dir: str | None = None
 
     @property
     def directory(self) -> pathlib.Path:
-        """`<data_dir>/scenes`. Raises FileNotFoundError if the build there is not complete."""
+        """`<data_dir>/scenes`. Raises FileNotFoundError if there is no complete build."""
         parent = pathlib.Path(self.data_dir or os.environ.get("OFA_DATA_DIR") or "data")
         if not (parent / "scenes" / MARKER).is_file():
             raise FileNotFoundError(
@@ -79,8 +83,8 @@ class Scenes:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What scenes.json says: options, counts of records per split, versions of sources."""
-        return json.loads((self.directory / MARKER).read_text())
+        """The content of scenes.json: options, number of records per split, package versions."""
+        return read_description(self.directory)
 
     @property
     def vocabulary_path(self) -> str:
@@ -93,14 +97,15 @@ class Scenes:
         return str(self.directory / "codebook.npz")
 
     def records(self, kind: str, split: str) -> TfdsParquetRecords:
-        """Random access to the records of a split.
+        """Returns random access to the records of a split.
 
         Args:
           kind: "captions", "pairs", "questions", "regions", "objects", "images" or "text".
           split: one of `splits`.
 
         Returns:
-          A picklable source of records; each kind of image has id and image (JPEG bytes), and
+          A picklable source of records. Records of each kind but text have id and image (JPEG
+          bytes), and
             captions   captions, object_labels list[str]
             pairs      captions, negative_captions, object_labels, and the fields of questions
             questions  questions, answers, answer_types list[str], answer_confidences list[float]
@@ -109,42 +114,57 @@ class Scenes:
             objects    object_labels list[str], object_boxes float32[K, 4]
           text records have id and text. Boxes are x0 y0 x1 y1 in pixels.
         """
-        _one_of("kind of record", kind, tuple(_FIELDS))
-        _one_of("split", split, SPLITS)
+        _check_name("kind of record", kind, tuple(_FIELDS))
+        _check_name("split", split, SPLITS)
         config = "text" if kind == "text" else "images"
-        return TfdsParquetRecords.from_directory(
-            self.directory / config / VERSION, split, _FIELDS[kind]
-        )
+        return _open(self.directory, config, split, _FIELDS[kind])
 
-    def negatives(self) -> "NegativePool":
-        """What matching draws wrong captions, names and answers from: the training scenes."""
-        return _negatives(self.directory)
+    def negatives(self) -> NegativePool:
+        """Returns the captions, names and answers of the train split, for matching."""
+        return _read_negatives(self.directory)
 
     def image_tokenizer(self) -> PatchCodebook:
-        """The codebook that was learned on the training scenes."""
+        """Loads the codebook that was learned on the train split."""
         return PatchCodebook.load(self.codebook_path)
 
-    def vocabulary(self, num_bins: int = 1000):
-        """The vocabulary that was learned on the training texts, with a code for every patch."""
-        from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-
+    def vocabulary(self, num_bins: int = 1000) -> OFAVocabulary:
+        """Loads the vocabulary that was learned on the train split, with a code for every patch."""
         num_codes = self.description["options"]["num_codes"]
         return OFAVocabulary.from_tokenizer_json(
             self.vocabulary_path, num_codes=num_codes, num_bins=num_bins
         )
 
 
-def _one_of(what: str, name: str, names: tuple[str, ...]) -> None:
+def read_description(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads scenes.json, under today's names if the folder was built under former ones."""
+    description = json.loads((directory / MARKER).read_text())
+    for part in ("options", "counts"):
+        values = description.get(part, {})
+        description[part] = {_FORMER_NAMES.get(name, name): values[name] for name in values}
+    return description
+
+
+def _open(
+    directory: pathlib.Path, config: str, split: str, fields: Mapping[str, str]
+) -> TfdsParquetRecords:
+    """Opens the records of a TFDS config, also in a folder with the config's former name."""
+    names = (config, *(former for former, name in _FORMER_NAMES.items() if name == config))
+    folders = [directory / name / VERSION for name in names]
+    found = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return TfdsParquetRecords.from_directory(found, split, fields)
+
+
+def _check_name(what: str, name: str, names: tuple[str, ...]) -> None:
     if name not in names:
         raise ValueError(f"Scenes have no {what} {name!r}: choose one of {', '.join(names)}.")
 
 
 @functools.lru_cache(maxsize=4)
-def _negatives(directory: pathlib.Path) -> "NegativePool":
-    from ofa_jax.preprocessing.negatives import NegativePool
-
-    fields = {**_CAPTIONS, **_QUESTIONS, "object_labels": "strings"}
-    records = TfdsParquetRecords.from_directory(directory / "images" / VERSION, "train", fields)
+def _read_negatives(directory: pathlib.Path) -> NegativePool:
+    """Collects all captions, names and answers of the train split."""
+    records = _open(
+        directory, "images", "train", {**_CAPTIONS, **_QUESTIONS, "object_labels": "strings"}
+    )
     captions: dict[str, None] = {}
     answers: dict[str, dict[str, None]] = collections.defaultdict(dict)
     names: dict[str, None] = {}

@@ -140,7 +140,7 @@ def test_detection_gives_the_original_examples(data_set, fixed, pixels, config):
         draw = item["all_torch_rand"]
         image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
         example = objectives.detection_example(
-            images.pixels(image), boxes, record["object_labels"], config
+            images.to_array(image), boxes, record["object_labels"], config
         )
         (expected,) = item["examples"]
         assert_same(example, expected, config.vocabulary)

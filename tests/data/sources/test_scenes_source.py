@@ -1,9 +1,11 @@
 """Scenes end to end: a small build, read by TFDS and by us."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -181,6 +183,27 @@ def test_other_options_are_an_error_that_names_them(data_dir, capsys):
     assert code == 2
     assert "seed 1 instead of 2" in message and "--overwrite" in message
     assert "nouns" not in message
+
+
+def test_a_folder_built_under_the_former_names_is_read_and_complete(scenes, tmp_path, capsys):
+    """Until issue 16 the images were in `pictures/` and the option was `picture_size`."""
+    shutil.copytree(scenes.directory, tmp_path / "scenes")
+    (tmp_path / "scenes" / "images").rename(tmp_path / "scenes" / "pictures")
+    marker = tmp_path / "scenes" / "scenes.json"
+    description = json.loads(marker.read_text())
+    description["options"]["picture_size"] = description["options"].pop("image_size")
+    description["counts"]["pictures"] = description["counts"].pop("images")
+    marker.write_text(json.dumps(description))
+    written = marker.read_bytes()
+    former = Scenes(str(tmp_path))
+    assert former.description == scenes.description
+    assert equal(former.records("pairs", "train")[7], scenes.records("pairs", "train")[7])
+    assert former.negatives() == scenes.negatives()
+    build_scenes.build(tmp_path, OPTIONS)
+    assert "nothing to do" in capsys.readouterr().out
+    assert marker.read_bytes() == written
+    with pytest.raises(ValueError, match="image_size 128 instead of 64"):
+        build_scenes.build(tmp_path, dataclasses.replace(OPTIONS, image_size=64))
 
 
 def test_a_build_that_dies_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
