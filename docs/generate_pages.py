@@ -1,0 +1,170 @@
+"""Writes the pages of the documentation that follow from the code, while MkDocs builds it.
+
+* `reference/configuration.md`: every class and function that gin can configure, with the types,
+  defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
+* `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
+* `scenes.md`: a copy of results/scenes.md.
+"""
+
+import inspect
+import pathlib
+import re
+import sys
+
+import mkdocs_gen_files
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$", re.M)
+
+
+# ------------------------------------------------------------------------- configuration reference
+
+
+def configurables() -> dict[str, object]:
+    """Returns everything that the entry points register with gin, by name."""
+    import gin
+
+    from ofa_jax import evaluate, infer, train
+    from ofa_jax.cli import gin_registry
+
+    entry_points = {
+        "train": train.prepare,
+        "evaluate": evaluate.prepare,
+        "infer": infer.prepare,
+        "model_config": train.model_config,
+        **infer.INPUTS,
+    }
+    gin_registry.register(entry_points)
+    return {name: inspect.unwrap(gin.get_configurable(name)) for name in gin_registry.names()}
+
+
+def described(documentation: str) -> dict[str, str]:
+    """Returns the descriptions under `Args:` and `Attributes:` of a Google docstring, by name."""
+    found = {}
+    parts = _SECTION.split(documentation)
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        if title not in ("Args", "Attributes"):
+            continue
+        for entry in re.split(r"\n  (?=\S)", body):
+            names, colon, text = entry.strip().partition(":")
+            if colon and re.fullmatch(r"[\w*, ]+", names):
+                found |= {name.strip(" *"): " ".join(text.split()) for name in names.split(",")}
+    return found
+
+
+def introduction(documentation: str) -> str:
+    """Returns what a docstring says before its first section."""
+    return _SECTION.split(documentation)[0].strip()
+
+
+def cell(text: str) -> str:
+    """Returns the text with the pipes outside of code escaped, for a cell of a table."""
+    parts = text.replace("\n", " ").split("`")
+    return "`".join([part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts)])
+
+
+def type_name(annotation: object) -> str:
+    """Returns an annotation as it is written, without module names."""
+    if annotation is inspect.Parameter.empty:
+        return ""
+    name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", name)
+
+
+def default(parameter: inspect.Parameter) -> str:
+    """Returns a default as gin would write it."""
+    if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        return ""
+    if parameter.default is inspect.Parameter.empty:
+        return "required"
+    if "factory" in repr(parameter.default).lower():
+        return "empty"
+    return f"`{parameter.default!r}`"
+
+
+def section(name: str, function: object) -> str:
+    """Returns the description of one configurable."""
+    documentation = inspect.getdoc(function) or ""
+    if inspect.isclass(function):
+        documentation += "\n\n" + inspect.cleandoc(function.__init__.__doc__ or "")
+    descriptions = described(documentation)
+    lines = [f"## {name}", "", introduction(documentation), ""]
+    parameters = inspect.signature(function).parameters.values()
+    if parameters:
+        lines += ["| parameter | type | default | |", "| --- | --- | --- | --- |"]
+    for parameter in parameters:
+        shown = f"**{parameter.name}" if parameter.kind is parameter.VAR_KEYWORD else parameter.name
+        row = [
+            f"`{shown}`",
+            f"`{type_name(parameter.annotation)}`" if type_name(parameter.annotation) else "",
+            default(parameter),
+            descriptions.get(parameter.name, ""),
+        ]
+        lines.append(f"| {' | '.join(map(cell, row))} |")
+    return "\n".join([*lines, ""])
+
+
+def write_configuration() -> None:
+    """Writes the page of everything that gin can configure."""
+    found = configurables()
+    order = ["train", "evaluate", "infer", "model_config"]
+    names = [name for name in order if name in found]
+    names += sorted(found.keys() - set(names), key=str.lower)
+    with mkdocs_gen_files.open("reference/configuration.md", "w") as page:
+        page.write(
+            "# Configuration reference\n\n"
+            "Every class and function that gin can configure, as the code had it when this site "
+            "was built. Set a parameter with `NAME.PARAMETER = VALUE` in a gin file or "
+            "`--gin.NAME.PARAMETER=VALUE` on the command line; refer to a configured object with "
+            "`@NAME()`. The macros in capital letters (`MODEL_DIR`, `TRAIN_STEPS`) are those of "
+            "the gin files, which set these parameters from them.\n\n"
+        )
+        for name in names:
+            page.write(section(name, found[name]) + "\n")
+
+
+# ----------------------------------------------------------------------------------------- the API
+
+
+def public_modules() -> dict[str, list[str]]:
+    """Returns the packages of ofa_jax, and the public modules of each."""
+    packages: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "ofa_jax").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1].startswith("_") and parts[-1] != "__init__":
+            continue
+        is_package = parts[-1] == "__init__"
+        package = ".".join(parts[:-1])
+        packages.setdefault(package, [])
+        packages[package].append(package if is_package else ".".join(parts))
+    return packages
+
+
+def write_api() -> None:
+    """Writes a page for each package, and the navigation of these pages."""
+    navigation = mkdocs_gen_files.Nav()
+    for package, modules in public_modules().items():
+        name = f"{package}.md"
+        navigation[(package,)] = name
+        with mkdocs_gen_files.open(f"api/{name}", "w") as page:
+            page.write(f"# {package}\n\n")
+            for module in sorted(modules, key=lambda module: (module != package, module)):
+                page.write(f"::: {module}\n\n")
+    with mkdocs_gen_files.open("api/SUMMARY.md", "w") as page:
+        page.writelines(navigation.build_literate_nav())
+
+
+# --------------------------------------------------------------------------------- Scenes results
+
+
+def write_scenes() -> None:
+    """Writes the page of the results on Scenes."""
+    with mkdocs_gen_files.open("scenes.md", "w") as page:
+        page.write((ROOT / "results" / "scenes.md").read_text())
+
+
+write_configuration()
+write_api()
+write_scenes()
