@@ -247,7 +247,7 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
         "options": dataclasses.asdict(options),
         "counts": {
             "images": options.counts,
-            "text": {split: len(corpus.sentences(split)) for split in SPLITS},
+            "text": {split: len(corpus.load_sentences(split)) for split in SPLITS},
         },
         "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
         "seconds": round(time.monotonic() - started),
@@ -282,7 +282,7 @@ def _images(options, split: str, count: int, parallel_map, show, gathered) -> It
 
 
 def _texts(split: str) -> Iterator[dict]:
-    for index, text in enumerate(corpus.sentences(split)):
+    for index, text in enumerate(corpus.load_sentences(split)):
         yield {"id": f"{split}-{index:07d}", "text": text}
 
 
@@ -309,7 +309,7 @@ def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.
     from tools.train_tokenizer import train_tokenizer
 
     print("scenes: learning the vocabulary", flush=True)
-    plain = itertools.chain(gathered.texts, corpus.sentences("train"))
+    plain = itertools.chain(gathered.texts, corpus.load_sentences("train"))
     instructions = [re.sub(r"\{\w+\}", "", text).strip() for text in _INSTRUCTIONS]
     repeated = [*instructions, *gathered.answers] * _INSTRUCTION_REPEATS
     # As the preprocessors give it to the vocabulary: lower case, after a space.

@@ -1,12 +1,28 @@
-"""Scenes: images composed of real pictograms and photographs, with exact boxes and true texts.
+"""Scenes: images composed of pictograms and photographs, with exact boxes and correct texts.
 
-    nouns       what can be seen, with its English grammar: articles and plurals
+    nouns       the nouns that objects are named by, with articles and plurals
     sprites     the pictograms (two styles) and the photographs, from installed packages
-    composer    a scene: where which object stands, and its image
-    relations   what is exactly true of a scene, and what is clearly false
-    language    captions, hard negatives, questions with answers, referring phrases
-    corpus      plain sentences from a public-domain text
+    composer    a scene: its objects, their positions, its background and its image
+    relations   which spatial relations are clearly true of a scene, and which clearly false
+    captions    true captions and hard negatives
+    questions   questions with their answers
+    phrases     referring phrases
+    records     all of it as a record
+    corpus      sentences from a public-domain text
 
-Every scene is a pure function of (options, split, index). Only numpy and Pillow, no TensorFlow.
-`tools/build_scenes.py` writes scenes to disk; `ofa_jax.data.sources.scenes.Scenes` reads them.
+Every scene is a pure function of (options, split, index). Uses only numpy and Pillow, no
+TensorFlow. `tools/build_scenes.py` writes scenes to disk; `ofa_jax.data.sources.scenes.Scenes`
+reads them.
 """
+
+__all__ = [
+    "captions",
+    "composer",
+    "corpus",
+    "nouns",
+    "phrases",
+    "questions",
+    "records",
+    "relations",
+    "sprites",
+]

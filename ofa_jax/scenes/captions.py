@@ -1,18 +1,21 @@
-"""True captions of a scene in several phrasings, and hard negatives that are really false.
+"""True captions of a scene in several styles, and hard negatives that are false of it.
 
-A caption is a structured claim that is put into words at the end, so that a negative is a changed
-claim in correct English, never a replaced string. Example:
+A caption is composed as a structured statement and converted to text at the end. So a negative is a
+changed statement in correct English, not the result of string replacement. Examples:
 
     a dog and two apples  |  there is a dog and two apples on grass  |  a dog to the left of a car
 """
 
 import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
 
 from ofa_jax.scenes import relations
 from ofa_jax.scenes.composer import Scene
 from ofa_jax.scenes.nouns import Noun, number_word
 
-PLACES = {
+BACKGROUND_PHRASES = {
     "grass": "on grass",
     "gravel": "on gravel",
     "bricks": "on bricks",
@@ -22,13 +25,16 @@ PLACES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """What a caption says.
+class Statement:
+    """The content of a caption.
 
-    counts: nouns and how many of each are there (at least, unless exact).
-    style: "plain", "picture", "there" or "exact".
-    relation: between the two single objects of `counts`; place: a corner, of its only object.
-    background: key of PLACES.
+    Attributes:
+      counts: the nouns and the number of objects of each: exact in the style "exact", and
+        otherwise a lower bound.
+      style: "plain", "picture", "there" or "exact".
+      relation: the relation between the two objects of `counts`.
+      corner: the corner of the only object.
+      background: a key of BACKGROUND_PHRASES.
     """
 
     counts: tuple[tuple[Noun, int], ...]
@@ -37,18 +43,9 @@ class Claim:
     corner: str | None = None
     background: str | None = None
 
-    def words(self) -> str:
-        """The claim as a phrase in lower case, without a full stop."""
-        if self.style == "exact":
-            text = "exactly " + listing(
-                f"{number_word(count)} {noun.name if count == 1 else noun.plural}"
-                for noun, count in self.counts
-            )
-        elif self.relation:
-            (first, _), (second, _) = self.counts
-            text = f"{first.with_article} {self.relation} {second.with_article}"
-        else:
-            text = listing(noun.counted(count) for noun, count in self.counts)
+    def to_text(self) -> str:
+        """Returns the statement as a phrase in lower case, without a full stop."""
+        text = self._describe_objects()
         if self.corner:
             text += f" in the {self.corner} corner"
         if self.style == "picture":
@@ -56,65 +53,78 @@ class Claim:
         if self.style == "there":
             text = f"there {'is' if self.counts[0][1] == 1 else 'are'} {text}"
         if self.background:
-            text += f" {PLACES[self.background]}"
+            text += f" {BACKGROUND_PHRASES[self.background]}"
         return text
 
+    def _describe_objects(self) -> str:
+        if self.style == "exact":
+            return "exactly " + join_phrases(
+                f"{number_word(count)} {noun.name if count == 1 else noun.plural}"
+                for noun, count in self.counts
+            )
+        if self.relation:
+            (first, _), (second, _) = self.counts
+            return f"{first.with_article} {self.relation} {second.with_article}"
+        return join_phrases(noun.counted(count) for noun, count in self.counts)
 
-def listing(parts) -> str:
-    """["a", "b", "c"] -> "a, b and c"."""
-    *most, last = parts
+
+def join_phrases(phrases: Iterable[str]) -> str:
+    """Joins phrases in English: ["a", "b", "c"] -> "a, b and c"."""
+    *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def true_claims(scene: Scene) -> list[Claim]:
-    """Every claim that a caption of this scene may make; the plain listing comes first.
+def true_statements(scene: Scene) -> list[Statement]:
+    """Returns every statement that a caption of this scene may make, the plain listing first.
 
     Each names all objects of the scene.
     """
-    counts = tuple((noun, len(items)) for noun, items in relations.groups(scene))
-    plain = Claim(counts)
-    claims = [
+    counts = tuple((noun, len(items)) for noun, items in relations.group_by_noun(scene))
+    plain = Statement(counts)
+    statements = [
         plain,
         dataclasses.replace(plain, style="picture"),
         dataclasses.replace(plain, style="there"),
         dataclasses.replace(plain, style="exact"),
     ]
     if scene.background:
-        claims.append(dataclasses.replace(plain, background=scene.background))
+        statements.append(dataclasses.replace(plain, background=scene.background))
     if len(scene.objects) == 1:
-        where = relations.corner(scene.objects[0], scene.size)
-        if where:
-            claims.append(dataclasses.replace(plain, corner=where))
+        corner = relations.find_corner(scene.objects[0], scene.size)
+        if corner:
+            statements.append(dataclasses.replace(plain, corner=corner))
     if len(scene.objects) == 2:
-        claims.extend(
-            Claim(((a.noun, 1), (b.noun, 1)), relation=relation)
+        statements.extend(
+            Statement(((a.noun, 1), (b.noun, 1)), relation=relation)
             for a, relation, b in relations.related_pairs(scene)
         )
-    return claims
+    return statements
 
 
-def captions(scene: Scene, count: int, rng) -> list[Claim]:
-    """The plain listing and `count - 1` other true claims."""
-    plain, *others = true_claims(scene)
+def sample_captions(scene: Scene, count: int, rng: np.random.Generator) -> list[Statement]:
+    """Returns the plain listing and samples up to `count - 1` other true statements."""
+    plain, *others = true_statements(scene)
     chosen = rng.permutation(len(others))[: count - 1]
     return [plain, *(others[i] for i in chosen)]
 
 
-def negative_claims(scene: Scene, true: list[Claim], count: int, rng) -> list[Claim]:
-    """Claims close to the true ones, each clearly false of the scene.
+def sample_negatives(
+    scene: Scene, true: list[Statement], count: int, rng: np.random.Generator
+) -> list[Statement]:
+    """Samples statements that are similar to the true ones and clearly false of the scene.
 
-    Half of them name an object that is not there; the others change a count, flip a relation,
-    move to another corner or name another background, where that applies.
+    Half of them name an object that is absent. The others change a count, reverse a relation, or
+    name another corner or background, where that applies.
     """
-    absent = relations.absent(scene)
-    negatives: list[Claim] = []
-    others = [claim for source in true for claim in _falsified(source, rng)]
+    absent = relations.absent_nouns(scene)
+    negatives: list[Statement] = []
+    others = [statement for source in true for statement in _falsify(source, rng)]
     others = [others[i] for i in rng.permutation(len(others))]
     while len(negatives) < count:
-        swap = len(negatives) % 2 == 0 or not others
-        if swap:
+        replace_noun = len(negatives) % 2 == 0 or not others
+        if replace_noun:
             source = true[rng.integers(len(true))]
-            negative = _swapped(source, absent[rng.integers(len(absent))], rng)
+            negative = _replace_noun(source, absent[rng.integers(len(absent))], rng)
         else:
             negative = others.pop()
         if negative not in negatives:
@@ -122,31 +132,41 @@ def negative_claims(scene: Scene, true: list[Claim], count: int, rng) -> list[Cl
     return negatives
 
 
-def _swapped(claim: Claim, noun: Noun, rng) -> Claim:
-    """One noun of the claim replaced by one that the image does not show."""
-    place = rng.integers(len(claim.counts))
-    counts = list(claim.counts)
-    counts[place] = (noun, counts[place][1])
-    return dataclasses.replace(claim, counts=tuple(counts))
+def _replace_noun(statement: Statement, noun: Noun, rng: np.random.Generator) -> Statement:
+    """Replaces a sampled noun of the statement by one that is absent from the image."""
+    index = rng.integers(len(statement.counts))
+    counts = list(statement.counts)
+    counts[index] = (noun, counts[index][1])
+    return dataclasses.replace(statement, counts=tuple(counts))
 
 
-def _falsified(claim: Claim, rng) -> list[Claim]:
-    """Claims with the same nouns that are false."""
+def _falsify(statement: Statement, rng: np.random.Generator) -> list[Statement]:
+    """Returns false statements with the same nouns."""
     result = []
-    if claim.relation:
-        result.append(dataclasses.replace(claim, relation=relations.OPPOSITE[claim.relation]))
-    elif not claim.corner:
-        place = rng.integers(len(claim.counts))
-        noun, count = claim.counts[place]
-        # More than are there is false in any reading; fewer only where the claim says "exactly".
-        fewer = claim.style == "exact" and count > 1 and rng.random() < 0.5
-        counts = list(claim.counts)
-        counts[place] = (noun, count - 1 if fewer else count + 1)
-        result.append(dataclasses.replace(claim, counts=tuple(counts)))
-    if claim.corner:
-        corners = [name for name in relations.CORNERS if name != claim.corner]
-        result.append(dataclasses.replace(claim, corner=corners[rng.integers(len(corners))]))
-    if claim.background:
-        names = [name for name in PLACES if name != claim.background]
-        result.append(dataclasses.replace(claim, background=names[rng.integers(len(names))]))
+    if statement.relation:
+        opposite = relations.OPPOSITE[statement.relation]
+        result.append(dataclasses.replace(statement, relation=opposite))
+    elif not statement.corner:
+        result.append(_change_count(statement, rng))
+    if statement.corner:
+        corners = [name for name in relations.CORNERS if name != statement.corner]
+        corner = corners[rng.integers(len(corners))]
+        result.append(dataclasses.replace(statement, corner=corner))
+    if statement.background:
+        names = [name for name in BACKGROUND_PHRASES if name != statement.background]
+        background = names[rng.integers(len(names))]
+        result.append(dataclasses.replace(statement, background=background))
     return result
+
+
+def _change_count(statement: Statement, rng: np.random.Generator) -> Statement:
+    """Changes the count of a sampled noun by one.
+
+    A larger count is false in any reading; a smaller one only where the statement says "exactly".
+    """
+    index = rng.integers(len(statement.counts))
+    noun, count = statement.counts[index]
+    fewer = statement.style == "exact" and count > 1 and rng.random() < 0.5
+    counts = list(statement.counts)
+    counts[index] = (noun, count - 1 if fewer else count + 1)
+    return dataclasses.replace(statement, counts=tuple(counts))

@@ -1,12 +1,15 @@
-"""A scene: which objects stand where, on which background, and the image of it.
+"""A scene: objects, their positions, a background, and the image of it all.
 
-Everything is drawn from one generator that depends only on (seed, split, index), so a scene is the
-same whichever process makes it. Distances are fractions of the image's side unless said.
+All draws are from one generator that depends only on (seed, split, index), so a scene is the same
+in whichever process it is composed. Distances are fractions of the image's side unless noted.
 """
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int8, UInt8
 from PIL import Image
 
 from ofa_jax.scenes import nouns as nouns_lib
@@ -15,25 +18,27 @@ from ofa_jax.scenes.nouns import Noun
 
 SPLITS = ("train", "validation", "test", "test_shifted")
 
-# The longer side of an object: 28 px of a 128 px image at least, nearly two 16 px patches.
+# The longer side of an object: at least 28 px of a 128 px image, nearly two 16 px patches.
 SMALLEST_OBJECT = 0.22
 LARGEST_OBJECT = 0.5
 # A pixel belongs to an object where its pictogram is at least this opaque (of 255).
 VISIBLE_ALPHA = 64
-_LARGEST_OVERLAP = 0.06  # intersection of two boxes, of the smaller one's area
-_LEAST_VISIBLE = 0.92  # of an object's own pixels
-_LEAST_CONTRAST = 60.0  # distance of an object's mean colour from the background's, of 441
-_PLACEMENT_TRIES = 60
+_MAX_OVERLAP = 0.06  # intersection of two boxes, as a fraction of the smaller one's area
+_MIN_VISIBLE = 0.92  # of an object's own pixels
+_MIN_CONTRAST = 60.0  # distance of an object's mean colour from the background's, at most 441
+_PLACEMENT_ATTEMPTS = 60
+_BACKGROUND_ATTEMPTS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneOptions:
-    """What scenes are made of; a scene is a function of these, its split and its index.
+    """The options of a data set; a scene is a function of these, its split and its index.
 
-    nouns: how many nouns of the table are used, the easiest to tell apart first.
-    image_size: pixels of a side.
-    max_objects: at most so many objects in an image; fewer are more frequent.
-    seed: of everything that is drawn.
+    Attributes:
+      nouns: the number of nouns, from the start of the table: the most distinct come first.
+      image_size: the side of images in pixels.
+      max_objects: the maximum number of objects in an image; smaller numbers are more frequent.
+      seed: determines all draws.
     """
 
     nouns: int = 40
@@ -41,7 +46,7 @@ class SceneOptions:
     max_objects: int = 6
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.max_objects <= 6:
             raise ValueError(
                 "A scene has room for 1 to 6 objects: set --max_objects so, not "
@@ -57,7 +62,7 @@ class SceneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """An object: its noun and the tight box of its visible pixels, x0 y0 x1 y1 in pixels."""
+    """An object: its noun, and the tight box of its visible pixels: x0 y0 x1 y1 in pixels."""
 
     noun: Noun
     box: tuple[float, float, float, float]
@@ -65,10 +70,13 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is exactly known of an image.
+    """The exact content of an image.
 
-    size: pixels of a side. background: its name, None where no short word is exact.
-    vocabulary: every noun that some scene of this data set may show.
+    Attributes:
+      size: the side of the image in pixels.
+      objects: from back to front.
+      background: its name; None where no short name is exact.
+      vocabulary: all nouns of the data set.
     """
 
     size: int
@@ -77,41 +85,55 @@ class Scene:
     vocabulary: tuple[Noun, ...]
 
 
-def generator(options: SceneOptions, split: str, index: int) -> np.random.Generator:
-    """The generator of scene `index` of a split."""
+class _Placement(NamedTuple):
+    """A drawn object: its noun, its pixels, and the position of its top left corner."""
+
+    noun: Noun
+    pixels: UInt8[np.ndarray, "height width 4"]
+    x: int
+    y: int
+
+
+_Box = tuple[float, float, float, float]
+
+
+def make_generator(options: SceneOptions, split: str, index: int) -> np.random.Generator:
+    """Returns the random generator of scene `index` of a split."""
     return np.random.default_rng([options.seed, SPLITS.index(split), index])
 
 
 def compose(
     options: SceneOptions, style: str, rng: np.random.Generator
-) -> tuple[Scene, np.ndarray]:
-    """Draws a scene and its image.
+) -> tuple[Scene, UInt8[np.ndarray, "size size 3"]]:
+    """Composes a random scene.
 
     Args:
       options: see SceneOptions.
-      style: pictogram style, one of sprites.STYLES.
-      rng: decides everything.
+      style: the style of the pictograms, one of sprites.STYLES.
+      rng: determines the scene.
 
     Returns:
-      The scene, and the image uint8[size, size, 3].
+      The scene and its image.
     """
     size = options.image_size
     vocabulary = nouns_lib.first_nouns(options.nouns)
     chosen = _choose_nouns(vocabulary, options.max_objects, rng)
-    placed = _place(chosen, style, size, rng)
-    owner = _owners(placed, size)
-    background, name = _visible_background(placed, owner, size, rng)
+    placements = _place_objects(chosen, style, size, rng)
+    owner = _pixel_owners(placements, size)
+    background, name = _contrasting_background(placements, owner, size, rng)
     image = Image.fromarray(background)
     objects = []
-    for number, (noun, pixels, x, y) in enumerate(placed):
+    for number, (noun, pixels, x, y) in enumerate(placements):
         patch = Image.fromarray(pixels)
         image.paste(patch, (x, y), patch)
         objects.append(SceneObject(noun, _tight_box(owner == number)))
     return Scene(size, tuple(objects), name, vocabulary), np.asarray(image)
 
 
-def _choose_nouns(vocabulary, max_objects: int, rng) -> list[Noun]:
-    """Nouns of the objects: few more often than many, and some twice, so that counts matter."""
+def _choose_nouns(
+    vocabulary: Sequence[Noun], max_objects: int, rng: np.random.Generator
+) -> list[Noun]:
+    """Samples the objects' nouns: few more often than many, and some repeatedly."""
     weights = np.array([0.27, 0.29, 0.18, 0.12, 0.08, 0.06][:max_objects])
     count = 1 + rng.choice(max_objects, p=weights / weights.sum())
     chosen: list[int] = []
@@ -124,29 +146,35 @@ def _choose_nouns(vocabulary, max_objects: int, rng) -> list[Noun]:
     return [vocabulary[i] for i in chosen]
 
 
-def _place(chosen, style: str, size: int, rng) -> list[tuple[Noun, np.ndarray, int, int]]:
-    """Turns, scales and places each pictogram: (noun, uint8[h, w, 4], x, y), back to front."""
+def _place_objects(
+    chosen: Sequence[Noun], style: str, size: int, rng: np.random.Generator
+) -> list[_Placement]:
+    """Draws each pictogram and samples its position, from back to front."""
     largest = min(LARGEST_OBJECT, 0.85 / np.sqrt(len(chosen)))
     while True:
         sides = rng.uniform(SMALLEST_OBJECT, largest, len(chosen))
-        sides[::-1].sort()  # large ones first, they are harder to place
-        placed, boxes = [], []
+        sides[::-1].sort()  # large objects first: they are harder to place
+        placements: list[_Placement] = []
+        boxes: list[_Box] = []
         for noun, side in zip(chosen, sides, strict=True):
-            pixels = _draw(noun, style, round(side * size + 0.5), size, rng)
-            spot = _free_spot(pixels.shape[:2], boxes, size, rng)
-            if spot is None:
+            pixels = _draw_pictogram(noun, style, round(side * size + 0.5), size, rng)
+            height, width = pixels.shape[:2]
+            position = _find_free_position(height, width, boxes, size, rng)
+            if position is None:
                 break
-            x, y = spot
-            placed.append((noun, pixels, x, y))
-            boxes.append((x, y, x + pixels.shape[1], y + pixels.shape[0]))
-        if len(placed) == len(chosen) and _all_clearly_visible(placed, size):
-            return placed
+            x, y = position
+            placements.append(_Placement(noun, pixels, x, y))
+            boxes.append((x, y, x + width, y + height))
+        if len(placements) == len(chosen) and _all_clearly_visible(placements, size):
+            return placements
         largest = max(SMALLEST_OBJECT, 0.95 * largest)
 
 
-def _draw(noun: Noun, style: str, side: int, size: int, rng) -> np.ndarray:
-    """One pictogram, mirrored and turned a little: uint8[h, w, 4] with max(h, w) == side."""
-    master = sprites.sprite(noun.code, style, round(LARGEST_OBJECT * size) + 8)
+def _draw_pictogram(
+    noun: Noun, style: str, side: int, size: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 4"]:
+    """Draws a pictogram whose longer side is `side`, sometimes mirrored or slightly rotated."""
+    master = sprites.render_sprite(noun.code, style, round(LARGEST_OBJECT * size) + 8)
     if rng.random() < 0.5:
         master = master[:, ::-1]
     angle = rng.uniform(-12, 12) if rng.random() < 0.5 else 0.0
@@ -161,19 +189,19 @@ def _draw(noun: Noun, style: str, side: int, size: int, rng) -> np.ndarray:
     return np.asarray(image.convert("RGBA"))
 
 
-def _free_spot(shape, boxes, size: int, rng) -> tuple[int, int] | None:
-    height, width = shape
-    for _ in range(_PLACEMENT_TRIES):
+def _find_free_position(
+    height: int, width: int, boxes: Iterable[_Box], size: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Samples an (x, y) at which an object hardly overlaps the others; None if none was found."""
+    for _ in range(_PLACEMENT_ATTEMPTS):
         x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
-        if all(
-            _overlap((x, y, x + width, y + height), other) <= _LARGEST_OVERLAP for other in boxes
-        ):
+        if all(_overlap((x, y, x + width, y + height), other) <= _MAX_OVERLAP for other in boxes):
             return x, y
     return None
 
 
-def _overlap(a, b) -> float:
-    """Intersection of two boxes as a fraction of the smaller one."""
+def _overlap(a: _Box, b: _Box) -> float:
+    """Computes the intersection of two boxes as a fraction of the smaller one."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -181,54 +209,73 @@ def _overlap(a, b) -> float:
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _owners(placed, size: int) -> np.ndarray:
-    """Which object each pixel shows: int8[size, size], -1 the background."""
+def _pixel_owners(placements: Sequence[_Placement], size: int) -> Int8[np.ndarray, "size size"]:
+    """Returns the index of the object that each pixel shows, -1 for the background."""
     owner = np.full((size, size), -1, np.int8)
-    for number, (_, pixels, x, y) in enumerate(placed):
+    for number, (_, pixels, x, y) in enumerate(placements):
         height, width = pixels.shape[:2]
         owner[y : y + height, x : x + width][pixels[..., 3] >= VISIBLE_ALPHA] = number
     return owner
 
 
-def _all_clearly_visible(placed, size: int) -> bool:
-    seen = np.bincount(_owners(placed, size).ravel() + 1, minlength=len(placed) + 1)[1:]
-    own = np.array([(pixels[..., 3] >= VISIBLE_ALPHA).sum() for _, pixels, _, _ in placed])
-    return bool((seen >= _LEAST_VISIBLE * own).all())
+def _all_clearly_visible(placements: Sequence[_Placement], size: int) -> bool:
+    """Returns whether hardly any pixel of an object is hidden by another one."""
+    owner = _pixel_owners(placements, size)
+    visible = np.bincount(owner.ravel() + 1, minlength=len(placements) + 1)[1:]
+    own = np.array([(item.pixels[..., 3] >= VISIBLE_ALPHA).sum() for item in placements])
+    return bool((visible >= _MIN_VISIBLE * own).all())
 
 
-def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+def _tight_box(mask: Bool[np.ndarray, "size size"]) -> _Box:
+    """Returns the smallest box that contains the mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def _visible_background(placed, owner, size: int, rng) -> tuple[np.ndarray, str | None]:
-    """The first of several backgrounds from which every object stands out, else the best one."""
-    best = None
-    for _ in range(6):
-        background, name = _background(size, rng)
+def _contrasting_background(
+    placements: Sequence[_Placement],
+    owner: Int8[np.ndarray, "size size"],
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "size size 3"], str | None]:
+    """Samples several backgrounds; returns the first with enough contrast, or the best.
+
+    Returns:
+      The background, and its name if it has one.
+    """
+    best_contrast = -1.0
+    for _ in range(_BACKGROUND_ATTEMPTS):
+        background, name = _sample_background(size, rng)
         contrast = min(
-            _contrast(background, owner == number, pixels)
-            for number, (_, pixels, _, _) in enumerate(placed)
+            _contrast(background, owner == number, item.pixels)
+            for number, item in enumerate(placements)
         )
-        if best is None or contrast > best[0]:
-            best = (contrast, background, name)
-        if contrast >= _LEAST_CONTRAST:
+        if contrast > best_contrast:
+            best_contrast, best = contrast, (background, name)
+        if contrast >= _MIN_CONTRAST:
             break
-    return best[1], best[2]
+    return best
 
 
-def _contrast(background, mask, pixels) -> float:
+def _contrast(
+    background: UInt8[np.ndarray, "size size 3"],
+    mask: Bool[np.ndarray, "size size"],
+    pixels: UInt8[np.ndarray, "height width 4"],
+) -> float:
+    """Computes the distance between the mean colours of an object and of what it covers."""
     opaque = pixels[pixels[..., 3] >= VISIBLE_ALPHA][:, :3].mean(0)
     return float(np.linalg.norm(opaque - background[mask].mean(0)))
 
 
-def _background(size: int, rng) -> tuple[np.ndarray, str | None]:
-    """A photograph's texture or a colour gradient, uint8[size, size, 3], and its name."""
+def _sample_background(
+    size: int, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "size size 3"], str | None]:
+    """Samples a texture from a photograph, or a colour gradient; returns it and its name."""
     if rng.random() < 0.3:
-        return _gradient(size, rng), None
+        return _sample_gradient(size, rng), None
     index = int(rng.integers(len(sprites.PHOTOGRAPHS)))
     entry = sprites.PHOTOGRAPHS[index]
-    region = sprites.photograph(index)
+    region = sprites.load_photograph(index)
     side = int(rng.uniform(0.35, 1.0) * min(region.size))
     x = int(rng.integers(region.width - side + 1))
     y = int(rng.integers(region.height - side + 1))
@@ -244,8 +291,8 @@ def _background(size: int, rng) -> tuple[np.ndarray, str | None]:
     return np.clip(pixels, 0, 255).astype(np.uint8), entry.name
 
 
-def _gradient(size: int, rng) -> np.ndarray:
-    """A linear colour gradient, uint8[size, size, 3]."""
+def _sample_gradient(size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+    """Samples a linear colour gradient."""
     start, end = rng.uniform(30, 250, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-0.5, 0.5, size)

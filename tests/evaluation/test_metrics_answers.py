@@ -13,7 +13,7 @@ from ofa_jax.evaluation.metrics import (
     summarization,
     vqa,
 )
-from ofa_jax.scenes.captions import Claim
+from ofa_jax.scenes.captions import Statement
 from ofa_jax.scenes.nouns import all_nouns
 
 
@@ -128,15 +128,15 @@ def test_every_noun_of_the_table_is_found_in_every_phrasing_and_no_other_one():
     finder = nouns.NounFinder()
     for noun in all_nouns():
         for count in (1, 3):
-            for style, place in (
+            for style, background in (
                 ("plain", "grass"),
-                ("image", "gravel"),
+                ("picture", "gravel"),
                 ("there", "bricks"),
                 ("exact", "wood"),
                 ("plain", "outer space"),
             ):
-                claim = Claim(((noun, count),), style=style, background=place)
-                assert finder.find(claim.words()) == {noun.name}, claim.words()
+                statement = Statement(((noun, count),), style=style, background=background)
+                assert finder.find(statement.to_text()) == {noun.name}, statement.to_text()
 
 
 def test_strings_are_the_same_but_for_spaces_around_them():

@@ -1,4 +1,4 @@
-"""Scenes: the same from the same seed, exact boxes, visible objects."""
+"""Tests that scenes are reproducible, boxes exact and objects visible."""
 
 import io
 
@@ -29,31 +29,31 @@ def test_a_scene_depends_only_on_seed_split_and_index():
 
 
 def test_boxes_are_tight_around_the_visible_pixels(monkeypatch):
-    """On white minus on black is 255 minus the opacity of what is drawn there."""
+    """An image on white minus that on black is 255 minus the opacity."""
 
-    def composed(ground, index):
-        ground = np.full((128, 128, 3), ground, np.uint8)
-        monkeypatch.setattr(composer, "_visible_background", lambda *_: (ground, None))
-        rng = composer.generator(OPTIONS, "train", index)
+    def compose(value, index):
+        background = np.full((128, 128, 3), value, np.uint8)
+        monkeypatch.setattr(composer, "_contrasting_background", lambda *_: (background, None))
+        rng = composer.make_generator(OPTIONS, "train", index)
         return composer.compose(OPTIONS, "twemoji", rng)
 
     for index in range(60):
-        scene, on_white = composed(255, index)
-        _, on_black = composed(0, index)
+        scene, on_white = compose(255, index)
+        _, on_black = compose(0, index)
         opacity = 255 - (on_white.astype(int) - on_black).max(-1)
         union = np.zeros((128, 128), bool)
         for item in scene.objects:
             x0, y0, x1, y1 = map(int, item.box)
             inside = opacity[y0:y1, x0:x1] >= composer.VISIBLE_ALPHA
-            # Something visible touches each side of the box.
+            # A visible pixel touches each side of the box.
             assert inside[0].any() and inside[-1].any()
             assert inside[:, 0].any() and inside[:, -1].any()
             union[y0:y1, x0:x1] = True
-        assert (opacity[~union] < composer.VISIBLE_ALPHA).all(), "something visible in no box"
+        assert (opacity[~union] < composer.VISIBLE_ALPHA).all(), "a visible pixel is in no box"
 
 
 @pytest.mark.parametrize("split", ["train", "test_shifted"])
-def test_objects_are_inside_large_enough_and_apart(split):
+def test_objects_lie_inside_are_large_enough_and_hardly_overlap(split):
     sizes = []
     for index in range(150):
         record = records.make_record(OPTIONS, split, index)
@@ -66,13 +66,13 @@ def test_objects_are_inside_large_enough_and_apart(split):
             for b in boxes[:i]:
                 shared = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
                 smaller = min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2]))
-                # The limit is set on whole boxes; hiding may shrink a box by a few pixels.
+                # The limit holds for whole boxes; an occlusion may shrink a box by a few pixels.
                 assert np.prod(shared.clip(0)) <= 0.1 * smaller
-    assert min(sizes) >= 0.2 * 128  # 28 px, of which a neighbour may hide a little
+    assert min(sizes) >= 0.2 * 128  # 28 px, of which a neighbour may hide a few
     assert np.mean([size > 28 for size in sizes]) > 0.95
 
 
-def test_image_is_a_jpeg_of_the_given_size():
+def test_the_image_is_a_jpeg_of_the_given_size():
     record = records.make_record(SceneOptions(image_size=192), "test", 0)
     with Image.open(io.BytesIO(record["image"])) as image:
         assert image.format == "JPEG"
@@ -82,6 +82,6 @@ def test_image_is_a_jpeg_of_the_given_size():
 @pytest.mark.parametrize(
     ("field", "value"), [("max_objects", 0), ("image_size", 100), ("nouns", 3)]
 )
-def test_impossible_options_say_what_is_possible(field, value):
+def test_impossible_options_raise_an_error_that_names_the_flag(field, value):
     with pytest.raises(ValueError, match=f"--{field}"):
         SceneOptions(**{field: value})

@@ -1,4 +1,4 @@
-"""Sentences: clean, and no sentence of training in another split."""
+"""Tests that sentences are clean, and that no other split has one of training."""
 
 import doctest
 import re
@@ -10,22 +10,22 @@ from ofa_jax.scenes import corpus
 SPLITS = ("train", "validation", "test", "test_shifted")
 
 
-def test_training_sentences_are_in_no_other_split():
-    train = set(corpus.sentences("train"))
+def test_no_other_split_has_a_training_sentence():
+    train = set(corpus.load_sentences("train"))
     for split in SPLITS[1:]:
-        assert corpus.sentences(split)
-        assert train.isdisjoint(corpus.sentences(split))
+        assert corpus.load_sentences(split)
+        assert train.isdisjoint(corpus.load_sentences(split))
 
 
 def test_sentences_are_plain_text():
     for split in SPLITS:
-        sentences = corpus.sentences(split)
+        sentences = corpus.load_sentences(split)
         assert len(set(sentences)) == len(sentences)
         for text in sentences:
             assert not re.search(r"</?[a-z]|&[a-z]+;|[\n\t\xa0]", text), text
             assert text == " ".join(text.split())
             assert 5 <= len(text.split()) <= 48
-    assert len(corpus.sentences("train")) > 10_000
+    assert len(corpus.load_sentences("train")) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_sentences_are_plain_text():
         ("note 1: the coast , is  long", "the coast, is long"),
     ],
 )
-def test_clean(raw, clean):
+def test_clean_removes_markup_and_simplifies_characters(raw, clean):
     assert corpus.clean(raw) == clean
 
 
-def test_examples_in_docstrings():
+def test_docstring_examples():
     assert doctest.testmod(corpus).failed == 0
 
 

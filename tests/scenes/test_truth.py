@@ -1,7 +1,7 @@
-"""Every statement about a scene, checked by a reader that knows only the text and the boxes.
+"""Checks every text about a scene with a reader that knows only the text and the boxes.
 
-The reader shares no code with the writer: it parses the English and decides from labels and boxes
-with its own, plain geometry (centres, no margins).
+The reader shares no code with the library: it parses the English and decides from labels and boxes
+with its own simple geometry (centres, no margins).
 """
 
 import re
@@ -41,7 +41,7 @@ def scenes():
 
 
 class Reader:
-    """Answers from a record's labels and boxes."""
+    """Answers questions from a record's labels and boxes."""
 
     def __init__(self, record):
         self.labels = record["object_labels"]
@@ -72,18 +72,18 @@ class Reader:
     def in_corner(self, i, words):
         return all(self.half(i, word) for word in words.split())
 
-    def holds(self, claim, background=None):
-        """Whether a caption is true, "at least" unless it says exactly. Parses or fails."""
-        claim = re.sub(r"^(a picture of|there is|there are) ", "", claim)
-        place = next((p for p in BACKGROUNDS if claim.endswith(" " + p)), None)
-        if place:
-            claim = claim[: -len(place) - 1]
-            if background is not None and place.split(" ", 1)[1] != background:
+    def is_true(self, caption, background=None):
+        """Returns whether a caption is true; counts are lower bounds unless it says "exactly"."""
+        text = re.sub(r"^(a picture of|there is|there are) ", "", caption)
+        stated = next((phrase for phrase in BACKGROUNDS if text.endswith(" " + phrase)), None)
+        if stated:
+            text = text[: -len(stated) - 1]
+            if background is not None and stated.split(" ", 1)[1] != background:
                 return False
-        corner = re.search(r" in the (\w+ \w+) corner$", claim)
+        corner = re.search(r" in the (\w+ \w+) corner$", text)
         if corner:
-            claim = claim[: corner.start()]
-        related = re.fullmatch(rf"(.+) ({RELATION}) (.+)", claim)
+            text = text[: corner.start()]
+        related = re.fullmatch(rf"(.+) ({RELATION}) (.+)", text)
         if related:
             first, second = (self.parse(part)[0] for part in related.group(1, 3))
             return any(
@@ -91,13 +91,13 @@ class Reader:
                 for a in self.named(first)
                 for b in self.named(second)
             )
-        exact = claim.startswith("exactly ")
-        parts = re.split(r", | and ", claim.removeprefix("exactly "))
+        exact = text.startswith("exactly ")
+        parts = re.split(r", | and ", text.removeprefix("exactly "))
         for name, count in map(self.parse, parts):
-            there = self.named(name)
+            found = self.named(name)
             if corner:
-                there = [i for i in there if self.in_corner(i, corner.group(1))]
-            if len(there) < count or exact and len(there) != count:
+                found = [i for i in found if self.in_corner(i, corner.group(1))]
+            if len(found) < count or exact and len(found) != count:
                 return False
         return True
 
@@ -108,44 +108,44 @@ class Reader:
         return name, NUMBERS[word]
 
     def answer(self, question):
-        def ask(pattern):
+        def match(pattern):
             return re.fullmatch(pattern, question)
 
-        if found := ask(r"(?:is there (?:an?)|are there any) (.+) in the picture\?"):
+        if found := match(r"(?:is there (?:an?)|are there any) (.+) in the picture\?"):
             return "yes" if self.named(found[1]) else "no"
-        if ask(r"how many objects are there\?"):
+        if match(r"how many objects are there\?"):
             return str(len(self.labels))
-        if ask(r"how many kinds of objects are there\?"):
+        if match(r"how many kinds of objects are there\?"):
             return str(len(set(self.labels)))
-        if found := ask(r"how many (.+) are there\?"):
+        if found := match(r"how many (.+) are there\?"):
             return str(len(self.named(found[1])))
-        if found := ask(r"is the (.+) on the left or on the right\?"):
+        if found := match(r"is the (.+) on the left or on the right\?"):
             return "left" if self.half(self.one(found[1]), "left") else "right"
-        if found := ask(r"is the (.+) at the top or at the bottom\?"):
+        if found := match(r"is the (.+) at the top or at the bottom\?"):
             return "top" if self.half(self.one(found[1]), "top") else "bottom"
-        if found := ask(r"in which corner is the (.+)\?"):
+        if found := match(r"in which corner is the (.+)\?"):
             return next(
                 c
                 for c in ("top left", "top right", "bottom left", "bottom right")
                 if self.in_corner(self.one(found[1]), c)
             )
-        if found := ask(r"is the (.+) to the left or to the right of the (.+)\?"):
+        if found := match(r"is the (.+) to the left or to the right of the (.+)\?"):
             a, b = self.one(found[1]), self.one(found[2])
             return "left" if self.related(a, "to the left of", b) else "right"
-        if found := ask(r"is the (.+) above or below the (.+)\?"):
+        if found := match(r"is the (.+) above or below the (.+)\?"):
             a, b = self.one(found[1]), self.one(found[2])
             return "above" if self.related(a, "above", b) else "below"
-        if found := ask(rf"is the (.+) ({RELATION}) the (.+)\?"):
+        if found := match(rf"is the (.+) ({RELATION}) the (.+)\?"):
             a, b = self.one(found[1]), self.one(found[3])
             return "yes" if self.related(a, found[2], b) else "no"
-        if found := ask(r"are there more (.+) than (.+)\?"):
+        if found := match(r"are there more (.+) than (.+)\?"):
             return "yes" if len(self.named(found[1])) > len(self.named(found[2])) else "no"
-        if found := ask(r"what is (.+)\?"):
+        if found := match(r"what is (.+)\?"):
             return self.labels[self.only(f"the object {found[1]}")]
         raise AssertionError(f"The reader does not understand {question!r}.")
 
     def only(self, phrase):
-        """The index of the one object that a phrase can mean."""
+        """Returns the index of the one object that a phrase can refer to."""
         if phrase == "the object in the picture":
             (index,) = range(len(self.labels))
             return index
@@ -169,16 +169,16 @@ class Reader:
             return ranked[0]
         found = re.fullmatch(r"(.+?) (?:on|at) the (left|right|top|bottom)", rest)
         if found:
-            meant = [i for i in self.pool(found[1]) if self.half(i, found[2])]
+            referred = [i for i in self.pool(found[1]) if self.half(i, found[2])]
         elif found := re.fullmatch(rf"(.+?) ({RELATION}) the (.+)", rest):
             anchor = self.one(found[3])
-            meant = [
+            referred = [
                 i for i in self.pool(found[1]) if i != anchor and self.related(i, found[2], anchor)
             ]
         else:
-            meant = self.pool(rest)
-        assert len(meant) == 1, (phrase, meant)
-        return meant[0]
+            referred = self.pool(rest)
+        assert len(referred) == 1, (phrase, referred)
+        return referred[0]
 
     def pool(self, name):
         return list(range(len(self.labels))) if name == "object" else self.named(name)
@@ -186,10 +186,10 @@ class Reader:
 
 def background_of(record):
     found = {
-        place.split(" ", 1)[1]
+        phrase.split(" ", 1)[1]
         for text in record["captions"]
-        for place in BACKGROUNDS
-        if text.endswith(" " + place)
+        for phrase in BACKGROUNDS
+        if text.endswith(" " + phrase)
     }
     answers = [
         answer
@@ -204,21 +204,21 @@ def background_of(record):
 def test_captions_are_true(scenes):
     for record in scenes:
         for caption in record["captions"]:
-            assert Reader(record).holds(caption), (caption, record["object_labels"])
+            assert Reader(record).is_true(caption), (caption, record["object_labels"])
 
 
 def test_negative_captions_are_false(scenes):
     for record in scenes:
         assert len(record["negative_captions"]) == len(set(record["negative_captions"])) == 4
         for caption in record["negative_captions"]:
-            assert not Reader(record).holds(caption, background_of(record) or "unnamed"), (
+            assert not Reader(record).is_true(caption, background_of(record) or "unnamed"), (
                 caption,
                 record["object_labels"],
             )
 
 
-def test_negatives_are_not_told_by_their_length_alone(scenes):
-    """A listing longer by a count is a negative; as many others are as long as the truth."""
+def test_negatives_cannot_be_told_by_their_length_alone(scenes):
+    """At least half of the negatives have as many words as a true caption."""
     same = [
         len(negative.split()) in {len(caption.split()) for caption in record["captions"]}
         for record in scenes
@@ -227,7 +227,7 @@ def test_negatives_are_not_told_by_their_length_alone(scenes):
     assert np.mean(same) > 0.5
 
 
-def test_answers_are_right(scenes):
+def test_answers_are_correct(scenes):
     kinds = set()
     for record in scenes:
         assert len(record["questions"]) == len(record["answers"]) == len(record["answer_types"])
@@ -255,7 +255,7 @@ def test_yes_and_no_are_both_frequent(scenes):
         assert abs(np.mean([a == "yes" for a in answers]) - 0.5) < 4 * 0.5 / len(answers) ** 0.5
 
 
-def test_phrases_mean_exactly_one_object(scenes):
+def test_phrases_refer_to_exactly_one_object(scenes):
     for record in scenes:
         for phrases, boxes in (("phrases", "phrase_boxes"), ("true_phrases", "true_phrase_boxes")):
             assert len(record[phrases]) == len(record[boxes]) > 0
@@ -264,7 +264,7 @@ def test_phrases_mean_exactly_one_object(scenes):
                 np.testing.assert_array_equal(record["object_boxes"][index], box, err_msg=phrase)
 
 
-def test_the_phrases_asked_about_are_among_all_true_ones(scenes):
+def test_sampled_phrases_are_among_the_true_phrases(scenes):
     for record in scenes:
         known = {
             (phrase, tuple(box))
@@ -277,8 +277,8 @@ def test_the_phrases_asked_about_are_among_all_true_ones(scenes):
         }
 
 
-def test_the_reader_finds_lies(scenes):
-    """The reader itself: a swapped box or a wrong count does not pass."""
+def test_the_reader_detects_false_captions(scenes):
+    """Tests the reader itself: a swapped box or a wrong count does not pass."""
     record = next(
         r
         for r in scenes
@@ -286,6 +286,6 @@ def test_the_reader_finds_lies(scenes):
     )
     mirrored = dict(record, object_boxes=np.asarray(record["object_boxes"])[::-1])
     caption = next(c for c in record["captions"] if " to the left of " in c)
-    assert Reader(record).holds(caption)
-    assert not Reader(mirrored).holds(caption)
-    assert not Reader(record).holds("exactly seven " + nouns.plural(record["object_labels"][0]))
+    assert Reader(record).is_true(caption)
+    assert not Reader(mirrored).is_true(caption)
+    assert not Reader(record).is_true("exactly seven " + nouns.plural(record["object_labels"][0]))

@@ -105,7 +105,7 @@ def test_text_records_are_the_corpus(scenes):
 
     for split in SPLITS:
         source = scenes.records("text", split)
-        assert tuple(source[i]["text"] for i in range(len(source))) == corpus.sentences(split)
+        assert tuple(source[i]["text"] for i in range(len(source))) == corpus.load_sentences(split)
 
 
 def test_sources_pickle_and_refuse_what_is_not_there(scenes):
