@@ -253,7 +253,7 @@ def _judging(decoding: DecodingConfig, allowed: Sequence[str] | None, score_all:
         references=task_inputs.no_references,
         metrics=(),
         decoding=decoding,
-        answers=None if allowed is None else lambda: allowed,
+        candidates=None if allowed is None else lambda: allowed,
         score_all=score_all,
     )
 

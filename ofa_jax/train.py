@@ -272,14 +272,14 @@ def _self_critical(
 def _answers(stream: Stream, model: OFAConfig) -> Trie:
     """The answers that the stream's task allows."""
     task = eval_spec.find(stream.mixture_or_task_name)
-    if task.answers is None:
+    if task.candidates is None:
         raise ValueError(
             "train.restrict_to_candidates is set, but any text may answer "
-            f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec its answers."
+            f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec candidates."
         )
     provider = seqio_bridge.find(stream.mixture_or_task_name)
     encode = provider.output_features["targets"].vocabulary.encode
-    return Trie.from_answers([encode(answer) for answer in task.answers()], model.vocab_size)
+    return Trie.from_answers([encode(answer) for answer in task.candidates()], model.vocab_size)
 
 
 def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:

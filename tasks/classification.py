@@ -28,7 +28,7 @@ def describe(name: str) -> EvalSpec:
         references=downstream.label_of,
         metrics=(accuracy,),
         decoding=DecodingConfig(max_length=_LONGEST, normalize_scores=False),
-        answers=class_names,
+        candidates=class_names,
         score_all=name == "imagenet_all",
     )
 

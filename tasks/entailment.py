@@ -19,7 +19,7 @@ def describe(name: str) -> EvalSpec:
         references=downstream.label_of,
         metrics=(accuracy,),
         decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
-        answers=lambda: downstream.spaced(ANSWERS),
+        candidates=lambda: downstream.spaced(ANSWERS),
     )
 
 

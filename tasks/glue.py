@@ -39,7 +39,7 @@ def describe(name: str) -> EvalSpec:
         references=downstream.label_of,
         metrics=(metric,),
         decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
-        answers=lambda: downstream.spaced(answers),
+        candidates=lambda: downstream.spaced(answers),
     )
 
 

@@ -88,7 +88,7 @@ def _matching(config: ObjectiveConfig) -> dict[str, Any]:
         kind="text",
         references=lambda record: record["label"],
         metrics=(classification.accuracy,),
-        answers=lambda: (prompts.YES, prompts.NO),
+        candidates=lambda: (prompts.YES, prompts.NO),
     )
 
 

@@ -32,7 +32,7 @@ def candidates() -> tuple[str, ...]:
 
 def describe(name: str) -> EvalSpec:
     """Scores are sums of log-probabilities, not divided by lengths."""
-    judging = EvalSpec(
+    spec = EvalSpec(
         name,
         kind="text",
         references=references,
@@ -40,8 +40,8 @@ def describe(name: str) -> EvalSpec:
         decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
     )
     if name == "vqa_free":
-        return judging
-    return judging.replace(answers=candidates, score_all=name == "vqa")
+        return spec
+    return spec.replace(candidates=candidates, score_all=name == "vqa")
 
 
 for _name in ("vqa", "vqa_trie", "vqa_free"):

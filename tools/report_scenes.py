@@ -25,7 +25,7 @@ from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.evaluation import eval_spec, postprocess, trivial_baselines
 from ofa_jax.evaluation.metrics.images import psnr
-from ofa_jax.evaluation.metrics.spans import exact_spans, fillings
+from ofa_jax.evaluation.metrics.spans import exact_spans, extract_spans
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
@@ -79,7 +79,7 @@ class Reporter:
             value = self._judge("visual_grounding", split, found, _given("box", found))[metric]
             objects = self.settings.data_set.records("objects", split)
             boxes = [as_boxes(objects[line["index"]]["object_boxes"]) for line in found]
-            drawn = trivial_baselines.random_objects(boxes, self._rng())
+            drawn = trivial_baselines.draw_true_box(boxes, self._rng())
             baseline = self._judge("visual_grounding", split, found, drawn)[metric]
             yield Row(
                 ABSENT_NOUN,
@@ -121,7 +121,7 @@ class Reporter:
             # What the model could reach at best, and what pure chance reaches.
             truth = [np.asarray(line["references"], np.int32) for line in found]
             best = self._judge(task, split, found, truth)
-            chance = trivial_baselines.random_codes(self.settings.image_tokenizer.num_codes)
+            chance = trivial_baselines.draw_codes(self.settings.image_tokenizer.num_codes)
             drawn = self._judge(task, split, found, chance([], truth, self._rng()))
             for name in metrics:
                 yield Row(
@@ -165,9 +165,9 @@ class Reporter:
         """What a task's baseline is, and its answers."""
         if task == "text_infilling":
             span = trivial_baselines.most_frequent(self._training_spans())
-            guessed = [trivial_baselines.filled(_masked(line), span) for line in found]
+            guessed = [trivial_baselines.fill_masks(_masked(line), span) for line in found]
             return f"{span!r} at every mask", guessed
-        who, answer = trivial_baselines.BLIND[task]
+        who, answer = trivial_baselines.BASELINES[task]
         references = eval_spec.find(task).references
         training = [references(record) for record in self._training_records(task)]
         return who, answer(training, [line["references"] for line in found], self._rng())
@@ -186,7 +186,7 @@ class Reporter:
         for record in self._training_records(task):
             example = objectives.OBJECTIVES[task](record, rng, config)
             line = {"instruction": config.vocabulary.decode(example["inputs"]).strip()}
-            yield from filter(None, fillings(_masked(line), references(record)) or ())
+            yield from filter(None, extract_spans(_masked(line), references(record)) or ())
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)

@@ -154,9 +154,9 @@ class BatchDecoder:
 
 def _encoded(judging: EvalSpec, vocabulary: OFAVocabulary) -> list[list[int]] | None:
     """Token ids of the allowed answers, None where all are allowed."""
-    if judging.answers is None:
+    if judging.candidates is None:
         return None
-    texts = list(judging.answers())
+    texts = list(judging.candidates())
     if not texts:
         raise ValueError(
             f"EvalSpec of task {judging.task!r}: its list of allowed answers is empty."

@@ -1,12 +1,12 @@
-"""How a task's answers are generated, read and judged: one frozen description of each task.
+"""How a task's predictions are decoded, parsed and scored: one frozen `EvalSpec` per task.
 
-`tasks/` registers a description beside each seqio task (of the same name); `python -m
-ofa_jax.evaluate` and `infer` look it up. An answer is read as one of
+`python -m ofa_jax.evaluate` and `infer` look up the spec that was registered under the name of the
+seqio task. Its `kind` says what a decoded token sequence is parsed as:
 
     text      str
     box       float32 [4]                     x0 y0 x1 y1, pixels of the stored image
     objects   {"boxes": float32 [K, 4], "labels": list[str]}      the same pixels
-    codes     int32 [n]                       image codes, 0 the first one
+    codes     int32 [n]                       image codes, counted from 0
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ from ofa_jax.utils.suggestions import nearest
 KINDS = ("text", "box", "objects", "codes")
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
-"""(references of every example, its answer) -> values by name; both lists in the same order."""
+"""(references, predictions), one of each per example in the same order -> {name: value}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
-    """How the answers to a task are found and judged.
+    """How a task is evaluated.
 
     Attributes:
       task: name in the seqio registry.
-      kind: what an answer is read as, see the module's text.
-      references: record -> what the metrics compare an answer with, plain values that json takes
-        (for boxes: in pixels of the stored image).
-      metrics: functions of all references and all answers.
-      decoding: how answers are searched.
-      answers: gives the only answers allowed, as they would be encoded (a space in front, as in
-        training); None where all are. Called once, when an evaluation begins.
-      score_all: score every one of `answers` instead of searching among them.
-      main_metric: the one that "best" means; the first of the results when None.
+      kind: what predictions are parsed as, see the module's docstring.
+      references: record -> what the metrics compare a prediction with, in JSON-serialisable values
+        (boxes in pixels of the stored image).
+      metrics: functions of all references and all predictions.
+      decoding: settings of the decoder.
+      candidates: returns the only outputs allowed, as text with a leading space as in training;
+        None for free generation. It is called once, when an evaluation begins.
+      score_all: whether to score every candidate instead of searching among them.
+      main_metric: the metric that selects the best checkpoint; the first one when None.
       max_image_size: pixels that the last location bin stands for.
     """
 
@@ -46,7 +46,7 @@ class EvalSpec:
     references: Callable[[Record], Any]
     metrics: tuple[Metric, ...]
     decoding: DecodingConfig = DecodingConfig()
-    answers: Callable[[], Sequence[str]] | None = None
+    candidates: Callable[[], Sequence[str]] | None = None
     score_all: bool = False
     main_metric: str | None = None
     max_image_size: float = 512.0
@@ -57,14 +57,14 @@ class EvalSpec:
                 f"EvalSpec of task {self.task!r}: kind is {self.kind!r}; choose from "
                 f"{', '.join(KINDS)}."
             )
-        if self.score_all and self.answers is None:
+        if self.score_all and self.candidates is None:
             raise ValueError(
-                f"EvalSpec of task {self.task!r}: score_all needs the answers to score; give "
-                "`answers`."
+                f"EvalSpec of task {self.task!r}: score_all is set without candidates; give "
+                "`candidates`."
             )
 
     def replace(self, **overrides: Any) -> "EvalSpec":
-        """The same description with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **overrides)
 
 

@@ -153,8 +153,8 @@ class Opening:
             "image_size": stream.image_size,
             "max_image_size": judging.max_image_size,
         }
-        if judging.answers is not None:
-            texts = list(judging.answers())
+        if judging.candidates is not None:
+            texts = list(judging.candidates())
             settings["answers"] = f"{len(texts)}, {zlib.crc32(chr(10).join(texts).encode()):08x}"
         return settings
 

@@ -1,24 +1,25 @@
-"""What captions that a model tries out are worth: the reward of self-critical training."""
+"""The reward of self-critical training: CIDEr-D of sampled captions."""
 
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float64, Int32
 
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.evaluation.metrics.cider import CiderD
 
 END = "<eos>"
-"""The last word of every caption: so that to end in time is rewarded, as the original does."""
+"""The last word of every caption, so that ending in time is rewarded (reference implementation)."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class CaptionReward:
-    """CIDEr-D of captions against those of their records.
+    """CIDEr-D of sampled captions against the captions of their records.
 
-    The document frequencies are those of all training records. Words are lower case, without
-    punctuation, and END is the last one: the n-grams with it tell a caption that stops from one
-    that was cut off.
+    The document frequencies are those of all training records. Words are in lower case, without
+    punctuation, and END is the last one: its n-grams distinguish a complete caption from a
+    truncated one.
     """
 
     def __init__(
@@ -26,22 +27,22 @@ class CaptionReward:
         references: Mapping[str, Sequence[Sequence[str]]],
         decode: Callable[[np.ndarray], str],
     ):
-        """Counts the n-grams.
+        """Counts the n-grams of the references.
 
         Args:
-          references: task -> the captions of every record, by its index.
-          decode: token ids, specials among them, to text.
+          references: task -> the captions of each record, by record index.
+          decode: converts token ids, which may include special ones, to text.
 
         Raises:
           ValueError: no record has a caption.
         """
         self._references = references
         self._decode = decode
-        captioned = [own for records in references.values() for own in records if len(own)]
+        captioned = [texts for records in references.values() for texts in records if len(texts)]
         if not captioned:
             raise ValueError(
                 f"The records of {', '.join(references)} have no captions: self-critical training "
-                "rewards captions for being like those of the data."
+                "needs reference captions."
             )
         self._scorer = CiderD.of_references(map(_all_words, captioned))
 
@@ -49,11 +50,11 @@ class CaptionReward:
     def of_records(
         cls, records: Mapping[str, RecordSource], decode: Callable[[np.ndarray], str]
     ) -> "CaptionReward":
-        """Reads the captions of all records, once.
+        """Reads the captions of all records once.
 
         Args:
-          records: task -> its records; the field `captions` is what counts.
-          decode: token ids to text.
+          records: task -> its records, of which the field `captions` is read.
+          decode: converts token ids to text.
         """
         references = {
             task: [_captions(source, index) for index in range(len(source))]
@@ -61,18 +62,22 @@ class CaptionReward:
         }
         return cls(references, decode)
 
-    def __call__(self, origins: Sequence[tuple[str, int]], samples: np.ndarray) -> np.ndarray:
-        """The reward of every attempt.
+    def __call__(
+        self,
+        record_ids: Sequence[tuple[str, int]],
+        samples: Int32[np.ndarray, "batch samples length"],
+    ) -> Float64[np.ndarray, "batch samples"]:
+        """Computes the reward of every sample.
 
         Args:
-          origins: (task, index of the record) of every example, see `Loader.origins`.
-          samples: int32 [B, G, T], token ids.
+          record_ids: (task, record index) of each example, from the data loader.
+          samples: token ids.
 
         Returns:
-          float64 [B, G], between 0 and 10; NaN for examples whose record has no caption.
+          Rewards between 0 and 10; NaN for examples whose record has no caption.
         """
         rewards = np.full(samples.shape[:2], np.nan)
-        for row, (task, index) in enumerate(origins):
+        for row, (task, index) in enumerate(record_ids):
             references = self._references[task][index]
             if len(references):
                 captions = [words(self._decode(ids)) for ids in samples[row]]
@@ -81,7 +86,7 @@ class CaptionReward:
 
 
 def words(caption: str) -> list[str]:
-    """The words that are rewarded.
+    """Splits a caption into the words that CIDEr-D counts.
 
     >>> words("A man's red-and-blue hat.")
     ['a', 'mans', 'redandblue', 'hat', '<eos>']
@@ -94,7 +99,8 @@ def _all_words(captions: Iterable[str]) -> list[list[str]]:
 
 
 def _captions(records: RecordSource, index: int) -> tuple[str, ...]:
+    """Returns the captions of a record; none if it cannot be read."""
     try:
         return tuple(records[index].get("captions") or ())
-    except Exception:  # noqa: BLE001  the loader names it when its turn comes
+    except Exception:  # noqa: BLE001  the loader reports it when it reads it
         return ()

@@ -1,15 +1,15 @@
-"""Baselines: answers that look neither at the image nor at the text, only at training answers.
+"""Baselines that look neither at the image nor at the text, only at the training references.
 
-    captioning            a training caption, drawn anew for every image
-    questions             the most frequent training answer to questions of that type
-    matching              the most frequent training answer
-    grounded captioning   the phrase that is right most often in training
-    grounding             the mean training box
-    detection             the mean training box, named by the most frequent name
-    image infilling       the most frequent training code, everywhere
-    text infilling        the most frequent training span, at every mask
+    image_captioning            a training caption, drawn anew for every image
+    visual_question_answering   the most frequent training answer to questions of that type
+    image_text_matching         the most frequent training label
+    grounded_captioning         the phrase that is correct most often in training
+    visual_grounding            the mean training box
+    object_detection            the mean training box with the most frequent label
+    image_infilling             the most frequent training code at every position
+    text_infilling              the most frequent training span at every mask (`fill_masks`)
 
-References are those of the objectives' `EvalSpec`s (see `tasks.pretraining_eval`).
+References are those of the objectives' `EvalSpec`s.
 """
 
 import collections
@@ -17,93 +17,116 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from ofa_jax.evaluation.metrics.spans import MASK
 
 References = Sequence[Any]
-Blind = Callable[[References, References, np.random.Generator], list[Any]]
-"""(training references, references of the questions, rng) -> an answer to each question."""
+Baseline = Callable[[References, References, np.random.Generator], list[Any]]
+"""(training references, evaluation references, rng) -> a prediction for each evaluation example."""
 
 
 def most_frequent(values: Iterable[Any]) -> Any:
-    """The value that comes most often; of equally frequent ones the smallest."""
+    """Returns the most frequent value; of equally frequent ones the smallest."""
     counts = collections.Counter(values)
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def captions(training: References, asked: References, rng: np.random.Generator) -> list[str]:
-    """Training captions, drawn."""
-    known = [caption for own in training for caption in own["captions"]]
-    return [known[place] for place in rng.integers(len(known), size=len(asked))]
+def draw_caption(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[str]:
+    """Draws a training caption for each example."""
+    pool = [caption for reference in training for caption in reference["captions"]]
+    return [pool[index] for index in rng.integers(len(pool), size=len(evaluation))]
 
 
-def answers(training: References, asked: References, rng: np.random.Generator) -> list[str]:
-    """For each type of question its most frequent answer; of an unknown type, that of all."""
+def most_frequent_answer(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[str]:
+    """Returns the most frequent answer of each question's type; of an unknown type, of all."""
     by_type = collections.defaultdict(list)
-    for own in training:
-        for kind in {own.get("type"), None}:
-            by_type[kind].append(own["answers"][0])
-    best = {kind: most_frequent(known) for kind, known in by_type.items()}
-    return [best.get(own.get("type"), best[None]) for own in asked]
+    for reference in training:
+        for kind in {reference.get("type"), None}:
+            by_type[kind].append(reference["answers"][0])
+    best = {kind: most_frequent(answers) for kind, answers in by_type.items()}
+    return [best.get(reference.get("type"), best[None]) for reference in evaluation]
 
 
-def labels(training: References, asked: References, rng: np.random.Generator) -> list[str]:
-    """The most frequent text."""
-    return [most_frequent(training)] * len(asked)
+def most_frequent_label(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[str]:
+    """Returns the most frequent text for each example."""
+    return [most_frequent(training)] * len(evaluation)
 
 
-def phrases(training: References, asked: References, rng: np.random.Generator) -> list[str]:
-    """The phrase that is right most often."""
-    return labels([phrase for own in training for phrase in own], asked, rng)
+def most_frequent_phrase(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[str]:
+    """Returns the phrase that is correct for the most training examples."""
+    phrases = [phrase for reference in training for phrase in reference]
+    return most_frequent_label(phrases, evaluation, rng)
 
 
-def boxes(training: References, asked: References, rng: np.random.Generator) -> list[np.ndarray]:
-    """The mean box, float32 [4]."""
-    return [np.mean(np.asarray(training, np.float64), axis=0).astype(np.float32)] * len(asked)
+def mean_box(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[Float32[np.ndarray, "4"]]:
+    """Returns the mean training box for each example."""
+    return [_mean(training)] * len(evaluation)
 
 
-def objects(
-    training: References, asked: References, rng: np.random.Generator
+def mean_box_with_frequent_label(
+    training: References, evaluation: References, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """The mean box with the most frequent name."""
-    known = [own for own in training if len(own["labels"])]
-    (box,) = boxes(np.concatenate([own["boxes"] for own in known]), [None], rng)
-    name = most_frequent(label for own in known for label in own["labels"])
-    return [{"boxes": box[None], "labels": [name]}] * len(asked)
+    """Returns the mean training box with the most frequent label for each example."""
+    non_empty = [reference for reference in training if len(reference["labels"])]
+    box = _mean(np.concatenate([reference["boxes"] for reference in non_empty]))
+    label = most_frequent(label for reference in non_empty for label in reference["labels"])
+    return [{"boxes": box[None], "labels": [label]}] * len(evaluation)
 
 
-def codes(training: References, asked: References, rng: np.random.Generator) -> list[np.ndarray]:
-    """The most frequent code, as often as codes are wanted: int32 [n]."""
-    code = most_frequent(np.concatenate([np.asarray(own).reshape(-1) for own in training]).tolist())
-    return [np.full(len(own), code, np.int32) for own in asked]
+def most_frequent_code(
+    training: References, evaluation: References, rng: np.random.Generator
+) -> list[Int32[np.ndarray, " n"]]:
+    """Returns the most frequent code at every position of each example."""
+    codes = np.concatenate([np.asarray(reference).reshape(-1) for reference in training])
+    code = most_frequent(codes.tolist())
+    return [np.full(len(reference), code, np.int32) for reference in evaluation]
 
 
-def random_codes(num_codes: int) -> Blind:
-    """Codes that are drawn evenly: int32 [n] each."""
-    return lambda training, asked, rng: [
-        rng.integers(num_codes, size=len(own), dtype=np.int32) for own in asked
+def draw_codes(num_codes: int) -> Baseline:
+    """Returns a baseline that draws codes uniformly, int32 [n] for each example."""
+    return lambda training, evaluation, rng: [
+        rng.integers(num_codes, size=len(reference), dtype=np.int32) for reference in evaluation
     ]
 
 
-BLIND: Mapping[str, tuple[str, Blind]] = {
-    "image_captioning": ("a training caption at random", captions),
-    "visual_question_answering": ("the most frequent answer of the type", answers),
-    "image_text_matching": ("the most frequent answer", labels),
-    "visual_grounding": ("the mean box", boxes),
-    "grounded_captioning": ("the phrase that is right most often", phrases),
-    "object_detection": ("the mean box with the most frequent name", objects),
-    "image_infilling": ("the most frequent code", codes),
+BASELINES: Mapping[str, tuple[str, Baseline]] = {
+    "image_captioning": ("a training caption at random", draw_caption),
+    "visual_question_answering": ("the most frequent answer of the type", most_frequent_answer),
+    "image_text_matching": ("the most frequent answer", most_frequent_label),
+    "visual_grounding": ("the mean box", mean_box),
+    "grounded_captioning": ("the phrase that is right most often", most_frequent_phrase),
+    "object_detection": (
+        "the mean box with the most frequent name",
+        mean_box_with_frequent_label,
+    ),
+    "image_infilling": ("the most frequent code", most_frequent_code),
 }
-"""Objective -> what its baseline is, and the baseline."""
+"""Objective -> (the baseline's description in reports, the baseline)."""
 
 
-def filled(masked: str, span: str) -> str:
-    """A text with one span at each of its masks."""
+def fill_masks(masked: str, span: str) -> str:
+    """Returns a text with the same span at each of its masks."""
     return " ".join(masked.replace(MASK, f" {span} ").split())
 
 
-def random_objects(
-    boxes_of_images: Sequence[np.ndarray], rng: np.random.Generator
-) -> list[np.ndarray]:
-    """A random one of each image's true boxes: who sees things but cannot tell which is meant."""
+def draw_true_box(
+    boxes_of_images: Sequence[Float32[np.ndarray, "n 4"]], rng: np.random.Generator
+) -> list[Float32[np.ndarray, "4"]]:
+    """Draws one of each image's ground-truth boxes: localises objects, but ignores the phrase."""
     return [boxes[int(rng.integers(len(boxes)))] for boxes in boxes_of_images]
+
+
+def _mean(boxes: Any) -> Float32[np.ndarray, "4"]:
+    """Returns the mean of boxes [n, 4]."""
+    return np.mean(np.asarray(boxes, np.float64), axis=0).astype(np.float32)

@@ -238,7 +238,7 @@ class Predictor:
                 references=lambda record: None,
                 metrics=(),
                 decoding=decoding,
-                answers=None if allowed is None else lambda: _spaced(allowed),
+                candidates=None if allowed is None else lambda: _spaced(allowed),
                 score_all=score_all,
             )
             self._answerers[key] = BatchDecoder(

@@ -52,7 +52,9 @@ def test_beam_search_gives_the_decoders_answers(asked, vocabulary, mesh):
 def test_only_allowed_answers_are_given(asked, vocabulary):
     model, variables, batch = asked
     answerer = BatchDecoder(
-        model, describe(answers=lambda: ALLOWED, decoding=DecodingConfig(max_length=12)), vocabulary
+        model,
+        describe(candidates=lambda: ALLOWED, decoding=DecodingConfig(max_length=12)),
+        vocabulary,
     )
     found = answerer(variables, batch)
     for row in range(3):
@@ -69,7 +71,7 @@ def test_all_allowed_answers_are_scored(asked, vocabulary, renormalize):
     answerer = BatchDecoder(
         model,
         describe(
-            answers=lambda: ALLOWED,
+            candidates=lambda: ALLOWED,
             score_all=True,
             decoding=DecodingConfig(renormalize=renormalize),
         ),
@@ -96,4 +98,4 @@ def test_drawn_answers_follow_from_the_seed_and_the_batchs_number(asked, vocabul
 
 def test_an_empty_list_of_answers_is_a_sentence(asked, vocabulary):
     with pytest.raises(ValueError, match="task 'task': its list of allowed answers is empty"):
-        BatchDecoder(asked[0], describe(answers=lambda: []), vocabulary)
+        BatchDecoder(asked[0], describe(candidates=lambda: []), vocabulary)

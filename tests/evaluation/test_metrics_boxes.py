@@ -1,4 +1,4 @@
-"""Metrics of boxes, against values computed by hand."""
+"""Metrics of boxes against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -19,49 +19,50 @@ def objects(*pairs, **others):
     }
 
 
-def test_intersection_over_union_by_hand():
+def test_iou_equals_hand_computation():
     first = [SQUARE, SQUARE, SQUARE, SQUARE, [0, 0, 4, 4]]
     second = [SQUARE, HALF, APART, [10, 0, 20, 10], [2, 2, 6, 6]]
     np.testing.assert_allclose(boxes.iou(first, second), [1, 0.5, 0, 0, 4 / 28], rtol=1e-6)
 
 
-def test_boxes_turned_inside_out_or_without_an_area_overlap_nothing():
+def test_iou_of_inverted_or_empty_boxes_is_zero():
     assert boxes.iou([[10, 10, 0, 0]], [SQUARE]) == 0
     assert boxes.iou([[5, 5, 5, 5]], [[5, 5, 5, 5]]) == 0
 
 
-def test_accuracy_counts_boxes_of_enough_overlap():
-    answers = [np.array(MORE, np.float32), HALF, APART, None]
-    assert boxes.accuracy_at_iou([SQUARE] * 4, answers) == {"acc@0.5": 0.25}
-    assert boxes.accuracy_at_iou([SQUARE] * 4, answers, 0.3) == {"acc@0.3": 0.5}
+def test_accuracy_at_iou_counts_boxes_above_the_threshold():
+    predictions = [np.array(MORE, np.float32), HALF, APART, None]
+    assert boxes.accuracy_at_iou([SQUARE] * 4, predictions) == {"acc@0.5": 0.25}
+    assert boxes.accuracy_at_iou([SQUARE] * 4, predictions, 0.3) == {"acc@0.3": 0.5}
 
 
-def test_detection_of_everything_is_perfect():
+def test_detecting_every_object_gives_perfect_scores():
     references = [objects((SQUARE, "dog"), (APART, "cat")), objects((MORE, "dog"))]
     assert boxes.detection(references, references) == pytest.approx(
         {"map": 1, "map@0.5": 1, "f1@0.5": 1, "precision@0.5": 1, "recall@0.5": 1}
     )
 
 
-def test_detection_of_nothing_is_zero():
+def test_detecting_nothing_gives_zero():
     references = [objects((SQUARE, "dog")), objects()]
-    for nothing in ([None, None], [objects(), objects()]):
-        assert set(boxes.detection(references, nothing).values()) == {0.0}
+    for empty in ([None, None], [objects(), objects()]):
+        assert set(boxes.detection(references, empty).values()) == {0.0}
 
 
-def test_mean_average_precision_by_hand():
+def test_mean_average_precision_equals_hand_computation():
     references = [objects((SQUARE, "dog"), (APART, "dog"))]
-    # The surer detection is wrong, the other one right: precision 1/2 up to recall 1/2, which is
-    # 51 of COCO's 101 points. IoU 0.6 counts at three of the ten thresholds 0.5, 0.55 ... 0.95.
+    # The detection with the higher score is wrong, the other one correct: precision 1/2 up to
+    # recall 1/2, which is 51 of COCO's 101 points. IoU 0.6 counts at three of the ten thresholds
+    # 0.5, 0.55 ... 0.95.
     wrong = [40.0, 40.0, 50.0, 50.0]
-    answers = [objects((wrong, "dog"), (MORE, "dog"), scores=[0.9, 0.8])]
-    values = boxes.detection(references, answers)
+    predictions = [objects((wrong, "dog"), (MORE, "dog"), scores=[0.9, 0.8])]
+    values = boxes.detection(references, predictions)
     assert values["map@0.5"] == pytest.approx(0.5 * 51 / 101)
     assert 0.2 * 0.5 * 51 / 101 - 1e-9 <= values["map"] <= 0.3 * 0.5 * 51 / 101 + 1e-9
     assert values["f1@0.5"] == values["precision@0.5"] == values["recall@0.5"] == 0.5
 
 
-def test_a_label_that_no_reference_has_costs_precision_but_no_average_precision():
+def test_an_unknown_label_lowers_precision_but_not_average_precision():
     references = [objects((SQUARE, "dog"))]
     values = boxes.detection(references, [objects((SQUARE, "dog"), (APART, "unicorn"))])
     assert values["map@0.5"] == pytest.approx(1)
@@ -69,7 +70,7 @@ def test_a_label_that_no_reference_has_costs_precision_but_no_average_precision(
     assert values["f1@0.5"] == pytest.approx(2 / 3)
 
 
-def test_each_object_is_found_once_and_only_under_its_own_label():
+def test_each_object_is_matched_once_and_only_with_its_own_label():
     references = [objects((SQUARE, "dog"), (APART, "cat"))]
     twice = objects((SQUARE, "dog"), (SQUARE, "dog"), (APART, "dog"))
     values = boxes.detection(references, [twice])
@@ -78,7 +79,8 @@ def test_each_object_is_found_once_and_only_under_its_own_label():
 
 
 def test_the_largest_overlap_is_matched_first():
-    # The first detection fits both objects, better the second one; the second detection only that.
+    # The first detection overlaps both objects, the second object more; the second detection only
+    # the first object.
     near, far = [0, 0, 10, 10], [0, 2, 10, 12]
     references = [objects((near, "dog"), (far, "dog"))]
     values = boxes.detection(references, [objects(([0, 1.5, 10, 11.5], "dog"), (near, "dog"))])
@@ -86,20 +88,24 @@ def test_the_largest_overlap_is_matched_first():
 
 
 @pytest.mark.parametrize(
-    ("references", "answers", "sentence"),
+    ("references", "predictions", "message"),
     [
-        ([objects((SQUARE, "dog"))], [{"boxes": [SQUARE], "labels": []}], "answer of example 0"),
+        (
+            [objects((SQUARE, "dog"))],
+            [{"boxes": [SQUARE], "labels": []}],
+            "prediction of example 0",
+        ),
         ([{"boxes": [], "labels": ["dog"]}], [None], "reference of example 0"),
         ([objects()], [objects((SQUARE, "dog"))], "no example has an object"),
         ([], [], "got no examples"),
     ],
 )
-def test_bad_input_gets_a_sentence(references, answers, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        boxes.detection(references, answers)
+def test_detection_reports_invalid_input(references, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        boxes.detection(references, predictions)
 
 
-def test_five_thousand_images_take_seconds():
+def test_accuracy_at_iou_is_fast_for_thousands_of_images():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 90, (5000, 2)).astype(np.float32)
     true = np.concatenate([corners, corners + 10], axis=1)

@@ -1,7 +1,7 @@
 """Caption metrics against the official evaluation of COCO captions.
 
 The expected numbers were computed with pycocoevalcap 1.2 (its Java tokeniser included) on the
-captions below; CIDEr-D per image, the others over all of them.
+captions below: CIDEr-D per image, the others over all images.
 """
 
 import itertools
@@ -39,7 +39,7 @@ REFERENCES = [
     ],
     ["A cat", "a cat sleeping on a laptop"],
 ]
-ANSWERS = [
+PREDICTIONS = [
     "a black-and-white dog running in the park",
     "two apples on a table.",
     "a train that is at a train station",
@@ -52,60 +52,62 @@ ROUGE_L = 0.5489532066037197
 METEOR = 0.31500767544389324
 
 
-def test_cider_d_is_the_official_one_to_eight_digits():
-    scorer = CiderD.of_references([[tokenize(x) for x in own] for own in REFERENCES])
+def test_cider_d_equals_the_official_one_to_eight_digits():
+    scorer = CiderD.of_references(
+        [[tokenize(x) for x in captions_of_image] for captions_of_image in REFERENCES]
+    )
     scores = [
-        scorer.score([tokenize(answer)], [tokenize(x) for x in own])[0]
-        for own, answer in zip(REFERENCES, ANSWERS, strict=True)
+        scorer.score([tokenize(prediction)], [tokenize(x) for x in own])[0]
+        for own, prediction in zip(REFERENCES, PREDICTIONS, strict=True)
     ]
     np.testing.assert_allclose(scores, CIDER_D, rtol=1e-8, atol=1e-8)
-    mean = captions.cider_d(REFERENCES, ANSWERS)["cider_d"]
+    mean = captions.cider_d(REFERENCES, PREDICTIONS)["cider_d"]
     np.testing.assert_allclose(mean, 1.4833567869558013, rtol=1e-12)
 
 
-def test_bleu_is_the_official_one_but_for_its_tiny_smoothing():
-    values = captions.bleu(REFERENCES, ANSWERS)
+def test_bleu_equals_the_official_one_except_for_its_tiny_smoothing():
+    values = captions.bleu(REFERENCES, PREDICTIONS)
     np.testing.assert_allclose([values[f"bleu_{n}"] for n in (1, 2, 3, 4)], BLEU, rtol=1e-8)
 
 
-def test_rouge_l_is_the_official_one():
-    value = captions.rouge_l(REFERENCES, ANSWERS)["rouge_l"]
+def test_rouge_l_equals_the_official_one():
+    value = captions.rouge_l(REFERENCES, PREDICTIONS)["rouge_l"]
     np.testing.assert_allclose(value, ROUGE_L, rtol=1e-12)
 
 
-def test_all_caption_metrics_come_together_with_cider_d_first():
-    values = captions.caption_metrics(REFERENCES, ANSWERS)
+def test_caption_metrics_contain_all_metrics_with_cider_d_first():
+    values = captions.caption_metrics(REFERENCES, PREDICTIONS)
     expected = (
-        captions.cider_d(REFERENCES, ANSWERS)
-        | captions.bleu(REFERENCES, ANSWERS)
-        | captions.rouge_l(REFERENCES, ANSWERS)
+        captions.cider_d(REFERENCES, PREDICTIONS)
+        | captions.bleu(REFERENCES, PREDICTIONS)
+        | captions.rouge_l(REFERENCES, PREDICTIONS)
     )
     assert list(values)[0] == "cider_d"
     assert {name: values[name] for name in expected} == expected
     assert set(values) - set(expected) <= {"meteor", "spice"}
 
 
-def test_meteor_is_the_official_one_where_it_can_run():
+def test_meteor_equals_the_official_one_where_it_can_run():
     pytest.importorskip("pycocoevalcap")
     if shutil.which("java") is None:
         pytest.skip("METEOR is a Java program")
-    value = captions.meteor_and_spice(REFERENCES, ANSWERS)["meteor"]
+    value = captions.meteor_and_spice(REFERENCES, PREDICTIONS)["meteor"]
     np.testing.assert_allclose(value, METEOR, rtol=1e-6)
 
 
-def test_without_java_meteor_and_spice_are_left_out_and_said_once(monkeypatch, caplog):
+def test_without_java_meteor_and_spice_are_left_out_with_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(shutil, "which", lambda program: None)
-    captions._say_once.cache_clear()
+    captions._warn_once.cache_clear()
     with caplog.at_level("WARNING", logger="absl"):
-        assert captions.meteor_and_spice(REFERENCES, ANSWERS) == {}
-        assert captions.meteor_and_spice(REFERENCES, ANSWERS) == {}
+        assert captions.meteor_and_spice(REFERENCES, PREDICTIONS) == {}
+        assert captions.meteor_and_spice(REFERENCES, PREDICTIONS) == {}
     assert [record.message for record in caplog.records if "no java" in record.message] == [
         record.message for record in caplog.records
     ]
     assert len(caplog.records) == 1
 
 
-# What the Java tokeniser makes of each, punctuation left out.
+# The output of the Java tokeniser for each caption, without punctuation.
 WORDS = {
     "A man's black-and-white dog, running! in the park.": "a man 's black-and-white dog running in the park",
     "don't can't cannot gonna wanna it's they're we've I'm he'd she'll": "do n't ca n't can not gon na wan na it 's they 're we 've i 'm he 'd she 'll",
@@ -124,21 +126,21 @@ WORDS = {
 
 
 @pytest.mark.parametrize("caption", WORDS)
-def test_words_are_those_of_the_java_tokeniser(caption):
+def test_tokenize_equals_the_java_tokeniser(caption):
     assert " ".join(tokenize(caption)) == WORDS[caption]
 
 
-def test_a_scorer_holds_the_document_frequencies_of_its_corpus():
+def test_scorer_uses_the_document_frequencies_of_its_corpus():
     scorer = CiderD.of_references([[["a", "red", "dog"]], [["a", "tree"]]])
-    # "a" is in both and weighs nothing; n = 1, 2, 3 are perfect, and there is no n = 4.
+    # "a" is in both images and has weight 0; n = 1, 2, 3 are perfect, and there is no n = 4.
     np.testing.assert_allclose(scorer.score([["a", "red", "dog"]], [["a", "red", "dog"]]), [7.5])
-    # One unigram of three that weigh log 2, log 2, 0 against itself: 1/sqrt(2), for one n of four;
-    # the bigrams are one less than in the reference: exp(-1/72).
+    # One of three unigrams with weights log 2, log 2, 0: cosine 1/sqrt(2), for one n of four; one
+    # bigram fewer than in the reference: exp(-1/72).
     expected = 10 / 4 * (1 / np.sqrt(2) + 0) * np.exp(-1 / 72)
     np.testing.assert_allclose(scorer.score([["red", "a"]], [["a", "red", "dog"]]), [expected])
 
 
-def test_repeating_a_right_word_is_clipped_and_costs():
+def test_repeating_a_correct_word_lowers_the_score():
     scorer = CiderD.of_references([[["red", "dog"]], [["tree"]]])
     once, thrice = scorer.score([["dog"], ["dog", "dog", "dog"]], [["red", "dog"]])
     # min(3 w, w) w / (3 w * sqrt(2) w) = 1 / (3 sqrt(2)).
@@ -146,10 +148,10 @@ def test_repeating_a_right_word_is_clipped_and_costs():
     np.testing.assert_allclose(thrice, 2.5 / (3 * np.sqrt(2)) * np.exp(-1 / 72))
 
 
-def test_the_longest_common_subsequence_is_that_of_trying_all():
+def test_longest_common_subsequence_equals_exhaustive_search():
     rng = np.random.default_rng(0)
 
-    def slow(first, second):
+    def exhaustive(first, second):
         return max(
             (
                 size
@@ -162,7 +164,7 @@ def test_the_longest_common_subsequence_is_that_of_trying_all():
 
     for _ in range(100):
         first, second = (list(rng.choice(list("abc"), rng.integers(0, 8))) for _ in range(2))
-        assert captions.common_subsequence(first, second) == slow(first, second)
+        assert captions.common_subsequence(first, second) == exhaustive(first, second)
 
 
 def _is_within(chosen, words):
@@ -171,36 +173,38 @@ def _is_within(chosen, words):
 
 
 @pytest.mark.parametrize("metric", [captions.cider_d, captions.bleu, captions.rouge_l])
-def test_an_answer_that_is_empty_or_could_not_be_read_is_worth_nothing(metric):
-    whole = metric(REFERENCES, ANSWERS)
-    for nothing in ("", None, " .!"):
-        assert all(value == 0 for value in metric(REFERENCES[:1], [nothing]).values())
-        part = metric(REFERENCES, [nothing, *ANSWERS[1:]])
+def test_an_empty_or_missing_prediction_scores_zero(metric):
+    whole = metric(REFERENCES, PREDICTIONS)
+    for empty in ("", None, " .!"):
+        assert all(value == 0 for value in metric(REFERENCES[:1], [empty]).values())
+        part = metric(REFERENCES, [empty, *PREDICTIONS[1:]])
         assert all(part[name] < whole[name] for name in whole)
 
 
-def test_one_image_has_no_document_frequencies_and_no_cider():
+def test_cider_d_of_a_single_image_is_zero_without_a_corpus():
     assert captions.cider_d([["a dog"]], ["a dog"]) == {"cider_d": 0.0}
-    corpus = CiderD.of_references([[tokenize(x) for x in own] for own in REFERENCES])
+    corpus = CiderD.of_references(
+        [[tokenize(x) for x in captions_of_image] for captions_of_image in REFERENCES]
+    )
     own = ["a dog in the park"]
     assert captions.cider_d([own], own, corpus)["cider_d"] == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
-    ("references", "answers", "sentence"),
+    ("references", "predictions", "message"),
     [
         ([["a"], []], ["a", "b"], "example 1 has no references"),
-        ([["a"]], ["a", "b"], "references of 1 examples and 2 answers"),
+        ([["a"]], ["a", "b"], "references of 1 examples and 2 predictions"),
         ([], [], "got no examples"),
         (["a dog"], ["a dog"], "the string 'a dog'"),
     ],
 )
-def test_bad_input_gets_a_sentence(references, answers, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        captions.caption_metrics(references, answers)
+def test_caption_metrics_report_invalid_input(references, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        captions.caption_metrics(references, predictions)
 
 
-def test_captions_are_judged_at_hundreds_a_second():
+def test_caption_metrics_score_hundreds_of_captions_a_second():
     rng = np.random.default_rng(0)
     vocabulary = np.array([f"word{i}" for i in range(2000)])
     texts = [" ".join(words) for words in vocabulary[rng.integers(0, 2000, (2500, 10))]]
@@ -211,5 +215,5 @@ def test_captions_are_judged_at_hundreds_a_second():
     captions.cider_d(references, texts)
     captions.bleu(references, texts)
     captions.rouge_l(references, texts)
-    # 25,000 at this pace would take 150 s; they take 16 s.
+    # At this bound 25,000 captions would take 150 s; they take 16 s.
     assert time.process_time() - start < 15

@@ -1,4 +1,4 @@
-"""The reward of self-critical training, on the host."""
+"""The reward of self-critical training."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ def decode(ids):
 REFERENCES = {"captions": [["A red dog.", "a dog"], ["a tree"], []]}
 
 
-def test_words_are_lower_case_without_punctuation_and_have_an_end():
+def test_words_are_lower_case_without_punctuation_and_end_with_eos():
     assert words("A man's red-and-blue hat.") == ["a", "mans", "redandblue", "hat", "<eos>"]
     assert words("") == ["<eos>"]
 
 
-def test_the_reward_is_cider_d_of_the_text_of_every_attempt():
+def test_reward_is_cider_d_of_every_sample():
     reward = CaptionReward(REFERENCES, decode)
     samples = np.array(
         [
@@ -45,7 +45,7 @@ def test_the_reward_is_cider_d_of_the_text_of_every_attempt():
     assert np.isnan(rewards[2]).all()
 
 
-def test_captions_are_read_from_the_records_once_and_bad_ones_have_none():
+def test_captions_are_read_once_and_invalid_records_have_none():
     class Records:
         reads = 0
 

@@ -165,13 +165,13 @@ def test_captions_are_judged_against_all_of_an_image(settings):
 def test_the_answers_to_choose_from_are_encoded_as_in_training(settings, name):
     described = eval_spec.find(name)
     if name not in ANSWERS:
-        assert described.answers is None
+        assert described.candidates is None
         return
-    assert list(described.answers()) == ANSWERS[name]
+    assert list(described.candidates()) == ANSWERS[name]
     assert described.score_all == (name in ("vqa", "imagenet_all"))
     # What training learns to write is one of them.
     task = opened(name, "train")
-    ids = [settings.vocabulary.encode(answer).tolist() for answer in described.answers()]
+    ids = [settings.vocabulary.encode(answer).tolist() for answer in described.candidates()]
     for index in range(len(task.records)):
         targets = task.preprocess(task.records[index], np.random.default_rng(0))["targets"]
         assert targets[targets != settings.vocabulary.eos_id].tolist() in ids

@@ -62,8 +62,8 @@ def test_what_training_would_teach_is_judged_right(settings, name, split):
             example = task.preprocess(record, np.random.default_rng(seed))
             references.append(described.references(record))
             answers.append(read(described.kind, example["targets"][:-1], settings.vocabulary))
-            if described.answers is not None:
-                assert f" {answers[-1]}" in described.answers()
+            if described.candidates is not None:
+                assert f" {answers[-1]}" in described.candidates()
     json.dumps(references)
     scores = {}
     for metric in described.metrics:

@@ -1,13 +1,14 @@
-"""How close captions are to what people wrote: CIDEr-D, BLEU, ROUGE-L, METEOR and SPICE.
+"""Caption metrics: CIDEr-D, BLEU, ROUGE-L, METEOR and SPICE.
 
-The first three need neither Java nor downloads and give the numbers of the official evaluation of
-COCO captions (pycocoevalcap). References: list[list[str]], those of every image.
+The first three need neither Java nor downloads and agree with the official evaluation of COCO
+captions (pycocoevalcap). References are list[list[str]]: all captions of every image.
 """
 
 import functools
 import math
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 from sacrebleu.metrics import BLEU
@@ -17,95 +18,102 @@ from ofa_jax.evaluation.metrics.cider import CiderD, Words
 from ofa_jax.evaluation.metrics.words import tokenize
 
 References = Sequence[Sequence[str]]
+Tokenised = tuple[list[list[Words]], list[Words]]
+"""Words of all references and of all predictions."""
+
 _MAX_ORDER = 4
 _BETA = 1.2
-"""Recall counts beta^2 times as much as precision in COCO's ROUGE-L."""
+"""The weight of recall over precision in COCO's ROUGE-L."""
 
 
 def cider_d(
-    references: References, answers: Sequence[str | None], scorer: CiderD | None = None
+    references: References, predictions: Sequence[str | None], scorer: CiderD | None = None
 ) -> dict[str, float]:
-    """ "cider_d", between 0 and 10: the mean over the images.
+    """Computes "cider_d", between 0 and 10: the mean over the images.
 
     Args:
-      references: of every image.
-      answers: its caption.
-      scorer: holds the document frequencies of another corpus (over words of `tokenize`); those of
-        these references when None, as papers do. Of a single image they say nothing, and its
-        score is 0.
+      references: the captions of every image.
+      predictions: one caption per image.
+      scorer: holds the document frequencies of another corpus (over the words of `tokenize`);
+        those of these references when None, as in papers. With a single image all frequencies are
+        equal, and the score is 0.
     """
-    return _cider_d(*_words("cider_d", references, answers), scorer)
+    return _cider_d(*_tokenise("cider_d", references, predictions), scorer)
 
 
-def bleu(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """ "bleu_1" to "bleu_4": BLEU of the whole corpus (Papineni et al. 2002), by sacrebleu.
+def bleu(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes "bleu_1" to "bleu_4": BLEU of the corpus (Papineni et al. 2002), by sacrebleu.
 
-    Counts, closest reference length and brevity penalty are those of COCO's evaluation, which adds
-    1e-9 or less to its counts: it differs by less than 1e-8, or where no n-gram of an order is
-    right at all, which is 0 here and up to 1e-2 there.
+    Counts, closest reference length and brevity penalty are those of COCO's evaluation. That adds
+    1e-9 or less to its counts, so results differ by less than 1e-8, except where no n-gram of an
+    order is correct: that is 0 here and up to 1e-2 there.
     """
-    return _bleu(*_words("bleu", references, answers))
+    return _bleu(*_tokenise("bleu", references, predictions))
 
 
-def rouge_l(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """ "rouge_l": COCO's, not that of rouge-score, which has neither several references nor beta.
+def rouge_l(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes COCO's "rouge_l"; rouge-score has neither several references nor beta.
 
-    The longest common subsequence over the caption's length (precision) and over the reference's
-    (recall), the best of each among the references, in an F-measure with beta = 1.2.
+    The length of the longest common subsequence is divided by the caption's length (precision) and
+    by the reference's (recall); the best of each over the references enter an F-measure with
+    beta = 1.2.
     """
-    return _rouge_l(*_words("rouge_l", references, answers))
+    return _rouge_l(*_tokenise("rouge_l", references, predictions))
 
 
-def meteor_and_spice(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """ "meteor" and "spice", by the Java programs in pycocoevalcap; {} without it or without Java.
+def meteor_and_spice(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes "meteor" and "spice" by the Java programs in pycocoevalcap.
 
-    Neither is required: `pip install pycocoevalcap`, and Java. SPICE also downloads models when it
-    is first used; what does not run is said once, and left out.
+    Both are optional and need `pip install pycocoevalcap` and Java. SPICE also downloads models
+    when it is first used. A metric that does not run is left out, with one warning.
     """
-    return _meteor_and_spice(*_words("meteor_and_spice", references, answers))
+    return _meteor_and_spice(*_tokenise("meteor_and_spice", references, predictions))
 
 
-def caption_metrics(references: References, answers: Sequence[str | None]) -> dict[str, float]:
-    """All of them; CIDEr-D first."""
-    words = _words("caption_metrics", references, answers)
+def caption_metrics(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes all caption metrics; CIDEr-D comes first."""
+    words = _tokenise("caption_metrics", references, predictions)
     return _cider_d(*words, None) | _bleu(*words) | _rouge_l(*words) | _meteor_and_spice(*words)
 
 
-def _words(
-    metric: str, references: References, answers: Sequence[str | None]
-) -> tuple[list[list[Words]], list[Words]]:
-    """The words of all references and answers, checked."""
-    inputs.check_pairs(metric, references, answers)
-    for number, own in enumerate(references):
-        if isinstance(own, str):
+def _tokenise(metric: str, references: References, predictions: Sequence[str | None]) -> Tokenised:
+    """Checks references and predictions and splits them into words."""
+    inputs.check_pairs(metric, references, predictions)
+    for index, captions in enumerate(references):
+        if isinstance(captions, str):
             raise ValueError(
-                f"{metric}: the references of example {number} are the string {own!r}; give a list "
-                "of captions."
+                f"{metric}: the references of example {index} are the string {captions!r}; give a "
+                "list of captions."
             )
     inputs.check_references(metric, references)
     return (
-        [[tokenize(caption) for caption in own] for own in references],
-        [tokenize(inputs.text(answer)) for answer in answers],
+        [[tokenize(caption) for caption in captions] for captions in references],
+        [tokenize(inputs.text(prediction)) for prediction in predictions],
     )
 
 
-def _cider_d(references, answers, scorer: CiderD | None) -> dict[str, float]:
+def _cider_d(
+    references: list[list[Words]], predictions: list[Words], scorer: CiderD | None
+) -> dict[str, float]:
+    """Computes CIDEr-D of tokenised captions."""
     scorer = scorer or CiderD.of_references(references)
     scores = [
-        scorer.score([answer], own)[0] for own, answer in zip(references, answers, strict=True)
+        scorer.score([prediction], captions)[0]
+        for captions, prediction in zip(references, predictions, strict=True)
     ]
     return {"cider_d": math.fsum(scores) / len(scores)}
 
 
-def _bleu(references, answers) -> dict[str, float]:
-    most = max(map(len, references))
-    # sacrebleu wants the first references of all images, then the second ones ...
-    by_place = [
-        [" ".join(own[place]) if place < len(own) else None for own in references]
-        for place in range(most)
+def _bleu(references: list[list[Words]], predictions: list[Words]) -> dict[str, float]:
+    """Computes BLEU of tokenised captions."""
+    # sacrebleu takes the first references of all images, then the second ones ..., and None where
+    # an image has no more.
+    transposed: list[list[Any]] = [
+        [" ".join(captions[index]) if index < len(captions) else None for captions in references]
+        for index in range(max(map(len, references)))
     ]
     counter = BLEU(tokenize="none", smooth_method="none", max_ngram_order=_MAX_ORDER, force=True)
-    total = counter.corpus_score([" ".join(answer) for answer in answers], by_place)
+    total = counter.corpus_score([" ".join(words) for words in predictions], transposed)
     return {
         f"bleu_{order}": BLEU.compute_bleu(
             total.counts[:order],
@@ -119,12 +127,13 @@ def _bleu(references, answers) -> dict[str, float]:
     }
 
 
-def _rouge_l(references, answers) -> dict[str, float]:
+def _rouge_l(references: list[list[Words]], predictions: list[Words]) -> dict[str, float]:
+    """Computes ROUGE-L of tokenised captions."""
     scores = []
-    for own, answer in zip(references, answers, strict=True):
-        common = [common_subsequence(reference, answer) for reference in own]
-        precision = max(common) / max(len(answer), 1)
-        recall = max(x / max(len(words), 1) for x, words in zip(common, own, strict=True))
+    for captions, prediction in zip(references, predictions, strict=True):
+        common = [common_subsequence(caption, prediction) for caption in captions]
+        precision = max(common) / max(len(prediction), 1)
+        recall = max(x / max(len(words), 1) for x, words in zip(common, captions, strict=True))
         score = 0.0
         if precision and recall:
             score = (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
@@ -133,52 +142,56 @@ def _rouge_l(references, answers) -> dict[str, float]:
 
 
 def common_subsequence(first: Words, second: Words) -> int:
-    """Length of the longest common subsequence, a row of its table at a time in one integer.
+    """Returns the length of the longest common subsequence.
 
-    Bit i of `row` is 0 where the table steps up at word i of `first` (Hyyrö 2004).
+    Each row of the dynamic programme is one integer: bit i of `row` is 0 where the table increases
+    at word i of `first` (Hyyrö 2004).
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << place
-    everything = (1 << len(first)) - 1
-    row = everything
+    positions: dict[str, int] = {}
+    for index, word in enumerate(first):
+        positions[word] = positions.get(word, 0) | 1 << index
+    all_bits = (1 << len(first)) - 1
+    row = all_bits
     for word in second:
-        matches = row & places.get(word, 0)
-        row = (row + matches | row - matches) & everything
+        matches = row & positions.get(word, 0)
+        row = (row + matches | row - matches) & all_bits
     return len(first) - row.bit_count()
 
 
-def _meteor_and_spice(references, answers) -> dict[str, float]:
-    if not _java_metrics_are_there():
+def _meteor_and_spice(references: list[list[Words]], predictions: list[Words]) -> dict[str, float]:
+    """Runs the Java programs on tokenised captions."""
+    if not _has_java_metrics():
         return {}
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.spice.spice import Spice
 
-    wanted = {i: [" ".join(words) for words in own] for i, own in enumerate(references)}
-    given = {i: [" ".join(answer)] for i, answer in enumerate(answers)}
+    true = {i: [" ".join(words) for words in captions] for i, captions in enumerate(references)}
+    predicted = {i: [" ".join(words)] for i, words in enumerate(predictions)}
     values = {}
     for name, metric in (("meteor", Meteor), ("spice", Spice)):
         try:
-            values[name] = float(metric().compute_score(wanted, given)[0])
-        except Exception as error:  # noqa: BLE001  whatever a Java program on this machine does
-            _say_once(f"{name} is left out: it did not run ({type(error).__name__}: {error}).")
+            values[name] = float(metric().compute_score(true, predicted)[0])
+        except Exception as error:  # noqa: BLE001  a Java program can fail in any way
+            _warn_once(f"{name} is left out because it failed ({type(error).__name__}: {error}).")
     return values
 
 
-def _java_metrics_are_there() -> bool:
+def _has_java_metrics() -> bool:
+    """Returns whether Java and pycocoevalcap are installed; warns once if not."""
     missing = [] if shutil.which("java") else ["java"]
     try:
         import pycocoevalcap  # noqa: F401
     except ImportError:
         missing.append("pycocoevalcap")
     if missing:
-        _say_once(
-            f"METEOR and SPICE are left out: there is no {' and no '.join(missing)} here (they are "
-            "Java programs; `pip install pycocoevalcap` has them)."
+        _warn_once(
+            f"METEOR and SPICE are left out: there is no {' and no '.join(missing)} (they are "
+            "Java programs; install them with `pip install pycocoevalcap`)."
         )
     return not missing
 
 
 @functools.cache
-def _say_once(sentence: str) -> None:
-    logging.warning(sentence)
+def _warn_once(message: str) -> None:
+    """Logs a warning the first time it is called with it."""
+    logging.warning(message)

@@ -1,7 +1,7 @@
-"""Answers that are one of a few labels; scikit-learn does the arithmetic.
+"""Classification into a few labels, computed by scikit-learn.
 
-References and answers are strings, compared without surrounding spaces. An answer that is none of
-the labels is wrong.
+References and predictions are strings, compared without surrounding spaces. A prediction that is
+none of the labels is wrong.
 """
 
 from collections.abc import Sequence
@@ -11,36 +11,39 @@ from ofa_jax.evaluation.metrics import inputs
 Labels = Sequence[str | None]
 
 
-def accuracy(references: Labels, answers: Labels) -> dict[str, float]:
-    """ "accuracy"."""
+def accuracy(references: Labels, predictions: Labels) -> dict[str, float]:
+    """Computes "accuracy"."""
     from sklearn.metrics import accuracy_score
 
-    return {"accuracy": float(accuracy_score(*_labels("accuracy", references, answers)))}
+    return {"accuracy": float(accuracy_score(*_labels("accuracy", references, predictions)))}
 
 
-def matthews_correlation(references: Labels, answers: Labels) -> dict[str, float]:
-    """ "matthews_correlation", CoLA's: between -1 and 1, and 0 where all answers are the same."""
+def matthews_correlation(references: Labels, predictions: Labels) -> dict[str, float]:
+    """Computes "matthews_correlation", CoLA's: -1 to 1; 0 where all predictions are the same."""
     from sklearn.metrics import matthews_corrcoef
 
-    labels = _labels("matthews_correlation", references, answers)
+    labels = _labels("matthews_correlation", references, predictions)
     return {"matthews_correlation": float(matthews_corrcoef(*labels))}
 
 
-def f1(references: Labels, answers: Labels, positive: str = "yes") -> dict[str, float]:
-    """ "f1" of one label, the positive one; 0 where neither side has it."""
+def f1(references: Labels, predictions: Labels, positive: str = "yes") -> dict[str, float]:
+    """Computes "f1" of the positive label; 0 where neither side has it."""
     from sklearn.metrics import f1_score
 
-    true, given = (
-        [label == positive for label in side] for side in _labels("f1", references, answers)
+    true, predicted = (
+        [label == positive for label in side] for side in _labels("f1", references, predictions)
     )
-    return {"f1": float(f1_score(true, given, zero_division=0))}
+    return {"f1": float(f1_score(true, predicted, zero_division=0))}
 
 
-def accuracy_and_f1(references: Labels, answers: Labels, positive: str = "yes") -> dict[str, float]:
-    """Both, as MRPC and QQP report them."""
-    return accuracy(references, answers) | f1(references, answers, positive)
+def accuracy_and_f1(
+    references: Labels, predictions: Labels, positive: str = "yes"
+) -> dict[str, float]:
+    """Computes both, as MRPC and QQP report them."""
+    return accuracy(references, predictions) | f1(references, predictions, positive)
 
 
-def _labels(metric: str, references: Labels, answers: Labels) -> tuple[list[str], list[str]]:
-    inputs.check_pairs(metric, references, answers)
-    return [inputs.text(x) for x in references], [inputs.text(x) for x in answers]
+def _labels(metric: str, references: Labels, predictions: Labels) -> tuple[list[str], list[str]]:
+    """Returns both sides without surrounding spaces, checked."""
+    inputs.check_pairs(metric, references, predictions)
+    return [inputs.text(x) for x in references], [inputs.text(x) for x in predictions]

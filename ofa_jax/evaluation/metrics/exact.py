@@ -1,57 +1,60 @@
-"""Answers that must be just so: strings, and sequences of codes."""
+"""Exact match of strings and of token sequences."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ofa_jax.evaluation.metrics import inputs
 
 
-def exact_match(references: Sequence[str], answers: Sequence[str | None]) -> dict[str, float]:
-    """ "exact_match": how many strings are the same but for surrounding spaces."""
-    inputs.check_pairs("exact_match", references, answers)
-    same = [
-        answer is not None and reference.strip() == answer.strip()
-        for reference, answer in zip(references, answers, strict=True)
+def exact_match(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes "exact_match", the share of equal strings; surrounding spaces do not count."""
+    inputs.check_pairs("exact_match", references, predictions)
+    equal = [
+        prediction is not None and reference.strip() == prediction.strip()
+        for reference, prediction in zip(references, predictions, strict=True)
     ]
-    return {"exact_match": sum(same) / len(same)}
+    return {"exact_match": sum(equal) / len(equal)}
 
 
 def one_of_several(
-    references: Sequence[Sequence[str]], answers: Sequence[str | None]
+    references: Sequence[Sequence[str]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """For answers of which several are right.
+    """Computes the accuracy where several texts are correct.
 
     Args:
-      references: all right answers to each question, first the one that was written down for it.
-      answers: one each; None is wrong.
+      references: all correct texts of each example, first the one of its own record.
+      predictions: one per example; None is wrong.
 
     Returns:
-      "accuracy": how many are one of the right ones, but for surrounding spaces; "exact_match":
-      how many are the first of them.
+      "accuracy": the share that equals one of the correct texts; "exact_match": the share that
+      equals the first of them. Surrounding spaces do not count.
     """
-    inputs.check_pairs("one_of_several", references, answers)
-    right = first = 0
-    for known, answer in zip(references, answers, strict=True):
-        if answer is not None:
-            right += answer.strip() in {reference.strip() for reference in known}
-            first += answer.strip() == known[0].strip()
-    return {"accuracy": right / len(answers), "exact_match": first / len(answers)}
+    inputs.check_pairs("one_of_several", references, predictions)
+    correct = first = 0
+    for texts, prediction in zip(references, predictions, strict=True):
+        if prediction is not None:
+            correct += prediction.strip() in {text.strip() for text in texts}
+            first += prediction.strip() == texts[0].strip()
+    return {"accuracy": correct / len(predictions), "exact_match": first / len(predictions)}
 
 
-def token_accuracy(references: Sequence, answers: Sequence) -> dict[str, float]:
-    """ "token_accuracy": how many of the true tokens, over all examples, are at their place.
+def token_accuracy(
+    references: Sequence[ArrayLike], predictions: Sequence[ArrayLike | None]
+) -> dict[str, float]:
+    """Computes "token_accuracy", the share of all reference tokens predicted at their position.
 
     Args:
       references: int [n] each, e.g. the codes of an image.
-      answers: int [m] each, or None; what is missing is wrong, and what is too much is not seen.
+      predictions: int [m] each, or None; missing tokens are wrong, surplus ones are ignored.
     """
-    inputs.check_pairs("token_accuracy", references, answers)
-    inputs.check_references("token_accuracy", references)
-    right = total = 0
-    for reference, answer in zip(references, answers, strict=True):
-        reference = np.asarray(reference)
-        answer = np.asarray([] if answer is None else answer)[: len(reference)]
-        right += int((reference[: len(answer)] == answer).sum())
+    inputs.check_pairs("token_accuracy", references, predictions)
+    true = [np.asarray(reference) for reference in references]
+    inputs.check_references("token_accuracy", true)
+    correct = total = 0
+    for reference, prediction in zip(true, predictions, strict=True):
+        tokens = np.asarray([] if prediction is None else prediction)[: len(reference)]
+        correct += int((reference[: len(tokens)] == tokens).sum())
         total += len(reference)
-    return {"token_accuracy": right / total}
+    return {"token_accuracy": correct / total}

@@ -1,4 +1,4 @@
-"""Which things a caption names, against those that are in the scene."""
+"""Agreement of the nouns in a caption with the objects in the scene."""
 
 import functools
 import re
@@ -10,26 +10,26 @@ from ofa_jax.scenes.nouns import all_nouns, plural
 
 
 def noun_f1(
-    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+    references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """ "noun_f1", "noun_precision" and "noun_recall" over all named things of all examples.
+    """Computes "noun_f1", "noun_precision" and "noun_recall" over the nouns of all examples.
 
-    A thing counts once, however often it is named or there: whether the caption says that there is
-    a dog, not how many. A name of the table that is not in the scene is a mistake.
+    A noun counts once per example, however often it is mentioned and however many objects there
+    are. A noun of the table whose object is not in the scene is a false positive.
 
     Args:
-      references: {"nouns": names of what is in the scene, in the singular; repetitions do not
-        matter}; other keys are not looked at.
-      answers: captions.
+      references: {"nouns": singular names of the objects in the scene; repetitions do not matter};
+        other keys are ignored.
+      predictions: captions.
     """
-    inputs.check_pairs("noun_f1", references, answers)
-    true = [{name.lower() for name in own["nouns"]} for own in references]
+    inputs.check_pairs("noun_f1", references, predictions)
+    true = [{name.lower() for name in reference["nouns"]} for reference in references]
     finder = NounFinder(set().union(*true))
-    named = [finder.find(inputs.text(answer)) for answer in answers]
-    right = sum(len(own & wanted) for own, wanted in zip(named, true, strict=True))
-    precision = right / max(sum(map(len, named)), 1)
-    recall = right / max(sum(map(len, true)), 1)
-    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+    predicted = [finder.find(inputs.text(prediction)) for prediction in predictions]
+    correct = sum(len(found & nouns) for found, nouns in zip(predicted, true, strict=True))
+    precision = correct / max(sum(map(len, predicted)), 1)
+    recall = correct / max(sum(map(len, true)), 1)
+    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
     return {"noun_f1": f1, "noun_precision": precision, "noun_recall": recall}
 
 
@@ -40,25 +40,26 @@ class NounFinder:
     ['mouse', 'mouse trap', 'owl']
     """
 
-    def __init__(self, others: Iterable[str] = ()):
-        """
+    def __init__(self, extra_nouns: Iterable[str] = ()):
+        """Compiles the search pattern.
+
         Args:
-          others: names beside those of the table.
+          extra_nouns: names in addition to those of the table.
         """
         self._names = dict(_table())
-        for name in others:
+        for name in extra_nouns:
             if name not in self._names:
                 self._names |= {plural(name): name, name: name}
         longest_first = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
     def find(self, text: str) -> set[str]:
-        """Their names in the singular."""
-        return {self._names[found] for found in self._pattern.findall(text.lower())}
+        """Returns the singular names of all nouns in a text."""
+        return {self._names[match] for match in self._pattern.findall(text.lower())}
 
 
 @functools.cache
 def _table() -> dict[str, str]:
-    """Singular or plural -> singular."""
+    """Maps singular and plural names to singular ones."""
     names = {noun.plural: noun.name for noun in all_nouns()}
     return names | {noun.name: noun.name for noun in all_nouns()}

@@ -1,4 +1,4 @@
-"""Text infilling: which of the masked spans were filled just so."""
+"""Text infilling: the share of masked spans that are filled exactly."""
 
 import re
 from collections.abc import Sequence
@@ -8,40 +8,41 @@ from ofa_jax.evaluation.metrics import inputs
 MASK = "<mask>"
 
 
-def fillings(masked: str, text: str) -> list[str] | None:
-    """What stands at each mask in a text; None if the text is not the masked one, filled.
+def extract_spans(masked: str, text: str) -> list[str] | None:
+    """Returns the text at each mask; None if the rest of the text differs from the masked text.
 
-    Where several fillings fit, earlier masks take as little as they can.
+    Where several splits are possible, earlier masks take as few characters as possible.
 
-    >>> fillings("the <mask> fox<mask>", "the quick brown fox jumps")
+    >>> extract_spans("the <mask> fox<mask>", "the quick brown fox jumps")
     ['quick brown', 'jumps']
     """
-    known = [re.escape(" ".join(part.split())) for part in masked.split(MASK)]
-    pattern = r"\s*(.*?)\s*".join(known)
-    found = re.fullmatch(rf"\s*{pattern}\s*", " ".join(text.split()), re.DOTALL)
-    return None if found is None else list(found.groups())
+    unmasked = [re.escape(" ".join(part.split())) for part in masked.split(MASK)]
+    pattern = r"\s*(.*?)\s*".join(unmasked)
+    match = re.fullmatch(rf"\s*{pattern}\s*", " ".join(text.split()), re.DOTALL)
+    return None if match is None else list(match.groups())
 
 
 def exact_spans(
-    masked: Sequence[str], references: Sequence[str], answers: Sequence[str | None]
+    masked: Sequence[str], references: Sequence[str], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """ "exact_spans": how many of all masked spans are filled as in the reference.
+    """Computes "exact_spans", the share of all masked spans that are filled as in the reference.
 
-    An answer that has changed what was not masked has none of its spans right. Spans are told apart
-    by the text around them, the same way on both sides.
+    A prediction that changes the unmasked text has no correct span. Spans are found by the text
+    around them, in the same way in references and predictions.
 
     Args:
       masked: texts with `<mask>` for each span.
-      references: the texts.
-      answers: as the model completes them.
+      references: the complete texts.
+      predictions: the texts as completed by the model.
     """
-    inputs.check_pairs("exact_spans", references, answers)
-    right = total = 0
-    for text, reference, answer in zip(masked, references, answers, strict=True):
-        wanted = fillings(text, reference)
-        if not wanted:
+    inputs.check_pairs("exact_spans", references, predictions)
+    correct = total = 0
+    for text, reference, prediction in zip(masked, references, predictions, strict=True):
+        true = extract_spans(text, reference)
+        if not true:
             continue
-        given = fillings(text, inputs.text(answer)) or [None] * len(wanted)
-        right += sum(a == b for a, b in zip(given, wanted, strict=True))
-        total += len(wanted)
-    return {"exact_spans": right / total if total else 0.0}
+        predicted = extract_spans(text, inputs.text(prediction))
+        if predicted is not None:
+            correct += sum(a == b for a, b in zip(predicted, true, strict=True))
+        total += len(true)
+    return {"exact_spans": correct / total if total else 0.0}

@@ -10,12 +10,15 @@ from ofa_jax.evaluation.metrics import inputs
 _KINDS = ("rouge1", "rouge2", "rougeL")
 
 
-def rouge(references: Sequence[str], answers: Sequence[str | None]) -> dict[str, float]:
-    """ "rouge1", "rouge2" and "rougeL": mean F-measures, words stemmed, as the original OFA's."""
-    inputs.check_pairs("rouge", references, answers)
+def rouge(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes "rouge1", "rouge2" and "rougeL": mean F-measures of stemmed words.
+
+    These are the settings of the reference implementation.
+    """
+    inputs.check_pairs("rouge", references, predictions)
     scorer = RougeScorer(_KINDS, use_stemmer=True)
     scores = [
-        scorer.score(reference, inputs.text(answer))
-        for reference, answer in zip(references, answers, strict=True)
+        scorer.score(reference, inputs.text(prediction))
+        for reference, prediction in zip(references, predictions, strict=True)
     ]
     return {kind: math.fsum(x[kind].fmeasure for x in scores) / len(scores) for kind in _KINDS}

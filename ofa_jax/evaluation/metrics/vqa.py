@@ -1,8 +1,8 @@
 """VQA accuracy (Antol et al. 2015) with the answer normalisation of the official evaluation.
 
-An answer is worth min(people who gave it / 3, 1), averaged over all choices of nine of the ten
-people. Answers are compared after both were normalised; where all ten people agree, the official
-evaluation compares them as they are, and so does this.
+An answer scores min(number of annotators who gave it / 3, 1), averaged over all subsets of nine of
+the ten annotators. Answers are normalised before they are compared; where all ten annotators agree,
+the official evaluation skips the normalisation, and so does this module.
 """
 
 import math
@@ -32,8 +32,8 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_GROUPS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
-# Words that get their apostrophe back; each is known by its spellings that lack just one. Those
-# that the official table lacks (such as "lets" and "shed") are another word, or were forgotten.
+# Words whose apostrophe is restored; each is recognised by its spellings that lack exactly one.
+# Words missing from the official table (such as "lets" and "shed") are missing here too.
 _CONTRACTIONS = """
 ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't
 needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't
@@ -50,13 +50,14 @@ who'd've you'd've y'all'll y'all'd've 'ow's'at
 
 
 def _spellings() -> dict[str, str]:
+    """Maps spellings without an apostrophe to the official ones."""
     table = {
-        word[:place] + word[place + 1 :]: word
+        word[:index] + word[index + 1 :]: word
         for word in _CONTRACTIONS.split()
-        for place, letter in enumerate(word)
+        for index, letter in enumerate(word)
         if letter == "'"
     }
-    # The official table has this one the wrong way round.
+    # The official table maps this one in the wrong direction.
     return table | {"somebody'd": "somebodyd"}
 
 
@@ -64,7 +65,7 @@ _SPELLINGS = _spellings()
 
 
 def normalize_answer(answer: str) -> str:
-    """The official normalisation: punctuation, number words, articles, contractions, lower case.
+    """Normalises punctuation, number words, articles, contractions and case as officially.
 
     >>> normalize_answer("Two dogs, and the cat.")
     '2 dogs and cat'
@@ -72,52 +73,55 @@ def normalize_answer(answer: str) -> str:
     text = answer = _one_line(answer)
     has_digit_groups = _DIGIT_GROUPS.search(answer)
     for mark in _PUNCTUATION:
-        at_a_space = f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if at_a_space or has_digit_groups else " ")
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if beside_space or has_digit_groups else " ")
     words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", text).lower().split()]
     return " ".join(_SPELLINGS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def _one_line(text: str) -> str:
+    """Replaces line breaks and tabs by spaces."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def vqa_accuracy(
-    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+    references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """ "accuracy", and "accuracy/<type>" where questions have a type.
+    """Computes "accuracy", and "accuracy/<type>" where questions have a type.
 
     Args:
       references: {"answers": list[str]; optional "confidences": list[float]; optional "type": str}.
-        With confidences an answer is worth that of the reference that it equals, letter by letter,
-        as the original OFA validates; without, the official accuracy over the people's answers.
-        With less than four of them, an answer that one gave is worth 1.
-      answers: the model's.
+        With confidences, a prediction scores the confidence of the answer that it equals exactly,
+        as in the reference implementation's validation; without, the official accuracy over the
+        annotators' answers. With fewer than four of them, a prediction that equals one scores 1.
+      predictions: one text per question.
     """
-    inputs.check_pairs("vqa_accuracy", references, answers)
-    inputs.check_references("vqa_accuracy", [own["answers"] for own in references])
+    inputs.check_pairs("vqa_accuracy", references, predictions)
+    inputs.check_references("vqa_accuracy", [reference["answers"] for reference in references])
     by_type: dict[str, list[float]] = defaultdict(list)
     scores = []
-    for own, answer in zip(references, answers, strict=True):
-        scores.append(_score(own, inputs.text(answer)))
-        if own.get("type"):
-            by_type[own["type"]].append(scores[-1])
+    for reference, prediction in zip(references, predictions, strict=True):
+        scores.append(_score(reference, inputs.text(prediction)))
+        if reference.get("type"):
+            by_type[reference["type"]].append(scores[-1])
     return {"accuracy": math.fsum(scores) / len(scores)} | {
         f"accuracy/{kind}": math.fsum(by_type[kind]) / len(by_type[kind])
         for kind in sorted(by_type)
     }
 
 
-def _score(reference: Mapping[str, Any], answer: str) -> float:
-    people, confidences = reference["answers"], reference.get("confidences")
+def _score(reference: Mapping[str, Any], prediction: str) -> float:
+    """Scores one prediction, see `vqa_accuracy`."""
+    answers, confidences = reference["answers"], reference.get("confidences")
     if confidences is not None:
-        return dict(zip(people, confidences, strict=True)).get(answer, 0.0)
-    people, answer = [_one_line(person) for person in people], _one_line(answer)
-    if len(set(people)) > 1:
-        people, answer = [normalize_answer(person) for person in people], normalize_answer(answer)
-    same = sum(person.lower() == answer.lower() for person in people)
-    if len(people) < 4:
+        return dict(zip(answers, confidences, strict=True)).get(prediction, 0.0)
+    answers, prediction = [_one_line(answer) for answer in answers], _one_line(prediction)
+    if len(set(answers)) > 1:
+        answers = [normalize_answer(answer) for answer in answers]
+        prediction = normalize_answer(prediction)
+    same = sum(answer.lower() == prediction.lower() for answer in answers)
+    if len(answers) < 4:
         return float(same > 0)
-    # Of the choices that leave one person out, `same` leave out one who gave this answer.
-    others = len(people) - same
-    return (same * min((same - 1) / 3, 1) + others * min(same / 3, 1)) / len(people)
+    # Of the subsets that leave one annotator out, `same` leave out one with this answer.
+    others = len(answers) - same
+    return (same * min((same - 1) / 3, 1) + others * min(same / 3, 1)) / len(answers)

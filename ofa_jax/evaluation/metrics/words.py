@@ -1,9 +1,9 @@
-"""Words of captions, as the evaluation of COCO captions has them.
+"""Tokenises captions as the official evaluation of COCO captions does.
 
 That evaluation runs the Java tokeniser of the Penn Treebank (Stanford CoreNLP 3.4.1) over the
-lower-cased caption and leaves out the punctuation. Here its rules that matter for captions are one
-regular expression: the same words without Java, for 25,000 captions a second. Of 69,635 words of
-encyclopaedia text, harder than captions, 48 were not the original's.
+lower-cased caption and removes punctuation. This module implements the rules that matter for
+captions as one regular expression: the same words without Java, for 25,000 captions a second. Of
+69,635 words of encyclopaedia text, which is harder than captions, 48 differed from the Java output.
 
 >>> tokenize("A man's black-and-white dog, running!")
 ['a', 'man', "'s", 'black-and-white', 'dog', 'running']
@@ -11,9 +11,9 @@ encyclopaedia text, harder than captions, 48 were not the original's.
 
 import re
 
-# The original compares with "-LRB-" after lower-casing, so brackets stay.
+# The official evaluation compares with "-LRB-" after lower-casing, so it keeps brackets.
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_LEFT_OUT = frozenset("' ` '' `` . ? ! , : - -- ... ;".split())
+_REMOVED = frozenset("' ` '' `` . ? ! , : - -- ... ;".split())
 
 _SPELLINGS = str.maketrans(
     {
@@ -47,14 +47,14 @@ _TOKEN = re.compile(
     r"|(?:(?<!\S)[-+])?\.?\d\w*(?:[./-]\w+|[,:]\d+)*"  # 3.5, 1,000, 7:30, 10-year-old
     r"|y'(?!\w)"
     r"|[^\W\d]\w*(?:[-./&]\w+|'\w+)*"  # black-and-white, and/or, o'clock
-    r"|'(?:s|m|d|re|ve|ll|t|em|n'?|cause|til|\d\ds)(?!\w)"  # after a contraction; rock 'n' roll
+    r"|'(?:s|m|d|re|ve|ll|t|em|n'?|cause|til|\d\ds)(?!\w)"  # parts of contractions; rock 'n' roll
     r"|[?!]{2,}|\.{2,}|-{2,}"
     r"|[^\w\s]"
 )
 
 
 def tokenize(caption: str) -> list[str]:
-    """The words of a caption in lower case, without punctuation."""
+    """Returns the words of a caption in lower case, without punctuation."""
     text = caption.translate(_SPELLINGS).lower()
     if "'" in text:
         text = _Y_ALL.sub("y' all", _CONTRACTION.sub(r" \1", text))
@@ -63,7 +63,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _word(token: str) -> str:
-    """The token as it is written in the end; "" for punctuation."""
-    if token in _LEFT_OUT or token == '"' or not token.strip(".") or not token.strip("-"):
+    """Returns a token as the official tokeniser spells it; "" for punctuation."""
+    if token in _REMOVED or token == '"' or not token.strip(".") or not token.strip("-"):
         return ""
     return _BRACKETS.get(token, token)
