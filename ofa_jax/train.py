@@ -39,7 +39,7 @@ from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
-from ofa_jax.utils import device_peaks, distributed
+from ofa_jax.utils import distributed, hardware
 from ofa_jax.utils.suggestions import nearest
 from tasks.downstream import DownstreamSettings
 from tasks.pretraining import PretrainingSettings
@@ -132,7 +132,7 @@ def prepare(
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     if peak_flops is None:
-        peak_flops = device_peaks.peak_flops(jax.devices()[0].device_kind)
+        peak_flops = hardware.peak_flops(jax.devices()[0].device_kind)
     elif peak_flops <= 0:
         raise ValueError(
             f"train.peak_flops is {peak_flops}; give the operations per second of one device, e.g. "

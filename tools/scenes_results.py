@@ -15,6 +15,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ofa_jax.utils import files
+
 AIMS: Mapping[tuple[str, str], float] = {
     ("visual_grounding", "acc@0.5"): 0.5,
     ("visual_question_answering", "accuracy"): 0.8,
@@ -69,9 +71,7 @@ def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
         ("scenes.json", json.dumps(results, indent=2) + "\n"),
         ("scenes.md", page(results)),
     ):
-        temporary = directory / f"{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(directory / name)
+        files.write_text(directory / name, text)
 
 
 def as_typed(command: Sequence[str]) -> str:

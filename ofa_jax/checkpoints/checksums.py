@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from ofa_jax.utils import files
+
 FILE = "SHA256SUMS"
 _CHUNK = 1 << 22
 
@@ -26,9 +28,7 @@ def write(folder: epath.Path) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         digests = pool.map(_digest, (folder / name for name in names))
         lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text("".join(lines))
-    temporary.replace(folder / FILE)
+    files.write_text(folder / FILE, "".join(lines))
 
 
 def has_checksums(folder: epath.Path) -> bool:

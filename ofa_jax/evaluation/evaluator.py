@@ -25,8 +25,8 @@ from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.training import validation
-from ofa_jax.training.telemetry import GoodputTimer
+from ofa_jax.utils.files import write_json
+from ofa_jax.utils.timers import GoodputTimer
 
 DATA, DECODING, COMPILATION, METRICS = "data", "decoding", "compilation", "metrics"
 _MOST_LOGGED = 20
@@ -190,7 +190,7 @@ class Evaluator:
         folder, questions = self.folder(step, task), task.questions
         files = PredictionFiles(folder, questions.num_examples, self._per_part * task.batch_size)
         if first:
-            validation.write(folder / "settings.json", _settings(task, checkpoint))
+            write_json(folder / "settings.json", _settings(task, checkpoint))
         num_batches = -(-questions.num_examples // task.batch_size)
         numbers = [
             number
@@ -218,7 +218,7 @@ class Evaluator:
             asked=sum(min(size, questions.num_examples - number * size) for number in numbers),
             seconds=clock.total().parts,
         )
-        validation.write(
+        write_json(
             folder / "result.json",
             dataclasses.asdict(result) | {"examples_per_second": result.examples_per_second},
         )

@@ -17,6 +17,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from ofa_jax.utils.files import write_text
+
 Line = Mapping[str, Any]
 """index, id, instruction, references, prediction, score; or index, id, error."""
 
@@ -123,9 +125,7 @@ def _indices(path: epath.Path) -> Sequence[int]:
 def _write(path: epath.Path, lines: Iterable[Line]) -> None:
     """All at once."""
     text = "".join(json.dumps(line, ensure_ascii=False, default=_plain) + "\n" for line in lines)
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(text.encode("utf-8"))
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _plain(value: Any) -> Any:

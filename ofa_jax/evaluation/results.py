@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.evaluation.evaluator import COMPILATION, DATA, DECODING, METRICS, Result
-from ofa_jax.training import validation
+from ofa_jax.utils import files
 
 METRICS_FILE = "metrics.json"
 _MOST_COLUMNS = 5
@@ -36,7 +36,7 @@ class Results:
     def add(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
         """Adds a result and writes all, at once. The first host does it."""
         self._values.setdefault(step, {})[task] = dict(metrics)
-        validation.write(self._path, {str(key): self._values[key] for key in sorted(self._values)})
+        files.write_json(self._path, {str(key): self._values[key] for key in sorted(self._values)})
 
 
 def scalars(task: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -20,6 +20,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ofa_jax.utils.files import atomic_path
+
 _STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
@@ -285,8 +287,10 @@ def save(path: str | pathlib.Path, value: Any) -> None:
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(value)
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
         archive.writestr("archive/data.pkl", pickled.getvalue())
         archive.writestr("archive/byteorder", "little")
         for key, array in enumerate(pickler.arrays):
@@ -294,4 +298,3 @@ def save(path: str | pathlib.Path, value: Any) -> None:
                 # In C order, whatever the array's; one array at a time in memory.
                 member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         archive.writestr("archive/version", "3\n")
-    temporary.replace(path)

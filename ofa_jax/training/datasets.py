@@ -15,6 +15,7 @@ from ofa_jax.data.loader import Loader, task_names
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training import validation
+from ofa_jax.utils import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,5 +106,5 @@ def baselines(
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
     if jax.process_index() == 0:
-        validation.write(path, entry)
+        files.write_json(path, entry)
     return scores

@@ -25,6 +25,7 @@ from ofa_jax.training.preemption import Preemption
 from ofa_jax.training.step import StepMetrics, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
+from ofa_jax.utils import files, timers
 
 HostBatch = Mapping[str, np.ndarray]
 
@@ -119,7 +120,7 @@ def train(run: Run) -> dict[str, dict[str, float]]:
       SaveError: checkpoints cannot be written, see `Checkpoints`.
       FloatingPointError: too many steps were not finite.
     """
-    config, clock = run.config, telemetry.GoodputTimer()
+    config, clock = run.config, timers.GoodputTimer()
     history = validation.History(run.model_dir / "validations.json")
     best = None
     if config.best_metric is not None:
@@ -227,7 +228,7 @@ def _steps(
     history: validation.History,
     preemption: Preemption,
     watchdog: Watchdog,
-    clock: telemetry.GoodputTimer,
+    clock: timers.GoodputTimer,
     progress: Progress,
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Makes the steps from `start` to `total`; the results, and the last step that was made."""
@@ -306,7 +307,7 @@ def _report(
     step: int,
     waiting: Sequence[StepMetrics],
     state: TrainState,
-    clock: telemetry.GoodputTimer,
+    clock: timers.GoodputTimer,
     pace: telemetry.DispatchThrottle,
     padding: telemetry.Padding,
     progress: Progress,
@@ -315,7 +316,7 @@ def _report(
     metrics = jax.device_get(list(waiting))
     skipped_steps = int(state.skipped_steps)
     tasks = sum((m.tasks for m in metrics), TaskSums(*np.zeros((4, len(run.task_names)))))
-    lap = clock.lap()
+    lap = clock.next_interval()
     report = Report(
         step=step,
         total_steps=run.config.total_steps,
@@ -327,7 +328,7 @@ def _report(
             flops=len(metrics) * run.flops_per_step,
             peak_flops=run.peak_flops,
         ),
-        data_wait=lap.share(telemetry.WAITING_FOR_DATA),
+        data_wait=lap.share(timers.WAITING_FOR_DATA),
         total=clock.total(),
         loss=float(np.mean([m.loss for m in metrics])),
         task_losses=mean_losses(tasks, run.task_names),
@@ -382,7 +383,7 @@ def _validate(
     )
     history.add(step, results)
     if jax.process_index() == 0:
-        validation.write(_results_path(run), results)
+        files.write_json(_results_path(run), results)
     return results
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
@@ -12,71 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-WAITING_FOR_DATA = "waiting_for_data"
-LOST = ("compilation", "checkpoints", "restoring", "validation")
-"""Kinds of time in which no step is made; waiting for data is told from stepping separately."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A stretch of time.
-
-    Attributes:
-      seconds: all of it.
-      parts: kind -> the seconds of it that were not spent stepping.
-    """
-
-    seconds: float
-    parts: Mapping[str, float]
-
-    @property
-    def stepping_seconds(self) -> float:
-        """What remains for steps; waiting for their data is in it."""
-        return max(self.seconds - sum(self.parts.get(kind, 0.0) for kind in LOST), 1e-9)
-
-    def share(self, kind: str) -> float:
-        """Of all the seconds."""
-        return self.parts.get(kind, 0.0) / max(self.seconds, 1e-9)
-
-    @property
-    def goodput(self) -> float:
-        """Share of the seconds that went into steps: no waiting, saving, compiling, validating."""
-        return max(0.0, 1 - sum(self.parts.values()) / max(self.seconds, 1e-9))
-
-
-class GoodputTimer:
-    """Adds up, by kind, the time of this host that is not spent stepping."""
-
-    def __init__(self) -> None:
-        self._begin = self._lap_begin = time.perf_counter()
-        self._all: collections.Counter[str] = collections.Counter()
-        self._lap: collections.Counter[str] = collections.Counter()
-
-    @contextlib.contextmanager
-    def measure(self, kind: str) -> Iterator[None]:
-        """A context whose time is of a kind: `WAITING_FOR_DATA` or one of `LOST`."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(kind, time.perf_counter() - begin)
-
-    def add(self, kind: str, seconds: float) -> None:
-        """Time of a kind that was measured elsewhere."""
-        self._all[kind] += seconds
-        self._lap[kind] += seconds
-
-    def lap(self) -> Interval:
-        """Since the last call."""
-        now = time.perf_counter()
-        lap = Interval(now - self._lap_begin, dict(self._lap))
-        self._lap_begin = now
-        self._lap.clear()
-        return lap
-
-    def total(self) -> Interval:
-        """Since the clock was made."""
-        return Interval(time.perf_counter() - self._begin, dict(self._all))
+from ofa_jax.utils.timers import WAITING_FOR_DATA, GoodputTimer, Interval
 
 
 class DispatchThrottle:

@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ofa_jax.training.telemetry import LOST, WAITING_FOR_DATA, Interval, Throughput
+from ofa_jax.training.telemetry import Throughput
+from ofa_jax.utils.timers import NOT_STEPPING, WAITING_FOR_DATA, Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Progress(contextlib.AbstractContextManager):
         parts = [f"{time.goodput:.0%} stepping"]
         parts += [
             f"{time.share(kind):.0%} {kind.replace('_', ' ')}"
-            for kind in (WAITING_FOR_DATA, *LOST)
+            for kind in (WAITING_FOR_DATA, *NOT_STEPPING)
             if kind in time.parts
         ]
         seconds = datetime.timedelta(seconds=round(time.seconds))

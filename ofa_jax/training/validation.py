@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.training.metrics import TaskSums
+from ofa_jax.utils import files
 
 SMOOTHING = 0.01
 """Added to every token's count, so that a token never seen has a probability."""
@@ -109,13 +110,6 @@ def summarise(
     }
 
 
-def write(path: epath.Path, results: Mapping[str, Any]) -> None:
-    """Writes a JSON file, all at once."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(path)
-
-
 METRICS = {"loss": min, "token_accuracy": max}
 """What a checkpoint can be the best by, and which value is better."""
 
@@ -151,7 +145,7 @@ class History:
         """Adds or replaces a step's results; the first host writes them."""
         self._results[step] = results
         if jax.process_index() == 0:
-            write(self._path, {str(k): self._results[k] for k in sorted(self._results)})
+            files.write_json(self._path, {str(k): self._results[k] for k in sorted(self._results)})
 
     def best(self, metric: str, steps: Sequence[int]) -> int | None:
         """The best of some steps, the earliest where several are equal; None if none is known.

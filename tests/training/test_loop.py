@@ -12,7 +12,7 @@ from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.manager import Checkpoints
 from ofa_jax.training import loop
 from ofa_jax.training.loop_config import LoopConfig
-from ofa_jax.training.telemetry import Interval
+from ofa_jax.utils.timers import Interval
 
 PERIODS = dict(log_period=1, checkpoint_period=2)
 
@@ -197,7 +197,7 @@ def test_a_run_whose_time_is_up_is_saved_validated_and_finished(whole, tmp_path)
 def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypatch):
     def spent(seconds, **parts):
         monkeypatch.setattr(
-            loop.telemetry.GoodputTimer, "total", lambda clock: Interval(seconds, parts)
+            loop.timers.GoodputTimer, "total", lambda clock: Interval(seconds, parts)
         )
 
     spent(40.0, validation=15.0)

@@ -12,14 +12,12 @@ from etils import epath
 
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.loop_config import LoopConfig
-from ofa_jax.utils import device_peaks
+from ofa_jax.utils import hardware, timers
 from ofa_jax.utils.hardware import CHIPS
 
 
 def test_a_lap_tells_stepping_from_all_else():
-    lap = telemetry.Interval(
-        10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0}
-    )
+    lap = timers.Interval(10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0})
     assert lap.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
     assert lap.goodput == pytest.approx(0.4)
     assert lap.share("checkpoints") == 0.2 and lap.share("validation") == 0.0
@@ -32,13 +30,13 @@ def test_a_lap_tells_stepping_from_all_else():
 
 
 def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
-    clock = telemetry.GoodputTimer()
+    clock = timers.GoodputTimer()
     with clock.measure("checkpoints"):
         time.sleep(0.02)
-    first = clock.lap()
+    first = clock.next_interval()
     with pytest.raises(OSError), clock.measure("checkpoints"):
         raise OSError  # what fails took time too
-    second = clock.lap()
+    second = clock.next_interval()
     assert first.parts["checkpoints"] >= 0.02 > second.parts["checkpoints"]
     total = clock.total()
     assert total.parts["checkpoints"] == pytest.approx(
@@ -85,7 +83,7 @@ def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
     step_seconds, batch_seconds, waited
 ):
     devices, batches = _Devices(step_seconds), slow_batches(batch_seconds)
-    clock = telemetry.GoodputTimer()
+    clock = timers.GoodputTimer()
     pace = telemetry.DispatchThrottle(clock)
     for _ in range(6):
         pace.next(batches)
@@ -109,7 +107,7 @@ class _Result:
 
 
 def test_the_host_is_at_most_two_steps_ahead():
-    pace = telemetry.DispatchThrottle(telemetry.GoodputTimer())
+    pace = telemetry.DispatchThrottle(timers.GoodputTimer())
     results = [_Result() for _ in range(4)]
     after_dispatch = []
 
@@ -137,7 +135,7 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
         def block_until_ready(self):
             raise RuntimeError("the device is gone")
 
-    pace = telemetry.DispatchThrottle(telemetry.GoodputTimer())
+    pace = telemetry.DispatchThrottle(timers.GoodputTimer())
     pace.after_dispatch(Failing())
     with pytest.raises(RuntimeError, match="the device is gone"):
         pace.settle()
@@ -156,11 +154,11 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
     ],
 )
 def test_the_peak_is_that_of_one_device_of_a_known_kind(kind, flops):
-    assert device_peaks.peak_flops(kind) == flops
+    assert hardware.peak_flops(kind) == flops
 
 
 def test_every_known_kind_of_device_has_its_chip():
-    assert set(device_peaks._CHIP_OF_KIND.values()) <= set(CHIPS)
+    assert set(hardware._CHIP_OF_KIND.values()) <= set(CHIPS)
 
 
 def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():

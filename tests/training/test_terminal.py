@@ -6,8 +6,9 @@ import io
 import pytest
 from rich.console import Console
 
-from ofa_jax.training.telemetry import Interval, Throughput
+from ofa_jax.training.telemetry import Throughput
 from ofa_jax.training.terminal import Progress, Report
+from ofa_jax.utils.timers import Interval
 
 REPORT = Report(
     step=250,
