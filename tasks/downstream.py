@@ -28,7 +28,7 @@ import seqio
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.seqio_vocabulary import CurrentVocabulary
 from ofa_jax.data.sources.base import RecordSource
-from ofa_jax.data.sources.tfds import FORMS, ClassifiedImage
+from ofa_jax.data.sources.tfds import TFDS_DATA_SETS, ClassifiedImageRecord
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
@@ -104,7 +104,7 @@ class DownstreamSettings:
     def __post_init__(self) -> None:
         for what, names, known in (
             ("files", self.files, DATA),
-            ("tfds", self.tfds, FORMS),
+            ("tfds", self.tfds, TFDS_DATA_SETS),
             ("selected_cols", self.selected_cols, DATA),
             ("options", self.options, _OPTIONS),
         ):
@@ -146,9 +146,9 @@ class DownstreamSettings:
         layout, _ = DATA[data]
         if data in self.tfds:
             to_record = None
-            if FORMS[data].to_record is None:
-                to_record = ClassifiedImage(tuple(self.choices("class_names")))
-            return FORMS[data].open(split, self.tfds[data], self.tfds_data_dir, to_record)
+            if TFDS_DATA_SETS[data].to_record is None:
+                to_record = ClassifiedImageRecord(tuple(self.choices("class_names")))
+            return TFDS_DATA_SETS[data].open(split, self.tfds[data], self.tfds_data_dir, to_record)
         paths = self.files.get(data, {}).get(split)
         if paths is None:
             known = ", ".join(self.files.get(data, {})) or "none"
@@ -162,7 +162,11 @@ class DownstreamSettings:
             raise ValueError(
                 f"There are no files of {data} for the split {split} (there are for: {known}): set "
                 f"DownstreamSettings.files = {{'{data}': {{'{split}': 'FILE.tsv'}}}}"
-                + (f", or .tfds = {{'{data}': '{FORMS[data].name}'}}." if data in FORMS else ".")
+                + (
+                    f", or .tfds = {{'{data}': '{TFDS_DATA_SETS[data].name}'}}."
+                    if data in TFDS_DATA_SETS
+                    else "."
+                )
                 + without
             )
         paths = [paths] if isinstance(paths, str) else paths

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ofa_jax.data.sources.tsv_columns import LAYOUTS
+from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.inference.requests import Box
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -213,7 +213,7 @@ class Tsv(_Lines):
       columns: name -> the column it is in: its place, counted from 0; or a name, of `layout` or of
         the header. Fields of an entry (id, instruction, image, region), and whatever the
         instruction wants.
-      layout: a kind of file in `ofa_jax.data.sources.tsv_columns.LAYOUTS`, which names its
+      layout: a kind of file in `ofa_jax.data.sources.tsv_columns.TSV_FORMATS`, which names its
         columns: then `columns` may be left out, and the layout's names stand in the instruction.
       header: whether the first line of a file names its columns.
     """
@@ -223,8 +223,10 @@ class Tsv(_Lines):
     header: bool = False
 
     def __post_init__(self) -> None:
-        if self.layout is not None and self.layout not in LAYOUTS:
-            raise ValueError(f"Tsv.layout is {self.layout!r}; choose from {', '.join(LAYOUTS)}.")
+        if self.layout is not None and self.layout not in TSV_FORMATS:
+            raise ValueError(
+                f"Tsv.layout is {self.layout!r}; choose from {', '.join(TSV_FORMATS)}."
+            )
         if self.columns is None and self.layout is None and not self.header:
             raise ValueError(
                 "Tsv needs to know its columns: give columns = {'id': 0, 'image': 1, 'instruction':"
@@ -256,7 +258,7 @@ class Tsv(_Lines):
         """name -> place."""
         known = {name: place for place, name in enumerate(names)}
         if self.layout is not None:
-            layout = LAYOUTS[self.layout]
+            layout = TSV_FORMATS[self.layout]
             known = dict(zip(layout.columns, layout.selected_cols, strict=True))
         if self.columns is None:
             return known

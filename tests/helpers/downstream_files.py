@@ -1,4 +1,4 @@
-"""The original's downstream files with a line or a few each, named as in its scripts."""
+"""Official downstream files with one or a few lines each, named as in the official scripts."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ _LABELS = ("entailment", "neutral", "contradiction")
 
 
 def make_image(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
-    """A PNG of random pixels."""
+    """Encodes random pixels as a PNG."""
     rng = np.random.default_rng(seed)
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(buffer, "PNG")
@@ -24,7 +24,7 @@ def make_image(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def encoded(seed: int = 0) -> str:
-    """The same in base64."""
+    """Encodes random pixels as a PNG in base64."""
     return base64.urlsafe_b64encode(make_image(seed)).decode()
 
 
@@ -63,7 +63,7 @@ VQA_ANSWERS = ("two cups", "cup", "two")
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Writes all of them: NAME_train.tsv, NAME_val.tsv, NAME_dev.tsv ... with the same lines."""
+    """Writes NAME_train.tsv, NAME_val.tsv, NAME_dev.tsv ..., all with the same lines."""
     for name, rows in ROWS.items():
         lines = "".join("\t".join(row) + "\n" for row in rows)
         for split in ("train", "val", "dev", "test", "testA", "testB", "val_subset"):

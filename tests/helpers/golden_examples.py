@@ -1,10 +1,10 @@
-"""What an example must share with one of the original's (golden/preprocess/fixed.json)."""
+"""Compares examples with the golden ones in golden/preprocess/fixed.json."""
 
 import numpy as np
 
 from ofa_jax.data.features import Stream, to_features
 
-# The matching example of a pair follows its main example.
+# The objective of a pair's first golden example; the second one is that of matching.
 MAIN = {
     "caption": "image_captioning",
     "qa": "visual_question_answering",
@@ -12,8 +12,8 @@ MAIN = {
 }
 
 
-def assert_same(example, expected, vocabulary):
-    """Source, target, decoder input and weight, through the features that the model gets."""
+def assert_matches_golden(example, expected, vocabulary):
+    """Compares source, target, decoder input and weight, as features of the model."""
     lengths = {"inputs": len(example["inputs"]), "targets": len(example["targets"])}
     size = example["image"].shape[0] if "image" in example else None
     stream = Stream("golden", "golden", 1, lengths, size, code_targets=True)

@@ -1,4 +1,4 @@
-"""The original's examples and the settings that they were made with."""
+"""Fixtures: golden examples and the configuration that they were computed with."""
 
 import json
 
@@ -23,7 +23,7 @@ def pixels(golden):
 
 @pytest.fixture(scope="module")
 def config(shared_golden):
-    """The golden run: the shorter side always 400, no RandAugment."""
+    """Returns the configuration of the golden run: shorter side 400, no RandAugment."""
     return ObjectiveConfig(
         OFAVocabulary.from_ofa_directory(shared_golden / "bpe"),
         negatives=NegativePool(),
@@ -34,7 +34,7 @@ def config(shared_golden):
 
 @pytest.fixture(scope="module")
 def to_record(golden):
-    """A row of the original's TSV as a record."""
+    """Returns a function that converts a row of an official TSV file to a record."""
 
     def convert(row):
         answers = [ref.split("|!+") for ref in row["refs"].split("&&") if "|!+" in ref]

@@ -1,4 +1,4 @@
-"""ImageNet's augmentation: each operation by what it must do, all of it by its draws."""
+"""Tests the augmentation of ImageNet: each operation by its effect, and the whole by its draws."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ def image(value=100, size=(20, 10)):
 
 
 def gradient():
-    """Brightness is 10 times the column."""
+    """Returns an image whose brightness is 10 times the column."""
     return Image.fromarray(
         np.broadcast_to(10 * np.arange(20, dtype=np.uint8)[None, :, None], (10, 20, 3)).copy()
     )
 
 
-def test_the_answer_is_the_name_of_the_class(config):
+def test_the_target_is_the_name_of_the_class(config):
     example = classification.classification(RECORD, np.random.default_rng(0), config)
     vocabulary = config.vocabulary
     assert vocabulary.decode(example["inputs"]) == " what does the image describe?"
@@ -40,7 +40,7 @@ def test_the_answer_is_the_name_of_the_class(config):
     assert example["image"].shape == (48, 48, 3) and example["image"].dtype == np.uint8
 
 
-def test_training_images_follow_their_draws_and_others_are_whole(config):
+def test_training_images_depend_on_the_seed_and_others_are_whole(config):
     def make(seed, **change):
         given = dataclasses.replace(config, **change)
         return classification.classification(RECORD, np.random.default_rng(seed), given)["image"]
@@ -51,8 +51,8 @@ def test_training_images_follow_their_draws_and_others_are_whole(config):
         np.testing.assert_array_equal(make(3, **change), load_square_image(RECORD, 48))
 
 
-def test_crops_have_the_areas_and_aspects_that_were_asked_for():
-    """Seen in an image whose colours are the coordinates."""
+def test_crops_have_the_configured_areas_and_aspect_ratios():
+    """Measures them in an image whose colours are the coordinates."""
     width, height = 200, 120
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     coordinates = Image.fromarray(np.stack([x, y, y], -1).astype(np.uint8))
@@ -71,13 +71,13 @@ def test_crops_have_the_areas_and_aspects_that_were_asked_for():
     assert 0.7 < min(aspects) < 0.85 and 1.18 < max(aspects) < 1.43
 
 
-def test_an_image_too_thin_for_every_draw_is_cropped_in_the_middle():
+def test_an_image_too_thin_for_every_draw_is_cropped_at_the_centre():
     thin = Image.fromarray(np.repeat(np.arange(250, dtype=np.uint8)[None, :, None], 3, axis=2)[:1])
     window = np.asarray(classification.random_resized_crop(thin, 8, np.random.default_rng(0)))
     assert abs(int(window.mean()) - 124) <= 1
 
 
-def test_a_quarter_of_the_images_loses_a_rectangle():
+def test_a_rectangle_is_erased_in_a_quarter_of_the_images():
     grey = np.full((40, 40, 3), 7, np.uint8)
     shares = []
     for seed in range(400):
@@ -94,7 +94,7 @@ def test_a_quarter_of_the_images_loses_a_rectangle():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_keeps_size_and_type_at_every_level(name):
+def test_every_operation_keeps_size_and_mode_at_every_level(name):
     sample = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
     for level in (0.0, 4.5, 9.0, 10.0):
         for negative in (False, True):
@@ -119,7 +119,7 @@ def test_strengths_grow_as_in_timm():
     assert value("Contrast", 9) == 100 and value("Color", 9) == 100
 
 
-def test_directions_of_what_moves():
+def test_geometric_operations_have_a_direction():
     sample = gradient()
 
     def row(name, level, negative):

@@ -1,4 +1,4 @@
-"""The downstream tasks: instructions and answers letter by letter, boxes, prompts, noise."""
+"""Tests the downstream tasks: exact instructions and targets, boxes, decoder prompts, noise."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def rng():
 
 
 def texts(example, config):
-    """What is asked and answered, with bos and eos checked and taken off."""
+    """Decodes instruction and target; checks bos and eos and removes them."""
     inputs, targets = example["inputs"].tolist(), example["targets"].tolist()
     assert (inputs[0], inputs[-1]) == (0, 2)
     ended = targets[-1] == 2
@@ -97,7 +97,7 @@ CASES = {
         {"image": IMAGE, "hypothesis": "A man sleeps.", "label": "no"},
         (' does the image describe " a man sleeps. "?', " no"),
     ),
-    "a caption asks for an image": (
+    "text to image": (
         downstream.text_to_image,
         {"captions": ["A  bench by\tthe sea"], "codes": np.arange(1024)},
         (
@@ -152,7 +152,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_instructions_and_answers_are_those_of_the_spec(case, config):
+def test_instructions_and_targets_are_the_published_ones(case, config):
     task, record, expected = CASES[case]
     example = task(record, rng(), config)
     assert texts(example, config) == expected
@@ -162,21 +162,21 @@ def test_instructions_and_answers_are_those_of_the_spec(case, config):
     else:
         assert "image" not in example
     assert bool(example["code_mask"]) == (task is downstream.text_to_image)
-    # The original's GLUE examples end with the label.
+    # In GLUE the target ends with the label, as in the reference implementation.
     glue = task in language_tasks.GLUE_TASKS.values()
     assert (example["targets"][-1] == config.vocabulary.eos_id) == (not glue)
     assert len(example["targets"]) == 1 or not glue
 
 
-def test_ids_are_those_that_the_original_gives_the_same_texts(fixed, config):
-    """Of pretraining: captioning asks in the same words, and matching as SNLI-VE does."""
+def test_ids_are_the_golden_ones_of_the_same_texts(fixed, config):
+    """Pretraining has the same instructions: captioning, and matching for SNLI-VE."""
     compared = 0
     for item in fixed["image_text"]:
         if item["row"]["type"] != "caption":
             continue
-        asked, matching = item["examples"][:2]
+        captioning, matching = item["examples"][:2]
         example = downstream.captioning({"image": IMAGE, "captions": ["a"]}, rng(), config)
-        assert example["inputs"].tolist() == asked["source"]
+        assert example["inputs"].tolist() == captioning["source"]
         if matching["target_text"] == " yes":
             record = {"image": IMAGE, "hypothesis": item["row"]["caption"], "label": "yes"}
             example = downstream.entailment_without_premise(record, rng(), config)
@@ -186,7 +186,7 @@ def test_ids_are_those_that_the_original_gives_the_same_texts(fixed, config):
     assert compared
 
 
-def test_images_are_squeezed_as_the_original_resizes_them(golden):
+def test_square_images_have_the_golden_pixels(golden):
     resized = np.load(golden / "preprocess" / "resize.npz")
     stored = (golden / "preprocess" / "images" / "im0_640x480.png").read_bytes()
     image = downstream.load_square_image({"image": stored}, 480)
@@ -195,7 +195,7 @@ def test_images_are_squeezed_as_the_original_resizes_them(golden):
 
 
 @pytest.mark.parametrize("name", ["im0_640x480", "im1_480x640", "im4_1000x400"])
-def test_boxes_of_grounding_are_the_originals(golden, config, name):
+def test_boxes_of_grounding_are_the_golden_ones(golden, config, name):
     number = name.split("_")[0]
     resized = np.load(golden / "preprocess" / "resize.npz")
     *shape, x0, y0, x1, y1 = resized[f"refcoco512_{number}_shape_box"]
@@ -207,13 +207,13 @@ def test_boxes_of_grounding_are_the_originals(golden, config, name):
     }
     example = downstream.grounding(record, rng(), published)
     assert [3, *example["image"].shape[:2]] == shape
-    # The original keeps a box as a share of 512 pixels.
+    # Golden boxes are in units of 512 pixels.
     expected = np.round(np.array([x0, y0, x1, y1], np.float32) * 999)
     bins = example["targets"][:-1] - published.vocabulary.bin_ids.start
     np.testing.assert_array_equal(bins, expected)
 
 
-def test_a_box_that_reaches_a_little_beyond_its_image_is_cut_to_it(config):
+def test_a_box_that_reaches_slightly_beyond_its_image_is_clipped(config):
     record = {"image": IMAGE, "phrases": ["it"], "phrase_boxes": as_boxes([-0.5, 1, 60.4, 40])}
     example = downstream.grounding(record, rng(), config)
     assert config.vocabulary.decode(example["targets"][:-1]) == (
@@ -223,7 +223,7 @@ def test_a_box_that_reaches_a_little_beyond_its_image_is_cut_to_it(config):
         downstream.grounding(record | {"phrase_boxes": as_boxes([70, 1, 90, 40])}, rng(), config)
 
 
-def test_a_question_is_followed_by_what_a_detector_saw(config):
+def test_a_question_is_followed_by_the_detected_objects(config):
     seen = dataclasses.replace(config, detected_objects=True, max_objects=2)
     record = {
         "image": IMAGE,
@@ -240,8 +240,8 @@ def test_a_question_is_followed_by_what_a_detector_saw(config):
 
 @pytest.mark.parametrize("prompt", downstream.DECODER_PROMPTS)
 @pytest.mark.parametrize("case", ["a question keeps its mark", "a hypothesis alone", "rte"])
-def test_the_decoder_reads_its_prompt_and_is_not_scored_on_it(case, prompt, config):
-    """Decoder inputs and scored targets as in the original's three prompt types."""
+def test_the_decoder_prompt_is_read_and_has_no_loss(case, prompt, config):
+    """Compares decoder inputs and targets with loss for the three prompt types."""
     task, record, _ = CASES[case]
     plain = task(record, rng(), config)
     example = task(record, rng(), dataclasses.replace(config, decoder_prompt=prompt))
@@ -256,11 +256,11 @@ def test_the_decoder_reads_its_prompt_and_is_not_scored_on_it(case, prompt, conf
     np.testing.assert_array_equal(row["decoder_target_tokens"][scored], answer)
     assert np.flatnonzero(scored)[0] == len(front) - 1
     np.testing.assert_array_equal(example["inputs"], source)
-    # What an answer is made to begin with when it is searched: all of the prompt but bos.
+    # Decoding starts from the prompt without bos.
     np.testing.assert_array_equal(example.get("target_prefix", []), front[1:])
 
 
-def test_a_prompt_that_is_too_long_is_cut_as_the_encoder_sees_it(config):
+def test_a_long_prompt_is_truncated_as_for_the_encoder(config):
     cut = dataclasses.replace(config, decoder_prompt="source", max_prompt_tokens=8)
     example = language_tasks.GLUE_TASKS["cola"](LABELLED, rng(), cut)
     assert len(example["inputs"]) == 8 and example["inputs"][-1] == 2
@@ -268,7 +268,7 @@ def test_a_prompt_that_is_too_long_is_cut_as_the_encoder_sees_it(config):
     assert len(example["targets"]) == 8
 
 
-def test_a_fifth_of_what_the_decoder_reads_of_a_summary_is_noise(config):
+def test_a_fifth_of_the_decoder_inputs_of_a_summary_is_noise(config):
     summary = " ".join(["points"] * 60)
     record = {"text": "the nikkei rose", "summary": summary}
     stream = features.Stream("s", "s", 1, {"inputs": 40, "targets": 64})
@@ -289,7 +289,7 @@ def test_a_fifth_of_what_the_decoder_reads_of_a_summary_is_noise(config):
     assert "noisy_targets" not in language_tasks.summarization(record, rng(), held_out)
 
 
-def test_an_article_is_cut_with_its_instruction(config):
+def test_an_article_is_truncated_with_its_instruction(config):
     short = dataclasses.replace(config, max_article_tokens=12)
     example = language_tasks.summarization({"text": "word " * 50, "summary": "a"}, rng(), short)
     assert len(example["inputs"]) == 14
@@ -305,10 +305,10 @@ def test_an_article_is_cut_with_its_instruction(config):
         ("a hypothesis alone", "label"),
         ("rte", "label"),
         ("a headline", "summary"),
-        ("a caption asks for an image", "codes"),
+        ("text to image", "codes"),
     ],
 )
-def test_an_answer_may_be_missing_only_where_nothing_is_learned(case, field, config):
+def test_a_target_may_be_missing_only_in_evaluation(case, field, config):
     task, record, _ = CASES[case]
     without = {name: value for name, value in record.items() if name != field}
     with pytest.raises(InvalidRecordError, match=f"it has no {field}"):
@@ -332,7 +332,7 @@ def test_an_answer_may_be_missing_only_where_nothing_is_learned(case, field, con
         (language_tasks.summarization, {"text": "..."}, "record 7: its text is empty"),
     ],
 )
-def test_a_bad_record_says_what_is_wrong(task, change, sentence, config):
+def test_an_invalid_record_raises_an_error_with_its_problem(task, change, sentence, config):
     record = LABELLED | {
         "id": "7",
         "image": IMAGE,
@@ -356,12 +356,12 @@ def test_a_bad_record_says_what_is_wrong(task, change, sentence, config):
         ({"target_noise": 1.0}, "target_noise is 1.0"),
     ],
 )
-def test_impossible_settings_are_refused(config, change, sentence):
+def test_invalid_configurations_are_rejected(config, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         dataclasses.replace(config, **change)
 
 
-def test_an_image_that_has_the_size_is_left_as_it_is(config):
+def test_an_image_of_the_right_size_is_unchanged(config):
     stored = downstream_files.make_image(1, (32, 32))
     np.testing.assert_array_equal(
         downstream.load_square_image({"image": stored}, 32), images.to_array(images.decode(stored))

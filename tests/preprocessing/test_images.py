@@ -1,4 +1,4 @@
-"""Resizing, cropping and jittering against the original's pixels and boxes."""
+"""Tests resizing, cropping and jittering against golden pixels and boxes."""
 
 import io
 
@@ -21,7 +21,7 @@ def make_image(width, height, seed=0):
     return Image.fromarray(pixels)
 
 
-def test_every_golden_size_and_box(resized):
+def test_sizes_and_boxes_are_the_golden_ones(resized):
     for row in resized["resize_table_w_h_size_max_ow_oh_box"]:
         width, height, size, max_size, new_width, new_height = (int(value) for value in row[:6])
         limit = max_size if max_size > 0 else None
@@ -33,7 +33,7 @@ def test_every_golden_size_and_box(resized):
 
 
 @pytest.mark.parametrize("name", ["96x80_to_60x50", "96x80_to_130x111", "60x90_to_64x64"])
-def test_bicubic_pixels(resized, name):
+def test_bicubic_pixels_are_the_golden_ones(resized, name):
     source, _, target = name.partition("_to_")
     expected = resized[f"bicubic_{name}"]
     image = Image.fromarray(resized[f"bicubic_in_{source}"])
@@ -43,8 +43,8 @@ def test_bicubic_pixels(resized, name):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_cropping_what_is_to_be_resized_gives_the_pixels_of_resizing_first(seed):
-    """Larger and smaller, one side alone, windows within, beside and beyond the image."""
+def test_cropping_a_lazy_resize_gives_the_pixels_of_resizing_first(seed):
+    """Tests enlarging and shrinking of one or both sides, and windows in and beyond the image."""
     rng = np.random.default_rng(seed)
     width, height = (int(side) for side in rng.integers(20, 90, 2))
     size = tuple(int(side) for side in rng.integers(15, 110, 2))
@@ -66,14 +66,14 @@ def test_cropping_what_is_to_be_resized_gives_the_pixels_of_resizing_first(seed)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_an_object_stays_in_the_crop_around_it(seed):
+def test_an_object_lies_in_the_crop_around_it(seed):
     rng = np.random.default_rng(seed)
     width, height, size = 200, 150, 96
     x0, y0 = rng.uniform(0, width - 60), rng.uniform(0, height - 60)
     box = as_boxes([x0, y0, x0 + rng.uniform(5, 60), y0 + rng.uniform(5, 60)])
     image, cropped = images.object_center_crop(make_image(width, height, seed), box, size)
     assert image.size == (size, size)
-    # No part of the object is cut off. The window's offset is exact, so only float32 rounds.
+    # No part of the object is cropped. The window's offset is exact, so only float32 rounds.
     before, after = box[0, 2:] - box[0, :2], cropped[0, 2:] - cropped[0, :2]
     np.testing.assert_allclose(after, before, atol=200 * 2**-22)
 
@@ -115,7 +115,7 @@ def test_grey_and_transparent_images_become_rgb():
         assert images.decode(buffer.getvalue()).mode == "RGB"
 
 
-@pytest.mark.parametrize("encoded", [b"", b"no image", b"\x89PNG\r\n\x1a\n torn"])
-def test_what_is_no_image_is_a_bad_record(encoded):
+@pytest.mark.parametrize("encoded", [b"", b"no image", b"\x89PNG\r\n\x1a\n corrupt"])
+def test_bytes_that_are_no_image_make_a_record_invalid(encoded):
     with pytest.raises(InvalidRecordError, match="cannot be decoded"):
         images.decode(encoded)

@@ -1,4 +1,4 @@
-"""Instructions as people write them become the ids that training makes."""
+"""Tests that instructions as users write them get the ids that training produces."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ def ids(vocabulary, instruction, region=None):
     return make_example(vocabulary, parts, "")["inputs"].tolist()
 
 
-def test_instructions_of_the_original_have_the_originals_ids(golden, vocabulary):
-    """As a person would write them: raw captions, quotes close to the text, no space in front."""
+def test_golden_instructions_have_the_golden_ids(golden, vocabulary):
+    """Writes them as a user would: raw captions, quotes close to the text, no leading space."""
     cases = json.loads((golden / "preprocess" / "fixed.json").read_text())["image_text"]
     compared = 0
     for case in cases:
@@ -31,7 +31,7 @@ def test_instructions_of_the_original_have_the_originals_ids(golden, vocabulary)
         for example in case["examples"]:
             source = example["source_text"]
             if row["type"] == "qa" and source.startswith(" what is the answer to question"):
-                continue  # made of an answer that was drawn
+                continue  # contains a sampled answer
             written = {
                 " what does the image describe?": "What does the image describe?",
                 " does the image describe": f'does the image describe "{row["caption"]}"?',
@@ -43,7 +43,7 @@ def test_instructions_of_the_original_have_the_originals_ids(golden, vocabulary)
             if instruction is None:
                 continue
             if source.startswith(" does the image") and row["caption"].lower()[2:12] not in source:
-                continue  # asks about another caption
+                continue  # is about another caption
             assert ids(vocabulary, instruction) == example["source"], source
             compared += 1
     assert compared >= 4
@@ -57,14 +57,14 @@ def test_instructions_of_the_original_have_the_originals_ids(golden, vocabulary)
         '  which region does the text "A  RED/apple"  describe?  ',
     ],
 )
-def test_spaces_quotes_and_cases_do_not_matter(vocabulary, written):
+def test_spaces_quotes_and_case_do_not_matter(vocabulary, written):
     expected = ' which region does the text " a red apple " describe?'
     if "  describe" in written:
         written = " ".join(written.split())
     assert ids(vocabulary, written) == [0, *vocabulary.encode(expected).tolist(), 2]
 
 
-def test_a_region_stands_where_grounded_captioning_has_it(vocabulary):
+def test_a_region_has_the_position_of_grounded_captioning(vocabulary):
     config = ObjectiveConfig(vocabulary, training=False)
     pixels = np.zeros((384, 384, 3), np.uint8)
     from io import BytesIO
@@ -93,8 +93,8 @@ def test_a_region_stands_where_grounded_captioning_has_it(vocabulary):
     )
 
 
-def test_an_instruction_that_was_never_trained_on_takes_a_region(vocabulary):
-    """Grounded question answering (paper, section 4.4)."""
+def test_an_unknown_instruction_may_have_a_region(vocabulary):
+    """Grounded question answering (Wang et al. 2022, section 4.4)."""
     region = vocabulary.encode_box((0, 0, 100, 200), 512)
     expected = [0, *vocabulary.encode(" what color is the car in the region? region:"), *region, 2]
     for written in (
@@ -112,7 +112,7 @@ def test_an_instruction_that_was_never_trained_on_takes_a_region(vocabulary):
     ]
 
 
-def test_masks_take_the_place_of_words(vocabulary):
+def test_masks_replace_words(vocabulary):
     before, after = ' what is the complete text of " the', ' of the well-known house "?'
     expected = [0, *vocabulary.encode(before), vocabulary.mask_id, *vocabulary.encode(after), 2]
     assert (
@@ -126,7 +126,7 @@ def test_questions_are_cleaned_as_questions(vocabulary):
     assert ids(vocabulary, "...Is the hat red-white ?") == expected
 
 
-def test_a_caption_that_asks_for_an_image_stays_as_it_is(vocabulary):
+def test_the_caption_of_text_to_image_is_unchanged(vocabulary):
     text = " what is the complete image? caption: A Red-haired man"
     assert ids(vocabulary, text) == [0, *vocabulary.encode(text), 2]
     assert instructions.is_text_to_image(text) and not instructions.is_infilling(text)
@@ -140,6 +140,6 @@ def test_a_caption_that_asks_for_an_image_stays_as_it_is(vocabulary):
         ("what is in <bin_1000>?", None, "<bin_1000>, which this vocabulary of 8192 codes"),
     ],
 )
-def test_what_cannot_be_encoded_is_a_sentence(vocabulary, written, region, sentence):
+def test_an_invalid_instruction_raises_an_error(vocabulary, written, region, sentence):
     with pytest.raises(ValueError, match=sentence):
         instructions.encode(vocabulary, written, region)

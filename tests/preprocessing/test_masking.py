@@ -1,4 +1,4 @@
-"""The span masker against the statistics of the original's 2,000 runs."""
+"""Tests span masking against the statistics of 2,000 runs of the reference implementation."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ def expected(golden):
 
 @pytest.fixture(scope="module")
 def sentence(expected):
-    """The golden sentence with ids 0..59 in place of its own (all are distinct); 60 is the mask."""
+    """Returns the golden sentence with ids 0..59, all distinct; 60 is the mask."""
     starts = np.array(expected["is_word_start"] + [0], bool)
     return np.arange(len(expected["sentence_ids"])), starts
 
@@ -33,15 +33,15 @@ def runs(sentence):
 
 
 def bound(std, *counts):
-    """Five standard errors of the difference of two means: 1 in 1.7 million exceeds it by luck."""
+    """Returns five standard errors of the difference of two means (p = 1 / 1.7 million)."""
     return 5 * std * np.sqrt(sum(1 / count for count in counts))
 
 
-def test_the_span_distribution(expected):
+def test_span_probabilities_are_the_golden_ones(expected):
     np.testing.assert_allclose(masking.span_probabilities(), expected["span_probs"], rtol=1e-6)
 
 
-def test_number_of_masks_and_length(runs, sentence, expected):
+def test_mean_and_deviation_of_masks_and_length_agree(runs, sentence, expected):
     mask = len(sentence[0])
     masks = [int((run == mask).sum()) for run in runs]
     lengths = [len(run) for run in runs]
@@ -58,7 +58,7 @@ def test_number_of_masks_and_length(runs, sentence, expected):
 
 
 @pytest.mark.parametrize("name", ["masks", "len", "removed"])
-def test_histograms_do_not_differ(runs, sentence, expected, name):
+def test_histograms_agree(runs, sentence, expected, name):
     ids = sentence[0]
     measure = {
         "masks": lambda run: int((run == len(ids)).sum()),
@@ -77,7 +77,7 @@ def test_histograms_do_not_differ(runs, sentence, expected, name):
     assert distance < 2.6 * np.sqrt(1 / RUNS + 1 / expected["runs"])
 
 
-def test_how_often_each_place_is_taken(runs, sentence, expected):
+def test_how_often_each_position_is_masked_agrees(runs, sentence, expected):
     kept = np.zeros(len(sentence[0]))
     for run in runs:
         kept[run[run < len(kept)]] += 1
@@ -86,7 +86,7 @@ def test_how_often_each_place_is_taken(runs, sentence, expected):
     assert (np.abs(ours - theirs) <= bound(std, RUNS, expected["runs"])).all()
 
 
-def test_order_frame_and_whole_words(runs, sentence):
+def test_order_bos_eos_and_whole_words_are_kept(runs, sentence):
     ids, starts = sentence
     starts = starts[:-1].copy()
     starts[[0, -1]] = True
@@ -95,12 +95,12 @@ def test_order_frame_and_whole_words(runs, sentence):
         kept = run[run < len(ids)]
         assert run[0] == ids[0] and run[-1] == ids[-1]
         assert (np.diff(kept) > 0).all()
-        # A word is kept whole or taken whole, but for the pieces before the first word start.
+        # A word is kept or masked as a whole, except for pieces before the first word start.
         for index in set(word[kept]):
             assert set(ids[word == index]) <= set(kept)
 
 
-def test_a_text_without_words_stays(sentence):
+def test_a_text_without_words_is_unchanged(sentence):
     ids = np.array([0, 2])
     result = masking.mask_spans(ids, sentence[1], 60, np.random.default_rng(0))
     np.testing.assert_array_equal(result, ids)

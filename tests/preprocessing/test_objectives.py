@@ -1,11 +1,11 @@
-"""All eight objectives against the examples of the original (golden/preprocess/fixed.json)."""
+"""Tests all eight objectives against the golden examples in golden/preprocess/fixed.json."""
 
 import dataclasses
 import io
 
 import numpy as np
 import pytest
-from golden_examples import MAIN, assert_same
+from golden_examples import MAIN, assert_matches_golden
 from PIL import Image
 
 from ofa_jax.preprocessing import images, objectives
@@ -18,31 +18,31 @@ def rng():
     return np.random.default_rng(0)
 
 
-def test_main_examples_of_pairs(fixed, pixels, config, to_record):
+def test_pairs_give_the_golden_examples(fixed, pixels, config, to_record):
     for item in fixed["image_text"]:
         row, expected = item["row"], item["examples"][0]
         make = objectives.OBJECTIVES[MAIN[row["type"]]]
         example = make(to_record(row), rng(), config)
-        assert_same(example, expected, config.vocabulary)
+        assert_matches_golden(example, expected, config.vocabulary)
         if "patch_image_array" in expected:
             np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
 
 
-def test_matching_examples(fixed, config, to_record):
+def test_matching_gives_the_golden_examples(fixed, config, to_record):
     for item in fixed["image_text"]:
         row, expected = item["row"], item["examples"][1]
         if row["type"] == "visual_grounding":
             continue
-        # The second draw chooses; the negative that was drawn is handed in.
+        # The second golden draw determines the target; the golden negative is passed in.
         positive = item["random_random_sequence"][1] >= 0.5
         drawn = item["negative_chosen"]
         record = to_record(row) | {"negative_captions": drawn}
         pool = NegativePool(answers_by_type={"other": drawn})
         given = dataclasses.replace(config, negatives=pool)
-        about = objectives._match_answer if row["type"] == "qa" else objectives._match_caption
-        instruction, weight = about(record, positive, rng(), given)
-        answer = " yes" if positive else " no"
-        assert answer == expected["target_text"]
+        match = objectives._match_answer if row["type"] == "qa" else objectives._match_caption
+        instruction, weight = match(record, positive, rng(), given)
+        target = " yes" if positive else " no"
+        assert target == expected["target_text"]
         assert (
             config.vocabulary.encode(instruction, add_bos=True, add_eos=True).tolist()
             == expected["source"]
@@ -50,14 +50,14 @@ def test_matching_examples(fixed, config, to_record):
         assert np.float32(weight) == np.float32(expected["conf"][0])
 
 
-def test_grounding_boxes_and_grounded_captions(fixed, config, to_record):
+def test_regions_give_the_golden_boxes_and_grounded_captions(fixed, config, to_record):
     for item in fixed["image_text"]:
         if item["row"]["type"] != "visual_grounding":
             continue
         record = to_record(item["row"])
         example = objectives.grounded_captioning(record, rng(), config)
-        assert_same(example, item["examples"][1], config.vocabulary)
-        # The box before it becomes bins, in float32 of 512ths as the original keeps it.
+        assert_matches_golden(example, item["examples"][1], config.vocabulary)
+        # The golden box before quantisation is in float32 and in units of 512 pixels.
         image, box = images.resize_shorter_side(
             images.decode(record["image"]), record["phrase_boxes"], 400, 672
         )
@@ -66,7 +66,7 @@ def test_grounding_boxes_and_grounded_captions(fixed, config, to_record):
         np.testing.assert_array_equal(box[0] / np.float32(512), np.array(expected, np.float32))
 
 
-def test_detection(fixed, pixels, config, golden):
+def test_detection_gives_the_golden_examples(fixed, pixels, config, golden):
     for item in fixed["detection"]:
         _, name, objects = item["row"]
         fields = [entry.split(",") for entry in objects.split("&&")]
@@ -78,13 +78,13 @@ def test_detection(fixed, pixels, config, golden):
         draw = item["all_torch_rand"]
         image, boxes = images.large_scale_jitter(image, boxes, 256, draw, (draw, draw))
         example = objectives.detection_example(images.to_array(image), boxes, labels, config)
-        assert_same(example, item["examples"][0], config.vocabulary)
+        assert_matches_golden(example, item["examples"][0], config.vocabulary)
         np.testing.assert_array_equal(
             example["image"], pixels[item["examples"][0]["patch_image_array"]]
         )
 
 
-def test_image_infilling(fixed, pixels, config, golden):
+def test_image_infilling_gives_the_golden_example(fixed, pixels, config, golden):
     item = fixed["image_infilling"][0]
     identity, name, codes = item["row"]
     record = {
@@ -93,15 +93,15 @@ def test_image_infilling(fixed, pixels, config, golden):
         "codes": np.array(codes.split(), np.int32),
     }
     example = objectives.image_infilling(record, rng(), config)
-    assert_same(example, item["examples"][0], config.vocabulary)
+    assert_matches_golden(example, item["examples"][0], config.vocabulary)
     assert example["blank_box"].tolist() == [64, 64, 192, 192]
     np.testing.assert_array_equal(
         example["image"], pixels[item["examples"][0]["patch_image_array"]]
     )
 
 
-def test_text_infilling(fixed, config):
-    """The target exactly; the source has the same frame, and is the target with spans masked."""
+def test_text_infilling_gives_the_golden_targets(fixed, config):
+    """The source has the golden instruction around the target with masked spans."""
     mask = config.vocabulary.mask_id
     for item in fixed["text_infilling"]:
         for (identity, text), expected in zip(item["rows"], item["examples"], strict=True):
@@ -115,10 +115,10 @@ def test_text_infilling(fixed, config):
             kept = [token for token in source[before:-after] if token != mask]
             assert len(kept) < len(source[before:-after])
             remaining = iter(expected["target"])
-            assert all(token in remaining for token in kept), "kept tokens stay in order"
+            assert all(token in remaining for token in kept), "kept tokens must stay in order"
 
 
-def test_training_draws_differ_and_repeat(config, to_record, fixed):
+def test_training_images_depend_on_the_seed_alone(config, to_record, fixed):
     training = dataclasses.replace(config, resize_range=(384, 480), randaugment=True)
     record = to_record(fixed["image_text"][0]["row"])
 
@@ -129,27 +129,27 @@ def test_training_draws_differ_and_repeat(config, to_record, fixed):
     assert len({make(seed).tobytes() for seed in range(4)}) > 1
 
 
-def test_matching_asks_half_of_the_time_for_yes(config, to_record, fixed):
-    record = to_record(fixed["image_text"][0]["row"]) | {"negative_captions": ["a wrong one"]}
+def test_matching_is_positive_half_of_the_time(config, to_record, fixed):
+    record = to_record(fixed["image_text"][0]["row"]) | {"negative_captions": ["a false one"]}
     small = dataclasses.replace(
         config, image_size=32, resize_range=(32, 32), detection_image_size=32
     )
     yes = config.vocabulary.encode(" yes")[0]
     draws = 400
-    answers = [
+    targets = [
         objectives.image_text_matching(record, np.random.default_rng(seed), small)["targets"][0]
         for seed in range(draws)
     ]
     # Five standard deviations of a fair coin.
-    assert abs(sum(answer == yes for answer in answers) - draws / 2) < 5 * np.sqrt(draws) / 2
+    assert abs(sum(target == yes for target in targets) - draws / 2) < 5 * np.sqrt(draws) / 2
 
 
-def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fixed):
+def test_a_share_of_false_captions_is_distant_in_training(config, to_record, fixed):
     image = io.BytesIO()
     Image.new("RGB", (32, 32)).save(image, "PNG")
     record = to_record(fixed["image_text"][0]["row"]) | {
         "image": image.getvalue(),
-        "negative_captions": ["a wrong one"],
+        "negative_captions": ["a false one"],
         "object_labels": ["cat"],
         "label": "no",
     }
@@ -165,7 +165,7 @@ def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fix
     draws = 400
 
     def share_of_distant(config):
-        asked = [
+        instructions = [
             config.vocabulary.decode(
                 objectives.image_text_matching(record, np.random.default_rng(seed), config)[
                     "inputs"
@@ -173,8 +173,8 @@ def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fix
             )
             for seed in range(draws)
         ]
-        distant = sum("a dog" in text for text in asked)
-        assert distant + sum("a wrong one" in text for text in asked) == draws
+        distant = sum("a dog" in text for text in instructions)
+        assert distant + sum("a false one" in text for text in instructions) == draws
         return distant / draws
 
     # Five standard deviations.
@@ -182,7 +182,7 @@ def test_some_wrong_captions_are_distant_ones_in_training(config, to_record, fix
     assert share_of_distant(dataclasses.replace(small, training=False)) == 0
 
 
-def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_record, fixed):
+def test_questions_are_sampled_by_the_weight_of_their_type_in_training(config, to_record, fixed):
     image = io.BytesIO()
     Image.new("RGB", (32, 32)).save(image, "PNG")
     record = to_record(fixed["image_text"][0]["row"]) | {
@@ -211,7 +211,7 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
     draws = 400
 
     def share(objective, text, config):
-        asked = [
+        instructions = [
             config.vocabulary.decode(
                 objectives.OBJECTIVES[objective](record, np.random.default_rng(seed), config)[
                     "inputs"
@@ -219,25 +219,25 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
             )
             for seed in range(draws)
         ]
-        return sum(text in question for question in asked) / draws
+        return sum(text in instruction for instruction in instructions) / draws
 
     # Five standard deviations.
     limit = 5 * np.sqrt(0.25 * 0.75 / draws)
     assert abs(share("visual_question_answering", "is it?", small) - 3 / 4) < limit
     assert share("visual_question_answering", "where?", small) == 0
     assert abs(share("image_text_matching", "a caption", small) - 1 / 4) < limit
-    judged = dataclasses.replace(small, training=False)
-    assert abs(share("visual_question_answering", "where?", judged) - 1 / 3) < limit * 1.1
-    assert abs(share("image_text_matching", "a caption", judged) - 1 / 2) < limit * 1.2
-    # Where every type that a record has weighs nothing, all are asked alike.
-    none = dataclasses.replace(small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
-    assert abs(share("visual_question_answering", "where?", none) - 1 / 3) < limit * 1.1
+    evaluated = dataclasses.replace(small, training=False)
+    assert abs(share("visual_question_answering", "where?", evaluated) - 1 / 3) < limit * 1.1
+    assert abs(share("image_text_matching", "a caption", evaluated) - 1 / 2) < limit * 1.2
+    # If all types of a record have weight 0, the questions are sampled uniformly.
+    zero = dataclasses.replace(small, question_weights=dict.fromkeys(record["answer_types"], 0.0))
+    assert abs(share("visual_question_answering", "where?", zero) - 1 / 3) < limit * 1.1
 
 
 @pytest.mark.parametrize(
     ("objective", "change", "sentence"),
     [
-        ("image_captioning", {"image": b"torn"}, "cannot be decoded"),
+        ("image_captioning", {"image": b"corrupt"}, "cannot be decoded"),
         ("image_captioning", {"captions": []}, "it has no captions"),
         ("visual_question_answering", {"answers": ["a", "b"]}, "2 answers to 1 questions"),
         ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2, 9])}, "empty or upside down"),
@@ -247,7 +247,9 @@ def test_questions_are_drawn_by_the_weight_of_their_type_in_training(config, to_
         ("text_infilling", {"text": ""}, "it has no text"),
     ],
 )
-def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, change, sentence):
+def test_an_invalid_record_raises_an_error_with_its_problem(
+    config, to_record, fixed, objective, change, sentence
+):
     record = {
         **to_record(fixed["image_text"][0]["row"]),
         "questions": ["what?"],
@@ -285,6 +287,6 @@ def test_a_bad_record_says_what_is_wrong(config, to_record, fixed, objective, ch
         ({"code_image_size": 300}, "larger than infill_image_size"),
     ],
 )
-def test_impossible_sizes_are_refused(config, change, sentence):
+def test_invalid_configurations_are_rejected(config, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         dataclasses.replace(config, **change)

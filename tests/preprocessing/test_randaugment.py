@@ -1,4 +1,4 @@
-"""RandAugment's operations against the original's pixels, bit for bit."""
+"""Tests RandAugment's operations against golden pixels, bit for bit."""
 
 import numpy as np
 import pytest
@@ -13,31 +13,32 @@ def expected(golden):
 
 @pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
 @pytest.mark.parametrize("draw", [0.0, 0.9])
-def test_every_golden_operation(expected, name, draw):
+def test_every_operation_gives_the_golden_pixels(expected, name, draw):
     result = randaugment.apply_operation(name, expected["input"], 7, draw)
     np.testing.assert_array_equal(result, expected[f"{name}_r{draw}"])
 
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Sharpness", "Brightness"])
-def test_every_golden_operation_on_low_contrast(expected, name):
+def test_operations_on_low_contrast_give_the_golden_pixels(expected, name):
     result = randaugment.apply_operation(name, expected["input_lowcontrast"], 7, 0.0)
     np.testing.assert_array_equal(result, expected[f"{name}_lowcontrast"])
 
 
 @pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
-def test_a_flat_image_is_no_trouble(name):
+def test_a_flat_image_is_accepted(name):
     flat = np.full((16, 24, 3), 77, np.uint8)
     result = randaugment.apply_operation(name, flat, 7, 0.0)
     assert result.shape == flat.shape and result.dtype == np.uint8
 
 
-def test_the_generator_decides_everything(expected):
+def test_the_result_depends_on_the_generator_alone(expected):
     image = expected["input"]
     results = [randaugment.randaugment(image, np.random.default_rng(seed)) for seed in range(40)]
     again = [randaugment.randaugment(image, np.random.default_rng(seed)) for seed in range(40)]
     for first, second in zip(results, again, strict=True):
         np.testing.assert_array_equal(first, second)
     changed = sum(not np.array_equal(result, image) for result in results)
-    # Two operations, each applied half of the time, and Identity changes nothing: an image stays
-    # with probability (1 - 0.45)^2 = 0.30; 40 draws stay within 5 standard deviations (2.9).
+    # Two operations are applied with probability one half each, and Identity changes nothing: an
+    # image is unchanged with probability (1 - 0.45)^2 = 0.30. 40 draws are within 5 standard
+    # deviations (2.9).
     assert abs(changed - 40 * 0.70) < 5 * 2.9

@@ -1,4 +1,4 @@
-"""Cleaning against the 60 strings of the original."""
+"""Tests the cleaning of text against 60 golden strings."""
 
 import json
 
@@ -21,7 +21,7 @@ def rows(golden):
         ("pre_question_max5", clean_question, 5),
     ],
 )
-def test_every_golden_string(rows, name, clean, max_words):
+def test_every_golden_string_is_cleaned_exactly(rows, name, clean, max_words):
     assert len(rows) == 60
     for row in rows:
         assert clean(row["text"], max_words) == row[name], row["text"]

@@ -1,1 +1,35 @@
-"""TODO."""
+"""Data sources: random access to records, as `base.RecordSource` and `base.DataSet`.
+
+    base                the protocols RecordSource and DataSet
+    memory              records that are held in memory
+    scenes              Scenes, the embedded data set
+    ofa_tsv             the official OFA pretraining files as a DataSet
+      tsv_records         records of TSV files
+      tsv_columns         the formats of the official files and their parsers
+      tsv_file            the lines of large text files
+      tsv_index           the line index that gives random access to them
+    array_records       the official data, converted to ArrayRecord
+    tfds                TFDS data sets through the TFDS API
+    tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
+    single_target       wraps a source so that each record has a single target
+    negative_controls   wraps a source so that the image does not fit
+
+No module imports TensorFlow, seqio or jax when it is imported; data workers receive sources as
+pickles.
+"""
+
+__all__ = [
+    "array_records",
+    "base",
+    "memory",
+    "negative_controls",
+    "ofa_tsv",
+    "scenes",
+    "single_target",
+    "tfds",
+    "tfds_parquet",
+    "tsv_columns",
+    "tsv_file",
+    "tsv_index",
+    "tsv_records",
+]

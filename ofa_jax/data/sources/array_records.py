@@ -1,14 +1,14 @@
-"""The original's pretraining data in its cached form, as `python -m tools.convert_tsv` writes it.
+"""The official pretraining data, converted to ArrayRecord by `python -m tools.convert_tsv`.
 
     <data_dir>/<kind of file>/<split>/
         <kind>-<split>.array_record-00000-of-00004    serialised tf.train.Examples, in file order
-        types.npy             uint8[N], of vision-language: which of PAIR_TYPES each record is
-        conversion.json       where it is from, counts of records and of skipped lines by reason
+        types.npy             uint8[N], of vision-language: the index of each record in PAIR_TYPES
+        conversion.json       the source, and the number of records and of skipped lines by reason
         features.json, dataset_info.json              for tfds.builder_from_directory
     <data_dir>/negative_samples/                      all_captions.txt, object.txt, type2ans.json
 
-ArrayRecord, and not the parquet of Scenes: it reads single records from the disk, where a parquet
-column would have to fit into the memory of every process.
+The format is ArrayRecord, and not parquet as for Scenes, because it reads single records from disk;
+a parquet column would have to fit into the memory of every process.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 
 from ofa_jax.data.sources.ofa_tsv import (
     FILE_OF_KIND,
@@ -45,7 +46,7 @@ FIELDS_OF_TYPE: Mapping[str, Mapping[str, str]] = {
     },
     REGION: {**_PAIR, "phrases": "strings", "phrase_boxes": "boxes"},
 }
-"""Type of a vision-language record -> its fields and how they are stored."""
+"""The type of a vision-language record -> its fields and their kinds; see `tfds_parquet`."""
 
 FIELDS_OF_FILE: Mapping[str, Mapping[str, str]] = {
     "vision_language": {
@@ -60,18 +61,18 @@ FIELDS_OF_FILE: Mapping[str, Mapping[str, str]] = {
         "object_boxes": "boxes",
     },
 }
-"""Kind of file -> all fields of its records."""
+"""Kind of file -> all fields of its records and their kinds."""
 
 
 def type_of(record: Record) -> str:
-    """The type of a vision-language record."""
+    """Returns the type of a vision-language record."""
     if "captions" in record:
         return CAPTION
     return QUESTION if "questions" in record else REGION
 
 
 def serialise(record: Record, fields: Mapping[str, str]) -> bytes:
-    """A record as a tf.train.Example with these fields; those that it lacks are empty."""
+    """Serialises a record as a tf.train.Example with these fields; missing ones become empty."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
@@ -91,13 +92,13 @@ def serialise(record: Record, fields: Mapping[str, str]) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredRecords:
-    """A RecordSource over one folder.
+class ArrayRecords:
+    """A RecordSource over one folder of ArrayRecord files.
 
     Attributes:
       directory: `<data_dir>/<kind of file>/<split>`.
       file_kind: a key of FIELDS_OF_FILE.
-      types: only records of these types; all when None.
+      types: only records of these types; all records if None.
     """
 
     directory: str
@@ -109,7 +110,7 @@ class StoredRecords:
 
     @functools.cached_property
     def _source(self) -> Any:
-        # Opens its files lazily, once per process, and is safe to use from several threads.
+        # Opens its files lazily, once per process, and is thread-safe.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         return ArrayRecordDataSource(
@@ -117,17 +118,22 @@ class StoredRecords:
         )
 
     @functools.cached_property
-    def _types(self) -> np.ndarray | None:
+    def _types(self) -> UInt8[np.ndarray, " stored"] | None:
         path = pathlib.Path(self.directory) / TYPES
         return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
 
     @functools.cached_property
-    def _numbers(self) -> np.ndarray | range:
-        """Of the chosen records within the folder; 4 bytes each where that is enough."""
+    def _numbers(self) -> Integer[np.ndarray, " records"] | range:
+        """The numbers of the selected records in the folder, in 4 bytes each if that is enough."""
         if self.types is None:
             return range(len(self._source))
-        wanted = [PAIR_TYPES.index(kind) for kind in self.types]
-        numbers = np.flatnonzero(np.isin(self._types, wanted))
+        if self._types is None:
+            raise FileNotFoundError(
+                f"There is no {TYPES} in {self.directory}, which lists the types of its records: "
+                "convert the files anew with `python -m tools.convert_tsv`."
+            )
+        selected = [PAIR_TYPES.index(kind) for kind in self.types]
+        numbers = np.flatnonzero(np.isin(self._types, selected))
         return numbers.astype(np.uint32) if len(self._types) < 1 << 32 else numbers
 
     def __len__(self) -> int:
@@ -143,23 +149,24 @@ class StoredRecords:
         return parse_example(self._source[number], fields)
 
     def location(self, index: int) -> str:
-        """Folder and number of a record, for messages."""
+        """Returns the folder and the number of a record, for messages."""
         return f"{self.directory}, record {int(self._numbers[index])}"
 
 
 @dataclasses.dataclass(frozen=True)
 class OfaArrayRecords:
-    """The folders of converted files as a DataSet; the same records as `OfaTsv` gives.
+    """The converted files as a DataSet, with the same records as `OfaTsv`.
 
-    data_dir: where `tools.convert_tsv` wrote them; by default `ofa` in the environment's
-      OFA_DATA_DIR, else in "data".
+    Attributes:
+      data_dir: the folder that `tools.convert_tsv` wrote; by default `ofa` in the environment's
+        OFA_DATA_DIR, else in "data".
     """
 
     data_dir: str | None = None
 
     @property
     def directory(self) -> pathlib.Path:
-        """The folder."""
+        """The folder with the kinds of files."""
         if self.data_dir is not None:
             return pathlib.Path(self.data_dir)
         return pathlib.Path(os.environ.get("OFA_DATA_DIR") or "data") / "ofa"
@@ -175,11 +182,12 @@ class OfaArrayRecords:
         }
         return tuple(sorted(found, key=lambda split: (split != "train", split)))
 
-    def records(self, kind: str, split: str) -> StoredRecords:
-        """The records of one of the kinds of `records.RECORD_FIELDS`.
+    def records(self, kind: str, split: str) -> ArrayRecords:
+        """Returns the records of one of the kinds in `RECORD_FIELDS`.
 
         Raises:
-          FileNotFoundError, ValueError: there are none.
+          FileNotFoundError: no such records were converted.
+          ValueError: there is no such kind, or no record of it.
         """
         if kind not in FILE_OF_KIND:
             raise ValueError(
@@ -193,19 +201,20 @@ class OfaArrayRecords:
                 f"tools.convert_tsv --output_dir={self.directory} --split={split} "
                 f"--{file_kind} FILE.tsv`, or leave tasks out with PretrainingSettings.rates."
             )
-        records = StoredRecords(str(folder), file_kind, types)
+        records = ArrayRecords(str(folder), file_kind, types)
         if not len(records):
+            kinds = f" of type {' or '.join(types)}" if types else ""
             raise ValueError(
-                f"{folder} has no records of type {' or '.join(types)}: leave their tasks out with "
+                f"{folder} has no records{kinds}: leave their tasks out with "
                 "PretrainingSettings.rates."
             )
         return records
 
     def description(self, file_kind: str, split: str) -> dict[str, Any]:
-        """What conversion.json says."""
+        """Returns the content of conversion.json."""
         return json.loads((self.directory / file_kind / split / DESCRIPTION).read_text())
 
     def negatives(self) -> NegativePool:
-        """Wrong captions, names and answers; none where no negative samples were converted."""
+        """Returns the negative samples; an empty pool if none were converted."""
         folder = self.directory / NEGATIVES
         return read_negatives(folder) if folder.is_dir() else NegativePool()

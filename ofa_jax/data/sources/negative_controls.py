@@ -1,7 +1,7 @@
-"""Records with which a model that looks at its images must fail.
+"""Negative controls: records on which a model that uses its images must fail.
 
-What is right stays as it was; the image, or what is asked for, becomes another. A model that
-answers just as well does not look.
+The reference stays the same, while the image or the phrase is replaced. A model that scores as well
+as on the original records ignores the image.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 SWAPPED = "_swapped_image"
-"""Ends the names of tasks that ask an objective's questions about other images."""
+"""The suffix of tasks whose records have the image of another record."""
 ABSENT_NOUN = "visual_grounding_absent_noun"
 
 
 @dataclasses.dataclass(frozen=True)
 class SwappedImages:
-    """A RecordSource whose records have the image of the next one, the last that of the first."""
+    """A RecordSource whose records have the next record's image, the last one the first's."""
 
     records: RecordSource
 
@@ -33,12 +33,12 @@ class SwappedImages:
 
 @dataclasses.dataclass(frozen=True)
 class AbsentNouns:
-    """A RecordSource of regions that asks for a thing that the image does not show.
+    """A RecordSource of regions whose phrase names an object that the image does not show.
 
     Attributes:
-      regions: with one phrase each, whose box stays the reference.
-      objects: of the same images in the same order: what they show.
-      names: of things that may be asked for.
+      regions: records with one phrase each; its box stays the reference.
+      objects: records with the objects of the same images, in the same order.
+      names: the names that may replace a phrase.
     """
 
     regions: RecordSource

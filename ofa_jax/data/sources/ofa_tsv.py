@@ -1,16 +1,16 @@
-"""The original's pretraining files as a DataSet: TSV in, records out, with random access.
+"""The official pretraining files as a DataSet: TSV with random access.
 
     data_set = OfaTsv(vision_language="pairs-*.tsv", negative_samples="negative_sample")
     data_set.records("regions", "train")[0]
 
-A vision-language file has captions, questions and regions in one. Its index knows the type of every
-line, so each kind of record has exactly its own lines, and no image is decoded to find them:
+A vision-language file has captions, questions and regions. Its index stores the type of every line,
+so each kind of record has exactly its own lines, and no image is decoded to find them:
 
     captions   type caption                      regions   type visual_grounding
     questions  type qa                           pairs     captions and questions, for matching
 
-Lines without a known type, torn ones among them, belong to `pairs`: the loader meets them there,
-skips, counts and names them.
+Malformed lines and lines without a known type belong to `pairs`, where the loader skips, counts and
+logs them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
-from ofa_jax.data.sources.tsv_file import TextLines
+from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.preprocessing.negatives import NegativePool
 
@@ -44,29 +44,29 @@ TYPES_OF_KIND: Mapping[str, tuple[str, ...]] = {
     "regions": (REGION,),
     "pairs": (CAPTION, QUESTION),
 }
-"""Kind of record -> types of lines in a vision-language file."""
+"""Kind of record -> the types of its lines in a vision-language file."""
 
 Files = Mapping[str, str | Sequence[str]] | str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class OfaTsv:
-    """The original's pretraining files.
+    """The official pretraining files.
 
-    Of each kind of file one may give a path (the split "train"), or a dict from split to a path, a
-    pattern such as "part-*.tsv", or a list of them. What no task asks for may be left out.
+    Each kind of files is a path (of the split "train"), or a dict from split to a path, a pattern
+    such as "part-*.tsv", or a list of either. A kind that no task reads may be left out.
 
     Attributes:
       vision_language: captions, questions and regions; eight columns.
-      text: two columns.
-      images: with the codes of their middle; three columns.
+      text: texts; two columns.
+      images: images with the codes of their centre; three columns.
       detection: images with objects; three columns.
-      negative_samples: the folder of all_captions.txt, object.txt and type2ans.json, which
+      negative_samples: the folder with all_captions.txt, object.txt and type2ans.json, which
         image-text matching needs.
-      selected_cols: kind of file -> columns as in the original's flags, where they differ from the
-        usual ones, e.g. {'detection': '0,2,1'}.
-      index_dir: where indices are written and looked for; None for beside the files.
-      data_dir: the folder that all paths start from.
+      selected_cols: kind of file -> columns as in the official flags, if they differ from the
+        default, e.g. {'detection': '0,2,1'}.
+      index_dir: the folder of the indices; None for those of the files.
+      data_dir: the folder that all paths are relative to.
     """
 
     vision_language: Files = None
@@ -92,7 +92,7 @@ class OfaTsv:
             )
 
     def _files(self, file_kind: str) -> Mapping[str, tuple[str, ...]]:
-        """Split -> files."""
+        """Returns split -> files."""
         given = getattr(self, file_kind) or {}
         by_split = given if isinstance(given, Mapping) else {"train": given}
         return {
@@ -111,10 +111,11 @@ class OfaTsv:
         )
 
     def records(self, kind: str, split: str) -> TsvRecords:
-        """The records of one of the kinds of `records.RECORD_FIELDS`.
+        """Returns the records of one of the kinds in `RECORD_FIELDS`.
 
         Raises:
-          FileNotFoundError, ValueError: there are none, or not as they should be.
+          FileNotFoundError: a file is missing.
+          ValueError: there is no such kind, split or record, or a file does not have the format.
         """
         if kind not in FILE_OF_KIND:
             raise ValueError(
@@ -126,11 +127,11 @@ class OfaTsv:
             has = f"only for {', '.join(files)}" if files else "for no split"
             raise ValueError(
                 f"Records of the kind {kind} are in {file_kind} files, which OfaTsv has {has}: "
-                f"set OfaTsv.{file_kind} = {{'{split}': 'FILE.tsv'}}, {_without(kind, split)}."
+                f"set OfaTsv.{file_kind} = {{'{split}': 'FILE.tsv'}}, {_how_to_omit(kind, split)}."
             )
         if kind == "pairs" and not self.negative_samples:
             raise ValueError(
-                "Image-text matching draws wrong captions and answers from the original's negative "
+                "Image-text matching samples false captions and answers from the official negative "
                 "samples: set OfaTsv.negative_samples to their folder, or leave the task out with "
                 "PretrainingSettings.rates = {'image_text_matching': 0}."
             )
@@ -140,17 +141,17 @@ class OfaTsv:
             self.selected_cols.get(file_kind),
             self.index_dir,
             TYPES_OF_KIND.get(kind),
-            with_faulty=kind == "pairs",
+            with_malformed=kind == "pairs",
         )
         if not len(records):
             raise ValueError(
                 f"The {file_kind} files of the split {split} have no lines of type "
-                f"{' or '.join(TYPES_OF_KIND[kind])}: {_without(kind, split)}."
+                f"{' or '.join(TYPES_OF_KIND[kind])}: {_how_to_omit(kind, split)}."
             )
         return records
 
     def negatives(self) -> NegativePool:
-        """Wrong captions, names and answers; none without a folder of negative samples."""
+        """Returns the negative samples; an empty pool without a folder of them."""
         if not self.negative_samples:
             return NegativePool()
         return read_negatives(os.path.join(self.data_dir, self.negative_samples), self.index_dir)
@@ -167,19 +168,19 @@ _OBJECTIVES_OF_KIND = {
 }
 
 
-def _without(kind: str, split: str) -> str:
-    """How to do without records of a kind."""
+def _how_to_omit(kind: str, split: str) -> str:
+    """Returns advice on how to train without records of a kind."""
     rates = ", ".join(f"'{name}': 0" for name in _OBJECTIVES_OF_KIND[kind])
     leave_out = f"leave the task out with PretrainingSettings.rates = {{{rates}}}"
     return leave_out if split == "train" else f"{leave_out}, or set train.validation_split = None"
 
 
 def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> NegativePool:
-    """The original's negative samples; its captions stay on disk.
+    """Reads the official negative samples; the captions stay on disk.
 
     Raises:
       FileNotFoundError: one of the three files is missing.
-      ValueError: type2ans.json is something else.
+      ValueError: type2ans.json does not have the expected form.
     """
     folder = pathlib.Path(folder)
     for name in (CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE):
@@ -188,8 +189,8 @@ def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> 
                 f"There is no {name} in {folder}: negative samples are {CAPTIONS_FILE}, "
                 f"{NAMES_FILE} and {ANSWERS_FILE}."
             )
-    captions = TextLines(str(folder / CAPTIONS_FILE), index_dir)
-    len(captions)  # makes the index now
+    captions = TextFileLines(str(folder / CAPTIONS_FILE), index_dir)
+    len(captions)  # builds the index now
     lines = (folder / NAMES_FILE).read_text(encoding="utf-8").split("\n")
     return NegativePool(
         captions=captions,

@@ -1,7 +1,7 @@
-"""Records of which each asks one thing, so that its answer can be judged.
+"""Records with a single target each, so that predictions can be evaluated.
 
-A record of Scenes has six questions, and an objective draws one of them. Who judges the answer must
-know which: for evaluation the draw is made here, once and for all, by the record's place.
+A record of Scenes has six questions, of which an objective samples one. An evaluation must know
+which, so the question is sampled here, from a generator that depends only on the record's index.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ _PARALLEL = {
 
 @dataclasses.dataclass(frozen=True)
 class SingleTarget:
-    """A RecordSource over another one, with one question, region or claim in each record.
+    """A RecordSource over another one, with one question, region or text to match per record.
 
     Attributes:
-      records: of a kind.
-      kind: a key of `records.RECORD_FIELDS`.
+      records: records of one kind.
+      kind: a key of `RECORD_FIELDS`.
     """
 
     records: RecordSource
@@ -34,23 +34,23 @@ class SingleTarget:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        return with_single_target(self.records[index], self.kind, np.random.default_rng(index))
+        return select_single_target(self.records[index], self.kind, np.random.default_rng(index))
 
     def location(self, index: int) -> str:
-        """Where a record is stored, for messages."""
+        """Returns where a record is stored, for messages."""
         location = getattr(self.records, "location", None)
         return f"record {index}" if location is None else location(index)
 
 
-def with_single_target(record: Record, kind: str, rng: np.random.Generator) -> Record:
-    """A record that leaves its objective no choice of what to ask.
+def select_single_target(record: Record, kind: str, rng: np.random.Generator) -> Record:
+    """Reduces a record to a single target.
 
-    Of `questions` and `regions` one remains. Of `pairs` a caption or a question remains, and a
-    label that says whether matching shall ask for what is true of the image. Records of other
-    kinds, and those whose fields do not fit each other, stay as they are.
+    Of `questions` and `regions` one is kept. Of `pairs` one caption or question is kept, and a
+    label is added: whether matching uses a true or a false text. Records of other kinds, and
+    records whose parallel fields differ in length, are returned unchanged.
     """
     if kind in _PARALLEL:
-        return _chosen(record, _PARALLEL[kind], rng)
+        return _select(record, _PARALLEL[kind], rng)
     if kind != "pairs":
         return record
     about_question = bool(record.get("questions"))
@@ -58,12 +58,12 @@ def with_single_target(record: Record, kind: str, rng: np.random.Generator) -> R
         about_question = rng.random() < 0.5
     fields = _PARALLEL["questions"] if about_question else ("captions",)
     others = ("captions",) if about_question else _PARALLEL["questions"]
-    single = _chosen({k: v for k, v in record.items() if k not in others}, fields, rng)
+    single = _select({k: v for k, v in record.items() if k not in others}, fields, rng)
     return {**single, "label": "yes" if rng.random() < 0.5 else "no"}
 
 
-def _chosen(record: Record, fields: tuple[str, ...], rng: np.random.Generator) -> Record:
-    """The record with one entry, the same one, in each of the parallel fields that it has."""
+def _select(record: Record, fields: tuple[str, ...], rng: np.random.Generator) -> Record:
+    """Samples one entry and keeps only it in each of the parallel fields that the record has."""
     present: dict[str, Any] = {
         field: record[field] for field in fields if len(record.get(field, ()))
     }

@@ -1,7 +1,8 @@
-"""From TFDS's examples to records: what `records.TfdsRecords` is given as `to_record`.
+"""TFDS data sets through the TFDS API: random access, and the downstream data sets that TFDS has.
 
-An example has numpy values: bytes for text, integers for classes (-1 where a test set keeps its
-answers to itself), lists or arrays for sequences; images stay encoded.
+An example of TFDS has numpy values: bytes for text, integers for classes (-1 where a test set has
+no public labels), lists or arrays for sequences. Images stay encoded. Pretraining data that is
+stored as parquet is read by `tfds_parquet` instead, without TensorFlow.
 """
 
 import dataclasses
@@ -10,30 +11,30 @@ from typing import Any
 
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
-Example = Mapping[str, Any]
+TfdsExample = Mapping[str, Any]
+ToRecord = Callable[[TfdsExample], Record]
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsRecords:
-    """A TFDS data set with random access (stored as array_record or parquet).
+    """A RecordSource over a TFDS data set that is stored as array_record or parquet.
 
     Attributes:
-      name: of the data set, e.g. "coco_captions/2014".
-      split: in TFDS's notation, e.g. "train[:1%]".
-      to_record: a TFDS example (numpy) to a record with the fields above.
-      data_dir: TFDS's folder; its default when None.
-      decoders: as TFDS takes them; pass `tfds.decode.SkipDecoding()` for the image, so that it
-        stays encoded.
+      name: the name of the data set, e.g. "coco_captions/2014".
+      split: the split in TFDS's notation, e.g. "train[:1%]".
+      to_record: converts a TFDS example to a record.
+      data_dir: the folder of TFDS; its default if None.
+      decoders: TFDS's decoders; `{"image": tfds.decode.SkipDecoding()}` keeps the image encoded.
     """
 
     name: str
     split: str
-    to_record: Callable[[Mapping[str, Any]], Record]
+    to_record: ToRecord
     data_dir: str | None = None
     decoders: Any = None
 
     def _source(self) -> Any:
-        # Opened once per process, and not carried in the pickle.
+        # Opened once per process, and not pickled.
         if "_opened" not in self.__dict__:
             import tensorflow_datasets as tfds
 
@@ -53,36 +54,44 @@ class TfdsRecords:
         return self.to_record(self._source()[index])
 
 
-def text(value: Any) -> str:
-    """TFDS's text, bytes or str."""
+# ------------------------------------------------------------------------ from examples to records
+
+
+def decode_text(value: Any) -> str:
+    """Decodes a text of TFDS, which is bytes or str."""
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def captioned_image(example: Example) -> Record:
-    """`coco_captions`: an image and all of its captions."""
+def captioned_image_record(example: TfdsExample) -> Record:
+    """Converts an example of `coco_captions`: an image and all of its captions."""
     return {
         "id": str(int(example["image/id"])),
-        "image": _encoded(example["image"]),
-        "captions": [text(caption) for caption in example["captions"]["text"]],
+        "image": _encoded_image(example["image"]),
+        "captions": [decode_text(caption) for caption in example["captions"]["text"]],
     }
 
 
-def article(example: Example) -> Record:
-    """`gigaword`: a text and its summary."""
-    return {"text": text(example["document"]), "summary": text(example["summary"])}
+def article_record(example: TfdsExample) -> Record:
+    """Converts an example of `gigaword`: a text and its summary."""
+    return {"text": decode_text(example["document"]), "summary": decode_text(example["summary"])}
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifiedImage:
-    """`imagenet2012`: an image and the name of its class.
+class ClassifiedImageRecord:
+    """Converts an example of `imagenet2012`: an image and the name of its class.
 
-    class_names: in the order of TFDS's labels, that is, of the WordNet ids.
+    Attributes:
+      class_names: in the order of TFDS's labels, which is that of the WordNet ids.
     """
 
     class_names: tuple[str, ...]
 
-    def __call__(self, example: Example) -> Record:
-        record = {"id": text(example.get("file_name", b"")), "image": _encoded(example["image"])}
+    def __call__(self, example: TfdsExample) -> Record:
+        """Converts one example. Raises InvalidRecordError if the label has no class name."""
+        record = {
+            "id": decode_text(example.get("file_name", b"")),
+            "image": _encoded_image(example["image"]),
+        }
         label = int(example["label"])
         if label < 0:
             return record
@@ -94,25 +103,26 @@ class ClassifiedImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledSentences:
-    """`glue/...`: one or two sentences, and the answer that a label stands for.
+class LabelledSentencesRecord:
+    """Converts an example of `glue/...`: one or two sentences and a label.
 
     Attributes:
       columns: the sentences.
-      answers: in the order of TFDS's labels.
+      targets: the target of each label, in the order of TFDS's labels.
     """
 
     columns: tuple[str, ...]
-    answers: tuple[str, ...]
+    targets: tuple[str, ...]
 
-    def __call__(self, example: Example) -> Record:
+    def __call__(self, example: TfdsExample) -> Record:
+        """Converts one example."""
         record = {"id": str(int(example["idx"]))}
-        record |= {column: text(example[column]) for column in self.columns}
+        record |= {column: decode_text(example[column]) for column in self.columns}
         label = int(example["label"])
-        return record | {"label": self.answers[label]} if label >= 0 else record
+        return record | {"label": self.targets[label]} if label >= 0 else record
 
 
-def _encoded(image: Any) -> bytes:
+def _encoded_image(image: Any) -> bytes:
     if not isinstance(image, bytes):
         raise ValueError(
             "TFDS gave a decoded image: records hold encoded ones; give TfdsRecords "
@@ -121,29 +131,22 @@ def _encoded(image: Any) -> bytes:
     return image
 
 
-_MNLI_SPLITS = {
-    "validation": "validation_matched",
-    "validation_mismatched": "validation_mismatched",
-    "test": "test_matched",
-    "test_mismatched": "test_mismatched",
-}
-# Not the order of the original's own files.
-_ENTAILMENT = ("yes", "no")
+# ---------------------------------------------------------------------------- known data sets
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsForm:
-    """How TFDS has a data set.
+class TfdsDataSet:
+    """A data set of TFDS that a downstream task can read.
 
     Attributes:
-      name: of the data set.
-      to_record: of its examples; None where it needs the class names.
-      image: whether it has a feature `image`, to be left encoded.
+      name: the name of the data set in TFDS.
+      to_record: converts its examples; None if that needs the names of the classes.
+      image: whether it has a feature `image`, which is to stay encoded.
       splits: our split -> TFDS's, where they differ.
     """
 
     name: str
-    to_record: Callable[[Example], Record] | None
+    to_record: ToRecord | None
     image: bool = False
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -152,37 +155,59 @@ class TfdsForm:
         split: str,
         name: str | None = None,
         data_dir: str | None = None,
-        to_record: Callable[[Example], Record] | None = None,
+        to_record: ToRecord | None = None,
     ) -> TfdsRecords:
-        """The records of a split; `name` may add a version, `to_record` where there is none."""
+        """Opens a split.
+
+        Args:
+          split: our name of the split.
+          name: the name of the data set with a version, if another one than TFDS's default.
+          data_dir: the folder of TFDS.
+          to_record: must be given if the data set has none.
+        """
+        to_record = to_record or self.to_record
+        if to_record is None:
+            raise ValueError(f"{self.name} needs the names of its classes: give a to_record.")
         decoders = None
         if self.image:
             import tensorflow_datasets as tfds
 
             decoders = {"image": tfds.decode.SkipDecoding()}
         return TfdsRecords(
-            name or self.name,
-            self.splits.get(split, split),
-            to_record or self.to_record,
-            data_dir,
-            decoders,
+            name or self.name, self.splits.get(split, split), to_record, data_dir, decoders
         )
 
 
-def _glue(name: str, columns: tuple[str, ...], answers: tuple[str, ...], **options) -> TfdsForm:
-    return TfdsForm(f"glue/{name}", LabelledSentences(columns, answers), **options)
-
-
-FORMS: Mapping[str, TfdsForm] = {
-    "caption": TfdsForm("coco_captions/2014", captioned_image, image=True),
-    "imagenet": TfdsForm("imagenet2012", None, image=True),
-    "gigaword": TfdsForm("gigaword", article),
-    "cola": _glue("cola", ("sentence",), ("no", "yes")),
-    "sst2": _glue("sst2", ("sentence",), ("negative", "positive")),
-    "mrpc": _glue("mrpc", ("sentence1", "sentence2"), ("no", "yes")),
-    "qqp": _glue("qqp", ("question1", "question2"), ("no", "yes")),
-    "mnli": _glue("mnli", ("premise", "hypothesis"), ("yes", "maybe", "no"), splits=_MNLI_SPLITS),
-    "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
-    "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
+_MNLI_SPLITS = {
+    "validation": "validation_matched",
+    "validation_mismatched": "validation_mismatched",
+    "test": "test_matched",
+    "test_mismatched": "test_mismatched",
 }
-"""Data of a downstream task -> how TFDS has them. The others are not in TFDS."""
+# TFDS's order of labels, which is not that of the files of GLUE.
+_ENTAILED = ("yes", "no")
+
+
+def _sentences(
+    name: str,
+    columns: tuple[str, ...],
+    targets: tuple[str, ...],
+    splits: Mapping[str, str] | None = None,
+) -> TfdsDataSet:
+    to_record = LabelledSentencesRecord(columns, targets)
+    return TfdsDataSet(f"glue/{name}", to_record, splits=splits or {})
+
+
+TFDS_DATA_SETS: Mapping[str, TfdsDataSet] = {
+    "caption": TfdsDataSet("coco_captions/2014", captioned_image_record, image=True),
+    "imagenet": TfdsDataSet("imagenet2012", None, image=True),
+    "gigaword": TfdsDataSet("gigaword", article_record),
+    "cola": _sentences("cola", ("sentence",), ("no", "yes")),
+    "sst2": _sentences("sst2", ("sentence",), ("negative", "positive")),
+    "mrpc": _sentences("mrpc", ("sentence1", "sentence2"), ("no", "yes")),
+    "qqp": _sentences("qqp", ("question1", "question2"), ("no", "yes")),
+    "mnli": _sentences("mnli", ("premise", "hypothesis"), ("yes", "maybe", "no"), _MNLI_SPLITS),
+    "qnli": _sentences("qnli", ("question", "sentence"), _ENTAILED),
+    "rte": _sentences("rte", ("sentence1", "sentence2"), _ENTAILED),
+}
+"""The data of a downstream task -> the data set in TFDS; others are not in TFDS."""

@@ -1,8 +1,8 @@
 """Records of a TFDS data set that is stored as parquet, with random access and no TensorFlow.
 
-TFDS's parquet files have a single column `data`: each row is a serialised tf.train.Example. This
-source parses that and gives plain Python and numpy values. The files of a data set are read once
-per process, however many sources look at them, and a source pickles as its paths.
+TFDS's parquet files have a single column `data`, whose rows are serialised tf.train.Examples. This
+source parses them to plain Python and numpy values. The files of a data set are read once per
+process, however many sources use them, and a source pickles as its paths.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-# How a field is read: one string, a list of strings, bytes, a list of floats, float32[n, 4], or
-# int32[n].
 FIELD_KINDS = ("string", "strings", "bytes", "floats", "boxes", "ints")
+"""How a field is parsed: str, list[str], bytes, list[float], float32[n, 4], or int32[n]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsParquetRecords:
     """A RecordSource over the parquet files of one split.
 
-    paths: the files in the order of their shards.
-    fields: field name -> one of FIELD_KINDS; other fields are not read.
+    Attributes:
+      paths: the files in the order of their shards.
+      fields: the fields to read, as (name, one of FIELD_KINDS).
     """
 
     paths: tuple[str, ...]
@@ -34,7 +34,7 @@ class TfdsParquetRecords:
     def from_directory(
         cls, directory: str | pathlib.Path, split: str, fields: Mapping[str, str]
     ) -> "TfdsParquetRecords":
-        """The records of a split of a data set's directory, `<data_dir>/<name>/.../<version>`."""
+        """Opens a split in the folder of a data set, `<data_dir>/<name>/.../<version>`."""
         paths = sorted(pathlib.Path(directory).glob(f"*-{split}.parquet-*-of-*"))
         if not paths:
             raise FileNotFoundError(
@@ -46,7 +46,7 @@ class TfdsParquetRecords:
     def __len__(self) -> int:
         return len(_column(self.paths))
 
-    def __getitem__(self, index) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         count = len(self)
         if not 0 <= index < count:
             raise IndexError(f"There is no record {index}: the split has {count} records.")
@@ -54,12 +54,12 @@ class TfdsParquetRecords:
 
 
 def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a serialised tf.train.Example; one that is absent or empty is read as empty."""
-    # TFDS carries the message's definition without TensorFlow; imported late, it takes 0.3 s.
+    """Parses the fields of a serialised tf.train.Example; a missing field becomes empty."""
+    # TFDS has the message's definition without TensorFlow; it is imported late as it takes 0.3 s.
     from tensorflow_datasets.proto import tf_example_pb2
 
     stored = tf_example_pb2.Example.FromString(serialised).features.feature
-    record = {}
+    record: dict[str, Any] = {}
     for name, kind in fields.items():
         feature = stored[name]
         if kind == "bytes":
@@ -76,21 +76,21 @@ def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any
     return record
 
 
-_READING = threading.Lock()
+_READ_LOCK = threading.Lock()
 
 
-def _column(paths: tuple[str, ...]):
-    """The column `data` of several files as one, in memory; read by one thread, used by all."""
-    with _READING:
+def _column(paths: tuple[str, ...]) -> Any:
+    """Returns the column `data` of all files, in memory; one thread reads it for all threads."""
+    with _READ_LOCK:
         return _read_column(paths)
 
 
 @functools.lru_cache(maxsize=16)
-def _read_column(paths: tuple[str, ...]):
+def _read_column(paths: tuple[str, ...]) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    # 64-bit offsets: one array may then hold more than 2 GB.
+    # With 64-bit offsets one array may hold more than 2 GB.
     schema = pyarrow.schema([("data", pyarrow.large_binary())])
     tables = [pyarrow.parquet.read_table(path, columns=["data"]).cast(schema) for path in paths]
     return pyarrow.concat_tables(tables).column(0).combine_chunks()

@@ -1,11 +1,11 @@
-"""From the columns of the original's TSV files to records (section 7 of the spec).
+"""Parsers of the official OFA TSV files: from the columns of a line to a record.
 
-One table, LAYOUTS, says for each kind of file which columns are read by default (the original's
-`selected_cols`), what they are called, and which function makes a record of them.
+One table, TSV_FORMATS, lists for each kind of file the columns that are read by default (the
+official `selected_cols`), their names, and the function that parses them.
 
-    layout = LAYOUTS["vision_language"]
-    row = dict(zip(layout.columns, selected_columns))     # bytes
-    record = layout.parse(row)                            # fields of `records`, or InvalidLineError
+    tsv_format = TSV_FORMATS["vision_language"]
+    row = dict(zip(tsv_format.columns, selected_columns))  # bytes
+    record = tsv_format.parse(row)                         # or InvalidLineError
 """
 
 import dataclasses
@@ -14,211 +14,223 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from ofa_jax.data.sources.tsv_file import InvalidLineError, decode_base64
 from ofa_jax.preprocessing.boxes import as_boxes
+from ofa_jax.preprocessing.records import Record
 
-Row = Mapping[str, bytes]
-Record = dict[str, Any]
+TsvRow = Mapping[str, bytes]
+"""The selected columns of a line by name."""
 
 CAPTION, QUESTION, REGION = "caption", "qa", "visual_grounding"
 PAIR_TYPES = (CAPTION, QUESTION, REGION)
-"""What the last column of a vision-language file may say."""
+"""The possible values of the last column of a vision-language file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a kind of file is read.
+class TsvFormat:
+    """The columns of a kind of file and their parser.
 
     Attributes:
-      columns: the names of the selected columns, in their order.
-      selected_cols: their places in a line, counted from 0, as the original selects them.
-      parse: column name -> bytes to a record; raises InvalidLineError.
-      key: the column that says of which type a line is, if there is one.
+      columns: the names of the selected columns in order.
+      selected_cols: their indices in a line, counted from 0, as in the official configuration.
+      parse: converts a row to a record; raises InvalidLineError.
+      key: the column that has a line's type, if there is one.
     """
 
     columns: tuple[str, ...]
     selected_cols: tuple[int, ...]
-    parse: Callable[[Row], Record]
+    parse: Callable[[TsvRow], Record]
     key: str | None = None
 
 
-# ----------------------------------------------------------------------------------- parts of a row
+# ------------------------------------------------------------------------------------- columns
 
 
-def text(row: Row, column: str) -> str:
-    """A column as text. Raises InvalidLineError if it is not UTF-8."""
+def decode_text(row: TsvRow, column: str) -> str:
+    """Decodes a column. Raises InvalidLineError if it is not UTF-8."""
     try:
         return row[column].decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidLineError("bad text", f"its {column} is not UTF-8") from error
 
 
-def some_text(row: Row, column: str) -> str:
-    """The same, where there must be some."""
-    value = text(row, column)
+def decode_nonempty(row: TsvRow, column: str) -> str:
+    """Decodes a column that must not be empty. Raises InvalidLineError."""
+    value = decode_text(row, column)
     if not value.strip():
         raise InvalidLineError("empty text", f"its {column} is empty")
     return value
 
 
-def parts(row: Row, column: str) -> list[str]:
-    """Texts that are joined by `&&`."""
-    return [part for part in text(row, column).strip().split("&&") if part.strip()]
+def split_list(row: TsvRow, column: str) -> list[str]:
+    """Splits a column at `&&`."""
+    return [part for part in decode_text(row, column).strip().split("&&") if part.strip()]
 
 
-def box(row: Row, column: str) -> np.ndarray:
-    """`x0,y0,x1,y1` in pixels as float32 [1, 4]."""
-    return as_boxes(_corners(text(row, column).strip().split(","), text(row, column)))
+def parse_box(row: TsvRow, column: str) -> Float32[np.ndarray, "1 4"]:
+    """Parses `x0,y0,x1,y1` in pixels."""
+    text = decode_text(row, column)
+    return as_boxes(_parse_corners(text.strip().split(","), text))
 
 
-def _corners(numbers: Sequence[str], entry: str) -> list[float]:
+def _parse_corners(numbers: Sequence[str], entry: str) -> list[float]:
+    """Parses the four numbers of a box; `entry` is quoted in the error."""
     try:
         corners = [float(number) for number in numbers]
     except ValueError:
         corners = []
     if len(corners) != 4 or not all(map(math.isfinite, corners)):
-        raise InvalidLineError("bad box", f"{_shortened(entry)} are not four numbers x0,y0,x1,y1")
+        raise InvalidLineError("bad box", f"{_shorten(entry)} are not four numbers x0,y0,x1,y1")
     return corners
 
 
-def codes(row: Row, column: str) -> np.ndarray:
-    """Image codes separated by blanks, int32 [n]."""
+def parse_codes(row: TsvRow, column: str) -> Int32[np.ndarray, " n"]:
+    """Parses image codes separated by blanks."""
+    text = decode_text(row, column)
     try:
-        values = np.array([int(code) for code in text(row, column).split()], np.int32)
+        values = np.array([int(code) for code in text.split()], np.int32)
     except (ValueError, OverflowError):
         values = np.array([-1])
     if not len(values) or (values < 0).any():
-        raise InvalidLineError(
-            "bad image codes", f"{_shortened(text(row, column))!r} are no image codes"
-        )
+        raise InvalidLineError("bad image codes", f"{_shorten(text)!r} are no image codes")
     return values
 
 
-def answers(row: Row, column: str) -> dict[str, float]:
-    """`confidence|!+answer`, joined by `&&`; the later of two equal answers counts."""
+def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
+    """Parses answers with their confidences: `confidence|!+answer`, joined by `&&`.
+
+    Of two equal answers the later one counts.
+    """
     found = {}
-    for entry in parts(row, column):
+    for entry in split_list(row, column):
         confidence, separator, answer = entry.partition("|!+")
         try:
-            # As stored records and the loss weights have it.
+            # Rounded to float32, as in stored records and in loss weights.
             value = float(np.float32(confidence))
         except ValueError:
             value = math.nan
         if not separator or not answer or not 0 <= value < math.inf:
-            raise InvalidLineError(
-                "bad answers", f"{_shortened(entry)!r} is no confidence|!+answer"
-            )
+            raise InvalidLineError("bad answers", f"{_shorten(entry)!r} is no confidence|!+answer")
         found[answer] = value
     return found
 
 
-def _best(found: Mapping[str, float], column: str) -> tuple[str, float]:
+def _most_confident(found: Mapping[str, float], column: str) -> tuple[str, float]:
     if not found:
         raise InvalidLineError("bad answers", f"its {column} have no answer")
     answer = max(found, key=found.__getitem__)
     return answer, found[answer]
 
 
-def _label(row: Row, answers: Mapping[str, str]) -> str:
-    label = text(row, "label").strip()
-    if label not in answers:
+def _parse_label(row: TsvRow, targets: Mapping[str, str]) -> str:
+    """Returns the target of the row's label."""
+    label = decode_text(row, "label").strip()
+    if label not in targets:
         raise InvalidLineError(
             "unknown label",
-            f"its label is {_shortened(label)!r} instead of one of {', '.join(answers)}",
+            f"its label is {_shorten(label)!r} instead of one of {', '.join(targets)}",
         )
-    return answers[label]
+    return targets[label]
 
 
-def _shortened(value: str) -> str:
+def _shorten(value: str) -> str:
     return value if len(value) <= 40 else value[:37] + "..."
 
 
 # -------------------------------------------------------------------------------------- pretraining
 
 
-def pair(row: Row) -> Record:
-    """A caption, a question or a region of an image: whatever its type says."""
-    kind = text(row, "type").strip()
+def parse_pair(row: TsvRow) -> Record:
+    """Parses an image with a caption, a question or a region, according to the type."""
+    kind = decode_text(row, "type").strip()
     if kind not in PAIR_TYPES:
         raise InvalidLineError(
             "unknown type",
-            f"its type is {_shortened(kind)!r} instead of {', '.join(PAIR_TYPES)}",
+            f"its type is {_shorten(kind)!r} instead of {', '.join(PAIR_TYPES)}",
         )
-    record = {
-        "id": text(row, "id"),
+    record: dict[str, Any] = {
+        "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
-        "data_set": text(row, "data_set"),
-        "object_labels": parts(row, "objects"),
+        "data_set": decode_text(row, "data_set"),
+        "object_labels": split_list(row, "objects"),
     }
     if kind == CAPTION:
-        return record | {"captions": [some_text(row, "caption")]}
+        return record | {"captions": [decode_nonempty(row, "caption")]}
     if kind == QUESTION:
-        answer, confidence = _best(answers(row, "refs"), "refs")
+        answer, confidence = _most_confident(parse_answers(row, "refs"), "refs")
         return record | {
-            "questions": [some_text(row, "question")],
+            "questions": [decode_nonempty(row, "question")],
             "answers": [answer],
             "answer_confidences": [confidence],
         }
-    return record | {"phrases": [some_text(row, "caption")], "phrase_boxes": box(row, "refs")}
+    return record | {
+        "phrases": [decode_nonempty(row, "caption")],
+        "phrase_boxes": parse_box(row, "refs"),
+    }
 
 
-def plain_text(row: Row) -> Record:
-    """A text."""
-    return {"id": text(row, "id"), "text": some_text(row, "text")}
+def parse_text(row: TsvRow) -> Record:
+    """Parses a text."""
+    return {"id": decode_text(row, "id"), "text": decode_nonempty(row, "text")}
 
 
-def coded_image(row: Row) -> Record:
-    """An image and the codes of its middle."""
+def parse_coded_image(row: TsvRow) -> Record:
+    """Parses an image and the codes of its centre."""
     image = decode_base64(row["image"])
-    return {"id": text(row, "id"), "image": image, "codes": codes(row, "codes")}
+    return {"id": decode_text(row, "id"), "image": image, "codes": parse_codes(row, "codes")}
 
 
-def objects(row: Row) -> Record:
-    """An image and its objects: `x0,y0,x1,y1,category-id,category`, joined by `&&`."""
-    entries = [entry.strip().split(",", 5) for entry in parts(row, "objects")]
+def parse_objects(row: TsvRow) -> Record:
+    """Parses an image and its objects: `x0,y0,x1,y1,category-id,category`, joined by `&&`."""
+    entries = [entry.strip().split(",", 5) for entry in split_list(row, "objects")]
     if not entries:
         raise InvalidLineError("empty text", "it has no objects")
     for entry in entries:
         if len(entry) != 6 or not entry[5]:
             raise InvalidLineError(
                 "bad box",
-                f"{_shortened(','.join(entry))!r} is not x0,y0,x1,y1,category-id,category",
+                f"{_shorten(','.join(entry))!r} is not x0,y0,x1,y1,category-id,category",
             )
     return {
-        "id": text(row, "id"),
+        "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
         "object_labels": [entry[5] for entry in entries],
-        "object_boxes": as_boxes([_corners(entry[:4], ",".join(entry)) for entry in entries]),
+        "object_boxes": as_boxes([_parse_corners(entry[:4], ",".join(entry)) for entry in entries]),
     }
 
 
 # --------------------------------------------------------------------------------------- downstream
 
 
-def captioned_image(row: Row) -> Record:
-    """An image and its captions: one in training, all of them in evaluation."""
-    captions = parts(row, "captions")
+def parse_captioned_image(row: TsvRow) -> Record:
+    """Parses an image and its captions: one in training, all of them in evaluation."""
+    captions = split_list(row, "captions")
     if not captions:
         raise InvalidLineError("empty text", "it has no captions")
-    return {"id": text(row, "id"), "image": decode_base64(row["image"]), "captions": captions}
-
-
-def answered_question(row: Row) -> Record:
-    """A question about an image, its best answer and all answers; objects that a detector saw.
-
-    A test set without answers gives the question alone.
-    """
-    record = {
-        "id": text(row, "id"),
+    return {
+        "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
-        "questions": [some_text(row, "question")],
-        "object_labels": parts(row, "objects"),
+        "captions": captions,
     }
-    found = answers(row, "answers")
+
+
+def parse_vqa(row: TsvRow) -> Record:
+    """Parses a question about an image, its most confident answer, all answers, and objects.
+
+    Without answers, as in a test set, the record has only the question.
+    """
+    record: dict[str, Any] = {
+        "id": decode_text(row, "id"),
+        "image": decode_base64(row["image"]),
+        "questions": [decode_nonempty(row, "question")],
+        "object_labels": split_list(row, "objects"),
+    }
+    found = parse_answers(row, "answers")
     if not found:
         return record
-    answer, confidence = _best(found, "answers")
+    answer, confidence = _most_confident(found, "answers")
     return record | {
         "answers": [answer],
         "answer_confidences": [confidence],
@@ -227,98 +239,104 @@ def answered_question(row: Row) -> Record:
     }
 
 
-def region(row: Row) -> Record:
-    """A phrase and its box."""
+def parse_region(row: TsvRow) -> Record:
+    """Parses an image, a phrase and its box."""
     return {
-        "id": text(row, "id"),
+        "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
-        "phrases": [some_text(row, "phrase")],
-        "phrase_boxes": box(row, "box"),
+        "phrases": [decode_nonempty(row, "phrase")],
+        "phrase_boxes": parse_box(row, "box"),
     }
 
 
-def entailment(row: Row) -> Record:
-    """Whether an image with its premise implies a hypothesis; the label is the answer."""
+def parse_entailment(row: TsvRow) -> Record:
+    """Parses an image, a premise, a hypothesis and the label."""
     return {
-        "id": text(row, "id"),
+        "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
-        "hypothesis": some_text(row, "hypothesis"),
-        "premise": text(row, "premise"),
-        "label": _label(row, {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}),
+        "hypothesis": decode_nonempty(row, "hypothesis"),
+        "premise": decode_text(row, "premise"),
+        "label": _parse_label(row, _ENTAILMENT_TARGETS),
     }
 
 
-def classified_image(row: Row) -> Record:
-    """An image and the name of its class."""
-    return {"image": decode_base64(row["image"]), "label": some_text(row, "label")}
+def parse_classified_image(row: TsvRow) -> Record:
+    """Parses an image and the name of its class."""
+    return {"image": decode_base64(row["image"]), "label": decode_nonempty(row, "label")}
 
 
-def coded_caption(row: Row) -> Record:
-    """A caption and the codes of its whole image."""
+def parse_coded_caption(row: TsvRow) -> Record:
+    """Parses a caption and the codes of its whole image."""
     return {
-        "id": text(row, "id"),
-        "captions": [some_text(row, "caption")],
-        "codes": codes(row, "codes"),
+        "id": decode_text(row, "id"),
+        "captions": [decode_nonempty(row, "caption")],
+        "codes": parse_codes(row, "codes"),
     }
 
 
-def article(row: Row) -> Record:
-    """A text and its summary."""
-    return {"text": some_text(row, "text"), "summary": some_text(row, "summary")}
+def parse_article(row: TsvRow) -> Record:
+    """Parses a text and its summary."""
+    return {"text": decode_nonempty(row, "text"), "summary": decode_nonempty(row, "summary")}
 
 
+_ENTAILMENT_TARGETS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
 _NO_YES = {"0": "no", "1": "yes"}
 _NOT_ENTAILED = {"not_entailment": "no", "entailment": "yes"}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Labelled:
-    """One or two sentences, by the names that TFDS has for them, and the label as the answer."""
+class _SentenceParser:
+    """Parses one or two sentences, named as in TFDS, and the label.
+
+    Attributes:
+      columns: the sentences.
+      targets: label -> target.
+    """
 
     columns: tuple[str, ...]
-    answers: Mapping[str, str]
+    targets: Mapping[str, str]
 
-    def __call__(self, row: Row) -> Record:
-        sentences = {column: some_text(row, column) for column in self.columns}
-        return sentences | {"label": _label(row, self.answers)}
-
-
-def _glue(
-    columns: tuple[str, ...], selected_cols: tuple[int, ...], answers: Mapping[str, str]
-) -> Layout:
-    return Layout((*columns, "label"), selected_cols, _Labelled(columns, answers))
+    def __call__(self, row: TsvRow) -> Record:
+        sentences = {column: decode_nonempty(row, column) for column in self.columns}
+        return sentences | {"label": _parse_label(row, self.targets)}
 
 
-LAYOUTS: Mapping[str, Layout] = {
+def _sentence_format(
+    columns: tuple[str, ...], selected_cols: tuple[int, ...], targets: Mapping[str, str]
+) -> TsvFormat:
+    return TsvFormat((*columns, "label"), selected_cols, _SentenceParser(columns, targets))
+
+
+TSV_FORMATS: Mapping[str, TsvFormat] = {
     # Pretraining.
-    "vision_language": Layout(
+    "vision_language": TsvFormat(
         ("id", "image", "caption", "question", "refs", "objects", "data_set", "type"),
         (0, 1, 2, 3, 4, 5, 6, 7),
-        pair,
+        parse_pair,
         key="type",
     ),
-    "text": Layout(("id", "text"), (0, 1), plain_text),
-    "images": Layout(("id", "image", "codes"), (0, 1, 2), coded_image),
-    "detection": Layout(("id", "image", "objects"), (0, 1, 2), objects),
+    "text": TsvFormat(("id", "text"), (0, 1), parse_text),
+    "images": TsvFormat(("id", "image", "codes"), (0, 1, 2), parse_coded_image),
+    "detection": TsvFormat(("id", "image", "objects"), (0, 1, 2), parse_objects),
     # Downstream.
-    "caption": Layout(("id", "image", "captions"), (0, 4, 2), captioned_image),
-    "vqa": Layout(
-        ("id", "image", "question", "answers", "objects"), (0, 5, 2, 3, 4), answered_question
+    "caption": TsvFormat(("id", "image", "captions"), (0, 4, 2), parse_captioned_image),
+    "vqa": TsvFormat(("id", "image", "question", "answers", "objects"), (0, 5, 2, 3, 4), parse_vqa),
+    "refcoco": TsvFormat(("id", "image", "phrase", "box"), (0, 4, 2, 3), parse_region),
+    "snli_ve": TsvFormat(
+        ("id", "image", "hypothesis", "premise", "label"), (0, 2, 3, 4, 5), parse_entailment
     ),
-    "refcoco": Layout(("id", "image", "phrase", "box"), (0, 4, 2, 3), region),
-    "snli_ve": Layout(
-        ("id", "image", "hypothesis", "premise", "label"), (0, 2, 3, 4, 5), entailment
+    "imagenet": TsvFormat(("image", "label"), (0, 2), parse_classified_image),
+    "text_to_image": TsvFormat(("id", "caption", "codes"), (0, 2, 1), parse_coded_caption),
+    "gigaword": TsvFormat(("text", "summary"), (0, 1), parse_article),
+    # GLUE, with the columns of its own files.
+    "cola": _sentence_format(("sentence",), (1, 2), _NO_YES),
+    "sst2": _sentence_format(("sentence",), (0, 1), {"0": "negative", "1": "positive"}),
+    "mrpc": _sentence_format(("sentence1", "sentence2"), (0, 1, 2), _NO_YES),
+    "qqp": _sentence_format(("question1", "question2"), (3, 4, 5), _NO_YES),
+    "mnli": _sentence_format(
+        ("premise", "hypothesis"), (0, 1, 2), {"0": "maybe", "1": "yes", "2": "no"}
     ),
-    "imagenet": Layout(("image", "label"), (0, 2), classified_image),
-    "text_to_image": Layout(("id", "caption", "codes"), (0, 2, 1), coded_caption),
-    "gigaword": Layout(("text", "summary"), (0, 1), article),
-    # GLUE, in its own files' columns.
-    "cola": _glue(("sentence",), (1, 2), _NO_YES),
-    "sst2": _glue(("sentence",), (0, 1), {"0": "negative", "1": "positive"}),
-    "mrpc": _glue(("sentence1", "sentence2"), (0, 1, 2), _NO_YES),
-    "qqp": _glue(("question1", "question2"), (3, 4, 5), _NO_YES),
-    "mnli": _glue(("premise", "hypothesis"), (0, 1, 2), {"0": "maybe", "1": "yes", "2": "no"}),
-    "qnli": _glue(("question", "sentence"), (1, 2, 3), _NO_YES | _NOT_ENTAILED),
-    "rte": _glue(("sentence1", "sentence2"), (1, 2, 3), _NOT_ENTAILED),
+    "qnli": _sentence_format(("question", "sentence"), (1, 2, 3), _NO_YES | _NOT_ENTAILED),
+    "rte": _sentence_format(("sentence1", "sentence2"), (1, 2, 3), _NOT_ENTAILED),
 }
-"""Kind of file -> how it is read."""
+"""Kind of file -> its format."""

@@ -1,4 +1,4 @@
-"""Records of TSV files with random access: chosen lines, selected columns, a parser for the layout.
+"""Records of the official TSV files, with random access.
 
 TsvRecords.open("vqa_train.tsv", "vqa")[0]
 TsvRecords.open("pairs-*.tsv", "vision_language", types=("visual_grounding",))[0]
@@ -12,61 +12,65 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Integer
 
-from ofa_jax.data.sources.tsv_columns import LAYOUTS, PAIR_TYPES, Layout
+from ofa_jax.data.sources.tsv_columns import PAIR_TYPES, TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import InvalidLineError, OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import Record
 
-_LINES_TRIED = 8
+_CHECKED_LINES = 8
+
+_LineNumbers = Integer[np.ndarray, " records"] | range
 
 
 @dataclasses.dataclass(frozen=True)
 class TsvRecords:
-    """A RecordSource over TSV files of one layout, one after the other.
+    """A RecordSource over TSV files of one format, one file after the other.
 
     Attributes:
-      files: in order.
-      layout: a key of `tsv_rows.LAYOUTS`.
-      selected_cols: the places of the layout's columns in a line; the layout's own when empty.
-      types: only lines of these types; all lines when None.
-      with_faulty: also the lines whose type cannot be told, which raise InvalidRecordError when
-      read.
+      files: the files in order.
+      format: a key of TSV_FORMATS.
+      selected_cols: the indices of the format's columns in a line; the format's own if empty.
+      types: only lines of these types; all lines if None.
+      with_malformed: includes lines without a known type, which raise InvalidRecordError when
+        read.
     """
 
     files: tuple[TsvFile, ...]
-    layout: str
+    format: str
     selected_cols: tuple[int, ...] = ()
     types: tuple[str, ...] | None = None
-    with_faulty: bool = False
+    with_malformed: bool = False
 
     @classmethod
     def open(
         cls,
         paths: str | Sequence[str],
-        layout: str,
+        format: str,
         selected_cols: str | Sequence[int] | None = None,
         index_dir: str | None = None,
         types: tuple[str, ...] | None = None,
-        with_faulty: bool = False,
+        with_malformed: bool = False,
     ) -> "TsvRecords":
-        """Records of files that exist and are of the layout, as far as their first lines show.
+        """Opens files, and checks their first lines against the format.
 
         Args:
-          paths: a file, a pattern such as "part-*.tsv", or several.
-          layout: see the class.
-          selected_cols: as the original's flag, "0,4,2", or numbers.
-          index_dir: where indices go; None for beside the files.
-          types, with_faulty: see the class.
+          paths: a file, a pattern such as "part-*.tsv", or several of either.
+          format: see the class.
+          selected_cols: as in the official flag, "0,4,2", or numbers.
+          index_dir: the folder of the indices; None for those of the files.
+          types: see the class.
+          with_malformed: see the class.
 
         Raises:
-          FileNotFoundError: no such file.
-          ValueError: a file that does not fit, in a sentence that says what to change.
+          FileNotFoundError: there is no such file.
+          ValueError: a file does not have the format.
         """
-        columns = parse_selected_cols(layout, selected_cols)
-        key = LAYOUTS[layout].key
-        key_column = None if key is None else columns[LAYOUTS[layout].columns.index(key)]
+        columns = parse_selected_cols(format, selected_cols)
+        key = TSV_FORMATS[format].key
+        key_column = None if key is None else columns[TSV_FORMATS[format].columns.index(key)]
         files = tuple(TsvFile(path, key_column, index_dir) for path in find_files(paths))
-        records = cls(files, layout, columns, types, with_faulty)
+        records = cls(files, format, columns, types, with_malformed)
         records.check()
         return records
 
@@ -74,10 +78,10 @@ class TsvRecords:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
-    def _opened(self) -> tuple[tuple[OpenTsv, np.ndarray], ...]:
-        """The files and their chosen lines; opened once per process."""
+    def _opened(self) -> tuple[tuple[OpenTsv, _LineNumbers], ...]:
+        """The files and their selected lines; opened once per process."""
         return tuple(
-            (opened, _chosen_lines(opened, self.types, self.with_faulty))
+            (opened, _select_lines(opened, self.types, self.with_malformed))
             for opened in (file.open() for file in self.files)
         )
 
@@ -96,46 +100,47 @@ class TsvRecords:
         return opened, int(lines[index - self._ends[number]])
 
     def location(self, index: int) -> str:
-        """File and line of a record, for messages."""
+        """Returns the file and the line of a record, for messages."""
         opened, line = self._find(index)
         return f"{opened.path}, line {line + 1}"
 
     def __getitem__(self, index: int) -> Record:
         opened, line = self._find(index)
-        layout = LAYOUTS[self.layout]
+        tsv_format = TSV_FORMATS[self.format]
         try:
             columns = opened.columns(line)
-            return layout.parse(
-                {name: columns[c] for name, c in zip(layout.columns, self._places, strict=True)}
-            )
+            indices = zip(tsv_format.columns, self._column_indices, strict=True)
+            return tsv_format.parse({name: columns[index] for name, index in indices})
         except InvalidLineError as error:
             raise InvalidLineError(
                 error.reason, f"{opened.path}, line {line + 1}: {error}"
             ) from error
 
     @property
-    def _places(self) -> tuple[int, ...]:
-        return self.selected_cols or LAYOUTS[self.layout].selected_cols
+    def _column_indices(self) -> tuple[int, ...]:
+        return self.selected_cols or TSV_FORMATS[self.format].selected_cols
 
     def check(self) -> None:
-        """Whether the files are what they are said to be.
+        """Checks that the files have the format.
 
         Raises:
-          ValueError: too few columns, no line of a known type, or no good line among the first.
+          ValueError: too few columns, no line of a known type, or no valid line among the first.
         """
-        layout = LAYOUTS[self.layout]
+        tsv_format = TSV_FORMATS[self.format]
         for opened, _ in self._opened:
-            last = max(self._places)
+            last = max(self._column_indices)
             if opened.num_columns <= last:
+                names = ", ".join(tsv_format.columns)
                 raise ValueError(
                     f"The lines of {opened.path} have {opened.num_columns} columns, but column "
                     f"{last} is selected (counted from 0): it is no file of the kind "
-                    f"{self.layout} ({', '.join(layout.columns)}), or its selected_cols are others."
+                    f"{self.format} ({names}), or its selected_cols are others."
                 )
-            if layout.key is not None:
-                _check_types(opened, layout, self._places)
+            if tsv_format.key is not None:
+                key_column = self._column_indices[tsv_format.columns.index(tsv_format.key)]
+                _check_types(opened, key_column)
         errors = []
-        for index in range(min(_LINES_TRIED, len(self))):
+        for index in range(min(_CHECKED_LINES, len(self))):
             try:
                 self[index]
                 return
@@ -143,103 +148,103 @@ class TsvRecords:
                 errors.append(error)
         if errors:
             raise ValueError(
-                f"None of the first {len(errors)} lines can be used as {self.layout}, e.g. "
+                f"None of the first {len(errors)} lines can be used as {self.format}, e.g. "
                 f"{errors[0]}: check the file and its selected_cols."
             )
 
 
 @functools.lru_cache(maxsize=64)
-def _chosen_lines(
-    opened: OpenTsv, types: tuple[str, ...] | None, with_faulty: bool
-) -> np.ndarray | range:
-    """Numbers of the lines, in order; 4 bytes each where that is enough."""
+def _select_lines(
+    opened: OpenTsv, types: tuple[str, ...] | None, with_malformed: bool
+) -> _LineNumbers:
+    """Returns the numbers of the lines in order, in 4 bytes each if that is enough."""
     if types is None:
         return range(len(opened))
-    wanted = _has_type(opened, types)
-    if with_faulty:
-        wanted |= ~_has_type(opened, PAIR_TYPES)
-    lines = np.flatnonzero(wanted)
+    selected = _has_type(opened, types)
+    if with_malformed:
+        selected |= ~_has_type(opened, PAIR_TYPES)
+    lines = np.flatnonzero(selected)
     return lines.astype(np.uint32) if len(opened) < 1 << 32 else lines
 
 
-def _has_type(opened: OpenTsv, types: Sequence[str]) -> np.ndarray:
-    """bool[N]: whole lines of these types."""
+def _has_type(opened: OpenTsv, types: Sequence[str]) -> Bool[np.ndarray, " lines"]:
+    """Returns which lines are well-formed and of one of these types."""
     codes = [code for code, key in enumerate(opened.keys) if key in types]
-    return np.isin(opened.key_codes, codes) & ~opened.torn()
+    return np.isin(opened.key_codes, codes) & ~opened.malformed_lines()
 
 
 def count_types(opened: OpenTsv) -> dict[str, int]:
-    """Type -> lines of it; torn lines as "torn", other types as they are called."""
-    whole = opened.key_codes[~opened.torn()]
-    counts = np.bincount(whole, minlength=256)
+    """Returns type -> number of lines, with the malformed lines as "malformed"."""
+    well_formed = opened.key_codes[~opened.malformed_lines()]
+    counts = np.bincount(well_formed, minlength=256)
     found = {key: int(counts[code]) for code, key in enumerate(opened.keys) if counts[code]}
     if others := int(counts[len(opened.keys) :].sum()):
         found["others"] = others
-    if torn := len(opened) - len(whole):
-        found["torn"] = torn
+    if malformed := len(opened) - len(well_formed):
+        found["malformed"] = malformed
     return found
 
 
-def _check_types(opened: OpenTsv, layout: Layout, places: Sequence[int]) -> None:
-    counts = _describe(opened)
+def _check_types(opened: OpenTsv, key_column: int) -> None:
+    """Raises ValueError if no line has a known type."""
+    counts = _log_types(opened)
     if not set(PAIR_TYPES) & set(counts):
-        column = places[layout.columns.index(layout.key)]
         raise ValueError(
-            f"{opened.path}: column {column} should say {', '.join(PAIR_TYPES)}, but no line does "
-            f"(there are {_listed(counts)}): check the file and its selected_cols."
+            f"{opened.path}: column {key_column} should say {', '.join(PAIR_TYPES)}, but no line "
+            f"does (there are {_format_counts(counts)}): check the file and its selected_cols."
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _describe(opened: OpenTsv) -> Mapping[str, int]:
-    """`count_types`, logged the first time."""
+def _log_types(opened: OpenTsv) -> Mapping[str, int]:
+    """Returns `count_types`, and logs it the first time."""
     counts = count_types(opened)
-    faulty = set(counts) - set(PAIR_TYPES)
-    log = logging.warning if faulty else logging.info
+    invalid = set(counts) - set(PAIR_TYPES)
+    log = logging.warning if invalid else logging.info
     log(
         "%s has %s of %s lines%s.",
         opened.path,
-        _listed(counts),
+        _format_counts(counts),
         f"{len(opened):,}",
-        "; torn lines and unknown types will be skipped" if faulty else "",
+        "; malformed lines and unknown types will be skipped" if invalid else "",
     )
     return counts
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {kind[:40]!r}" for kind, count in list(counts.items())[:8])
 
 
-def parse_selected_cols(layout: str, selected_cols: str | Sequence[int] | None) -> tuple[int, ...]:
-    """The original's `selected_cols` as numbers; the layout's own where nothing is given.
+def parse_selected_cols(format: str, selected_cols: str | Sequence[int] | None) -> tuple[int, ...]:
+    """Parses `selected_cols` as in the official flag; returns the format's own if it is None.
 
     Raises:
-      ValueError: other than one whole number for each column of the layout.
+      ValueError: it is not one whole number for each column of the format.
     """
     if selected_cols is None:
-        return LAYOUTS[layout].selected_cols
+        return TSV_FORMATS[format].selected_cols
     given = selected_cols.split(",") if isinstance(selected_cols, str) else selected_cols
     try:
         columns = tuple(int(column) for column in given)
     except ValueError:
         columns = ()
-    names = LAYOUTS[layout].columns
+    names = TSV_FORMATS[format].columns
     if len(columns) != len(names) or min(columns) < 0:
-        default = ",".join(map(str, LAYOUTS[layout].selected_cols))
+        default = ",".join(map(str, TSV_FORMATS[format].selected_cols))
         raise ValueError(
-            f"selected_cols {selected_cols!r} for {layout} must be {len(names)} column numbers "
+            f"selected_cols {selected_cols!r} for {format} must be {len(names)} column numbers "
             f"(of {', '.join(names)}), such as {default!r}."
         )
     return columns
 
 
 def find_files(paths: str | Sequence[str]) -> tuple[str, ...]:
-    """Files and patterns as the files that they stand for, sorted within a pattern.
+    """Expands patterns to the files that they match, sorted within each pattern.
 
     Raises:
-      FileNotFoundError: a pattern that fits nothing.
+      FileNotFoundError: a pattern matches no file.
     """
-    found = []
+    found: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         matches = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
         if not matches:

@@ -1,4 +1,4 @@
-"""Records with which a model that looks must fail."""
+"""Tests the negative controls: records on which a model that uses its images must fail."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ofa_jax.data.sources.negative_controls import AbsentNouns, SwappedImages
 from ofa_jax.preprocessing.records import InvalidRecordError
 
 
-def test_a_record_gets_the_image_of_the_next_one():
+def test_a_record_has_the_image_of_the_next_one():
     records = InMemoryRecords([{"id": str(n), "image": bytes([n]), "q": n} for n in range(3)])
     swapped = SwappedImages(records)
     assert [dict(swapped[n]) for n in range(len(swapped))] == [
@@ -17,19 +17,19 @@ def test_a_record_gets_the_image_of_the_next_one():
     ]
 
 
-def test_what_is_asked_for_is_not_in_the_image_and_the_box_stays():
+def test_the_phrase_names_an_absent_object_and_the_box_is_unchanged():
     regions = InMemoryRecords(
         [{"id": str(n), "phrases": ["the owl"], "phrase_boxes": [[n, 0, 9, 9]]} for n in range(30)]
     )
     objects = InMemoryRecords([{"id": str(n), "object_labels": ["owl", "car"]} for n in range(30)])
     source = AbsentNouns(regions, objects, ("car", "dog", "owl", "tree"))
-    asked = [source[n]["phrases"] for n in range(30)]
-    assert {phrase for (phrase,) in asked} == {"the dog", "the tree"}
-    assert asked == [source[n]["phrases"] for n in range(30)]
+    phrases = [source[n]["phrases"] for n in range(30)]
+    assert {phrase for (phrase,) in phrases} == {"the dog", "the tree"}
+    assert phrases == [source[n]["phrases"] for n in range(30)]
     assert source[4]["phrase_boxes"] == [[4, 0, 9, 9]]
 
 
-def test_images_that_show_everything_or_are_another_are_bad_records():
+def test_images_that_show_every_noun_or_do_not_match_make_a_record_invalid():
     regions = InMemoryRecords([{"id": "0", "phrases": ["the owl"]}])
     for shown, problem in (
         ({"id": "0", "object_labels": ["owl"]}, "everything that has a name is in it"),

@@ -1,4 +1,4 @@
-"""The original's files as a DataSet: TSV -> record -> objective gives the original's numbers."""
+"""Tests the official files as a DataSet: TSV -> record -> example gives the golden numbers."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from golden_examples import MAIN, assert_same
+from golden_examples import MAIN, assert_matches_golden
 from original_files import encoded, write_original_files
 
 from ofa_jax.data.features import Stream
@@ -22,7 +22,7 @@ from ofa_jax.preprocessing import images, objectives
 from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError
 
 KIND = {"caption": "captions", "qa": "questions", "visual_grounding": "regions"}
-# The first draw of matching decides whether the answer is yes.
+# The first draw of matching determines whether the target is yes.
 POSITIVE_SEED = next(
     seed for seed in itertools.count() if np.random.default_rng(seed).random() >= 0.5
 )
@@ -49,7 +49,7 @@ def all_records(source):
     return [source[index] for index in range(len(source))]
 
 
-def same(a, b):
+def assert_equal(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
@@ -60,10 +60,10 @@ def rng():
     return np.random.default_rng(0)
 
 
-# -------------------------------------------------------------------------------- as the original
+# --------------------------------------------------------------------- golden records and examples
 
 
-def test_records_are_the_rows_and_each_kind_has_exactly_its_own(data_set, fixed, to_record):
+def test_each_kind_of_record_has_exactly_the_rows_of_its_type(data_set, fixed, to_record):
     rows = [item["row"] for item in fixed["image_text"]]
     for row_type, kind in KIND.items():
         found = all_records(data_set.records(kind, "train"))
@@ -71,9 +71,9 @@ def test_records_are_the_rows_and_each_kind_has_exactly_its_own(data_set, fixed,
         assert len(found) == len(expected) > 3
         for record, other in zip(found, expected, strict=True):
             if "answer_confidences" in other:
-                # As the loss weighs them, and as the cached form has them.
+                # Rounded to float32, as in the loss and in converted records.
                 other["answer_confidences"] = np.float32(other["answer_confidences"]).tolist()
-            same(record, other)
+            assert_equal(record, other)
     pairs = all_records(data_set.records("pairs", "train"))
     assert [record["id"] for record in pairs] == [
         row["uniq_id"] for row in rows if row["type"] != "visual_grounding"
@@ -84,7 +84,7 @@ def test_every_kind_of_record_has_its_fields(data_set):
     assert set(FILE_OF_KIND) == set(RECORD_FIELDS)
     for kind, fields in RECORD_FIELDS.items():
         for record in all_records(data_set.records(kind, "train")):
-            # What a kind does not list is ignored by its objectives.
+            # The objectives ignore fields that are not listed for the kind.
             assert {"id"} <= set(record)
             assert set(fields) - set(record) <= {
                 "negative_captions",
@@ -99,23 +99,23 @@ def test_every_kind_of_record_has_its_fields(data_set):
             }
 
 
-def test_pairs_give_the_original_examples(data_set, fixed, pixels, config):
+def test_pairs_give_the_golden_examples(data_set, fixed, pixels, config):
     for row_type, kind in KIND.items():
         items = [item for item in fixed["image_text"] if item["row"]["type"] == row_type]
         records = data_set.records(kind, "train")
         for record, item in zip(all_records(records), items, strict=True):
             main, second = item["examples"]
             example = objectives.OBJECTIVES[MAIN[row_type]](record, rng(), config)
-            assert_same(example, main, config.vocabulary)
+            assert_matches_golden(example, main, config.vocabulary)
             if "patch_image_array" in main:
                 np.testing.assert_array_equal(example["image"], pixels[main["patch_image_array"]])
             if row_type == "visual_grounding":
-                twin = objectives.grounded_captioning(record, rng(), config)
-                assert_same(twin, second, config.vocabulary)
+                captioning = objectives.grounded_captioning(record, rng(), config)
+                assert_matches_golden(captioning, second, config.vocabulary)
 
 
-def test_matching_gives_the_original_positives(data_set, fixed, config):
-    """Negatives are drawn (see test_objectives); what is true of an image is not."""
+def test_matching_gives_the_golden_positives(data_set, fixed, config):
+    """Compares positives only: negatives are random (see test_objectives)."""
     items = [item for item in fixed["image_text"] if item["row"]["type"] != "visual_grounding"]
     records = all_records(data_set.records("pairs", "train"))
     compared = 0
@@ -126,12 +126,12 @@ def test_matching_gives_the_original_positives(data_set, fixed, config):
         example = objectives.image_text_matching(
             record, np.random.default_rng(POSITIVE_SEED), config
         )
-        assert_same(example, expected, config.vocabulary)
+        assert_matches_golden(example, expected, config.vocabulary)
         compared += 1
     assert compared > 5
 
 
-def test_detection_gives_the_original_examples(data_set, fixed, pixels, config):
+def test_detection_gives_the_golden_examples(data_set, fixed, pixels, config):
     records = all_records(data_set.records("objects", "train"))
     for record, item in zip(records, fixed["detection"], strict=True):
         image, boxes = images.decode(record["image"]), record["object_boxes"]
@@ -143,15 +143,15 @@ def test_detection_gives_the_original_examples(data_set, fixed, pixels, config):
             images.to_array(image), boxes, record["object_labels"], config
         )
         (expected,) = item["examples"]
-        assert_same(example, expected, config.vocabulary)
+        assert_matches_golden(example, expected, config.vocabulary)
         np.testing.assert_array_equal(example["image"], pixels[expected["patch_image_array"]])
 
 
-def test_infilling_gives_the_original_examples(data_set, fixed, config):
+def test_infilling_gives_the_golden_examples(data_set, fixed, config):
     (record,) = all_records(data_set.records("images", "train"))
     (item,) = fixed["image_infilling"]
     example = objectives.image_infilling(record, rng(), config)
-    assert_same(example, item["examples"][0], config.vocabulary)
+    assert_matches_golden(example, item["examples"][0], config.vocabulary)
     texts = all_records(data_set.records("text", "train"))
     expected = [target for item in fixed["text_infilling"] for target in item["examples"]]
     for record, target in zip(texts, expected, strict=True):
@@ -160,7 +160,7 @@ def test_infilling_gives_the_original_examples(data_set, fixed, config):
         assert example["loss_weight"] == target["conf"][0]
 
 
-def test_negative_samples_are_read_as_they_are(data_set):
+def test_negative_samples_are_read_unchanged(data_set):
     pool = data_set.negatives()
     assert list(pool.captions) == ["a cat on a mat", "a red bus", "two birds"]
     assert pool.object_names == ("cat", "dog", "bus")
@@ -170,7 +170,7 @@ def test_negative_samples_are_read_as_they_are(data_set):
     assert again.captions[2] == "two birds"
 
 
-# ------------------------------------------------------------------------------------ bad lines
+# -------------------------------------------------------------------------------- invalid lines
 
 
 def line(golden, **changes):
@@ -212,8 +212,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def faulty(golden, tmp_path_factory):
-    """A file whose every second line has one of the faults."""
+def faulty_file(golden, tmp_path_factory):
+    """Writes a file in which every second line has one of the faults."""
     path = tmp_path_factory.mktemp("faulty") / "pairs.tsv"
     good = itertools.cycle(["caption", "qa", "visual_grounding"])
     lines = []
@@ -226,19 +226,21 @@ def faulty(golden, tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_line_is_named_with_file_number_and_reason(faulty, fault):
+def test_an_invalid_line_error_has_file_line_and_reason(faulty_file, fault):
     number = 2 * list(FAULTS).index(fault) + 1
-    whole = TsvRecords.open(str(faulty), "vision_language")
+    whole = TsvRecords.open(str(faulty_file), "vision_language")
     assert len(whole) == 2 * len(FAULTS)
     with pytest.raises(InvalidLineError) as raised:
         whole[number]
     assert raised.value.reason == fault.strip()
-    assert str(raised.value).startswith(f"{faulty}, line {number + 1}: ")
+    assert str(raised.value).startswith(f"{faulty_file}, line {number + 1}: ")
     assert FAULTS[fault][1] in str(raised.value)
 
 
-def test_lines_of_no_type_are_met_by_matching_and_by_no_other(faulty, folder):
-    data = OfaTsv(vision_language=str(faulty), negative_samples=str(folder / "negative_sample"))
+def test_lines_without_a_type_are_among_the_pairs_only(faulty_file, folder):
+    data = OfaTsv(
+        vision_language=str(faulty_file), negative_samples=str(folder / "negative_sample")
+    )
     reasons = {}
     for kind in ("captions", "questions", "regions", "pairs"):
         source = data.records(kind, "train")
@@ -260,23 +262,23 @@ def test_lines_of_no_type_are_met_by_matching_and_by_no_other(faulty, folder):
     }
 
 
-def test_opening_a_file_says_once_what_is_in_it(golden, tmp_path, caplog):
+def test_opening_a_file_logs_its_types_once(golden, tmp_path, caplog):
     path = tmp_path / "pairs.tsv"
-    path.write_text("\n".join([line(golden)] * 3 + [line(golden, type="video"), "torn"]))
+    path.write_text("\n".join([line(golden)] * 3 + [line(golden, type="video"), "malformed"]))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             OfaTsv(vision_language=str(path)).records("captions", "train")
     assert caplog.messages == [
-        f"{path} has 3 'caption', 1 'video', 1 'torn' of 5 lines; torn lines and unknown types "
-        "will be skipped."
+        f"{path} has 3 'caption', 1 'video', 1 'malformed' of 5 lines; malformed lines and "
+        "unknown types will be skipped."
     ]
 
 
 TEXT_LENGTHS = {"inputs": 32, "targets": 8}
 
 
-class Tell:
-    """An example that tells which record it is of; opens the image as every objective does."""
+class EncodeId:
+    """Returns an example that identifies its record; decodes the image as every objective does."""
 
     def __call__(self, record, rng):
         try:
@@ -290,16 +292,16 @@ class Tell:
         }
 
 
-def test_the_loader_skips_counts_and_names_bad_lines(golden, tmp_path, caplog):
-    """Also an image that cannot be opened, which only its decoding shows."""
+def test_the_loader_skips_counts_and_logs_invalid_lines(golden, tmp_path, caplog):
+    """Tests a malformed line and an image that cannot be decoded."""
     path = tmp_path / "pairs.tsv"
     lines = [line(golden) for _ in range(8)]
     lines[2] = line(golden, image="aGVsbG8=")
     lines[5] = lines[5].rpartition("\t")[0]
     path.write_text("\n".join(lines))
-    records = TsvRecords.open(str(path), "vision_language", types=("caption",), with_faulty=True)
+    records = TsvRecords.open(str(path), "vision_language", types=("caption",), with_malformed=True)
     stream = Stream("s", "m", 8, TEXT_LENGTHS)
-    loader = Loader([stream], {"s": [WeightedTask("matching", 1.0, records, Tell())]}, 0)
+    loader = Loader([stream], {"s": [WeightedTask("matching", 1.0, records, EncodeId())]}, 0)
     with caplog.at_level(logging.WARNING):
         batch = next(loader.batches())["s"]
     assert (batch["decoder_loss_weights"].sum(1) > 0).sum() == 6
@@ -314,16 +316,16 @@ def test_the_loader_skips_counts_and_names_bad_lines(golden, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2, 4])
-def test_hosts_read_their_share_and_together_the_same_batches(data_set, num_hosts):
+def test_the_shares_of_the_hosts_together_are_the_same_batches(data_set, num_hosts):
     stream = Stream("s", "m", 8, TEXT_LENGTHS)
-    rated = [
-        WeightedTask("matching", 2.0, data_set.records("pairs", "train"), Tell()),
-        WeightedTask("grounding", 1.0, data_set.records("regions", "train"), Tell()),
+    weighted = [
+        WeightedTask("matching", 2.0, data_set.records("pairs", "train"), EncodeId()),
+        WeightedTask("grounding", 1.0, data_set.records("regions", "train"), EncodeId()),
     ]
 
     def steps(num_shards, shards):
-        # Pickled as data workers would have it: files are opened where they are read.
-        tasks = pickle.loads(pickle.dumps({"s": rated}))
+        # Pickled as for data workers, which open the files themselves.
+        tasks = pickle.loads(pickle.dumps({"s": weighted}))
         loader = Loader([stream], tasks, 3, num_shards, shards)
         return [batch["s"] for batch in itertools.islice(loader.batches(), 6)]
 
@@ -334,14 +336,14 @@ def test_hosts_read_their_share_and_together_the_same_batches(data_set, num_host
             joined = np.concatenate([part[number][name] for part in parts])
             np.testing.assert_array_equal(joined, array)
     seen = {int(n) for step in whole for n in step["decoder_target_tokens"][:, 0]}
-    records = [record for task in rated for record in all_records(task.records)]
-    assert seen == {sum(record["id"].encode()) for record in records}, "an epoch and more"
+    records = [record for task in weighted for record in all_records(task.records)]
+    assert seen == {sum(record["id"].encode()) for record in records}, "more than an epoch"
 
 
-# ------------------------------------------------------------------------- what is said beforehand
+# ------------------------------------------------------------------- options and their errors
 
 
-def test_files_may_be_several_patterns_and_splits(golden, tmp_path):
+def test_files_may_be_lists_patterns_and_splits(golden, tmp_path):
     for name in ("b-2", "b-1", "a", "v"):
         (tmp_path / f"{name}.tsv").write_text(f"{name}\tthe text of {name}\n{name}x\tmore\n")
     data = OfaTsv(
@@ -363,37 +365,37 @@ def test_columns_are_selected_by_index(tmp_path):
     assert data.records("text", "train")[0] == {"id": "t0", "text": "what it says"}
 
 
-def wrong(folder, **files):
+def data_set_in(folder, **files):
     return OfaTsv(negative_samples="negative_sample", data_dir=str(folder), **files)
 
 
 @pytest.mark.parametrize(
     ("make", "kind", "sentence"),
     [
-        (lambda d: wrong(d, text="gone.tsv"), "text", "There is no file .*gone.tsv"),
-        (lambda d: wrong(d, text="gone-*.tsv"), "text", "No file fits the pattern .*gone-"),
+        (lambda d: data_set_in(d, text="gone.tsv"), "text", "There is no file .*gone.tsv"),
+        (lambda d: data_set_in(d, text="gone-*.tsv"), "text", "No file fits the pattern .*gone-"),
         (
-            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0,2"}),
+            lambda d: data_set_in(d, text="text_examples.tsv", selected_cols={"text": "0,2"}),
             "text",
             "have 2 columns, but column 2 is selected",
         ),
         (
-            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"text": "0"}),
+            lambda d: data_set_in(d, text="text_examples.tsv", selected_cols={"text": "0"}),
             "text",
             "selected_cols '0' for text must be 2 column numbers",
         ),
         (
-            lambda d: wrong(d, text="text_examples.tsv", selected_cols={"texts": "0"}),
+            lambda d: data_set_in(d, text="text_examples.tsv", selected_cols={"texts": "0"}),
             "text",
             "selected_cols names texts; known are vision_language",
         ),
         (
-            lambda d: wrong(d, vision_language="detection_examples.tsv"),
+            lambda d: data_set_in(d, vision_language="detection_examples.tsv"),
             "regions",
             "have 3 columns, but column 7 is selected",
         ),
         (
-            lambda d: wrong(
+            lambda d: data_set_in(
                 d,
                 vision_language="vision_language_examples.tsv",
                 selected_cols={"vision_language": "0,1,2,3,4,5,7,6"},
@@ -402,18 +404,18 @@ def wrong(folder, **files):
             "column 6 should say caption, qa, visual_grounding, but no line does .*'coco'",
         ),
         (
-            lambda d: wrong(d, detection="image_examples.tsv"),
+            lambda d: data_set_in(d, detection="image_examples.tsv"),
             "objects",
             "None of the first 1 lines can be used as detection, e.g. .*line 1",
         ),
         (
-            lambda d: wrong(d, text="text_examples.tsv"),
+            lambda d: data_set_in(d, text="text_examples.tsv"),
             "objects",
             "objects are in detection files, which OfaTsv has for no split: .*"
             r"rates = \{'object_detection': 0\}",
         ),
         (
-            lambda d: wrong(d, text={"validation": "text_examples.tsv"}),
+            lambda d: data_set_in(d, text={"validation": "text_examples.tsv"}),
             "text",
             "which OfaTsv has only for validation",
         ),
@@ -423,20 +425,20 @@ def wrong(folder, **files):
             "set OfaTsv.negative_samples to their folder",
         ),
         (
-            lambda d: wrong(d, text="text_examples.tsv"),
+            lambda d: data_set_in(d, text="text_examples.tsv"),
             "caption",
             "There is no kind of record 'caption': choose one of captions",
         ),
         (lambda d: OfaTsv(), "text", "OfaTsv has no files: give at least one of"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_before_training(folder, make, kind, sentence):
+def test_wrong_options_raise_a_one_line_error_before_training(folder, make, kind, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence) as raised:
         make(folder).records(kind, "train")
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_without_lines_of_a_type_says_how_to_do_without(golden, tmp_path):
+def test_a_file_without_lines_of_a_type_raises_an_error_with_advice(golden, tmp_path):
     (tmp_path / "pairs.tsv").write_text(line(golden) + "\n")
     data = OfaTsv(vision_language=str(tmp_path / "pairs.tsv"))
     assert len(data.records("captions", "train")) == 1
@@ -454,7 +456,7 @@ def test_a_file_without_lines_of_a_type_says_how_to_do_without(golden, tmp_path)
         ("all_captions.txt", "\n", "has only blank lines"),
     ],
 )
-def test_wrong_negative_samples_are_refused(golden, tmp_path, name, content, sentence):
+def test_invalid_negative_samples_are_rejected(golden, tmp_path, name, content, sentence):
     path = write_original_files(golden, tmp_path) / "negative_sample" / name
     path.unlink() if content is None else path.write_text(content)
     data = OfaTsv(text="x.tsv", negative_samples=str(path.parent))
@@ -462,7 +464,7 @@ def test_wrong_negative_samples_are_refused(golden, tmp_path, name, content, sen
         data.negatives()
 
 
-def test_reading_needs_no_tensorflow(folder):
+def test_reading_imports_no_tensorflow(folder):
     program = (
         "import sys; from ofa_jax.data.sources.ofa_tsv import OfaTsv; "
         f"print(len(OfaTsv(text={str(folder / 'text_examples.tsv')!r}).records('text', 'train'))); "

@@ -1,4 +1,4 @@
-"""Scenes end to end: a small build, read by TFDS and by us."""
+"""Tests Scenes end to end: a small build, read with and without TFDS."""
 
 import dataclasses
 import json
@@ -55,8 +55,8 @@ def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_records_are_the_scenes_whatever_composed_them(scenes):
-    """Built by two processes; here composed again, one by one, in this process."""
+def test_records_do_not_depend_on_the_process_that_composes_them(scenes):
+    """Compares a build by two processes with scenes composed one by one in this process."""
     from ofa_jax.scenes.records import make_record
 
     for split, count in OPTIONS.counts.items():
@@ -79,7 +79,7 @@ def test_field_types(scenes):
     assert boxes.dtype == np.float32 and boxes.ndim == 2 and boxes.shape[1] == 4
 
 
-def test_tfds_reads_the_same(scenes):
+def test_tfds_reads_the_same_records(scenes):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(scenes.directory / "images" / VERSION))
@@ -108,7 +108,7 @@ def test_text_records_are_the_corpus(scenes):
         assert tuple(source[i]["text"] for i in range(len(source))) == corpus.load_sentences(split)
 
 
-def test_sources_pickle_and_refuse_what_is_not_there(scenes):
+def test_sources_pickle_and_reject_unknown_names(scenes):
     source = pickle.loads(pickle.dumps(scenes.records("regions", "test")))
     assert equal(source[5], scenes.records("regions", "test")[5])
     with pytest.raises(IndexError, match="6 records"):
@@ -119,7 +119,7 @@ def test_sources_pickle_and_refuse_what_is_not_there(scenes):
         scenes.records("captions", "tset")
 
 
-def test_vocabulary_and_codebook_come_from_training(scenes):
+def test_vocabulary_and_codebook_are_learned_from_training_data(scenes):
     tokenizer = scenes.image_tokenizer()
     assert tokenizer.num_codes == OPTIONS.num_codes
     vocabulary = scenes.vocabulary(num_bins=100)
@@ -127,13 +127,13 @@ def test_vocabulary_and_codebook_come_from_training(scenes):
     text = " a picture of two butterflies on grass"
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
-    # Words of captions and instructions are tokens, nearly all; answers of matching are.
+    # Nearly all words of captions and instructions are single tokens; yes and no are.
     assert len(ids) <= 2 * len(text.split())
     assert len(vocabulary.encode(prompts.IMAGE_CAPTIONING)) <= 7
     assert len(vocabulary.encode(prompts.YES)) == len(vocabulary.encode(prompts.NO)) == 1
 
 
-def test_negatives_hold_training_captions_names_and_answers(scenes):
+def test_negatives_are_the_training_captions_names_and_answers(scenes):
     pool = scenes.negatives()
     record = scenes.records("pairs", "train")[3]
     assert set(record["captions"]) <= set(pool.captions)
@@ -147,7 +147,7 @@ def test_negatives_hold_training_captions_names_and_answers(scenes):
     }
 
 
-def test_no_tensorflow_to_read_scenes(data_dir):
+def test_reading_scenes_imports_no_tensorflow(data_dir):
     code = (
         "import sys; from ofa_jax.data.sources.scenes import Scenes; "
         f"Scenes({str(data_dir)!r}).records('captions', 'train')[0]; "
@@ -166,7 +166,7 @@ def test_a_second_build_does_nothing(data_dir, capsys):
     assert json.loads(marker.read_text())["counts"]["images"]["train"] == 150
 
 
-def test_other_options_are_an_error_that_names_them(data_dir, capsys):
+def test_other_options_raise_an_error_that_names_them(data_dir, capsys):
     code = build_scenes.main(
         [
             "--data_dir",
@@ -186,7 +186,7 @@ def test_other_options_are_an_error_that_names_them(data_dir, capsys):
 
 
 def test_a_folder_built_under_the_former_names_is_read_and_complete(scenes, tmp_path, capsys):
-    """Until issue 16 the images were in `pictures/` and the option was `picture_size`."""
+    """Tests a folder with the images in `pictures/` and the option `picture_size`."""
     shutil.copytree(scenes.directory, tmp_path / "scenes")
     (tmp_path / "scenes" / "images").rename(tmp_path / "scenes" / "pictures")
     marker = tmp_path / "scenes" / "scenes.json"
@@ -206,13 +206,13 @@ def test_a_folder_built_under_the_former_names_is_read_and_complete(scenes, tmp_
         build_scenes.build(tmp_path, dataclasses.replace(OPTIONS, image_size=64))
 
 
-def test_a_build_that_dies_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     options = BuildOptions(num_train=4, num_validation=1, num_test=1, num_codes=8, vocab_size=400)
 
-    def die(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_scenes, "_learn_codebook", die)
+    monkeypatch.setattr(build_scenes, "_learn_codebook", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_scenes.build(tmp_path, options)
     assert not list(tmp_path.iterdir())
@@ -220,7 +220,7 @@ def test_a_build_that_dies_leaves_nothing_that_looks_complete(tmp_path, monkeypa
         Scenes(str(tmp_path)).records("images", "train")
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path):
+def test_the_remains_of_a_killed_build_are_removed(tmp_path):
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()
     dead = tmp_path / f".scenes-unfinished-{finished.pid}"
@@ -231,7 +231,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path):
     assert alive.exists() and not dead.exists()
 
 
-def test_a_folder_of_someone_else_is_not_overwritten(tmp_path):
+def test_a_foreign_folder_is_not_overwritten(tmp_path):
     (tmp_path / "scenes").mkdir()
     with pytest.raises(ValueError, match="not written by this command"):
         build_scenes.build(tmp_path, OPTIONS)

@@ -1,4 +1,4 @@
-"""Each record outside of training asks one thing, the same one whenever it is read."""
+"""Tests that each record has a single target, the same whenever it is read."""
 
 import pickle
 
@@ -32,7 +32,7 @@ def read(kind, count=60, scene=SCENE):
     return made
 
 
-def test_one_question_remains_with_its_answer():
+def test_one_question_is_kept_with_its_answer():
     seen = set()
     for record in read("questions"):
         (question,), (answer,) = record["questions"], record["answers"]
@@ -42,7 +42,7 @@ def test_one_question_remains_with_its_answer():
     assert seen == {"q0", "q1", "q2"}
 
 
-def test_one_phrase_remains_with_its_box():
+def test_one_phrase_is_kept_with_its_box():
     seen = set()
     for record in read("regions"):
         (phrase,) = record["phrases"]
@@ -53,7 +53,7 @@ def test_one_phrase_remains_with_its_box():
     assert seen == {"p0", "p1"}
 
 
-def test_matching_asks_about_a_caption_or_a_question_and_half_of_the_time_for_what_is_true():
+def test_matching_keeps_a_caption_or_a_question_and_is_positive_half_of_the_time():
     made = read("pairs", 400)
     for record in made:
         assert ("captions" in record) != ("questions" in record)
@@ -68,21 +68,21 @@ def test_matching_asks_about_a_caption_or_a_question_and_half_of_the_time_for_wh
     assert {record["label"] for record in made} == {"yes", "no"}
 
 
-def test_matching_of_captions_alone_asks_about_them():
+def test_matching_without_questions_keeps_a_caption():
     captions = {"id": "s", "captions": ["a dog", "a cat"]}
     assert all(len(record["captions"]) == 1 for record in read("pairs", 20, captions))
 
 
-def test_other_kinds_and_faulty_records_stay_as_they_are():
+def test_other_kinds_and_inconsistent_records_are_unchanged():
     assert read("captions", 1)[0] == SCENE
-    faulty = SCENE | {"answers": ["a0"]}
-    assert read("questions", 1, faulty)[0] == faulty
+    inconsistent = SCENE | {"answers": ["a0"]}
+    assert read("questions", 1, inconsistent)[0] == inconsistent
 
 
-def test_the_place_of_a_record_is_said_where_it_is_known():
-    class Placed(InMemoryRecords):
+def test_the_location_of_a_record_is_that_of_the_source():
+    class Located(InMemoryRecords):
         def location(self, index):
             return f"file, line {index + 1}"
 
-    assert SingleTarget(Placed([SCENE]), "questions").location(0) == "file, line 1"
+    assert SingleTarget(Located([SCENE]), "questions").location(0) == "file, line 1"
     assert SingleTarget(InMemoryRecords([SCENE]), "questions").location(0) == "record 0"

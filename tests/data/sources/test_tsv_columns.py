@@ -1,11 +1,11 @@
-"""Rows of the original's downstream files, in the columns that its scripts select."""
+"""Tests the parsers on rows of the official downstream files, with the official columns."""
 
 import base64
 
 import numpy as np
 import pytest
 
-from ofa_jax.data.sources.tsv_columns import LAYOUTS
+from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import InvalidLineError
 from ofa_jax.data.sources.tsv_records import TsvRecords
 
@@ -87,52 +87,51 @@ ROWS = {
 }
 
 
-def same(a, b):
+def assert_equal(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
         assert type(a[name]) is type(b[name]), name
 
 
-def parse(layout, columns):
-    """Of a whole row, with the usual columns selected."""
-    names, places = LAYOUTS[layout].columns, LAYOUTS[layout].selected_cols
-    return LAYOUTS[layout].parse(
-        {name: columns[c].encode() for name, c in zip(names, places, strict=True)}
-    )
+def parse(name, columns):
+    """Parses a whole row with the default columns."""
+    tsv_format = TSV_FORMATS[name]
+    selected = zip(tsv_format.columns, tsv_format.selected_cols, strict=True)
+    return tsv_format.parse({column: columns[index].encode() for column, index in selected})
 
 
-def test_every_layout_is_tried_here_or_with_the_pretraining_files():
-    assert set(LAYOUTS) == set(ROWS) | {"vision_language", "text", "images", "detection"}
+def test_every_format_is_tested_here_or_with_the_pretraining_files():
+    assert set(TSV_FORMATS) == set(ROWS) | {"vision_language", "text", "images", "detection"}
 
 
-@pytest.mark.parametrize("layout", ROWS)
-def test_rows_become_records_also_out_of_a_file(layout, tmp_path):
-    columns, expected = ROWS[layout]
-    same(parse(layout, columns), expected)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_become_records_directly_and_from_a_file(name, tmp_path):
+    columns, expected = ROWS[name]
+    assert_equal(parse(name, columns), expected)
     path = tmp_path / "rows.tsv"
-    path.write_text("\t".join(columns) + "\n" + "torn\n" + "\t".join(columns))
-    records = TsvRecords.open(str(path), layout)
+    path.write_text("\t".join(columns) + "\n" + "malformed\n" + "\t".join(columns))
+    records = TsvRecords.open(str(path), name)
     assert len(records) == 3
-    same(records[2], expected)
+    assert_equal(records[2], expected)
     with pytest.raises(InvalidLineError, match="rows.tsv, line 2: it has 1 columns instead of"):
         records[1]
 
 
-@pytest.mark.parametrize("layout", [name for name in ROWS if "label" in ROWS[name][1]])
-def test_an_unknown_label_is_a_bad_line(layout):
-    columns, _ = ROWS[layout]
-    if layout == "imagenet":
+@pytest.mark.parametrize("name", [name for name in ROWS if "label" in ROWS[name][1]])
+def test_an_unknown_label_makes_a_line_invalid(name):
+    columns, _ = ROWS[name]
+    if name == "imagenet":
         with pytest.raises(InvalidLineError, match="its label is empty"):
-            parse(layout, [*columns[:-1], " "])
+            parse(name, [*columns[:-1], " "])
         return
     with pytest.raises(InvalidLineError, match="its label is 'label' instead of one of ") as raised:
-        parse(layout, [*columns[:-1], "label"])
+        parse(name, [*columns[:-1], "label"])
     assert raised.value.reason == "unknown label"
 
 
 @pytest.mark.parametrize(
-    ("layout", "answers"),
+    ("name", "targets"),
     [
         ("snli_ve", {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}),
         ("mnli", {"0": "maybe", "1": "yes", "2": "no"}),
@@ -141,13 +140,13 @@ def test_an_unknown_label_is_a_bad_line(layout):
         ("cola", {"0": "no", "1": "yes"}),
     ],
 )
-def test_labels_are_answered_as_the_original_does(layout, answers):
-    columns, _ = ROWS[layout]
-    found = {label: parse(layout, [*columns[:-1], label])["label"] for label in answers}
-    assert found == answers
+def test_labels_have_the_official_targets(name, targets):
+    columns, _ = ROWS[name]
+    found = {label: parse(name, [*columns[:-1], label])["label"] for label in targets}
+    assert found == targets
 
 
-def test_a_test_set_without_answers_gives_the_question_alone():
+def test_without_answers_a_record_has_only_the_question():
     columns, expected = ROWS["vqa"]
     record = parse("vqa", [*columns[:3], "", *columns[4:]])
     assert record == {
@@ -156,14 +155,14 @@ def test_a_test_set_without_answers_gives_the_question_alone():
 
 
 @pytest.mark.parametrize("refs", ["1.0|!+no&&0.6|!+yes&&0.3|!+no", "0.3|!+no&&1.0|!+yes"])
-def test_the_later_of_equal_answers_counts(refs):
+def test_of_equal_answers_the_later_one_counts(refs):
     columns, _ = ROWS["vqa"]
     record = parse("vqa", [*columns[:3], refs, *columns[4:]])
     assert record["answers"] == ["yes"]
 
 
 @pytest.mark.parametrize("codes", ["", "1 2 x", "1 -2", "1 2.5", "99999999999999999999"])
-def test_what_is_no_image_code_is_a_bad_line(codes):
+def test_invalid_image_codes_make_a_line_invalid(codes):
     with pytest.raises(InvalidLineError, match="are no image codes"):
         parse("text_to_image", ["5", codes, "a bench"])
 
@@ -176,12 +175,12 @@ def test_what_is_no_image_code_is_a_bad_line(codes):
         ("", "it has no objects"),
     ],
 )
-def test_what_is_no_object_is_a_bad_line(objects, sentence):
+def test_invalid_objects_make_a_line_invalid(objects, sentence):
     with pytest.raises(InvalidLineError, match=sentence):
         parse("detection", ["d", IMAGE, objects])
 
 
-def test_names_of_objects_may_have_commas():
+def test_object_names_may_contain_commas():
     record = parse("detection", ["d", IMAGE, "1,2,3,4,7,clock, wall&&5,6,7,8,9,cat"])
     assert record["object_labels"] == ["clock, wall", "cat"]
     np.testing.assert_array_equal(record["object_boxes"], [[1, 2, 3, 4], [5, 6, 7, 8]])
