@@ -33,6 +33,7 @@ from ofa_jax.preprocessing import prompts
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
+from ofa_jax.utils import renamed
 from tools import building
 
 _SOURCES = (
@@ -114,10 +115,6 @@ _HELP = {
 }
 
 
-# Option -> its names before the rename, which are still accepted.
-_FORMER_OPTIONS = {"image_size": ("--picture_size",)}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -133,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     for field in dataclasses.fields(BuildOptions):
         parser.add_argument(
             f"--{field.name}",
-            *_FORMER_OPTIONS.get(field.name, ()),
+            *(f"--{name}" for name in renamed.former_names(field.name, renamed.SCENES)),
             type=int,
             default=field.default,
             help=_HELP[field.name],

@@ -82,7 +82,7 @@ class LazyResize:
         above, below = self._contributing_rows(top, bottom)
         rows = self.image.crop((0, above, self.image.width, below))
         rows = rows.resize((self.width, rows.height), Image.Resampling.BICUBIC)
-        # Padded with black to the original height, so that the second pass has the same weights.
+        # Padded with black to the stored height, so that the second pass has the same weights.
         strip = rows.crop((first, -above, last, self.image.height - above))
         strip = strip.resize((last - first, self.height), Image.Resampling.BICUBIC)
         return strip.crop((left - first, top, right - first, bottom))
@@ -147,8 +147,11 @@ def _crop(
     top: float,
     size: int,
 ) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
-    # Pillow rounds the window to whole pixels and fills the outside with black; the boxes move by
-    # the exact offset, as in the reference implementation.
+    """Crops a square.
+
+    Pillow rounds the window to whole pixels and fills the outside with black; the boxes move by the
+    exact offset, as in the reference implementation.
+    """
     window = image.crop((left, top, left + size, top + size))
     return window, box_ops.crop(boxes, left, top, size, size)
 

@@ -81,7 +81,7 @@ def encode(
         or a code that the vocabulary does not have.
     """
     if not instruction.strip():
-        raise ValueError("The instruction is empty: say what is wanted.")
+        raise ValueError("The instruction is empty: write what the model should do.")
     wording = _lower(instruction.strip())
     if region is None and REGION in wording:
         raise ValueError(f"The instruction has {REGION}, but no region is given: give its box.")

@@ -107,7 +107,7 @@ def _false_caption(
         return own[int(rng.integers(len(own)))]
     sampled = negatives.sample_negative_caption(caption, objects, _pool(config), rng)
     if sampled is None:
-        raise fields.record_error(record, "there is no other caption to tell it from")
+        raise fields.record_error(record, "there is no other caption to use as a negative")
     return sampled
 
 
@@ -119,7 +119,7 @@ def _match_answer(
     if not positive:
         sampled = negatives.sample_negative_answer(answer, confidence, kind, _pool(config), rng)
         if sampled is None:
-            raise fields.record_error(record, "there is no other answer to tell it from")
+            raise fields.record_error(record, "there is no other answer to use as a negative")
         answer = sampled
     return prompts.MATCHING_ANSWER.format(question=question, answer=answer), confidence
 
@@ -147,7 +147,7 @@ def grounded_captioning(
 def _load_pair_image(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Decodes, resizes, crops the centre of, and augments the image of a pair."""
+    """Returns the image of a pair: decoded, resized, cropped and augmented."""
     resized, _ = images.resize_shorter_side(
         fields.decode_image(record),
         images.NO_BOXES,

@@ -35,6 +35,7 @@ def auto_contrast(image: _Pixels) -> _Pixels:
 
 
 def _contrast_table(histogram: Float32[np.ndarray, "256"]) -> Float[np.ndarray, "256"] | None:
+    """Returns the table of `auto_contrast` for a channel; None if it has one value only."""
     low, high = np.flatnonzero(histogram)[[0, -1]].tolist()
     if high <= low:
         return None
@@ -49,6 +50,7 @@ def equalize(image: _Pixels) -> _Pixels:
 
 
 def _equalize_table(histogram: Float32[np.ndarray, "256"]) -> Float[np.ndarray, "256"] | None:
+    """Returns the table of `equalize` for a channel; None if it would change nothing."""
     step = histogram[histogram != 0][:-1].sum() // 255
     if step == 0:
         return None

@@ -29,6 +29,7 @@ def clean_question(text: str, max_words: int | None = None) -> str:
 
 
 def _clean(text: str, max_words: int | None, person: bool) -> str:
+    """Cleans a text; replaces `<person>` if `person` is set."""
     text = text.lower().lstrip(_LEADING).replace("-", " ").replace("/", " ")
     if person:
         text = text.replace("<person>", "person")

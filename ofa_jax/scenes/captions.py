@@ -57,6 +57,7 @@ class Statement:
         return text
 
     def _describe_objects(self) -> str:
+        """Returns the part of the text that names the objects."""
         if self.style == "exact":
             return "exactly " + join_phrases(
                 f"{number_word(count)} {noun.name if count == 1 else noun.plural}"

@@ -2,8 +2,8 @@
 
 The table is pruned by hand so that each noun names its pictogram exactly, and no other noun of the
 table is also correct for it: no hypernyms beside their hyponyms ("bird" and "owl"), no mass nouns,
-no names that are already a plural, no people, no flags, no signs. So the answer to "is there an owl
-in the picture?" is certain.
+no names that are already a plural, no people, no flags, no signs. So it is certain whether a scene
+shows an owl.
 """
 
 import dataclasses
@@ -138,6 +138,7 @@ def plural(name: str) -> str:
 
 
 def _plural_word(word: str) -> str:
+    """Returns the plural of a single word."""
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
     if re.search(r"(s|x|z|ch|sh)$", word):

@@ -18,7 +18,7 @@ from ofa_jax.scenes.composer import Scene
 _T = TypeVar("_T")
 
 ANSWER_TYPES = (
-    "existence",  # yes, no: is a thing in the picture?
+    "existence",  # yes, no: is there one of these?
     "count",  # digits
     "left or right",  # the half of the image, or the side of another object
     "top or bottom",
@@ -80,6 +80,7 @@ def _yes_no(value: bool) -> str:
 
 
 def _existence_question(scene: Scene, rng: np.random.Generator, yes: bool) -> Question:
+    """Returns a question whether an object of a noun is in the image."""
     noun = _choose(scene.objects, rng).noun if yes else _choose(relations.absent_nouns(scene), rng)
     text = (
         f"is there {noun.with_article} in the picture?"
@@ -90,6 +91,7 @@ def _existence_question(scene: Scene, rng: np.random.Generator, yes: bool) -> Qu
 
 
 def _count_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """Returns a question for the number of objects, of nouns, or of objects of a noun."""
     kind = rng.random()
     if kind < 0.2:
         return Question("how many objects are there?", str(len(scene.objects)), "count")
@@ -104,6 +106,7 @@ def _count_question(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _half_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Returns a question for the half of the image that an object is in."""
     item = _choose_if_any(relations.unique_objects(scene), rng)
     if item is None:
         return None
@@ -119,6 +122,7 @@ def _half_question(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _corner_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Returns a question for the corner that an object is in."""
     options = [
         Question(f"in which corner is the {item.noun.name}?", corner, "corner")
         for item in relations.unique_objects(scene)
@@ -128,6 +132,7 @@ def _corner_question(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _relation_question(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Returns a question for the relation of two objects: a choice of two, or yes or no."""
     pair = _choose_if_any(relations.related_pairs(scene), rng)
     if pair is None:
         return None

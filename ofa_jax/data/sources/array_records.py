@@ -110,7 +110,7 @@ class ArrayRecords:
 
     @functools.cached_property
     def _source(self) -> Any:
-        # Opens its files lazily, once per process, and is thread-safe.
+        """The source of all records; it opens files lazily and is thread-safe."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         return ArrayRecordDataSource(

@@ -195,11 +195,12 @@ def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> 
     return NegativePool(
         captions=captions,
         object_names=tuple(name for name in map(str.strip, lines) if name),
-        answers_by_type=_answers_by_type(folder / ANSWERS_FILE),
+        answers_by_type=_read_answers(folder / ANSWERS_FILE),
     )
 
 
-def _answers_by_type(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+def _read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+    """Reads question type -> answers. Raises ValueError if the file has another form."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(answer, str) for answers in given.values() for answer in answers):

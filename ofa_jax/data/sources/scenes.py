@@ -20,6 +20,7 @@ from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import renamed
 
 MARKER = "scenes.json"
 VERSION = "1.1.0"
@@ -50,9 +51,6 @@ _FIELDS = {
     "images": _IMAGE,
     "text": {"id": "string", "text": "string"},
 }
-
-# Names in folders that were built before the rename -> today's.
-_FORMER_NAMES = {"pictures": "images", "picture_size": "image_size"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +137,7 @@ def read_description(directory: pathlib.Path) -> dict[str, Any]:
     """Reads scenes.json, under today's names if the folder was built under former ones."""
     description = json.loads((directory / MARKER).read_text())
     for part in ("options", "counts"):
-        values = description.get(part, {})
-        description[part] = {_FORMER_NAMES.get(name, name): values[name] for name in values}
+        description[part] = renamed.with_new_names(description.get(part, {}), renamed.SCENES)
     return description
 
 
@@ -148,7 +145,7 @@ def _open(
     directory: pathlib.Path, config: str, split: str, fields: Mapping[str, str]
 ) -> TfdsParquetRecords:
     """Opens the records of a TFDS config, also in a folder with the config's former name."""
-    names = (config, *(former for former, name in _FORMER_NAMES.items() if name == config))
+    names = (config, *renamed.former_names(config, renamed.SCENES))
     folders = [directory / name / VERSION for name in names]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     return TfdsParquetRecords.from_directory(found, split, fields)

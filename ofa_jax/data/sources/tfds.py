@@ -34,7 +34,7 @@ class TfdsRecords:
     decoders: Any = None
 
     def _source(self) -> Any:
-        # Opened once per process, and not pickled.
+        """Opens the data set, once per process; it is not pickled."""
         if "_opened" not in self.__dict__:
             import tensorflow_datasets as tfds
 
@@ -123,6 +123,7 @@ class LabelledSentencesRecord:
 
 
 def _encoded_image(image: Any) -> bytes:
+    """Returns the image. Raises ValueError if TFDS has decoded it."""
     if not isinstance(image, bytes):
         raise ValueError(
             "TFDS gave a decoded image: records hold encoded ones; give TfdsRecords "
@@ -194,6 +195,7 @@ def _sentences(
     targets: tuple[str, ...],
     splits: Mapping[str, str] | None = None,
 ) -> TfdsDataSet:
+    """Returns a data set of GLUE."""
     to_record = LabelledSentencesRecord(columns, targets)
     return TfdsDataSet(f"glue/{name}", to_record, splits=splits or {})
 

@@ -87,6 +87,7 @@ def _column(paths: tuple[str, ...]) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _read_column(paths: tuple[str, ...]) -> Any:
+    """Reads the column `data` of all files into one array."""
     import pyarrow
     import pyarrow.parquet
 

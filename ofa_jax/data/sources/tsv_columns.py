@@ -94,7 +94,7 @@ def parse_codes(row: TsvRow, column: str) -> Int32[np.ndarray, " n"]:
     except (ValueError, OverflowError):
         values = np.array([-1])
     if not len(values) or (values < 0).any():
-        raise InvalidLineError("bad image codes", f"{_shorten(text)!r} are no image codes")
+        raise InvalidLineError("bad image codes", f"{_shorten(text)!r} are not image codes")
     return values
 
 
@@ -112,7 +112,7 @@ def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not separator or not answer or not 0 <= value < math.inf:
-            raise InvalidLineError("bad answers", f"{_shorten(entry)!r} is no confidence|!+answer")
+            raise InvalidLineError("bad answers", f"{_shorten(entry)!r} is not confidence|!+answer")
         found[answer] = value
     return found
 

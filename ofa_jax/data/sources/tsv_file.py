@@ -216,4 +216,4 @@ def decode_base64(text: bytes) -> bytes:
     try:
         return binascii.a2b_base64(text.translate(_STANDARD_ALPHABET), strict_mode=True)
     except binascii.Error as error:
-        raise InvalidLineError("bad base64", f"its image is no base64 ({error})") from error
+        raise InvalidLineError("bad base64", f"its image is not base64 ({error})") from error

@@ -140,8 +140,8 @@ def _scan_lines(
     while line := lines.readline(_MAX_LINE_LENGTH):
         if len(line) == _MAX_LINE_LENGTH:
             raise ValueError(
-                f"{path}: line {len(starts) + 1} is longer than a gigabyte, so this is no "
-                "file of one example a line."
+                f"{path}: line {len(starts) + 1} is longer than a gigabyte, so this is not "
+                "a file with one example per line."
             )
         if not (skip_blank and line.isspace()):
             # A blank line at the start becomes part of the first line.

@@ -133,7 +133,7 @@ class TsvRecords:
                 names = ", ".join(tsv_format.columns)
                 raise ValueError(
                     f"The lines of {opened.path} have {opened.num_columns} columns, but column "
-                    f"{last} is selected (counted from 0): it is no file of the kind "
+                    f"{last} is selected (counted from 0): it is not a file of the kind "
                     f"{self.format} ({names}), or its selected_cols are others."
                 )
             if tsv_format.key is not None:
@@ -190,8 +190,8 @@ def _check_types(opened: OpenTsv, key_column: int) -> None:
     counts = _log_types(opened)
     if not set(PAIR_TYPES) & set(counts):
         raise ValueError(
-            f"{opened.path}: column {key_column} should say {', '.join(PAIR_TYPES)}, but no line "
-            f"does (there are {_format_counts(counts)}): check the file and its selected_cols."
+            f"{opened.path}: column {key_column} should have one of {', '.join(PAIR_TYPES)}, but "
+            f"no line does ({_format_counts(counts)}): check the file and its selected_cols."
         )
 
 

@@ -189,11 +189,11 @@ def line(golden, **changes):
 
 FAULTS = {
     "wrong number of columns": (lambda g: line(g).rpartition("\t")[0], "7 columns instead of 8"),
-    "bad base64": (lambda g: line(g, image="/9j/4AA*"), "its image is no base64"),
+    "bad base64": (lambda g: line(g, image="/9j/4AA*"), "its image is not base64"),
     "unknown type": (lambda g: line(g, type="video"), "its type is 'video' instead of caption, qa"),
-    "bad answers": (lambda g: line(g, type="qa", refs="blue"), "'blue' is no confidence|!+answer"),
+    "bad answers": (lambda g: line(g, type="qa", refs="blue"), "'blue' is not confidence|!+answer"),
     "bad answers ": (lambda g: line(g, type="qa", refs=""), "its refs have no answer"),
-    "bad answers  ": (lambda g: line(g, type="qa", refs="nan|!+b"), "'nan|!+b' is no confidence"),
+    "bad answers  ": (lambda g: line(g, type="qa", refs="nan|!+b"), "'nan|!+b' is not confidence"),
     "empty text": (lambda g: line(g, caption=" "), "its caption is empty"),
     "bad box": (
         lambda g: line(g, type="visual_grounding", refs="1,2,3"),
@@ -401,7 +401,7 @@ def data_set_in(folder, **files):
                 selected_cols={"vision_language": "0,1,2,3,4,5,7,6"},
             ),
             "regions",
-            "column 6 should say caption, qa, visual_grounding, but no line does .*'coco'",
+            "column 6 should have one of caption, qa, visual_grounding, but no line does .*'coco'",
         ),
         (
             lambda d: data_set_in(d, detection="image_examples.tsv"),

@@ -163,7 +163,7 @@ def test_of_equal_answers_the_later_one_counts(refs):
 
 @pytest.mark.parametrize("codes", ["", "1 2 x", "1 -2", "1 2.5", "99999999999999999999"])
 def test_invalid_image_codes_make_a_line_invalid(codes):
-    with pytest.raises(InvalidLineError, match="are no image codes"):
+    with pytest.raises(InvalidLineError, match="are not image codes"):
         parse("text_to_image", ["5", codes, "a bench"])
 
 

@@ -197,7 +197,7 @@ def test_both_alphabets_of_base64_are_decoded_and_nothing_else():
     assert decode_base64(base64.b64encode(value)) == value
     encoded = base64.urlsafe_b64encode(value)
     for invalid in (encoded[:-1], encoded[:50] + b" " + encoded[50:], b"=", b"a?cd", b"im.png"):
-        with pytest.raises(InvalidLineError, match="its image is no base64") as raised:
+        with pytest.raises(InvalidLineError, match="its image is not base64") as raised:
             decode_base64(invalid)
         assert raised.value.reason == "bad base64"
 
