@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 from etils import epath
+from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -306,7 +307,7 @@ class OFAVocabulary:
 
     # ------------------------------------------------------------------------- boxes and codes
 
-    def encode_box(self, box: Sequence[float], max_image_size: float) -> np.ndarray:
+    def encode_box(self, box: ArrayLike, max_image_size: float) -> np.ndarray:
         """A box to its four location bins, `round(coordinate / max_image_size * (num_bins - 1))`.
 
         The scale is the fixed `max_image_size`, not the image's width (section 2 of the spec);
@@ -347,7 +348,7 @@ class OFAVocabulary:
             raise ValueError(f"A box is four ids in {self.bin_ids}, not {list(ids)}.")
         return (bins / (self.num_bins - 1) * max_image_size).astype(np.float32)
 
-    def encode_codes(self, codes: Sequence[int]) -> np.ndarray:
+    def encode_codes(self, codes: ArrayLike) -> np.ndarray:
         """Image codes in [0, num_codes), any shape, to ids: int32 [n], row by row.
 
         Raises:
