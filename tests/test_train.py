@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from original_files import write_original_files
+from official_files import write_official_files
 
 import ofa_jax
 from ofa_jax import train
@@ -175,12 +175,12 @@ def test_the_published_run_configures_over_any_data_set(
 
 
 @pytest.mark.parametrize("form", ["tsv", "records"])
-def test_the_published_run_configures_over_the_original_files(
+def test_the_published_run_configures_over_the_official_files(
     call, golden, shared_golden, tmp_path, monkeypatch, form
 ):
     seen = []
     monkeypatch.setattr(loop, "train", seen.append)
-    folder = write_original_files(golden, tmp_path)
+    folder = write_official_files(golden, tmp_path)
     if form == "records":
         kinds = ("vision_language", "text", "images", "detection")
         files = [f"--{kind}={folder / kind.removesuffix('s')}_examples.tsv" for kind in kinds]
@@ -220,7 +220,7 @@ def test_an_original_file_that_is_missing_is_one_sentence(
     call, golden, shared_golden, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "train", None)
-    (write_original_files(golden, tmp_path) / "detection_examples.tsv").unlink()
+    (write_official_files(golden, tmp_path) / "detection_examples.tsv").unlink()
     files = [
         "--gin_file=gin_configs/models/tiny.gin",
         "--gin_file=gin_configs/runs/pretrain_ofa_tsv.gin",

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from original_files import write_original_files
+from official_files import write_official_files
 
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
@@ -32,7 +32,7 @@ FAULTY = {
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
     """The original's files with some lines that cannot be used."""
-    folder = write_original_files(golden, tmp_path_factory.mktemp("original"))
+    folder = write_official_files(golden, tmp_path_factory.mktemp("original"))
     pairs = folder / "vision_language_examples.tsv"
     lines = pairs.read_text().splitlines()
     torn, unknown, unreadable = (lines[n].split("\t") for n in (0, 1, 2))

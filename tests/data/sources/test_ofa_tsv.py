@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from golden_examples import MAIN, assert_matches_golden
-from original_files import encoded, write_original_files
+from official_files import encoded, write_official_files
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
@@ -30,7 +30,7 @@ POSITIVE_SEED = next(
 
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
-    return write_original_files(golden, tmp_path_factory.mktemp("original"))
+    return write_official_files(golden, tmp_path_factory.mktemp("official"))
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +457,7 @@ def test_a_file_without_lines_of_a_type_raises_an_error_with_advice(golden, tmp_
     ],
 )
 def test_invalid_negative_samples_are_rejected(golden, tmp_path, name, content, sentence):
-    path = write_original_files(golden, tmp_path) / "negative_sample" / name
+    path = write_official_files(golden, tmp_path) / "negative_sample" / name
     path.unlink() if content is None else path.write_text(content)
     data = OfaTsv(text="x.tsv", negative_samples=str(path.parent))
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):

@@ -1,4 +1,4 @@
-"""The rows of golden/preprocess as the original's TSV files."""
+"""Writes the rows of golden/preprocess as official TSV files."""
 
 import base64
 import json
@@ -8,13 +8,13 @@ COLUMNS = ("uniq_id", "image", "caption", "question", "refs", "gt_objects", "dat
 
 
 def encoded(golden: pathlib.Path, image: str, urlsafe: bool = True) -> str:
-    """An image of golden/preprocess in base64."""
+    """Encodes an image of golden/preprocess in base64."""
     encode = base64.urlsafe_b64encode if urlsafe else base64.b64encode
     return encode((golden / "preprocess" / image).read_bytes()).decode()
 
 
-def write_original_files(golden: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the four files and the negative samples, named as in the original's scripts."""
+def write_official_files(golden: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the four files and the negative samples, named as in the official scripts."""
     fixed = json.loads((golden / "preprocess" / "fixed.json").read_text())
     pairs = []
     for number, item in enumerate(fixed["image_text"]):
