@@ -10,10 +10,13 @@ import shlex
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 from PIL import Image
 from run_fixtures import *  # noqa: F403  the fixtures of a small run
+
+from ofa_jax.cli import gin_lint, gin_registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -96,6 +99,47 @@ def test_modules_and_scripts_of_commands_exist(page):
 def test_python_code_parses(page):
     for code in blocks(page, "python"):
         ast.parse(code)
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The module that writes the generated pages."""
+    path = ROOT / "docs" / "generate_pages.py"
+    spec = importlib.util.spec_from_file_location("generate_pages", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "--gin" in PAGES[page]])
+def test_gin_files_and_parameters_of_commands_exist(page, pages):
+    pages.configurables()  # registers them
+    search_paths = [str(ROOT), str(ROOT / "gin_configs")]
+    entry_points = {f"ofa-{name}" for name in ("train", "evaluate", "infer", "plan")}
+    for words in commands(page):
+        module = words[words.index("-m") + 1] if "-m" in words else words[0]
+        program = module.replace("ofa_jax.", "ofa-")
+        if program not in entry_points or "--gin_file=my_run.gin" in words:
+            continue
+        names = [word.partition("=")[2] for word in words if word.startswith("--gin_file=")]
+        names = [
+            name.replace("runs/pretrain_scenes/config.gin", "runs/pretrain_scenes.gin")
+            for name in names
+        ]
+        bindings = [
+            word.removeprefix("--gin.").replace("=", " = ", 1)
+            for word in words
+            if word.startswith("--gin.")
+        ]
+        gin_lint.check(
+            [gin_lint.find_file(name, search_paths) for name in names],
+            bindings,
+            search_paths,
+            gin.get_configurable,
+            gin_registry.names,
+            # Planning needs neither data nor a place for the run.
+            ("MODEL_DIR", "DATA_SET", "VOCABULARY") if program == "ofa-plan" else (),
+        )
 
 
 # ---------------------------------------------------------------------------------- code that runs
