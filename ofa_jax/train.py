@@ -368,7 +368,7 @@ def _flops_per_step(
         }
         for stream in streams
     }
-    learns = parameter_groups.trainable(params, optimizer.frozen, optimizer.trainable_groups)
+    learns = parameter_groups.trainable_mask(params, optimizer.frozen, optimizer.trainable_groups)
     factors = flops.training_factors(params, learns)
     return flops.training_flops(shapes, model, loss.passes, factors)
 

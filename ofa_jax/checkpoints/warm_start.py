@@ -78,7 +78,7 @@ class WarmStart:
         # The original has none of the groups; its configuration says so too.
         lacking = [
             group
-            for group, field in parameter_groups.ADDED.items()
+            for group, field in parameter_groups.OPTIONAL_GROUPS.items()
             if self.theirs is None or not getattr(self.theirs, field)
         ]
         given = flax.traverse_util.flatten_dict(new.variables)

@@ -103,7 +103,7 @@ def _in_batches(answers: Sequence[Sequence[int]], size: int) -> tuple[Candidates
 
 @functools.partial(jax.jit, static_argnames="model")
 def _program(variables, batch, candidates, places, trie, *, model) -> jax.Array:
-    variables, plain_config = layout.plain(variables, model.config)
+    variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
     encoded = model.apply(variables, batch, method="encode")
     batch_size, (_, size, longest) = encoded.hidden.shape[0], candidates.tokens.shape

@@ -68,7 +68,7 @@ def make_decoder(
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _program(variables, batch, rng, trie, numbers, *, model, config) -> Hypotheses:
-    variables, plain_config = layout.plain(variables, model.config)
+    variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
     encoded = model.apply(variables, batch, method="encode")
     longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)

@@ -7,20 +7,36 @@
     logits, updates = model.apply(variables, batch, train=True, mutable=["batch_stats"],
                                   rngs={"dropout": key})
 
-`batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] (or [B,G,T], several
-answers to each example, and then logits are [B,G,T,V]) and, all optional,
+`batch` holds encoder_input_tokens int32[B,S], decoder_input_tokens int32[B,T] (or [B,G,T] for
+several targets per example; logits are [B,G,T,V] then) and, all optional,
 encoder_images uint8|float[B,H,W,3], encoder_image_mask bool[B], encoder_image_blank_boxes
 int32[B,4], encoder_patch_indices int32[B,N], decoder_code_mask bool[B], and for a second image
 (OFAConfig.second_image) encoder_second_images and encoder_second_patch_indices; other keys are
-ignored.
-Without encoder_images the ResNet does not run. In two parts: `encoded = model.apply(variables,
-batch, method="encode")`, then `method="decode"` for all positions at once. One position after
-another: `cache = model.apply(variables, encoded, length, beams, method="start_cache")`, then
-`logits, cache = model.apply(variables, tokens, cache, position, method="decode_step")`;
-`ofa_jax.decoding` writes whole answers that way.
+ignored. Without encoder_images the ResNet does not run.
+
+To encode and decode separately: `encoded = model.apply(variables, batch, method="encode")`, then
+`method="decode"` for all positions at once. To decode token by token: `cache =
+model.apply(variables, encoded, length, beams, method="start_cache")`, then `logits, cache =
+model.apply(variables, tokens, cache, position, method="decode_step")`. `ofa_jax.decoding` generates
+whole sequences.
 
 `init` boxes every parameter with its logical axes (`nn.LogicallyPartitioned`; `nn.meta.unbox`
-strips them, `nn.get_partition_spec` reads them); `apply` takes boxed and plain arrays alike.
+strips the boxes, `nn.get_partition_spec` reads them); `apply` takes boxed and plain arrays alike.
+
+Modules:
+    config            `OFAConfig` and the published sizes
+    network           `OFA`: encode, decode, logits
+    encoder, decoder  embedding of inputs and the layer stacks
+    transformer       encoder and decoder layers
+    attention         multi-head attention
+    positions         relative and absolute position biases
+    resnet            image encoder; `convolutions` holds its operations
+    layers            dense, norms, embedding, stochastic depth, rematerialisation
+    cache             decoder cache for decoding token by token
+    pack_streams      scoring several streams at once
+    parameter_groups  freezing and training groups of parameters
+    layout            plain and stacked parameter layouts
+    checks            checks of inputs
 
 Logical axes of parameters:
     vocab      rows of the shared embedding
@@ -34,13 +50,14 @@ Logical axes of parameters:
     norm       scales and biases of LayerNorms, and biases over the model width
     layers     layers or blocks that are stacked (`OFAConfig.scan_layers`)
 Logical axes of activations:
-    activation_batch, activation_images (those in the ResNet), activation_length,
+    activation_batch, activation_images (in the ResNet), activation_length,
     activation_embed, activation_heads, activation_kv,
     activation_mlp, activation_vocab, activation_height, activation_width, activation_channels
 """
 
 from ofa_jax.model.cache import DecoderCache
 from ofa_jax.model.config import SIZES, OFAConfig
-from ofa_jax.model.network import OFA, EncoderOutput
+from ofa_jax.model.encoder import EncoderOutput, ModelInputs
+from ofa_jax.model.network import OFA
 
-__all__ = ["OFA", "SIZES", "DecoderCache", "EncoderOutput", "OFAConfig"]
+__all__ = ["OFA", "SIZES", "DecoderCache", "EncoderOutput", "ModelInputs", "OFAConfig"]

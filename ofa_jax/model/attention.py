@@ -1,4 +1,4 @@
-"""Multi-head attention with an additive position bias and one learned factor per head."""
+"""Multi-head attention with an additive position bias and a learned factor per head."""
 
 import functools
 
@@ -6,16 +6,23 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.model.layers import Dense, bert_init, dtype_of, with_activation_sharding
+from ofa_jax.model.layers import (
+    Dense,
+    bert_init,
+    dtype_of,
+    with_activation_sharding,
+    with_logical_axes,
+)
 
 MASKED_SCORE = -1e30
-"""Score of a masked pair: vanishes in float32 softmax, yet rows that see nothing stay finite."""
+"""Score of masked pairs: vanishes in a float32 softmax, yet fully masked rows stay finite."""
 
 
 def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
-    """The linear layer from the model width into heads: [..., d] to [..., heads, head_dim]."""
+    """Returns the linear layer from [..., width] to [..., heads, head_dim]."""
     return Dense(
         (config.width,),
         (config.num_heads, config.head_dim),
@@ -26,66 +33,70 @@ def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
     )
 
 
-def as_keys(x: jax.Array) -> jax.Array:
-    """[..., K, heads, k] to [..., heads, k, K], as the products of attention read keys and values.
+def to_key_layout(
+    x: Float[Array, "*batch keys heads head_dim"],
+) -> Float[Array, "*batch heads head_dim keys"]:
+    """Moves the key axis last, the layout in which attention multiplies keys and values.
 
-    In a cache they stay so: no step has to turn them around.
+    Caches store this layout, so that no decoding step has to transpose them.
     """
     return jnp.moveaxis(x, -3, -1)
 
 
-def score(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Dot products per head: [B, Q, heads, k] and [B, heads, k, K] to float32 [B, heads, Q, K].
+def attention_scores(
+    query: Float[Array, "*batch queries heads head_dim"],
+    key: Float[Array, "*batch heads head_dim keys"],
+) -> Float[Array, "*batch heads queries keys"]:
+    """Computes the dot products of queries and keys per head, in float32.
 
-    Either B may be 1: positions are often the same for all examples.
+    Leading axes broadcast: positions are often the same for all examples.
     """
     batch = jnp.broadcast_shapes(query.shape[:-3], key.shape[:-3])
-    # Spelled out: the CPU backend has no bfloat16 product that broadcasts by itself.
+    # Broadcast explicitly: the CPU backend has no bfloat16 product that broadcasts.
     query, key = (jnp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (query, key))
     return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
 
 
-def softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Softmax along the last axis, computed in float32 and handed on as `dtype`.
+def softmax(scores: Float[Array, "*batch keys"], dtype: jnp.dtype) -> Float[Array, "*batch keys"]:
+    """Computes a softmax over the last axis in float32 and returns it as `dtype`.
 
-    In a narrower type its gradient is computed from what is handed on: the float32 weights, which
-    would else be kept for it, are the largest arrays of a layer.
+    With a lower-precision `dtype` the backward pass reuses the cast weights; the float32 ones, the
+    largest arrays of a layer, are not saved.
     """
-    return jax.nn.softmax(scores, axis=-1) if dtype == jnp.float32 else _narrow(scores, dtype)
+    if dtype == jnp.float32:
+        return jax.nn.softmax(scores, axis=-1)
+    return _low_precision_softmax(scores, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _narrow(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _low_precision_softmax(scores: Array, dtype: jnp.dtype) -> Array:
     return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
-def _narrow_forward(scores, dtype):
-    weights = _narrow(scores, dtype)
+def _low_precision_softmax_forward(scores: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    weights = _low_precision_softmax(scores, dtype)
     return weights, weights
 
 
-def _narrow_backward(dtype, weights, gradient):
+def _low_precision_softmax_backward(
+    dtype: jnp.dtype, weights: Array, gradient: Array
+) -> tuple[Array]:
     weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
     inner = (weights * gradient).sum(axis=-1, keepdims=True)
     return (weights * (gradient - inner),)
 
 
-_narrow.defvjp(_narrow_forward, _narrow_backward)
+_low_precision_softmax.defvjp(_low_precision_softmax_forward, _low_precision_softmax_backward)
 
 
-@flax.struct.dataclass
-class KeyValues:
-    """What an attention has projected of its memory.
+class KeyValues(flax.struct.PyTreeNode):
+    """Projected keys and values of a memory."""
 
-    Attributes:
-      key, value: [..., heads, head_dim, K].
-    """
+    key: Float[Array, "*batch heads head_dim keys"]
+    value: Float[Array, "*batch heads head_dim keys"]
 
-    key: jax.Array
-    value: jax.Array
-
-    def write(self, new: "KeyValues", position: jax.Array) -> "KeyValues":
-        """With `new` [..., heads, head_dim, 1] at place `position` of the K."""
+    def write(self, new: "KeyValues", position: Int[Array, ""]) -> "KeyValues":
+        """Returns a copy with `new` [..., heads, head_dim, 1] at a position of the key axis."""
         return jax.tree.map(
             lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=-1),
             self,
@@ -96,7 +107,7 @@ class KeyValues:
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(2 head_dim) + bias) v, scaled per head, then the output projection.
 
-    The scale has the factor `attn_scale_factor` because content and position scores are summed.
+    The scale includes `attn_scale_factor` (2) because content and position scores are summed.
 
     Attributes:
       config: sizes and options.
@@ -106,7 +117,7 @@ class Attention(nn.Module):
     config: OFAConfig
     prefix_length: int = 0
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.query, self.key, self.value = (head_projection(c) for _ in range(3))
         self.output = Dense(
@@ -115,58 +126,52 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(c.attention_dropout_rate)
         if c.scale_heads:
             self.head_scale = self.param(
-                "head_scale",
-                nn.with_logical_partitioning(nn.initializers.ones, ("heads",)),
-                (c.num_heads,),
+                "head_scale", with_logical_axes(nn.initializers.ones, ("heads",)), (c.num_heads,)
             )
         if self.prefix_length:
             shape = (self.prefix_length, c.num_heads, c.head_dim)
             self.prefix_key, self.prefix_value = (
-                self.param(
-                    name, nn.with_logical_partitioning(bert_init, (None, "heads", "kv")), shape
-                )
+                self.param(name, with_logical_axes(bert_init, (None, "heads", "kv")), shape)
                 for name in ("prefix_key", "prefix_value")
             )
 
-    def project(self, memory: jax.Array) -> KeyValues:
-        """Keys and values of a memory [..., K, d]."""
+    def project(self, memory: Float[Array, "*batch keys width"]) -> KeyValues:
+        """Projects a memory to keys and values."""
         return KeyValues(
-            as_keys(_constrain_heads(self.key(memory))),
-            as_keys(_constrain_heads(self.value(memory))),
+            to_key_layout(_with_head_sharding(self.key(memory))),
+            to_key_layout(_with_head_sharding(self.value(memory))),
         )
 
     def __call__(
         self,
-        x: jax.Array,
-        memory: jax.Array | KeyValues,
-        bias: jax.Array,
-        mask: jax.Array,
+        x: Float[Array, "*batch queries width"],
+        memory: Float[Array, "*batch keys width"] | KeyValues,
+        bias: Float[Array, "*#batch heads queries keys"],
+        mask: Bool[Array, "*#batch #heads #queries keys"],
         train: bool,
-    ) -> jax.Array:
+    ) -> Float[Array, "*batch queries width"]:
         """Attends from x to memory.
 
-        There may be several leading axes: B, or B and the beams of an example.
-
         Args:
-          x: [B, Q, d] queries.
-          memory: [B, K, d], or what `project` made of it.
-          bias: float32 [B or 1, heads, Q, K], added to the scores.
-          mask: bool, broadcasts to [B, heads, Q, K]; False hides the key.
+          x: queries; the leading axes are the batch, or the batch and the beams of an example.
+          memory: states to attend to, or their projection by `project`.
+          bias: float32, added to the scores.
+          mask: False hides the key.
           train: whether dropout is on.
 
         Returns:
-          [B, Q, d].
+          The attended states, projected to the model width.
         """
         c = self.config
         if not isinstance(memory, KeyValues):
             memory = self.project(memory)
         key, value = memory.key, memory.value
-        query = _constrain_heads(self.query(x)) * jnp.asarray(c.attention_scale, dtype_of(c))
+        query = _with_head_sharding(self.query(x)) * jnp.asarray(c.attention_scale, dtype_of(c))
         if self.prefix_length:
             key, value = _prepend(self.prefix_key, key), _prepend(self.prefix_value, value)
             bias = _pad_front(bias, self.prefix_length, 0)
             mask = _pad_front(mask, self.prefix_length, True)
-        scores = jnp.where(mask, score(query, key) + bias, MASKED_SCORE)
+        scores = jnp.where(mask, attention_scores(query, key) + bias, MASKED_SCORE)
         weights = softmax(scores, value.dtype)
         weights = self.dropout(weights, deterministic=not train)
         mixed = jnp.einsum("...hqk,...hdk->...qhd", weights, value)
@@ -177,17 +182,20 @@ class Attention(nn.Module):
         )
 
 
-def _constrain_heads(x: jax.Array) -> jax.Array:
+def _with_head_sharding(x: Array) -> Array:
+    """Constrains the sharding of [batch, ..., length, heads, head_dim]."""
     return with_activation_sharding(x, "batch", *[None] * (x.ndim - 4), "length", "heads", "kv")
 
 
-def _prepend(prefix: jax.Array, x: jax.Array) -> jax.Array:
-    """[prefix_length, heads, k] and [..., heads, k, K] to [..., heads, k, prefix_length + K]."""
-    prefix = as_keys(prefix.astype(x.dtype))
+def _prepend(
+    prefix: Float[Array, "prefix heads head_dim"], x: Float[Array, "*batch heads head_dim keys"]
+) -> Float[Array, "*batch heads head_dim prefix+keys"]:
+    """Puts learned keys or values before those of a memory."""
+    prefix = to_key_layout(prefix.astype(x.dtype))
     prefix = jnp.broadcast_to(prefix, (*x.shape[:-3], *prefix.shape))
     return jnp.concatenate([prefix, x], axis=-1)
 
 
-def _pad_front(x: jax.Array, count: int, value: float) -> jax.Array:
-    """Values before those of the last axis."""
+def _pad_front(x: Array, count: int, value: float) -> Array:
+    """Inserts `count` values at the start of the last axis."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)

@@ -1,98 +1,106 @@
-"""What the decoder remembers while it writes one token after another.
+"""The decoder's cache for decoding one token at a time.
 
-G is the number of beams: hypotheses of one example that grow side by side. They share all that
-comes from the encoder, which is projected once per example and never copied per beam.
+The beams of an example share everything that comes from the encoder: it is projected once per
+example and never copied per beam.
 """
 
 import flax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from ofa_jax.model.attention import score
-from ofa_jax.model.transformer import DecoderPositions, LayerCache, choose_rows
+from ofa_jax.model.attention import attention_scores
+from ofa_jax.model.transformer import DecoderPositions, LayerCache, select_per_example
 
 
-@flax.struct.dataclass
-class ProjectedPositions:
+class ProjectedPositions(flax.struct.PyTreeNode):
     """Position embeddings after the projections that all decoder layers share.
 
-    V is 1 for text rows alone, 2 where there may be code rows (the second).
+    The axis `kinds` has size 1 for text rows only, or 2 for text rows (0) and code rows (1).
 
     Attributes:
-      self_query, cross_query: [V, T, heads, head_dim], of the decoder's positions, scaled.
-      self_key: [V, heads, head_dim, T], of the decoder's positions.
-      cross_key: [B or 1, heads, head_dim, K], of the encoder's positions.
-      embeddings: [V, T, d], what an entangled decoder adds to its tokens; None in others.
+      self_query, cross_query: scaled projections of the decoder's positions.
+      self_key: projection of the decoder's positions.
+      cross_key: projection of the encoder's positions; `#batch` is 1 if they are the same for all
+        examples.
+      embeddings: what an entangled decoder adds to its token embeddings; None in other decoders.
     """
 
-    self_query: jax.Array
-    cross_query: jax.Array
-    self_key: jax.Array
-    cross_key: jax.Array
-    embeddings: jax.Array | None = None
+    self_query: Float[Array, "kinds length heads head_dim"]
+    cross_query: Float[Array, "kinds length heads head_dim"]
+    self_key: Float[Array, "kinds heads head_dim length"]
+    cross_key: Float[Array, "#batch heads head_dim encoder_length"]
+    embeddings: Float[Array, "kinds length width"] | None = None
 
-    def at(self, position: jax.Array) -> "ProjectedPositions":
-        """With the queries and embeddings of one position, T = 1, and the keys of all."""
+    def at(self, position: Int[Array, ""]) -> "ProjectedPositions":
+        """Returns a copy with the queries and embeddings of one position and the keys of all."""
 
-        def row(x):
-            return None if x is None else jax.lax.dynamic_slice_in_dim(x, position, 1, axis=1)
+        def slice_position(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, position, 1, axis=1)
 
         return self.replace(
-            self_query=row(self.self_query),
-            cross_query=row(self.cross_query),
-            embeddings=row(self.embeddings),
+            self_query=slice_position(self.self_query),
+            cross_query=slice_position(self.cross_query),
+            embeddings=None if self.embeddings is None else slice_position(self.embeddings),
         )
 
-    def biases(self, is_image_code: jax.Array | None) -> DecoderPositions:
-        """The absolute biases of self- and cross-attention; is_image_code is bool [B] or None."""
+    def biases(self, is_image_code: Bool[Array, " batch"] | None) -> DecoderPositions:
+        """Computes the absolute position biases of self-attention and cross-attention.
+
+        Args:
+          is_image_code: which examples have image codes as targets; None for none of them.
+
+        Returns:
+          DecoderPositions without a `position`.
+        """
         query = self.cross_query
         if self.cross_key.shape[0] == 1:
-            cross_bias = score(query, self.cross_key)
+            cross_bias = attention_scores(query, self.cross_key)
             if is_image_code is not None:
-                cross_bias = choose_rows(*cross_bias, is_image_code)
+                cross_bias = select_per_example(cross_bias[0], cross_bias[1], is_image_code)
         else:
             if is_image_code is not None:
-                query = choose_rows(*query, is_image_code)
-            cross_bias = score(query, self.cross_key)
-        return DecoderPositions(score(self.self_query, self.self_key), cross_bias, is_image_code)
+                query = select_per_example(query[0], query[1], is_image_code)
+            cross_bias = attention_scores(query, self.cross_key)
+        self_bias = attention_scores(self.self_query, self.self_key)
+        return DecoderPositions(self_bias, cross_bias, is_image_code)
 
 
-@flax.struct.dataclass
-class DecoderCache:
-    """Made by `OFA.start_cache`, carried on by `OFA.decode_step`.
+class DecoderCache(flax.struct.PyTreeNode):
+    """Cache that `OFA.start_cache` creates and `OFA.decode_step` updates.
 
     Attributes:
-      layers: one per decoder layer.
-      encoder_mask: bool [B, K].
-      is_image_code: bool [B], rows that write image codes; None for no one.
-      positions: None until the decoder has seen the encoder's output.
+      layers: the cache of each decoder layer.
+      encoder_mask: False on padding of the encoder's output.
+      is_image_code: which examples generate image codes; None for none of them.
+      positions: None until the decoder has projected the encoder's output.
     """
 
     layers: tuple[LayerCache, ...]
-    encoder_mask: jax.Array
-    is_image_code: jax.Array | None = None
+    encoder_mask: Bool[Array, "batch encoder_length"]
+    is_image_code: Bool[Array, " batch"] | None = None
     positions: ProjectedPositions | None = None
 
     @property
     def length(self) -> int:
-        """Number of positions there is room for."""
+        """Number of positions that the cache can hold."""
         return self.layers[0].past.key.shape[-1]
 
-    def reorder(self, parents: jax.Array) -> "DecoderCache":
-        """Every beam goes on from the past of its parent.
+    def reorder(self, parents: Int[Array, "batch new_beams"]) -> "DecoderCache":
+        """Returns the cache of new beams that continue from the past of their parents.
 
         Args:
-          parents: int32 [B, G'], the beam of the same example that each new beam continues.
+          parents: for each new beam the index of the beam of the same example that it continues.
 
         Returns:
-          A cache of G' beams.
+          A cache of `new_beams` beams.
         """
 
-        def pick(x):
+        def gather_beams(x: Array) -> Array:
             return jnp.take_along_axis(x, parents[..., None, None, None], axis=1)
 
         return self.replace(
             layers=tuple(
-                layer.replace(past=jax.tree.map(pick, layer.past)) for layer in self.layers
+                layer.replace(past=jax.tree.map(gather_beams, layer.past)) for layer in self.layers
             )
         )

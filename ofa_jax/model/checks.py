@@ -1,4 +1,4 @@
-"""What the model refuses, said before anything is compiled."""
+"""Checks of the model's inputs, made before anything is compiled."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,14 @@ from ofa_jax.model.positions import patch_grid
 
 
 def check_length(length: int, name: str, max_positions: int, remedy: str) -> None:
-    """Raises ValueError unless the model has positions for so many tokens."""
+    """Raises ValueError unless the model has positions for `length` tokens.
+
+    Args:
+      length: number of tokens.
+      name: what has this length, for the error.
+      max_positions: rows of the absolute position table.
+      remedy: what the user can do, for the error.
+    """
     limit = min(max_positions, RELATIVE_POSITION_RANGE)
     if not 1 <= length <= limit:
         raise ValueError(
@@ -22,14 +29,14 @@ def check_length(length: int, name: str, max_positions: int, remedy: str) -> Non
 def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) -> None:
     """Raises ValueError unless tokens are integers [B, L], short enough, within the vocabulary.
 
-    Ids are looked at only outside jit, where they have values.
+    The ids are checked only outside jit, where their values are known.
     """
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
             f"{name} is {tokens.dtype}{list(tokens.shape)}; give integer token ids [batch, length]."
         )
     check_length(tokens.shape[1], name, max_positions, "shorten the task_feature_lengths")
-    values = _values(tokens)
+    values = _concrete_values(tokens)
     if values is None:
         return
     low, high = int(values.min()), int(values.max())
@@ -40,8 +47,8 @@ def check_tokens(tokens: Any, name: str, max_positions: int, config: OFAConfig) 
         )
 
 
-def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
-    """Raises ValueError for encoder inputs that do not fit together or do not fit the model."""
+def check_encoder_inputs(batch: Mapping[str, Any], config: OFAConfig) -> None:
+    """Raises ValueError for encoder inputs that do not fit each other or the model."""
     if "encoder_input_tokens" not in batch:
         raise ValueError(
             "the batch has no encoder_input_tokens; every OFA task has an "
@@ -49,43 +56,48 @@ def check_batch(batch: Mapping[str, Any], config: OFAConfig) -> None:
         )
     tokens = batch["encoder_input_tokens"]
     check_tokens(tokens, "encoder_input_tokens", config.max_source_positions, config)
-    size = tokens.shape[0]
+    batch_size = tokens.shape[0]
     if "encoder_images" not in batch:
-        stray = sorted(
-            {
-                "encoder_image_mask",
-                "encoder_patch_indices",
-                "encoder_image_blank_boxes",
-                "encoder_second_images",
-            }
-            & set(batch)
-        )
-        if stray:
-            raise ValueError(
-                f"the batch has {', '.join(stray)} but no encoder_images; a text "
-                "stream carries none of them."
-            )
+        _check_no_image_inputs(batch)
         return
     if "encoder_second_images" in batch and not config.second_image:
         raise ValueError(
             "the batch has encoder_second_images, but the model takes one image: "
             "set OFAConfig.second_image."
         )
-    if "encoder_image_mask" in batch and list(batch["encoder_image_mask"].shape) != [size]:
+    if "encoder_image_mask" in batch and list(batch["encoder_image_mask"].shape) != [batch_size]:
         raise ValueError(
-            f"encoder_image_mask is {list(batch['encoder_image_mask'].shape)}; give {[size]}."
+            f"encoder_image_mask is {list(batch['encoder_image_mask'].shape)}; give {[batch_size]}."
         )
     for prefix in ("encoder_", "encoder_second_"):
         if f"{prefix}images" in batch:
-            _check_images(batch, prefix, size, config)
+            _check_images(batch, prefix, batch_size, config)
 
 
-def _check_images(batch: Mapping[str, Any], prefix: str, size: int, config: OFAConfig) -> None:
+def _check_no_image_inputs(batch: Mapping[str, Any]) -> None:
+    """Raises ValueError if a batch without images has arrays that describe images."""
+    image_inputs = {
+        "encoder_image_mask",
+        "encoder_patch_indices",
+        "encoder_image_blank_boxes",
+        "encoder_second_images",
+    }
+    unexpected = sorted(image_inputs & set(batch))
+    if unexpected:
+        raise ValueError(
+            f"the batch has {', '.join(unexpected)} but no encoder_images; a text "
+            "stream has none of them."
+        )
+
+
+def _check_images(
+    batch: Mapping[str, Any], prefix: str, batch_size: int, config: OFAConfig
+) -> None:
     """Raises ValueError for images, blank boxes or patch indices that the model cannot take."""
     images = batch[f"{prefix}images"]
-    if images.ndim != 4 or images.shape[0] != size or images.shape[3] != 3:
+    if images.ndim != 4 or images.shape[0] != batch_size or images.shape[3] != 3:
         raise ValueError(
-            f"{prefix}images is {list(images.shape)}; give [{size}, height, width, 3]."
+            f"{prefix}images is {list(images.shape)}; give [{batch_size}, height, width, 3]."
         )
     if images.dtype != np.uint8 and not jax.numpy.issubdtype(images.dtype, np.floating):
         raise ValueError(
@@ -95,30 +107,34 @@ def _check_images(batch: Mapping[str, Any], prefix: str, size: int, config: OFAC
     if max(rows, columns) > config.image_bucket_size:
         raise ValueError(
             f"images of {images.shape[1]}x{images.shape[2]} pixels make {rows}x{columns} patches, "
-            f"the model has positions for {config.image_bucket_size} a side; use smaller images "
-            "or a larger image_bucket_size."
+            f"but the model has positions for {config.image_bucket_size} per side; use smaller "
+            "images or a larger image_bucket_size."
         )
     name = f"{prefix}image_blank_boxes"
-    if name in batch and list(batch[name].shape) != [size, 4]:
-        raise ValueError(f"{name} is {list(batch[name].shape)}; give {[size, 4]}.")
+    if name in batch and list(batch[name].shape) != [batch_size, 4]:
+        raise ValueError(f"{name} is {list(batch[name].shape)}; give {[batch_size, 4]}.")
     name = f"{prefix}patch_indices"
     if name in batch:
-        indices = batch[name]
-        if indices.ndim != 2 or indices.shape[0] != size or indices.shape[1] > rows * columns:
-            raise ValueError(
-                f"{name} is {list(indices.shape)}; give [{size}, N] with N at most the "
-                f"{rows * columns} patches of these images."
-            )
-        values = _values(indices)
-        if values is not None and not (0 <= values.min() <= values.max() < rows * columns):
-            raise ValueError(
-                f"{name} reaches from {values.min()} to {values.max()}; these images have patches "
-                f"0 to {rows * columns - 1}."
-            )
+        _check_patch_indices(batch[name], name, batch_size, rows * columns)
 
 
-def _values(array: Any) -> np.ndarray | None:
-    """The numbers of an array, where it has any to look at: not under jit, not on other hosts."""
+def _check_patch_indices(indices: Any, name: str, batch_size: int, num_patches: int) -> None:
+    """Raises ValueError unless indices are [B, N], N <= num_patches, within the grid."""
+    if indices.ndim != 2 or indices.shape[0] != batch_size or indices.shape[1] > num_patches:
+        raise ValueError(
+            f"{name} is {list(indices.shape)}; give [{batch_size}, N] with N at most the "
+            f"{num_patches} patches of these images."
+        )
+    values = _concrete_values(indices)
+    if values is not None and not (0 <= values.min() <= values.max() < num_patches):
+        raise ValueError(
+            f"{name} reaches from {values.min()} to {values.max()}; these images have patches "
+            f"0 to {num_patches - 1}."
+        )
+
+
+def _concrete_values(array: Any) -> np.ndarray | None:
+    """Returns the values of an array, or None if they are unknown here (jit, other hosts)."""
     if (
         isinstance(array, jax.core.Tracer)
         or not array.size

@@ -1,7 +1,7 @@
-"""The model's configuration: one frozen dataclass, and the published sizes as constructors.
+"""The model's configuration: a frozen dataclass with the published sizes as constructors.
 
-Sizes and flags: OFA (Wang et al., ICML 2022, arXiv 2202.03052), table 1 and appendix A, as the
-released pretraining scripts set them.
+Sizes and flags follow OFA (Wang et al., ICML 2022, arXiv 2202.03052), table 1 and appendix A, as
+set by the released pretraining scripts.
 """
 
 import dataclasses
@@ -9,38 +9,46 @@ import math
 from typing import Any
 
 RELATIVE_POSITION_RANGE = 1024
-"""Largest text distance, in tokens, that the logarithmic buckets of the 1-D table tell apart."""
+"""Largest distance between tokens that the logarithmic buckets of the 1-D table distinguish."""
 
 PIXELS_PER_CODE = 8
-"""An image code stands for 8x8 pixels (the f8 image tokenizer)."""
+"""Side of the pixel square that one image code represents (the f8 image tokenizer)."""
 
 PATCH_STRIDE = 16
-"""The three ResNet stages turn 16x16 pixels into one patch feature."""
+"""Side of the pixel square that the ResNet turns into one patch feature."""
 
 REMAT_POLICIES = ("none", "full", "dots", "weight_dots")
-"""Names of `OFAConfig.remat`; `layers.remat` says what each keeps."""
+"""Values of `OFAConfig.remat`; see its documentation for what each policy saves."""
 
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
-"""Names of the constructors of `OFAConfig`: the five published sizes, and one for a CPU."""
+"""Names of the constructors of `OFAConfig`: the five published sizes and one for CPUs."""
+
+_PUBLISHED_REGULARIZATION: dict[str, Any] = dict(
+    dropout_rate=0.1, encoder_drop_path_rate=0.1, decoder_drop_path_rate=0.1
+)
+"""Regularisation of the released pretraining scripts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OFAConfig:
-    """Shape and regularisation of an OFA model. The defaults are OFA-base without dropout.
+    """Architecture and regularisation of an OFA model. The defaults are OFA-base without dropout.
 
     Attributes:
       vocab_size: rows of the embedding that encoder, decoder and output projection share.
-      width: model width d; the feed-forward layers are `ffn_width` wide, attention has `num_heads`.
+      width: model width.
+      ffn_width: width of the feed-forward layers.
+      num_heads: attention heads.
       encoder_layers, decoder_layers: transformer layers on each side.
       resnet_layers: bottleneck blocks in conv2_x, conv3_x, conv4_x.
       resnet_width: channels of the stem, 64 in every published size. Patch features have
         `16 * resnet_width` channels.
       max_source_positions, max_target_positions: longest text, in tokens. The embedding tables have
-        two rows more, as the original's.
+        two more rows, as in the reference implementation.
       token_bucket_size: the 1-D relative table has `2 * token_bucket_size - 1` rows.
-      image_bucket_size: largest patch grid, in patches a side; the 2-D relative table has
+      image_bucket_size: side of the largest patch grid; the 2-D relative table has
         `(2 * image_bucket_size - 1) ** 2 + 3` rows.
-      code_image_size: pixels a side of the image the decoder writes as codes (8 pixels a code).
+      code_image_size: side in pixels of the images that the decoder generates as codes (8 pixels
+        per code).
       attn_scale_factor: scores are scaled by `(head_dim * attn_scale_factor) ** -0.5`.
       scale_attn: LayerNorm on every attention output.
       scale_fc: LayerNorm inside the feed-forward layer, after its activation.
@@ -49,32 +57,34 @@ class OFAConfig:
       scale_embedding: multiply token and patch embeddings by `sqrt(width)`.
       entangle_encoder_positions, entangle_decoder_positions: also add the position embeddings to
         the embeddings (the published models do not).
-      interpolate_positions: images with more patches than `interpolation_image_size` gives take
-        their position embeddings by bilinear resizing of that smaller grid.
-      interpolation_image_size: pixels a side of the grid that is resized.
-      type_embedding, text_norm, patch_norm, code_norm: the embedding's type vector and the
-        LayerNorms on text, patch and code embeddings (`text_norm` is `layernorm_embedding`).
-      second_image: an example may have two images (NLVR2); adds a type vector of the second.
-      activation: "gelu" (the exact one) or "relu".
-      dropout_rate, attention_dropout_rate, activation_dropout_rate: as usual; only when training.
+      interpolate_positions: give images with more patches than an image of
+        `interpolation_image_size` position embeddings that are resized bilinearly from its grid.
+      interpolation_image_size: side in pixels of the image whose position grid is resized.
+      type_embedding: add a type vector for text or image to the embeddings.
+      text_norm, patch_norm, code_norm: LayerNorms on text, patch and code embeddings (`text_norm`
+        is `layernorm_embedding` in the reference implementation).
+      second_image: examples may have two images (NLVR2); adds a type vector for the second.
+      activation: "gelu" (exact, not the tanh approximation) or "relu".
+      dropout_rate, attention_dropout_rate, activation_dropout_rate: dropout on residual branches
+        and embeddings, on attention weights, and inside the feed-forward layers.
       encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the
-        last layer; it grows linearly from 0 at the first one and is drawn per example.
-      freeze_batch_norm: use the running statistics even in training, and leave them alone.
+        last layer; the rate grows linearly from 0 at the first layer and is drawn per example.
+      freeze_batch_norm: use the running statistics in training too, and do not update them.
       prefix_length: learned keys and values put before those of every self-attention (prefix
         tuning, Li and Liang 2021); 0 for none.
-      adapter_width: of a small bottleneck after every feed-forward layer (adapters, Houlsby et al.
-        2019), which begins as the identity; 0 for none.
+      adapter_width: width of a bottleneck after every feed-forward layer (adapters, Houlsby et al.
+        2019), which is initialised as the identity; 0 for none.
       pad_id: id of the padding token.
-      dtype: what the layers compute in, "float32" or "bfloat16". Parameters, softmax,
+      dtype: compute dtype of the layers, "float32" or "bfloat16". Parameters, softmax,
         normalisation statistics and logits are float32 in both.
-      scan_layers: one program for all layers of a side, and for all like blocks of a ResNet stage,
-        run in a loop: compiles in a fraction of the time. Their parameters are stacked then, see
-        `layout`; dropout draws other masks.
-      remat: what the backward pass computes again instead of keeping it: "none", "full" (only each
-        layer's input is kept), "dots" (products and convolutions are kept) or "weight_dots" (the
-        same without the products within attention).
-      vocab_multiple: the embedding has rows up to the next multiple, so that it can be split over
-        devices (59,457 is odd); nothing is ever predicted of the rows added.
+      scan_layers: run the layers of each side, and equal blocks of a ResNet stage, as a scan. This
+        compiles in a fraction of the time, stacks the parameters (see `layout`) and draws different
+        dropout masks.
+      remat: what the backward pass recomputes instead of saving it: "none", "full" (saves only the
+        input of each layer), "dots" (saves matrix products and convolutions) or "weight_dots"
+        (saves them except for the products within attention).
+      vocab_multiple: pad the embedding to a multiple of this many rows, so that it can be split
+        over devices (59,457 is odd); padding rows are never predicted.
     """
 
     vocab_size: int = 59457
@@ -126,9 +136,15 @@ class OFAConfig:
     remat: str = "none"
     vocab_multiple: int = 1
 
-    def __post_init__(self):
-        # gin and json hand lists over; a tuple keeps the config hashable.
+    def __post_init__(self) -> None:
+        # gin and json pass lists; a tuple keeps the config hashable.
         object.__setattr__(self, "resnet_layers", tuple(self.resnet_layers))
+        self._check_sizes()
+        self._check_positions()
+        self._check_options()
+
+    def _check_sizes(self) -> None:
+        """Raises ValueError for widths, depths and counts that do not fit each other."""
         for name in (
             "vocab_size",
             "width",
@@ -162,6 +178,9 @@ class OFAConfig:
                 f"OFAConfig.vocab_size {self.vocab_size} leaves no row for pad_id "
                 f"{self.pad_id}; the vocabulary starts with <s>, <pad>, </s>, <unk>."
             )
+
+    def _check_positions(self) -> None:
+        """Raises ValueError for position tables that the bucketing cannot use."""
         if self.token_bucket_size % 2 or self.token_bucket_size > RELATIVE_POSITION_RANGE:
             raise ValueError(
                 f"OFAConfig.token_bucket_size is {self.token_bucket_size}; it must be "
@@ -175,23 +194,27 @@ class OFAConfig:
                 f"multiple of {PIXELS_PER_CODE} and at most {PIXELS_PER_CODE} * image_bucket_size "
                 f"= {PIXELS_PER_CODE * self.image_bucket_size}."
             )
+
+    def _check_options(self) -> None:
+        """Raises ValueError for options with unknown values or rates out of range."""
         if self.second_image and not self.type_embedding:
             raise ValueError(
-                "OFAConfig.second_image needs type_embedding: types tell the images apart."
+                "OFAConfig.second_image needs type_embedding, which distinguishes the images."
             )
-        if self.activation not in ("gelu", "relu"):
-            raise ValueError(f"OFAConfig.activation is {self.activation!r}; use 'gelu' or 'relu'.")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"OFAConfig.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"OFAConfig.remat is {self.remat!r}; use one of "
-                f"{', '.join(map(repr, REMAT_POLICIES))}."
-            )
+        for name, choices in (
+            ("activation", ("gelu", "relu")),
+            ("dtype", ("float32", "bfloat16")),
+            ("remat", REMAT_POLICIES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"OFAConfig.{name} is {getattr(self, name)!r}; use one of "
+                    f"{', '.join(map(repr, choices))}."
+                )
         for field in dataclasses.fields(self):
             if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
                 raise ValueError(
-                    f"OFAConfig.{field.name} is {getattr(self, field.name)}; a rate lies in [0, 1)."
+                    f"OFAConfig.{field.name} is {getattr(self, field.name)}; rates lie in [0, 1)."
                 )
 
     @property
@@ -201,12 +224,12 @@ class OFAConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding, and width of the logits."""
+        """Rows of the embedding and size of the logits' last axis."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def attention_scale(self) -> float:
-        """Factor on queries, for content and for positions alike (two score terms are summed)."""
+        """Factor on content and position queries; the two score terms are summed."""
         return (self.head_dim * self.attn_scale_factor) ** -0.5
 
     @property
@@ -221,111 +244,72 @@ class OFAConfig:
 
     @property
     def code_grid(self) -> int:
-        """Image codes a side."""
+        """Side of the grid of image codes."""
         return self.code_image_size // PIXELS_PER_CODE
 
     def replace(self, **overrides: Any) -> "OFAConfig":
-        """The same configuration with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **overrides)
 
     @classmethod
     def tiny(cls, **overrides: Any) -> "OFAConfig":
-        """OFA-tiny: 33,488,336 parameters."""
-        return cls(
-            **_PUBLISHED
-            | dict(
-                width=256,
-                ffn_width=1024,
-                num_heads=4,
-                encoder_layers=4,
-                decoder_layers=4,
-                resnet_layers=(3, 4, 6),
-            )
-            | overrides
-        )
+        """Returns OFA-tiny: 33,488,336 parameters."""
+        return cls._published(256, 1024, 4, 4, 4, (3, 4, 6), overrides)
 
     @classmethod
     def medium(cls, **overrides: Any) -> "OFAConfig":
-        """OFA-medium: 92,892,000 parameters."""
-        return cls(
-            **_PUBLISHED
-            | dict(
-                width=512,
-                ffn_width=2048,
-                num_heads=8,
-                encoder_layers=4,
-                decoder_layers=4,
-                resnet_layers=(3, 4, 23),
-            )
-            | overrides
-        )
+        """Returns OFA-medium: 92,892,000 parameters."""
+        return cls._published(512, 2048, 8, 4, 4, (3, 4, 23), overrides)
 
     @classmethod
     def base(cls, **overrides: Any) -> "OFAConfig":
-        """OFA-base: 182,238,536 parameters."""
-        return cls(
-            **_PUBLISHED
-            | dict(
-                width=768,
-                ffn_width=3072,
-                num_heads=12,
-                encoder_layers=6,
-                decoder_layers=6,
-                resnet_layers=(3, 4, 23),
-            )
-            | overrides
-        )
+        """Returns OFA-base: 182,238,536 parameters."""
+        return cls._published(768, 3072, 12, 6, 6, (3, 4, 23), overrides)
 
     @classmethod
     def large(cls, **overrides: Any) -> "OFAConfig":
-        """OFA-large: 472,977,152 parameters."""
-        return cls(
-            **_PUBLISHED
-            | dict(
-                width=1024,
-                ffn_width=4096,
-                num_heads=16,
-                encoder_layers=12,
-                decoder_layers=12,
-                resnet_layers=(3, 8, 36),
-            )
-            | overrides
-        )
+        """Returns OFA-large: 472,977,152 parameters."""
+        return cls._published(1024, 4096, 16, 12, 12, (3, 8, 36), overrides)
 
     @classmethod
     def huge(cls, **overrides: Any) -> "OFAConfig":
-        """OFA-huge: 929,486,848 parameters."""
-        return cls(
-            **_PUBLISHED
-            | dict(
-                width=1280,
-                ffn_width=5120,
-                num_heads=16,
-                encoder_layers=24,
-                decoder_layers=12,
-                resnet_layers=(3, 8, 36),
-            )
-            | overrides
-        )
+        """Returns OFA-huge: 929,486,848 parameters."""
+        return cls._published(1280, 5120, 16, 24, 12, (3, 8, 36), overrides)
 
     @classmethod
     def scenes(cls, **overrides: Any) -> "OFAConfig":
-        """A small model that learns Scenes on a CPU: 128 px images, 64 px of codes."""
-        return cls(
-            **dict(
-                width=128,
-                ffn_width=512,
-                num_heads=4,
-                encoder_layers=3,
-                decoder_layers=3,
-                resnet_layers=(1, 1, 1),
-                resnet_width=16,
-                code_image_size=64,
-                dropout_rate=0.0,
-            )
-            | overrides
+        """Returns a small model that learns Scenes on a CPU: 128 px images, 64 px of codes."""
+        scenes: dict[str, Any] = dict(
+            width=128,
+            ffn_width=512,
+            num_heads=4,
+            encoder_layers=3,
+            decoder_layers=3,
+            resnet_layers=(1, 1, 1),
+            resnet_width=16,
+            code_image_size=64,
+            dropout_rate=0.0,
         )
+        return cls(**scenes | overrides)
 
-
-_PUBLISHED = dict(dropout_rate=0.1, encoder_drop_path_rate=0.1, decoder_drop_path_rate=0.1)
-"""The regularisation of the pretraining scripts."""
+    @classmethod
+    def _published(
+        cls,
+        width: int,
+        ffn_width: int,
+        num_heads: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        resnet_layers: tuple[int, int, int],
+        overrides: dict[str, Any],
+    ) -> "OFAConfig":
+        """Returns a published size with its regularisation; `overrides` take precedence."""
+        sizes: dict[str, Any] = dict(
+            width=width,
+            ffn_width=ffn_width,
+            num_heads=num_heads,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+            resnet_layers=resnet_layers,
+        )
+        return cls(**_PUBLISHED_REGULARIZATION | sizes | overrides)

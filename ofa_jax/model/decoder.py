@@ -1,17 +1,39 @@
-"""The decoder: over a whole answer at once, or one position of several beams with a cache."""
+"""The decoder: all positions of a target at once, or one position of several beams with a cache."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import as_keys, head_projection
+from ofa_jax.model.attention import head_projection, to_key_layout
 from ofa_jax.model.cache import DecoderCache, ProjectedPositions
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.encoder import EncoderOutput
-from ofa_jax.model.layers import Embed, dtype_of, layer_norm, linear_rates, with_activation_sharding
-from ofa_jax.model.transformer import DecoderLayer, choose_rows, layer_stack
+from ofa_jax.model.layers import (
+    Embed,
+    dtype_of,
+    layer_norm,
+    linear_drop_path_rates,
+    with_activation_sharding,
+)
+from ofa_jax.model.transformer import (
+    DecoderLayer,
+    DecoderPositions,
+    layer_stack,
+    select_per_example,
+)
+
+
+class _LayerInputs(NamedTuple):
+    """Arguments that every decoder layer gets between x and its drop path rate."""
+
+    encoded: Array | None
+    decoder_positions: DecoderPositions
+    self_mask: Array | np.ndarray
+    encoder_mask: Array
 
 
 class Decoder(nn.Module):
@@ -23,48 +45,69 @@ class Decoder(nn.Module):
     def __call__(
         self,
         encoded: EncoderOutput | None,
-        tokens: jax.Array,
-        token_embeddings: jax.Array,
-        is_image_code: jax.Array | None,
+        tokens: Int[Array, "batch length"],
+        token_embeddings: Float[Array, "batch length width"],
+        is_image_code: Bool[Array, " batch"] | None,
         train: bool,
         cache: DecoderCache | None = None,
-        position: jax.Array | None = None,
-    ) -> tuple[jax.Array, DecoderCache | None]:
-        """Decodes all positions at once or, with a cache, one position of G beams.
+        position: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length width"], DecoderCache | None]:
+        """Decodes all positions at once or, with a cache, one position of several beams.
 
         Args:
-          encoded: what the encoder made; None where the cache has seen it.
-          tokens: int32 [B, T], the targets shifted right; with a cache [B, G].
-          token_embeddings: [B, T or G, d], already scaled.
-          is_image_code: bool [B], whose targets are image codes; None for no one's.
-          train: whether dropout and stochastic depth are on.
-          cache: of the positions before `position`.
-          position: int32 [], which one the tokens are at; only with a cache.
+          encoded: the encoder's output; None if the cache holds its projections.
+          tokens: the targets shifted right; with a cache the last tokens, [batch, beams].
+          token_embeddings: scaled embeddings of the tokens.
+          is_image_code: which examples have image codes as targets; None for none of them.
+          train: whether dropout and stochastic depth are on; they are off with a cache.
+          cache: cache of the positions before `position`.
+          position: position of the tokens; only with a cache.
 
         Returns:
-          [B, T or G, d], after the final LayerNorm, and the cache with this position in it.
+          Hidden states after the final LayerNorm, and the cache including this position.
         """
-        c, dtype = self.config, dtype_of(self.config)
+        c = self.config
         length = tokens.shape[1] if cache is None else cache.length
         if encoded is not None:
-            places = self._project_positions(encoded, is_image_code, length)
+            projected = self._project_positions(encoded, is_image_code, length)
             hidden, encoder_mask = encoded.hidden, encoded.mask
         else:
-            places, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
+            assert cache is not None and cache.positions is not None
+            projected, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
+        self_mask: Array | np.ndarray
         if cache is None:
             causal = np.tril(np.ones((1, length, length), bool))
             self_mask = causal & (tokens != c.pad_id)[:, None, :]
         else:
-            cache, caches = cache.replace(positions=places), list(cache.layers)
+            assert position is not None
+            cache = cache.replace(positions=projected)
             self_mask = (np.arange(length) <= position)[None, None]
-            places = places.at(position)
+            projected = projected.at(position)
 
-        x = token_embeddings
-        if c.entangle_decoder_positions:
-            raw = places.embeddings
-            x = x + (raw if is_image_code is None else choose_rows(*raw, is_image_code)).astype(
-                dtype
-            )
+        x = self._embed(token_embeddings, projected.embeddings, is_image_code, train)
+        decoder_positions = projected.biases(is_image_code).replace(position=position)
+        inputs = _LayerInputs(hidden, decoder_positions, self_mask, encoder_mask)
+        if cache is None:
+            rates = linear_drop_path_rates(c.decoder_drop_path_rate, c.decoder_layers)
+            x = layer_stack(DecoderLayer, c, rates, x, *inputs, train=train)
+        else:
+            x, cache = self._run_cached_layers(x, inputs, cache)
+        return layer_norm(dtype_of(c), "final_norm")(x), cache
+
+    def _embed(
+        self,
+        x: Array,
+        position_embeddings: Array | None,
+        is_image_code: Array | None,
+        train: bool,
+    ) -> Array:
+        """Adds position embeddings (if entangled), normalises and applies dropout: [B, T, d]."""
+        c, dtype = self.config, dtype_of(self.config)
+        if position_embeddings is not None:
+            if is_image_code is not None:
+                text, code = position_embeddings
+                position_embeddings = select_per_example(text, code, is_image_code)
+            x = x + position_embeddings.astype(dtype)
         if c.text_norm:
             text = layer_norm(dtype, "text_norm")(x)
             if is_image_code is None or not c.code_norm:
@@ -72,44 +115,35 @@ class Decoder(nn.Module):
             else:
                 x = jnp.where(is_image_code[:, None, None], layer_norm(dtype, "code_norm")(x), text)
         x = nn.Dropout(c.dropout_rate)(x, deterministic=not train)
-        x = with_activation_sharding(x, "batch", "length", "embed")
+        return with_activation_sharding(x, "batch", "length", "embed")
 
-        where = places.biases(is_image_code).replace(position=position)
-        if cache is None:
-            rates = linear_rates(c.decoder_drop_path_rate, c.decoder_layers)
-            x = layer_stack(
-                DecoderLayer, c, rates, x, hidden, where, self_mask, encoder_mask, train=train
-            )
-        else:
-            for i, layer_cache in enumerate(caches):
-                x, caches[i] = DecoderLayer(c, name=f"layer_{i}")(
-                    x, hidden, where, self_mask, encoder_mask, 0.0, train, layer_cache
-                )
-            cache = cache.replace(layers=tuple(caches))
-        return layer_norm(dtype, "final_norm")(x), cache
+    def _run_cached_layers(
+        self, x: Array, inputs: _LayerInputs, cache: DecoderCache
+    ) -> tuple[Array, DecoderCache]:
+        """Runs the layers over one position of each beam and updates their caches."""
+        layers = []
+        for i, layer_cache in enumerate(cache.layers):
+            layer = DecoderLayer(self.config, name=f"layer_{i}")
+            x, new_cache = layer(x, *inputs, 0.0, False, layer_cache)
+            layers.append(new_cache)
+        return x, cache.replace(layers=tuple(layers))
 
-    def _project_positions(self, encoded, is_image_code, length) -> ProjectedPositions:
+    def _project_positions(
+        self, encoded: EncoderOutput, is_image_code: Array | None, length: int
+    ) -> ProjectedPositions:
         """Embeds and projects all positions of the decoder and of the encoder's output."""
         c, dtype = self.config, dtype_of(self.config)
-        # Position embeddings of text rows and, where there may be any, of code rows: [V, T, d].
-        raw = [
-            Embed(
-                c.max_target_positions + 2,
-                c.width,
-                ("positions", "embed"),
-                name="position_embedding",
-            )(np.arange(length))
-        ]
+        axes = ("positions", "embed")
+        # Position embeddings [T, d] of text rows and, where there may be any, of code rows.
+        table = Embed(c.max_target_positions + 2, c.width, axes, name="position_embedding")
+        raw = [table(np.arange(length))]
         norms = ["position_norm"]
         if is_image_code is not None:
-            raw.append(
-                Embed(
-                    c.image_bucket_size**2 + 1,
-                    c.width,
-                    ("positions", "embed"),
-                    name="image_position_embedding",
-                )(positions.code_position_ids(c.code_grid, c.image_bucket_size, length))
+            ids = positions.code_position_ids(c.code_grid, c.image_bucket_size, length)
+            image_table = Embed(
+                c.image_bucket_size**2 + 1, c.width, axes, name="image_position_embedding"
             )
+            raw.append(image_table(ids))
             norms.append("image_position_norm")
         embeddings = jnp.stack(
             [layer_norm(dtype, norm)(x) for norm, x in zip(norms, raw, strict=True)]
@@ -120,7 +154,7 @@ class Decoder(nn.Module):
         return ProjectedPositions(
             self_query=head_projection(c, "self_position_query")(embeddings) * scale,
             cross_query=head_projection(c, "cross_position_query")(embeddings) * scale,
-            self_key=as_keys(head_projection(c, "self_position_key")(embeddings)),
-            cross_key=as_keys(cross_key[None] if indices is None else cross_key[indices]),
+            self_key=to_key_layout(head_projection(c, "self_position_key")(embeddings)),
+            cross_key=to_key_layout(cross_key[None] if indices is None else cross_key[indices]),
             embeddings=jnp.stack(raw) if c.entangle_decoder_positions else None,
         )

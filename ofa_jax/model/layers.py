@@ -1,56 +1,84 @@
-"""The small layers everything is built of: dense, normalisation, embedding table, drop path."""
+"""Basic layers: dense, normalisation, embedding, stochastic depth, rematerialisation."""
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from ofa_jax.model.config import OFAConfig
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 LAYER_NORM_EPSILON = 1e-5
 
 bert_init = nn.initializers.normal(0.02)
-"""N(0, 0.02): what the original does last to every Linear and Embedding, relative tables too."""
+"""N(0, 0.02): how the reference implementation initialises linear and embedding layers, including
+the relative position tables."""
 
 
-def dtype_of(config) -> jnp.dtype:
-    """The dtype that the layers compute in."""
+def dtype_of(config: OFAConfig) -> jnp.dtype:
+    """Returns the compute dtype of the layers."""
     return jnp.dtype(config.dtype)
 
 
-def with_activation_sharding(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Names the axes of an activation, for the sharding rules; does nothing without a mesh."""
+def with_logical_axes(
+    init: Callable[..., Array], axes: Sequence[str | None]
+) -> Callable[..., Array]:
+    """Returns an initializer whose parameters carry logical axes.
+
+    `nn.Module.param` unboxes the parameter, so that modules see a plain array.
+    """
+    return cast(Callable[..., Array], nn.with_logical_partitioning(init, tuple(axes)))
+
+
+def with_activation_sharding(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
+    """Constrains an activation by the rules for its logical axes; does nothing without a mesh.
+
+    Args:
+      x: the activation.
+      *axes: logical name of each axis without the prefix "activation_"; None for no constraint.
+
+    Returns:
+      x, constrained.
+    """
     return nn.with_logical_constraint(x, tuple(f"activation_{a}" if a else None for a in axes))
 
 
-def with_image_sharding(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] of a network that splits no weights over `tensor`: by examples alone.
+def with_image_sharding(
+    x: Float[Array, "images height width channels"],
+) -> Float[Array, "images height width channels"]:
+    """Splits the activations of the ResNet over all mesh axes of the rule "activation_images".
 
-    They go over every axis of the mesh that the rule "activation_images" names, so that the
-    devices along `tensor` do not all compute the same; where N does not divide over those, or no
-    rule names any, over those of "activation_batch".
+    The ResNet does not split its weights over `tensor`, so without this rule all devices along
+    `tensor` would compute the same. Falls back to the axes of "activation_batch" if the number of
+    images does not divide, or if no rule names any axis.
     """
-    (axes,) = nn.logical_to_mesh_axes(("activation_images",))
+    (axes,) = nn.logical_to_mesh_axes(("activation_images",)) or (None,)
     names = (axes,) if isinstance(axes, str) else axes or ()
     mesh = jax.sharding.get_abstract_mesh()
     parts = math.prod(mesh.shape[name] for name in names)
-    over = "images" if names and len(x) % parts == 0 else "batch"
-    return with_activation_sharding(x, over, "height", "width", "channels")
+    leading = "images" if names and len(x) % parts == 0 else "batch"
+    return with_activation_sharding(x, leading, "height", "width", "channels")
 
 
 class Dense(nn.Module):
-    """A linear layer whose input and output may each be several axes (heads, width of a head).
+    """A linear layer whose input and output may span several axes (heads, width of a head).
 
     `nn.DenseGeneral` cannot hold a rank-3 kernel with logical axes under `jax.set_mesh`.
 
     Attributes:
-      features: shape of the output axes.
-      in_axes: logical names of the input axes, the last ones of x.
-      out_axes: logical names of the output axes.
       in_features: shape of the input axes.
-      dtype: what to compute in.
-      kernel_init: of the kernel.
+      features: shape of the output axes.
+      in_axes: logical names of the input axes, the last axes of x.
+      out_axes: logical names of the output axes.
+      dtype: compute dtype.
+      kernel_init: initializer of the kernel.
     """
 
     in_features: Sequence[int]
@@ -61,21 +89,18 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = bert_init
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *in_features] to [..., *features]."""
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Maps [..., *in_features] to [..., *features]."""
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(self.kernel_init, (*self.in_axes, *self.out_axes)),
+            with_logical_axes(self.kernel_init, (*self.in_axes, *self.out_axes)),
             (*self.in_features, *self.features),
         )
+        bias_axes = ["norm" if axis == "embed" else axis for axis in self.out_axes]
         bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(
-                nn.initializers.zeros, tuple("norm" if a == "embed" else a for a in self.out_axes)
-            ),
-            tuple(self.features),
+            "bias", with_logical_axes(nn.initializers.zeros, bias_axes), tuple(self.features)
         )
-        # One 2-D product: what every backend's matrix unit wants.
+        # A single 2-D product suits the matrix units of every backend.
         inputs, outputs = math.prod(self.in_features), math.prod(self.features)
         flat = x.astype(self.dtype).reshape(*x.shape[: x.ndim - len(self.in_features)], inputs)
         y = flat @ kernel.astype(self.dtype).reshape(inputs, outputs)
@@ -83,66 +108,73 @@ class Dense(nn.Module):
 
 
 def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm over the last axis with float32 statistics."""
+    """Returns a LayerNorm over the last axis with float32 statistics."""
     return remat_norm(nn.LayerNorm, dtype)(
         epsilon=LAYER_NORM_EPSILON,
         dtype=dtype,
         use_fast_variance=False,
         name=name,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        scale_init=with_logical_axes(nn.initializers.ones, ("norm",)),
+        bias_init=with_logical_axes(nn.initializers.zeros, ("norm",)),
     )
 
 
 class Embed(nn.Module):
-    """A table of rows, looked up by index or handed out whole.
+    """An embedding table, looked up by index or returned whole.
 
     Attributes:
-      rows, features: its shape.
-      axes: logical names of the two axes.
+      num_embeddings, features: shape of the table.
+      axes: logical names of its two axes.
     """
 
-    rows: int
+    num_embeddings: int
     features: int
     axes: tuple[str, str]
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(bert_init, self.axes),
-            (self.rows, self.features),
+            with_logical_axes(bert_init, self.axes),
+            (self.num_embeddings, self.features),
         )
 
-    def __call__(self, ids: jax.Array | None = None) -> jax.Array:
-        """int [...] to float32 [..., features]; without ids the table itself."""
+    def __call__(
+        self, ids: Int[Array | np.ndarray, "..."] | None = None
+    ) -> Float[Array, "... features"]:
+        """Looks up ids in float32; without ids returns the table."""
         if ids is None:
             return self.embedding
         return jnp.take(self.embedding, ids, axis=0, mode="clip")
 
 
-def remat_norm(normalisation, dtype: jnp.dtype):
-    """A normalisation that keeps for its gradient its input alone, where that is narrower.
+def remat_norm(norm: Any, dtype: jnp.dtype) -> Any:
+    """Rematerialises a norm so that only its low-precision input is saved.
 
-    It computes in float32, and differentiated as it stands keeps several float32 arrays of its
-    input's shape: in bfloat16 that is most of what a layer writes and reads. They are made again.
+    Norms compute in float32, and their derivative saves several float32 arrays of the input's
+    shape: in bfloat16 these are most of the memory traffic of a layer. Recomputing them is cheaper.
 
     Args:
-      normalisation: a function or the class of a module.
-      dtype: of its input.
+      norm: a function or an `nn.Module` class.
+      dtype: dtype of the norm's input.
+
+    Returns:
+      The norm, rematerialised unless `dtype` is float32.
     """
     if dtype == jnp.float32:
-        return normalisation
-    transform = nn.remat if isinstance(normalisation, type) else jax.checkpoint
-    # Nothing but the step itself could make one of both computations, and there XLA may choose.
-    return transform(normalisation, prevent_cse=False)
+        return norm
+    transform = nn.remat if isinstance(norm, type) else jax.checkpoint
+    # Common subexpressions could only come from the same step, where XLA may choose to share them.
+    return transform(norm, prevent_cse=False)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016), drawn per example; the survivors are scaled up."""
+    """Stochastic depth (Huang et al. 2016), drawn per example; kept examples are scaled up."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
-        """[B, ...] to the same, each example kept with probability 1 - rate."""
+    def __call__(
+        self, x: Float[Array, "batch *rest"], rate: float | Float[Array, ""], train: bool
+    ) -> Float[Array, "batch *rest"]:
+        """Keeps each example with probability 1 - rate and zeroes the others."""
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x
         keep = jax.random.bernoulli(
@@ -151,36 +183,46 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)
 
 
-def remat(module: type[nn.Module], config, static: Sequence[str] = ("train",)) -> type[nn.Module]:
-    """The module as `OFAConfig.remat` wants it; values and parameters are the same.
+def remat(
+    module: type[_Module], config: OFAConfig, static: Sequence[str] = ("train",)
+) -> type[_Module]:
+    """Rematerialises a module as `OFAConfig.remat` says; values and parameters do not change.
 
     Args:
-      module: the class of a layer.
-      config: of the model.
-      static: which arguments of its `__call__` are plain Python values.
+      module: class of a layer.
+      config: configuration of the model.
+      static: names of the arguments of its `__call__` that are plain Python values.
+
+    Returns:
+      The class to instantiate instead of `module`.
     """
     if config.remat == "none":
         return module
-    policy = {"full": None, "dots": _is_product, "weight_dots": _is_product_with_weights}
+    policy = {
+        "full": None,
+        "dots": _is_matmul_or_convolution,
+        "weight_dots": _is_weight_matmul_or_convolution,
+    }
     arguments = list(inspect.signature(module.__call__).parameters)
-    return nn.remat(
+    rematerialised = nn.remat(
         module,
         policy=policy[config.remat],
         static_argnums=tuple(arguments.index(name) for name in static),
     )
+    return cast(type[_Module], rematerialised)
 
 
-def _is_product(primitive, *_, **__) -> bool:
+def _is_matmul_or_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated")
 
 
-def _is_product_with_weights(primitive, *_, **parameters) -> bool:
-    """Products of activations with each other, in attention, have batch axes; weights have none."""
+def _is_weight_matmul_or_convolution(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Leaves out products within attention: they have batch axes, products with weights do not."""
     if primitive.name == "dot_general":
         return not any(parameters["dimension_numbers"][1])
     return primitive.name == "conv_general_dilated"
 
 
-def linear_rates(last: float, layers: int) -> list[float]:
-    """Stochastic depth of each layer: from 0 at the first, linearly, to `last`."""
+def linear_drop_path_rates(last: float, layers: int) -> list[float]:
+    """Returns the stochastic depth rate of each layer, growing linearly from 0 to `last`."""
     return [last * i / (layers - 1) if layers > 1 else 0.0 for i in range(layers)]

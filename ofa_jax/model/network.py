@@ -1,10 +1,10 @@
-"""OFA: one encoder over [image patches, text], one decoder, one vocabulary.
+"""OFA: one encoder over image patches and text, one decoder, one vocabulary.
 
 images [B,H,W,3] -> ResNet -> grid [B,G,C] -> patches [B,N,C] -> [B,N,d] --+
                                                                          encoder [B,N+S,d]
 instruction [B,S] -> shared embedding -> [B,S,d] --------------------------+    |
                                                                                 v
-answer so far [B,T] -> shared embedding -> [B,T,d] ------------------------> decoder [B,T,d]
+target so far [B,T] -> shared embedding -> [B,T,d] ------------------------> decoder [B,T,d]
                                                                                 |
 logits [B,T,V] <- the same embedding, transposed -------------------------------+
 """
@@ -14,20 +14,21 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model.attention import MASKED_SCORE, KeyValues
 from ofa_jax.model.cache import DecoderCache
-from ofa_jax.model.checks import check_batch, check_length, check_tokens
+from ofa_jax.model.checks import check_encoder_inputs, check_length, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.decoder import Decoder
-from ofa_jax.model.encoder import Batch, Encoder, EncoderOutput
+from ofa_jax.model.encoder import Encoder, EncoderOutput, ModelInputs
 from ofa_jax.model.layers import Embed, dtype_of, with_activation_sharding
 from ofa_jax.model.pack_streams import pack_streams, unpack_streams
 from ofa_jax.model.transformer import LayerCache
 
 
 class OFA(nn.Module):
-    """The whole model; see `ofa_jax.model` for how to call it.
+    """The whole model; `ofa_jax.model` shows how to call it.
 
     Attributes:
       config: sizes and options.
@@ -35,55 +36,56 @@ class OFA(nn.Module):
 
     config: OFAConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.token_embedding = Embed(c.padded_vocab_size, c.width, ("vocab", "embed"))
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
 
-    def __call__(self, batch: Batch, train: bool = False) -> jax.Array:
-        """Scores every next token.
+    def __call__(self, batch: ModelInputs, train: bool = False) -> Float[Array, "... length vocab"]:
+        """Computes the logits of every next token.
 
         Args:
           batch: arrays by name, see `ofa_jax.model`.
-          train: with dropout (rngs={"dropout": key}) and batch statistics
+          train: whether to use dropout (rngs={"dropout": key}) and batch statistics
             (mutable=["batch_stats"]).
 
         Returns:
-          float32 [B, T, V], logits; [B, G, T, V] for G answers to each example.
+          float32 logits [B, T, V]; [B, G, T, V] for G targets per example.
 
         Raises:
-          ValueError: for a batch that the configuration cannot take.
+          ValueError: if the batch does not fit the configuration.
         """
         tokens = batch["decoder_input_tokens"]
         return self.score_streams({"": batch}, train).reshape(*tokens.shape, -1)
 
-    def score_streams(self, batches: Mapping[str, Batch], train: bool = False) -> jax.Array:
-        """Scores every next token of several batches, whose shapes may differ.
+    def score_streams(
+        self, batches: Mapping[str, ModelInputs], train: bool = False
+    ) -> Float[Array, "rows length vocab"]:
+        """Computes the logits of several batches, whose shapes may differ.
 
-        As `__call__` on one batch after another (batch statistics go on from each to the next), but
-        the tokens of all are looked up at once, and all answers multiplied with the embedding at
-        once: the gradient of either is as large as the whole embedding, and is summed over all
-        devices.
+        Equals `__call__` on one batch after another (batch statistics carry over from each to the
+        next), but looks up the tokens of all batches at once and multiplies all decoder outputs
+        with the embedding at once. The gradients of both are as large as the whole embedding and
+        are summed over all devices.
 
         Args:
-          batches: stream -> its batch.
-          train: as of `__call__`.
+          batches: stream name -> batch.
+          train: see `__call__`.
 
         Returns:
-          float32 [R, L, V], logits of all streams in their order, as `pack_streams` lays them;
-          `unpack_streams` gives those of each.
+          float32 logits of all streams, packed by `pack_streams`; `unpack_streams` splits them.
 
         Raises:
-          ValueError: for a batch that the configuration cannot take.
+          ValueError: if a batch does not fit the configuration.
         """
         if self.is_initializing():
             batches = {
-                name: _with_every_input(batch, self.config) for name, batch in batches.items()
+                name: _add_missing_inputs(batch, self.config) for name, batch in batches.items()
             }
         for batch in batches.values():
-            check_batch(batch, self.config)
-            self._check_answers(batch["decoder_input_tokens"])
+            check_encoder_inputs(batch, self.config)
+            self._check_decoder_tokens(batch["decoder_input_tokens"])
         sides = ("encoder_input_tokens", "decoder_input_tokens")
         embedded = iter(self._embed(*(batch[side] for batch in batches.values() for side in sides)))
         decoded = []
@@ -101,32 +103,32 @@ class OFA(nn.Module):
         shapes = [batch["decoder_input_tokens"].shape for batch in batches.values()]
         return self._logits(pack_streams(decoded, shapes))
 
-    def encode(self, batch: Batch, train: bool = False) -> EncoderOutput:
-        """Runs the encoder on the batch's encoder_* arrays."""
-        check_batch(batch, self.config)
+    def encode(self, batch: ModelInputs, train: bool = False) -> EncoderOutput:
+        """Runs the encoder on the encoder_* arrays of a batch."""
+        check_encoder_inputs(batch, self.config)
         (embedded,) = self._embed(batch["encoder_input_tokens"])
         return self.encoder(batch, embedded, train)
 
     def decode(
         self,
         encoder_output: EncoderOutput,
-        decoder_input_tokens: jax.Array,
-        decoder_code_mask: jax.Array | None = None,
+        decoder_input_tokens: Int[Array, "... length"],
+        decoder_code_mask: Bool[Array, " batch"] | None = None,
         train: bool = False,
-    ) -> jax.Array:
-        """Scores every next token given the encoder's output.
+    ) -> Float[Array, "... length vocab"]:
+        """Computes the logits of every next token given the encoder's output.
 
         Args:
-          encoder_output: of `encode`.
-          decoder_input_tokens: int32 [B, T], the targets shifted right behind bos; [B, G, T] for
-            G answers to each example, which the encoder has read once.
-          decoder_code_mask: bool [B], rows whose targets are image codes.
+          encoder_output: result of `encode`.
+          decoder_input_tokens: int32 [B, T], bos and then the targets without their last token;
+            [B, G, T] for G targets per example, which share its encoder output.
+          decoder_code_mask: which examples have image codes as targets.
           train: whether dropout and stochastic depth are on.
 
         Returns:
-          float32 [B, T, V] or [B, G, T, V], logits.
+          float32 logits [B, T, V] or [B, G, T, V].
         """
-        self._check_answers(decoder_input_tokens)
+        self._check_decoder_tokens(decoder_input_tokens)
         (embedded,) = self._embed(decoder_input_tokens)
         x = self._decode(encoder_output, decoder_input_tokens, embedded, decoder_code_mask, train)
         rows = x.reshape(len(x), -1, x.shape[-1])
@@ -135,24 +137,24 @@ class OFA(nn.Module):
     def _decode(
         self,
         encoded: EncoderOutput,
-        tokens: jax.Array,
-        embedded: jax.Array,
-        is_image_code: jax.Array | None,
+        tokens: Int[Array, "... length"],
+        embedded: Float[Array, "... length width"],
+        is_image_code: Bool[Array, " batch"] | None,
         train: bool,
-    ) -> jax.Array:
-        """The decoder's output for tokens that have been looked up: [B, T, d] or [B, G, T, d]."""
-        *several, length = tokens.shape[1:]
-        if several:
-            (answers,) = several
+    ) -> Float[Array, "... length width"]:
+        """Runs the decoder on embedded tokens [B, T] or [B, G, T]."""
+        *targets_axis, length = tokens.shape[1:]
+        if targets_axis:
+            (num_targets,) = targets_axis
             if is_image_code is not None:
-                is_image_code = jnp.repeat(is_image_code, answers, axis=0)
-            encoded = encoded.repeat(answers)
+                is_image_code = jnp.repeat(is_image_code, num_targets, axis=0)
+            encoded = encoded.repeat(num_targets)
         flat = tokens.reshape(-1, length)
         x, _ = self.decoder(encoded, flat, embedded.reshape(*flat.shape, -1), is_image_code, train)
         return x.reshape(embedded.shape)
 
-    def _check_answers(self, tokens: jax.Array) -> None:
-        """Of [B, T] or [B, G, T]."""
+    def _check_decoder_tokens(self, tokens: Int[Array, "... length"]) -> None:
+        """Raises ValueError unless tokens [B, T] or [B, G, T] fit the configuration."""
         if tokens.ndim == 3:
             tokens = tokens.reshape(-1, tokens.shape[2])
         check_tokens(tokens, "decoder_input_tokens", self.config.max_target_positions, self.config)
@@ -162,30 +164,30 @@ class OFA(nn.Module):
         encoder_output: EncoderOutput,
         length: int,
         beams: int = 1,
-        decoder_code_mask: jax.Array | None = None,
+        decoder_code_mask: Bool[Array, " batch"] | None = None,
     ) -> DecoderCache:
-        """An empty cache, for decoding token by token.
+        """Creates a cache for decoding token by token.
 
         Args:
-          encoder_output: of `encode`.
-          length: number of decoder positions to make room for.
-          beams: hypotheses of each example that will grow side by side, G.
-          decoder_code_mask: bool [B], rows that will write image codes.
+          encoder_output: result of `encode`.
+          length: number of decoder positions that the cache can hold.
+          beams: hypotheses per example that are decoded in parallel.
+          decoder_code_mask: which examples generate image codes.
 
         Returns:
           The cache for `decode_step` at position 0.
 
         Raises:
-          ValueError: the layers are stacked.
+          ValueError: if the layers are stacked, or if the model lacks positions.
         """
         c, batch_size = self.config, encoder_output.hidden.shape[0]
         if c.scan_layers:
             raise ValueError(
-                "OFAConfig.scan_layers stacks the layers, and token by token they are "
-                "run one by one: see ofa_jax.model.layout.plain."
+                "OFAConfig.scan_layers stacks the layers, but decoding token by token runs them "
+                "one by one: convert with ofa_jax.model.layout.ensure_plain first."
             )
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
-        nothing = jnp.zeros((batch_size, beams), jnp.int32)
+        tokens = jnp.zeros((batch_size, beams), jnp.int32)
         past = with_activation_sharding(
             jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
             "batch",
@@ -199,67 +201,72 @@ class OFA(nn.Module):
             encoder_output.mask,
             decoder_code_mask,
         )
-        # Of this step only what the layers project of the encoder's output is kept; the compiler
-        # drops the rest.
-        (embedded,) = self._embed(nothing)
-        _, seen = self.decoder(
+        # Run a step on dummy tokens, and keep only the projections of the encoder's output; the
+        # compiler removes everything else.
+        (embedded,) = self._embed(tokens)
+        _, cache = self.decoder(
             encoder_output,
-            nothing,
+            tokens,
             embedded,
             decoder_code_mask,
             False,
             empty,
             jnp.zeros((), jnp.int32),
         )
-        return seen.replace(
+        assert cache is not None
+        return cache.replace(
             layers=tuple(
                 layer.replace(past=before.past)
-                for layer, before in zip(seen.layers, empty.layers, strict=True)
+                for layer, before in zip(cache.layers, empty.layers, strict=True)
             )
         )
 
     def decode_step(
-        self, tokens: jax.Array, cache: DecoderCache, position: jax.Array
-    ) -> tuple[jax.Array, DecoderCache]:
-        """Scores the next token of every beam.
+        self, tokens: Int[Array, "batch beams"], cache: DecoderCache, position: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch beams vocab"], DecoderCache]:
+        """Computes the logits of the next token of every beam.
 
         Args:
-          tokens: int32 [B, G], the newest of each beam: bos at position 0.
-          cache: of `start_cache`, or of the step before.
-          position: int32 [], how many tokens came before these.
+          tokens: the last token of each beam: bos at position 0.
+          cache: result of `start_cache` or of the previous step.
+          position: number of tokens before these.
 
         Returns:
-          float32 [B, G, V], logits, and the cache for the next step.
+          float32 logits, and the cache for the next step.
         """
         (embedded,) = self._embed(tokens)
-        x, cache = self.decoder(None, tokens, embedded, cache.is_image_code, False, cache, position)
-        return self._logits(x), cache
+        x, new_cache = self.decoder(
+            None, tokens, embedded, cache.is_image_code, False, cache, position
+        )
+        assert new_cache is not None
+        return self._logits(x), new_cache
 
-    def _logits(self, x: jax.Array) -> jax.Array:
+    def _logits(self, x: Float[Array, "rows length width"]) -> Float[Array, "rows length vocab"]:
+        """Multiplies decoder outputs with the embedding, in float32."""
         table = with_activation_sharding(self.token_embedding().astype(x.dtype), "vocab", "embed")
         logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
         if logits.shape[-1] > self.config.vocab_size:
-            # Finite, so that sums and differences of what is never predicted stay numbers.
+            # Finite, so that sums and differences of padding logits are not NaN.
             ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
             logits = jnp.where(ids < self.config.vocab_size, logits, MASKED_SCORE)
         return with_activation_sharding(logits, "batch", "length", "vocab")
 
-    def _embed(self, *tokens: jax.Array) -> list[jax.Array]:
-        """Looks up arrays of tokens, int [B, ...] each with a B of its own, as [B, ..., d]."""
+    def _embed(self, *tokens: Int[Array, "..."]) -> list[Float[Array, "... width"]]:
+        """Looks up several arrays of tokens at once; their batch sizes may differ."""
         c = self.config
-        # Whole rows on every device: a look-up in columns would spread ids and results over all.
-        # In float32, for its gradient adds up the tokens that share a row.
+        # Gather the columns on every device: a look-up in sharded columns would exchange ids and
+        # results. Float32, because the gradient sums over all tokens that share a row.
         table = with_activation_sharding(self.token_embedding(), "vocab", "embed")
         ids = pack_streams(tokens)
-        found = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
-        found = with_activation_sharding(
-            found * jnp.asarray(c.embedding_scale, dtype_of(c)), "batch", "length", "embed"
+        embedded = jnp.take(table, ids, axis=0, mode="clip").astype(dtype_of(c))
+        embedded = with_activation_sharding(
+            embedded * jnp.asarray(c.embedding_scale, dtype_of(c)), "batch", "length", "embed"
         )
-        return unpack_streams(found, [array.shape for array in tokens])
+        return unpack_streams(embedded, [array.shape for array in tokens])
 
 
-def _with_every_input(batch: Batch, config: OFAConfig) -> Batch:
-    """A batch that reaches every parameter: `init` must make them all, whatever it is shown."""
+def _add_missing_inputs(batch: ModelInputs, config: OFAConfig) -> ModelInputs:
+    """Adds the inputs that are missing, so that `init` creates every parameter for any batch."""
     batch_size = batch["encoder_input_tokens"].shape[0]
     pixels = 2 * PATCH_STRIDE
     images = jnp.zeros((batch_size, pixels, pixels, 3))

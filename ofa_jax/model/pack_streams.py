@@ -1,34 +1,34 @@
-"""Tokens of several streams side by side, so that what all of them share is done once.
+"""Packs the tokens of several streams into one array, so that shared work is done once.
 
-What a batch costs that is as large as the embedding (its look-up, the logits, and above all the
-gradients of both, which are summed over all devices) is paid per product, not per token.
+The embedding look-up, the logits and their gradients, which are as large as the embedding and
+summed over all devices, are paid once per call and not per token.
 """
 
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from ofa_jax.model.layers import with_activation_sharding
 
 
 def pack_streams(
-    arrays: Sequence[jax.Array], shapes: Sequence[Sequence[int]] | None = None
-) -> jax.Array:
-    """Lays arrays of tokens next to each other, in as many rows as divide every batch.
+    arrays: Sequence[Shaped[Array, "..."]], shapes: Sequence[Sequence[int]] | None = None
+) -> Shaped[Array, "rows length *rest"]:
+    """Concatenates arrays of tokens along the length, in as many rows as divide every batch.
 
-    So a batch that is split over devices stays where it is, and the first half of the rows has the
+    A batch that is sharded over devices keeps its sharding: the first half of the rows holds the
     first half of every batch.
 
     Args:
-      arrays: [B_i, T_i, ...], or [B_i, G_i, T_i, ...] for several answers to each example; what
-        follows the tokens is the same for all.
-      shapes: of the tokens, [B_i, T_i] or [B_i, G_i, T_i]; the whole shapes when None.
+      arrays: [B_i, T_i, ...], or [B_i, G_i, T_i, ...] for several targets per example; the axes
+        after the tokens are the same for all.
+      shapes: shapes of the tokens, [B_i, T_i] or [B_i, G_i, T_i]; the whole shapes if None.
 
     Returns:
-      [R, L, ...], R the greatest common divisor of all B_i.
+      [R, L, ...], where R is the greatest common divisor of all B_i.
     """
     shapes = shapes or [array.shape for array in arrays]
     rows = math.gcd(*(shape[0] for shape in shapes))
@@ -42,18 +42,20 @@ def pack_streams(
     return with_activation_sharding(jnp.concatenate(flat, axis=1), "batch", "length", *others)
 
 
-def unpack_streams(laid: jax.Array, shapes: Sequence[Sequence[int]]) -> list[jax.Array]:
-    """The other way round.
+def unpack_streams(
+    packed: Shaped[Array, "rows length *rest"], shapes: Sequence[Sequence[int]]
+) -> list[Shaped[Array, "..."]]:
+    """Splits a packed array into the arrays of each stream; inverts `pack_streams`.
 
     Args:
-      laid: [R, L, ...].
-      shapes: [B_i, T_i] or [B_i, G_i, T_i] of each.
+      packed: [R, L, ...].
+      shapes: [B_i, T_i] or [B_i, G_i, T_i] of each stream.
 
     Returns:
       Arrays [B_i, T_i, ...] or [B_i, G_i, T_i, ...].
     """
-    widths = [math.prod(shape) // laid.shape[0] for shape in shapes]
-    parts = jnp.split(laid, np.cumsum(widths)[:-1], axis=1)
+    widths = [math.prod(shape) // packed.shape[0] for shape in shapes]
+    parts = jnp.split(packed, np.cumsum(widths)[:-1], axis=1)
     return [
-        part.reshape(*shape, *laid.shape[2:]) for part, shape in zip(parts, shapes, strict=True)
+        part.reshape(*shape, *packed.shape[2:]) for part, shape in zip(parts, shapes, strict=True)
     ]

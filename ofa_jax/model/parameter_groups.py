@@ -1,17 +1,17 @@
-"""Which parameters are trained: freezing parts, and training only small parts.
+"""Groups of parameters for freezing parts of the model or training only small parts.
 
-Groups by name, over a parameter's path in the tree:
+A group is a predicate over a parameter's path in the tree:
 
-    resnet       the image encoder (its batch norm should be frozen with it)
-    batch_norm   scale and bias of its norms
-    encoder      the whole encoder, image encoder included
-    decoder      the whole decoder
-    embeddings   tokens, positions and types
-    token_embedding  tokens alone, which several published fine-tunings freeze
-    biases       every bias (BitFit, Ben Zaken et al. 2021)
-    adapters     adapters (`OFAConfig.adapter_width`)
-    prefixes     learned keys and values (`OFAConfig.prefix_length`)
-    second_image the type vector of a second image (`OFAConfig.second_image`)
+    resnet           the image encoder (freeze its batch norm with it)
+    batch_norm       scales and biases of its norms
+    encoder          the whole encoder, including the image encoder
+    decoder          the whole decoder
+    embeddings       tokens, positions and types
+    token_embedding  tokens only, which several published fine-tuning runs freeze
+    biases           every bias (BitFit, Ben Zaken et al. 2021)
+    adapters         adapters (`OFAConfig.adapter_width`)
+    prefixes         learned keys and values (`OFAConfig.prefix_length`)
+    second_image     the type vector of a second image (`OFAConfig.second_image`)
 """
 
 from collections.abc import Callable, Sequence
@@ -42,12 +42,21 @@ GROUPS: dict[str, Callable[[Path], bool]] = {
     "prefixes": lambda path: path[-1] in ("prefix_key", "prefix_value"),
     "second_image": lambda path: path[-1] == "second_image_type",
 }
-ADDED = {"adapters": "adapter_width", "prefixes": "prefix_length", "second_image": "second_image"}
-"""Groups that the published models do not have, and the field of OFAConfig that adds each."""
+OPTIONAL_GROUPS = {
+    "adapters": "adapter_width",
+    "prefixes": "prefix_length",
+    "second_image": "second_image",
+}
+"""Groups that the published models lack -> the field of OFAConfig that adds them."""
 
 
 def check_groups(names: Sequence[str], where: str) -> None:
-    """Raises ValueError for a group that there is not, with the nearest one."""
+    """Raises ValueError for an unknown group, and suggests a similar name.
+
+    Args:
+      names: names of groups.
+      where: the option that holds them, for the error.
+    """
     for name in names:
         if name not in GROUPS:
             raise ValueError(
@@ -56,34 +65,41 @@ def check_groups(names: Sequence[str], where: str) -> None:
 
 
 def in_groups(path: Path, names: Sequence[str]) -> bool:
-    """Whether a parameter belongs to one of the groups."""
+    """Returns whether a parameter belongs to one of the groups."""
     return any(GROUPS[name](path) for name in names)
 
 
-def trainable(params: Any, frozen: Sequence[str], trainable_groups: Sequence[str] | None) -> Any:
-    """A tree of bool of the structure of `params`: what is in `trained` and not in `frozen`.
+def trainable_mask(
+    params: Any, frozen: Sequence[str], trainable_groups: Sequence[str] | None
+) -> Any:
+    """Returns a tree of bool: which parameters are trained.
 
     Args:
       params: parameters, boxed or plain.
-      frozen: names of groups.
-      trained: names of groups; None for all.
+      frozen: names of groups that are not trained.
+      trainable_groups: names of the groups that are trained; None for all.
+
+    Returns:
+      A tree with the structure of `params`; True in a trainable group and in no frozen one.
     """
 
-    def choose(key_path: Any, _: Any) -> bool:
+    def is_trained(key_path: Any, _: Any) -> bool:
         path = tuple(entry.key for entry in key_path if isinstance(entry, jax.tree_util.DictKey))
         return (trainable_groups is None or in_groups(path, trainable_groups)) and not in_groups(
             path, frozen
         )
 
-    return jax.tree_util.tree_map_with_path(choose, params)
+    return jax.tree_util.tree_map_with_path(is_trained, params)
 
 
-def stop_frozen(params: Any, frozen: Sequence[str], trainable_groups: Sequence[str] | None) -> Any:
-    """The same values, without a gradient where nothing is learned: so it is not computed."""
+def stop_frozen_gradients(
+    params: Any, frozen: Sequence[str], trainable_groups: Sequence[str] | None
+) -> Any:
+    """Returns the same values; gradients of parameters that are not trained are not computed."""
     if not frozen and trainable_groups is None:
         return params
     return jax.tree.map(
-        lambda x, learns: x if learns else jax.lax.stop_gradient(x),
+        lambda x, trained: x if trained else jax.lax.stop_gradient(x),
         params,
-        trainable(params, frozen, trainable_groups),
+        trainable_mask(params, frozen, trainable_groups),
     )

@@ -1,22 +1,27 @@
-"""The image encoder's first part: a ResNet (v1.5) cut after its third stage, and its batch norm.
+"""The image encoder: a ResNet v1.5 without its last stage (He et al. 2016), and its batch norm.
 
-He et al. 2016; the stride sits in the 3x3 convolution. Kernels are initialised as He et al. 2015,
-mode fan_out. Sixteen pixels square become one feature of `16 * resnet_width` channels.
+The stride is in the 3x3 convolution of a block. Kernels are initialised as in He et al. 2015, mode
+fan_out. A square of 16x16 pixels becomes one feature of `16 * resnet_width` channels.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
 
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.model.convolutions import convolution, max_pool, pointwise
+from ofa_jax.model.convolutions import convolution, max_pool, pointwise_convolution
 from ofa_jax.model.layers import (
     DropPath,
     dtype_of,
-    linear_rates,
+    linear_drop_path_rates,
     remat,
     remat_norm,
     with_image_sharding,
+    with_logical_axes,
 )
 
 BATCH_NORM_EPSILON = 1e-5
@@ -30,10 +35,10 @@ class Convolution(nn.Module):
     """A convolution without bias.
 
     Attributes:
-      in_channels, channels: its width on both sides.
+      in_channels, channels: input and output channels.
       size: kernel size; a 1x1 kernel is stored as a matrix [in, out], others as HWIO.
-      stride: of both axes.
-      dtype: what to compute in.
+      stride: stride of both axes.
+      dtype: compute dtype.
     """
 
     in_channels: int
@@ -43,50 +48,52 @@ class Convolution(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), channels]."""
-        shape, axes = (self.in_channels, self.channels), ("conv_in", "conv_out")
+    def __call__(
+        self, x: Float[Array, "n height width in_channels"]
+    ) -> Float[Array, "n height/stride width/stride channels"]:
+        """Convolves; the output size is rounded up."""
+        shape: tuple[int, ...] = (self.in_channels, self.channels)
+        axes: tuple[str, ...] = ("conv_in", "conv_out")
         if self.size > 1:
             shape = (self.size, self.size, *shape)
             axes = ("conv_height", "conv_width", *axes)
-        kernel = self.param("kernel", nn.with_logical_partitioning(_fan_out, axes), shape).astype(
-            self.dtype
-        )
+        kernel = self.param("kernel", with_logical_axes(_fan_out, axes), shape).astype(self.dtype)
         if self.size == 1:
-            return pointwise(x, kernel, self.stride)
+            return pointwise_convolution(x, kernel, self.stride)
         return convolution(x, kernel, self.stride)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over examples and places.
+    """Batch normalisation over examples and pixels.
 
-    Under jit the mean over the batch is a mean over all devices: statistics are synchronised.
+    Under jit the moments are those of the batch on all devices: statistics are synchronised.
 
     Attributes:
-      channels: width of the last axis.
-      frozen: normalise with the running statistics in training too.
+      channels: size of the last axis.
+      frozen: whether to normalise with the running statistics in training too.
     """
 
     channels: int
     frozen: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] to the same; in training also updates `batch_stats`."""
+    def __call__(
+        self, x: Float[Array, "n height width channels"], train: bool
+    ) -> Float[Array, "n height width channels"]:
+        """Normalises x; in training also updates `batch_stats`."""
 
-        def parameter(name, init):
-            return self.param(
-                name, nn.with_logical_partitioning(init, ("conv_out",)), (self.channels,)
-            )
+        def parameter(name: str, init: nn.initializers.Initializer) -> Array:
+            return self.param(name, with_logical_axes(init, ("conv_out",)), (self.channels,))
 
         scale = parameter("scale", nn.initializers.ones)
         bias = parameter("bias", nn.initializers.zeros)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
         mean, var = running_mean.value, running_var.value
-        normalise = remat_norm(_normalise if train and not self.frozen else _normalise_by, x.dtype)
+        use_batch = train and not self.frozen
+        normalise = remat_norm(_normalise_by_batch if use_batch else _normalise_by, x.dtype)
         result, mean, var = normalise(x, scale, bias, mean, var)
-        if train and not self.frozen and not self.is_initializing():
+        if use_batch and not self.is_initializing():
             count = x.size // self.channels
             unbiased = var * (count / max(count - 1, 1))
             keep = 1.0 - BATCH_NORM_MOMENTUM
@@ -95,30 +102,44 @@ class BatchNorm(nn.Module):
         return result
 
 
-def _normalise(x, scale, bias, running_mean, running_var):
-    """By the moments of the batch, which it returns too: [..., C], [C], [C]."""
+def _normalise_by_batch(
+    x: Float[Array, "*n channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    running_mean: Float[Array, " channels"],
+    running_var: Float[Array, " channels"],
+) -> tuple[Float[Array, "*n channels"], Float[Array, " channels"], Float[Array, " channels"]]:
+    """Normalises by the moments of the batch, and returns these moments too."""
     del running_var
     values = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-    # Both moments in one pass; about the running mean, so that nothing cancels.
+    # Both moments in one pass, about the running mean to avoid cancellation.
     values = values - jax.lax.stop_gradient(running_mean)
     shift, square = values.mean(axis=0), jnp.square(values).mean(axis=0)
     mean, var = running_mean + shift, jnp.maximum(square - jnp.square(shift), 0.0)
     return _normalise_by(x, scale, bias, mean, var)
 
 
-def _normalise_by(x, scale, bias, mean, var):
-    """By given moments, which it hands on."""
+def _normalise_by(
+    x: Float[Array, "*n channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    mean: Float[Array, " channels"],
+    var: Float[Array, " channels"],
+) -> tuple[Float[Array, "*n channels"], Float[Array, " channels"], Float[Array, " channels"]]:
+    """Normalises by given moments, and returns them too."""
     factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
     # One multiplication and one addition per value, whichever statistics are used.
     return (x * factor + (bias - mean * factor)).astype(x.dtype), mean, var
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 to four times the channels, plus the shortcut.
+    """A 1x1, a 3x3 (with the stride) and a 1x1 convolution, plus the shortcut.
 
     Attributes:
-      in_channels, channels: input width; width inside. The output is `4 * channels` wide.
-      stride: of the 3x3 convolution.
+      config: sizes and options.
+      in_channels, channels: channels of the input and within the block; the output has
+        `4 * channels`.
+      stride: stride of the 3x3 convolution.
     """
 
     config: OFAConfig
@@ -127,14 +148,16 @@ class Bottleneck(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_path_rate: float | jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, in_channels] to [N, H/stride, W/stride, 4 * channels].
-
-        `drop_path_rate` is the stochastic depth of this block.
-        """
+    def __call__(
+        self,
+        x: Float[Array, "n height width in_channels"],
+        drop_path_rate: float | Float[Array, ""],
+        train: bool,
+    ) -> Float[Array, "n height/stride width/stride 4*channels"]:
+        """Applies the block with its rate of stochastic depth."""
         c, dtype, out = self.config, dtype_of(self.config), 4 * self.channels
 
-        def conv_norm(x, name, width, size, stride):
+        def conv_norm(x: Array, name: str, width: int, size: int, stride: int) -> Array:
             x = Convolution(x.shape[-1], width, size, stride, dtype, name=f"conv_{name}")(x)
             return BatchNorm(width, c.freeze_batch_norm, name=f"norm_{name}")(x, train)
 
@@ -153,8 +176,10 @@ class ResNet(nn.Module):
     config: OFAConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """float [N, H, W, 3] in [-1, 1] to [N, ceil(H/16), ceil(W/16), 16 * resnet_width]."""
+    def __call__(
+        self, images: Float[Array, "n height width 3"], train: bool
+    ) -> Float[Array, "n height/16 width/16 16*resnet_width"]:
+        """Computes patch features of images in [-1, 1]; sizes are rounded up."""
         c = self.config
         x = with_image_sharding(images.astype(dtype_of(c)))
         x = Convolution(3, c.resnet_width, 7, 2, dtype_of(c), name="conv_stem")(x)
@@ -162,7 +187,7 @@ class ResNet(nn.Module):
         x = max_pool(x)
         for stage, blocks in enumerate(c.resnet_layers):
             channels = c.resnet_width * 2**stage
-            rates = linear_rates(c.resnet_drop_path_rate, blocks)
+            rates = linear_drop_path_rates(c.resnet_drop_path_rate, blocks)
             for block in range(1 if c.scan_layers else blocks):
                 x = remat(Bottleneck, c, ("drop_path_rate", "train"))(
                     c,
@@ -172,17 +197,19 @@ class ResNet(nn.Module):
                     name=f"stage_{stage + 1}_block_{block}",
                 )(x, rates[block], train)
             if c.scan_layers and blocks > 1:
-                x = self._scanned(x, channels, rates[1:], f"stage_{stage + 1}_blocks", train)
+                x = self._scan_blocks(x, channels, rates[1:], f"stage_{stage + 1}_blocks", train)
         return x
 
-    def _scanned(self, x, channels, rates, name, train) -> jax.Array:
-        """All blocks of a stage but its first: they are alike."""
+    def _scan_blocks(
+        self, x: Array, channels: int, rates: Sequence[float], name: str, train: bool
+    ) -> Array:
+        """Runs all blocks of a stage but the first, which have equal shapes, as a scan."""
         dropped = any(rates)
         block = remat(
             Bottleneck, self.config, ("train",) if dropped else ("drop_path_rate", "train")
         )(self.config, x.shape[-1], channels, 1, name=name)
 
-        def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
+        def step(module: Any, x: Array, rate: Array | None) -> tuple[Array, None]:
             return module(x, 0.0 if rate is None else rate, train), None
 
         scan = nn.scan(
@@ -195,16 +222,19 @@ class ResNet(nn.Module):
         return scan(block, x, jnp.asarray(rates, jnp.float32) if dropped else None)[0]
 
 
-def normalise_images(images: jax.Array, blank_boxes: jax.Array | None = None) -> jax.Array:
-    """Pixels to [-1, 1], and blanked regions to exactly 0.
+def normalise_images(
+    images: UInt8[Array, "n height width 3"] | Float[Array, "n height width 3"],
+    blank_boxes: Int[Array, "n 4"] | None = None,
+) -> Float[Array, "n height width 3"]:
+    """Scales pixels to [-1, 1] and sets blank regions to exactly 0.
 
     Args:
-      images: uint8 [B, H, W, 3], or float already in [-1, 1].
-      blank_boxes: int32 [B, 4], rows y0 to y1 and columns x0 to x1 (ends excluded) of the region
-        that is blank; all zeros for none.
+      images: uint8 pixels, or floats already in [-1, 1].
+      blank_boxes: rows y0 to y1 and columns x0 to x1 (ends excluded) of the blank region of each
+        image; all zeros for none.
 
     Returns:
-      float32 [B, H, W, 3].
+      float32 images.
     """
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 127.5 - 1.0

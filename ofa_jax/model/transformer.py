@@ -1,7 +1,7 @@
-"""Encoder and decoder layers: pre-LN with the NormFormer extras, and what positions add.
+"""Encoder and decoder layers: pre-LN with the NormFormer additions, and their position biases.
 
-A layer: LayerNorm, attention with per-head factors, LayerNorm, dropout, drop path, residual; then
-the same around a feed-forward layer that normalises after its activation
+A layer is LayerNorm, attention with per-head factors, LayerNorm, dropout, stochastic depth and the
+residual; then the same around a feed-forward layer that normalises after its activation
 (Shleifer et al. 2021, NormFormer). Decoder layers have cross-attention in between.
 """
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import flax
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model import positions
 from ofa_jax.model.attention import Attention, KeyValues
@@ -24,140 +25,152 @@ from ofa_jax.model.layers import (
     layer_norm,
     remat,
     with_activation_sharding,
+    with_logical_axes,
 )
 
 
-@flax.struct.dataclass
-class PatchPositions:
-    """Where the patches of an image are.
+class PatchPositions(flax.struct.PyTreeNode):
+    """Positions of the patches of an image.
 
     Attributes:
-      places: int32 [B, N], which patches of the grid, counted row by row, where they are chosen per
-        example; None for all.
+      indices: sampled patches of the grid, counted row by row; None for all patches.
       grid: rows and columns of the full patch grid.
     """
 
-    places: jax.Array | None
+    indices: Int[Array, "batch patches"] | None
     grid: tuple[int, int] = flax.struct.field(pytree_node=False)
 
-    def bias(self, table: jax.Array, config: OFAConfig) -> jax.Array:
-        """The relative bias between these patches, float32 [B or 1, heads, N, N]."""
-        size = config.image_bucket_size
-        if self.places is None:
-            return positions.grid_bias(table, *self.grid, size)[None]
-        return positions.patch_bias(table, self.places, self.grid, size, dtype_of(config))
+    def bias(
+        self, table: Float[Array, "relations heads"], config: OFAConfig
+    ) -> Float[Array, "#batch heads patches patches"]:
+        """Computes the relative position bias between the patches in float32."""
+        bucket_size = config.image_bucket_size
+        if self.indices is None:
+            return positions.grid_bias(table, *self.grid, bucket_size)[None]
+        return positions.patch_bias(table, self.indices, self.grid, bucket_size, dtype_of(config))
 
 
-@flax.struct.dataclass
-class EncoderPositions:
-    """What encoder layers need to know of positions; the layers share it.
+class EncoderPositions(flax.struct.PyTreeNode):
+    """Positions that all encoder layers share.
 
     Attributes:
-      absolute_bias: float32 [B or 1, heads, L, L], L counting all patches, then the text.
-      images: in the order of their patches.
-      text_length: S.
+      absolute_bias: float32 bias over all patches, then the text.
+      images: positions of each image, in the order of their patches.
+      text_length: number of text tokens.
     """
 
-    absolute_bias: jax.Array
+    absolute_bias: Float[Array, "#batch heads length length"]
     images: tuple[PatchPositions, ...] = ()
     text_length: int = flax.struct.field(pytree_node=False, default=0)
 
 
-@flax.struct.dataclass
-class DecoderPositions:
-    """What decoder layers need to know of positions; the layers share it.
+class DecoderPositions(flax.struct.PyTreeNode):
+    """Positions that all decoder layers share.
 
-    V is 1 for text rows alone, 2 where `is_image_code` picks between text (0) and code (1) rows.
-    Q is T when all positions are scored at once, 1 when they come one by one.
+    The axis `kinds` has size 1 for text rows only, or 2 where `is_image_code` selects between text
+    rows (0) and code rows (1). The axis `queries` has the size of `length` when all positions are
+    scored at once, and 1 when they are decoded one at a time.
 
     Attributes:
-      self_bias: float32 [V, heads, Q, T], absolute.
-      cross_bias: float32 [B or 1, heads, Q, K].
-      is_image_code: bool [B], or None.
-      position: int32 [], of the one query where Q is 1; None for all of them.
+      self_bias: float32 absolute bias of self-attention.
+      cross_bias: float32 absolute bias of cross-attention.
+      is_image_code: which examples have image codes as targets; None for none of them.
+      position: position of the only query; None if all positions are queries.
     """
 
-    self_bias: jax.Array
-    cross_bias: jax.Array
-    is_image_code: jax.Array | None = None
-    position: jax.Array | None = None
+    self_bias: Float[Array, "kinds heads queries length"]
+    cross_bias: Float[Array, "#batch heads queries encoder_length"]
+    is_image_code: Bool[Array, " batch"] | None = None
+    position: Int[Array, ""] | None = None
 
 
-@flax.struct.dataclass
-class LayerCache:
-    """What a decoder layer keeps from one position to the next, for G beams of each example.
+class LayerCache(flax.struct.PyTreeNode):
+    """Cache of a decoder layer.
 
     Attributes:
-      past: keys and values of the positions so far, [B, G, heads, head_dim, T].
-      encoded: those of the encoder's output, [B, heads, head_dim, K]: all beams read the same.
-        None until the layer has seen that output.
+      past: keys and values of the positions so far, [B, beams, heads, head_dim, T].
+      encoded: keys and values of the encoder's output, [B, heads, head_dim, K], which all beams
+        share; None until the layer has projected that output.
     """
 
     past: KeyValues
     encoded: KeyValues | None = None
 
 
-def choose_rows(text: jax.Array, code: jax.Array, is_image_code: jax.Array) -> jax.Array:
-    """Per example one of two arrays [...]: bool [B] to [B, ...]."""
+def select_per_example(
+    text: Float[Array, "*shape"],
+    code: Float[Array, "*shape"],
+    is_image_code: Bool[Array, " batch"],
+) -> Float[Array, "batch *shape"]:
+    """Selects `code` for the examples with image codes and `text` for the others."""
     return jnp.where(is_image_code.reshape(-1, *[1] * text.ndim), code, text)
 
 
 class RelativePositions(nn.Module):
-    """The 1-D and 2-D relative tables of one layer, and the biases made of them."""
+    """The 1-D and 2-D relative position tables of a layer, and the biases computed from them."""
 
     config: OFAConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.tokens = Embed(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
         self.images = Embed(
             positions.num_image_relations(c.image_bucket_size), c.num_heads, ("relpos", "heads")
         )
 
-    def encoder_bias(self, where: EncoderPositions) -> jax.Array:
-        """Absolute plus relative bias; none of the latter between text and images, or images.
+    def encoder_bias(
+        self, encoder_positions: EncoderPositions
+    ) -> Float[Array, "#batch heads length length"]:
+        """Adds the relative biases within the text and within each image to the absolute bias.
 
-        Returns:
-          float32 [B or 1, heads, L, L].
+        There is no relative bias between text and images, or between two images.
         """
-        c, bias, start = self.config, where.absolute_bias, 0
-        blocks = [image.bias(self.images(), c) for image in where.images]
+        c, bias, start = self.config, encoder_positions.absolute_bias, 0
+        blocks = [image.bias(self.images(), c) for image in encoder_positions.images]
         blocks.append(
-            positions.text_bias(self.tokens(), where.text_length, c.token_bucket_size)[None]
+            positions.text_bias(self.tokens(), encoder_positions.text_length, c.token_bucket_size)[
+                None
+            ]
         )
         for block in blocks:
             end = start + block.shape[-1]
-            bias = bias + _pad_corner(block, before=start, after=bias.shape[-1] - end)
+            bias = bias + _pad_last_two_axes(block, before=start, after=bias.shape[-1] - end)
             start = end
         return bias
 
-    def decoder_bias(self, where: DecoderPositions) -> jax.Array:
-        """Absolute plus relative bias of the decoder itself, float32 [B or 1, heads, Q, T]."""
-        c, length = self.config, where.self_bias.shape[-1]
-        text = where.self_bias[0] + positions.text_bias(
-            self.tokens(), length, c.token_bucket_size, where.position
+    def decoder_bias(
+        self, decoder_positions: DecoderPositions
+    ) -> Float[Array, "#batch heads queries length"]:
+        """Adds the relative bias of self-attention to its absolute bias."""
+        c, length = self.config, decoder_positions.self_bias.shape[-1]
+        text = decoder_positions.self_bias[0] + positions.text_bias(
+            self.tokens(), length, c.token_bucket_size, decoder_positions.position
         )
-        if where.is_image_code is None:
+        if decoder_positions.is_image_code is None:
             return text[None]
-        code = where.self_bias[1] + positions.code_bias(
-            self.images(), length, c.code_grid, c.image_bucket_size, where.position
+        code = decoder_positions.self_bias[1] + positions.code_bias(
+            self.images(), length, c.code_grid, c.image_bucket_size, decoder_positions.position
         )
-        return choose_rows(text, code, where.is_image_code)
+        return select_per_example(text, code, decoder_positions.is_image_code)
 
 
-def _pad_corner(bias: jax.Array, before: int, after: int) -> jax.Array:
-    """Zeros before or after the last two axes."""
+def _pad_last_two_axes(
+    bias: Float[Array, "batch heads n n"], before: int, after: int
+) -> Float[Array, "batch heads m m"]:
+    """Pads the last two axes with zeros, m = before + n + after."""
     return jnp.pad(bias, ((0, 0), (0, 0), (before, after), (before, after)))
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation and, by `scale_fc`, a LayerNorm in between."""
+    """Two dense layers with an activation and, with `scale_fc`, a LayerNorm in between."""
 
     config: OFAConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, L, d] to [B, L, d]."""
+    def __call__(
+        self, x: Float[Array, "batch length width"], train: bool
+    ) -> Float[Array, "batch length width"]:
+        """Applies the feed-forward layer."""
         c, dtype = self.config, dtype_of(self.config)
         x = Dense((c.width,), (c.ffn_width,), ("embed",), ("mlp",), dtype, name="expand")(x)
         x = nn.gelu(x, approximate=False) if c.activation == "gelu" else nn.relu(x)
@@ -170,13 +183,13 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a residual connection (Houlsby et al. 2019); it begins as the identity."""
+    """A residual bottleneck (Houlsby et al. 2019), initialised as the identity."""
 
     config: OFAConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, L, d] to [B, L, d]."""
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Applies the adapter."""
         c, dtype = self.config, dtype_of(self.config)
         y = Dense((c.width,), (c.adapter_width,), ("embed",), ("mlp",), dtype, name="down")(x)
         up = Dense(
@@ -192,36 +205,43 @@ class Adapter(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What both kinds of layer share: how a branch joins the residual stream."""
+    """Base of encoder and decoder layers: how branches are added to the residual stream."""
 
     config: OFAConfig
 
-    def _join(self, x, branch, drop_path_rate, train):
+    def _add_branch(
+        self, x: Array, branch: Array, drop_path_rate: float | Array, train: bool
+    ) -> Array:
+        """Adds a branch after dropout and stochastic depth."""
         branch = nn.Dropout(self.config.dropout_rate)(branch, deterministic=not train)
         return x + DropPath()(branch, drop_path_rate, train)
 
-    def _attention(self, name, x, prefix_length=0):
-        """The attention of that name, and x after the LayerNorm in front of it."""
+    def _norm_and_attention(
+        self, name: str, x: Array, prefix_length: int = 0
+    ) -> tuple[Array, Attention]:
+        """Returns x after the LayerNorm in front of an attention, and that attention."""
         x = layer_norm(dtype_of(self.config), f"{name}_input_norm")(x)
-        return Attention(self.config, prefix_length, name=name), x
+        return x, Attention(self.config, prefix_length, name=name)
 
-    def _join_attended(self, name, x, attended, drop_path_rate, train):
+    def _add_attention(
+        self, name: str, x: Array, attended: Array, drop_path_rate: float | Array, train: bool
+    ) -> Array:
+        """Adds the output of an attention after its LayerNorm."""
         if self.config.scale_attn:
             attended = layer_norm(dtype_of(self.config), f"{name}_output_norm")(attended)
-        return self._join(x, attended, drop_path_rate, train)
+        return self._add_branch(x, attended, drop_path_rate, train)
 
-    def _feed_forward(self, x, drop_path_rate, train):
+    def _add_feed_forward(self, x: Array, drop_path_rate: float | Array, train: bool) -> Array:
+        """Adds the feed-forward branch and applies the adapter, if there is one."""
         c = self.config
         branch = layer_norm(dtype_of(c), "feed_forward_input_norm")(x)
         branch = FeedForward(c, name="feed_forward")(branch, train)
         if c.scale_resids:
             factor = self.param(
-                "residual_scale",
-                nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-                (c.width,),
+                "residual_scale", with_logical_axes(nn.initializers.ones, ("norm",)), (c.width,)
             )
             x = x * factor.astype(x.dtype)
-        x = self._join(x, branch, drop_path_rate, train)
+        x = self._add_branch(x, branch, drop_path_rate, train)
         return Adapter(c, name="adapter")(x) if c.adapter_width else x
 
 
@@ -229,34 +249,34 @@ def layer_stack(
     layer: type[_Layer],
     config: OFAConfig,
     drop_path_rates: Sequence[float],
-    x: jax.Array,
+    x: Float[Array, "batch length width"],
     *inputs: Any,
     train: bool,
-) -> jax.Array:
-    """Runs all layers of a side: one module `layer_<i>` each, or one `layers` in a scan.
+) -> Float[Array, "batch length width"]:
+    """Runs all layers of a side: modules `layer_<i>`, or one module `layers` in a scan.
 
     Args:
       layer: EncoderLayer or DecoderLayer.
-      config: whether to scan, and what to keep for the backward pass.
-      drop_path_rates: of each layer.
-      x: [B, L, d].
-      *inputs: what every layer gets between x and its rate.
+      config: whether to scan, and what to save for the backward pass.
+      drop_path_rates: stochastic depth rate of each layer.
+      x: input of the first layer.
+      *inputs: further arguments of every layer, between x and its rate.
       train: whether dropout and stochastic depth are on.
 
     Returns:
-      [B, L, d].
+      Output of the last layer.
     """
     rates = jnp.asarray(drop_path_rates, jnp.float32) if any(drop_path_rates) else None
-    # In a scan the rate is an array, else a number that says at once whether anything is dropped.
+    # A scan passes rates as traced arrays; static rates of 0 compile to nothing.
     traced = config.scan_layers and rates is not None
-    layer = remat(layer, config, ("train",) if traced else ("drop_path_rate", "train"))
+    module = remat(layer, config, ("train",) if traced else ("drop_path_rate", "train"))
     if not config.scan_layers:
         for i, rate in enumerate(drop_path_rates):
-            x = _hidden(layer(config, name=f"layer_{i}")(x, *inputs, rate, train))
+            x = _hidden_states(module(config, name=f"layer_{i}")(x, *inputs, rate, train))
         return x
 
-    def step(module: _Layer, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-        return _hidden(module(x, *inputs, 0.0 if rate is None else rate, train)), None
+    def step(layers: _Layer, x: Array, rate: Array | None) -> tuple[Array, None]:
+        return _hidden_states(layers(x, *inputs, 0.0 if rate is None else rate, train)), None
 
     scan = nn.scan(
         step,
@@ -265,11 +285,11 @@ def layer_stack(
         split_rngs={"params": True, "dropout": True},
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scan(layer(config, name="layers"), x, rates)[0]
+    return scan(module(config, name="layers"), x, rates)[0]
 
 
-def _hidden(result: jax.Array | tuple[jax.Array, None]) -> jax.Array:
-    """What a layer makes; decoder layers return their cache, of which there is none here, too."""
+def _hidden_states(result: Array | tuple[Array, None]) -> Array:
+    """Returns the hidden states of a layer's result; decoder layers return a cache (None) too."""
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -279,79 +299,86 @@ class EncoderLayer(_Layer):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        where: EncoderPositions,
-        mask: jax.Array,
-        drop_path_rate: float | jax.Array,
+        x: Float[Array, "batch length width"],
+        encoder_positions: EncoderPositions,
+        mask: Bool[Array, "batch length"],
+        drop_path_rate: float | Float[Array, ""],
         train: bool,
-    ) -> jax.Array:
-        """One layer.
+    ) -> Float[Array, "batch length width"]:
+        """Applies the layer.
 
         Args:
-          x: [B, L, d].
-          where: positions.
-          mask: bool [B, L], False on what is not there.
-          drop_path_rate: stochastic depth of this layer.
+          x: hidden states.
+          encoder_positions: positions of patches and text.
+          mask: False on padding and on missing images.
+          drop_path_rate: stochastic depth rate of this layer.
           train: whether dropout and stochastic depth are on.
 
         Returns:
-          [B, L, d].
+          New hidden states.
         """
         c = self.config
-        bias = RelativePositions(c, name="relative_positions").encoder_bias(where)
-        attention, y = self._attention("self_attention", x, c.prefix_length)
+        bias = RelativePositions(c, name="relative_positions").encoder_bias(encoder_positions)
+        y, attention = self._norm_and_attention("self_attention", x, c.prefix_length)
         attended = attention(y, y, bias, mask[:, None, None, :], train)
-        x = self._join_attended("self_attention", x, attended, drop_path_rate, train)
-        return self._feed_forward(x, drop_path_rate, train)
+        x = self._add_attention("self_attention", x, attended, drop_path_rate, train)
+        return self._add_feed_forward(x, drop_path_rate, train)
 
 
 class DecoderLayer(_Layer):
-    """Causal self-attention, cross-attention, feed-forward."""
+    """Causal self-attention, cross-attention and feed-forward."""
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        encoded: jax.Array | None,
-        where: DecoderPositions,
-        self_mask: jax.Array,
-        encoder_mask: jax.Array,
-        drop_path_rate: float | jax.Array,
+        x: Float[Array, "batch length width"],
+        encoded: Float[Array, "batch encoder_length width"] | None,
+        decoder_positions: DecoderPositions,
+        self_mask: Bool[Array | np.ndarray, "#batch #queries length"],
+        encoder_mask: Bool[Array, "batch encoder_length"],
+        drop_path_rate: float | Float[Array, ""],
         train: bool,
         cache: LayerCache | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """One layer, over all positions at once or, with a cache, over one position of G beams.
+    ) -> tuple[Float[Array, "batch length width"], LayerCache | None]:
+        """Applies the layer to all positions or, with a cache, to one position of several beams.
 
         Args:
-          x: [B, T, d]; with a cache [B, G, d].
-          encoded: [B, K, d], the encoder's output; None where the cache has it projected.
-          where: positions.
-          self_mask: bool, broadcasts to [B, Q, T]: which key a query may see.
-          encoder_mask: bool [B, K].
-          drop_path_rate: stochastic depth of this layer.
+          x: hidden states; with a cache [batch, beams, width].
+          encoded: the encoder's output; None if the cache holds its projection.
+          decoder_positions: positions of the decoder.
+          self_mask: which keys each query may attend to.
+          encoder_mask: False on padding of the encoder's output.
+          drop_path_rate: stochastic depth rate of this layer.
           train: whether dropout and stochastic depth are on.
-          cache: of the positions before `where.position`.
+          cache: cache of the positions before `decoder_positions.position`.
 
         Returns:
-          An array like x, and the cache with this position in it.
+          New hidden states of the shape of x, and the cache including this position.
         """
         c = self.config
-        bias = RelativePositions(c, name="relative_positions").decoder_bias(where)
-        self_mask = self_mask[:, None]
-        attention, y = self._attention("self_attention", x, c.prefix_length)
+        bias = RelativePositions(c, name="relative_positions").decoder_bias(decoder_positions)
+        self_mask = jnp.asarray(self_mask)[:, None]
+        y, attention = self._norm_and_attention("self_attention", x, c.prefix_length)
         if cache is None:
             attended = attention(y, y, bias, self_mask, train)
         else:
-            y = y[:, :, None]  # [B, G, 1, d]: every beam attends to a past of its own
-            cache = cache.replace(past=cache.past.write(attention.project(y), where.position))
-            attended = attention(y, cache.past, bias[:, None], self_mask, train)[:, :, 0]
-        x = self._join_attended("self_attention", x, attended, drop_path_rate, train)
+            assert decoder_positions.position is not None
+            y = y[:, :, None]  # [B, beams, 1, d]: each beam attends to its own past
+            past = cache.past.write(attention.project(y), decoder_positions.position)
+            attended = attention(y, past, bias[:, None], self_mask, train)[:, :, 0]
+            cache = cache.replace(past=past)
+        x = self._add_attention("self_attention", x, attended, drop_path_rate, train)
 
-        attention, y = self._attention("cross_attention", x)
+        y, attention = self._norm_and_attention("cross_attention", x)
+        memory: Array | KeyValues | None = encoded
         if cache is not None:
             if cache.encoded is None:
+                assert encoded is not None
                 cache = cache.replace(encoded=attention.project(encoded))
-            encoded = cache.encoded
-        attended = attention(y, encoded, where.cross_bias, encoder_mask[:, None, None, :], train)
-        x = self._join_attended("cross_attention", x, attended, drop_path_rate, train)
-        return self._feed_forward(x, drop_path_rate, train), cache
+            memory = cache.encoded
+        assert memory is not None
+        attended = attention(
+            y, memory, decoder_positions.cross_bias, encoder_mask[:, None, None, :], train
+        )
+        x = self._add_attention("cross_attention", x, attended, drop_path_rate, train)
+        return self._add_feed_forward(x, drop_path_rate, train), cache

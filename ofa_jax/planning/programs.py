@@ -13,7 +13,7 @@ from ofa_jax.data import features
 from ofa_jax.data.features import Stream
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.model.parameter_groups import trainable
+from ofa_jax.model.parameter_groups import trainable_mask
 from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import step
 from ofa_jax.training.flops import decoding_flops, training_factors, training_flops
@@ -85,7 +85,9 @@ def training(parts: Parts) -> Traced:
         parts.gradient_accumulation,
         gather=partitioner.make_gather_params(abstract.params, model.dtype),
     )
-    learns = trainable(abstract.params, parts.optimizer.frozen, parts.optimizer.trainable_groups)
+    learns = trainable_mask(
+        abstract.params, parts.optimizer.frozen, parts.optimizer.trainable_groups
+    )
     with partitioner.mesh_context():
         lowered = step.jit_train_step(train_step, abstract).lower(abstract, batches)
     return Traced(

@@ -131,7 +131,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         return learn
 
     def labels(params: Any) -> Any:
-        learns = parameter_groups.trainable(params, config.frozen, config.trainable_groups)
+        learns = parameter_groups.trainable_mask(params, config.frozen, config.trainable_groups)
         if not any(jax.tree.leaves(learns)):
             raise ValueError(
                 f"OptimizerConfig trains nothing (trainable_groups={config.trainable_groups}, "

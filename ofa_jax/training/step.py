@@ -85,7 +85,7 @@ def make_train_step(
     learns = (optimizer_config.frozen, optimizer_config.trainable_groups)
 
     def loss_of(params, batch_stats, batches: Batches, step, key, group_tokens=None):
-        params = parameter_groups.stop_frozen(params, *learns)
+        params = parameter_groups.stop_frozen_gradients(params, *learns)
         if gather is not None:
             params = gather(params)
         passes = loss_config.passes

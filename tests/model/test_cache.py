@@ -1,7 +1,7 @@
-"""Decoding token by token scores as decoding all at once.
+"""Decoding token by token gives the logits of decoding all tokens at once.
 
-Two ways to the same float32 sums differ by rounding; logits here are of order 1 to 10, so 1e-5 is
-ten units in the last place and more.
+Float32 sums in different orders differ by rounding; logits here are of order 1 to 10, so 1e-5 is at
+least ten units in the last place.
 """
 
 import functools
@@ -15,16 +15,16 @@ from small_model import SMALL, random_batch
 
 from ofa_jax.model import OFA
 
-# Every layer of the decoder has a cache of its own; the encoder has no part in it.
+# Each decoder layer has its own cache, so two layers are needed.
 CONFIG = SMALL.replace(decoder_layers=2)
 
 SAME = dict(rtol=1e-5, atol=1e-5)
-LENGTH = 8  # more than the 1 + 4 positions of the 2x2 codes: some rows reach the filler
+LENGTH = 8  # more than the 1 + 4 positions of the 2x2 codes: some rows reach the fillers
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decode(config, variables, batch, tokens, swaps):
-    """Logits [T, B, G, V] of tokens [B, G, T], see `step_by_step`."""
+    """Returns logits [T, B, G, V] of tokens [B, G, T], see `step_by_step`."""
     model = OFA(config)
     encoded = model.apply(variables, batch, method="encode")
     cache = model.apply(
@@ -47,19 +47,19 @@ def decode(config, variables, batch, tokens, swaps):
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_pass(config, variables, batch):
-    """Logits [B, T, V]; one program for all tests of the same shapes."""
+    """Returns logits [B, T, V]; tests of the same shapes share a program."""
     return OFA(config).apply(variables, batch)
 
 
 def step_by_step(config, variables, batch, tokens, swaps=None):
-    """Logits [B, G, T, V] of tokens [B, G, T]; `swaps` [T, B, G] reorders after each step."""
+    """Returns logits [B, G, T, V] of tokens [B, G, T]; `swaps` [T, B, G] reorders beams."""
     if swaps is None:
         swaps = np.broadcast_to(np.arange(tokens.shape[1]), (tokens.shape[2], *tokens.shape[:2]))
     return np.moveaxis(decode(config, variables, batch, tokens, swaps), 0, 2)
 
 
 def all_at_once(config, variables, batch, tokens):
-    """The same of the full pass, every beam a row of its own."""
+    """Returns the same logits from a full pass with each beam as a row."""
     size, beams, length = tokens.shape
     rows = np.repeat(np.arange(size), beams)
     wide = {name: array[rows] for name, array in batch.items()}
@@ -91,7 +91,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_step_by_step_scores_as_all_at_once(variables, name):
+def test_steps_agree_with_the_full_pass(variables, name):
     batch = {k: v for k, v in (random_batch() | INPUTS[name]).items() if v is not None}
     del batch["decoder_input_tokens"]
     tokens = random_tokens(beams=2)
@@ -106,7 +106,7 @@ def test_step_by_step_scores_as_all_at_once(variables, name):
         {"scale_attn": False, "scale_heads": False, "scale_fc": False, "scale_resids": True},
     ],
 )
-def test_step_by_step_scores_as_all_at_once_with(options):
+def test_steps_agree_with_the_full_pass_for_options(options):
     config = CONFIG.replace(**options)
     batch = random_batch()
     del batch["decoder_input_tokens"]
@@ -115,9 +115,8 @@ def test_step_by_step_scores_as_all_at_once_with(options):
     np.testing.assert_allclose(step_by_step(config, variables, batch, tokens), expected, **SAME)
 
 
-def test_bfloat16_steps_stay_near_the_float32_pass(variables):
-    """Rounding to 8 bits is 2^-9 relative; some 40 roundings in a row add up in quadrature to
-    1.2 %; four times that is allowed on the RMS."""
+def test_bfloat16_steps_stay_close_to_the_float32_pass(variables):
+    """The RMS error is below four times the 1.2 % that 40 roundings to 8 bits add up to."""
     batch = random_batch()
     del batch["decoder_input_tokens"]
     for extra in ({}, INPUTS["mixed rows of sampled patches"]):
@@ -129,7 +128,7 @@ def test_bfloat16_steps_stay_near_the_float32_pass(variables):
         assert error < 0.05
 
 
-def test_a_reordered_beam_goes_on_from_its_parents_past(variables):
+def test_reordered_beams_continue_from_the_past_of_their_parents(variables):
     """After three tokens beam 0 continues beam 2, 1 and 2 both continue beam 0."""
     batch = random_batch()
     del batch["decoder_input_tokens"]
@@ -145,8 +144,8 @@ def test_a_reordered_beam_goes_on_from_its_parents_past(variables):
     assert np.abs(logits[:, :, 3:] - unchanged[:, :, 3:]).max() > 1e-2
 
 
-def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_position():
-    """In a step no product is as large as a projection of the encoder's output or of all T."""
+def test_steps_project_neither_the_encoder_output_nor_past_positions_again():
+    """No array in a step has the shape of such a projection."""
     model, batch = OFA(CONFIG), random_batch(source=13)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
     encoded = jax.eval_shape(lambda v: model.apply(v, batch, method="encode"), shapes)
@@ -164,7 +163,7 @@ def test_the_cache_projects_the_encoder_output_once_per_example_and_position_by_
         assert absent not in step
 
 
-def test_a_cache_longer_than_the_models_positions_is_refused(variables):
+def test_a_cache_longer_than_the_position_table_raises(variables):
     model = OFA(CONFIG)
     encoded = jax.eval_shape(lambda v: model.apply(v, random_batch(), method="encode"), variables)
     with pytest.raises(ValueError, match="decoder's cache is 41 .* 40 positions"):

@@ -1,4 +1,4 @@
-"""Stochastic depth, and the initial values."""
+"""Stochastic depth and initial values."""
 
 import json
 
@@ -9,16 +9,16 @@ import pytest
 
 from ofa_jax.interop import to_fairseq
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.model.layers import DropPath, linear_rates
+from ofa_jax.model.layers import DropPath, linear_drop_path_rates
 
 
-def test_stochastic_depth_grows_linearly():
-    np.testing.assert_allclose(linear_rates(0.3, 4), [0.0, 0.1, 0.2, 0.3])
-    assert linear_rates(0.3, 1) == [0.0]
+def test_drop_path_rates_grow_linearly():
+    np.testing.assert_allclose(linear_drop_path_rates(0.3, 4), [0.0, 0.1, 0.2, 0.3])
+    assert linear_drop_path_rates(0.3, 1) == [0.0]
 
 
-def test_drop_path_drops_whole_examples_and_keeps_the_mean():
-    """4,000 draws at 0.3: the share of dropped ones has deviation sqrt(0.21 / 4000) = 0.0072."""
+def test_drop_path_drops_whole_examples_and_scales_the_others():
+    """The share of dropped examples in 4,000 draws at 0.3 has standard deviation 0.0072."""
     x = np.ones((4000, 2, 3), np.float32)
     y = np.asarray(DropPath().apply({}, x, 0.3, True, rngs={"dropout": jax.random.key(0)}))
     kept = y[:, 0, 0] != 0
@@ -28,11 +28,11 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
 
 
 @pytest.mark.slow
-def test_initial_values_are_distributed_as_the_originals(golden):
-    """Mean and deviation of every tensor against those of a freshly made official model.
+def test_initial_values_are_distributed_as_in_the_reference(golden):
+    """Compares mean and deviation of every tensor with a freshly initialised official model.
 
-    Two samples of n values of deviation s: their means differ by s sqrt(2 / n), their deviations by
-    s sqrt(1 / n). Five times that, over some 500 statistics, fails once in about 3,500 seeds.
+    The means of two samples of n values with deviation s differ by s sqrt(2 / n), their deviations
+    by s sqrt(1 / n). Five times that, over some 500 statistics, fails for one in 3,500 seeds.
     """
     model = OFA(OFAConfig.tiny())
     batch = {

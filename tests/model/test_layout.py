@@ -1,7 +1,7 @@
-"""Scanning, rematerialising and padding the vocabulary change how, and never what, is computed.
+"""Scanning, rematerialising and padding the vocabulary do not change results.
 
-Sums of float32 are made in another order: 1e-5 of each array's largest value; gradients have gone
-through all layers twice, 5e-5.
+Float32 sums in another order agree to 1e-5 of an array's largest value; gradients pass through all
+layers twice and agree to 5e-5.
 """
 
 import functools
@@ -19,7 +19,7 @@ from ofa_jax.model import OFA, OFAConfig, layout
 BLOCKS = DEEP.replace(resnet_layers=(1, 3, 2))
 BATCH = random_batch(pixels=32)
 TEXT = random_batch(pixels=0, codes=False)
-# The ResNet compiles slowly, and only remat has to do with it.
+# The ResNet compiles slowly, and only remat changes it.
 OPTIONS = [
     ("text", dict(scan_layers=True)),
     ("text", dict(scan_layers=True, remat="weight_dots", vocab_multiple=64)),
@@ -38,7 +38,7 @@ def plain_variables():
 
 @functools.cache
 def scored(config, kind):
-    """Jitted: variables -> (logits, batch statistics, gradient of the mean of -log p)."""
+    """Returns a jitted function: variables -> (logits, batch statistics, gradient of the NLL)."""
 
     batch = TEXT if kind == "text" else BATCH
 
@@ -70,7 +70,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
+def test_layout_options_do_not_change_logits_statistics_or_gradients(
     kind, options, plain_variables
 ):
     config = BLOCKS.replace(**options)
@@ -82,9 +82,9 @@ def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
     assert (np.asarray(logits[..., BLOCKS.vocab_size :]) < -1e29).all()
     plain = layout.to_plain({"params": gradient} | dict(stats), config)
     jax.tree.map(assert_close, plain["batch_stats"], expected_stats["batch_stats"])
-    # The gradient of the stem's bias is 0 where no ReLU cuts, for the next batch norms take its
-    # shift away: what cancels is off by the rounding of what it is made of, gradients of the size
-    # of the largest, of which 4 units in the last place are allowed.
+    # The gradient of the stem's bias is 0 where no ReLU is active, since the following batch norms
+    # remove shifts. Cancelling sums have the rounding error of their terms, which are as large as
+    # the largest gradient; 4 units in the last place of it are allowed.
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected_gradient))
     rounding = 4 * np.finfo(np.float32).eps * largest
     jax.tree.map(
@@ -94,11 +94,11 @@ def test_logits_statistics_and_gradients_are_those_of_the_plain_model(
         plain["params"],
         expected_gradient,
     )
-    added = gradient["token_embedding"]["embedding"][BLOCKS.vocab_size :]
-    assert not np.asarray(added).any()
+    padding_rows = gradient["token_embedding"]["embedding"][BLOCKS.vocab_size :]
+    assert not np.asarray(padding_rows).any()
 
 
-def test_init_makes_what_the_layout_says_and_names_the_axis_of_the_layers():
+def test_init_has_the_layout_and_names_the_axis_of_stacked_layers():
     config = BLOCKS.replace(
         dropout_rate=0.1, encoder_drop_path_rate=0.2, scan_layers=True, vocab_multiple=64
     )
@@ -109,7 +109,7 @@ def test_init_makes_what_the_layout_says_and_names_the_axis_of_the_layers():
     assert nn.meta.unbox(boxed) == layout.convert_shapes(plain, BLOCKS, config)
 
 
-def test_dropout_within_a_scan_follows_from_its_key(plain_variables):
+def test_dropout_in_a_scan_is_determined_by_its_key(plain_variables):
     config = BLOCKS.replace(scan_layers=True, dropout_rate=0.3, encoder_drop_path_rate=0.5)
     variables = layout.from_plain(plain_variables, config)
     apply = jax.jit(
@@ -126,7 +126,7 @@ def test_dropout_within_a_scan_follows_from_its_key(plain_variables):
     assert np.abs(once - other).max() > 1e-2
 
 
-def test_official_checkpoints_fit_every_layout(plain_variables):
+def test_official_checkpoints_convert_to_every_layout(plain_variables):
     official = to_fairseq(plain_variables, BLOCKS)
     config = BLOCKS.replace(scan_layers=True, vocab_multiple=64)
     variables = from_fairseq(official, config)
@@ -143,7 +143,7 @@ def test_official_checkpoints_fit_every_layout(plain_variables):
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def test_from_one_layout_to_another_and_back_is_nothing(plain_variables):
+def test_converting_layouts_back_and_forth_changes_nothing(plain_variables):
     one = BLOCKS.replace(scan_layers=True, vocab_multiple=7)
     other = BLOCKS.replace(vocab_multiple=128)
     first = layout.from_plain(plain_variables, one)
@@ -153,7 +153,7 @@ def test_from_one_layout_to_another_and_back_is_nothing(plain_variables):
     assert layout.same_layout(BLOCKS, BLOCKS.replace(remat="full", vocab_multiple=4))
 
 
-def test_the_published_vocabulary_divides_once_it_is_padded():
+def test_vocab_multiple_pads_the_published_vocabulary():
     assert OFAConfig.base(vocab_multiple=128).padded_vocab_size == 59520
     with pytest.raises(ValueError, match="'none', 'full', 'dots', 'weight_dots'"):
         OFAConfig(remat="everything")

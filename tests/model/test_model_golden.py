@@ -1,7 +1,7 @@
-"""The whole model against the official one: logits, encoder output, batch statistics.
+"""Logits, encoder output and batch statistics against the reference implementation.
 
-Tolerance 1e-4 on logits of size 15, as the project asks. Sums of a few hundred float32 terms in
-another order differ by about 2^-23 * sqrt(300) * 15 = 3e-5 in the worst of many thousand entries.
+The tolerance is 1e-4 on logits of size 15. Sums of a few hundred float32 terms in another order
+differ by about 2^-23 * sqrt(300) * 15 = 3e-5 in the worst of many thousand entries.
 """
 
 import functools
@@ -18,7 +18,7 @@ LOGITS = dict(rtol=0, atol=1e-4)
 
 
 def train(model, variables, batch):
-    """One forward pass in training mode: logits and new batch statistics."""
+    """Returns logits and new batch statistics of a forward pass in training mode."""
     return jax.jit(
         lambda v, b: model.apply(
             v, b, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
@@ -28,7 +28,7 @@ def train(model, variables, batch):
 
 @pytest.fixture(scope="module")
 def scored(official):
-    """Name of a case -> (golden case, logits, what the encoder made): one program does both."""
+    """Returns a function: name of a case -> (golden case, logits, encoder output)."""
     both = jax.jit(
         lambda v, b: (official.model.apply(v, b), official.model.apply(v, b, method="encode"))
     )
@@ -42,24 +42,26 @@ def scored(official):
 
 
 @pytest.mark.parametrize("name", ["a", "a_sampled20", "b1", "b2", "c", "d"])
-def test_logits_are_the_originals(scored, name):
+def test_logits_match_the_reference(scored, name):
     case, logits, _ = scored(name)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, case["logits"], **LOGITS)
 
 
 @pytest.mark.parametrize("name", ["a", "a_sampled20", "b1", "d"])
-def test_encoder_output_is_the_originals(scored, name):
+def test_encoder_output_matches_the_reference(scored, name):
     case, _, encoded = scored(name)
-    there = ~case["encoder_padding_mask"]
-    np.testing.assert_array_equal(encoded.mask, there)
-    np.testing.assert_allclose(encoded.hidden[there], case["encoder_out"][there], **LOGITS)
+    not_padding = ~case["encoder_padding_mask"]
+    np.testing.assert_array_equal(encoded.mask, not_padding)
+    np.testing.assert_allclose(
+        encoded.hidden[not_padding], case["encoder_out"][not_padding], **LOGITS
+    )
     np.testing.assert_allclose(
         encoded.positions_per_example(), case["position_embeddings"], rtol=0, atol=1e-5
     )
 
 
-def test_decoding_an_encoded_batch_is_calling_the_model(official, scored):
+def test_encode_then_decode_equals_calling_the_model(official, scored):
     case, _, encoded = scored("d")
     _, batch = official.case("d")
     decode = jax.jit(functools.partial(official.model.apply, method="decode"))
@@ -69,7 +71,7 @@ def test_decoding_an_encoded_batch_is_calling_the_model(official, scored):
     np.testing.assert_allclose(logits, case["logits"], **LOGITS)
 
 
-def test_training_mode_normalises_with_batch_statistics_as_the_original(official, golden):
+def test_training_mode_and_running_statistics_match_the_reference(official, golden):
     case = dict(np.load(golden / "model_tiny" / "case_a_trainmode.npz"))
     _, batch = official.case("a")
     logits, updates = train(official.model, official.variables, batch)
@@ -78,7 +80,7 @@ def test_training_mode_normalises_with_batch_statistics_as_the_original(official
     checked = 0
     for key in case:
         if key.startswith("bn_after_1_step/") and "num_batches" not in key:
-            # Means of thousands of float32 values of order 1 to 10.
+            # These are means of thousands of float32 values of order 1 to 10.
             np.testing.assert_allclose(
                 ours[key.split("/")[1]], case[key], rtol=1e-5, atol=1e-5, err_msg=key
             )
@@ -86,7 +88,7 @@ def test_training_mode_normalises_with_batch_statistics_as_the_original(official
     assert checked == sum("running_" in key for key in ours)
 
 
-def test_frozen_batch_norm_trains_with_the_running_statistics(official):
+def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(official):
     case, batch = official.case("a")
     frozen = OFA(official.config.replace(freeze_batch_norm=True))
     logits, updates = train(frozen, official.variables, batch)
@@ -99,7 +101,9 @@ def test_frozen_batch_norm_trains_with_the_running_statistics(official):
 @pytest.mark.parametrize(
     ("interpolate", "name"), [(True, "interp_logits"), (False, "interp_off_logits")]
 )
-def test_interpolated_positions_give_the_originals_logits(official, golden, interpolate, name):
+def test_logits_with_interpolated_positions_match_the_reference(
+    official, golden, interpolate, name
+):
     case = dict(np.load(golden / "positions" / "positions.npz"))
     batch = {
         "encoder_input_tokens": case["interp_src"].astype(np.int32),
@@ -111,9 +115,8 @@ def test_interpolated_positions_give_the_originals_logits(official, golden, inte
     np.testing.assert_allclose(logits, case[name], **LOGITS)
 
 
-def test_bfloat16_stays_near_float32_and_returns_float32_logits(official):
-    """Rounding to 8 bits is 2^-9 relative; about 60 roundings in a row (12 per layer and some in
-    the ResNet) add up in quadrature to 1.5 %; four times that is allowed on the RMS."""
+def test_bfloat16_stays_close_to_float32_and_returns_float32_logits(official):
+    """The RMS error is below four times the 1.5 % that 60 roundings to 8 bits add up to."""
     case, batch = official.case("d")
     model = OFA(official.config.replace(dtype="bfloat16"))
     logits = jax.jit(model.apply)(official.variables, batch)

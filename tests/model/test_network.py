@@ -1,7 +1,7 @@
-"""What must hold of the model whatever its weights are.
+"""Properties of the model that hold for any weights.
 
-Two ways to the same float32 sums differ by rounding; logits here are of order 1 to 10, so 1e-5 is
-ten units in the last place and more; what must differ does so by a thousand times that.
+Float32 sums in different orders differ by rounding; logits here are of order 1 to 10, so 1e-5 is at
+least ten units in the last place. Results that must differ do so by a thousand times that.
 """
 
 import functools
@@ -24,7 +24,7 @@ def without(batch, *names):
     return {name: array for name, array in batch.items() if name not in names}
 
 
-def test_masked_images_are_as_no_images(small):
+def test_masked_images_equal_no_images(small):
     apply, variables = small
     batch = random_batch()
     masked = apply(variables, batch | {"encoder_image_mask": np.zeros(3, bool)})
@@ -32,7 +32,7 @@ def test_masked_images_are_as_no_images(small):
     assert np.abs(masked - apply(variables, batch)).max() > DIFFERENT
 
 
-def test_an_image_mask_is_per_example(small):
+def test_image_mask_applies_per_example(small):
     apply, variables = small
     batch = random_batch()
     mixed = apply(variables, batch | {"encoder_image_mask": np.array([True, False, True])})
@@ -42,7 +42,7 @@ def test_an_image_mask_is_per_example(small):
     )
 
 
-def test_rows_of_codes_and_text_do_not_touch_each_other(small):
+def test_code_rows_and_text_rows_are_independent(small):
     apply, variables = small
     batch = random_batch()
     mixed = apply(variables, batch)
@@ -53,7 +53,7 @@ def test_rows_of_codes_and_text_do_not_touch_each_other(small):
     assert np.abs(code - text).max() > DIFFERENT
 
 
-def test_sampling_every_patch_is_sampling_none_and_order_does_not_matter(small):
+def test_sampling_all_patches_in_any_order_equals_no_sampling(small):
     apply, variables = small
     batch = random_batch()
     whole = apply(variables, batch)
@@ -75,7 +75,7 @@ def test_sampling_every_patch_is_sampling_none_and_order_does_not_matter(small):
     ],
 )
 def test_options_change_the_result_and_keep_sampling_consistent(small, options):
-    """Interpolation starts at more than 2x2 patches here, so that all 9 of them use it."""
+    """Positions are interpolated from a 2x2 grid here, so that the 9 patches use interpolation."""
     plain, variables = small
     apply = jax.jit(OFA(SMALL.replace(**options)).apply)
     batch = random_batch()
@@ -87,7 +87,7 @@ def test_options_change_the_result_and_keep_sampling_consistent(small, options):
     )
 
 
-def test_uint8_pixels_are_scaled_to_plus_minus_one(small):
+def test_uint8_pixels_are_scaled_to_minus_one_to_one(small):
     apply, variables = small
     batch = random_batch()
     floats = batch["encoder_images"].astype(np.float32) / 127.5 - 1
@@ -96,7 +96,7 @@ def test_uint8_pixels_are_scaled_to_plus_minus_one(small):
     )
 
 
-def test_blank_boxes_are_exactly_zero_after_scaling(small):
+def test_blank_boxes_are_zero_after_scaling(small):
     apply, variables = small
     batch = random_batch()
     boxes = np.array([[8, 16, 24, 40], [0, 0, 0, 0], [0, 0, 48, 48]], np.int32)
@@ -110,7 +110,7 @@ def test_blank_boxes_are_exactly_zero_after_scaling(small):
     )
 
 
-def test_padding_of_the_instruction_changes_nothing(small):
+def test_padding_the_instruction_changes_nothing(small):
     apply, variables = small
     batch = random_batch()
     padded = np.pad(batch["encoder_input_tokens"], ((0, 0), (0, 3)), constant_values=SMALL.pad_id)
@@ -119,7 +119,7 @@ def test_padding_of_the_instruction_changes_nothing(small):
     )
 
 
-def test_the_decoder_does_not_look_ahead(small):
+def test_decoder_is_causal(small):
     apply, variables = small
     batch = random_batch()
     changed = batch["decoder_input_tokens"].copy()
@@ -130,8 +130,8 @@ def test_the_decoder_does_not_look_ahead(small):
     assert (np.abs(after[:, 4:] - before[:, 4:]).max(axis=(1, 2)) > DIFFERENT).all()
 
 
-def test_an_empty_example_gives_finite_gradients(small):
-    """What becomes of a broken record: nothing but padding, no image."""
+def test_empty_examples_give_finite_gradients(small):
+    """An invalid record becomes an example of padding without an image."""
     apply, variables = small
     batch = random_batch() | {"encoder_image_mask": np.array([True, False, True])}
     for name in ("encoder_input_tokens", "decoder_input_tokens"):
@@ -145,7 +145,7 @@ def test_an_empty_example_gives_finite_gradients(small):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_selecting_encoded_examples_repeats_them(small):
+def test_select_repeats_and_reorders_encoded_examples(small):
     apply, variables = small
     encode = jax.jit(functools.partial(OFA(SMALL).apply, method="encode"))
     decode = jax.jit(functools.partial(OFA(SMALL).apply, method="decode"))
@@ -163,26 +163,26 @@ def test_selecting_encoded_examples_repeats_them(small):
         np.testing.assert_allclose(logits, apply(variables, batch)[rows], **SAME)
 
 
-def test_several_answers_to_an_example_are_scored_as_each_alone(small):
+def test_several_targets_per_example_score_as_each_alone(small):
     apply, variables = small
     orders = np.stack([np.roll(np.arange(9), k)[:5] for k in range(3)]).astype(np.int32)
     for extra in ({}, {"encoder_patch_indices": orders}):
         batch = random_batch() | extra
-        answers = np.stack([np.roll(batch["decoder_input_tokens"], k, axis=1) for k in range(2)], 1)
-        logits = apply(variables, batch | {"decoder_input_tokens": answers})
+        targets = np.stack([np.roll(batch["decoder_input_tokens"], k, axis=1) for k in range(2)], 1)
+        logits = apply(variables, batch | {"decoder_input_tokens": targets})
         for k in range(2):
-            alone = apply(variables, batch | {"decoder_input_tokens": answers[:, k]})
+            alone = apply(variables, batch | {"decoder_input_tokens": targets[:, k]})
             np.testing.assert_allclose(logits[:, k], alone, **SAME)
 
 
-def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
+def test_score_streams_equals_scoring_each_stream_alone(small):
     _, variables = small
     text = random_batch(1, size=6, source=5, pixels=0, codes=False)
-    answers = random_batch(2, size=3, target=4)
-    answers["decoder_input_tokens"] = np.stack([answers["decoder_input_tokens"]] * 2, axis=1)
-    streams = {"pairs": random_batch(0, size=4), "text": text, "answers": answers}
+    multiple = random_batch(2, size=3, target=4)
+    multiple["decoder_input_tokens"] = np.stack([multiple["decoder_input_tokens"]] * 2, axis=1)
+    streams = {"pairs": random_batch(0, size=4), "text": text, "several targets": multiple}
     model = OFA(SMALL)
-    # jit sorts the names of its arguments; the streams are scored in their own order.
+    # jit would sort the names of its arguments, but streams are scored in their own order.
     together = jax.jit(lambda variables: model.apply(variables, streams, method="score_streams"))(
         variables
     )
@@ -195,7 +195,7 @@ def test_streams_of_any_shapes_are_scored_together_as_each_alone(small):
         )
 
 
-def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_their_own():
+def test_score_streams_uses_the_embedding_once_and_separate_dropout():
     model, batch = OFA(SMALL.replace(dropout_rate=0.3)), random_batch(pixels=0, codes=False)
     variables = {"params": jax.jit(model.init)(jax.random.key(0), batch)["params"]}
     score = functools.partial(
@@ -214,23 +214,23 @@ def test_streams_are_multiplied_with_the_embedding_once_and_have_dropout_of_thei
     )
     table = f"-> tensor<{SMALL.vocab_size}x{SMALL.width}xf32>"
     lines = [line.strip() for line in program.splitlines() if line.endswith(table)]
-    # The gradients of the look-up and of the logits, each as large as the embedding.
+    # These are the gradients of the look-up and of the logits.
     assert sum(line.startswith("}) :") for line in lines) == 1
     assert sum("dot_general" in line for line in lines) == 1
 
 
-def test_what_is_laid_side_by_side_is_taken_apart_again():
+def test_unpack_streams_inverts_pack_streams():
     shapes = [(6, 4), (2, 3), (4, 2, 5)]
     parts = [np.arange(np.prod(shape) * 3).reshape(*shape, 3) for shape in shapes]
-    laid = pack_streams([jnp.asarray(part) for part in parts], shapes)
-    assert laid.shape == (2, 12 + 3 + 20, 3)
+    packed = pack_streams([jnp.asarray(part) for part in parts], shapes)
+    assert packed.shape == (2, 12 + 3 + 20, 3)
     # The first half of the rows is the first half of every batch.
-    np.testing.assert_array_equal(laid[0, :12].reshape(3, 4, 3), parts[0][:3])
-    for taken, part in zip(unpack_streams(laid, shapes), parts, strict=True):
-        np.testing.assert_array_equal(taken, part)
+    np.testing.assert_array_equal(packed[0, :12].reshape(3, 4, 3), parts[0][:3])
+    for unpacked, part in zip(unpack_streams(packed, shapes), parts, strict=True):
+        np.testing.assert_array_equal(unpacked, part)
 
 
-def test_boxed_and_plain_variables_are_taken_alike():
+def test_boxed_and_plain_variables_give_the_same_logits():
     model = OFA(SMALL)
     boxed = jax.jit(model.init)(jax.random.key(0), random_batch())
     apply = jax.jit(model.apply)
@@ -239,7 +239,7 @@ def test_boxed_and_plain_variables_are_taken_alike():
     )
 
 
-def test_init_makes_every_parameter_whatever_batch_it_is_shown():
+def test_init_creates_every_parameter_for_any_batch():
     model = OFA(SMALL)
     shapes = [
         jax.eval_shape(model.init, jax.random.key(0), batch)
@@ -249,7 +249,7 @@ def test_init_makes_every_parameter_whatever_batch_it_is_shown():
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
 
 
-def test_text_alone_never_runs_the_resnet():
+def test_text_batches_do_not_run_the_resnet():
     model = OFA(SMALL)
     batch = random_batch(pixels=0, codes=False)
     variables = jax.eval_shape(model.init, jax.random.key(0), batch)
@@ -259,7 +259,7 @@ def test_text_alone_never_runs_the_resnet():
     assert "conv_general_dilated" in with_image
 
 
-def test_every_parameter_names_its_axes_and_the_names_are_documented():
+def test_every_parameter_has_documented_logical_axes():
     import ofa_jax.model
 
     model = OFA(SMALL.replace(scale_resids=True))
@@ -281,7 +281,7 @@ def test_every_parameter_names_its_axes_and_the_names_are_documented():
     assert {"vocab", "embed", "mlp", "heads", "kv", "conv_in", "conv_out", "relpos"} <= names
 
 
-def test_dropout_and_stochastic_depth_act_only_in_training(small):
+def test_dropout_and_stochastic_depth_are_off_at_inference(small):
     _, variables = small
     model = OFA(
         SMALL.replace(
@@ -295,8 +295,8 @@ def test_dropout_and_stochastic_depth_act_only_in_training(small):
         )
     )
     batch = random_batch()
-    still = small[0](variables, batch)
-    np.testing.assert_array_equal(jax.jit(model.apply)(variables, batch), still)
+    deterministic = small[0](variables, batch)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, batch), deterministic)
 
     @jax.jit
     def trained(key):
@@ -304,7 +304,7 @@ def test_dropout_and_stochastic_depth_act_only_in_training(small):
 
     first, again, other = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert np.abs(first - still).max() > DIFFERENT
+    assert np.abs(first - deterministic).max() > DIFFERENT
     assert np.abs(first - other).max() > DIFFERENT
 
 
@@ -326,14 +326,14 @@ def test_dropout_and_stochastic_depth_act_only_in_training(small):
         ({"encoder_patch_indices": np.full((3, 4), 9, np.int32)}, "patches 0 to 8"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused_in_words(small, change, message):
-    """Outside jit, where ids have values; shapes are refused under jit as well."""
+def test_invalid_batches_raise_clear_errors(small, change, message):
+    """Ids are checked outside jit, where their values are known; shapes also under jit."""
     _, variables = small
     with pytest.raises(ValueError, match=message):
         OFA(SMALL).apply(variables, random_batch() | change)
 
 
-def test_image_arrays_without_images_are_refused(small):
+def test_image_inputs_without_images_raise(small):
     apply, variables = small
     batch = random_batch(pixels=0) | {"encoder_image_mask": np.ones(3, bool)}
     with pytest.raises(ValueError, match="encoder_image_mask but no encoder_images"):

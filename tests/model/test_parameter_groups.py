@@ -1,4 +1,4 @@
-"""What is trained and what is not, option by option, over real steps."""
+"""Parameter groups and parameter averages over real training steps."""
 
 import functools
 
@@ -30,7 +30,7 @@ def step(config=SMALL, loss=LossConfig(), **options):  # noqa: B008  frozen
 
 
 def changed(before, after):
-    """Paths of the parameters that a step has moved."""
+    """Returns the paths of the parameters that a step has changed."""
     before, after = paths(before.params), paths(after.params)
     return {path for path in before if (before[path] != after[path]).any()}
 
@@ -46,29 +46,29 @@ def changed(before, after):
         (dict(trainable_groups=("prefixes", "biases")), WIDE),
     ],
 )
-def test_only_what_shall_be_trained_is_trained(options, config):
+def test_only_trainable_parameters_change(options, config):
     state, train_step = step(config, **options)
     after, metrics = train_step(state, BATCH)
     frozen, trained = options.get("frozen", ()), options.get("trainable_groups")
-    learns = {
+    trainable = {
         path
         for path in paths(state.params)
         if (trained is None or parameter_groups.in_groups(path, trained))
         and not parameter_groups.in_groups(path, frozen)
     }
     moved = changed(state, after)
-    assert moved <= learns and moved
+    assert moved <= trainable and moved
     if "prefixes" in (trained or ()):
-        # Every self-attention sees its own.
+        # Every self-attention has its own prefix.
         prefixes = {path for path in moved if parameter_groups.GROUPS["prefixes"](path)}
         assert len(prefixes) == 2 * (config.encoder_layers + config.decoder_layers)
         assert all("self_attention" in path for path in prefixes)
-    # Text alone reaches neither ResNet nor the image tables; everything else that learns, moves.
+    # Text reaches neither the ResNet nor the image tables; all other trainable parameters move.
     reached = changed(*_plain_step(config))
-    assert moved >= {path for path in reached & learns if path[-1] != "bias" or trained}
-    # No memory is kept for what does not learn.
+    assert moved >= {path for path in reached & trainable if path[-1] != "bias" or trained}
+    # The optimizer holds no moments of frozen parameters.
     moments = sum(x.size for x in jax.tree.leaves(after.opt_state))
-    assert moments <= 2 * sum(paths(state.params)[path].size for path in learns) + 8
+    assert moments <= 2 * sum(paths(state.params)[path].size for path in trainable) + 8
     assert metrics.gradient_norm > 0
 
 
@@ -78,14 +78,14 @@ def _plain_step(config):
     return state, train_step(state, BATCH)[0]
 
 
-def test_adapters_begin_as_the_identity():
+def test_adapters_are_initialised_as_the_identity():
     config = SMALL.replace(adapter_width=3)
     variables = nn.meta.unbox(jax.jit(OFA(config).init)(jax.random.key(0), BATCH["text"]))
     flat = flax.traverse_util.flatten_dict(variables["params"])
     less = {path: x for path, x in flat.items() if "adapter" not in path}
     added = [x for path, x in flat.items() if "adapter" in path and "up" in path]
     assert added and not any(x.any() for x in added)
-    # What is added is nothing; two programs round a sum in two ways.
+    # The adapters add 0, but two programs may round a sum differently.
     expected = jax.jit(OFA(SMALL).apply)(
         {**variables, "params": flax.traverse_util.unflatten_dict(less)}, BATCH["text"]
     )
@@ -97,10 +97,10 @@ def test_adapters_begin_as_the_identity():
     )
 
 
-def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
+def test_parameter_average_decays_and_is_used_for_evaluation():
     state, train_step = step(ema_decay=0.9, ema_start=1)
     begun, _ = train_step(state, BATCH)
-    # Before its start the average is the parameters themselves.
+    # Before its start the average equals the parameters.
     jax.tree.map(np.testing.assert_array_equal, begun.ema_params, begun.params)
     after, _ = train_step(begun, BATCH)
     jax.tree.map(
@@ -115,7 +115,7 @@ def test_the_average_follows_with_its_decay_and_is_what_is_evaluated():
     assert begun.replace(ema_params=None).eval_variables["params"] is begun.params
 
 
-def test_a_bad_step_leaves_the_average_alone():
+def test_skipped_steps_do_not_change_the_average():
     state, train_step = step(ema_decay=0.9, ema_start=1)
     broken = jax.tree.map(np.copy, BATCH)
     broken["text"]["decoder_loss_weights"][0, 0] = np.nan
@@ -124,7 +124,7 @@ def test_a_bad_step_leaves_the_average_alone():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         (dict(frozen=("resent",)), "OptimizerConfig.frozen names 'resent'.*Did you mean resnet?"),
         (
@@ -134,11 +134,11 @@ def test_a_bad_step_leaves_the_average_alone():
         (dict(ema_decay=1.0), "ema_decay is 1.0; give 0 <= x < 1"),
     ],
 )
-def test_a_group_or_decay_that_there_is_not_is_refused(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_unknown_groups_and_invalid_decays_raise(options, message):
+    with pytest.raises(ValueError, match=message):
         OptimizerConfig(1e-3, 10, **options)
 
 
-def test_training_nothing_is_refused():
+def test_training_no_parameters_raises():
     with pytest.raises(ValueError, match="trains nothing .*does the model have what it names"):
         step(SMALL, trainable_groups=("adapters",))

@@ -1,4 +1,4 @@
-"""Full-size models with weights made by the recipe against the official forward pass."""
+"""Full-size models with weights from the recipe against the reference implementation."""
 
 import json
 
@@ -12,7 +12,7 @@ from ofa_jax.model import OFA
 from ofa_jax.training.losses import negative_log_likelihood
 
 
-def test_the_recipe_makes_the_weights_of_the_small_model(golden):
+def test_recipe_reproduces_the_weights_of_the_small_model(golden):
     saved = np.load(golden / "model_tiny" / "state_dict_f16.npz")
     for key in saved:
         np.testing.assert_array_equal(recipe.tensor(key, saved[key].shape), saved[key], key)
@@ -20,8 +20,8 @@ def test_the_recipe_makes_the_weights_of_the_small_model(golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "medium", "base"])
-def test_full_size_models_score_as_the_originals(golden, size):
-    """1e-4 of the largest value, as the origin of the numbers says to expect of float32."""
+def test_full_size_models_match_the_reference(golden, size):
+    """Allows 1e-4 of the largest value, the float32 accuracy stated with the golden numbers."""
     arch = json.loads((golden / "resnet" / "ofa_archs.json").read_text())[f"ofa_{size}"]
     config = config_from_fairseq(arch["args"], arch["args"]["vocab_size"])
     variables = from_fairseq(recipe.state_dict(arch["state_dict"]), config)
@@ -33,12 +33,12 @@ def test_full_size_models_score_as_the_originals(golden, size):
     }
     model = OFA(config)
     encoded = jax.jit(lambda v, b: model.apply(v, b, method="encode"))(variables, batch)
-    there = ~case["encoder_padding_mask"]
-    np.testing.assert_array_equal(encoded.mask, there)
+    not_padding = ~case["encoder_padding_mask"]
+    np.testing.assert_array_equal(encoded.mask, not_padding)
     ours, theirs = np.asarray(encoded.hidden)[:, ::7], case["encoder_out"]
-    seen = there[:, ::7]
+    visible = not_padding[:, ::7]
     np.testing.assert_allclose(
-        ours[seen], theirs[seen], rtol=0, atol=1e-4 * np.abs(theirs[seen]).max()
+        ours[visible], theirs[visible], rtol=0, atol=1e-4 * np.abs(theirs[visible]).max()
     )
     logits = np.asarray(jax.jit(model.apply)(variables, batch))
     np.testing.assert_allclose(

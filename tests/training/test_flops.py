@@ -10,7 +10,7 @@ from small_model import DEEP
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.model.parameter_groups import trainable
+from ofa_jax.model.parameter_groups import trainable_mask
 from ofa_jax.planning.hlo import Program
 from ofa_jax.training import flops
 
@@ -107,7 +107,7 @@ def test_what_is_frozen_has_no_gradient_of_its_weights_and_hands_on_what_learns_
     frozen, trained, expected
 ):
     params = jax.eval_shape(OFA(DEEP).init, jax.random.key(0), shapes(1))["params"]
-    learns = trainable(params, frozen, trained)
+    learns = trainable_mask(params, frozen, trained)
     factors = flops.training_factors(params, learns)
     assert factors == expected
     parts = flops.forward_flops(shapes(), DEEP)
