@@ -243,7 +243,7 @@ def _check(config: OFAConfig, task: EvaluatedTask, stream: Stream) -> None:
     row = empty_features(dataclasses.replace(stream, num_sampled_patches=None), 0)
     train.check_fits(OFA(config), stream, stack([row]))
     try:
-        task.judging.decoding.longest(stream.task_feature_lengths["inputs"], config)
+        task.judging.decoding.max_output_length(stream.task_feature_lengths["inputs"], config)
     except ValueError as error:
         raise ValueError(f"Task {task.name} does not fit the model: {error}") from error
 

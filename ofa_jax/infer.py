@@ -341,7 +341,7 @@ def _description(name: str, task: OpenTask, loaded: loading.LoadedModel) -> Eval
 
 def _check_answers(decoding: DecodingConfig, source_length: int, model: OFAConfig) -> None:
     """Whether the model has positions for instructions and answers."""
-    decoding.longest(source_length, model)
+    decoding.max_output_length(source_length, model)
     if source_length > model.max_source_positions:
         raise ValueError(
             f"infer.source_length is {source_length}, but the model has "

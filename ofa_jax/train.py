@@ -279,7 +279,7 @@ def _answers(stream: Stream, model: OFAConfig) -> Trie:
         )
     provider = seqio_bridge.find(stream.mixture_or_task_name)
     encode = provider.output_features["targets"].vocabulary.encode
-    return Trie.from_answers([encode(answer) for answer in task.candidates()], model.vocab_size)
+    return Trie.from_sequences([encode(answer) for answer in task.candidates()], model.vocab_size)
 
 
 def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:

@@ -434,7 +434,7 @@ MISTAKES = {
     ),
     "an answer beyond the positions": (
         ["--gin.infer.decoding=@DecodingConfig()", "--gin.DecodingConfig.max_length=64"],
-        "the answer with its eos is 65 tokens long, the model has 64 positions",
+        "the output with its eos is 65 tokens long, the model has 64 positions",
     ),
     "a file of answers": (["--gin.infer.answers_file='nowhere'"], "There is no file nowhere"),
     "a task": (

@@ -93,7 +93,7 @@ def measure(
     """Times the encoder and the decoder."""
     config = DecodingConfig(beam_size=beam, max_length=tokens, min_length=tokens)
     config.check(model.config)
-    longest = config.longest(source, model.config)
+    longest = config.max_output_length(source, model.config)
     batch = random_batch(batch_size, source, pixels)
     variables = random_variables(model, batch)
     encode = jax.jit(functools.partial(model.apply, method="encode"))

@@ -1,21 +1,29 @@
-"""How the model answers: beam search, sampling, a trie of allowed answers, scores of candidates.
+"""Generation with the model: beam search, sampling, tries of allowed outputs, candidate scoring.
 
     from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer
     decode = make_decoder(model, DecodingConfig(beam_size=5, max_length=16))
     hypotheses = decode(variables, batch)
-    hypotheses.tokens[:, 0]                         # int32 [B, T], the best answers, eos at the end
+    hypotheses.tokens[:, 0]                         # int32 [B, T], the best outputs, ended by eos
 
-    trie = Trie.from_answers([[159], [93, 220]], vocab_size)
-    answer = make_decoder(model, DecodingConfig(max_length=10), trie)(variables, batch)
-    scores = make_scorer(model, answers)(variables, batch)       # float32 [B, C]
+    trie = Trie.from_sequences([[159], [93, 220]], vocab_size)
+    hypotheses = make_decoder(model, DecodingConfig(max_length=10), trie)(variables, batch)
+    scores = make_scorer(model, candidates)(variables, batch)    # float32 [B, C]
 
-`batch` holds what `ofa_jax.model` reads of the encoder_* arrays and, both optional,
-decoder_code_mask bool[B] (rows that write image codes) and decoder_prefix_tokens int32[B,P]: tokens
-that each answer begins with, padded at the end, of another length in each row if need be.
+`batch` holds the encoder_* arrays of `ofa_jax.model` and, both optional, decoder_code_mask bool[B]
+(examples that generate image codes) and decoder_prefix_tokens int32[B,P]: tokens that the outputs
+start with, padded at the end; their lengths may differ between examples.
 
-Everything happens in one compiled program of fixed shapes that stops early: the encoder runs once,
-its keys and values are projected once per example and read by all beams, the decoder goes on from a
-cache. Compiled under `partitioner.mesh_context()`, a batch that is split over the mesh stays split.
+Everything runs in one compiled program of fixed shapes that stops early. The encoder runs once, its
+keys and values are projected once per example and shared by all beams, and the decoder has a cache.
+Compiled under `partitioner.mesh_context()`, the batch stays sharded over the mesh.
+
+Modules:
+    config       `DecodingConfig`
+    search       `make_decoder` and the decoding loop; `beam` and `sampling` select tokens
+    scoring      `make_scorer`, log-probabilities of all candidates
+    trie         `Trie`
+    constraints  which tokens may come next
+    hypotheses   `Hypotheses` and the state of the loop
 """
 
 from ofa_jax.decoding.config import DecodingConfig

@@ -1,11 +1,12 @@
-"""What a decoder is asked for: one frozen dataclass."""
+"""Settings of a decoder."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax
-import jax
 import numpy as np
+from jaxtyping import ArrayLike, Float, Int
 
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.checks import check_length
@@ -14,31 +15,31 @@ from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """How answers are searched. The defaults are those of captioning without its n-gram rule.
+    """How outputs are generated. The defaults suit captioning, apart from its n-gram rule.
 
-    Lengths do not count the eos that ends every answer, but do count a forced prefix.
+    Lengths do not count the eos that ends every output, but do count a forced prefix.
 
     Attributes:
-      method: "beam", or "sample" for independent random answers.
-      beam_size: hypotheses of each example: beams (1 is greedy search), or samples.
-      max_length: longest answer in tokens; then eos is forced.
-      max_length_per_source_token: lets the longest answer grow by so much for every token of the
-        batch's instructions, padding included.
-      min_length: no eos before so many tokens (a forced prefix may hold one).
-      exact_length: write `max_length` tokens, none of them special: images of codes.
-      length_penalty: scores are divided by `(length + 1) ** length_penalty`; more favours longer
-        answers.
-      normalize_scores: False leaves scores the sums of log-probabilities.
-      temperature: logits are divided by it.
-      top_k: sample among so many most probable tokens; 0 for all.
+      method: "beam", or "sample" for independent samples.
+      beam_size: hypotheses per example: beams (1 is greedy search), or samples.
+      max_length: tokens of the longest output; then eos is forced.
+      max_length_per_source_token: increases the longest output by this much for every token of the
+        batch's instructions, including padding.
+      min_length: eos is forbidden before this many tokens, except in a forced prefix.
+      exact_length: generate exactly `max_length` tokens and no special symbols (images of codes).
+      length_penalty: scores are divided by `(length + 1) ** length_penalty`; larger values favour
+        longer outputs.
+      normalize_scores: False leaves scores as sums of log-probabilities.
+      temperature: divisor of the logits.
+      top_k: sample among this many most probable tokens; 0 for all.
       top_p: sample among the fewest most probable tokens that reach this probability (nucleus
         sampling, Holtzman et al. 2020), after `top_k`; 1 for all.
-      no_repeat_ngram_size: no sequence of so many tokens, bos included, comes twice; 0 for no rule.
-      unk_penalty: taken from the log-probability of <unk>.
-      constraint_range: (first, behind last) id that may be written, besides the four special
-        symbols: the codes, the bins.
-      renormalize: whether the probabilities of what the trie or the range allows sum to one. False
-        (zero-shot in the original) leaves them as they are without those.
+      no_repeat_ngram_size: no n-gram of this many tokens, including bos, occurs twice; 0 for none.
+      unk_penalty: subtracted from the log-probability of <unk>.
+      constraint_range: (first, end) of the ids that may be generated besides the four special
+        symbols: the image codes or the location bins.
+      renormalize: whether the probabilities of the tokens that the trie or the range allows sum to
+        one. False (zero-shot in the reference implementation) keeps their original probabilities.
     """
 
     method: str = "beam"
@@ -57,7 +58,7 @@ class DecodingConfig:
     constraint_range: tuple[int, int] | None = None
     renormalize: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in ("beam", "sample"):
             raise ValueError(
                 f"DecodingConfig.method is {self.method!r}; use 'beam' (greedy is "
@@ -75,6 +76,14 @@ class DecodingConfig:
                 raise ValueError(
                     f"DecodingConfig.{name} is {getattr(self, name)}; it must be at least {least}."
                 )
+        self._check_sampling()
+        if self.constraint_range is not None:
+            # gin passes lists; a tuple keeps the config hashable.
+            first, end = _check_range(self.constraint_range)
+            object.__setattr__(self, "constraint_range", (first, end))
+
+    def _check_sampling(self) -> None:
+        """Raises ValueError for sampling options that are out of range or unused."""
         if self.temperature <= 0:
             raise ValueError(
                 f"DecodingConfig.temperature is {self.temperature}; it must be "
@@ -83,28 +92,17 @@ class DecodingConfig:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(
-                f"DecodingConfig.top_p is {self.top_p}; a probability above 0 and at "
-                "most 1 is wanted."
+                f"DecodingConfig.top_p is {self.top_p}; it must be a probability above 0 and at "
+                "most 1."
             )
         if self.method == "beam" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 "DecodingConfig.top_k and top_p are for sampling; set method = "
                 "'sample', or leave them at 0 and 1."
             )
-        if self.constraint_range is not None:
-            # gin hands lists over; a tuple keeps the config hashable.
-            object.__setattr__(self, "constraint_range", tuple(self.constraint_range))
-            if len(self.constraint_range) != 2 or not (
-                len(SPECIAL_SYMBOLS) <= self.constraint_range[0] < self.constraint_range[1]
-            ):
-                raise ValueError(
-                    f"DecodingConfig.constraint_range is {self.constraint_range}; give the first "
-                    f"id and the one behind the last, e.g. ({len(SPECIAL_SYMBOLS)}, 100). Special "
-                    "symbols are always allowed."
-                )
 
     def check(self, model: OFAConfig) -> None:
-        """Raises ValueError where a model cannot do what is asked."""
+        """Raises ValueError if a model's vocabulary is too small for these settings."""
         if self.method == "beam" and 2 * self.beam_size >= model.vocab_size:
             raise ValueError(
                 f"DecodingConfig.beam_size {self.beam_size} needs more than "
@@ -118,47 +116,53 @@ class DecodingConfig:
             )
         if self.constraint_range is not None and self.constraint_range[1] > model.vocab_size:
             raise ValueError(
-                f"DecodingConfig.constraint_range {self.constraint_range} leaves the "
+                f"DecodingConfig.constraint_range {self.constraint_range} exceeds the "
                 f"vocabulary of {model.vocab_size} tokens."
             )
 
-    def longest(self, source_length: int, model: OFAConfig) -> int:
-        """Longest answer, in tokens, to instructions of so many.
+    def max_output_length(self, source_length: int, model: OFAConfig) -> int:
+        """Returns the number of tokens of the longest output, without eos.
+
+        Args:
+          source_length: number of tokens of the instructions, including padding.
+          model: configuration of the model.
 
         Raises:
-          ValueError: if the model has no positions for it, or if it is below `min_length`.
+          ValueError: if the model lacks positions for it, or if it is below `min_length`.
         """
-        longest = int(self.max_length_per_source_token * source_length + self.max_length)
+        length = int(self.max_length_per_source_token * source_length + self.max_length)
         check_length(
-            longest + 1,
-            "the answer with its eos",
+            length + 1,
+            "the output with its eos",
             model.max_target_positions,
             "reduce DecodingConfig.max_length",
         )
-        if longest < self.min_length:
+        if length < self.min_length:
             raise ValueError(
                 f"DecodingConfig.min_length {self.min_length} is more than the "
-                f"longest answer, {longest} tokens."
+                f"longest output, {length} tokens."
             )
-        return longest
+        return length
 
     def replace(self, **overrides: Any) -> "DecodingConfig":
-        """The same configuration with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **overrides)
 
     @property
     def dynamic_params(self) -> "DynamicParams":
-        """What may change without compiling anew."""
-        # Dividing by length ** 0 is not dividing.
+        """Settings that may change without recompilation."""
+        # Division by length ** 0 leaves scores unnormalised.
         penalty = self.length_penalty if self.normalize_scores else 0.0
         return DynamicParams(
-            np.int32(self.min_length),
-            *(np.float32(x) for x in (penalty, self.temperature, self.unk_penalty)),
+            min_length=np.int32(self.min_length),
+            length_penalty=np.float32(penalty),
+            temperature=np.float32(self.temperature),
+            unk_penalty=np.float32(self.unk_penalty),
         )
 
     @property
     def static_config(self) -> "DecodingConfig":
-        """The same for all configurations that share a compiled program."""
+        """A configuration that is equal for all configurations that share a compiled program."""
         return self.replace(
             min_length=0,
             length_penalty=0.0,
@@ -168,11 +172,23 @@ class DecodingConfig:
         )
 
 
-@flax.struct.dataclass
-class DynamicParams:
-    """Settings that a compiled program takes as arguments, see `DecodingConfig`: scalars."""
+class DynamicParams(flax.struct.PyTreeNode):
+    """Settings of `DecodingConfig` that are arguments of compiled programs."""
 
-    min_length: jax.Array
-    length_penalty: jax.Array
-    temperature: jax.Array
-    unk_penalty: jax.Array
+    min_length: Int[ArrayLike, ""]
+    length_penalty: Float[ArrayLike, ""]
+    temperature: Float[ArrayLike, ""]
+    unk_penalty: Float[ArrayLike, ""]
+
+
+def _check_range(constraint_range: Sequence[int]) -> Sequence[int]:
+    """Raises ValueError unless a range has two ids in order, after the special symbols."""
+    if len(constraint_range) != 2 or not (
+        len(SPECIAL_SYMBOLS) <= constraint_range[0] < constraint_range[1]
+    ):
+        raise ValueError(
+            f"DecodingConfig.constraint_range is {constraint_range}; give the first id and the one "
+            f"after the last, e.g. ({len(SPECIAL_SYMBOLS)}, 100). Special symbols are always "
+            "allowed."
+        )
+    return constraint_range

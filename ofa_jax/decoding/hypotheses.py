@@ -1,12 +1,13 @@
-"""Answers while they grow and when they are finished.
+"""Hypotheses of the decoding loop: finished ones, and the state of those that are not.
 
-B examples, G hypotheses of each, T places: the longest answer and its eos. A hypothesis that is not
-there, because fewer answers are possible than were asked for, has the score -inf and no tokens.
+B examples have G hypotheses of up to T tokens, which is the longest output and its eos. If fewer
+outputs than G exist, the remaining hypotheses are invalid: their score is -inf and they are empty.
 """
 
 import flax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ofa_jax.decoding.trie import Trie
 from ofa_jax.model.cache import DecoderCache
@@ -21,25 +22,24 @@ BOS, PAD, EOS, UNK = (
 )
 
 
-@flax.struct.dataclass
-class Hypotheses:
-    """Finished answers.
+class Hypotheses(flax.struct.PyTreeNode):
+    """Finished hypotheses.
 
     Attributes:
-      tokens: int32 [B, G, T], each ended by eos, then padding; bos is left out.
-      scores: float32 [B, G], see `DecodingConfig.length_penalty`.
-      lengths: int32 [B, G], tokens with eos; 0 for a hypothesis that is not there.
-      token_scores: float32 [B, G, T], log-probability of each token; 0 on padding.
+      tokens: int32, without bos, ended by eos, then padding.
+      scores: float32, see `DecodingConfig.length_penalty`.
+      lengths: int32, number of tokens including eos; 0 for invalid hypotheses.
+      token_scores: float32, log-probability of each token; 0 on padding.
     """
 
-    tokens: jax.Array
-    scores: jax.Array
-    lengths: jax.Array
-    token_scores: jax.Array
+    tokens: Int[Array, "batch beams length"]
+    scores: Float[Array, "batch beams"]
+    lengths: Int[Array, "batch beams"]
+    token_scores: Float[Array, "batch beams length"]
 
     @classmethod
-    def none(cls, batch_size: int, count: int, length: int) -> "Hypotheses":
-        """Places for `count` hypotheses of each example, all empty."""
+    def empty(cls, batch_size: int, count: int, length: int) -> "Hypotheses":
+        """Returns `count` invalid hypotheses for each example."""
         shape = (batch_size, count)
         return cls(
             tokens=with_activation_sharding(
@@ -51,54 +51,54 @@ class Hypotheses:
         )
 
     @property
-    def there(self) -> jax.Array:
-        """bool [B, G], which places hold a hypothesis."""
+    def valid(self) -> Bool[Array, "batch beams"]:
+        """Which hypotheses exist."""
         return self.lengths > 0
 
-    def best_first(self) -> "Hypotheses":
-        """Sorted by score."""
+    def sorted_by_score(self) -> "Hypotheses":
+        """Returns the hypotheses of each example, best first."""
         order = jnp.argsort(-self.scores, axis=1)
-        return jax.tree.map(lambda x: pick(x, order), self)
+        return jax.tree.map(lambda x: gather_beams(x, order), self)
 
 
-@flax.struct.dataclass
-class Continuation:
-    """How each of the G hypotheses of an example goes on: all [B, G].
+class Continuation(flax.struct.PyTreeNode):
+    """The next token of each of the G hypotheses of an example.
 
     Attributes:
-      tokens: int32.
+      tokens: int32, the tokens.
       token_scores: float32, their log-probabilities.
-      parents: int32, the hypothesis that is continued; None where each continues itself.
+      parents: int32, the hypothesis that each new one continues; None if each continues itself.
     """
 
-    tokens: jax.Array
-    token_scores: jax.Array
-    parents: jax.Array | None = None
+    tokens: Int[Array, "batch beams"]
+    token_scores: Float[Array, "batch beams"]
+    parents: Int[Array, "batch beams"] | None = None
 
 
-@flax.struct.dataclass
-class DecodeState:
-    """Answers that are being written, all at the same place.
+class DecodeState(flax.struct.PyTreeNode):
+    """Unfinished hypotheses, all of the same length.
 
     Attributes:
-      step: int32 [], how many tokens each has.
-      tokens: int32 [B, G, 1 + T], bos first, padding last.
-      token_scores: float32 [B, G, T].
-      totals: float32 [B, G], sums of token_scores; -inf for a hypothesis that is not there.
-      cache: of the decoder.
-      nodes: int32 [B, G], where in the trie each is; None without one.
+      step: int32, number of tokens of each hypothesis.
+      tokens: int32, bos first, then the tokens, then padding.
+      token_scores: float32, log-probability of each token.
+      totals: float32, sums of token_scores; -inf for hypotheses that do not exist.
+      cache: cache of the decoder.
+      nodes: int32, the trie node of each hypothesis; None without a trie.
     """
 
-    step: jax.Array
-    tokens: jax.Array
-    token_scores: jax.Array
-    totals: jax.Array
+    step: Int[Array, ""]
+    tokens: Int[Array, "batch beams 1+length"]
+    token_scores: Float[Array, "batch beams length"]
+    totals: Float[Array, "batch beams"]
     cache: DecoderCache
-    nodes: jax.Array | None = None
+    nodes: Int[Array, "batch beams"] | None = None
 
     @classmethod
-    def start(cls, totals: jax.Array, cache: DecoderCache, trie: Trie | None) -> "DecodeState":
-        """Nothing written yet; totals [B, G] say which hypotheses are there."""
+    def start(
+        cls, totals: Float[Array, "batch beams"], cache: DecoderCache, trie: Trie | None
+    ) -> "DecodeState":
+        """Returns empty hypotheses; those whose total is -inf do not exist."""
         length = cache.length
         tokens = jnp.full((*totals.shape, 1 + length), PAD, jnp.int32).at[:, :, 0].set(BOS)
         return cls(
@@ -115,38 +115,48 @@ class DecodeState:
         )
 
     @property
-    def newest(self) -> jax.Array:
-        """int32 [B, G], the last token of each."""
+    def last_tokens(self) -> Int[Array, "batch beams"]:
+        """The last token of each hypothesis."""
         return jax.lax.dynamic_index_in_dim(self.tokens, self.step, axis=2, keepdims=False)
 
     @property
-    def written(self) -> jax.Array:
-        """int32 [B, G, T], the tokens without bos."""
+    def generated_tokens(self) -> Int[Array, "batch beams length"]:
+        """The tokens without bos."""
         return self.tokens[:, :, 1:]
 
-    def extend(self, choice: Continuation, nodes: jax.Array | None) -> "DecodeState":
-        """One token longer; `nodes` are those of the new hypotheses."""
+    def extend(
+        self, continuation: Continuation, nodes: Int[Array, "batch beams"] | None
+    ) -> "DecodeState":
+        """Returns the hypotheses with one more token.
+
+        Args:
+          continuation: the next tokens.
+          nodes: trie nodes of the new hypotheses; None without a trie.
+        """
         tokens, token_scores, totals, cache = (
             self.tokens,
             self.token_scores,
             self.totals,
             self.cache,
         )
-        if choice.parents is not None:
+        parents = continuation.parents
+        if parents is not None:
             tokens, token_scores, totals = (
-                pick(x, choice.parents) for x in (tokens, token_scores, totals)
+                gather_beams(x, parents) for x in (tokens, token_scores, totals)
             )
-            cache = cache.reorder(choice.parents)
+            cache = cache.reorder(parents)
         return DecodeState(
             self.step + 1,
-            tokens.at[:, :, self.step + 1].set(choice.tokens),
-            token_scores.at[:, :, self.step].set(choice.token_scores),
-            totals + choice.token_scores,
+            tokens.at[:, :, self.step + 1].set(continuation.tokens),
+            token_scores.at[:, :, self.step].set(continuation.token_scores),
+            totals + continuation.token_scores,
             cache,
             nodes,
         )
 
 
-def pick(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Per example some of x [B, G, ...], by index int32 [B, N]: [B, N, ...]."""
-    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+def gather_beams(
+    x: Shaped[Array, "batch beams *rest"], indices: Int[Array, "batch new_beams"]
+) -> Shaped[Array, "batch new_beams *rest"]:
+    """Gathers beams of each example by their indices."""
+    return jnp.take_along_axis(x, indices.reshape(*indices.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -1,62 +1,67 @@
-"""Random answers: every hypothesis of an example is drawn by itself, token by token.
+"""Sampling: each hypothesis of an example is drawn independently, token by token.
 
-A sample's score is its probability under the model (and its constraints), not under what `top_k`
-and `top_p` have left. Samples stay in the order in which they were drawn.
+A sample's score is its probability under the model and the constraints, before `top_k` and `top_p`
+are applied. Samples stay in the order in which they were drawn.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ofa_jax.decoding.config import DecodingConfig, DynamicParams
 from ofa_jax.decoding.hypotheses import EOS, PAD, Continuation, DecodeState, Hypotheses
 
 
-def start(batch_size: int, samples: int) -> jax.Array:
-    """float32 [B, G], totals: all are there."""
+def initial_totals(batch_size: int, samples: int) -> Float[Array, "batch samples"]:
+    """Returns the scores of empty samples."""
     return jnp.zeros((batch_size, samples))
 
 
 def select(
-    log_probs: jax.Array, growing: DecodeState, config: DecodingConfig, key: jax.Array
+    log_probs: Float[Array, "batch samples vocab"],
+    state: DecodeState,
+    config: DecodingConfig,
+    key: PRNGKeyArray,
 ) -> Continuation:
-    """One step: float32 [B, G, V] to a token of each hypothesis; padding behind eos."""
-    key = jax.random.fold_in(key, growing.step)
-    ended = _ended(growing)
+    """Draws the next token of each sample; samples that have ended get padding."""
+    key = jax.random.fold_in(key, state.step)
+    ended = _has_ended(state)
     if config.top_k or config.top_p < 1:
         scores, tokens = jax.lax.top_k(log_probs, config.top_k or log_probs.shape[-1])
         if config.top_p < 1:
             probs = jax.nn.softmax(scores)
             before = jnp.cumsum(probs, axis=-1) - probs
             scores = jnp.where(before < config.top_p, scores, -jnp.inf)
-        drawn = _at(tokens, jax.random.categorical(key, scores))
+        drawn = _take_last(tokens, jax.random.categorical(key, scores))
     else:
         drawn = jax.random.categorical(key, log_probs)
-    return Continuation(jnp.where(ended, PAD, drawn), jnp.where(ended, 0.0, _at(log_probs, drawn)))
+    return Continuation(
+        jnp.where(ended, PAD, drawn), jnp.where(ended, 0.0, _take_last(log_probs, drawn))
+    )
 
 
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """[..., N] and int [...] to [...]."""
+def _take_last(x: Float[Array, "*rest n"], index: Int[Array, "*rest"]) -> Float[Array, "*rest"]:
+    """Selects one entry of the last axis."""
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
 
 
-def _ended(growing: DecodeState) -> jax.Array:
-    """bool [B, G]."""
-    return (growing.newest == EOS) | (growing.newest == PAD)
+def _has_ended(state: DecodeState) -> Bool[Array, "batch samples"]:
+    return (state.last_tokens == EOS) | (state.last_tokens == PAD)
 
 
-def running(growing: DecodeState) -> jax.Array:
-    """bool [B], which examples are not done."""
-    return (~_ended(growing) & jnp.isfinite(growing.totals)).any(axis=1)
+def is_running(state: DecodeState) -> Bool[Array, " batch"]:
+    """Returns which examples are not done."""
+    return (~_has_ended(state) & jnp.isfinite(state.totals)).any(axis=1)
 
 
-def results(growing: DecodeState, numbers: DynamicParams) -> Hypotheses:
-    """The samples. Those that had no way to end are not there."""
-    tokens, there = growing.written, jnp.isfinite(growing.totals)
-    lengths = jnp.where(there, (tokens != PAD).sum(axis=-1), 0)
-    penalty = jnp.maximum(lengths, 1).astype(jnp.float32) ** numbers.length_penalty
+def finish(state: DecodeState, dynamic_params: DynamicParams) -> Hypotheses:
+    """Returns the samples as hypotheses; those that could not end within T tokens are invalid."""
+    tokens, valid = state.generated_tokens, jnp.isfinite(state.totals)
+    lengths = jnp.where(valid, (tokens != PAD).sum(axis=-1), 0)
+    penalty = jnp.maximum(lengths, 1).astype(jnp.float32) ** dynamic_params.length_penalty
     return Hypotheses(
-        jnp.where(there[..., None], tokens, PAD),
-        growing.totals / penalty,
+        jnp.where(valid[..., None], tokens, PAD),
+        state.totals / penalty,
         lengths,
-        jnp.where(there[..., None], growing.token_scores, 0.0),
+        jnp.where(valid[..., None], state.token_scores, 0.0),
     )

@@ -1,40 +1,40 @@
-"""The loop that writes answers, compiled as one program with the encoder in it."""
+"""The decoding loop, compiled together with the encoder as one program."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from ofa_jax.decoding import beam, sampling
 from ofa_jax.decoding.config import DecodingConfig, DynamicParams
-from ofa_jax.decoding.constraints import Constraints, Prefix
+from ofa_jax.decoding.constraints import Constraints, ForcedPrefix
 from ofa_jax.decoding.hypotheses import PAD, DecodeState, Hypotheses
+from ofa_jax.decoding.model_methods import decode_step, encode, start_cache
 from ofa_jax.decoding.trie import Trie
-from ofa_jax.model import OFA, EncoderOutput, layout
-
-Batch = Mapping[str, Any]
+from ofa_jax.model import OFA, EncoderOutput, ModelInputs, layout
 
 
 def make_decoder(
     model: OFA, config: DecodingConfig, trie: Trie | None = None
 ) -> Callable[..., Hypotheses]:
-    """A function that answers batches.
+    """Builds a function that generates outputs for a batch.
 
     Args:
-      model: whose answers are wanted.
-      config: how to search for them.
-      trie: of the answers allowed; None for all.
+      model: the model.
+      config: how to search.
+      trie: allowed outputs; None for all.
 
     Returns:
       decode(variables, batch, rng=None) -> Hypotheses, see `ofa_jax.decoding`; rng is a
-      `jax.random.key`, needed for samples. Decoders whose settings differ only in lengths,
+      `jax.random.key`, needed for sampling. Decoders whose settings differ only in lengths,
       penalties or temperature share a compiled program.
 
     Raises:
-      ValueError: for settings that do not fit each other or the model; the function, for a batch
-        that does not fit them.
+      ValueError: if the settings do not fit each other or the model; `decode` raises it for a
+        batch that does not fit them.
     """
     config.check(model.config)
     check_trie(trie, model)
@@ -44,16 +44,16 @@ def make_decoder(
             "leave out of the trie what is out of the range."
         )
 
-    def decode(variables: Any, batch: Batch, rng: jax.Array | None = None) -> Hypotheses:
-        batch = read_by_decoders(batch)
-        longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)
-        check_prefix(batch, longest, model)
+    def decode(variables: Any, batch: ModelInputs, rng: PRNGKeyArray | None = None) -> Hypotheses:
+        batch = select_decoder_inputs(batch)
+        source_length = batch["encoder_input_tokens"].shape[1]
+        check_prefix(batch, config.max_output_length(source_length, model.config), model)
         if config.method == "sample" and rng is None:
             raise ValueError(
                 "DecodingConfig.method is 'sample'; give the decoder a key, e.g. "
                 "decode(variables, batch, jax.random.key(0))."
             )
-        return _program(
+        return _encode_and_generate(
             variables,
             batch,
             rng,
@@ -67,18 +67,27 @@ def make_decoder(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
-def _program(variables, batch, rng, trie, numbers, *, model, config) -> Hypotheses:
+def _encode_and_generate(
+    variables: Any,
+    batch: ModelInputs,
+    rng: PRNGKeyArray | None,
+    trie: Trie | None,
+    dynamic_params: DynamicParams,
+    *,
+    model: OFA,
+    config: DecodingConfig,
+) -> Hypotheses:
     variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
-    encoded = model.apply(variables, batch, method="encode")
-    longest = config.longest(batch["encoder_input_tokens"].shape[1], model.config)
+    encoded = encode(model, variables, batch)
+    source_length = batch["encoder_input_tokens"].shape[1]
     return generate(
         model,
         variables,
         encoded,
         config,
-        numbers,
-        longest,
+        dynamic_params,
+        config.max_output_length(source_length, model.config),
         trie,
         batch.get("decoder_prefix_tokens"),
         batch.get("decoder_code_mask"),
@@ -91,67 +100,79 @@ def generate(
     variables: Any,
     encoded: EncoderOutput,
     config: DecodingConfig,
-    numbers: DynamicParams,
-    longest: int,
+    dynamic_params: DynamicParams,
+    max_output_length: int,
     trie: Trie | None = None,
-    prefix_tokens: jax.Array | None = None,
-    is_image_code: jax.Array | None = None,
-    rng: jax.Array | None = None,
+    prefix_tokens: Int[Array, "batch prefix"] | None = None,
+    is_image_code: Bool[Array, " batch"] | None = None,
+    rng: PRNGKeyArray | None = None,
 ) -> Hypotheses:
-    """Writes answers to what the encoder has read; for use within a compiled program.
+    """Generates outputs for encoded examples; for use within a compiled program.
 
     Args:
       model, variables: the model.
-      encoded: of its `encode`.
-      config, numbers: settings.
-      longest: answer, in tokens without eos.
-      trie: of allowed answers, or None.
-      prefix_tokens: int32 [B, P], see `ofa_jax.decoding`.
-      is_image_code: bool [B], rows that write image codes.
-      rng: for samples.
+      encoded: result of its `encode`.
+      config, dynamic_params: settings.
+      max_output_length: tokens of the longest output, without eos.
+      trie: allowed outputs, or None.
+      prefix_tokens: forced tokens, see `ofa_jax.decoding`.
+      is_image_code: which examples generate image codes.
+      rng: key for sampling.
 
     Returns:
-      Hypotheses, the best first; samples in the order of drawing.
+      Hypotheses, best first; samples in the order in which they were drawn.
     """
-    batch_size, beams, length = encoded.hidden.shape[0], config.beam_size, longest + 1
-    prefix = None if prefix_tokens is None else Prefix.of(prefix_tokens)
-    constraints = Constraints(numbers, trie, prefix, config)
-    cache = model.apply(variables, encoded, length, beams, is_image_code, method="start_cache")
-    is_beam = config.method == "beam"
-    totals = (beam if is_beam else sampling).start(batch_size, beams)
-    finished = Hypotheses.none(batch_size, beams, length) if is_beam else None
+    batch_size, beams, length = encoded.hidden.shape[0], config.beam_size, max_output_length + 1
+    prefix = None if prefix_tokens is None else ForcedPrefix.from_padded(prefix_tokens)
+    constraints = Constraints(dynamic_params, trie, prefix, config)
+    cache = start_cache(model, variables, encoded, length, beams, is_image_code)
 
-    def goes_on(state):
-        growing, finished = state
-        running = beam.running(growing, finished) if is_beam else sampling.running(growing)
-        return (growing.step < length) & running.any()
-
-    def step(state):
-        growing, finished = state
-        logits, cache = model.apply(
-            variables, growing.newest, growing.cache, growing.step, method="decode_step"
-        )
-        growing = growing.replace(cache=cache)
-        log_probs = constraints.log_probs(logits, growing)
-        if is_beam:
-            choice, finished = beam.select(log_probs, growing, finished, numbers)
+    def advance(
+        state: DecodeState, finished: Hypotheses | None
+    ) -> tuple[DecodeState, Hypotheses | None]:
+        """Adds a token to every hypothesis."""
+        logits, cache = decode_step(model, variables, state.last_tokens, state.cache, state.step)
+        state = state.replace(cache=cache)
+        log_probs = constraints.log_probs(logits, state)
+        if finished is not None:
+            continuation, finished = beam.select(log_probs, state, finished, dynamic_params)
         else:
-            choice = sampling.select(log_probs, growing, config, rng)
+            assert rng is not None
+            continuation = sampling.select(log_probs, state, config, rng)
         if beams == 1:
-            choice = choice.replace(parents=None)  # nothing to reorder
-        return growing.extend(choice, constraints.nodes_after(growing, choice)), finished
+            continuation = continuation.replace(parents=None)  # nothing to reorder
+        nodes = constraints.next_nodes(state, continuation)
+        return state.extend(continuation, nodes), finished
 
-    growing, finished = jax.lax.while_loop(
-        goes_on, step, (DecodeState.start(totals, cache, trie), finished)
+    def is_running(state: DecodeState, finished: Hypotheses | None) -> Bool[Array, ""]:
+        """Returns whether any example is not done."""
+        if finished is not None:
+            running = beam.is_running(state, finished)
+        else:
+            running = sampling.is_running(state)
+        return (state.step < length) & running.any()
+
+    if config.method == "beam":
+        totals = beam.initial_totals(batch_size, beams)
+        finished = Hypotheses.empty(batch_size, beams, length)
+    else:
+        totals = sampling.initial_totals(batch_size, beams)
+        finished = None
+    state, finished = jax.lax.while_loop(
+        lambda carry: is_running(*carry),
+        lambda carry: advance(*carry),
+        (DecodeState.start(totals, cache, trie), finished),
     )
-    return finished.best_first() if is_beam else sampling.results(growing, numbers)
+    if finished is None:
+        return sampling.finish(state, dynamic_params)
+    return finished.sorted_by_score()
 
 
-# --------------------------------------------------------------------------- what callers give
+# ---------------------------------------------------------------------------- checks of inputs
 
 
-def read_by_decoders(batch: Batch) -> dict[str, Any]:
-    """The arrays that generation depends on; others would only make it compile again."""
+def select_decoder_inputs(batch: ModelInputs) -> dict[str, Any]:
+    """Selects the arrays that generation depends on; others would only cause recompilation."""
     own = ("decoder_code_mask", "decoder_prefix_tokens")
     return {
         name: array for name, array in batch.items() if name.startswith("encoder_") or name in own
@@ -159,7 +180,7 @@ def read_by_decoders(batch: Batch) -> dict[str, Any]:
 
 
 def check_trie(trie: Trie | None, model: OFA) -> None:
-    """Raises ValueError for a trie of another vocabulary."""
+    """Raises ValueError if a trie has another vocabulary than the model."""
     if trie is not None and trie.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"the trie was made for {trie.vocab_size} tokens, OFAConfig.vocab_size is "
@@ -167,24 +188,24 @@ def check_trie(trie: Trie | None, model: OFA) -> None:
         )
 
 
-def check_prefix(batch: Batch, longest: int, model: OFA) -> None:
-    """Raises ValueError for a forced prefix that cannot be written.
+def check_prefix(batch: ModelInputs, max_output_length: int, model: OFA) -> None:
+    """Raises ValueError if a forced prefix cannot be generated.
 
-    Ids are looked at only where they have values: not on other hosts.
+    The ids are checked only if their values are known here, not if they are on other hosts.
     """
     tokens = batch.get("decoder_prefix_tokens")
     if tokens is None:
         return
-    size = batch["encoder_input_tokens"].shape[0]
-    if tokens.ndim != 2 or tokens.shape[0] != size or not tokens.shape[1]:
+    batch_size = batch["encoder_input_tokens"].shape[0]
+    if tokens.ndim != 2 or tokens.shape[0] != batch_size or not tokens.shape[1]:
         raise ValueError(
-            f"decoder_prefix_tokens is {list(tokens.shape)}; give [{size}, P], padded at the end."
+            f"decoder_prefix_tokens is {list(tokens.shape)}; give [{batch_size}, P], padded at the "
+            "end."
         )
-    if tokens.shape[1] > longest:
+    if tokens.shape[1] > max_output_length:
         raise ValueError(
-            f"decoder_prefix_tokens is {tokens.shape[1]} tokens long, the answer at "
-            f"most {longest}; raise DecodingConfig.max_length, which counts the "
-            "prefix."
+            f"decoder_prefix_tokens is {tokens.shape[1]} tokens long, the output at most "
+            f"{max_output_length}; raise DecodingConfig.max_length, which counts the prefix."
         )
     if not getattr(tokens, "is_fully_addressable", True):
         return

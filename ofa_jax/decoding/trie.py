@@ -1,15 +1,15 @@
-"""All allowed answers as a trie in a few flat arrays, so that a compiled program can walk it.
+"""A trie of allowed token sequences, stored in flat arrays for use in compiled programs.
 
-Nodes are numbered level by level, children of one node side by side and sorted by token:
+Nodes are numbered level by level; the children of a node are adjacent and sorted by token:
 
     [159]  [159 245]  [93 220]          0 ─ 159 ─▶ 2 ─ </s> ─▶ 4        first_child 0: 1
                                         │          └─ 245 ──▶ 5 ─▶ 7                1: 3
                                         └─ 93 ──▶ 1 ─ 220 ──▶ 3 ─▶ 6                2: 4 …
 
-so that a node needs only the number of its first child and the token that leads to it, and the
-child for a token is found by bisection. The few nodes with many children (the root, say) also have
-a row of bits over the vocabulary, so that a step costs the same however many answers there are.
-Answers of one to six tokens that share beginnings take 0.05 MB (1,000), 0.34 MB (3,129) or 4.3 MB
+A node stores only the number of its first child and the token that leads to it, and the child for a
+token is found by bisection. The few nodes with many children (such as the root) also have a bitmap
+over the vocabulary, so that the cost of a step does not depend on the number of sequences.
+Sequences of one to six tokens with common prefixes take 0.05 MB (1,000), 0.34 MB (3,129) or 4.3 MB
 (100,000).
 """
 
@@ -19,91 +19,93 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
 
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 MANY_CHILDREN = 32
-"""More children than this are kept as bits: 7.4 kB a node for 59,457 tokens."""
+"""Nodes with more children than this have a bitmap: 7.4 kB per node for 59,457 tokens."""
 
 
-@flax.struct.dataclass
-class Trie:
-    """Of answers, each ended by eos. Node 0 is the root.
+class Trie(flax.struct.PyTreeNode):
+    """A trie of token sequences, each ended by eos. Node 0 is the root.
 
     Attributes:
-      first_child: int32 [N + 1]; the children of node n are first_child[n] to first_child[n + 1].
-      tokens: int32 [N], the token that leads to each node; -1 at the root.
-      bits_row: int32 [N], the row of a node with many children in `bits`; -1 for the others.
-      bits: uint32 [R, ceil(vocab_size / 32)], children as bits, the lowest first.
+      first_child: the children of node n are first_child[n] to first_child[n + 1] (excluded).
+      tokens: the token that leads to each node; -1 for the root.
+      bits_row: row in `bits` of each node with many children; -1 for other nodes.
+      bits: bitmaps of children over the vocabulary, lowest bit first.
       vocab_size: number of tokens.
-      most_children: of any node.
+      most_children: largest number of children of a node.
     """
 
-    first_child: jax.Array
-    tokens: jax.Array
-    bits_row: jax.Array
-    bits: jax.Array
+    first_child: Int[Array, " nodes+1"]
+    tokens: Int[Array, " nodes"]
+    bits_row: Int[Array, " nodes"]
+    bits: UInt32[Array, "rows vocab/32"]
     vocab_size: int = flax.struct.field(pytree_node=False)
     most_children: int = flax.struct.field(pytree_node=False)
 
     @classmethod
-    def from_answers(cls, answers: Sequence[Sequence[int]], vocab_size: int) -> "Trie":
-        """Of token ids without bos and eos; an answer that comes twice counts once.
+    def from_sequences(cls, sequences: Sequence[Sequence[int]], vocab_size: int) -> "Trie":
+        """Builds a trie of token ids without bos and eos; duplicates count once.
+
+        Args:
+          sequences: token ids of each sequence.
+          vocab_size: number of tokens.
+
+        Returns:
+          The trie.
 
         Raises:
-          ValueError: if there is no answer, an empty one, or an id out of the vocabulary.
+          ValueError: if there are no sequences, an empty one, or ids outside of the vocabulary.
         """
-        table = _padded(answers, vocab_size)
-        tokens, parents = [np.array([-1])], [np.array([-1])]
-        at, count = np.zeros(len(table), np.int64), 1
-        for column in table.T:
-            there = column >= 0
-            edges, child = np.unique(at[there] * vocab_size + column[there], return_inverse=True)
-            parents.append(edges // vocab_size)
-            tokens.append(edges % vocab_size)
-            at[there] = count + child
-            count += len(edges)
-        tokens, parents = np.concatenate(tokens), np.concatenate(parents)
-        first_child = np.searchsorted(parents, np.arange(count + 1))
+        tokens, parents = _number_nodes(_pad_sequences(sequences, vocab_size), vocab_size)
+        num_nodes = len(tokens)
+        first_child = np.searchsorted(parents, np.arange(num_nodes + 1))
         children = np.diff(first_child)
 
-        many = np.flatnonzero(children > MANY_CHILDREN)
-        bits_row = np.full(count, -1)
-        bits_row[many] = np.arange(len(many))
-        bits = np.zeros((len(many), -(-vocab_size // 32)), np.uint32)
+        wide_nodes = np.flatnonzero(children > MANY_CHILDREN)
+        bits_row = np.full(num_nodes, -1)
+        bits_row[wide_nodes] = np.arange(len(wide_nodes))
+        bits = np.zeros((len(wide_nodes), -(-vocab_size // 32)), np.uint32)
         ids = np.concatenate(
-            [np.arange(0)] + [np.arange(first_child[n], first_child[n + 1]) for n in many]
+            [np.arange(0)] + [np.arange(first_child[n], first_child[n + 1]) for n in wide_nodes]
         )
         np.bitwise_or.at(
             bits,
             (bits_row[parents[ids]], tokens[ids] // 32),
             np.uint32(1) << (tokens[ids] % 32).astype(np.uint32),
         )
-        first_child, tokens, bits_row = (
-            jnp.asarray(x, jnp.int32) for x in (first_child, tokens, bits_row)
-        )
         return cls(
-            first_child, tokens, bits_row, jnp.asarray(bits), vocab_size, int(children.max())
+            first_child=jnp.asarray(first_child, jnp.int32),
+            tokens=jnp.asarray(tokens, jnp.int32),
+            bits_row=jnp.asarray(bits_row, jnp.int32),
+            bits=jnp.asarray(bits),
+            vocab_size=vocab_size,
+            most_children=int(children.max()),
         )
 
     @property
     def num_nodes(self) -> int:
-        """N, the root and the eos of every answer included."""
+        """Number of nodes, including the root and the eos of every sequence."""
         return self.tokens.shape[0]
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
+        """Size of the arrays in bytes."""
         return sum(x.nbytes for x in jax.tree.leaves(self))
 
-    def allowed(self, nodes: jax.Array) -> jax.Array:
-        """Which tokens may follow: int32 [...] to bool [..., vocab_size]."""
-        one = self._allowed_at
+    def allowed(self, nodes: Int[Array, "*shape"]) -> Bool[Array, "*shape vocab"]:
+        """Returns which tokens may follow each node."""
+        allowed = self._allowed_after
         for _ in range(nodes.ndim):
-            one = jax.vmap(one)  # not one flat scatter: this one splits over the mesh as nodes do
-        return one(nodes)
+            # Unlike a single flat scatter, vmap keeps the sharding of the nodes.
+            allowed = jax.vmap(allowed)
+        return allowed(nodes)
 
-    def _allowed_at(self, node: jax.Array) -> jax.Array:
+    def _allowed_after(self, node: Int[Array, ""]) -> Bool[Array, " vocab"]:
+        """Returns which tokens may follow a single node."""
         start, end = self.first_child[node], self.first_child[node + 1]
         places = start + jnp.arange(min(MANY_CHILDREN, self.most_children))
         children = jnp.where(places < end, self.tokens.at[places].get(mode="clip"), self.vocab_size)
@@ -115,19 +117,21 @@ class Trie:
         bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
         return mask | (bits.reshape(-1)[: self.vocab_size] != 0)
 
-    def allowed_along(self, targets: jax.Array) -> jax.Array:
-        """Which tokens may stand at each place of answers that are known.
+    def allowed_along(
+        self, targets: Int[Array, "batch length"]
+    ) -> Bool[Array, "batch length vocab"]:
+        """Returns which tokens are allowed at each position of known targets.
 
-        An answer that is not in the trie is allowed where it stands, beside what the trie allows.
+        The token of the target is always allowed, even if the target is not in the trie.
 
         Args:
-          targets: int32 [B, T], one answer each; padding before and behind it.
+          targets: one sequence per row, with padding before and after it.
 
         Returns:
-          bool [B, T, vocab_size].
+          The allowed tokens.
         """
 
-        def walk(nodes, tokens):
+        def walk(nodes: Array, tokens: Array) -> tuple[Array, Array]:
             after = self.advance(nodes, tokens)
             return jnp.where(tokens == OFAVocabulary.pad_id, nodes, after), nodes
 
@@ -136,15 +140,10 @@ class Trie:
         ids = jnp.arange(self.vocab_size)
         return self.allowed(nodes.T) | (ids == targets[..., None])
 
-    def advance(self, nodes: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The children that tokens lead to; a node without children where none does.
-
-        Args:
-          nodes, tokens: int32 [...].
-
-        Returns:
-          int32 [...].
-        """
+    def advance(
+        self, nodes: Int[Array, "*shape"], tokens: Int[Array, "*shape"]
+    ) -> Int[Array, "*shape"]:
+        """Returns the child of each node for a token, or a leaf if there is no such child."""
         low, end = self.first_child[nodes], self.first_child[nodes + 1]
         high = end
         for _ in range(self.most_children.bit_length()):
@@ -152,25 +151,52 @@ class Trie:
             right = (low < high) & (self.tokens.at[middle].get(mode="clip") < tokens)
             low, high = jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
         found = (low < end) & (self.tokens.at[low].get(mode="clip") == tokens)
-        return jnp.where(found, low, self.num_nodes - 1)  # the last node is of the deepest level
+        return jnp.where(found, low, self.num_nodes - 1)  # the last node is a leaf
 
 
-def _padded(answers: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
-    """int64 [A, L], every answer ended by eos, then -1."""
-    if not len(answers):
-        raise ValueError("a trie needs at least one answer; none was given.")
-    lengths = np.array([len(answer) for answer in answers])
+def _number_nodes(
+    table: Int[np.ndarray, "sequences length"], vocab_size: int
+) -> tuple[Int[np.ndarray, " nodes"], Int[np.ndarray, " nodes"]]:
+    """Numbers the nodes of a trie level by level.
+
+    Args:
+      table: sequences ended by eos, then -1.
+      vocab_size: number of tokens.
+
+    Returns:
+      The token that leads to each node, and the parent of each node; -1 for the root.
+    """
+    tokens, parents = [np.array([-1])], [np.array([-1])]
+    nodes, num_nodes = np.zeros(len(table), np.int64), 1
+    for column in table.T:
+        present = column >= 0
+        edges, child = np.unique(nodes[present] * vocab_size + column[present], return_inverse=True)
+        parents.append(edges // vocab_size)
+        tokens.append(edges % vocab_size)
+        nodes[present] = num_nodes + child
+        num_nodes += len(edges)
+    return np.concatenate(tokens), np.concatenate(parents)
+
+
+def _pad_sequences(
+    sequences: Sequence[Sequence[int]], vocab_size: int
+) -> Int[np.ndarray, "sequences length"]:
+    """Returns an int64 table of the sequences, each ended by eos, then -1."""
+    if not len(sequences):
+        raise ValueError("a trie needs at least one sequence of tokens; none was given.")
+    lengths = np.array([len(sequence) for sequence in sequences])
     if not lengths.all():
-        raise ValueError(f"answer {int(np.argmin(lengths))} has no tokens; leave it out.")
-    table = np.full((len(answers), lengths.max() + 1), -1, np.int64)
-    flat = np.fromiter((token for answer in answers for token in answer), np.int64, lengths.sum())
-    places = np.arange(table.shape[1])
-    table[places < lengths[:, None]] = flat
+        raise ValueError(f"sequence {int(np.argmin(lengths))} has no tokens; leave it out.")
+    table = np.full((len(sequences), lengths.max() + 1), -1, np.int64)
+    flat = np.fromiter(
+        (token for sequence in sequences for token in sequence), np.int64, lengths.sum()
+    )
+    table[np.arange(table.shape[1]) < lengths[:, None]] = flat
     table[np.arange(len(table)), lengths] = OFAVocabulary.eos_id
     outside = flat[(flat < 0) | (flat >= vocab_size)]
     if outside.size:
         raise ValueError(
-            f"the answers hold the token {outside[0]}, the vocabulary has the ids 0 "
+            f"the sequences hold the token {outside[0]}, the vocabulary has the ids 0 "
             f"to {vocab_size - 1}."
         )
     return table

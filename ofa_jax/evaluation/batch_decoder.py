@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.decoding import Hypotheses, Trie, make_decoder, make_scorer
-from ofa_jax.decoding.search import read_by_decoders
+from ofa_jax.decoding.search import select_decoder_inputs
 from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.model import OFA
@@ -88,7 +88,7 @@ class BatchDecoder:
         candidates = _encoded(judging, vocabulary)
         self._trie = None
         if candidates is not None:
-            self._trie = Trie.from_answers(candidates, model.config.vocab_size)
+            self._trie = Trie.from_sequences(candidates, model.config.vocab_size)
         if judging.score_all:
             self._table = _table(candidates)
             self._score = make_scorer(
@@ -96,7 +96,7 @@ class BatchDecoder:
                 candidates,
                 self._trie,
                 candidates_at_once,
-                restrict=judging.decoding.renormalize,
+                restrict_to_trie=judging.decoding.renormalize,
             )
         else:
             self._decoder(0)  # says what does not fit
@@ -114,7 +114,7 @@ class BatchDecoder:
         Returns:
           What `finish` takes.
         """
-        batch = read_by_decoders(batch)
+        batch = select_decoder_inputs(batch)
         prefix = batch.get("decoder_prefix_tokens")
         with contextlib.ExitStack() as stack:
             if self._partitioner is not None:

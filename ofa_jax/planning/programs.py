@@ -125,7 +125,7 @@ def decoding(parts: Parts) -> Traced:
     key = jax.eval_shape(lambda: jax.random.key(0)) if parts.decoding.method == "sample" else None
     with partitioner.mesh_context():
         lowered = jax.jit(decode).lower(abstract.variables, batch, key)
-    length = 1 + parts.decoding.longest(batch["encoder_input_tokens"].shape[1], model)
+    length = 1 + parts.decoding.max_output_length(batch["encoder_input_tokens"].shape[1], model)
     return Traced(
         lowered=lowered,
         held={"parameters": abstract.variables},

@@ -1,8 +1,8 @@
-"""Every decoding run of the official code: the same tokens, scores within 1e-4.
+"""Every decoding run of the reference implementation: equal tokens, scores within 1e-4.
 
-Logits of this model are of size 15 and float32 sums of a few hundred terms differ by 3e-5 in
-another order (see test_model_golden.py); a score is a mean of log-probabilities, or a sum of few.
-The sums that are not normalised are of up to 65 tokens whose errors are independent.
+Logits of this model are of size 15, and float32 sums of a few hundred terms in another order differ
+by 3e-5 (see test_model_golden.py). Scores are means of log-probabilities, or sums over up to 65
+tokens with independent errors.
 """
 
 import functools
@@ -17,23 +17,27 @@ from ofa_jax.decoding.search import generate
 from ofa_jax.interop import from_fairseq
 
 CLOSE = dict(rtol=0, atol=1e-4)
-TRIE_RUNS = ("beam5_trie", "beam5_trie_unnormalized", "beam5_trie_zeroshot", "beam5_trie_prefix")
+LARGE_TRIE_RUNS = (
+    "beam5_trie",
+    "beam5_trie_unnormalized",
+    "beam5_trie_zeroshot",
+    "beam5_trie_prefix",
+)
 SMALL_TRIE_RUNS = ("beam3_trie_3answers", "beam2_trie_3answers")
 
 
 class Golden:
-    """The official decoding runs, the model they used, and its encoded inputs."""
+    """Decoding runs of the reference implementation, their model, and its encoded inputs."""
 
     def __init__(self, official, folder):
         description = json.loads((folder / "decode.json").read_text())
-        self.runs, self.answers = description["runs"], description["answers"]
+        self.runs, self.candidates = description["runs"], description["answers"]
         self.model = official.model
         self.tries = {
-            name: Trie.from_answers(description[key], official.config.vocab_size)
-            for key, names in (("answers", TRIE_RUNS), ("small_answers", SMALL_TRIE_RUNS))
+            name: Trie.from_sequences(description[key], official.config.vocab_size)
+            for key, names in (("answers", LARGE_TRIE_RUNS), ("small_answers", SMALL_TRIE_RUNS))
             for name in names
         }
-        self.small_answers = description["small_answers"]
         overrides = dict(np.load(folder / "weight_overrides.npz"))
         overrides |= {
             key: overrides["encoder.embed_tokens.weight"]
@@ -50,7 +54,7 @@ class Golden:
         self.encoded = official.encode(self.variables, self.batch)
 
     def config(self, name):
-        """The run's arguments as ours."""
+        """Returns the arguments of a run as a DecodingConfig."""
         args = dict(self.runs[name]["args"])
         gen_code, zero_shot = args.pop("gen_code", False), args.pop("zero_shot", False)
         names = {
@@ -66,9 +70,10 @@ class Golden:
         return DecodingConfig(exact_length=gen_code, renormalize=not zero_shot, **ours)
 
     def decode(self, config, trie=None, prefix=None, samples=None, is_image_code=None):
-        """Decodes what is encoded already: most of a program is its encoder."""
+        """Decodes the encoded inputs, since the encoder takes most of the time to compile."""
         encoded = self.encoded if samples is None else self.encoded.select(np.array(samples))
-        longest = config.longest(self.batch["encoder_input_tokens"].shape[1], self.model.config)
+        source_length = self.batch["encoder_input_tokens"].shape[1]
+        max_output_length = config.max_output_length(source_length, self.model.config)
         return jax.tree.map(
             np.asarray,
             _generate(
@@ -80,12 +85,12 @@ class Golden:
                 is_image_code,
                 model=self.model,
                 config=config.static_config,
-                longest=longest,
+                max_output_length=max_output_length,
             ),
         )
 
     def run(self, name):
-        """Our answers to a run, and the official ones."""
+        """Returns our hypotheses of a run and the expected ones."""
         run, config = self.runs[name], self.config(name)
         prefix = run["prefix_tokens"]
         prefix = None if prefix is None else np.array(prefix, np.int32)
@@ -94,10 +99,29 @@ class Golden:
         return self.decode(config, trie, prefix, run["samples"], is_image_code), run["hypos"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "longest"))
-def _generate(variables, encoded, numbers, trie, prefix, is_image_code, *, model, config, longest):
+@functools.partial(jax.jit, static_argnames=("model", "config", "max_output_length"))
+def _generate(
+    variables,
+    encoded,
+    dynamic_params,
+    trie,
+    prefix,
+    is_image_code,
+    *,
+    model,
+    config,
+    max_output_length,
+):
     return generate(
-        model, variables, encoded, config, numbers, longest, trie, prefix, is_image_code
+        model,
+        variables,
+        encoded,
+        config,
+        dynamic_params,
+        max_output_length,
+        trie,
+        prefix,
+        is_image_code,
     )
 
 
@@ -128,7 +152,7 @@ def assert_same(ours, theirs):
             assert not ours.token_scores[row, place, length:].any()
 
 
-def test_the_changed_weights_give_the_originals_logits(decoding, golden):
+def test_logits_with_the_changed_weights_match_the_reference(decoding, golden):
     case = np.load(golden / "decode" / "teacher_forced.npz")
     logits = jax.jit(functools.partial(decoding.model.apply, method="decode"))(
         decoding.variables, decoding.encoded, case["prev_output_tokens"].astype(np.int32)
@@ -137,13 +161,13 @@ def test_the_changed_weights_give_the_originals_logits(decoding, golden):
 
 
 @pytest.mark.parametrize("name", names_of_runs())
-def test_answers_are_the_originals(decoding, name):
+def test_hypotheses_match_the_reference(decoding, name):
     assert_same(*decoding.run(name))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_fewer_answers_than_beams_gives_them_all_and_no_more(decoding, normalize):
-    """The official code dies here. With as many beams as answers it finds the same three."""
+def test_all_sequences_of_a_trie_are_found_when_there_are_more_beams(decoding, normalize):
+    """The reference crashes here; with as many beams as sequences it finds the same three."""
     config = DecodingConfig(beam_size=5, max_length=10, normalize_scores=normalize)
     trie = decoding.tries["beam3_trie_3answers"]
     found = decoding.decode(config, trie)
@@ -164,8 +188,8 @@ def test_fewer_answers_than_beams_gives_them_all_and_no_more(decoding, normalize
             np.testing.assert_allclose(total, expected[tokens], **CLOSE)
 
 
-def test_the_whole_program_answers_as_the_original(decoding):
-    """From pixels to tokens in one compiled program; the settings of two runs share it."""
+def test_the_compiled_decoder_matches_the_reference(decoding):
+    """One compiled program goes from pixels to tokens; the settings of two runs share it."""
     for name in ("beam5", "beam5_lenpen0.5"):
         decode = make_decoder(decoding.model, decoding.config(name))
         assert_same(
@@ -175,8 +199,8 @@ def test_the_whole_program_answers_as_the_original(decoding):
 
 
 @pytest.mark.parametrize("at_once", [5, 32])
-def test_scores_of_all_candidates_are_the_originals(decoding, at_once):
-    score = make_scorer(decoding.model, decoding.answers, candidates_at_once=at_once)
+def test_candidate_scores_match_the_reference(decoding, at_once):
+    score = make_scorer(decoding.model, decoding.candidates, candidates_at_once=at_once)
     scores = score(decoding.variables, decoding.batch)
     expected = np.array(decoding.runs["allcand_scores"]["scores"])
     np.testing.assert_allclose(scores, expected, **CLOSE)

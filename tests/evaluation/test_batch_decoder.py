@@ -67,7 +67,7 @@ def test_only_allowed_answers_are_given(asked, vocabulary):
 def test_all_allowed_answers_are_scored(asked, vocabulary, renormalize):
     model, variables, batch = asked
     ids = [vocabulary.encode(text).tolist() for text in ALLOWED]
-    scores = np.asarray(make_scorer(model, ids, restrict=renormalize)(variables, batch))
+    scores = np.asarray(make_scorer(model, ids, restrict_to_trie=renormalize)(variables, batch))
     answerer = BatchDecoder(
         model,
         describe(

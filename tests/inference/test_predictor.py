@@ -114,10 +114,10 @@ def test_a_batch_has_the_answers_of_its_questions_alone(predictor, image):
 
 def test_instructions_of_like_length_share_a_program(predictor, image):
     predictor.predict(image, GROUNDING)
-    before = search._program._cache_size()
+    before = search._encode_and_generate._cache_size()
     for words in ("an apple", "the green apple"):
         predictor.predict(image, GROUNDING.replace("a red apple", words))
-    assert search._program._cache_size() == before
+    assert search._encode_and_generate._cache_size() == before
 
 
 def test_a_region_is_given_in_pixels_of_the_image(predictor, interface, decoded, image):
