@@ -1,10 +1,12 @@
 """Scenes, the embedded data set, as a DataSet: reads what `python -m tools.build_scenes` writes.
 
-<data_dir>/scenes/scenes.json           options, counts and versions; written last
-<data_dir>/scenes/images/1.1.0/         TFDS, parquet: images with all their texts and boxes
-<data_dir>/scenes/text/1.1.0/           TFDS, parquet: sentences
-<data_dir>/scenes/vocabulary.json       byte-level BPE (`tokenizers` format)
-<data_dir>/scenes/codebook.npz          PatchCodebook
+    <data_dir>/scenes/scenes.json           options, counts and versions; written last
+    <data_dir>/scenes/images/1.1.0/         TFDS, parquet: images with all their texts and boxes
+    <data_dir>/scenes/text/1.1.0/           TFDS, parquet: sentences
+    <data_dir>/scenes/vocabulary.json       byte-level BPE (`tokenizers` format)
+    <data_dir>/scenes/codebook.npz          PatchCodebook
+
+A folder that was built under former names (see `ofa_jax.utils.renamed`) is read as well.
 """
 
 import collections

@@ -1,7 +1,9 @@
 """Records of the official TSV files, with random access.
 
-TsvRecords.open("vqa_train.tsv", "vqa")[0]
-TsvRecords.open("pairs-*.tsv", "vision_language", types=("visual_grounding",))[0]
+    TsvRecords.open("vqa_train.tsv", "vqa")[0]
+    TsvRecords.open("pairs-*.tsv", "vision_language", types=("visual_grounding",))[0]
+
+The lines are found by an index (see `tsv_index`) and parsed by their format (see `tsv_columns`).
 """
 
 import dataclasses
