@@ -231,11 +231,11 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     import gin
 
     from ofa_jax import train
-    from ofa_jax.cli import gin_registry
+    from ofa_jax.cli import gin_files, gin_registry
 
     gin.clear_config()
     gin_registry.register({"train": train.prepare, "model_config": train.model_config})
-    gin.parse_config_file(str(config), skip_unknown=True)
+    gin_files.parse(config, ["."], skip_unknown=True)
     # Copying a reference makes what it refers to.
     settings = copy.deepcopy(gin.query_parameter("train.settings"))
     values = {

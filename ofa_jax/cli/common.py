@@ -21,13 +21,12 @@ from typing import Any, NoReturn
 import gin
 import jax
 
-from ofa_jax.cli import gin_lint, gin_registry
-from ofa_jax.utils import distributed
+from ofa_jax.cli import gin_files, gin_lint, gin_registry
+from ofa_jax.utils import distributed, renamed
 from ofa_jax.utils.suggestions import nearest
 
 FAILURE, USAGE_ERROR = 1, 2
 """Exit codes; a supervisor starts a run again after a failure, not after a user's mistake."""
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
 # As launch/environment.sh has it. The small programs of a start are many: they are kept too.
 _COMPILATION_CACHE = {
     "JAX_COMPILATION_CACHE_DIR": os.path.expanduser("~/.cache/ofa_jax/jax"),
@@ -76,7 +75,7 @@ def parse_arguments(
         "--gin_search_paths",
         default="",
         metavar="DIR,DIR",
-        help="where gin files are looked for, besides the current folder and the project's root",
+        help="where gin files are looked for, before the current folder and the project's own",
     )
     distributed.add_arguments(parser)
     bindings, rest = [], []
@@ -100,15 +99,17 @@ def parse_arguments(
     if not options.gin_file:
         raise gin_lint.ConfigError(
             f"No gin file given: add --gin_file=FILE, as in `{program} "
-            "--gin_file=gin_configs/runs/pretrain_scenes.gin`."
+            "--gin_file=runs/pretrain_scenes.gin`."
         )
     search_paths = [path for path in options.gin_search_paths.split(",") if path]
     for path in search_paths:
         if not pathlib.Path(path).is_dir():
             raise gin_lint.ConfigError(f"--gin_search_paths names {path}, which is no folder.")
-    search_paths += [".", str(_ROOT)]
+    search_paths.append(".")
 
-    files = [gin_lint.find_file(name, search_paths) for name in options.gin_file]
+    files = [gin_files.find_file(name, search_paths) for name in options.gin_file]
+    for name, path in zip(options.gin_file, files, strict=True):
+        gin_lint.warn_of_renamings(gin_files.file_renamings(name, path, gin_files.COMMAND_LINE))
     left_open = gin_lint.check(
         files,
         bindings,
@@ -121,9 +122,10 @@ def parse_arguments(
     bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
     keep_compiled_programs()
     distributed.initialize(distributed.from_arguments(options))
-    for path in search_paths:
-        gin.add_config_file_search_path(path)
-    gin.parse_config_files_and_bindings([str(path) for path in files], bindings)
+    for path in files:
+        gin_files.parse(path, search_paths)
+    gin.parse_config([gin_files.translate(line, gin_files.COMMAND_LINE).text for line in bindings])
+    gin.finalize()
     return options.gin_file
 
 
@@ -147,8 +149,10 @@ def import_modules(modules: str | Sequence[str] | None) -> None:
     """
     modules = modules or ()
     for module in (modules,) if isinstance(modules, str) else modules:
+        if (current := renamed.current_module(module)) != module:
+            renamed.warn(renamed.rename_sentence(module, current, ["MIXTURE_OR_TASK_MODULE"]))
         try:
-            importlib.import_module(module)
+            importlib.import_module(gin_files.find_module(module))
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"MIXTURE_OR_TASK_MODULE is {module!r}, which cannot be imported ({error}): is its "

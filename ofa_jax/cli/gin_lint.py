@@ -1,28 +1,29 @@
-"""Reads gin files as a person would and says in one sentence what is wrong with them.
+"""Checks gin files and command line bindings, and reports each mistake in one sentence.
 
-gin itself stops at an unknown name with the name alone, and does not notice a macro that nothing
-uses (`--gin.TRAIN_STPES=10`) at all. Here the files and the command line are scanned with gin's own
-parser before anything is configured, so that each mistake is reported with its place and the
-nearest right name, and long before anything is compiled.
+gin reports an unknown name without its place, and does not notice a macro that nothing uses
+(`--gin.TRAIN_STPES=10`). Here the files and the command line are scanned with gin's own parser
+before anything is configured or compiled, so that each mistake is reported with its place and the
+nearest right name.
 """
 
 import dataclasses
 import importlib
 import inspect
+import itertools
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gin import config_parser
 
+from ofa_jax.cli import gin_files
+from ofa_jax.cli.gin_files import COMMAND_LINE, ConfigError
+from ofa_jax.utils import renamed
 from ofa_jax.utils.suggestions import nearest
 
-COMMAND_LINE = "the command line"
+__all__ = ["REQUIRED", "ConfigError", "check", "warn_of_renamings"]
+
 REQUIRED = "gin.REQUIRED"
-
-
-class ConfigError(ValueError):
-    """A mistake of the user's, told in one sentence: what is wrong, where, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,9 @@ class _Binding:
         return f"{name}.{self.parameter}" if self.parameter else name
 
 
+_Statement = _Binding | config_parser.ImportStatement
+
+
 def _mentioned(value: Any, kind: type) -> Iterator[Any]:
     """All macros or references anywhere inside `value`."""
     if isinstance(value, kind):
@@ -78,60 +82,61 @@ def _mentioned(value: Any, kind: type) -> Iterator[Any]:
             yield from _mentioned(item, kind)
 
 
-def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
-    """The gin file `name`, looked for as given and then in each of `search_paths`.
+@dataclasses.dataclass
+class _Reader:
+    """Yields the statements of gin files and bindings, and keeps the old names that it met.
 
-    Raises:
-      ConfigError: there is no such file; names the nearest gin file that exists.
+    Attributes:
+      search_paths: where included files are looked up.
+      renamings: what it met so far.
     """
-    for directory in ("", *search_paths):
-        path = pathlib.Path(directory) / name
-        if path.is_file():
-            return path.resolve()
-    known = [
-        str(path.relative_to(directory))
-        for directory in map(pathlib.Path, search_paths)
-        for path in sorted(directory.glob("gin_configs/**/*.gin")) + sorted(directory.glob("*.gin"))
-    ]
-    hint = nearest(name, known) or nearest(
-        f"gin_configs/{name}", [path for path in known if path.endswith(pathlib.Path(name).name)]
-    )
-    places = ", ".join(str(pathlib.Path(path).resolve()) for path in search_paths)
-    raise ConfigError(f"There is no gin file {name} (looked in {places}).{hint}")
 
+    search_paths: Sequence[str]
+    renamings: list[gin_files.Renaming] = dataclasses.field(default_factory=list)
 
-def _statements(
-    path: pathlib.Path, search_paths: Sequence[str]
-) -> Iterator[_Binding | config_parser.ImportStatement]:
-    with path.open() as file:
-        yield from _parse(file, str(path), search_paths)
+    def read_file(self, path: pathlib.Path) -> Iterator[_Statement]:
+        """Yields the statements of a file and of those that it includes."""
+        yield from self._parse(gin_files.read(path), str(path))
 
+    def read_binding(self, binding: str) -> Iterator[_Statement]:
+        """Yields the statement of a `NAME=value`."""
+        yield from self._parse(gin_files.translate(binding, COMMAND_LINE), COMMAND_LINE)
 
-def _parse(
-    source: Any, origin: str, search_paths: Sequence[str]
-) -> Iterator[_Binding | config_parser.ImportStatement]:
-    try:
-        for statement in config_parser.ConfigParser(source, _Names()):
-            if isinstance(statement, config_parser.IncludeStatement):
-                yield from _statements(find_file(statement.filename, search_paths), search_paths)
-            elif isinstance(statement, config_parser.BindingStatement):
-                where = origin
+    def _parse(self, content: gin_files.GinText, origin: str) -> Iterator[_Statement]:
+        self.renamings += content.renamings
+        source = gin_files.NamedText(content.text, origin)
+        try:
+            for statement in config_parser.ConfigParser(source, _Names()):
+                place = origin
                 if origin != COMMAND_LINE:
-                    where = f"{origin}, line {statement.location.line_num}"
-                yield _Binding(
-                    statement.scope, statement.selector, statement.arg_name, statement.value, where
-                )
-            elif isinstance(statement, config_parser.ImportStatement):
-                yield statement
-    except SyntaxError as error:
-        location = error.args[1] if len(error.args) > 1 else None
-        text = getattr(location, "line_content", "") or (location[3] if location else "")
-        line = f", line {getattr(location, 'line_num', '?')}" if origin != COMMAND_LINE else ""
-        reason = " ".join(str(error.args[0]).split())
-        raise ConfigError(
-            f"{origin}{line}: cannot read `{(text or '').strip()}` as gin ({reason}); "
-            "strings need quotes, as in --gin.MODEL_DIR='\"runs/mine\"'."
-        ) from error
+                    place = f"{origin}, line {statement.location.line_num}"
+                if isinstance(statement, config_parser.IncludeStatement):
+                    path = gin_files.find_file(statement.filename, self.search_paths)
+                    self.renamings += gin_files.file_renamings(statement.filename, path, place)
+                    yield from self.read_file(path)
+                elif isinstance(statement, config_parser.BindingStatement):
+                    yield _Binding(
+                        statement.scope,
+                        statement.selector,
+                        statement.arg_name,
+                        statement.value,
+                        place,
+                    )
+                elif isinstance(statement, config_parser.ImportStatement):
+                    yield statement
+        except SyntaxError as error:
+            raise _syntax_problem(error, origin) from error
+
+
+def _syntax_problem(error: SyntaxError, origin: str) -> ConfigError:
+    location = error.args[1] if len(error.args) > 1 else None
+    text = getattr(location, "line_content", "") or (location[3] if location else "")
+    line = f", line {getattr(location, 'line_num', '?')}" if origin != COMMAND_LINE else ""
+    reason = " ".join(str(error.args[0]).split())
+    return ConfigError(
+        f"{origin}{line}: cannot read `{(text or '').strip()}` as gin ({reason}); "
+        "strings need quotes, as in --gin.MODEL_DIR='\"runs/mine\"'."
+    )
 
 
 def check(
@@ -141,8 +146,11 @@ def check(
     lookup: Callable[[str], Any],
     names: Callable[[], Iterable[str]],
     not_needed: Collection[str] = (),
+    warn: Callable[[str], None] = renamed.warn,
 ) -> list[str]:
     """Checks every name in gin files and command line bindings.
+
+    Old names are read as the new ones, and each is warned of once.
 
     Args:
       files: the gin files, in the order in which they are read.
@@ -151,26 +159,38 @@ def check(
       lookup: configurable name -> the function or class (raises ValueError when unknown).
       names: the names of all configurables, for suggestions.
       not_needed: macros that may be left `%gin.REQUIRED`.
+      warn: gets the sentences on old names.
 
     Returns:
-      Those of them that are.
+      Those of `not_needed` that are left required.
 
     Raises:
       ConfigError: an unknown configurable, parameter or macro; a macro that nothing uses but
         resembles one; a `%gin.REQUIRED` that nothing has set.
     """
+    reader = _Reader(search_paths)
     found: list[_Binding] = []
-    sources: list[Iterable] = [_statements(path, search_paths) for path in files]
-    for binding in bindings:
-        sources.append(_parse(binding, COMMAND_LINE, search_paths))
-    for source in sources:
-        for statement in source:
-            if isinstance(statement, config_parser.ImportStatement):
-                _import(statement)
-            else:
-                found.append(statement)
+    sources = [reader.read_file(path) for path in files]
+    sources += [reader.read_binding(binding) for binding in bindings]
+    for statement in itertools.chain.from_iterable(sources):
+        if isinstance(statement, _Binding):
+            found.append(statement)
+        else:
+            _import(statement)
+    warn_of_renamings(reader.renamings, warn)
     _check_configurables(found, lookup, names)
     return _check_macros(found, not_needed)
+
+
+def warn_of_renamings(
+    renamings: Iterable[gin_files.Renaming], warn: Callable[[str], None] = renamed.warn
+) -> None:
+    """Gives one sentence for each old name, with all places where it stands."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for renaming in renamings:
+        places.setdefault((renaming.old, renaming.new), []).append(renaming.where)
+    for (old, new), where in places.items():
+        warn(renamed.rename_sentence(old, new, where))
 
 
 def _import(statement: config_parser.ImportStatement) -> None:

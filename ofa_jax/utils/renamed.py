@@ -1,26 +1,103 @@
-"""All names that were renamed: what was written under a former name is still read.
+"""Old names -> new names: what earlier versions wrote is still read.
 
-Each table maps former names to today's. `with_new_names` translates the keys of a mapping, and
-`former_names` looks a name up in the other direction.
+Run directories, checkpoints, data sets and users' gin files keep the names of the version that
+wrote them. Readers translate them with the tables below; a name that a user wrote (in a gin file or
+on the command line) also yields one sentence that gives the new one. To rename something that is
+stored, add a line here.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
+
+__all__ = [
+    "GIN_FILES",
+    "GIN_NAMES",
+    "GIN_STRINGS",
+    "MODULES",
+    "SCENES",
+    "current_gin_name",
+    "current_module",
+    "former_names",
+    "rename_sentence",
+    "warn",
+    "with_new_names",
+]
 
 _Value = TypeVar("_Value")
 
-SCENES: Mapping[str, str] = {
-    "pictures": "images",
-    "picture_size": "image_size",
+GIN_NAMES: Mapping[str, str] = {
+    "LoopConfig.stuck_seconds": "LoopConfig.watchdog_timeout_secs",
+    "OptimizerConfig.trained": "OptimizerConfig.trainable_groups",
+    "Partitioner.gather_once": "Partitioner.gather_params_once",
+    "SelfCriticalConfig.attempts": "SelfCriticalConfig.samples",
+    "scenes_settings.picture_size": "scenes_settings.image_size",
+    "steps_of_epochs": "epochs_to_steps",
+    "train.only_answers": "train.restrict_to_candidates",
+    "train.schedule": "train.loop",
 }
+"""Configurables, and parameters as `configurable.parameter`, under the configurable's new name."""
+
+GIN_STRINGS: Mapping[str, Mapping[str, str]] = {
+    "Partitioner.logical_axis_rules": {"activation_pictures": "activation_images"},
+}
+"""Parameter, under its new name -> strings inside its value. `config.gin` writes them."""
+
+GIN_FILES: Mapping[str, str] = {}
+"""Files below gin_configs/, by the name that `include` and --gin_file give without the folder."""
+
+MODULES: Mapping[str, str] = {
+    "tasks.judged_objectives": "tasks.pretraining_eval",
+    "tasks.scenes_controls": "tasks.scenes_negative_controls",
+}
+"""Modules that MIXTURE_OR_TASK_MODULE and a gin file's `import` name."""
+
+SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""
+
+_OWN_MODULE = "ofa_jax"  # what a selector may begin with, as in ofa_jax.train.loop
+
+
+def current_gin_name(selector: str, parameter: str = "") -> tuple[str, str]:
+    """Returns the new names of a configurable and of its parameter.
+
+    Args:
+      selector: of the configurable, without scopes; "ofa_jax." may stand before it.
+      parameter: "" for the configurable alone.
+
+    Returns:
+      (selector, parameter), each as it was where it has not been renamed.
+    """
+    module, _, name = selector.rpartition(".")
+    if module not in ("", _OWN_MODULE):
+        return selector, parameter  # a configurable of the user's
+    name = GIN_NAMES.get(name, name)
+    selector = f"{module}.{name}" if module else name
+    if parameter:
+        parameter = GIN_NAMES.get(f"{name}.{parameter}", f".{parameter}").rpartition(".")[2]
+    return selector, parameter
+
+
+def current_module(name: str) -> str:
+    """Returns the new name of a module that registers tasks."""
+    return MODULES.get(name, name)
 
 
 def with_new_names(values: Mapping[str, _Value], table: Mapping[str, str]) -> dict[str, _Value]:
-    """Returns the values under today's names of their keys."""
+    """Returns the values under the new names of their keys."""
     return {table.get(name, name): value for name, value in values.items()}
 
 
 def former_names(name: str, table: Mapping[str, str]) -> tuple[str, ...]:
     """Returns all former names of a name."""
     return tuple(former for former, current in table.items() if current == name)
+
+
+def rename_sentence(old: str, new: str, places: Iterable[str]) -> str:
+    """Returns the sentence on a renamed thing, with the places where to rename it."""
+    return f"{old} is now called {new}: rename it in {'; '.join(dict.fromkeys(places))}."
+
+
+def warn(sentence: str) -> None:
+    """Prints a warning on standard error."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ofa_jax.cli import gin_lint
+from ofa_jax.cli import gin_files, gin_lint
 
 
 def optimizer(learning_rate=1e-4, weight_decay=0.01):
@@ -91,7 +91,7 @@ def test_includes_are_followed_and_missing_files_named(tmp_path):
     with pytest.raises(gin_lint.ConfigError, match=r"base\.gin, line 1"):
         gin_lint.check([tmp_path / "run.gin"], [], [str(tmp_path)], lookup, lambda: REGISTRY)
     with pytest.raises(gin_lint.ConfigError, match=r"bsae\.gin .*Did you mean base\.gin"):
-        gin_lint.find_file("bsae.gin", [str(tmp_path)])
+        gin_files.find_file("bsae.gin", [str(tmp_path)])
 
 
 def test_an_import_that_fails_says_where(check):
