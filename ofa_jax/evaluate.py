@@ -40,9 +40,9 @@ from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, empty_features, stack
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import results as reporting
-from ofa_jax.evaluation.evaluator import EvaluatedTask, EvaluationError, Evaluator
-from ofa_jax.evaluation.load_tasks import Opening
-from ofa_jax.evaluation.results import Results
+from ofa_jax.evaluation.evaluator import EvalTask, EvaluationError, Evaluator
+from ofa_jax.evaluation.load_tasks import TaskLoader
+from ofa_jax.evaluation.results import EvalResults
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.utils import distributed
@@ -73,7 +73,7 @@ class Evaluation:
     choice: CheckpointSelector
     model_dir: epath.Path
     directory: epath.Path
-    tasks: Sequence[EvaluatedTask]
+    tasks: Sequence[EvalTask]
     make_evaluator: Callable[[OFAConfig], Evaluator]
     evaluator: Evaluator | None
     partitioner: Partitioner
@@ -161,14 +161,14 @@ def prepare(
     partitioner = partitioner or Partitioner()
     console = Console(quiet=jax.process_index() > 0)
     say = _speaker(console)
-    opening = Opening(
+    loader = TaskLoader(
         split, partitioner, num_examples, batch_size, decoding, seed, num_threads, num_workers
     )
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_wanted(only, streams)
-    opened: dict[str, tuple[EvaluatedTask, Stream]] = {}
+    opened: dict[str, tuple[EvalTask, Stream]] = {}
     for stream in streams:
-        for task in opening.tasks(stream, only, say):
+        for task in loader.load(stream, only, say):
             if task.name in opened:
                 raise ValueError(
                     f"Streams {opened[task.name][1].name!r} and {stream.name!r} both have the task "
@@ -188,7 +188,7 @@ def prepare(
         )
         for task, stream in opened.values():
             _check(config, task, stream)
-            evaluator.prepare(task)
+            evaluator.decoder(task)
         return evaluator
 
     evaluation = Evaluation(
@@ -232,7 +232,7 @@ def _check_wanted(only: Sequence[str] | None, streams: Sequence[Stream]) -> None
             )
 
 
-def _check(config: OFAConfig, task: EvaluatedTask, stream: Stream) -> None:
+def _check(config: OFAConfig, task: EvalTask, stream: Stream) -> None:
     """Whether a model can answer a task."""
     if config.vocab_size != task.vocabulary.vocab_size:
         raise ValueError(
@@ -243,12 +243,12 @@ def _check(config: OFAConfig, task: EvaluatedTask, stream: Stream) -> None:
     row = empty_features(dataclasses.replace(stream, num_sampled_patches=None), 0)
     train.check_fits(OFA(config), stream, stack([row]))
     try:
-        task.judging.decoding.max_output_length(stream.task_feature_lengths["inputs"], config)
+        task.spec.decoding.max_output_length(stream.task_feature_lengths["inputs"], config)
     except ValueError as error:
         raise ValueError(f"Task {task.name} does not fit the model: {error}") from error
 
 
-def run(evaluation: Evaluation) -> Results:
+def run(evaluation: Evaluation) -> EvalResults:
     """Evaluates every wanted checkpoint, and prints a table of them at the end.
 
     Returns:
@@ -259,10 +259,10 @@ def run(evaluation: Evaluation) -> Results:
     """
     console = evaluation.console
     say = _speaker(console)
-    results = Results(evaluation.directory)
+    results = EvalResults(evaluation.directory)
     evaluator, steps = evaluation.evaluator, []
     main_metrics: dict[str, str | None] = {
-        task.name: task.judging.main_metric for task in evaluation.tasks
+        task.name: task.spec.main_metric for task in evaluation.tasks
     }
     for checkpoint in watch.follow(evaluation.choice, say):
         try:
@@ -283,7 +283,7 @@ def _evaluate(
     evaluation: Evaluation,
     evaluator: Evaluator,
     checkpoint: Checkpoint,
-    results: Results,
+    results: EvalResults,
     main_metrics: dict[str, str | None],
     say: Callable[[str], None],
 ) -> bool:
@@ -315,8 +315,10 @@ def _evaluate(
             continue
         main_metrics[task.name] = result.main_metric
         results.add(step, task.name, result.metrics)
-        evaluation.writer.write_scalars(step, reporting.scalars(task.name, result.metrics))
-        say(reporting.describe(task.name, result))
+        evaluation.writer.write_scalars(
+            step, reporting.tensorboard_scalars(task.name, result.metrics)
+        )
+        say(reporting.summarise(task.name, result))
     evaluation.writer.flush()
     return True
 

@@ -1,1 +1,19 @@
-"""What the model's answers are worth: metrics, and how each task is asked and judged."""
+"""Evaluation: how each task is decoded and scored, and the metrics.
+
+eval_spec           EvalSpec: how a task is decoded, parsed and scored; the registry of all tasks
+load_tasks          from the names of seqio tasks to tasks that are ready to be evaluated
+eval_sources        the examples of a task as batches
+batch_decoder       decodes batches with one compiled program
+pipeline            decodes many batches while the host prepares the next ones
+postprocess         parses decoded tokens
+evaluator           evaluates a task on a checkpoint; resumable
+prediction_files    predictions as JSON lines
+results             metrics of all checkpoints, as JSON and as a table
+rewards             the reward of self-critical training
+trivial_baselines   baselines that look neither at the image nor at the text
+metrics             the metrics
+"""
+
+from ofa_jax.evaluation.eval_spec import EvalSpec
+
+__all__ = ["EvalSpec"]

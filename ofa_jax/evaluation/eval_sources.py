@@ -1,10 +1,10 @@
-"""The examples of a task as questions: batches to ask, and what is to be known of each row.
+"""The examples of a task as batches of features, with what the evaluation records of each row.
 
-    batch b of size G asks the examples [b * G, (b + 1) * G)
+    batch b of size G has the examples [b * G, (b + 1) * G)
     data-axis position p of D owns the rows [p * G / D, (p + 1) * G / D) of each batch
 
-The order is that of the records, so an example has its row on any number of hosts. All randomness
-of an example follows from (seed, task, index).
+Examples are in the order of the records, so each has the same row on any number of hosts. All
+randomness of an example follows from (seed, task, index).
 """
 
 import dataclasses
@@ -12,66 +12,82 @@ import io
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
+from jaxtyping import Int32
 from PIL import Image
 
 from ofa_jax.data.features import Batch, Example, Stream, empty_features, stack, to_features
 from ofa_jax.data.loader import shard_rows
 from ofa_jax.data.sampling import WeightedTask, make_example
-from ofa_jax.evaluation.postprocess import View
+from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
-PREFIX = "decoder_prefix_tokens"
+PREFIX_FEATURE = "decoder_prefix_tokens"
+_MAX_TRIED = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-    """What is known of an example besides its features.
+    """What the evaluation knows of an example besides its features.
 
     Attributes:
-      index: its number in the split.
-      id: of its record; the number where the record has none.
-      instruction: as text.
-      references: what an answer is compared with.
-      view: of the model's image on the stored one; None without an image.
-      error: why it cannot be asked; None if it can.
+      index: position in the split.
+      id: id of its record; the index where the record has none.
+      instruction: the input as text.
+      references: what a prediction is compared with.
+      box_transform: from the model's image to the stored one; None without an image.
+      error: why the example has no features; None if it has.
     """
 
     index: int
     id: str
     instruction: str = ""
     references: Any = None
-    view: View | None = None
+    box_transform: BoxTransform | None = None
     error: str | None = None
 
 
-Rows = tuple[int, Batch, list[EvalExample | None]]
-"""Number of a batch, this host's rows, and their questions; None for a row that only fills up."""
+class EvalBatch(NamedTuple):
+    """A batch of a task.
+
+    Attributes:
+      number: position of the batch in the split.
+      features: this host's rows.
+      examples: the example of each row; None for a row of padding.
+    """
+
+    number: int
+    features: Batch
+    examples: list[EvalExample | None]
 
 
 class EvalSource(Protocol):
-    """The examples of a task."""
+    """The examples of a task in batches."""
 
-    num_examples: int
+    @property
+    def num_examples(self) -> int:
+        """The number of examples over all hosts."""
+        ...
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
-        """The batches of these numbers, which increase."""
+    def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
+        """Yields the batches of these numbers, which must increase."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatcher:
-    """How a task's examples become rows, wherever they come from.
+    """Converts a task's examples to rows of a batch.
 
     Attributes:
       stream: shapes and batch size.
-      vocabulary: that instructions are written in.
+      vocabulary: the vocabulary of the instructions.
       references: see `EvalSpec`.
       num_data_shards, data_shards: of the mesh, see `Loader`.
-      has_prefix: examples have a `target_prefix`.
+      has_prefix: whether examples have a `target_prefix`.
     """
 
     stream: Stream
@@ -81,8 +97,8 @@ class EvalBatcher:
     data_shards: tuple[int, ...] = (0,)
     has_prefix: bool = False
 
-    def rows(self, number: int) -> list[int]:
-        """The examples that this host asks in a batch; the last ones may not exist."""
+    def example_indices(self, number: int) -> list[int]:
+        """Returns the examples of this host's rows of a batch; the last ones may not exist."""
         size = self.stream.batch_size
         return [
             number * size + offset
@@ -90,56 +106,60 @@ class EvalBatcher:
             for offset in shard_rows(size, shard, self.num_data_shards)
         ]
 
-    def row(
+    def make_row(
         self, index: int, record: Record, example: Example, rng: np.random.Generator
     ) -> tuple[Batch, EvalExample]:
-        """Features and question of an example."""
+        """Returns the features of an example and what the evaluation records of it."""
         features = to_features(example, self.stream, 0, rng)
         if self.has_prefix:
-            features[PREFIX] = self._prefix(example.get("target_prefix", ()))
+            features[PREFIX_FEATURE] = self._pad_prefix(example.get("target_prefix", ()))
         return features, EvalExample(
             index=index,
-            id=_id(record, index),
+            id=record_id(record, index),
             instruction=self.vocabulary.decode(example["inputs"]).strip(),
             references=self.references(record),
-            view=_view(record, example),
+            box_transform=_box_transform(record, example),
         )
 
-    def empty(self) -> Batch:
-        """A row that asks nothing."""
+    def empty_row(self) -> Batch:
+        """Returns the features of a row without an example."""
         features = empty_features(self.stream, 0)
-        return features | ({PREFIX: self._prefix(())} if self.has_prefix else {})
+        return features | ({PREFIX_FEATURE: self._pad_prefix(())} if self.has_prefix else {})
 
-    def _prefix(self, ids: Sequence[int]) -> np.ndarray:
-        longest = self.stream.task_feature_lengths["targets"]
-        if len(ids) > longest:
+    def _pad_prefix(self, ids: Sequence[int]) -> Int32[np.ndarray, " targets"]:
+        """Pads a forced prefix; raises InvalidRecordError if it is too long."""
+        length = self.stream.task_feature_lengths["targets"]
+        if len(ids) > length:
             raise InvalidRecordError(
-                f"its answer begins with {len(ids)} given tokens, which are more than the "
-                f"{longest} that the stream has for targets"
+                f"its target_prefix has {len(ids)} tokens, but the stream has only {length} "
+                "positions for targets"
             )
-        return np.append(ids, [OFAVocabulary.pad_id] * (longest - len(ids))).astype(np.int32)
+        return np.append(ids, [OFAVocabulary.pad_id] * (length - len(ids))).astype(np.int32)
 
 
-def _id(record: Record, index: int) -> str:
-    known = record.get("id")
-    known = known.decode("utf-8", "replace") if isinstance(known, bytes) else known
-    return str(index) if known is None or known == "" else str(known)
+def record_id(record: Record, index: int) -> str:
+    """Returns the id of a record as text; its index if it has none."""
+    value = record.get("id")
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return str(index) if value is None or value == "" else str(value)
 
 
-def _view(record: Record, example: Example) -> View | None:
+def _box_transform(record: Record, example: Example) -> BoxTransform | None:
+    """Returns the transform between an example's image and its record's."""
     image = example.get("image")
     if image is None or not image.size:
         return None
     height, width = image.shape[:2]
     if (region := example.get("view")) is not None:
-        return View(tuple(map(float, region)), (width, height))
+        x0, y0, x1, y1 = map(float, region)
+        return BoxTransform((x0, y0, x1, y1), (width, height))
     stored = record.get("image")
     if isinstance(stored, bytes):
         with Image.open(io.BytesIO(stored)) as opened:  # reads the header only
-            return View.whole(opened.size, (width, height))
+            return BoxTransform.of_whole_image(opened.size, (width, height))
     if isinstance(stored, np.ndarray) and stored.ndim == 3:
-        return View.whole((stored.shape[1], stored.shape[0]), (width, height))
-    return View.whole((width, height), (width, height))
+        return BoxTransform.of_whole_image((stored.shape[1], stored.shape[0]), (width, height))
+    return BoxTransform.of_whole_image((width, height), (width, height))
 
 
 # --------------------------------------------------------------------- records with random access
@@ -147,82 +167,91 @@ def _view(record: Record, example: Example) -> View | None:
 
 @dataclasses.dataclass(frozen=True)
 class RecordEvalSource:
-    """Of a task over records with random access: threads or processes make batches ahead.
+    """A task over records with random access: threads or processes prepare batches ahead.
 
     Attributes:
       task: records and preprocessor.
-      asking: how rows are made.
-      num_examples: the first ones of the split are asked.
-      seed: of what preprocessors draw.
-      num_threads, num_workers: that make batches, see `Loader`.
+      batcher: converts examples to rows.
+      num_examples: how many examples are evaluated, from the first of the split.
+      seed: seed of the preprocessors' draws.
+      num_threads, num_workers: threads or processes that prepare batches, see `Loader`.
     """
 
     task: WeightedTask
-    asking: EvalBatcher
+    batcher: EvalBatcher
     num_examples: int
     seed: int = 0
     num_threads: int = 2
     num_workers: int = 0
 
     @classmethod
-    def of(
-        cls, task: WeightedTask, asking: EvalBatcher, num_examples: int | None = None, **others: Any
+    def open(
+        cls,
+        task: WeightedTask,
+        batcher: EvalBatcher,
+        num_examples: int | None = None,
+        **options: Any,
     ) -> "RecordEvalSource":
-        """Of the first examples (None for all); looks at them until one is good.
+        """Creates the source after reading records until one is valid.
+
+        Args:
+          task: records and preprocessor.
+          batcher: converts examples to rows.
+          num_examples: how many examples are evaluated; None for all.
+          **options: other fields of the class.
 
         Raises:
-          ValueError: there are none, or the first hundred are all bad; or they do not fit the
-            stream.
+          ValueError: the split is empty, the first hundred records are all invalid, or they do not
+            fit the stream.
         """
         count = len(task.records)
         count = count if num_examples is None else min(num_examples, count)
         if not count:
-            raise ValueError(
-                f"Task {task.name}: there is nothing to evaluate, for the split is empty."
-            )
-        made = cls(task, asking, count, **others)
-        reason, tried = "", min(count, 100)
+            raise ValueError(f"Task {task.name}: the split is empty, so there are no examples.")
+        source = cls(task, batcher, count, **options)
+        reason, tried = "", min(count, _MAX_TRIED)
         for index in range(tried):
             try:
-                record, example = make_example(task, index, made.generator(index))
-                asking = dataclasses.replace(asking, has_prefix="target_prefix" in example)
-                asking.row(index, record, example, made.generator(index))
+                record, example = make_example(task, index, source.example_rng(index))
+                batcher = dataclasses.replace(batcher, has_prefix="target_prefix" in example)
+                batcher.make_row(index, record, example, source.example_rng(index))
             except InvalidRecordError as error:
                 reason = reason or str(error)
                 continue
-            return dataclasses.replace(made, asking=asking)
+            return dataclasses.replace(source, batcher=batcher)
         raise ValueError(
             f"Task {task.name}: none of the first {tried} records can be used, e.g. {reason}: the "
             "data does not fit the task."
         )
 
-    def generator(self, index: int) -> np.random.Generator:
-        """All the randomness of an example."""
+    def example_rng(self, index: int) -> np.random.Generator:
+        """Returns the generator of all random draws of an example."""
         return np.random.default_rng([self.seed, zlib.crc32(self.task.name.encode()), index])
 
-    def row(self, index: int) -> tuple[Batch, EvalExample | None]:
-        """The features of an example and its question; an empty row if there is none, or a bad."""
+    def make_row(self, index: int) -> tuple[Batch, EvalExample | None]:
+        """Returns a row; it is empty if the example does not exist or its record is invalid."""
         if index >= self.num_examples:
-            return self.asking.empty(), None
-        rng = self.generator(index)
+            return self.batcher.empty_row(), None
+        rng = self.example_rng(index)
         try:
             record, example = make_example(self.task, index, rng)
-            return self.asking.row(index, record, example, rng)
+            return self.batcher.make_row(index, record, example, rng)
         except InvalidRecordError as error:
-            return self.asking.empty(), EvalExample(index, self._id(index), error=str(error))
+            failed = EvalExample(index, self._id_of_invalid(index), error=str(error))
+            return self.batcher.empty_row(), failed
 
-    def _id(self, index: int) -> str:
-        """Of a bad record, as far as it can be read."""
+    def _id_of_invalid(self, index: int) -> str:
+        """Returns the id of an invalid record if it can be read, else its index."""
         try:
-            return _id(self.task.records[index], index)
-        except Exception:  # noqa: BLE001  whatever a torn file makes a source raise
+            return record_id(self.task.records[index], index)
+        except Exception:  # noqa: BLE001  a corrupt file can make a source raise anything
             return str(index)
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
-        """See `EvalSource`."""
+    def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
+        """Yields batches, see `EvalSource`."""
         options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=2)
-        source = Batches(tuple(numbers), self.asking.rows, self.row)
-        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+        batches = RandomAccessBatches(tuple(numbers), self.batcher.example_indices, self.make_row)
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
         if self.num_workers:
             workers = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=2)
             dataset = dataset.mp_prefetch(workers)
@@ -230,65 +259,77 @@ class RecordEvalSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
-    """Place -> rows; a grain source, picklable if its functions are.
+class RandomAccessBatches:
+    """Batches by position, as a grain source; picklable if its functions are.
 
     Attributes:
-      numbers: of the batches, by place.
-      rows: number of a batch -> the examples in it.
-      row: number of an example -> its features and question.
+      numbers: the batch numbers, by position.
+      example_indices: batch number -> the examples in it.
+      make_row: example index -> its row.
     """
 
     numbers: tuple[int, ...]
-    rows: Callable[[int], Sequence[int]]
-    row: Callable[[int], tuple[Batch, EvalExample | None]]
+    example_indices: Callable[[int], Sequence[int]]
+    make_row: Callable[[int], tuple[Batch, EvalExample | None]]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Rows:
-        number = self.numbers[place]
-        made = [self.row(index) for index in self.rows(number)]
-        return number, stack(features for features, _ in made), [q for _, q in made]
+    def __getitem__(self, position: int) -> EvalBatch:
+        number = self.numbers[position]
+        return _collate(number, [self.make_row(index) for index in self.example_indices(number)])
 
 
-# -------------------------------------------------------------------------- examples in an order
+def _collate(number: int, rows: Sequence[tuple[Batch, EvalExample | None]]) -> EvalBatch:
+    """Stacks rows to a batch."""
+    return EvalBatch(
+        number, stack(features for features, _ in rows), [example for _, example in rows]
+    )
+
+
+# -------------------------------------------------------------------------- sequential examples
 
 
 @dataclasses.dataclass(frozen=True)
 class SeqioEvalSource:
-    """Of a task whose examples only come one after the other: seqio's own preprocessors.
+    """A task with seqio's own preprocessors, whose examples can only be read in sequence.
 
-    Each host goes through all of them, and keeps its rows.
+    Each host iterates over all of them and keeps its rows.
 
     Attributes:
-      examples: makes an iterator over the examples of the split, the same ones in each call.
-      asking: how rows are made; `references` is given the example.
-      num_examples: so many are asked; there are at least so many.
+      examples: returns an iterator over the examples of the split, the same ones in each call.
+      batcher: converts examples to rows; its `references` gets the example.
+      num_examples: how many examples are evaluated; the split has at least as many.
     """
 
     examples: Callable[[], Iterator[Example]]
-    asking: EvalBatcher
+    batcher: EvalBatcher
     num_examples: int
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
-        """See `EvalSource`."""
-        size = self.asking.stream.batch_size
-        rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
-        examples, at = self.examples(), 0
+    def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
+        """Yields batches, see `EvalSource`."""
+        size = self.batcher.stream.batch_size
+        examples, position = self.examples(), 0
         for number in numbers:
-            first = number * size
-            chunk = list(itertools.islice(examples, first - at, first - at + size))
-            at = first + len(chunk)
-            made: list[tuple[Batch, EvalExample | None]] = []
-            for index in self.asking.rows(number):
-                if index >= min(self.num_examples, at):
-                    made.append((self.asking.empty(), None))
-                    continue
-                example = chunk[index - first]
-                try:
-                    made.append(self.asking.row(index, example, example, rng))
-                except InvalidRecordError as error:
-                    question = EvalExample(index, _id(example, index), error=str(error))
-                    made.append((self.asking.empty(), question))
-            yield number, stack(features for features, _ in made), [q for _, q in made]
+            start = number * size
+            chunk = list(itertools.islice(examples, start - position, start - position + size))
+            position = start + len(chunk)
+            rows = [
+                self._make_row(index, chunk, start)
+                for index in self.batcher.example_indices(number)
+            ]
+            yield _collate(number, rows)
+
+    def _make_row(
+        self, index: int, chunk: Sequence[Example], start: int
+    ) -> tuple[Batch, EvalExample | None]:
+        """Returns a row of the batch of `chunk`, whose first example has the index `start`."""
+        if index >= min(self.num_examples, start + len(chunk)):
+            return self.batcher.empty_row(), None
+        example = chunk[index - start]
+        rng = np.random.default_rng(0)  # evaluation samples no patches, so nothing is drawn
+        try:
+            return self.batcher.make_row(index, example, example, rng)
+        except InvalidRecordError as error:
+            failed = EvalExample(index, record_id(example, index), error=str(error))
+            return self.batcher.empty_row(), failed

@@ -1,26 +1,29 @@
-"""Evaluates a task on a checkpoint: asks all of its examples, writes the answers down, judges them.
+"""Evaluates a task on a checkpoint: decodes all examples, writes predictions, computes metrics.
 
-    questions ─▶ answerer ─▶ lines in parts ─▶ predictions.jsonl ─▶ metrics
+    examples ─▶ decoder ─▶ lines in parts ─▶ predictions.jsonl ─▶ metrics
 
-What was asked is not asked again, and metrics are always computed from what was written down: an
-evaluation that was killed and one that was not give the same numbers.
+Resumable: finished examples are skipped. Metrics are always computed from the written predictions,
+so an interrupted evaluation gives the same numbers as an uninterrupted one.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Int
+from numpy import ndarray
 
 from ofa_jax.evaluation import postprocess
-from ofa_jax.evaluation.batch_decoder import BatchDecoder
-from ofa_jax.evaluation.eval_sources import EvalExample, EvalSource
+from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
+from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.evaluation.pipeline import COMPILATION, DATA, DECODING, decode_batches
 from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
@@ -28,68 +31,86 @@ from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.files import write_json
 from ofa_jax.utils.timers import GoodputTimer
 
-DATA, DECODING, COMPILATION, METRICS = "data", "decoding", "compilation", "metrics"
-_MOST_LOGGED = 20
+__all__ = [
+    "COMPILATION",
+    "DATA",
+    "DECODING",
+    "METRICS",
+    "EvalTask",
+    "EvaluationError",
+    "Evaluator",
+    "TaskResult",
+    "compute_metrics",
+]
+
+METRICS = "metrics"
+_MAX_WARNINGS = 20
 
 
 class EvaluationError(ValueError):
-    """An evaluation cannot go on as it was called; the message says what to do."""
+    """An evaluation cannot continue as configured; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluatedTask:
-    """A task, ready to be asked.
+class EvalTask:
+    """A task that is ready to be evaluated.
 
     Attributes:
-      judging: how its answers are found and judged.
-      questions: its examples.
-      batch_size: of the questions, over all hosts.
-      vocabulary: of instructions and answers.
-      settings: what its answers follow from besides the model, as JSON.
+      spec: how it is decoded and scored.
+      source: its examples.
+      batch_size: examples per batch over all hosts.
+      vocabulary: the vocabulary of instructions and predictions.
+      settings: everything besides the model that its predictions depend on, as JSON.
     """
 
-    judging: EvalSpec
-    questions: EvalSource
+    spec: EvalSpec
+    source: EvalSource
     batch_size: int
     vocabulary: OFAVocabulary
     settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """In the seqio registry."""
-        return self.judging.task
+        """Name in the seqio registry."""
+        return self.spec.task
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """What came out.
+class TaskResult:
+    """The result of a task on a checkpoint.
 
     Attributes:
       metrics: name -> value.
-      main_metric: the one that "best" means.
-      examples: that were judged.
-      skipped: whose records were bad.
-      asked: examples that were asked in this call; fewer than all where it went on.
-      seconds: of this host, by what it did: "data" (waiting for batches), "decoding" (waiting for
-        the device), "compilation", "metrics".
+      main_metric: the metric that selects the best checkpoint.
+      examples: number of scored examples.
+      skipped: number of examples whose records are invalid.
+      decoded: number of examples that this call decoded; fewer than all if it resumed.
+      seconds: this host's time by kind: "data" (waiting for batches), "decoding" (waiting for the
+        device), "compilation", "metrics".
     """
 
     metrics: Mapping[str, float]
     main_metric: str
     examples: int
     skipped: int
-    asked: int
+    decoded: int
     seconds: Mapping[str, float]
 
     @property
     def examples_per_second(self) -> float | None:
-        """Over all hosts, compiling and judging left out; None if none were asked now."""
+        """Rate over all hosts without compilation and metrics; None if nothing was decoded."""
         spent = self.seconds.get(DATA, 0.0) + self.seconds.get(DECODING, 0.0)
-        return self.asked / max(spent, 1e-9) if self.asked else None
+        return self.decoded / max(spent, 1e-9) if self.decoded else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the contents of `result.json`."""
+        fields = dataclasses.asdict(self)
+        fields["asked"] = fields.pop("decoded")  # the key of earlier versions
+        return fields | {"examples_per_second": self.examples_per_second}
 
 
 class Evaluator:
-    """Evaluates tasks with one model, on any number of checkpoints of it."""
+    """Evaluates tasks with one model, on any number of its checkpoints."""
 
     def __init__(
         self,
@@ -100,53 +121,55 @@ class Evaluator:
         candidates_at_once: int = 32,
         batches_per_part: int = 16,
     ):
-        """Compiles nothing.
+        """Creates an evaluator; compiles nothing.
 
         Args:
-          model: to ask.
+          model: the model to evaluate.
           partitioner: the mesh.
           directory: predictions go to `<directory>/<step>/<task>`; all hosts share it.
-          seed: of answers that are drawn.
+          seed: seed of sampling.
           candidates_at_once: see `BatchDecoder`.
-          batches_per_part: after so many batches what was answered is written, and not lost.
+          batches_per_part: predictions are written every so many batches.
         """
         self._model = model
         self._partitioner = partitioner
         self._directory = directory
-        self._answerer_options = dict(seed=seed, candidates_at_once=candidates_at_once)
-        self._answerers: dict[str, BatchDecoder] = {}
-        self._per_part = batches_per_part
+        self._seed = seed
+        self._candidates_at_once = candidates_at_once
+        self._batches_per_part = batches_per_part
+        self._decoders: dict[str, BatchDecoder] = {}
 
-    def folder(self, step: int, task: EvaluatedTask) -> epath.Path:
-        """Where a task's predictions go."""
+    def folder(self, step: int, task: EvalTask) -> epath.Path:
+        """Returns the folder of a task's predictions."""
         return self._directory / str(step) / task.name
 
-    def prepare(self, task: EvaluatedTask) -> BatchDecoder:
-        """The task's answerer, made at the first call.
+    def decoder(self, task: EvalTask) -> BatchDecoder:
+        """Returns the task's decoder, which is created in the first call.
 
         Raises:
-          ValueError: decoding settings or allowed answers do not fit the model.
+          ValueError: decoding settings or candidates do not fit the model.
         """
-        if task.name not in self._answerers:
-            self._answerers[task.name] = BatchDecoder(
+        if task.name not in self._decoders:
+            self._decoders[task.name] = BatchDecoder(
                 self._model,
-                task.judging,
+                task.spec,
                 task.vocabulary,
                 self._partitioner,
-                **self._answerer_options,
+                seed=self._seed,
+                candidates_at_once=self._candidates_at_once,
             )
-        return self._answerers[task.name]
+        return self._decoders[task.name]
 
-    def check_settings(self, task: EvaluatedTask, step: int, checkpoint: str) -> bool:
-        """Whether the task's predictions on a step, if there are any, were made as they would be.
+    def check_settings(self, task: EvalTask, step: int, checkpoint: str) -> bool:
+        """Checks that existing predictions were made with the same settings.
 
         Args:
-          task: to ask.
-          step: of the checkpoint.
-          checkpoint: which one, as the settings shall name it.
+          task: the task.
+          step: step of the checkpoint.
+          checkpoint: name of the checkpoint in the settings.
 
         Returns:
-          Whether its predictions were begun.
+          Whether there are predictions of the task on this step, complete or not.
 
         Raises:
           EvaluationError: they were made with other settings.
@@ -154,192 +177,207 @@ class Evaluator:
         path = self.folder(step, task) / "settings.json"
         if not path.exists():
             return False
-        kept, wanted = json.loads(path.read_text()), _settings(task, checkpoint)
-        if kept != wanted:
+        written, current = json.loads(path.read_text()), _settings(task, checkpoint)
+        if written != current:
             raise EvaluationError(
-                f"{path.parent} holds predictions that were made with {_difference(kept, wanted)}. "
-                "Give evaluate.directory another folder, or remove this one."
+                f"{path.parent} holds predictions that were made with "
+                f"{_difference(written, current)}. Set evaluate.directory to another folder, or "
+                "delete this one."
             )
         return True
 
     def evaluate(
         self,
-        task: EvaluatedTask,
+        task: EvalTask,
         step: int,
         checkpoint: str,
         variables: Any,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Result | None:
-        """Asks, or goes on asking, and judges. All hosts do it together.
+    ) -> TaskResult | None:
+        """Decodes the examples without a prediction, and computes the metrics of all.
+
+        All hosts must call it.
 
         Args:
-          task: to ask.
-          step: of the checkpoint.
+          task: the task.
+          step: step of the checkpoint.
           checkpoint: as for `check_settings`.
           variables: {"params", "batch_stats"}, on the mesh.
-          progress: is told how many batches are done, and of how many.
+          progress: is called after each batch with the number of batches done and to do.
 
         Returns:
           The result on the first host; None on the others.
 
         Raises:
-          EvaluationError: predictions of other settings are there; or no record could be used.
+          EvaluationError: there are predictions with other settings, or every record is invalid.
         """
-        clock, first = GoodputTimer(), jax.process_index() == 0
+        timer, is_first_host = GoodputTimer(), jax.process_index() == 0
         self.check_settings(task, step, checkpoint)
-        folder, questions = self.folder(step, task), task.questions
-        files = PredictionFiles(folder, questions.num_examples, self._per_part * task.batch_size)
-        if first:
+        folder, num_examples = self.folder(step, task), task.source.num_examples
+        files = PredictionFiles(folder, num_examples, self._batches_per_part * task.batch_size)
+        if is_first_host:
             write_json(folder / "settings.json", _settings(task, checkpoint))
-        num_batches = -(-questions.num_examples // task.batch_size)
-        numbers = [
-            number
-            for part in files.unfinished()
-            for number in range(
-                part * self._per_part, min((part + 1) * self._per_part, num_batches)
-            )
-        ]
+        numbers = self._unfinished_batches(task, files)
         if numbers:
-            self._ask(task, files, numbers, variables, clock, progress)
+            self._decode(task, files, numbers, variables, timer, progress)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"asked {task.name} on step {step}")
-        if not first:
+            multihost_utils.sync_global_devices(f"decoded {task.name} on step {step}")
+        if not is_first_host:
             return None
         lines = files.merge()
-        with clock.measure(METRICS):
-            metrics = judge(task.judging, lines)
+        with timer.measure(METRICS):
+            metrics = compute_metrics(task.spec, lines)
         skipped = sum("error" in line for line in lines)
         size = task.batch_size
-        result = Result(
+        result = TaskResult(
             metrics=metrics,
-            main_metric=task.judging.main_metric or next(iter(metrics)),
+            main_metric=task.spec.main_metric or next(iter(metrics)),
             examples=len(lines) - skipped,
             skipped=skipped,
-            asked=sum(min(size, questions.num_examples - number * size) for number in numbers),
-            seconds=clock.total().parts,
+            decoded=sum(min(size, num_examples - number * size) for number in numbers),
+            seconds=timer.total().parts,
         )
-        write_json(
-            folder / "result.json",
-            dataclasses.asdict(result) | {"examples_per_second": result.examples_per_second},
-        )
+        write_json(folder / "result.json", result.to_json())
         return result
 
-    def _ask(
+    def _unfinished_batches(self, task: EvalTask, files: PredictionFiles) -> list[int]:
+        """Returns the numbers of the batches of all unfinished parts."""
+        size = self._batches_per_part
+        num_batches = -(-task.source.num_examples // task.batch_size)
+        return [
+            number
+            for part in files.unfinished()
+            for number in range(part * size, min((part + 1) * size, num_batches))
+        ]
+
+    def _decode(
         self,
-        task: EvaluatedTask,
+        task: EvalTask,
         files: PredictionFiles,
         numbers: Sequence[int],
         variables: Any,
-        clock: GoodputTimer,
+        timer: GoodputTimer,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Asks batches; the host prepares one while the device works on the one before."""
-        answerer = self.prepare(task)
-        rows = task.batch_size // self._partitioner.num_data_shards
-        led = set(self._partitioner.primary_shards)
-        own = [shard in led for shard in self._partitioner.data_shards for _ in range(rows)]
-        lines: list[Line] = []
-        done = logged = 0
-
-        def finish(number: int, asked: Sequence[EvalExample | None], started: Any) -> None:
-            nonlocal done, logged
-            with clock.measure(DECODING):
-                answered = answerer.finish(started)
-            for row, question in enumerate(asked):
-                if question is None or not own[row]:
-                    continue
-                if question.error is not None and logged < _MOST_LOGGED:
-                    logging.warning(
-                        "Skipped %s, record %d: %s", task.name, question.index, question.error
-                    )
-                    logged += 1
-                lines.append(_line(task, question, *answered.best(row)))
-            part = number // self._per_part
-            if number == numbers[-1] or (number + 1) // self._per_part != part:
-                files.write(part, lines)
-                lines.clear()
-            done += 1
+        """Decodes batches and writes the predictions of each part when it is complete."""
+        rows_per_shard = task.batch_size // self._partitioner.num_data_shards
+        primary = set(self._partitioner.primary_shards)
+        is_own_row = [
+            shard in primary
+            for shard in self._partitioner.data_shards
+            for _ in range(rows_per_shard)
+        ]
+        writer = _PartWriter(task, files, is_own_row)
+        batches = task.source.batches(numbers)
+        decoder = self.decoder(task)
+        for done, (batch, decoded) in enumerate(
+            decode_batches(decoder, variables, batches, timer.measure), 1
+        ):
+            writer.add(batch, decoded)
+            part = batch.number // self._batches_per_part
+            is_last = batch.number == numbers[-1]
+            if is_last or (batch.number + 1) // self._batches_per_part != part:
+                writer.finish_part(part)
             progress(done, len(numbers))
 
-        waiting = None
-        for number, batch, asked in _measured(task.questions.batches(numbers), clock):
-            with clock.measure(COMPILATION if waiting is None else DECODING):
-                started = answerer.start(variables, batch, number)
-            if waiting is not None:
-                finish(*waiting)
-            waiting = (number, asked, started)
-        finish(*waiting)
+
+class _PartWriter:
+    """Collects the predictions of a part, and writes them as lines."""
+
+    def __init__(self, task: EvalTask, files: PredictionFiles, is_own_row: Sequence[bool]):
+        """Creates a writer for this host's rows, of which it writes those marked as its own."""
+        self._task = task
+        self._files = files
+        self._is_own_row = is_own_row
+        self._lines: list[Line] = []
+        self._warnings = 0
+
+    def add(self, batch: EvalBatch, decoded: DecodedBatch) -> None:
+        """Adds the predictions of a batch."""
+        for row, example in enumerate(batch.examples):
+            if example is None or not self._is_own_row[row]:
+                continue
+            if example.error is not None:
+                self._warn(example)
+            self._lines.append(_line(self._task, example, *decoded.best(row)))
+
+    def finish_part(self, part: int) -> None:
+        """Writes the collected lines as a part."""
+        self._files.write(part, self._lines)
+        self._lines.clear()
+
+    def _warn(self, example: EvalExample) -> None:
+        """Logs why an example is skipped, up to a number of warnings."""
+        if self._warnings < _MAX_WARNINGS:
+            logging.warning(
+                "Skipped %s, record %d: %s", self._task.name, example.index, example.error
+            )
+            self._warnings += 1
 
 
-def judge(judging: EvalSpec, lines: Iterable[Line]) -> dict[str, float]:
-    """The metrics of written-down answers.
+def compute_metrics(spec: EvalSpec, lines: Iterable[Line]) -> dict[str, float]:
+    """Computes the metrics of written predictions.
 
     Raises:
-      EvaluationError: there is none to judge.
+      EvaluationError: there is no prediction, no metric, or no metric named `main_metric`.
     """
     lines = [line for line in lines if "error" not in line]
     if not lines:
         raise EvaluationError(
-            f"Task {judging.task}: every record is bad, so there is nothing to judge."
+            f"Task {spec.task}: every record is invalid, so there is nothing to evaluate."
         )
     references = [line["references"] for line in lines]
-    given = [postprocess.from_json(judging.kind, line["prediction"]) for line in lines]
+    predictions = [postprocess.from_json(spec.kind, line["prediction"]) for line in lines]
     values: dict[str, float] = {}
-    for metric in judging.metrics:
-        values |= {name: float(value) for name, value in metric(references, given).items()}
+    for metric in spec.metrics:
+        values |= {name: float(value) for name, value in metric(references, predictions).items()}
     if not values:
-        raise EvaluationError(f"EvalSpec of task {judging.task!r} has no metric: give it some.")
-    if judging.main_metric is not None and judging.main_metric not in values:
+        raise EvaluationError(f"EvalSpec of task {spec.task!r} has no metric: give at least one.")
+    if spec.main_metric is not None and spec.main_metric not in values:
         raise EvaluationError(
-            f"EvalSpec of task {judging.task!r}: main_metric is {judging.main_metric!r}, but its "
-            f"metrics give {', '.join(values)}."
+            f"EvalSpec of task {spec.task!r}: main_metric is {spec.main_metric!r}, but its metrics "
+            f"give {', '.join(values)}."
         )
     return values
 
 
-def _line(task: EvaluatedTask, question: EvalExample, ids: Any, score: float) -> Line:
-    if question.error is not None:
-        return {"index": question.index, "id": question.id, "error": question.error}
-    judging = task.judging
-    answer = postprocess.read(
-        judging.kind, ids, task.vocabulary, judging.max_image_size, question.view
+def _line(task: EvalTask, example: EvalExample, ids: Int[ndarray, " n"], score: float) -> Line:
+    """Returns the line of an example: its prediction, or why it has none."""
+    if example.error is not None:
+        return {"index": example.index, "id": example.id, "error": example.error}
+    spec = task.spec
+    prediction = postprocess.parse(
+        spec.kind, ids, task.vocabulary, spec.max_image_size, example.box_transform
     )
     return {
-        "index": question.index,
-        "id": question.id,
-        "instruction": question.instruction,
-        "references": question.references,
-        "prediction": postprocess.to_json(judging.kind, answer),
+        "index": example.index,
+        "id": example.id,
+        "instruction": example.instruction,
+        "references": example.references,
+        "prediction": postprocess.to_json(spec.kind, prediction),
         "score": score if math.isfinite(score) else None,
     }
 
 
-def _measured(batches: Iterator[Any], clock: GoodputTimer) -> Iterator[Any]:
-    """The same batches; waiting for them counts as data."""
-    while True:
-        with clock.measure(DATA):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
-def _settings(task: EvaluatedTask, checkpoint: str) -> dict[str, Any]:
-    """As they come back from JSON."""
+def _settings(task: EvalTask, checkpoint: str) -> dict[str, Any]:
+    """Returns the settings of a task's predictions as they are read back from JSON."""
     return json.loads(json.dumps({"checkpoint": checkpoint, **task.settings}))
 
 
-def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    flat_kept, flat_wanted = _flat(kept), _flat(wanted)
+def _difference(written: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Describes the settings that differ."""
+    flat_written, flat_current = _flatten(written), _flatten(current)
     return ", ".join(
-        f"{name} = {flat_kept.get(name)!r} and not {flat_wanted.get(name)!r}"
-        for name in {**flat_kept, **flat_wanted}
-        if flat_kept.get(name) != flat_wanted.get(name)
+        f"{name} = {flat_written.get(name)!r} and not {flat_current.get(name)!r}"
+        for name in {**flat_written, **flat_current}
+        if flat_written.get(name) != flat_current.get(name)
     )
 
 
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns a nested dict as one dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+        nested = isinstance(value, dict)
+        flat |= _flatten(value, f"{path}{name}.") if nested else {path + name: value}
     return flat

@@ -1,8 +1,8 @@
-"""From the seqio registry to tasks that can be asked.
+"""Loads tasks from the seqio registry for evaluation.
 
-A task with a `EvalSpec` and records with random access is the usual case. One made of ordinary
-tf.data preprocessors is asked in seqio's order; one without a `EvalSpec` is judged by its own
-`metric_fns`, its answers being text.
+A task normally has an `EvalSpec` and records with random access. The examples of a task with
+ordinary tf.data preprocessors are read in seqio's order; a task without an `EvalSpec` is scored by
+its own `metric_fns` on text predictions.
 """
 
 import dataclasses
@@ -17,84 +17,95 @@ import seqio
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example, Stream
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import eval_spec as judgings
-from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource, SeqioEvalSource
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.eval_sources import (
+    EvalBatcher,
+    EvalSource,
+    RecordEvalSource,
+    SeqioEvalSource,
+)
 from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.evaluator import EvaluatedTask
+from ofa_jax.evaluation.evaluator import EvalTask
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
+OverrideDecoding = Callable[[str, DecodingConfig], DecodingConfig]
+"""(task, its decoding settings) -> the decoding settings to use."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Opening:
-    """What all tasks of an evaluation share.
+class TaskLoader:
+    """Loads the tasks of an evaluation with the settings that they share.
 
     Attributes:
-      split: of the data.
+      split: the split of the data.
       partitioner: the mesh.
-      num_examples: of each task, the first ones; None for all.
+      num_examples: how many examples of each task are evaluated; None for all.
       batch_size: over all hosts; None for that of each stream.
-      decoding: changes a task's decoding settings: (task, settings) -> settings.
-      seed: of what preprocessors draw.
-      num_threads, num_workers: that make batches.
+      override_decoding: changes a task's decoding settings.
+      seed: seed of the preprocessors' draws.
+      num_threads, num_workers: threads or processes that prepare batches.
     """
 
     split: str
     partitioner: Partitioner
     num_examples: int | None = None
     batch_size: int | None = None
-    decoding: Callable[[str, DecodingConfig], DecodingConfig] = lambda task, config: config
+    override_decoding: OverrideDecoding = lambda task, config: config
     seed: int = 0
     num_threads: int = 2
     num_workers: int = 0
 
-    def tasks(
-        self, stream: Stream, only: Sequence[str] | None, say: Callable[[str], None]
-    ) -> list[EvaluatedTask]:
-        """The tasks of a stream; those of a mixture that cannot be judged are named and left out.
+    def load(
+        self, stream: Stream, only: Sequence[str] | None, log: Callable[[str], None]
+    ) -> list[EvalTask]:
+        """Loads the tasks of a stream.
+
+        Tasks of a mixture that have neither an EvalSpec nor metric_fns are logged and left out:
+        they may be for training only.
 
         Args:
-          stream: shapes, and which task or mixture.
-          only: names of the tasks that are wanted; None for all.
-          say: is told what is left out.
+          stream: shapes, and the name of the task or mixture.
+          only: names of the tasks to load; None for all.
+          log: is called with a sentence about each task that is left out.
 
         Raises:
-          ValueError: an unknown name, nothing to evaluate, records that do not fit the stream.
+          ValueError: an unknown name, no task to evaluate, or records that do not fit the stream.
         """
-        rates = seqio_bridge.rates(stream.mixture_or_task_name)
-        opened, lacking = [], []
-        for name in sorted(rates):
+        tasks, errors = [], {}
+        for name in sorted(seqio_bridge.rates(stream.mixture_or_task_name)):
             if only is not None and name not in only:
                 continue
             try:
-                judging = self._judging(name)
+                spec = self._find_spec(name)
             except ValueError as error:
-                # In a mixture one may be for training only.
-                lacking.append((name, error))
+                errors[name] = error
                 continue
-            opened.append(self._open(name, judging, stream))
-        if lacking and not opened:
-            raise lacking[0][1]
-        for name, _ in lacking:
-            say(f"{name} is left out: it is registered without a EvalSpec and without metric_fns.")
-        return opened
+            tasks.append(self._load_task(name, spec, stream))
+        if errors and not tasks:
+            raise next(iter(errors.values()))
+        for name in errors:
+            log(f"{name} is left out: it is registered without an EvalSpec and without metric_fns.")
+        return tasks
 
-    def _judging(self, name: str) -> EvalSpec:
+    def _find_spec(self, name: str) -> EvalSpec:
+        """Returns the EvalSpec of a task; without one, a spec of its seqio metrics."""
         try:
-            found = judgings.find(name)
+            spec = eval_spec.find(name)
         except ValueError:
             task = seqio.TaskRegistry.get(name)
             if not task.predict_metric_fns:
                 raise
-            found = _seqio_judging(task)
-        return found.replace(decoding=self.decoding(name, found.decoding))
+            spec = _seqio_spec(task)
+        return spec.replace(decoding=self.override_decoding(name, spec.decoding))
 
-    def _open(self, name: str, judging: EvalSpec, stream: Stream) -> EvaluatedTask:
+    def _load_task(self, name: str, spec: EvalSpec, stream: Stream) -> EvalTask:
+        """Loads one task of a stream."""
         stream = dataclasses.replace(
             stream,
             mixture_or_task_name=name,
             batch_size=self.batch_size or stream.batch_size,
-            num_sampled_patches=None,  # drawing some is for training
+            num_sampled_patches=None,  # patches are sampled in training only
         )
         shards = self.partitioner.num_data_shards
         if stream.batch_size % shards:
@@ -103,84 +114,80 @@ class Opening:
                 f"{shards} data shards of the mesh; choose a multiple of {shards}, for example "
                 f"with --gin.evaluate.batch_size={-(-stream.batch_size // shards) * shards}."
             )
-        asking = EvalBatcher(
-            stream, vocabulary_of(name), judging.references, shards, self.partitioner.data_shards
+        batcher = EvalBatcher(
+            stream, vocabulary_of(name), spec.references, shards, self.partitioner.data_shards
         )
-        lifted = None
-        if not isinstance(judging.references, _DecodedTargets):
-            lifted = seqio_bridge.weighted_tasks(name, self.split)
-        if lifted is not None:
-            questions = RecordEvalSource.of(
-                lifted[0],
-                asking,
+        weighted_tasks = None
+        if not isinstance(spec.references, _DecodedTargets):
+            weighted_tasks = seqio_bridge.weighted_tasks(name, self.split)
+        source: EvalSource
+        if weighted_tasks is not None:
+            source = RecordEvalSource.open(
+                weighted_tasks[0],
+                batcher,
                 self.num_examples,
                 seed=self.seed,
                 num_threads=self.num_threads,
                 num_workers=self.num_workers,
             )
         else:
-            questions = self._sequential(name, judging, stream, asking)
-            judging = _with_examples(judging, questions)
-        return EvaluatedTask(
-            judging,
-            questions,
-            stream.batch_size,
-            asking.vocabulary,
-            self._settings(judging, questions.num_examples, stream),
-        )
+            source = self._open_sequential(name, stream, batcher)
+            spec = _with_examples(spec, source)
+        settings = self._settings(spec, source.num_examples, stream)
+        return EvalTask(spec, source, stream.batch_size, batcher.vocabulary, settings)
 
-    def _sequential(
-        self, name: str, judging: EvalSpec, stream: Stream, asking: EvalBatcher
-    ) -> SeqioEvalSource:
+    def _open_sequential(self, name: str, stream: Stream, batcher: EvalBatcher) -> SeqioEvalSource:
+        """Returns the examples of a task with tf.data preprocessors, after counting them."""
         examples = functools.partial(
             seqio_bridge.examples_in_order, name, stream.task_feature_lengths, self.split, self.seed
         )
         count = sum(1 for _ in itertools.islice(examples(), self.num_examples))
         if not count:
-            raise ValueError(f"Task {name}: there is nothing to evaluate, for the split is empty.")
-        return SeqioEvalSource(examples, asking, count)
+            raise ValueError(f"Task {name}: the split is empty, so there are no examples.")
+        return SeqioEvalSource(examples, batcher, count)
 
-    def _settings(self, judging: EvalSpec, count: int, stream: Stream) -> dict[str, Any]:
-        """What the answers follow from, besides the checkpoint."""
+    def _settings(self, spec: EvalSpec, count: int, stream: Stream) -> dict[str, Any]:
+        """Returns everything besides the checkpoint that the predictions depend on."""
         settings = {
             "split": self.split,
             "examples": count,
             "seed": self.seed,
-            "kind": judging.kind,
-            "decoding": dataclasses.asdict(judging.decoding),
-            "score_all": judging.score_all,
+            "kind": spec.kind,
+            "decoding": dataclasses.asdict(spec.decoding),
+            "score_all": spec.score_all,
             "lengths": dict(stream.task_feature_lengths),
             "image_size": stream.image_size,
-            "max_image_size": judging.max_image_size,
+            "max_image_size": spec.max_image_size,
         }
-        if judging.candidates is not None:
-            texts = list(judging.candidates())
+        if spec.candidates is not None:
+            texts = list(spec.candidates())
+            # The key of earlier versions.
             settings["answers"] = f"{len(texts)}, {zlib.crc32(chr(10).join(texts).encode()):08x}"
         return settings
 
 
 def vocabulary_of(name: str) -> OFAVocabulary:
-    """The vocabulary that a task's targets are written in.
+    """Returns the vocabulary of a task's targets.
 
     Raises:
-      ValueError: it is not OFA's.
+      ValueError: it is not an OFAVocabulary.
     """
     vocabulary = seqio_bridge.find(name).output_features["targets"].vocabulary
     wrapped = getattr(vocabulary, "wrapped", None)
     if not isinstance(wrapped, OFAVocabulary):
         raise ValueError(
-            f"The targets of {name} are written in a {type(vocabulary).__name__}: a model of OFA "
-            "answers in an OFAVocabulary; register the task with `vocabulary.as_seqio()`."
+            f"The targets of {name} use a {type(vocabulary).__name__}, but OFA models generate "
+            "tokens of an OFAVocabulary; register the task with `vocabulary.as_seqio()`."
         )
     return wrapped
 
 
-# ------------------------------------------------------------------ tasks judged by seqio's metrics
+# --------------------------------------------------------------- tasks scored by seqio's metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class _DecodedTargets:
-    """The targets of an example as text."""
+    """Returns the targets of an example as text."""
 
     task: str
 
@@ -190,34 +197,36 @@ class _DecodedTargets:
 
 @dataclasses.dataclass(frozen=True)
 class _SeqioMetrics:
-    """The task's `metric_fns` over (targets, predictions), both through its `postprocess_fn`."""
+    """Computes a task's `metric_fns` of (targets, predictions) after its `postprocess_fn`."""
 
     task: str
-    examples: Callable[[], Iterator[Example]] | None = None
+    examples: Callable[[], Iterator[Example]]
 
-    def __call__(self, references: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    def __call__(self, references: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
         task = seqio.TaskRegistry.get(self.task)
         targets, predictions = [], []
-        for reference, answer, example in zip(references, answers, self.examples(), strict=False):
+        for reference, output, example in zip(references, outputs, self.examples(), strict=False):
             targets.append(task.postprocess_fn(reference, example=example, is_target=True))
-            predictions.append(task.postprocess_fn(answer, example=example, is_target=False))
+            predictions.append(task.postprocess_fn(output, example=example, is_target=False))
         values: dict[str, float] = {}
         for metric in task.predict_metric_fns:
             values |= metric(targets, predictions)
         return {name: float(getattr(value, "value", value)) for name, value in values.items()}
 
 
-def _seqio_judging(task: seqio.Task) -> EvalSpec:
-    return EvalSpec(task.name, "text", _DecodedTargets(task.name), (_SeqioMetrics(task.name),))
+def _seqio_spec(task: seqio.Task) -> EvalSpec:
+    """Returns the spec of a task that is scored by its seqio metrics."""
+    metrics = _SeqioMetrics(task.name, lambda: iter(()))
+    return EvalSpec(task.name, "text", _DecodedTargets(task.name), (metrics,))
 
 
-def _with_examples(judging: EvalSpec, questions: SeqioEvalSource) -> EvalSpec:
-    """seqio's metrics look at the examples too."""
-    return judging.replace(
+def _with_examples(spec: EvalSpec, source: SeqioEvalSource) -> EvalSpec:
+    """Gives seqio's metrics the examples of the split, which `postprocess_fn` takes."""
+    return spec.replace(
         metrics=tuple(
-            dataclasses.replace(metric, examples=questions.examples)
+            dataclasses.replace(metric, examples=source.examples)
             if isinstance(metric, _SeqioMetrics)
             else metric
-            for metric in judging.metrics
+            for metric in spec.metrics
         )
     )

@@ -1,8 +1,8 @@
-"""Reads the tokens that a model wrote: text, a box, objects, image codes (see `judging`).
+"""Parses decoded tokens into text, a box, objects or image codes (see `eval_spec`).
 
-Boxes come back in pixels of the stored image, whatever part of it the model saw:
+Boxes are returned in pixels of the stored image, whatever part of it the model saw:
 
-    stored                    the model's
+    stored image              the model's image
     ┌─────────────────┐       ┌─────────┐
     │    x0,y0┌────┐  │  ◀──  │         │ height
     │         └────┘  │       └─────────┘
@@ -10,26 +10,27 @@ Boxes come back in pixels of the stored image, whatever part of it the model saw
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
+from numpy.typing import ArrayLike
 
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
-Answer = Any
-"""Of a kind: str, float32 [4], {"boxes": float32 [K, 4], "labels": list[str]}, int32 [n]."""
+ParsedOutput = Any
+"""By kind: str, float32 [4], {"boxes": float32 [K, 4], "labels": list[str]}, int32 [n]."""
 
 NOT_A_CODE = -1
 _CORNERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """Which part of the stored image the model sees, and how large it sees it.
+class BoxTransform:
+    """Maps boxes between the stored image and the model's image, which shows a part of it.
 
     Attributes:
-      region: x0, y0, x1, y1 in pixels of the stored image.
+      region: x0, y0, x1, y1 of the part that the model sees, in pixels of the stored image.
       size: (width, height) of the model's image in pixels.
     """
 
@@ -37,72 +38,77 @@ class View:
     size: tuple[int, int]
 
     @classmethod
-    def whole(cls, stored_size: tuple[int, int], size: tuple[int, int]) -> "View":
-        """All of an image of (width, height) pixels, made to fit: what downstream tasks see."""
-        return cls((0.0, 0.0, *map(float, stored_size)), size)
+    def of_whole_image(cls, stored_size: tuple[int, int], size: tuple[int, int]) -> "BoxTransform":
+        """Returns the transform of an image of (width, height) pixels that is resized as a whole.
 
-    def to_model(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes in pixels of the stored image, float32 [..., 4], to those of the model's."""
+        Downstream tasks resize images in this way.
+        """
+        width, height = stored_size
+        return cls((0.0, 0.0, float(width), float(height)), size)
+
+    def to_model(self, boxes: ArrayLike) -> Float32[np.ndarray, "*n 4"]:
+        """Converts boxes in pixels of the stored image to pixels of the model's image."""
         x0, y0, x1, y1 = self.region
         width, height = self.size
         scale = np.array([width / (x1 - x0), height / (y1 - y0)] * 2)
         return ((np.asarray(boxes, np.float64) - np.array([x0, y0] * 2)) * scale).astype(np.float32)
 
-    def to_stored(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes in pixels of the model's image, float32 [..., 4], to those of the stored one."""
+    def to_stored(self, boxes: ArrayLike) -> Float32[np.ndarray, "*n 4"]:
+        """Converts boxes in pixels of the model's image to pixels of the stored image."""
         x0, y0, x1, y1 = self.region
         width, height = self.size
         scale = np.array([(x1 - x0) / width, (y1 - y0) / height] * 2)
         return (np.asarray(boxes, np.float64) * scale + np.array([x0, y0] * 2)).astype(np.float32)
 
 
-def read(
+def parse(
     kind: str,
-    ids: Sequence[int],
+    token_ids: ArrayLike,
     vocabulary: OFAVocabulary,
     max_image_size: float = 512,
-    view: View | None = None,
-) -> Answer:
-    """What the tokens of an answer say.
+    transform: BoxTransform | None = None,
+) -> ParsedOutput:
+    """Parses the tokens of a prediction.
 
-    A model may write anything. What is not an answer of the kind is read as one that is wrong: no
-    box as one without area, an incomplete object not at all, a token that is no code as
-    `NOT_A_CODE` at its place.
+    A model may generate any tokens. Those that are not of the kind become a wrong prediction: a
+    missing box has no area, an incomplete object is left out, and a token that is not a code
+    becomes `NOT_A_CODE` at its position.
 
     Args:
-      kind: one of `judging.KINDS`.
-      ids: the answer, int [n]; eos and what follows it do not count.
-      vocabulary: that it is written in.
+      kind: one of `eval_spec.KINDS`.
+      token_ids: int [n]; eos and everything after it are ignored.
+      vocabulary: the vocabulary of the tokens.
       max_image_size: pixels that the last location bin stands for.
-      view: of the model's image on the stored one; None for boxes in the model's pixels.
+      transform: from the model's image to the stored one; None for boxes in the model's pixels.
     """
-    ids = until_eos(ids)
+    ids = truncate_at_eos(token_ids)
     if kind == "text":
-        return vocabulary.decode(ids).strip()
+        return vocabulary.decode(ids.tolist()).strip()
     if kind == "codes":
         codes = ids - vocabulary.code_ids.start
         return np.where((codes >= 0) & (codes < vocabulary.num_codes), codes, NOT_A_CODE)
     is_bin = (ids >= vocabulary.bin_ids.start) & (ids < vocabulary.bin_ids.stop)
 
-    def box(start: int) -> np.ndarray:
-        found = vocabulary.decode_box(ids[start : start + _CORNERS], max_image_size)
-        return found if view is None else view.to_stored(found)
+    def parse_box(start: int) -> Float32[np.ndarray, "4"]:
+        bins = ids[start : start + _CORNERS].tolist()
+        box = vocabulary.decode_box(bins, max_image_size)
+        return box if transform is None else transform.to_stored(box)
 
     if kind == "box":
-        there = len(ids) >= _CORNERS and is_bin[:_CORNERS].all()
-        return box(0) if there else np.zeros(_CORNERS, np.float32)
+        is_complete = len(ids) >= _CORNERS and is_bin[:_CORNERS].all()
+        return parse_box(0) if is_complete else np.zeros(_CORNERS, np.float32)
     boxes, labels = [], []
-    for start, end, label_end in _objects(is_bin):
-        label = vocabulary.decode(ids[end:label_end]).strip()
-        # Four bins alone name nothing, and other than four are no box.
+    for start, end, label_end in _find_objects(is_bin):
+        label = vocabulary.decode(ids[end:label_end].tolist()).strip()
+        # An object is exactly four bins and a label.
         if end - start == _CORNERS and label:
-            boxes.append(box(start))
+            boxes.append(parse_box(start))
             labels.append(label)
     return {"boxes": np.array(boxes, np.float32).reshape(-1, _CORNERS), "labels": labels}
 
 
-def _objects(is_bin: np.ndarray) -> list[tuple[int, int, int]]:
-    """(start of the bins, their end, end of the label behind them) of each run of bins."""
+def _find_objects(is_bin: Bool[np.ndarray, " n"]) -> list[tuple[int, int, int]]:
+    """Returns (start of the bins, their end, end of the label after them) of each run of bins."""
     edges = np.flatnonzero(np.diff(is_bin.astype(np.int8), prepend=0))
     starts, ends = edges[0::2], edges[1::2]
     if len(ends) < len(starts):
@@ -111,9 +117,9 @@ def _objects(is_bin: np.ndarray) -> list[tuple[int, int, int]]:
     return list(zip(starts.tolist(), ends.tolist(), label_ends.tolist(), strict=True))
 
 
-def until_eos(ids: Sequence[int]) -> np.ndarray:
-    """int32 [n]: the tokens before the first eos, without padding."""
-    ids = np.asarray(ids, np.int32).reshape(-1)
+def truncate_at_eos(token_ids: ArrayLike) -> Int32[np.ndarray, " n"]:
+    """Returns the tokens before the first eos, without padding."""
+    ids = np.asarray(token_ids, np.int32).reshape(-1)
     (ends,) = np.nonzero(ids == OFAVocabulary.eos_id)
     ids = ids[: ends[0]] if ends.size else ids
     return ids[ids != OFAVocabulary.pad_id]
@@ -122,17 +128,17 @@ def until_eos(ids: Sequence[int]) -> np.ndarray:
 # --------------------------------------------------------------------------------- as JSON
 
 
-def to_json(kind: str, answer: Answer) -> Any:
-    """An answer as plain values; `from_json` gives exactly the same one back."""
+def to_json(kind: str, output: ParsedOutput) -> Any:
+    """Converts a parsed output to JSON-serialisable values; `from_json` is its exact inverse."""
     if kind == "text":
-        return answer
+        return output
     if kind == "objects":
-        return {"boxes": answer["boxes"].tolist(), "labels": list(answer["labels"])}
-    return answer.tolist()
+        return {"boxes": output["boxes"].tolist(), "labels": list(output["labels"])}
+    return output.tolist()
 
 
-def from_json(kind: str, value: Any) -> Answer:
-    """The inverse of `to_json`."""
+def from_json(kind: str, value: Any) -> ParsedOutput:
+    """Converts the result of `to_json` back."""
     if kind == "text":
         return value
     if kind == "objects":

@@ -1,10 +1,10 @@
-"""Predictions as JSON lines: written in parts, so that an evaluation that is killed goes on.
+"""Predictions as JSON lines, written in parts so that a killed evaluation can be resumed.
 
-    <folder>/part-00003.process-0001.jsonl     what one process has asked of a range of examples
-    <folder>/predictions.jsonl                 all of them in the order of the examples, at the end
+    <folder>/part-00003.process-0001.jsonl     predictions of one process for a range of examples
+    <folder>/predictions.jsonl                 all predictions in the order of the examples
 
-A file is there as a whole or not at all. All hosts share the folder, and so the parts of all hosts
-come together without being sent.
+A file is complete or it does not exist. All hosts share the folder, so the parts of all hosts are
+merged without communication.
 """
 
 import collections
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax.utils.files import write_text
+from ofa_jax.utils import files
 
 Line = Mapping[str, Any]
 """index, id, instruction, references, prediction, score; or index, id, error."""
@@ -26,15 +26,15 @@ PREDICTIONS = "predictions.jsonl"
 
 
 class PredictionFiles:
-    """The predictions of a task on a checkpoint."""
+    """The prediction files of one task on one checkpoint."""
 
     def __init__(self, folder: epath.Path, num_examples: int, part_size: int):
-        """Makes the folder.
+        """Creates the folder.
 
         Args:
-          folder: of this task and checkpoint alone.
-          num_examples: of all parts.
-          part_size: examples of each part but the last.
+          folder: a folder for this task and checkpoint alone.
+          num_examples: number of examples in all parts.
+          part_size: examples of each part except the last.
         """
         self._folder = folder
         self._num_examples = num_examples
@@ -43,15 +43,16 @@ class PredictionFiles:
 
     @property
     def path(self) -> epath.Path:
-        """Where all of them will be."""
+        """The file of all predictions."""
         return self._folder / PREDICTIONS
 
     def _examples(self, part: int) -> range:
+        """Returns the examples of a part."""
         start = part * self._part_size
         return range(start, min(start + self._part_size, self._num_examples))
 
     def unfinished(self) -> list[int]:
-        """The parts that are still to be made, and nothing of them is there. All hosts must ask."""
+        """Deletes partial files; returns the indices of unfinished parts; a collective call."""
         num_parts = -(-self._num_examples // self._part_size)
         missing = np.zeros(num_parts, bool)
         if jax.process_index() == 0:
@@ -61,20 +62,20 @@ class PredictionFiles:
         return np.flatnonzero(missing).tolist()
 
     def _clean(self, num_parts: int) -> list[int]:
-        """Removes what is incomplete, or of another division into parts."""
+        """Deletes partial files and parts of another size; returns the unfinished parts."""
         if self.path.exists():
             if _indices(self.path) == list(range(self._num_examples)):
                 return []
             self.path.unlink()
-        files = collections.defaultdict(list)
+        part_files = collections.defaultdict(list)
         for path in self._folder.glob("part-*.jsonl"):
-            files[int(path.name.split(".")[0].removeprefix("part-"))].append(path)
+            part_files[int(path.name.split(".")[0].removeprefix("part-"))].append(path)
         missing = []
-        for part in sorted({*range(num_parts), *files}):
-            found = sorted(index for path in files[part] for index in _indices(path))
+        for part in sorted({*range(num_parts), *part_files}):
+            found = sorted(index for path in part_files[part] for index in _indices(path))
             if found and found == list(self._examples(part)):
                 continue
-            for path in files[part]:
+            for path in part_files[part]:
                 path.unlink()
             if part < num_parts:
                 missing.append(part)
@@ -86,22 +87,24 @@ class PredictionFiles:
         _write(self._folder / name, lines)
 
     def merge(self) -> list[Line]:
-        """Puts the parts together, in the order of the examples. One host does it, after all wrote.
+        """Merges the parts in the order of the examples.
+
+        One host calls it after all hosts have written their parts.
 
         Returns:
           All lines.
 
         Raises:
-          ValueError: some are missing: the hosts do not share the folder.
+          ValueError: some are missing, because the hosts do not share the folder.
         """
         if self.path.exists():
-            return read(self.path)
+            return read_lines(self.path)
         parts = sorted(self._folder.glob("part-*.jsonl"))
-        lines = sorted((line for path in parts for line in read(path)), key=lambda x: x["index"])
+        lines = sorted((line for path in parts for line in read_lines(path)), key=_index)
         if [line["index"] for line in lines] != list(range(self._num_examples)):
             raise ValueError(
                 f"{self._folder} holds {len(lines)} predictions instead of {self._num_examples}: "
-                "is it a folder that all hosts share?"
+                "give a folder that all hosts share."
             )
         _write(self.path, lines)
         for path in parts:
@@ -109,25 +112,32 @@ class PredictionFiles:
         return lines
 
 
-def read(path: epath.Path) -> list[Line]:
-    """The lines of a file."""
-    # Not splitlines: texts may have other line breaks in them.
+def read_lines(path: epath.Path) -> list[Line]:
+    """Reads the lines of a prediction file."""
+    # Not splitlines: texts may contain other line breaks.
     return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n") if line]
 
 
+def _index(line: Line) -> int:
+    return line["index"]
+
+
 def _indices(path: epath.Path) -> Sequence[int]:
+    """Returns the examples in a file; none if it is not a prediction file."""
     try:
-        return [line["index"] for line in read(path)]
-    except (ValueError, KeyError):  # not a file of ours
+        return [line["index"] for line in read_lines(path)]
+    except (ValueError, KeyError):
         return []
 
 
 def _write(path: epath.Path, lines: Iterable[Line]) -> None:
-    """All at once."""
-    text = "".join(json.dumps(line, ensure_ascii=False, default=_plain) + "\n" for line in lines)
-    write_text(path, text)
+    """Writes lines atomically."""
+    files.write_text(
+        path,
+        "".join(json.dumps(line, ensure_ascii=False, default=_to_plain) + "\n" for line in lines),
+    )
 
 
-def _plain(value: Any) -> Any:
-    """numpy's arrays and scalars as JSON takes them."""
+def _to_plain(value: Any) -> Any:
+    """Converts numpy arrays and scalars for JSON."""
     return value.tolist()

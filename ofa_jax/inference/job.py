@@ -19,7 +19,7 @@ import numpy as np
 
 from ofa_jax.data.features import Batch, Stream, empty_features, to_features
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
-from ofa_jax.evaluation.eval_sources import Batches, EvalExample, EvalSource, Rows
+from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource, RandomAccessBatches
 from ofa_jax.inference import requests
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.inference.requests import DecodePreset, Prediction, Request
@@ -63,14 +63,14 @@ class RequestEvalSource:
         """Of all hosts."""
         return len(self.source)
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[Rows]:
+    def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
         """See `EvalSource`."""
         options = grain.ReadOptions(
             num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD
         )
         size = self.stream.batch_size
         rows = lambda number: range(number * size, (number + 1) * size)  # noqa: E731
-        source = Batches(tuple(numbers), rows, self.row)
+        source = RandomAccessBatches(tuple(numbers), rows, self.row)
         yield from grain.MapDataset.source(source).to_iter_dataset(options)
 
     def row(self, index: int) -> tuple[Batch, Asked | None]:
@@ -98,7 +98,7 @@ class RequestEvalSource:
         cut = len(example["inputs"]) > self.stream.task_feature_lengths["inputs"]
         rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
         features = to_features(example, self.stream, 0, rng)
-        return features, Asked(index, identity, instruction, view=view, cut=cut)
+        return features, Asked(index, identity, instruction, box_transform=view, cut=cut)
 
 
 # ---------------------------------------------------------------------------------- the job
@@ -228,7 +228,7 @@ class Job:
         ids, score = found.best(row)
         if not np.isfinite(score):
             return line | {"error": "The model found no answer that is allowed"}
-        prediction = requests.read(ids, score, self.asker.loaded.interface, asked.view)
+        prediction = requests.read(ids, score, self.asker.loaded.interface, asked.box_transform)
         line |= _plain(prediction)
         if prediction.image is not None:
             place = asked.index - self.shards.inputs(shard).start

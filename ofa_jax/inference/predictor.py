@@ -23,7 +23,7 @@ from ofa_jax.data.features import Example, Stream, empty_features, stack, to_fea
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.postprocess import View
+from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.inference import requests
 from ofa_jax.inference.loading import LoadedModel, load
 from ofa_jax.inference.requests import Box, Prediction, Request
@@ -177,7 +177,7 @@ class Predictor:
         decoding: DecodingConfig | None,
     ) -> list[Prediction]:
         interface = self.loaded.interface
-        made: list[tuple[Example, View | None]] = []
+        made: list[tuple[Example, BoxTransform | None]] = []
         groups = collections.defaultdict(list)
         if decoding is None and allowed is not None:
             decoding = self._search_for(allowed)

@@ -17,7 +17,7 @@ from PIL import Image
 from ofa_jax.data.features import Example
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import postprocess
-from ofa_jax.evaluation.postprocess import View
+from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import images, instructions
@@ -169,7 +169,9 @@ def open_image(given: Any) -> Image.Image | None:
     return images.decode(encoded)
 
 
-def make(request: Request, interface: Processor, how: DecodePreset) -> tuple[Example, View | None]:
+def make(
+    request: Request, interface: Processor, how: DecodePreset
+) -> tuple[Example, BoxTransform | None]:
     """The example (see `features`) of a request, and which part of its image it shows.
 
     Raises:
@@ -190,15 +192,15 @@ def make(request: Request, interface: Processor, how: DecodePreset) -> tuple[Exa
     return make_example(interface.vocabulary, parts, (), pixels, **others), view
 
 
-def _pixels(request: Request, how: DecodePreset) -> tuple[np.ndarray, View]:
+def _pixels(request: Request, how: DecodePreset) -> tuple[np.ndarray, BoxTransform]:
     image, size = request.image, how.image_size
     if instructions.is_infilling(request.instruction):
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        view = View((left, top, left + side, top + side), (size, size))
+        view = BoxTransform((left, top, left + side, top + side), (size, size))
         return images.to_array(images.resize_and_center_crop(image, size)), view
-    view = View.whole(image.size, (size, size))
+    view = BoxTransform.of_whole_image(image.size, (size, size))
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return images.to_array(image), view
@@ -213,7 +215,7 @@ def _blanked(pixels: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
     return images.blank_center(pixels, middle)
 
 
-def _region(request: Request, interface: Processor, view: View | None) -> np.ndarray:
+def _region(request: Request, interface: Processor, view: BoxTransform | None) -> np.ndarray:
     """The ids of a box in the given image."""
     if view is None:
         raise ValueError("There is a region, but no image that it lies in.")
@@ -240,7 +242,9 @@ def _region(request: Request, interface: Processor, view: View | None) -> np.nda
 # --------------------------------------------------------------------------------------- reading
 
 
-def read(ids: np.ndarray, score: float, interface: Processor, view: View | None) -> Prediction:
+def read(
+    ids: np.ndarray, score: float, interface: Processor, view: BoxTransform | None
+) -> Prediction:
     """What was written.
 
     Args:
@@ -251,17 +255,17 @@ def read(ids: np.ndarray, score: float, interface: Processor, view: View | None)
         pixels of `max_image_size`.
     """
     vocabulary, largest = interface.vocabulary, interface.max_image_size
-    ids = postprocess.until_eos(ids)
+    ids = postprocess.truncate_at_eos(ids)
     is_bin = np.isin(ids, np.asarray(vocabulary.bin_ids))
     is_code = np.isin(ids, np.asarray(vocabulary.code_ids))
     boxes, labels, codes = np.zeros((0, 4), np.float32), (), None
     text = vocabulary.decode(ids[~is_bin & ~is_code]).strip()
     if is_code.any():
-        codes = postprocess.read("codes", ids, vocabulary)
+        codes = postprocess.parse("codes", ids, vocabulary)
     elif is_bin.all() and len(ids) == 4:
-        boxes = postprocess.read("box", ids, vocabulary, largest, view)[None]
+        boxes = postprocess.parse("box", ids, vocabulary, largest, view)[None]
     elif is_bin.any():
-        objects = postprocess.read("objects", ids, vocabulary, largest, view)
+        objects = postprocess.parse("objects", ids, vocabulary, largest, view)
         boxes, labels = objects["boxes"], tuple(objects["labels"])
         text = ", ".join(labels) if labels else text
     return Prediction(

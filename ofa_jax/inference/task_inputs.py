@@ -76,7 +76,7 @@ def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenT
         return _sequential(inputs, source_length, vocab_size)
     (task,) = tasks
     count = _at_most(inputs, len(task.records))
-    make = lambda asking: RecordEvalSource.of(  # noqa: E731
+    make = lambda asking: RecordEvalSource.open(  # noqa: E731
         task, asking, count, num_threads=num_threads
     )
     return OpenTask(count, _first(task, count), vocab_size, make)

@@ -20,7 +20,7 @@ from ofa_jax import evaluate
 from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.watch import CheckpointSelector
-from ofa_jax.evaluation.prediction_files import read
+from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
@@ -36,7 +36,7 @@ SMALL = [
     EVALUATE,
     *SCENES,
     "--gin.train.streams=[@pairs/Stream()]",
-    "--gin.pairs/Stream.mixture_or_task_name='told_mixture'",
+    "--gin.pairs/Stream.mixture_or_task_name='eval_mixture'",
     "--gin.pairs/Stream.batch_size=4",
     "--gin.pairs/Stream.image_size=64",
     "--gin.train.mixture_or_task_module='evaluation_tasks'",
@@ -68,7 +68,7 @@ def results(folder, split="validation"):
 
 
 def lines(folder, step, task, split="validation"):
-    return read(folder / "evaluations" / split / str(step) / task / "predictions.jsonl")
+    return read_lines(folder / "evaluations" / split / str(step) / task / "predictions.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -121,38 +121,38 @@ def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
     found = results(run)
     assert list(found) == ["1", "2"]
     for step in found.values():
-        assert list(step) == ["told_captions", "told_regions"]
-        assert list(step["told_captions"]) == ["exact", "examples"]
-        assert step["told_captions"]["examples"] == 8
-    assert "told_training is left out: it is registered without a EvalSpec" in evaluated
-    assert "told_captions: exact" in evaluated and "examples/s" in evaluated
+        assert list(step) == ["eval_captions", "eval_regions"]
+        assert list(step["eval_captions"]) == ["exact", "examples"]
+        assert step["eval_captions"]["examples"] == 8
+    assert "eval_training_only is left out: it is registered without an EvalSpec" in evaluated
+    assert "eval_captions: exact" in evaluated and "examples/s" in evaluated
     assert "waiting for data" in evaluated and "compilation" in evaluated
     table = evaluated[evaluated.index("Evaluation (validation)") :]
-    assert "step 1" in table and "step 2" in table and "told_regions" in table
+    assert "step 1" in table and "step 2" in table and "eval_regions" in table
     folder = run / "evaluations" / "validation"
     assert {"config.gin", "metrics.json", "1", "2"} < {path.name for path in folder.iterdir()}
     events = EventAccumulator(str(folder)).Reload()
-    tag = "evaluation/told_captions/exact"
+    tag = "evaluation/eval_captions/exact"
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
     monkeypatch.setattr(checkpoint_load, "load_variables", None)  # nothing is asked again
     call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
     again = capsys.readouterr().out
-    assert "Step 1 is evaluated already." in again and "told_regions" in again
+    assert "Step 1 is evaluated already." in again and "eval_regions" in again
 
 
 def test_lines_tell_what_was_asked_and_answered(run, evaluated, small_scenes):
-    captions = lines(run, 1, "told_captions")
+    captions = lines(run, 1, "eval_captions")
     assert [line["index"] for line in captions] == list(range(8))
     for line in captions:
         assert set(line) == {"index", "id", "instruction", "references", "prediction", "score"}
         assert line["instruction"] == "what does the image describe?"
         assert isinstance(line["prediction"], str) and len(line["references"]) > 1
-    regions = lines(run, 1, "told_regions")
+    regions = lines(run, 1, "eval_regions")
     assert [line["index"] for line in regions] == list(range(8))
     bad = [line for line in regions if "error" in line]
     assert all(str(line["id"]).endswith("3") for line in bad)
-    assert results(run)["1"]["told_regions"]["examples"] == 8 - len(bad)
+    assert results(run)["1"]["eval_regions"]["examples"] == 8 - len(bad)
     for line in regions:
         if line not in bad:
             assert line["instruction"].startswith("which region does the text")
@@ -160,7 +160,7 @@ def test_lines_tell_what_was_asked_and_answered(run, evaluated, small_scenes):
 
 
 def test_the_average_is_evaluated_where_the_run_kept_one(run, evaluated):
-    for task in ("told_captions", "told_regions"):
+    for task in ("eval_captions", "eval_regions"):
         assert lines(run, 1, task) == lines(run, 2, task)
 
 
@@ -182,10 +182,10 @@ def test_decoding_is_changed_in_gin_for_all_tasks_or_one(call, run, tmp_path, mo
         at(run),
         f"--gin.evaluate.directory='{tmp_path}'",
         "--gin.DecodingConfig.beam_size=3",
-        "--gin.told_captions/DecodingConfig.max_length=9",
-        "--gin.told_captions/DecodingConfig.no_repeat_ngram_size=2",
+        "--gin.eval_captions/DecodingConfig.max_length=9",
+        "--gin.eval_captions/DecodingConfig.no_repeat_ngram_size=2",
     )
-    captions, regions = (task.judging.decoding for task in seen[0].tasks)
+    captions, regions = (task.spec.decoding for task in seen[0].tasks)
     assert (captions.beam_size, captions.max_length, captions.no_repeat_ngram_size) == (3, 9, 2)
     assert (regions.beam_size, regions.max_length, regions.min_length) == (3, 4, 4)
     (last_step,) = re.findall(
@@ -203,7 +203,7 @@ def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
         at(tmp_path),
         f"--gin.CHECKPOINT_PATH='{run}'",
         "--gin.MIXTURE_OR_TASK_MODULE='evaluation_tasks'",
-        "--gin.MIXTURE_OR_TASK_NAME='told_ordinary'",
+        "--gin.MIXTURE_OR_TASK_NAME='eval_tf_data'",
         "--gin.SETTINGS=@scenes_settings()",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}",
         "--gin.BATCH_SIZE=2",
@@ -211,13 +211,13 @@ def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
         "--gin.DecodingConfig.max_length=4",
     ]
     call(*options, "--gin.CHECKPOINTS=[1]")
-    found = results(tmp_path)["1"]["told_ordinary"]
+    found = results(tmp_path)["1"]["eval_tf_data"]
     texts = ["a red apple", "yes", "no", "green", "an apple"]
-    told = lines(tmp_path, 1, "told_ordinary")
+    told = lines(tmp_path, 1, "eval_tf_data")
     assert [line["references"] for line in told] == texts
     assert [line["instruction"] for line in told] == texts
     right = np.mean([line["prediction"] == line["references"] for line in told])
-    assert found == {"seqio_exact": right, "as_they_came": 1.0}
+    assert found == {"seqio_exact": right, "in_order": 1.0}
 
 
 def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_path, capsys):
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_p
         key=lambda p: p.stat().st_size,
     )
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-    only = "--gin.evaluate.tasks=['told_captions']"
+    only = "--gin.evaluate.tasks=['eval_captions']"
     call(*SMALL, at(tmp_path), only, "--gin.CHECKPOINTS='all'")
     assert "step 2 is left out: it is damaged" in capsys.readouterr().out
     assert list(results(tmp_path)) == ["1"]
@@ -275,7 +275,7 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
         time.sleep(0.001)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    assert not list(two.glob("1/told_regions/predictions.jsonl")), "it was killed in the middle"
+    assert not list(two.glob("1/eval_regions/predictions.jsonl")), "it was killed in the middle"
     kept = {path: path.read_bytes() for path in two.glob("1/*/part-*.jsonl")}
 
     supervisor = [sys.executable, "-m", "launch.supervisor", "--processes=2", "--restarts=0", "--"]
@@ -285,8 +285,10 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Evaluation (two)") == 1, "only the first host speaks"
     assert kept and not list(two.glob("1/*/part-*.jsonl"))
-    for task in ("told_captions", "told_regions"):
-        of_one, of_two = (read(folder / "1" / task / "predictions.jsonl") for folder in (one, two))
+    for task in ("eval_captions", "eval_regions"):
+        of_one, of_two = (
+            read_lines(folder / "1" / task / "predictions.jsonl") for folder in (one, two)
+        )
         scores = [[line.pop("score", None) for line in found] for found in (of_one, of_two)]
         assert of_one == of_two and len(of_one) == 8
         np.testing.assert_allclose(
@@ -305,13 +307,13 @@ MISTAKES = {
     ),
     "a step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
     "a task": (
-        [*SMALL, "--gin.evaluate.tasks=['told_caption']"],
-        "evaluate.tasks names told_caption, which none of the streams has.",
-        "Did you mean told_captions?",
+        [*SMALL, "--gin.evaluate.tasks=['eval_caption']"],
+        "evaluate.tasks names eval_caption, which none of the streams has.",
+        "Did you mean eval_captions?",
     ),
     "a task that nobody can judge": (
-        [*SMALL, "--gin.pairs/Stream.mixture_or_task_name='told_training'"],
-        "Task 'told_training' has no description of how it is judged",
+        [*SMALL, "--gin.pairs/Stream.mixture_or_task_name='eval_training_only'"],
+        "Task 'eval_training_only' has no description of how it is judged",
     ),
     "a decoding setting": (
         [*SMALL, "--gin.DecodingConfig.beam_sise=2"],
@@ -323,7 +325,7 @@ MISTAKES = {
     ),
     "a length": (
         [*SMALL, "--gin.DecodingConfig.max_length=5000"],
-        "Task told_captions does not fit the model",
+        "Task eval_captions does not fit the model",
         "reduce DecodingConfig.max_length",
     ),
     "a vocabulary": (

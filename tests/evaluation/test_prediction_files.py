@@ -1,10 +1,10 @@
-"""Parts of predictions: what is whole is kept, what is not is made again."""
+"""Parts of predictions: complete ones are kept, partial ones are deleted."""
 
 import jax
 import pytest
 from etils import epath
 
-from ofa_jax.evaluation.prediction_files import PredictionFiles, read
+from ofa_jax.evaluation.prediction_files import PredictionFiles, read_lines
 
 
 @pytest.fixture
@@ -20,20 +20,20 @@ def as_process(monkeypatch, number):
     monkeypatch.setattr(jax, "process_index", lambda: number)
 
 
-def test_parts_of_several_processes_come_together_in_order(folder, monkeypatch):
+def test_parts_of_several_processes_are_merged_in_order(folder, monkeypatch):
     files = PredictionFiles(folder, 7, 4)
     assert files.unfinished() == [0, 1]
     files.write(1, lines(4, 5, 6))
-    for process, own in ((1, (1, 3)), (0, (2, 0))):
+    for process, indices in ((1, (1, 3)), (0, (2, 0))):
         as_process(monkeypatch, process)
-        files.write(0, lines(*own))
+        files.write(0, lines(*indices))
     assert files.unfinished() == []
-    assert files.merge() == lines(*range(7)) == read(files.path)
+    assert files.merge() == lines(*range(7)) == read_lines(files.path)
     assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
     assert files.unfinished() == [] and files.merge() == lines(*range(7))
 
 
-def test_what_is_incomplete_is_removed_and_made_again(folder, monkeypatch):
+def test_partial_parts_are_deleted_and_unfinished(folder, monkeypatch):
     files = PredictionFiles(folder, 7, 4)
     files.write(0, lines(0, 1, 2, 3))
     as_process(monkeypatch, 1)
@@ -45,21 +45,21 @@ def test_what_is_incomplete_is_removed_and_made_again(folder, monkeypatch):
         files.merge()
 
 
-def test_another_division_into_parts_begins_again(folder):
+def test_parts_of_another_size_are_deleted(folder):
     PredictionFiles(folder, 7, 4).write(0, lines(0, 1, 2, 3))
     PredictionFiles(folder, 7, 4).write(1, lines(4, 5, 6))
     assert PredictionFiles(folder, 7, 3).unfinished() == [0, 1, 2]
     assert not list(folder.iterdir())
 
 
-def test_predictions_of_fewer_examples_are_made_again(folder):
+def test_predictions_of_fewer_examples_are_unfinished(folder):
     files = PredictionFiles(folder, 2, 4)
     files.write(0, lines(0, 1))
     files.merge()
     assert PredictionFiles(folder, 3, 4).unfinished() == [0]
 
 
-def test_arrays_become_lists(folder):
+def test_arrays_are_written_as_lists(folder):
     import numpy as np
 
     files = PredictionFiles(folder, 1, 4)

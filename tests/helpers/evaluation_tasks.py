@@ -1,9 +1,9 @@
-"""Small tasks with their Judgings; importable by processes of their own.
+"""Small tasks with their EvalSpecs, importable by other processes.
 
-told_captions   what does the image show -> a caption       over Scenes
-told_regions    the first phrase of an image -> its box      over Scenes
-told_ordinary   a text -> itself, with tf.data preprocessors and seqio's metric_fns
-told_training   a task that nobody can judge
+eval_captions        what does the image show -> a caption       over Scenes
+eval_regions         the first phrase of an image -> its box      over Scenes
+eval_tf_data         a text -> itself, with tf.data preprocessors and seqio's metric_fns
+eval_training_only   a task without EvalSpec and metric_fns
 """
 
 import functools
@@ -20,23 +20,23 @@ from ofa_jax.preprocessing.records import InvalidRecordError
 from tasks import pretraining
 
 
-def exact(references, answers):
-    """Share of the answers that are the reference; and the number of examples."""
-    right = [r == a for r, a in zip(references, answers, strict=True)]
-    return {"exact": float(np.mean(right)), "examples": len(right)}
+def exact(references, predictions):
+    """Computes the share of predictions that equal the reference, and the number of examples."""
+    equal = [r == p for r, p in zip(references, predictions, strict=True)]
+    return {"exact": float(np.mean(equal)), "examples": len(equal)}
 
 
-def overlap(references, answers):
-    """Share of boxes that meet the reference's box at all."""
-    meets = [
-        max(r[0], a[0]) < min(r[2], a[2]) and max(r[1], a[1]) < min(r[3], a[3])
-        for r, a in zip(references, answers, strict=True)
+def overlap(references, predictions):
+    """Computes the share of boxes that overlap the reference's box at all."""
+    overlaps = [
+        max(r[0], p[0]) < min(r[2], p[2]) and max(r[1], p[1]) < min(r[3], p[3])
+        for r, p in zip(references, predictions, strict=True)
     ]
-    return {"meets": float(np.mean(meets)), "examples": len(meets)}
+    return {"overlap": float(np.mean(overlaps)), "examples": len(overlaps)}
 
 
 def first_phrase(record, rng):
-    """A record of regions with its first one alone; those of some records are bad."""
+    """Returns a record of regions with only its first one; some records are invalid."""
     if str(record["id"]).endswith("3"):
         raise InvalidRecordError("its number ends with 3")
     return {**record, "phrases": record["phrases"][:1], "phrase_boxes": record["phrase_boxes"][:1]}
@@ -49,31 +49,31 @@ def _apply(name):
 
 
 seqio.TaskRegistry.add(
-    "told_captions",
+    "eval_captions",
     source=pretraining.source("captions"),
     preprocessors=[_apply("image_captioning")],
     output_features=pretraining.OUTPUT_FEATURES,
 )
 eval_spec.register(
     eval_spec.EvalSpec(
-        "told_captions",
+        "eval_captions",
         "text",
         lambda record: list(record["captions"]),
-        (lambda references, answers: exact([r[0] for r in references], answers),),
+        (lambda references, predictions: exact([r[0] for r in references], predictions),),
         decoding=DecodingConfig(beam_size=2, max_length=6),
         main_metric="exact",
     )
 )
 
 seqio.TaskRegistry.add(
-    "told_regions",
+    "eval_regions",
     source=pretraining.source("regions"),
     preprocessors=[seqio_bridge.numpy_preprocessor(first_phrase), _apply("visual_grounding")],
     output_features=pretraining.OUTPUT_FEATURES,
 )
 eval_spec.register(
     eval_spec.EvalSpec(
-        "told_regions",
+        "eval_regions",
         "box",
         lambda record: record["phrase_boxes"][0],
         (overlap,),
@@ -98,35 +98,35 @@ def _tokens(dataset):
     return dataset.map(ids)
 
 
-def _with_text(answer, example, is_target):
-    """Targets become the text that the preprocessor had; predictions stay."""
-    return example["text"].decode() if is_target else answer
+def _postprocess(output, example, is_target):
+    """Returns the original text for targets, and predictions unchanged."""
+    return example["text"].decode() if is_target else output
 
 
 def seqio_exact(targets, predictions):
-    right = [t == p for t, p in zip(targets, predictions, strict=True)]
+    equal = [t == p for t, p in zip(targets, predictions, strict=True)]
     return {
-        "seqio_exact": float(np.mean(right)),
-        "as_they_came": float(targets == TEXTS["validation"]),
+        "seqio_exact": float(np.mean(equal)),
+        "in_order": float(targets == TEXTS["validation"]),
     }
 
 
 _VOCABULARY = pretraining.OUTPUT_FEATURES["targets"].vocabulary
 _FEATURE = functools.partial(seqio.Feature, _VOCABULARY, add_eos=False)
 seqio.TaskRegistry.add(
-    "told_ordinary",
+    "eval_tf_data",
     source=seqio.FunctionDataSource(_texts, splits=tuple(TEXTS)),
     preprocessors=[_tokens],
     output_features={"inputs": _FEATURE(), "targets": _FEATURE()},
-    postprocess_fn=_with_text,
+    postprocess_fn=_postprocess,
     metric_fns=[seqio_exact],
 )
 seqio.TaskRegistry.add(
-    "told_training",
+    "eval_training_only",
     source=pretraining.source("text"),
     preprocessors=[_apply("text_infilling")],
     output_features=pretraining.OUTPUT_FEATURES,
 )
 seqio.MixtureRegistry.add(
-    "told_mixture", ["told_captions", "told_regions", "told_training"], default_rate=1
+    "eval_mixture", ["eval_captions", "eval_regions", "eval_training_only"], default_rate=1
 )

@@ -1,4 +1,4 @@
-"""An evaluation of a small random model over a few records, without seqio; importable."""
+"""An evaluation of a small random model on a few records, without seqio."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.evaluator import EvaluatedTask, Evaluator
+from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.examples import make_example
@@ -26,8 +26,8 @@ WORDS = ("a", "red", "apple", "green", "yes", "no", "and")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
-    """Asks for a record's words; a draw is in the question, so that randomness is seen."""
+class WordsPreprocessor:
+    """Makes an example whose target is the record's words; its input contains a random number."""
 
     vocabulary: OFAVocabulary
 
@@ -35,14 +35,14 @@ class Ask:
         if "words" not in record:
             raise InvalidRecordError("it has no words")
         image = images.decode(record["image"]).resize((PIXELS, PIXELS))
-        question = f" {record['words']} {rng.integers(10, 100)}"
+        instruction = f" {record['words']} {rng.integers(10, 100)}"
         return make_example(
-            self.vocabulary, question, f" {record['words']}", images.to_array(image)
+            self.vocabulary, instruction, f" {record['words']}", images.to_array(image)
         )
 
 
-def records(count, bad=()):
-    """Images of different sizes with a few words each; bad ones lack the words."""
+def records(count, invalid=()):
+    """Returns images of different sizes with a few words each; invalid ones lack the words."""
     rng = np.random.default_rng(5)
     made = []
     for number in range(count):
@@ -52,7 +52,7 @@ def records(count, bad=()):
         image.save(encoded, "png")
         words = " ".join(rng.choice(WORDS, 3))
         record = {"id": f"r{number}", "image": encoded.getvalue(), "size": size, "words": words}
-        if number in bad:
+        if number in invalid:
             del record["words"]
         made.append(record)
     return InMemoryRecords(made)
@@ -66,30 +66,30 @@ def size_of(record):
     return list(record["size"])
 
 
-def make_task(vocabulary, partitioner, kind="text", count=13, bad=(), batch_size=8, metric=None):
-    """Text, or a box in pixels of the stored image (its reference is the image's size)."""
+def make_task(
+    vocabulary, partitioner, kind="text", count=13, invalid=(), batch_size=8, metric=None
+):
+    """Returns a task of kind text, or of kind box, whose reference is the image's size."""
     bins = (vocabulary.bin_ids.start, vocabulary.bin_ids.stop)
     decoding = {
         "text": DecodingConfig(beam_size=2, max_length=5),
         "box": DecodingConfig(beam_size=1, max_length=4, min_length=4, constraint_range=bins),
     }[kind]
-    judging = EvalSpec(
+    spec = EvalSpec(
         f"some_{kind}",
         kind,
         words_of if kind == "text" else size_of,
-        (metric or (lambda references, answers: {"count": len(answers)}),),
+        (metric or (lambda references, predictions: {"count": len(predictions)}),),
         decoding,
         max_image_size=PIXELS,
     )
-    stream = Stream("stream", judging.task, batch_size, {"inputs": 12, "targets": 8}, PIXELS)
-    asking = EvalBatcher(
-        stream, vocabulary, judging.references, partitioner.num_data_shards, partitioner.data_shards
+    stream = Stream("stream", spec.task, batch_size, {"inputs": 12, "targets": 8}, PIXELS)
+    batcher = EvalBatcher(
+        stream, vocabulary, spec.references, partitioner.num_data_shards, partitioner.data_shards
     )
-    task = WeightedTask(judging.task, 1.0, records(count, bad), Ask(vocabulary))
+    task = WeightedTask(spec.task, 1.0, records(count, invalid), WordsPreprocessor(vocabulary))
     settings = {"beam_size": decoding.beam_size}
-    return EvaluatedTask(
-        judging, RecordEvalSource.of(task, asking), batch_size, vocabulary, settings
-    )
+    return EvalTask(spec, RecordEvalSource.open(task, batcher), batch_size, vocabulary, settings)
 
 
 def make_model(vocabulary):
