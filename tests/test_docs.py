@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from run_fixtures import *  # noqa: F403  the fixtures of a small run
 
-from ofa_jax.cli import gin_lint, gin_registry
+from ofa_jax.cli import gin_files, gin_lint, gin_registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -132,7 +132,7 @@ def test_gin_files_and_parameters_of_commands_exist(page, pages):
             if word.startswith("--gin.")
         ]
         gin_lint.check(
-            [gin_lint.find_file(name, search_paths) for name in names],
+            [gin_files.find_file(name, search_paths) for name in names],
             bindings,
             search_paths,
             gin.get_configurable,
@@ -203,7 +203,6 @@ SMALL_MODEL = [
 ]
 
 
-@pytest.mark.xfail(reason="gin files are not found from other folders yet", strict=False)
 def test_own_data_trains_as_shown(own_data):
     tokenizer, train = commands("docs/guides/own_data.md")
     assert train[0] == "PYTHONPATH=." and train[-1] == "--gin_file=my_run.gin"
