@@ -38,6 +38,7 @@ from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, empty_features, stack
+from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import results as reporting
 from ofa_jax.evaluation.evaluator import EvalTask, EvaluationError, Evaluator
@@ -47,8 +48,6 @@ from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.utils import distributed
 from ofa_jax.utils.suggestions import nearest
-from tasks.downstream import DownstreamSettings
-from tasks.pretraining import PretrainingSettings
 
 Decoding = Callable[[str, DecodingConfig], DecodingConfig]
 
@@ -101,7 +100,7 @@ def prepare(
     tasks: Any = None,
     num_examples: int | None = None,
     batch_size: int | None = None,
-    settings: PretrainingSettings | DownstreamSettings | None = None,
+    settings: TaskSettings | None = None,
     mixture_or_task_module: Any = None,
     partitioner: Partitioner | None = None,
     dtype: str | None = None,
@@ -147,13 +146,11 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    common.import_modules(mixture_or_task_module)
+    common.import_task_modules(mixture_or_task_module, settings)
     if not streams:
         raise ValueError("evaluate.streams is empty: give at least one Stream.")
     if batches_per_part < 1:
         raise ValueError(f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1.")
-    if settings is not None:
-        settings.configure()
     choice = CheckpointSelector(
         checkpoint_path or model_dir, checkpoints, last_step, timeout_seconds, poll_seconds
     )
@@ -162,7 +159,15 @@ def prepare(
     console = Console(quiet=jax.process_index() > 0)
     say = _speaker(console)
     loader = TaskLoader(
-        split, partitioner, num_examples, batch_size, decoding, seed, num_threads, num_workers
+        split,
+        partitioner,
+        num_examples,
+        batch_size,
+        decoding,
+        seed,
+        num_threads,
+        num_workers,
+        settings,
     )
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_wanted(only, streams)

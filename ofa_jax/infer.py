@@ -27,6 +27,7 @@ from absl import flags, logging
 from ofa_jax.checkpoints import storage
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.data.features import Stream
+from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
@@ -45,8 +46,6 @@ from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import distributed
-from tasks.downstream import DownstreamSettings
-from tasks.pretraining import PretrainingSettings
 
 INPUTS = {"JsonLines": JsonLines, "Tsv": Tsv, "ImageFolder": ImageFolder, "TaskInputs": TaskInputs}
 _MOST_TRIED = 100
@@ -72,7 +71,7 @@ def prepare(
     num_hosts: int | None = None,
     num_threads: int = 2,
     partitioner: Partitioner | None = None,
-    settings: PretrainingSettings | DownstreamSettings | None = None,
+    settings: TaskSettings | None = None,
     mixture_or_task_module: str | Sequence[str] | None = None,
 ) -> Job:
     """Builds every part of a job and checks that they fit; compiles nothing.
@@ -110,9 +109,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    common.import_modules(mixture_or_task_module)
-    if settings is not None:
-        settings.configure()
+    common.import_task_modules(mixture_or_task_module, settings)
     host = jax.process_index() if host is None else host
     num_hosts = jax.process_count() if num_hosts is None else num_hosts
     partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()))
@@ -124,7 +121,7 @@ def prepare(
         )
     task = None
     if isinstance(inputs, TaskInputs):
-        task = task_inputs.open_task(inputs, source_length, num_threads)
+        task = task_inputs.open_task(inputs, source_length, num_threads, settings)
     num_inputs = _num_inputs(inputs) if task is None else task.num_examples
     parts = shards.Shards(pathlib.Path(output_dir), num_inputs, shard_size)
     allowed = _allowed(answers, answers_file)
@@ -157,7 +154,7 @@ def prepare(
     )
     shapes = dict(batch_size=batch_size, source_length=source_length)
     if task is not None:
-        described = _description(inputs.task, task, loaded)
+        described = _description(inputs.task, task, loaded, settings)
         if decoding is not None:
             described = described.replace(decoding=decoding)
         questions = _of_task(inputs.task, task, described.kind, loaded.interface, **shapes)
@@ -327,10 +324,12 @@ def _of_task(
     return task.questions(EvalBatcher(stream, interface.vocabulary, task_inputs.no_references))
 
 
-def _description(name: str, task: OpenTask, loaded: loading.LoadedModel) -> EvalSpec:
+def _description(
+    name: str, task: OpenTask, loaded: loading.LoadedModel, settings: TaskSettings | None
+) -> EvalSpec:
     """How a task is answered; where it does not say, as is usual for its instruction."""
     if eval_spec.is_known(name):
-        return eval_spec.find(name)
+        return eval_spec.find(name, settings)
     instruction = loaded.interface.vocabulary.decode(task.example["inputs"])
     how = requests.manner(instruction, loaded.interface, loaded.model.config)
     kind = "codes" if task.example.get("code_mask", False) else "text"

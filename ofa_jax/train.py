@@ -26,6 +26,7 @@ from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
+from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.rewards import CaptionReward
@@ -41,8 +42,6 @@ from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 from ofa_jax.utils import distributed, hardware
 from ofa_jax.utils.suggestions import nearest
-from tasks.downstream import DownstreamSettings
-from tasks.pretraining import PretrainingSettings
 
 
 def model_config(size: str, **overrides: Any) -> OFAConfig:
@@ -76,7 +75,7 @@ def prepare(
     loop: LoopConfig,
     loss: LossConfig | None = None,
     partitioner: Partitioner | None = None,
-    settings: PretrainingSettings | DownstreamSettings | None = None,
+    settings: TaskSettings | None = None,
     mixture_or_task_module: str | Sequence[str] | None = None,
     initial_checkpoint_path: str | None = None,
     initial_resnet_path: str | None = None,
@@ -128,7 +127,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
-    common.import_modules(mixture_or_task_module)
+    common.import_task_modules(mixture_or_task_module, settings)
     if not streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     if peak_flops is None:
@@ -139,10 +138,9 @@ def prepare(
             "1.3e11, or None."
         )
     if settings is not None:
-        settings.configure()
         check_codes(model, settings.code_image_size, streams)
     partitioner = partitioner or Partitioner()
-    model = _with_vocabulary(model, streams)
+    model = _with_vocabulary(model, streams, settings)
     if "resnet" in optimizer.frozen or "encoder" in optimizer.frozen:
         # Statistics that move under frozen kernels would train what is said to be frozen.
         model = model.replace(freeze_batch_norm=True)
@@ -150,7 +148,9 @@ def prepare(
     network = OFA(model)
     _check_batches(streams, partitioner, gradient_accumulation)
 
-    training_data = RunData.open(streams, train_split, seed, partitioner, num_threads, num_workers)
+    training_data = RunData.open(
+        streams, train_split, seed, partitioner, num_threads, num_workers, settings, training=True
+    )
     loader = training_data.loader
     # The first batch shows what is wrong with records, sizes and lengths, in sentences.
     first = next(loader.batches(0))
@@ -159,7 +159,7 @@ def prepare(
     held_out = None
     if validation_split is not None:
         held_out = RunData.open(
-            streams, validation_split, seed, partitioner, num_threads, num_workers
+            streams, validation_split, seed, partitioner, num_threads, num_workers, settings
         )
     batch_transform = None
     if self_critical is not None:
@@ -169,7 +169,9 @@ def prepare(
                 "train.self_critical and train.restrict_to_candidates do not go together: captions "
                 "are not chosen among given answers; leave one of them out."
             )
-        batch_transform = _self_critical(self_critical, network, partitioner, training_data, seed)
+        batch_transform = _self_critical(
+            self_critical, network, partitioner, training_data, seed, settings
+        )
     tx = make_optimizer(optimizer)
     abstract = train_state.abstract_state(network, tx, partitioner, optimizer.ema_decay is not None)
     new_state = lambda: train_state.create_state(network, tx, abstract, seed)  # noqa: E731
@@ -190,7 +192,9 @@ def prepare(
     groups = {stream.name: stream.loss_group for stream in streams}
     allowed = {}
     if restrict_to_candidates:
-        allowed = {stream.name: _answers(stream, model).allowed_along for stream in streams}
+        allowed = {
+            stream.name: _answers(stream, model, settings).allowed_along for stream in streams
+        }
     num_tasks = len(loader.task_names)
     validation_batches = None
     # Tasks in seqio's own order have no fixed examples to be validated on.
@@ -201,7 +205,9 @@ def prepare(
     return Run(
         model_dir=directory,
         identity={"seed": seed, "streams": [dataclasses.asdict(stream) for stream in streams]}
-        | {"rates": {s.name: seqio_bridge.rates(s.mixture_or_task_name) for s in streams}},
+        | {
+            "rates": {s.name: seqio_bridge.rates(s.mixture_or_task_name, settings) for s in streams}
+        },
         config=loop,
         partitioner=partitioner,
         train_step=step.make_train_step(
@@ -244,7 +250,12 @@ def prepare(
 
 
 def _self_critical(
-    config: SelfCriticalConfig, network: OFA, partitioner: Partitioner, data: RunData, seed: int
+    config: SelfCriticalConfig,
+    network: OFA,
+    partitioner: Partitioner,
+    data: RunData,
+    seed: int,
+    settings: TaskSettings | None,
 ) -> SelfCritical:
     """The reward is CIDEr-D, against the captions that the training records have."""
     streams = data.loader.streams
@@ -255,8 +266,7 @@ def _self_critical(
             f"{', '.join(stream.mixture_or_task_name for stream in streams)}."
         )
     (stream,) = streams
-    provider = seqio_bridge.find(stream.mixture_or_task_name)
-    vocabulary = provider.output_features["targets"].vocabulary.wrapped
+    vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).wrapped
     records = {task.name: task.records for task in data.tasks[stream.name]}
     reward = CaptionReward.of_records(records, vocabulary.decode)
     return SelfCritical(
@@ -269,25 +279,26 @@ def _self_critical(
     )
 
 
-def _answers(stream: Stream, model: OFAConfig) -> Trie:
+def _answers(stream: Stream, model: OFAConfig, settings: TaskSettings | None) -> Trie:
     """The answers that the stream's task allows."""
-    task = eval_spec.find(stream.mixture_or_task_name)
+    task = eval_spec.find(stream.mixture_or_task_name, settings)
     if task.candidates is None:
         raise ValueError(
             "train.restrict_to_candidates is set, but any text may answer "
             f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec candidates."
         )
-    provider = seqio_bridge.find(stream.mixture_or_task_name)
-    encode = provider.output_features["targets"].vocabulary.encode
+    encode = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).encode
     return Trie.from_sequences([encode(answer) for answer in task.candidates()], model.vocab_size)
 
 
-def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
+def _with_vocabulary(
+    model: OFAConfig, streams: Sequence[Stream], settings: TaskSettings | None
+) -> OFAConfig:
     """The model with the vocabulary size of its tasks, which must all agree."""
     sizes = {}
     for stream in streams:
-        provider = seqio_bridge.find(stream.mixture_or_task_name)
-        sizes[stream.name] = provider.output_features["targets"].vocabulary.vocab_size
+        vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings)
+        sizes[stream.name] = vocabulary.vocab_size
     if len(set(sizes.values())) > 1:
         raise ValueError(
             "The streams have vocabularies of different sizes "
@@ -300,11 +311,11 @@ def _with_vocabulary(model: OFAConfig, streams: Sequence[Stream]) -> OFAConfig:
 def _keep_interface(
     directory: epath.Path,
     streams: Sequence[Stream],
-    settings: PretrainingSettings | DownstreamSettings | None,
+    settings: TaskSettings | None,
 ) -> None:
     """The run directory alone is enough to ask the model; not where the vocabulary is no OFA's."""
-    provider = seqio_bridge.find(streams[0].mixture_or_task_name)
-    vocabulary = getattr(provider.output_features["targets"].vocabulary, "wrapped", None)
+    name = streams[0].mixture_or_task_name
+    vocabulary = getattr(seqio_bridge.vocabulary_of(name, settings), "wrapped", None)
     if vocabulary is None:
         return
     kept = Processor(vocabulary)

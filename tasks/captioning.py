@@ -8,14 +8,16 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.captions import caption_metrics
 from ofa_jax.preprocessing.downstream import captioning
-from tasks import downstream
+
+from . import downstream
 
 NAME = "coco_captioning"
 
 
-def describe() -> EvalSpec:
+def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
     """Beam 5, at most 16 tokens, no three of them twice; CIDEr-D, BLEU, ROUGE-L and, with Java,
     METEOR and SPICE."""
+    del settings
     return EvalSpec(
         NAME,
         kind="text",

@@ -10,17 +10,18 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.classification import accuracy
 from ofa_jax.preprocessing.classification import classification
-from tasks import downstream
+
+from . import downstream
 
 _LONGEST = 30
 
 
-def class_names() -> tuple[str, ...]:
+def class_names(settings: downstream.DownstreamSettings) -> tuple[str, ...]:
     """The names to choose from."""
-    return downstream.spaced(downstream.current_settings().choices("class_names"))
+    return downstream.with_leading_space(settings.choices("class_names"))
 
 
-def describe(name: str) -> EvalSpec:
+def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
     """Top-1 accuracy; scores are not divided by lengths."""
     return EvalSpec(
         name,
@@ -28,7 +29,7 @@ def describe(name: str) -> EvalSpec:
         references=downstream.label_of,
         metrics=(accuracy,),
         decoding=DecodingConfig(max_length=_LONGEST, normalize_scores=False),
-        candidates=class_names,
+        candidates=functools.partial(class_names, settings),
         score_all=name == "imagenet_all",
     )
 

@@ -5,21 +5,22 @@ import functools
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.classification import accuracy
 from ofa_jax.preprocessing.downstream import entailment, entailment_without_premise
-from tasks import downstream
+
+from . import downstream
 
 ANSWERS = ("yes", "maybe", "no")
 _LONGEST = 5
 
 
-def describe(name: str) -> EvalSpec:
+def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
     """Beam search among yes, maybe and no."""
     return EvalSpec(
         name,
         kind="text",
         references=downstream.label_of,
         metrics=(accuracy,),
-        decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
-        candidates=lambda: downstream.spaced(ANSWERS),
+        decoding=downstream.label_decoding(settings, _LONGEST, normalize_scores=False),
+        candidates=lambda: downstream.with_leading_space(ANSWERS),
     )
 
 

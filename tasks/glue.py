@@ -14,7 +14,8 @@ from ofa_jax.evaluation.metrics.classification import (
     matthews_correlation,
 )
 from ofa_jax.preprocessing.language_tasks import GLUE_TASKS
-from tasks import downstream
+
+from . import downstream
 
 _LONGEST = 5
 _YES_NO = ("yes", "no")
@@ -30,7 +31,7 @@ JUDGED: dict[str, tuple[tuple[str, ...], Metric]] = {
 }
 
 
-def describe(name: str) -> EvalSpec:
+def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
     """Beam search among the labels."""
     answers, metric = JUDGED[name]
     return EvalSpec(
@@ -38,8 +39,8 @@ def describe(name: str) -> EvalSpec:
         kind="text",
         references=downstream.label_of,
         metrics=(metric,),
-        decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
-        candidates=lambda: downstream.spaced(answers),
+        decoding=downstream.label_decoding(settings, _LONGEST, normalize_scores=False),
+        candidates=lambda: downstream.with_leading_space(answers),
     )
 
 

@@ -5,13 +5,14 @@ import functools
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.boxes import accuracy_at_iou
 from ofa_jax.preprocessing.downstream import grounding
-from tasks import downstream
-from tasks.pretraining_eval import BOX_DECODING, box_of
+
+from . import downstream
+from .pretraining_eval import BOX_DECODING, box_of
 
 NAMES = ("refcoco", "refcoco_plus", "refcocog")
 
 
-def describe(name: str) -> EvalSpec:
+def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
     """Beam 5 over exactly four tokens; right where the boxes' intersection over union is 0.5."""
     return EvalSpec(
         name,
@@ -19,7 +20,7 @@ def describe(name: str) -> EvalSpec:
         references=box_of,
         metrics=(accuracy_at_iou,),
         decoding=BOX_DECODING,
-        max_image_size=downstream.current_settings().config.max_image_size,
+        max_image_size=settings.config.max_image_size,
     )
 
 

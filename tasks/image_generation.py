@@ -9,15 +9,16 @@ codes and the captions that asked for them are what an evaluation writes.
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing.downstream import text_to_image
-from tasks import downstream
+
+from . import downstream
 
 NAME = "text_to_image"
 CANDIDATES, TOP_K = 24, 256
 
 
-def describe() -> EvalSpec:
+def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
     """Samples the codes of the vocabulary, no other token."""
-    config = downstream.current_settings().config
+    config = settings.config
     codes = config.vocabulary.code_ids
     return EvalSpec(
         NAME,

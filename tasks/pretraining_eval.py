@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax.data.pretraining_settings import PRETRAINING
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.eval_spec import EvalSpec
@@ -26,24 +27,16 @@ BOX_DECODING = DecodingConfig(max_length=4, min_length=4, no_repeat_ngram_size=3
 """Exactly four tokens, as the original writes a box."""
 
 
-def register(current_settings: Callable[[], Any]) -> None:
-    """Registers a description for each objective.
-
-    Args:
-      current_settings: gives the `PretrainingSettings`.
-    """
+def register() -> None:
+    """Registers a specification for each objective."""
     for task, describe in _DESCRIPTIONS.items():
-        eval_spec.register_later(
-            task, functools.partial(_describe, task, describe, current_settings)
-        )
+        eval_spec.register_later(task, functools.partial(_describe, task, describe))
 
 
 def _describe(
-    task: str,
-    describe: Callable[[ObjectiveConfig], dict[str, Any]],
-    current_settings: Callable[[], Any],
+    task: str, describe: Callable[[ObjectiveConfig], dict[str, Any]], settings: Any
 ) -> EvalSpec:
-    config = current_settings().evaluation_config
+    config = PRETRAINING.of(settings).evaluation_config
     return EvalSpec(task, max_image_size=config.max_image_size, **describe(config))
 
 

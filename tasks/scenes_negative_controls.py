@@ -10,10 +10,12 @@ always the same, need no task: their answers are compared with the next image's.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import seqio
 
-from ofa_jax.data import seqio_bridge
+from ofa_jax.data.pretraining_settings import PRETRAINING
+from ofa_jax.data.registration import add_pretraining_task
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.negative_controls import (
     ABSENT_NOUN,
@@ -21,10 +23,12 @@ from ofa_jax.data.sources.negative_controls import (
     AbsentNouns,
     SwappedImages,
 )
+from ofa_jax.data.task_settings import TaskContext, open_configured
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing import objectives
-from tasks import pretraining
+
+from . import pretraining  # noqa: F401  registers the specifications that these build on
 
 QUESTIONS = (
     "visual_question_answering",
@@ -35,35 +39,28 @@ QUESTIONS = (
 """The objectives whose instruction differs from image to image."""
 
 
-def _swapped(kind: str, split: str) -> RecordSource:
-    return SwappedImages(pretraining.open_records(kind, split))
+def _swapped(kind: str, split: str, context: TaskContext) -> RecordSource:
+    return SwappedImages(open_configured(PRETRAINING, kind, split, context))
 
 
-def _absent(split: str) -> RecordSource:
-    data_set = pretraining.current_settings().data_set
+def _absent(split: str, context: TaskContext) -> RecordSource:
+    data_set = PRETRAINING.of(context.settings).data_set
     return AbsentNouns(
-        pretraining.open_records("regions", split),
+        open_configured(PRETRAINING, "regions", split, context),
         data_set.records("objects", split),
         data_set.negatives().object_names,
     )
 
 
-def _renamed(name: str, objective: str) -> EvalSpec:
-    return eval_spec.find(objective).replace(task=name)
+def _renamed(name: str, objective: str, settings: Any) -> EvalSpec:
+    return eval_spec.find(objective, settings).replace(task=name)
 
 
-def _register(name: str, objective: str, open_records: Callable[[str], RecordSource]) -> None:
-    function = objectives.OBJECTIVES[objective]
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio_bridge.RecordDataSource(
-            open_records, objectives.RECORD_KIND[objective], pretraining.SPLITS
-        ),
-        preprocessors=[
-            seqio_bridge.numpy_preprocessor(pretraining.with_config(function), factory=True)
-        ],
-        output_features=pretraining.OUTPUT_FEATURES,
-    )
+def _register(
+    name: str, objective: str, open_records: Callable[[str, TaskContext], RecordSource]
+) -> None:
+    function, kind = objectives.OBJECTIVES[objective], objectives.RECORD_KIND[objective]
+    add_pretraining_task(name, kind, function, open_records)
     eval_spec.register_later(name, functools.partial(_renamed, name, objective))
 
 

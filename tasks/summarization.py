@@ -4,13 +4,15 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.summarization import rouge
 from ofa_jax.preprocessing.language_tasks import summarization
-from tasks import downstream
+
+from . import downstream
 
 NAME = "gigaword"
 
 
-def describe() -> EvalSpec:
+def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
     """Beam 6, length penalty 0.7, at most 32 tokens, no three of them twice; ROUGE-1, 2 and L."""
+    del settings
     return EvalSpec(
         NAME,
         kind="text",

@@ -12,7 +12,8 @@ from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.metrics.vqa import vqa_accuracy
 from ofa_jax.preprocessing.downstream import question_answering
 from ofa_jax.preprocessing.records import Record
-from tasks import downstream
+
+from . import downstream
 
 _LONGEST = 30
 
@@ -25,23 +26,24 @@ def references(record: Record) -> dict[str, Any]:
     }
 
 
-def candidates() -> tuple[str, ...]:
+def candidates(settings: downstream.DownstreamSettings) -> tuple[str, ...]:
     """The answers to choose from."""
-    return downstream.spaced(downstream.current_settings().choices("vqa_answers"))
+    return downstream.with_leading_space(settings.choices("vqa_answers"))
 
 
-def describe(name: str) -> EvalSpec:
+def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
     """Scores are sums of log-probabilities, not divided by lengths."""
     spec = EvalSpec(
         name,
         kind="text",
         references=references,
         metrics=(vqa_accuracy,),
-        decoding=downstream.answer_decoding(_LONGEST, normalize_scores=False),
+        decoding=downstream.label_decoding(settings, _LONGEST, normalize_scores=False),
     )
     if name == "vqa_free":
         return spec
-    return spec.replace(candidates=candidates, score_all=name == "vqa")
+    choices = functools.partial(candidates, settings)
+    return spec.replace(candidates=choices, score_all=name == "vqa")
 
 
 for _name in ("vqa", "vqa_trie", "vqa_free"):

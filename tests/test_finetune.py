@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ofa_jax import train
+from ofa_jax.data.downstream_settings import GLUE
 from ofa_jax.training import loop
-from tasks import downstream
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "gin_configs" / "finetune").glob("*.gin"))
@@ -55,7 +55,6 @@ def call(tmp_path, shared_golden, monkeypatch):
 
     yield run
     gin.clear_config()
-    downstream.configure(None)
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
@@ -94,7 +93,7 @@ PUBLISHED = {
     "imagenet": (5e-5, 256, 480, 0.1, 0.1),
     "text_to_image": (1e-3, 512, None, 0.1, 0.0),
     "gigaword": (1e-4, 512, None, 0.1, 0.1),
-    **{f"glue_{name}": (5e-5, 128, None, 0.1, 0.0) for name in downstream.GLUE},
+    **{f"glue_{name}": (5e-5, 128, None, 0.1, 0.0) for name in GLUE},
 }
 # Updates, and the share or number of them that is warm-up.
 LENGTHS = {

@@ -24,10 +24,10 @@ from small_model import SMALL
 import ofa_jax
 from ofa_jax import infer
 from ofa_jax.checkpoints import storage
+from ofa_jax.data.seqio_vocabulary import SeqioVocabulary
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.tokenizers.processor import Processor
-from tasks import pretraining
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN = "--gin_file=gin_configs/runs/infer.gin"
@@ -117,12 +117,10 @@ def call(monkeypatch):
 
     def run(*arguments):
         gin.clear_config()
-        pretraining.configure(None)
         return infer.main(arguments)
 
     yield run
     gin.clear_config()
-    pretraining.configure(None)
 
 
 def answers(output):
@@ -138,7 +136,6 @@ def undisturbed(run_directory, questions, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(ROOT)
         gin.clear_config()
-        pretraining.configure(None)
         assert infer.main(flags(run_directory, questions, output)) == 0
     return output, said.getvalue()
 
@@ -362,7 +359,7 @@ def tensor_task(small_scenes):
         "inputs": tf.ragged.constant([row.tolist() for row in ids], tf.int32),
         "targets": tf.fill([8, 1], 2),
     }
-    feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False)
+    feature = seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False)
     seqio.TaskRegistry.add(
         "questions_of_tensors",
         seqio.FunctionDataSource(

@@ -19,7 +19,6 @@ from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.model import OFAConfig
 from ofa_jax.preprocessing import objectives
 from ofa_jax.training import flops, loop
-from tasks import pretraining
 from tools import convert_tsv
 
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
@@ -56,12 +55,10 @@ def call(small_scenes, monkeypatch):
 
     def run(*arguments):
         gin.clear_config()
-        pretraining.configure(None)
         train.main(arguments)
 
     yield run
     gin.clear_config()
-    pretraining.configure(None)
 
 
 def model_dir(path):

@@ -93,7 +93,7 @@ class Reporter:
     def _rows(
         self, split: str, task: str, metrics: Sequence[str], found: Sequence[Line], lines: Lines
     ) -> Iterator[Row]:
-        kind = eval_spec.find(task).kind
+        kind = eval_spec.find(task, self.settings).kind
         own = self._judge(task, split, found, _given(kind, found))
         who, guessed = self._blind(task, found)
         baseline = self._judge(task, split, found, guessed)
@@ -139,7 +139,7 @@ class Reporter:
         """All metrics of some answers, those that only this report knows among them."""
         references = [line["references"] for line in lines]
         values: dict[str, float] = {}
-        for metric in eval_spec.find(task).metrics:
+        for metric in eval_spec.find(task, self.settings).metrics:
             values |= metric(references, given)
         if task == "text_infilling":
             values |= exact_spans([_masked(line) for line in lines], references, given)
@@ -168,7 +168,7 @@ class Reporter:
             guessed = [trivial_baselines.fill_masks(_masked(line), span) for line in found]
             return f"{span!r} at every mask", guessed
         who, answer = trivial_baselines.BASELINES[task]
-        references = eval_spec.find(task).references
+        references = eval_spec.find(task, self.settings).references
         training = [references(record) for record in self._training_records(task)]
         return who, answer(training, [line["references"] for line in found], self._rng())
 
@@ -182,7 +182,8 @@ class Reporter:
     def _training_spans(self) -> Iterator[str]:
         """What was masked in training texts; inserted masks hide nothing and do not count."""
         task, rng = "text_infilling", self._rng()
-        config, references = self.settings.evaluation_config, eval_spec.find(task).references
+        config = self.settings.evaluation_config
+        references = eval_spec.find(task, self.settings).references
         for record in self._training_records(task):
             example = objectives.OBJECTIVES[task](record, rng, config)
             line = {"instruction": config.vocabulary.decode(example["inputs"]).strip()}
@@ -364,10 +365,9 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         if (code := call(command)) != 0:
             return code
     # Only now: the evaluations have had the memory for themselves.
-    from tasks import pretraining, scenes_negative_controls
+    from tasks import scenes_negative_controls
 
     settings, values = settings_of(config)
-    pretraining.configure(settings)
     step = max(trained[options.model_dir])
     reporter = Reporter(settings, options.baseline_examples)
     splits, missing = {}, []

@@ -160,6 +160,21 @@ def import_modules(modules: str | Sequence[str] | None) -> None:
             ) from error
 
 
+def import_task_modules(modules: str | Sequence[str] | None, settings: Any = None) -> None:
+    """Imports the modules that register a run's tasks.
+
+    Args:
+      modules: MIXTURE_OR_TASK_MODULE: one, several or none.
+      settings: of the run, whose `task_modules` are imported first: a `config.gin` from before
+        MIXTURE_OR_TASK_MODULE had to name them does not.
+
+    Raises:
+      ValueError: one cannot be imported.
+    """
+    import_modules(getattr(settings, "task_modules", None))
+    import_modules(modules)
+
+
 _EPILOG = (
     "Every --gin.NAME=value overrides what the files say; strings need quotes "
     "(--gin.MODEL_DIR='\"runs/mine\"'). Each file in gin_configs/ says in its header what it is "

@@ -13,7 +13,9 @@ from typing import Any
 
 import gin
 
+from ofa_jax.data.downstream_settings import DownstreamSettings
 from ofa_jax.data.features import Stream
+from ofa_jax.data.pretraining_settings import PretrainingSettings, scenes_settings
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
@@ -26,8 +28,6 @@ from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
 from ofa_jax.training.self_critical import SelfCriticalConfig
-from tasks.downstream import DownstreamSettings
-from tasks.pretraining import PretrainingSettings, scenes_settings
 
 _CLASSES = (
     Stream,

@@ -1,9 +1,10 @@
-"""The door between plain numpy functions and seqio.
+"""Connects plain numpy preprocessors with seqio's registry.
 
 A preprocessor `(record, rng) -> example` is written once. `numpy_preprocessor` lifts it to a seqio
 preprocessor, so that a registered task works with plain seqio and its tools; `weighted_tasks` takes
 the same function out again, so that the loader can run it without TensorFlow, in threads or worker
-processes. This is the only module of `ofa_jax.data` that imports TensorFlow.
+processes. Only this module, `tensors` and the seqio views of vocabulary and features import
+TensorFlow.
 """
 
 import dataclasses
@@ -16,76 +17,14 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from ofa_jax.data import features
+from ofa_jax.data import features, tensors
 from ofa_jax.data.sampling import Preprocess, WeightedTask
+from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.sources.base import RecordSource
-from ofa_jax.preprocessing.records import (
-    DOWNSTREAM_FIELDS,
-    RECORD_FIELDS,
-    InvalidRecordError,
-    Record,
-)
+from ofa_jax.data.task_settings import TaskContext, default_settings
+from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.utils.suggestions import nearest
-
-_STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
-_BOXES = tf.TensorSpec([None, 4], tf.float32)
-_NUMBERS = tf.TensorSpec([None], tf.float32)
-_FIELDS = {**RECORD_FIELDS, **DOWNSTREAM_FIELDS}
-RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
-    "id": _STRING,
-    "split": _STRING,
-    "image": _STRING,
-    "captions": _STRINGS,
-    "negative_captions": _STRINGS,
-    "questions": _STRINGS,
-    "answers": _STRINGS,
-    "answer_confidences": _NUMBERS,
-    "answer_types": _STRINGS,
-    "phrases": _STRINGS,
-    "phrase_boxes": _BOXES,
-    "true_phrases": _STRINGS,
-    "true_phrase_boxes": _BOXES,
-    "object_labels": _STRINGS,
-    "object_boxes": _BOXES,
-    "codes": tf.TensorSpec([None], tf.int32),
-    "text": _STRING,
-    "data_set": _STRING,
-    "summary": _STRING,
-    "label": _STRING,
-    "sentence": _STRING,
-    "sentence1": _STRING,
-    "sentence2": _STRING,
-    "question": _STRING,
-    "question1": _STRING,
-    "question2": _STRING,
-    "premise": _STRING,
-    "hypothesis": _STRING,
-    "reference_answers": _STRINGS,
-    "reference_confidences": _NUMBERS,
-}
-"""How the fields of a record look as tensors; what a record lacks is empty."""
-
-EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
-    "inputs": tf.TensorSpec([None], tf.int32),
-    "targets": tf.TensorSpec([None], tf.int32),
-    "image": tf.TensorSpec([None, None, 3], tf.uint8),
-    "blank_box": tf.TensorSpec([4], tf.int32),
-    "loss_weight": tf.TensorSpec([], tf.float32),
-    "code_mask": tf.TensorSpec([], tf.bool),
-    "unscored_targets": tf.TensorSpec([], tf.int32),
-    "noisy_targets": tf.TensorSpec([None], tf.int32),
-}
-"""How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
-example without an image has one of 0x0 pixels."""
-
-_DEFAULTS = {
-    "image": np.zeros((0, 0, 3), np.uint8),
-    "blank_box": np.zeros(4, np.int32),
-    "loss_weight": np.float32(1.0),
-    "code_mask": np.bool_(False),
-    "unscored_targets": np.int32(0),
-    "noisy_targets": np.zeros(0, np.int32),
-}
 
 
 def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
@@ -106,42 +45,63 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     }
 
 
+_TRAINING = "_training"
+"""A field of the elements of a seqio dataset: whether they are read for training."""
+
+
 class RecordDataSource(seqio.DataSource):
     """A seqio source over records with random access, opened when it is first asked."""
 
     def __init__(
         self,
-        open_records: Callable[[str], RecordSource],
+        open_records: Callable[..., RecordSource],
         kind: str,
         splits: Sequence[str] = ("train", "validation", "test"),
+        takes_context: bool = False,
     ):
-        """Names a source.
+        """Describes a source; nothing is opened yet.
 
         Args:
-          open_records: split -> records.
+          open_records: split -> records; with `takes_context`, (split, TaskContext) -> records.
           kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
-          splits: what may be asked for.
+          splits: the names of the splits.
+          takes_context: whether the records depend on the settings of a run.
         """
         super().__init__(splits=splits)
-        if kind not in _FIELDS:
-            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(_FIELDS)}.")
+        if kind not in FIELDS:
+            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(FIELDS)}.")
         self._open = open_records
+        self._takes_context = takes_context
         self.kind = kind
 
-    def records(self, split: str) -> RecordSource:
-        """The records of a split, for the loader."""
+    def records(self, split: str, context: TaskContext | None = None) -> RecordSource:
+        """Opens the records of a split.
+
+        Args:
+          split: one of the source's.
+          context: settings, and whether the records are trained on; by default those of plain
+            seqio, see `task_settings`.
+
+        Raises:
+          ValueError: there is no such split.
+        """
         if split not in self.splits:
             raise ValueError(f"There is no split {split!r}: choose from {', '.join(self.splits)}.")
-        return self._open(split)
+        if not self._takes_context:
+            return self._open(split)
+        return self._open(split, context or _context_of(split))
 
     def num_input_examples(self, split: str) -> int:
+        """Returns the number of records of a split."""
         return len(self.records(split))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """True: records are read by number."""
         return True
 
     def list_shards(self, split: str) -> Sequence[str]:
+        """Returns a name for the one shard of a split, as seqio asks for."""
         return [split]
 
     def get_dataset(
@@ -155,10 +115,11 @@ class RecordDataSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """The records as tensors, with their split in the field `split`."""
+        """Returns the records as tensors, and whether they are for training as `_training`."""
         del sequence_length, use_cached, num_epochs
         records = self.records(split)
-        names = [*_FIELDS[self.kind], "split"]
+        training = _context_of(split).training
+        names = FIELDS[self.kind]
         dataset = tf.data.Dataset.range(len(records))
         # Sharded first: without a seed every host shuffles differently, and shares would overlap.
         if shard_info and shard_info.num_shards > 1:
@@ -168,16 +129,17 @@ class RecordDataSource(seqio.DataSource):
 
         def read(index: np.ndarray) -> list[np.ndarray]:
             try:
-                record = {**records[int(index)], "split": split}
+                record = records[int(index)]
             except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
                 # Without its fields, the first preprocessor will skip it.
                 logging.warning("Record %d of %s cannot be read: %s", index, split, error)
-                record = {"split": split}
-            return [_to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names]
+                record = {}
+            return [tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names]
 
         def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
             signature = {name: RECORD_SIGNATURE[name] for name in names}
-            return _shaped(_numpy_function(read, [index], signature), signature)
+            fields = tensors.shaped(tensors.numpy_function(read, [index], signature), signature)
+            return fields | {_TRAINING: tf.constant(training)}
 
         return dataset.map(read_tensors)
 
@@ -188,9 +150,10 @@ class numpy_preprocessor:  # noqa: N801  a decorator
         @numpy_preprocessor
         def count_objects(record, rng): ...
 
-    Used as a decorator, or called with a function. With `factory=True` the function given is called
-    without arguments when a dataset is built and returns the preprocessor: so a task can be
-    registered before it is configured. A InvalidRecordError is skipped and logged.
+    Used as a decorator, or called with a function. With `factory=True` the function given takes a
+    `TaskContext` and returns the preprocessor; it is called when a dataset is built, so that a task
+    can be registered before it is configured. A record that raises InvalidRecordError is skipped
+    and logged.
     """
 
     def __init__(
@@ -204,82 +167,51 @@ class numpy_preprocessor:  # noqa: N801  a decorator
         self._signature = dict(signature)
         self._factory = factory
 
-    def resolve(self) -> Preprocess:
-        """The plain function."""
-        return self._function() if self._factory else self._function
+    def resolve(self, context: TaskContext) -> Preprocess:
+        """Returns the plain function for the settings of a run."""
+        return self._function(context) if self._factory else self._function
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Maps the function over a seqio dataset; randomness comes from seqio's seeds."""
-        function = self.resolve()
+        # seqio does not say which split this is: the source has left it in the elements.
+        functions = [self.resolve(TaskContext(training=training)) for training in (False, True)]
         signature = {**self._signature, "_good": tf.TensorSpec([], tf.bool)}
 
         @seqio.map_over_dataset(num_seeds=1)
-        def apply(tensors: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-            names = list(tensors)
+        def apply(element: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+            training = element.get(_TRAINING, tf.constant(False))
+            names = [name for name in element if name != _TRAINING]
 
-            def run(seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+            def run(training: bool, seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+                function = functions[bool(training)]
                 rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
                 record = {
-                    name: _from_tensor(value) for name, value in zip(names, values, strict=True)
+                    name: tensors.from_tensor(value)
+                    for name, value in zip(names, values, strict=True)
                 }
                 try:
-                    example = {**_DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
+                    example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
                 except InvalidRecordError as error:
                     logging.warning("Skipped a record: %s", error)
                     example = {"_good": np.bool_(False)}
-                return [_to_tensor(example.get(name), spec) for name, spec in signature.items()]
+                return [
+                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
+                ]
 
-            outputs = _numpy_function(run, [seed, *tensors.values()], signature)
-            return _shaped(outputs, signature)
+            values = [element[name] for name in names]
+            outputs = tensors.numpy_function(run, [training, seed, *values], signature)
+            return tensors.shaped(outputs, signature) | {_TRAINING: training}
 
+        # A complete example needs the mark no longer; a preprocessor that follows does.
+        complete = self._signature.keys() >= {"inputs", "targets"}
+        names = [*self._signature, *(() if complete else (_TRAINING,))]
         dataset = apply(dataset).filter(lambda example: example["_good"])
-        return dataset.map(lambda example: {name: example[name] for name in self._signature})
+        return dataset.map(lambda example: {name: example[name] for name in names})
 
 
-def _numpy_function(
-    function: Callable[..., list[np.ndarray]],
-    inputs: list[tf.Tensor],
-    signature: Mapping[str, tf.TensorSpec],
-) -> dict[str, tf.Tensor]:
-    outputs = tf.numpy_function(function, inputs, [spec.dtype for spec in signature.values()])
-    return dict(zip(signature, outputs, strict=True))
-
-
-def _shaped(
-    tensors: dict[str, tf.Tensor], signature: Mapping[str, tf.TensorSpec]
-) -> dict[str, tf.Tensor]:
-    return {name: tf.ensure_shape(tensors[name], spec.shape) for name, spec in signature.items()}
-
-
-def _to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
-    """A field as numpy_function returns it; None is empty."""
-    shape = [0 if size is None else size for size in spec.shape]
-    if spec.dtype == tf.string:
-        if value is None:
-            value = b"" if not shape else []
-        encode = lambda text: text.encode("utf-8") if isinstance(text, str) else text  # noqa: E731
-        encoded = encode(value) if not shape else [encode(text) for text in value]
-        return np.array(encoded, object)
-    if value is None:
-        return np.zeros(shape, spec.dtype.as_numpy_dtype)
-    return np.asarray(value, spec.dtype.as_numpy_dtype)
-
-
-def _from_tensor(value: Any) -> Any:
-    """A tensor's value as a record holds it: str for text, bytes for what is no text."""
-    if isinstance(value, bytes):
-        return _text(value)
-    if value.dtype == object:
-        texts = [_text(text) for text in value.reshape(-1)]
-        return texts if value.ndim else texts[0]
-    return value
-
-
-def _text(value: bytes) -> str | bytes:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value
+def _context_of(split: str) -> TaskContext:
+    """Returns the context of plain seqio, where the name of the split decides."""
+    return TaskContext(training=split == "train")
 
 
 # ----------------------------------------------------------------- from the registry to the loader
@@ -290,10 +222,9 @@ class _Chain:
     """The preprocessors of a task, one after the other."""
 
     functions: tuple[Preprocess, ...]
-    split: str
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Any:
-        record = {**record, "split": self.split}
+        """Returns what the last preprocessor makes of a record."""
         for function in self.functions:
             record = function(record, rng)
         return record
@@ -314,10 +245,26 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(name)
 
 
-def rates(mixture_or_task_name: str) -> dict[str, float]:
-    """Task name -> its rate within a mixture (nested ones multiplied out); 1 for a task alone.
+def vocabulary_of(name: str, settings: Any = None, feature: str = "targets") -> seqio.Vocabulary:
+    """Returns the vocabulary of a task's or mixture's feature under the settings of a run.
 
-    Tasks of rate 0 are left out.
+    Raises:
+      ValueError: there is no task or mixture of that name.
+    """
+    vocabulary = find(name).output_features[feature].vocabulary
+    if isinstance(vocabulary, TaskVocabulary):
+        return vocabulary.resolve(settings)
+    return vocabulary
+
+
+def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
+    """Returns task name -> its rate within a mixture, nested mixtures multiplied out.
+
+    The rate of a task alone is 1; tasks of rate 0 are left out.
+
+    Args:
+      mixture_or_task_name: in the seqio registry.
+      settings: of the run, which may override rates.
 
     Raises:
       ValueError: there is none of that name, or a task of it has no inputs or no targets.
@@ -331,26 +278,37 @@ def rates(mixture_or_task_name: str) -> dict[str, float]:
             )
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
-    named = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
+    with default_settings(settings):  # seqio calls rate functions with the task alone
+        named = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
     return {name: rate for name, rate in named.items() if rate}
 
 
-def weighted_tasks(mixture_or_task_name: str, split: str) -> list[WeightedTask] | None:
-    """The tasks of a mixture with their plain functions, in the order of their names.
+def weighted_tasks(
+    mixture_or_task_name: str, split: str, settings: Any = None, training: bool | None = None
+) -> list[WeightedTask] | None:
+    """Returns the tasks of a mixture with their plain functions, in the order of their names.
+
+    Args:
+      mixture_or_task_name: in the seqio registry.
+      split: of the tasks' data.
+      settings: of the run, for tasks that need some; None for their defaults.
+      training: whether examples are augmented and drawn as in training; None for whether the split
+        is called "train", as with plain seqio.
 
     Returns:
       None if a task is not made of a RecordDataSource and numpy preprocessors: then only seqio can
       give its examples (`sequential_batches`).
     """
     result = []
-    for name, rate in sorted(rates(mixture_or_task_name).items()):
+    context = TaskContext(settings, split == "train" if training is None else training)
+    for name, rate in sorted(rates(mixture_or_task_name, settings).items()):
         task = seqio.TaskRegistry.get(name)
         lifted = all(isinstance(step, numpy_preprocessor) for step in task.preprocessors)
         if not isinstance(task.source, RecordDataSource) or not lifted:
             return None
-        functions = tuple(step.resolve() for step in task.preprocessors)
-        records = task.source.records(split)
-        result.append(WeightedTask(name, rate, records, _Chain(functions, split)))
+        functions = tuple(step.resolve(context) for step in task.preprocessors)
+        records = task.source.records(split, context)
+        result.append(WeightedTask(name, rate, records, _Chain(functions)))
     return result
 
 
@@ -389,6 +347,7 @@ def sequential_batches(
     num_data_shards: int,
     data_shards: Sequence[int],
     start_step: int,
+    settings: Any = None,
 ) -> Iterator[features.Batch]:
     """Batches of a stream whose tasks are made of ordinary tf.data preprocessors.
 
@@ -400,21 +359,22 @@ def sequential_batches(
         "not cover. Write them as (record, rng) -> example with numpy_preprocessor to have it.",
         stream.mixture_or_task_name,
     )
-    iterators = [
-        find(stream.mixture_or_task_name)
-        .get_dataset(
-            sequence_length=dict(stream.task_feature_lengths),
-            split=split,
-            shuffle=True,
-            seed=seed + start_step,
-            shard_info=seqio.ShardInfo(index=shard, num_shards=num_data_shards),
-            num_epochs=None,
-            # `to_features` cuts: seqio would cut off the end of the inputs, eos and all.
-            trim_output_features=False,
-        )
-        .as_numpy_iterator()
-        for shard in data_shards
-    ]
+    with default_settings(settings):
+        iterators = [
+            find(stream.mixture_or_task_name)
+            .get_dataset(
+                sequence_length=dict(stream.task_feature_lengths),
+                split=split,
+                shuffle=True,
+                seed=seed + start_step,
+                shard_info=seqio.ShardInfo(index=shard, num_shards=num_data_shards),
+                num_epochs=None,
+                # `to_features` cuts: seqio would cut off the end of the inputs, eos and all.
+                trim_output_features=False,
+            )
+            .as_numpy_iterator()
+            for shard in data_shards
+        ]
     per_shard = stream.batch_size // num_data_shards
     rng = np.random.default_rng([seed, start_step])
     while True:

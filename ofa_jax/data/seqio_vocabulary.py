@@ -1,17 +1,18 @@
 """`OFAVocabulary` as seqio and its tools see it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
+from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-    """A view: text in, ids out, and back.
+    """Encodes text to ids and decodes them, as seqio expects of a vocabulary.
 
     OFA pads with 1, not with seqio's usual 0 (0 is `<s>`), so `pad_id` says 1 here. seqio's own
     packing and trimming assume 0; the loader and `OFAFeatureConverter` pad with `pad_id`.
@@ -19,22 +20,31 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     def __init__(self, vocabulary: OFAVocabulary):
         super().__init__(extra_ids=0)
-        self.wrapped = vocabulary
+        self._wrapped = vocabulary
+
+    @property
+    def wrapped(self) -> OFAVocabulary:
+        """The vocabulary itself."""
+        return self._wrapped
 
     @property
     def pad_id(self) -> int:
+        """The id of padding, 1."""
         return self.wrapped.pad_id
 
     @property
     def bos_id(self) -> int:
+        """The id of `<s>`, 0."""
         return self.wrapped.bos_id
 
     @property
     def eos_id(self) -> int:
+        """The id of `</s>`, 2."""
         return self.wrapped.eos_id
 
     @property
     def unk_id(self) -> int:
+        """The id of `<unk>`, 3."""
         return self.wrapped.unk_id
 
     @property
@@ -48,18 +58,22 @@ class SeqioVocabulary(seqio.Vocabulary):
         return self.wrapped.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text):
+        vocabulary = self.wrapped  # looked up here, not in TensorFlow's threads
+
+        def encode(text: Any) -> np.ndarray:
             # bytes from a graph, an array of no dimensions from eager code.
-            return self.wrapped.encode(np.asarray(text).item().decode("utf-8"))
+            return vocabulary.encode(np.asarray(text).item().decode("utf-8"))
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
         ids.set_shape([None])
         return ids
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        def decode(rows):
+        vocabulary = self.wrapped
+
+        def decode(rows: np.ndarray) -> np.ndarray:
             flat = rows.reshape(-1, rows.shape[-1])
-            texts = [self.wrapped.decode(row).encode("utf-8") for row in flat]
+            texts = [vocabulary.decode(row).encode("utf-8") for row in flat]
             return np.array(texts, object).reshape(rows.shape[:-1])
 
         text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
@@ -73,42 +87,29 @@ class SeqioVocabulary(seqio.Vocabulary):
         return hash(self.wrapped)
 
 
-class CurrentVocabulary(seqio.Vocabulary):
-    """The vocabulary that settings name, looked up whenever it is used.
+class TaskVocabulary(SeqioVocabulary):
+    """The vocabulary of the settings that a task runs over, looked up whenever it is used.
 
-    So tasks can be registered before they are configured.
+    A task can so be registered before it is configured. Where the settings of a run are at hand,
+    `resolve` gives the vocabulary itself; used as it is, this is the view of the default one.
     """
 
-    def __init__(self, look_up: Callable[[], OFAVocabulary]):
-        """
-        Args:
-          look_up: gives the vocabulary; two of the same function are equal.
-        """
-        super().__init__(extra_ids=0)
-        self.__dict__["__look_up__"] = look_up
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__"):
-            return super().__getattribute__(name)
-        return getattr(_look_up(self)().as_seqio(), name)
+    def __init__(self, source: SettingsSource):
+        """Remembers where the settings are found; two vocabularies of one source are equal."""
+        seqio.Vocabulary.__init__(self, extra_ids=0)
+        self._source = source
 
     @property
-    def bos_id(self):
-        raise NotImplementedError
+    def wrapped(self) -> OFAVocabulary:
+        """The vocabulary of the default settings."""
+        return self._source.of().vocabulary
 
-    eos_id = unk_id = _base_vocab_size = bos_id
-
-    def _encode(self, s):
-        raise NotImplementedError
-
-    _decode = _encode_tf = _decode_tf = _encode
+    def resolve(self, settings: Any) -> SeqioVocabulary:
+        """Returns the vocabulary of the settings of a run."""
+        return SeqioVocabulary(self._source.of(settings).vocabulary)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CurrentVocabulary) and _look_up(self) == _look_up(other)
+        return isinstance(other, TaskVocabulary) and self._source == other._source
 
     def __hash__(self) -> int:
-        return hash(_look_up(self))
-
-
-def _look_up(vocabulary: CurrentVocabulary) -> Callable[[], OFAVocabulary]:
-    return vocabulary.__dict__["__look_up__"]
+        return hash(self._source)

@@ -68,7 +68,7 @@ class EvalSpec:
         return dataclasses.replace(self, **overrides)
 
 
-_registry: dict[str, Callable[[], EvalSpec]] = {}
+_registry: dict[str, Callable[[Any], EvalSpec]] = {}
 
 
 def register(judging: EvalSpec) -> EvalSpec:
@@ -77,16 +77,16 @@ def register(judging: EvalSpec) -> EvalSpec:
     Returns:
       The description.
     """
-    register_later(judging.task, lambda: judging)
+    register_later(judging.task, lambda settings: judging)
     return judging
 
 
-def register_later(task: str, describe: Callable[[], EvalSpec]) -> None:
-    """Makes a description known that follows from settings: it is made when it is asked for.
+def register_later(task: str, describe: Callable[[Any], EvalSpec]) -> None:
+    """Registers a specification that follows from the settings of a run.
 
     Args:
       task: name in the seqio registry.
-      describe: gives the description under the settings as they are then.
+      describe: from the settings of a run (None for the defaults) to the specification.
     """
     _registry[task] = describe
 
@@ -96,8 +96,12 @@ def is_known(task: str) -> bool:
     return task in _registry
 
 
-def find(task: str) -> EvalSpec:
-    """The description of a task, under the settings as they are now.
+def find(task: str, settings: Any = None) -> EvalSpec:
+    """Returns the specification of a task under the settings of a run.
+
+    Args:
+      task: name in the seqio registry.
+      settings: of the run; None for the task's defaults.
 
     Raises:
       ValueError: there is none; names the nearest one.
@@ -107,4 +111,4 @@ def find(task: str) -> EvalSpec:
             f"Task {task!r} has no description of how it is judged: register an "
             f"ofa_jax.evaluation.EvalSpec for it beside the task.{nearest(task, _registry)}"
         )
-    return _registry[task]()
+    return _registry[task](settings)

@@ -45,6 +45,7 @@ class TaskLoader:
       override_decoding: changes a task's decoding settings.
       seed: seed of the preprocessors' draws.
       num_threads, num_workers: threads or processes that prepare batches.
+      settings: of the run, which its tasks need; None for their defaults.
     """
 
     split: str
@@ -55,6 +56,7 @@ class TaskLoader:
     seed: int = 0
     num_threads: int = 2
     num_workers: int = 0
+    settings: Any = None
 
     def load(
         self, stream: Stream, only: Sequence[str] | None, log: Callable[[str], None]
@@ -73,7 +75,7 @@ class TaskLoader:
           ValueError: an unknown name, no task to evaluate, or records that do not fit the stream.
         """
         tasks, errors = [], {}
-        for name in sorted(seqio_bridge.rates(stream.mixture_or_task_name)):
+        for name in sorted(seqio_bridge.rates(stream.mixture_or_task_name, self.settings)):
             if only is not None and name not in only:
                 continue
             try:
@@ -91,7 +93,7 @@ class TaskLoader:
     def _find_spec(self, name: str) -> EvalSpec:
         """Returns the EvalSpec of a task; without one, a spec of its seqio metrics."""
         try:
-            spec = eval_spec.find(name)
+            spec = eval_spec.find(name, self.settings)
         except ValueError:
             task = seqio.TaskRegistry.get(name)
             if not task.predict_metric_fns:
@@ -115,11 +117,17 @@ class TaskLoader:
                 f"with --gin.evaluate.batch_size={-(-stream.batch_size // shards) * shards}."
             )
         batcher = EvalBatcher(
-            stream, vocabulary_of(name), spec.references, shards, self.partitioner.data_shards
+            stream,
+            vocabulary_of(name, self.settings),
+            spec.references,
+            shards,
+            self.partitioner.data_shards,
         )
         weighted_tasks = None
         if not isinstance(spec.references, _DecodedTargets):
-            weighted_tasks = seqio_bridge.weighted_tasks(name, self.split)
+            weighted_tasks = seqio_bridge.weighted_tasks(
+                name, self.split, self.settings, training=False
+            )
         source: EvalSource
         if weighted_tasks is not None:
             source = RecordEvalSource.open(
@@ -166,18 +174,18 @@ class TaskLoader:
         return settings
 
 
-def vocabulary_of(name: str) -> OFAVocabulary:
+def vocabulary_of(name: str, settings: Any = None) -> OFAVocabulary:
     """Returns the vocabulary of a task's targets.
 
     Raises:
       ValueError: it is not an OFAVocabulary.
     """
-    vocabulary = seqio_bridge.find(name).output_features["targets"].vocabulary
+    vocabulary = seqio_bridge.vocabulary_of(name, settings)
     wrapped = getattr(vocabulary, "wrapped", None)
     if not isinstance(wrapped, OFAVocabulary):
         raise ValueError(
             f"The targets of {name} use a {type(vocabulary).__name__}, but OFA models generate "
-            "tokens of an OFAVocabulary; register the task with `vocabulary.as_seqio()`."
+            "tokens of an OFAVocabulary; register the task with `SeqioVocabulary(vocabulary)`."
         )
     return wrapped
 

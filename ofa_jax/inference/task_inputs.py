@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -53,25 +54,27 @@ class OpenTask:
     questions: Callable[[EvalBatcher], EvalSource]
 
 
-def open_task(inputs: TaskInputs, source_length: int, num_threads: int) -> OpenTask:
+def open_task(
+    inputs: TaskInputs, source_length: int, num_threads: int, settings: Any = None
+) -> OpenTask:
     """Finds a task and looks at its first example.
 
     Args:
       inputs: names it.
       source_length: tokens of an instruction.
       num_threads: that make examples.
+      settings: of the task; None for its defaults.
 
     Raises:
       ValueError: there is none; it is a mixture of several; it has nothing to ask.
     """
-    tasks = seqio_bridge.weighted_tasks(inputs.task, inputs.split)
+    tasks = seqio_bridge.weighted_tasks(inputs.task, inputs.split, settings, training=False)
     if tasks is not None and len(tasks) > 1:
         raise ValueError(
             f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: ask one of "
             "them at a time."
         )
-    features = seqio_bridge.find(inputs.task).output_features
-    vocab_size = features["targets"].vocabulary.vocab_size
+    vocab_size = seqio_bridge.vocabulary_of(inputs.task, settings).vocab_size
     if tasks is None:
         return _sequential(inputs, source_length, vocab_size)
     (task,) = tasks

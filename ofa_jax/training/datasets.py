@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,14 +41,28 @@ class RunData:
         partitioner: Partitioner | None,
         num_threads: int,
         num_workers: int,
+        settings: Any = None,
+        training: bool = False,
     ) -> "RunData":
-        """All streams, this host's share on the mesh; everything on this host without a mesh."""
+        """Opens a split of every stream: this host's share of the mesh, or all without a mesh.
+
+        Args:
+          streams: of the run.
+          split: of the data.
+          seed: of order and augmentation.
+          partitioner: the mesh; None for all rows on this host.
+          num_threads, num_workers: that make batches.
+          settings: of the run, which its tasks need; None for their defaults.
+          training: whether examples are augmented and drawn as in training.
+        """
         shards, own = 1, (0,)
         if partitioner is not None:
             shards, own = partitioner.num_data_shards, partitioner.data_shards
         tasks = {}
         for stream in streams:
-            rated = seqio_bridge.weighted_tasks(stream.mixture_or_task_name, split)
+            rated = seqio_bridge.weighted_tasks(
+                stream.mixture_or_task_name, split, settings, training
+            )
             if rated is not None:
                 tasks[stream.name] = rated
         names = task_names(streams, tasks)
@@ -60,6 +75,7 @@ class RunData:
                 seed,
                 shards,
                 own,
+                settings=settings,
             )
             for stream in streams
             if stream.name not in tasks

@@ -24,7 +24,6 @@ from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
-from tasks import pretraining
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
@@ -51,12 +50,10 @@ def call(small_scenes, monkeypatch):
 
     def run(*arguments):
         gin.clear_config()
-        pretraining.configure(None)
         evaluate.main(arguments)
 
     yield run
     gin.clear_config()
-    pretraining.configure(None)
 
 
 def at(path):

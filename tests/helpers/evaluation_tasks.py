@@ -12,12 +12,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ofa_jax.data import seqio_bridge
+from ofa_jax.data import registration, seqio_bridge
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.records import InvalidRecordError
-from tasks import pretraining
 
 
 def exact(references, predictions):
@@ -43,16 +42,14 @@ def first_phrase(record, rng):
 
 
 def _apply(name):
-    return seqio_bridge.numpy_preprocessor(
-        pretraining.with_config(objectives.OBJECTIVES[name]), factory=True
-    )
+    return registration.pretraining_preprocessor(objectives.OBJECTIVES[name])
 
 
 seqio.TaskRegistry.add(
     "eval_captions",
-    source=pretraining.source("captions"),
+    source=registration.pretraining_source("captions"),
     preprocessors=[_apply("image_captioning")],
-    output_features=pretraining.OUTPUT_FEATURES,
+    output_features=registration.PRETRAINING_FEATURES,
 )
 eval_spec.register(
     eval_spec.EvalSpec(
@@ -67,9 +64,9 @@ eval_spec.register(
 
 seqio.TaskRegistry.add(
     "eval_regions",
-    source=pretraining.source("regions"),
+    source=registration.pretraining_source("regions"),
     preprocessors=[seqio_bridge.numpy_preprocessor(first_phrase), _apply("visual_grounding")],
-    output_features=pretraining.OUTPUT_FEATURES,
+    output_features=registration.PRETRAINING_FEATURES,
 )
 eval_spec.register(
     eval_spec.EvalSpec(
@@ -91,7 +88,9 @@ def _texts(split, shuffle_files, seed=None):
 
 def _tokens(dataset):
     def ids(example):
-        encoded = pretraining.OUTPUT_FEATURES["targets"].vocabulary.encode_tf(" " + example["text"])
+        encoded = registration.PRETRAINING_FEATURES["targets"].vocabulary.encode_tf(
+            " " + example["text"]
+        )
         framed = tf.concat([[0], encoded, [2]], 0)
         return {"inputs": framed, "targets": framed[1:], "text": example["text"]}
 
@@ -111,7 +110,7 @@ def seqio_exact(targets, predictions):
     }
 
 
-_VOCABULARY = pretraining.OUTPUT_FEATURES["targets"].vocabulary
+_VOCABULARY = registration.PRETRAINING_FEATURES["targets"].vocabulary
 _FEATURE = functools.partial(seqio.Feature, _VOCABULARY, add_eos=False)
 seqio.TaskRegistry.add(
     "eval_tf_data",
@@ -123,9 +122,9 @@ seqio.TaskRegistry.add(
 )
 seqio.TaskRegistry.add(
     "eval_training_only",
-    source=pretraining.source("text"),
+    source=registration.pretraining_source("text"),
     preprocessors=[_apply("text_infilling")],
-    output_features=pretraining.OUTPUT_FEATURES,
+    output_features=registration.PRETRAINING_FEATURES,
 )
 seqio.MixtureRegistry.add(
     "eval_mixture", ["eval_captions", "eval_regions", "eval_training_only"], default_rate=1

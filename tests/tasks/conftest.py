@@ -2,16 +2,16 @@
 
 import pytest
 
+from ofa_jax.data import pretraining_settings
 from ofa_jax.data.sources.scenes import Scenes
-from tasks import pretraining
+from ofa_jax.data.task_settings import default_settings
 
 
 @pytest.fixture(scope="module")
 def scenes_settings(small_scenes):
     """The pretraining tasks over a few small scenes, for a module."""
-    settings = pretraining.scenes_settings(
+    settings = pretraining_settings.scenes_settings(
         Scenes(str(small_scenes)), image_size=64, code_image_size=32, text_window=32
     )
-    pretraining.configure(settings)
-    yield settings
-    pretraining.configure(None)
+    with default_settings(settings):
+        yield settings

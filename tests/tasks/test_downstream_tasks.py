@@ -1,5 +1,6 @@
 """Every downstream task over the original's files: through the loader, plain seqio, and judged."""
 
+import contextvars
 import json
 
 import downstream_files
@@ -16,10 +17,17 @@ import tasks.image_generation
 import tasks.summarization
 import tasks.vqa  # noqa: F401
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.downstream_settings import (
+    DATA,
+    DOWNSTREAM,
+    GLUE,
+    DownstreamSettings,
+    read_choices,
+)
+from ofa_jax.data.seqio_vocabulary import TaskVocabulary
+from ofa_jax.data.task_settings import default_settings
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from tasks import downstream
-from tasks.downstream import DownstreamSettings, read_choices
 
 # Task -> (data, stem of its files).
 TASKS = {
@@ -34,7 +42,7 @@ TASKS = {
     "imagenet_all": ("imagenet", "imagenet_1k"),
     "text_to_image": ("text_to_image", "coco_vqgan"),
     "gigaword": ("gigaword", "gigaword"),
-    **{f"glue_{name}": (name, name) for name in downstream.GLUE},
+    **{f"glue_{name}": (name, name) for name in GLUE},
 }
 CAPTIONS = ["A dog.", "the dog on it"]
 VQA = {"answers": ["cup", "two cups"], "confidences": [float(np.float32(0.3)), 1.0]}
@@ -86,9 +94,8 @@ def settings(tmp_path_factory, shared_golden):
         class_names="class2label_new.json",
         options=dict(image_size=32, grounding_image_size=64, max_image_size=64),
     )
-    downstream.configure(settings)
-    yield settings
-    downstream.configure(None)
+    with default_settings(settings):
+        yield settings
 
 
 def opened(name, split):
@@ -96,14 +103,17 @@ def opened(name, split):
     return task
 
 
+OUTPUT_FEATURES = seqio_bridge.output_features(TaskVocabulary(DOWNSTREAM))
+
+
 def test_these_are_all():
     names = {
         name
         for name in seqio.TaskRegistry.names()
-        if seqio.TaskRegistry.get(name).output_features == downstream.OUTPUT_FEATURES
+        if seqio.TaskRegistry.get(name).output_features == OUTPUT_FEATURES
     }
     assert names == set(TASKS) == set(RIGHT)
-    assert {data for data, _ in TASKS.values()} == set(downstream.DATA)
+    assert {data for data, _ in TASKS.values()} == set(DATA)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -200,23 +210,18 @@ def test_how_answers_are_searched(settings):
 
 
 def test_behind_a_prompt_there_is_room_for_the_answer(settings):
-    try:
-        downstream.configure(
-            DownstreamSettings(
-                settings.vocabulary,
-                settings.files,
-                settings.data_dir,
-                options=settings.options | {"decoder_prompt": "source"},
-            )
-        )
-        task = opened("glue_rte", "train")
-        example = task.preprocess(task.records[0], np.random.default_rng(0))
-        prompt = example["target_prefix"]
-        np.testing.assert_array_equal(prompt, example["inputs"][1:])
-        decoding = eval_spec.find("glue_rte").decoding
-        assert decoding.max_length_per_source_token == 1
-    finally:
-        downstream.configure(settings)
+    prompted = DownstreamSettings(
+        settings.vocabulary,
+        settings.files,
+        settings.data_dir,
+        options=settings.options | {"decoder_prompt": "source"},
+    )
+    (task,) = seqio_bridge.weighted_tasks("glue_rte", "train", prompted)
+    example = task.preprocess(task.records[0], np.random.default_rng(0))
+    prompt = example["target_prefix"]
+    np.testing.assert_array_equal(prompt, example["inputs"][1:])
+    decoding = eval_spec.find("glue_rte", prompted).decoding
+    assert decoding.max_length_per_source_token == 1
     assert eval_spec.find("glue_rte").decoding.max_length_per_source_token == 0
 
 
@@ -266,12 +271,8 @@ def test_what_is_missing_is_a_sentence(settings):
         empty.records("rte", "train")
     with pytest.raises(ValueError, match="set DownstreamSettings.vqa_answers to a file"):
         empty.choices("vqa_answers")
-    try:
-        downstream.configure(None)
-        with pytest.raises(ValueError, match="train.settings = @DownstreamSettings"):
-            opened("vqa", "train")
-    finally:
-        downstream.configure(settings)
+    with pytest.raises(ValueError, match="train.settings = @DownstreamSettings"):
+        contextvars.Context().run(opened, "vqa", "train")  # without the fixture's settings
 
 
 def test_answers_to_choose_from_are_json_or_text_and_never_a_pickle(tmp_path):

@@ -10,10 +10,11 @@ import tensorflow as tf
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, to_features
 from ofa_jax.data.loader import Loader
+from ofa_jax.data.pretraining_settings import PretrainingSettings, scenes_settings
+from ofa_jax.data.registration import PRETRAINING_FEATURES
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.task_settings import default_settings
 from ofa_jax.preprocessing import objectives
-from tasks import pretraining
-from tasks.pretraining import PretrainingSettings, scenes_settings
 
 MIXTURES = {
     "ofa_pretrain_pairs": {
@@ -181,15 +182,11 @@ def test_matching_is_as_frequent_as_what_it_follows_and_grounding_goes_both_ways
 
 
 def test_a_rate_of_nothing_leaves_an_objective_out(settings, small_scenes):
-    try:
-        pretraining.configure(
-            scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0})
-        )
-        assert set(seqio_bridge.rates("ofa_pretrain_images")) == {"object_detection"}
-        tasks = seqio_bridge.weighted_tasks("ofa_pretrain_images", "train")
-        assert [task.name for task in tasks] == ["object_detection"]
-    finally:
-        pretraining.configure(settings)
+    without = scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0})
+    assert set(seqio_bridge.rates("ofa_pretrain_images", without)) == {"object_detection"}
+    tasks = seqio_bridge.weighted_tasks("ofa_pretrain_images", "train", without)
+    assert [task.name for task in tasks] == ["object_detection"]
+    assert set(seqio_bridge.rates("ofa_pretrain_images", settings)) > {"object_detection"}
 
 
 @pytest.mark.parametrize("name", ["image_captioning", "object_detection"])
@@ -208,16 +205,27 @@ def test_training_is_augmented_and_validation_is_not(settings, small_scenes, nam
             ),
         )
 
-    try:
-        pretraining.configure(
-            scenes_settings(
-                Scenes(str(small_scenes)), image_size=64, code_image_size=32, randaugment=True
-            )
-        )
+    augmented = scenes_settings(
+        Scenes(str(small_scenes)), image_size=64, code_image_size=32, randaugment=True
+    )
+    with default_settings(augmented):
         assert min(different_images("train")) > 1
         assert different_images("validation") == (1, 1)
-    finally:
-        pretraining.configure(settings)
+
+
+def test_the_argument_decides_about_augmentation_whatever_the_split_is_called(settings):
+    def different_targets(split, training):
+        (task,) = seqio_bridge.weighted_tasks(
+            "visual_question_answering", split, settings, training=training
+        )
+        return {
+            task.preprocess(task.records[0], np.random.default_rng(seed))["inputs"].tobytes()
+            for seed in range(8)
+        }
+
+    for split in ("train", "validation"):
+        assert len(different_targets(split, training=True)) > 1
+        assert len(different_targets(split, training=False)) == 1
 
 
 def test_pairs_are_not_augmented_unless_asked_for():
@@ -232,7 +240,7 @@ def test_pairs_are_not_augmented_unless_asked_for():
 
 
 def test_tasks_of_ones_own_mix_with_these(settings):
-    outputs = pretraining.OUTPUT_FEATURES
+    outputs = PRETRAINING_FEATURES
     assert set(outputs) == set(seqio_bridge.EXAMPLE_SIGNATURE)
     assert outputs["targets"].vocabulary.vocab_size == settings.vocabulary.vocab_size
     assert outputs["image"].dtype == tf.uint8

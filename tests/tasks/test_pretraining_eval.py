@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.pretraining_settings import PretrainingSettings
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.preprocessing import objectives
-from tasks import pretraining
-from tasks.pretraining import PretrainingSettings
 
 PERFECT = {
     "image_captioning": {"noun_recall": 1.0},
@@ -148,12 +147,9 @@ def test_boxes_go_back_to_the_stored_image_through_the_view(settings, name):
         infill_image_size=64,
         code_image_size=32,
     )
-    try:
-        pretraining.configure(PretrainingSettings(data, settings.vocabulary, options=options))
-        (task,) = seqio_bridge.weighted_tasks(name, "validation")
-        example = task.preprocess(task.records[0], np.random.default_rng(0))
-    finally:
-        pretraining.configure(settings)
+    large = PretrainingSettings(data, settings.vocabulary, options=options)
+    (task,) = seqio_bridge.weighted_tasks(name, "validation", large)
+    example = task.preprocess(task.records[0], np.random.default_rng(0))
     where = "inputs" if name == "grounded_captioning" else "targets"
     ids = example[where][np.isin(example[where], settings.vocabulary.bin_ids)]
     seen = settings.vocabulary.decode_box(ids, 64)

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from ofa_jax.data.seqio_vocabulary import SeqioVocabulary
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tools.train_tokenizer import train_tokenizer
 
@@ -149,7 +150,7 @@ def test_the_seqio_view(small):
     import seqio
     import tensorflow as tf
 
-    view = small.as_seqio()
+    view = SeqioVocabulary(small)
     assert isinstance(view, seqio.Vocabulary)
     assert (view.pad_id, view.bos_id, view.eos_id, view.unk_id) == (1, 0, 2, 3)
     assert view.vocab_size == small.vocab_size
@@ -158,4 +159,4 @@ def test_the_seqio_view(small):
     assert view.encode_tf(tf.constant(text)).numpy().tolist() == view.encode(text)
     assert view.decode(view.encode(text) + [small.eos_id, small.pad_id]) == text
     assert view.decode_tf(view.encode_tf(tf.constant(text))).numpy().decode() == text
-    assert view == small.as_seqio()
+    assert view == SeqioVocabulary(small)

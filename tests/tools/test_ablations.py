@@ -39,7 +39,6 @@ def prepared(small_scenes, tmp_path_factory):
         for name in LEFT_OUT:
             found = []
             gin.clear_config()
-            pretraining.configure(None)
             train.main(
                 [
                     f"--gin_file=gin_configs/ablations/{name}.gin",
@@ -50,7 +49,6 @@ def prepared(small_scenes, tmp_path_factory):
             )
             (runs[name],) = found
         gin.clear_config()
-        pretraining.configure(None)
     return runs
 
 

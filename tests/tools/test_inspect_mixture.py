@@ -6,20 +6,19 @@ import seqio
 import tensorflow as tf
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.pretraining_settings import scenes_settings
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.task_settings import default_settings
 from ofa_jax.preprocessing.records import InvalidRecordError
-from tasks import pretraining
 from tools import inspect_mixture
 
 
 @pytest.fixture(autouse=True)
 def scenes(small_scenes):
-    pretraining.configure(
-        pretraining.scenes_settings(Scenes(str(small_scenes)), image_size=64, code_image_size=32)
-    )
-    yield
-    pretraining.configure(None)
+    settings = scenes_settings(Scenes(str(small_scenes)), image_size=64, code_image_size=32)
+    with default_settings(settings):
+        yield
 
 
 def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):

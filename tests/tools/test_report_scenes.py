@@ -6,10 +6,12 @@ import subprocess
 import numpy as np
 import pytest
 
+from ofa_jax.data.pretraining_settings import scenes_settings
 from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
 from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.data.task_settings import default_settings
 from ofa_jax.evaluation import eval_spec, postprocess
-from tasks import pretraining, scenes_negative_controls
+from tasks import scenes_negative_controls
 from tools import report_scenes, scenes_results
 from tools.report_scenes import Reporter
 
@@ -21,12 +23,9 @@ TASKS = tuple(report_scenes._SHOWN)
 def settings(small_scenes):
     from ofa_jax.data.sources.scenes import Scenes
 
-    settings = pretraining.scenes_settings(
-        Scenes(str(small_scenes)), image_size=64, code_image_size=32
-    )
-    pretraining.configure(settings)
-    yield settings
-    pretraining.configure(None)
+    settings = scenes_settings(Scenes(str(small_scenes)), image_size=64, code_image_size=32)
+    with default_settings(settings):
+        yield settings
 
 
 def make_lines(task, settings, answer):

@@ -1,0 +1,232 @@
+"""What the downstream tasks run over: the data of each task, its files, vocabulary and sizes.
+
+data                                      kind of TSV     in TFDS
+caption                                   caption         coco_captions
+vqa                                       vqa
+refcoco, refcoco_plus, refcocog           refcoco
+snli_ve                                   snli_ve
+imagenet                                  imagenet        imagenet2012
+text_to_image                             text_to_image
+cola, sst2, mrpc, qqp, mnli, qnli, rte    the same        glue
+gigaword                                  gigaword        gigaword
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources.tfds import TFDS_DATA_SETS, ClassifiedImageRecord
+from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
+from ofa_jax.data.task_settings import SettingsSource
+from ofa_jax.preprocessing.downstream import DownstreamConfig
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.suggestions import refuse_unknown
+
+SPLITS = (
+    "train",
+    "validation",
+    "validation_mismatched",
+    "test",
+    "test_mismatched",
+    "test_a",
+    "test_b",
+)
+"""What may be asked for: RefCOCO has two test sets, MNLI two of everything but training."""
+
+GLUE = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte")
+_REGIONS = ("refcoco", "regions")
+# Data -> (kind of TSV, kind of record).
+DATA: Mapping[str, tuple[str, str]] = {
+    "caption": ("caption", "captions"),
+    "vqa": ("vqa", "answered_questions"),
+    "refcoco": _REGIONS,
+    "refcoco_plus": _REGIONS,
+    "refcocog": _REGIONS,
+    "snli_ve": ("snli_ve", "entailment"),
+    "imagenet": ("imagenet", "classes"),
+    "text_to_image": ("text_to_image", "coded_captions"),
+    "gigaword": ("gigaword", "articles"),
+    **{name: (name, "sentences") for name in GLUE},
+}
+_OPTIONS = {field.name for field in dataclasses.fields(DownstreamConfig)} - {
+    "vocabulary",
+    "training",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DownstreamSettings:
+    """What the downstream tasks run over. Data are named as in the table above.
+
+    Attributes:
+      vocabulary: makes ids.
+      files: data -> split -> the original's TSV file, or a pattern such as "train-*.tsv", or a list
+        of them.
+      data_dir: the folder that all paths here start from.
+      tfds: data -> name of the TFDS data set, e.g. {"cola": "glue/cola"}, stored as array_record or
+        parquet; counts more than `files`.
+      tfds_data_dir: TFDS's folder; its default when None.
+      selected_cols: data -> columns as in the original's flags, where they differ from the usual
+        ones, e.g. {"imagenet": "0,1"}.
+      index_dir: where indices of TSV files are written; None for beside the files.
+      vqa_answers: the file of the answers to choose from in VQA: JSON (a list, or a dict whose
+        keys are answers), or text with one a line. The original's pickles are not read.
+      class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
+      options: fields of `DownstreamConfig` that differ from the published ones.
+      task_modules: modules that register tasks, besides those that the run names.
+    """
+
+    vocabulary: OFAVocabulary
+    files: Mapping[str, Mapping[str, str | Sequence[str]]] = dataclasses.field(default_factory=dict)
+    data_dir: str = ""
+    tfds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tfds_data_dir: str | None = None
+    selected_cols: Mapping[str, str | Sequence[int]] = dataclasses.field(default_factory=dict)
+    index_dir: str | None = None
+    vqa_answers: str | None = None
+    class_names: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("files", self.files, DATA),
+            ("tfds", self.tfds, TFDS_DATA_SETS),
+            ("selected_cols", self.selected_cols, DATA),
+            ("options", self.options, _OPTIONS),
+        ):
+            refuse_unknown(f"DownstreamSettings.{what}", names, known)
+        for data, splits in self.files.items():
+            if not isinstance(splits, Mapping) or set(splits) - set(SPLITS):
+                raise ValueError(
+                    f"DownstreamSettings.files[{data!r}] is {splits!r}; give a dict from splits "
+                    f"to files; splits are {', '.join(SPLITS)}."
+                )
+        for data, columns in self.selected_cols.items():
+            parse_selected_cols(DATA[data][0], columns)
+
+    @property
+    def code_image_size(self) -> int:
+        """Pixels a side of what answers of image codes show."""
+        return self.config.code_image_size
+
+    @functools.cached_property
+    def config(self) -> DownstreamConfig:
+        """The configuration for training."""
+        return DownstreamConfig(self.vocabulary, **self.options)
+
+    @property
+    def evaluation_config(self) -> DownstreamConfig:
+        """The same without noise and augmentation."""
+        return dataclasses.replace(self.config, training=False)
+
+    def config_for(self, training: bool) -> DownstreamConfig:
+        """Returns the preprocessing configuration, with noise and augmentation if `training`."""
+        return self.config if training else self.evaluation_config
+
+    def records(self, name: str, split: str, training: bool = False) -> RecordSource:
+        """Opens the records of a task's data.
+
+        Args:
+          name: a key of DATA.
+          split: one of SPLITS.
+          training: not used: these records are the same in training and evaluation.
+
+        Raises:
+          FileNotFoundError, ValueError: there are none, or not as they should be.
+        """
+        del training
+        layout, _ = DATA[name]
+        if name in self.tfds:
+            to_record = None
+            if TFDS_DATA_SETS[name].to_record is None:
+                to_record = ClassifiedImageRecord(tuple(self.choices("class_names")))
+            return TFDS_DATA_SETS[name].open(split, self.tfds[name], self.tfds_data_dir, to_record)
+        paths = self.files.get(name, {}).get(split)
+        if paths is None:
+            known = ", ".join(self.files.get(name, {})) or "none"
+            without = (
+                ""
+                if split == "train"
+                else f" For a run without it set train.{split}_split = None."
+                if split == "validation"
+                else ""
+            )
+            raise ValueError(
+                f"There are no files of {name} for the split {split} (there are for: {known}): set "
+                f"DownstreamSettings.files = {{'{name}': {{'{split}': 'FILE.tsv'}}}}"
+                + (
+                    f", or .tfds = {{'{name}': '{TFDS_DATA_SETS[name].name}'}}."
+                    if name in TFDS_DATA_SETS
+                    else "."
+                )
+                + without
+            )
+        paths = [paths] if isinstance(paths, str) else paths
+        return TsvRecords.open(
+            [os.path.join(self.data_dir, path) for path in paths],
+            layout,
+            self.selected_cols.get(name),
+            self.index_dir,
+        )
+
+    def choices(self, name: str) -> list[str]:
+        """The answers in the file that the field `name` names, in their order.
+
+        Raises:
+          FileNotFoundError, ValueError: none is named, it is missing, or something else.
+        """
+        path = getattr(self, name)
+        if path is None:
+            raise ValueError(
+                f"The answers to choose from are not known: set DownstreamSettings.{name} to a "
+                "file of them, JSON or text with one a line."
+            )
+        return read_choices(pathlib.Path(self.data_dir, path))
+
+
+def read_choices(path: pathlib.Path) -> list[str]:
+    """Answers out of a file: JSON (a list, or a dict by its keys), or text with one a line.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: a pickle, or no answers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of answers {path}: check the path.")
+    content = path.read_bytes()
+    if path.suffix in (".pkl", ".pickle") or content[:1] == b"\x80":
+        raise ValueError(
+            f"{path} is a pickle, which is not read, for it could run anything: write its keys to "
+            "a JSON list or to a text file, one a line."
+        )
+    try:
+        text = content.decode("utf-8")
+        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        answers = [answer.strip() for answer in found]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a JSON list of answers, a JSON dict whose keys are answers, or text "
+            f"with one a line ({error})."
+        ) from error
+    answers = list(dict.fromkeys(answer for answer in answers if answer))
+    if not answers:
+        raise ValueError(f"{path} has no answers.")
+    return answers
+
+
+def _no_settings() -> DownstreamSettings:
+    raise ValueError(
+        "The downstream tasks have no data yet: set train.settings = @DownstreamSettings(), as "
+        "the files in gin_configs/finetune do; with plain seqio, build the dataset within "
+        "`ofa_jax.data.default_settings(settings)`."
+    )
+
+
+DOWNSTREAM = SettingsSource(DownstreamSettings, _no_settings)
+"""Where the downstream tasks find their settings."""

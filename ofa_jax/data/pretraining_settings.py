@@ -1,0 +1,151 @@
+"""What the eight pretraining objectives run over, and the settings that fit Scenes."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from ofa_jax.data.sources.base import DataSet, RecordSource
+from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.data.task_settings import SettingsSource
+from ofa_jax.preprocessing import objectives
+from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.tokenizers import ImageTokenizer
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.suggestions import refuse_unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingSettings:
+    """What the pretraining tasks run over.
+
+    Attributes:
+      data_set: yields the record fields of `ofa_jax.preprocessing.records`.
+      vocabulary: of instructions and targets.
+      image_tokenizer: for image infilling without codes in the records; may be None.
+      options: fields of `ObjectiveConfig` that differ from the published ones.
+      rates: objective -> rate, where they differ from the defaults; 0 leaves an objective out.
+      task_modules: modules that register tasks, besides those that the run names.
+    """
+
+    data_set: DataSet
+    vocabulary: OFAVocabulary
+    image_tokenizer: ImageTokenizer | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    task_modules: tuple[str, ...] = ("tasks.pretraining",)
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("rates", self.rates, objectives.OBJECTIVES),
+            ("options", self.options, {f.name for f in dataclasses.fields(ObjectiveConfig)}),
+        ):
+            refuse_unknown(f"PretrainingSettings.{what}", names, known)
+
+    @property
+    def code_image_size(self) -> int:
+        """Pixels a side of the image that a target of image codes stands for."""
+        return self.objective_config.code_image_size
+
+    @functools.cached_property
+    def objective_config(self) -> ObjectiveConfig:
+        """The configuration of the objectives in training."""
+        return ObjectiveConfig(
+            self.vocabulary,
+            negatives=self.data_set.negatives(),
+            image_tokenizer=self.image_tokenizer,
+            **self.options,
+        )
+
+    @property
+    def evaluation_config(self) -> ObjectiveConfig:
+        """The same without augmentation."""
+        return dataclasses.replace(self.objective_config, training=False)
+
+    def config_for(self, training: bool) -> ObjectiveConfig:
+        """Returns the configuration of the objectives, with augmentation if `training`."""
+        return self.objective_config if training else self.evaluation_config
+
+    def records(self, name: str, split: str, training: bool) -> RecordSource:
+        """Opens the data set's records of a kind.
+
+        Outside of training each record has a single target, so that a prediction can be compared
+        with it.
+
+        Args:
+          name: a key of `records.RECORD_FIELDS`.
+          split: one of the data set's.
+          training: whether the records are trained on.
+        """
+        records = self.data_set.records(name, split)
+        return records if training else SingleTarget(records, name)
+
+
+def scenes_settings(
+    data_set: Scenes | None = None,
+    num_bins: int = 64,
+    image_size: int = 128,
+    code_image_size: int = 64,
+    text_window: int = 32,
+    randaugment: bool = False,
+    distant_negatives: float = 0.0,
+    matching_answers: float = 0.5,
+    question_weights: Mapping[str, float] | None = None,
+    rates: Mapping[str, float] | None = None,
+) -> PretrainingSettings:
+    """Returns settings for Scenes with the vocabulary and codebook that were built with it.
+
+    Images are as small as a CPU can learn from, and are not cropped: every text about a scene
+    stays true.
+
+    Args:
+      data_set: the built scenes.
+      num_bins: location bins over `image_size` pixels.
+      image_size: of all images, in pixels a side.
+      code_image_size: of the middle to infill.
+      text_window: tokens of a text.
+      randaugment: whether to augment captions, questions and matching.
+      distant_negatives: share of matching's negative captions, in training, that describe another
+        scene; the others differ from the truth by a word.
+      matching_answers, question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists
+        the answer types.
+      rates: see `PretrainingSettings`.
+    """
+    data_set = data_set or Scenes()
+    options = dict(
+        image_size=image_size,
+        resize_range=(image_size, image_size),
+        resize_max_size=image_size,
+        max_image_size=image_size,
+        infill_image_size=image_size,
+        code_image_size=code_image_size,
+        detection_image_size=image_size,
+        text_length=text_window,
+        text_window=text_window,
+        randaugment=randaugment,
+        distant_negatives=distant_negatives,
+        matching_answers=matching_answers,
+        question_weights=question_weights or {},
+    )
+    return PretrainingSettings(
+        data_set,
+        data_set.vocabulary(num_bins=num_bins),
+        data_set.image_tokenizer(),
+        options,
+        rates or {},
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _settings_of(directory: str) -> PretrainingSettings:
+    return scenes_settings(Scenes(directory))
+
+
+def default_scenes() -> PretrainingSettings:
+    """Returns the settings of the scenes in OFA_DATA_DIR, read once for each folder."""
+    return _settings_of(str(Scenes().directory.parent))
+
+
+PRETRAINING = SettingsSource(PretrainingSettings, default_scenes)
+"""Where the pretraining tasks find their settings."""

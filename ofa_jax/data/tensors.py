@@ -1,0 +1,116 @@
+"""How records and examples look as tensors, and the way between tensors and plain values."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ofa_jax.preprocessing.records import DOWNSTREAM_FIELDS, RECORD_FIELDS
+
+_STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
+_BOXES = tf.TensorSpec([None, 4], tf.float32)
+_NUMBERS = tf.TensorSpec([None], tf.float32)
+FIELDS = {**RECORD_FIELDS, **DOWNSTREAM_FIELDS}
+RECORD_SIGNATURE: Mapping[str, tf.TensorSpec] = {
+    "id": _STRING,
+    "image": _STRING,
+    "captions": _STRINGS,
+    "negative_captions": _STRINGS,
+    "questions": _STRINGS,
+    "answers": _STRINGS,
+    "answer_confidences": _NUMBERS,
+    "answer_types": _STRINGS,
+    "phrases": _STRINGS,
+    "phrase_boxes": _BOXES,
+    "true_phrases": _STRINGS,
+    "true_phrase_boxes": _BOXES,
+    "object_labels": _STRINGS,
+    "object_boxes": _BOXES,
+    "codes": tf.TensorSpec([None], tf.int32),
+    "text": _STRING,
+    "data_set": _STRING,
+    "summary": _STRING,
+    "label": _STRING,
+    "sentence": _STRING,
+    "sentence1": _STRING,
+    "sentence2": _STRING,
+    "question": _STRING,
+    "question1": _STRING,
+    "question2": _STRING,
+    "premise": _STRING,
+    "hypothesis": _STRING,
+    "reference_answers": _STRINGS,
+    "reference_confidences": _NUMBERS,
+}
+"""How the fields of a record look as tensors; what a record lacks is empty."""
+
+EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
+    "inputs": tf.TensorSpec([None], tf.int32),
+    "targets": tf.TensorSpec([None], tf.int32),
+    "image": tf.TensorSpec([None, None, 3], tf.uint8),
+    "blank_box": tf.TensorSpec([4], tf.int32),
+    "loss_weight": tf.TensorSpec([], tf.float32),
+    "code_mask": tf.TensorSpec([], tf.bool),
+    "unscored_targets": tf.TensorSpec([], tf.int32),
+    "noisy_targets": tf.TensorSpec([None], tf.int32),
+}
+"""How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
+example without an image has one of 0x0 pixels."""
+
+DEFAULTS = {
+    "image": np.zeros((0, 0, 3), np.uint8),
+    "blank_box": np.zeros(4, np.int32),
+    "loss_weight": np.float32(1.0),
+    "code_mask": np.bool_(False),
+    "unscored_targets": np.int32(0),
+    "noisy_targets": np.zeros(0, np.int32),
+}
+
+
+def numpy_function(
+    function: Callable[..., list[np.ndarray]],
+    inputs: list[tf.Tensor],
+    signature: Mapping[str, tf.TensorSpec],
+) -> dict[str, tf.Tensor]:
+    """Runs a Python function of arrays within a TensorFlow graph."""
+    outputs = tf.numpy_function(function, inputs, [spec.dtype for spec in signature.values()])
+    return dict(zip(signature, outputs, strict=True))
+
+
+def shaped(
+    tensors: dict[str, tf.Tensor], signature: Mapping[str, tf.TensorSpec]
+) -> dict[str, tf.Tensor]:
+    """Returns the tensors with the static shapes of their signature."""
+    return {name: tf.ensure_shape(tensors[name], spec.shape) for name, spec in signature.items()}
+
+
+def to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
+    """Returns a field as `numpy_function` hands it over; None becomes an empty value."""
+    shape = [0 if size is None else size for size in spec.shape]
+    if spec.dtype == tf.string:
+        if value is None:
+            value = b"" if not shape else []
+        encode = lambda text: text.encode("utf-8") if isinstance(text, str) else text  # noqa: E731
+        encoded = encode(value) if not shape else [encode(text) for text in value]
+        return np.array(encoded, object)
+    if value is None:
+        return np.zeros(shape, spec.dtype.as_numpy_dtype)
+    return np.asarray(value, spec.dtype.as_numpy_dtype)
+
+
+def from_tensor(value: Any) -> Any:
+    """Returns a tensor's value as a record holds it: str where it is UTF-8, else bytes."""
+    if isinstance(value, bytes):
+        return _text(value)
+    if value.dtype == object:
+        texts = [_text(text) for text in value.reshape(-1)]
+        return texts if value.ndim else texts[0]
+    return value
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
