@@ -375,12 +375,6 @@ class OFAVocabulary:
 
     # ---------------------------------------------------------------------------------- others
 
-    def as_seqio(self):
-        """The `seqio.Vocabulary` view (imports seqio; see `ofa_jax.data.seqio_vocabulary`)."""
-        from ofa_jax.data import seqio_vocabulary
-
-        return seqio_vocabulary.SeqioVocabulary(self)
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of all that determines the ids: equal vocabularies have equal ones."""
