@@ -183,14 +183,21 @@ def test_the_lock_pins_versions_that_the_declarations_allow():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built without network access from a copy of the sources."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory):
+    """A copy of the sources, where building may leave its files."""
+    source = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("ofa_jax", "tasks", "tools", "gin_configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ATTRIBUTION.md"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel, built without network access."""
+    target = tmp_path_factory.mktemp("dist")
     command = [
         sys.executable,
         "-m",
@@ -206,17 +213,28 @@ def wheel(tmp_path_factory):
     return path
 
 
+def new_environment(folder, *installed):
+    """Makes an environment with the project's packages and installs into it; returns its scripts.
+
+    Args:
+      folder: where to make it.
+      *installed: what to install, as arguments of pip.
+    """
+    venv.create(folder, with_pip=False)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", f"--python={folder / 'bin' / 'python'}"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    subprocess.run(
+        [*pip, "install", *options, "--no-build-isolation", *map(str, installed)], check=True
+    )
+    return folder / "bin"
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """The scripts of an environment that has the wheel, and the project's packages beneath it."""
-    folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    (site / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--quiet"]
-    subprocess.run([*command, "--no-index", "--disable-pip-version-check", wheel], check=True)
-    return folder / "bin"
+    return new_environment(tmp_path_factory.mktemp("installed"), wheel)
 
 
 @pytest.fixture
@@ -302,6 +320,32 @@ def test_modules_of_the_wheel_import_from_any_folder(call):
     done = call("python", "-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ofa_jax.__version__
+
+
+def test_an_editable_installation_imports_from_any_folder(source, tmp_path):
+    scripts = new_environment(tmp_path / "environment", "--editable", source)
+    program = (
+        "import ofa_jax, ofa_jax.tasks, ofa_jax.tools; from ofa_jax.cli import gin_files; "
+        "print(ofa_jax.__file__, ofa_jax.tasks.__file__, ofa_jax.tools.__file__, "
+        "gin_files.find_file('runs/pretrain.gin', []), sep='\\n')"
+    )
+    done = subprocess.run(
+        [scripts / "python", "-c", program],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        str(source / name)
+        for name in (
+            "ofa_jax/__init__.py",
+            "tasks/__init__.py",
+            "tools/__init__.py",
+            "gin_configs/runs/pretrain.gin",
+        )
+    ]
 
 
 def test_a_missing_package_is_one_sentence(call):
