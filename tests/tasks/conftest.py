@@ -2,6 +2,7 @@
 
 import pytest
 
+import tasks.pretraining  # noqa: F401  registers the tasks
 from ofa_jax.data import pretraining_settings
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.task_settings import default_settings
