@@ -71,6 +71,7 @@ def make_scorer(
     max_candidate_length = batches.tokens.shape[-1]
 
     def score(variables: Any, batch: ModelInputs) -> Float[Array, "batch candidates"]:
+        """Scores all candidates, see `make_scorer`."""
         batch = select_decoder_inputs(batch)
         prefix = batch.get("decoder_prefix_tokens")
         length = max_candidate_length + (0 if prefix is None else prefix.shape[1])
@@ -113,6 +114,7 @@ def _encode_and_score(
     *,
     model: OFA,
 ) -> Float[Array, "batch candidates"]:
+    """Encodes a batch and scores all batches of candidates, in the order of the candidates."""
     variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
     encoded = encode(model, variables, batch)
@@ -144,7 +146,8 @@ def _score_candidates(
     """Sums the log-probabilities of one batch of candidates.
 
     Args:
-      model, variables: the model.
+      model: the model.
+      variables: its variables.
       candidates: tokens [candidates, length] of one batch, and its length [].
       cache: empty cache of the encoded examples.
       prefix: forced tokens before the candidates, or None.
@@ -158,6 +161,7 @@ def _score_candidates(
     num_steps = candidates.lengths + (0 if prefix is None else prefix.lengths.max())
 
     def step(state: tuple[Array, Array, Array, Array, DecoderCache]) -> tuple[Any, ...]:
+        """Adds the log-probabilities of the next token of each candidate."""
         step, last_tokens, scores, nodes, cache = state
         logits, cache = decode_step(model, variables, last_tokens, cache, step)
         tokens, is_scored = _tokens_at(token_table, prefix, step, shape)

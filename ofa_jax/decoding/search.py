@@ -45,6 +45,7 @@ def make_decoder(
         )
 
     def decode(variables: Any, batch: ModelInputs, rng: PRNGKeyArray | None = None) -> Hypotheses:
+        """Generates outputs for a batch, see `make_decoder`."""
         batch = select_decoder_inputs(batch)
         source_length = batch["encoder_input_tokens"].shape[1]
         check_prefix(batch, config.max_output_length(source_length, model.config), model)
@@ -77,6 +78,7 @@ def _encode_and_generate(
     model: OFA,
     config: DecodingConfig,
 ) -> Hypotheses:
+    """Encodes a batch and generates outputs for it, in the plain layout of parameters."""
     variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
     encoded = encode(model, variables, batch)
@@ -110,9 +112,11 @@ def generate(
     """Generates outputs for encoded examples; for use within a compiled program.
 
     Args:
-      model, variables: the model.
+      model: the model.
+      variables: its variables, in the plain layout.
       encoded: result of its `encode`.
-      config, dynamic_params: settings.
+      config: settings that are part of the program.
+      dynamic_params: settings that are arguments of the program.
       max_output_length: tokens of the longest output, without eos.
       trie: allowed outputs, or None.
       prefix_tokens: forced tokens, see `ofa_jax.decoding`.
@@ -126,46 +130,56 @@ def generate(
     prefix = None if prefix_tokens is None else ForcedPrefix.from_padded(prefix_tokens)
     constraints = Constraints(dynamic_params, trie, prefix, config)
     cache = start_cache(model, variables, encoded, length, beams, is_image_code)
-
-    def advance(
-        state: DecodeState, finished: Hypotheses | None
-    ) -> tuple[DecodeState, Hypotheses | None]:
-        """Adds a token to every hypothesis."""
-        logits, cache = decode_step(model, variables, state.last_tokens, state.cache, state.step)
-        state = state.replace(cache=cache)
-        log_probs = constraints.log_probs(logits, state)
-        if finished is not None:
-            continuation, finished = beam.select(log_probs, state, finished, dynamic_params)
-        else:
-            assert rng is not None
-            continuation = sampling.select(log_probs, state, config, rng)
-        if beams == 1:
-            continuation = continuation.replace(parents=None)  # nothing to reorder
-        nodes = constraints.next_nodes(state, continuation)
-        return state.extend(continuation, nodes), finished
-
-    def is_running(state: DecodeState, finished: Hypotheses | None) -> Bool[Array, ""]:
-        """Returns whether any example is not done."""
-        if finished is not None:
-            running = beam.is_running(state, finished)
-        else:
-            running = sampling.is_running(state)
-        return (state.step < length) & running.any()
-
     if config.method == "beam":
         totals = beam.initial_totals(batch_size, beams)
         finished = Hypotheses.empty(batch_size, beams, length)
     else:
-        totals = sampling.initial_totals(batch_size, beams)
-        finished = None
+        totals, finished = sampling.initial_totals(batch_size, beams), None
     state, finished = jax.lax.while_loop(
-        lambda carry: is_running(*carry),
-        lambda carry: advance(*carry),
+        lambda carry: _is_running(carry, length),
+        lambda carry: _add_token(carry, model, variables, constraints, rng),
         (DecodeState.start(totals, cache, trie), finished),
     )
     if finished is None:
         return sampling.finish(state, dynamic_params)
     return finished.sorted_by_score()
+
+
+_Carry = tuple[DecodeState, Hypotheses | None]
+"""Carry of the decoding loop: unfinished and, in a beam search, finished hypotheses."""
+
+
+def _is_running(carry: _Carry, length: int) -> Bool[Array, ""]:
+    """Returns whether any example is not done."""
+    state, finished = carry
+    if finished is None:
+        running = sampling.is_running(state)
+    else:
+        running = beam.is_running(state, finished)
+    return (state.step < length) & running.any()
+
+
+def _add_token(
+    carry: _Carry,
+    model: OFA,
+    variables: Any,
+    constraints: Constraints,
+    rng: PRNGKeyArray | None,
+) -> _Carry:
+    """Adds a token to every unfinished hypothesis."""
+    state, finished = carry
+    logits, cache = decode_step(model, variables, state.last_tokens, state.cache, state.step)
+    state = state.replace(cache=cache)
+    log_probs = constraints.log_probs(logits, state)
+    if finished is None:
+        assert rng is not None
+        continuation = sampling.select(log_probs, state, constraints.config, rng)
+    else:
+        continuation, finished = beam.select(log_probs, state, finished, constraints.dynamic_params)
+    if constraints.config.beam_size == 1:
+        continuation = continuation.replace(parents=None)  # nothing to reorder
+    nodes = constraints.next_nodes(state, continuation)
+    return state.extend(continuation, nodes), finished
 
 
 # ---------------------------------------------------------------------------- checks of inputs

@@ -29,7 +29,7 @@ Modules:
     encoder, decoder  embedding of inputs and the layer stacks
     transformer       encoder and decoder layers
     attention         multi-head attention
-    positions         relative and absolute position biases
+    positions         position ids and rows of the relative tables; `position_biases` looks them up
     resnet            image encoder; `convolutions` holds its operations
     layers            dense, norms, embedding, stochastic depth, rematerialisation
     cache             decoder cache for decoding token by token

@@ -81,6 +81,7 @@ def _low_precision_softmax_forward(scores: Array, dtype: jnp.dtype) -> tuple[Arr
 def _low_precision_softmax_backward(
     dtype: jnp.dtype, weights: Array, gradient: Array
 ) -> tuple[Array]:
+    """Computes the gradient of the scores from the low-precision weights."""
     weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
     inner = (weights * gradient).sum(axis=-1, keepdims=True)
     return (weights * (gradient - inner),)
@@ -118,6 +119,7 @@ class Attention(nn.Module):
     prefix_length: int = 0
 
     def setup(self) -> None:
+        """Creates the projections, the factors per head and the learned prefix."""
         c = self.config
         self.query, self.key, self.value = (head_projection(c) for _ in range(3))
         self.output = Dense(

@@ -53,6 +53,7 @@ def convolution(
 
 
 def _native_convolution(x: Array, kernel: Array, stride: int) -> Array:
+    """Computes `convolution` with XLA's operation."""
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -66,6 +67,7 @@ def _convolution_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, t
 def _convolution_backward(
     stride: int, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
+    """Computes the gradients of x and, by the method of the platform, of the kernel."""
     x, kernel = residuals
     (dx,) = jax.vjp(lambda x: _native_convolution(x, kernel, stride), x)[1](dy)
     dkernel = jax.lax.platform_dependent(
@@ -82,6 +84,7 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _native_kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int) -> Array:
+    """Computes the gradient of the kernel with XLA's operation."""
     return jax.vjp(lambda kernel: _native_convolution(x, kernel, stride), kernel)[1](dy)[0]
 
 
@@ -134,6 +137,7 @@ def max_pool(
 
 
 def _native_max_pool(x: Array) -> Array:
+    """Computes `max_pool` with XLA's window operation."""
     # The initial value must be a constant of x's type for JAX to know the gradient.
     return jax.lax.reduce_window(
         x,
@@ -160,6 +164,7 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _max_pool_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    """Computes the gradient of x by the method of the platform."""
     x, y = residuals
     return (
         jax.lax.platform_dependent(

@@ -132,6 +132,7 @@ class Embed(nn.Module):
     axes: tuple[str, str]
 
     def setup(self) -> None:
+        """Creates the table."""
         self.embedding = self.param(
             "embedding",
             with_logical_axes(bert_init, self.axes),

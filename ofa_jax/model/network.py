@@ -37,6 +37,7 @@ class OFA(nn.Module):
     config: OFAConfig
 
     def setup(self) -> None:
+        """Creates the shared embedding, the encoder and the decoder."""
         c = self.config
         self.token_embedding = Embed(c.padded_vocab_size, c.width, ("vocab", "embed"))
         self.encoder = Encoder(c)
@@ -188,19 +189,8 @@ class OFA(nn.Module):
             )
         check_length(length, "the decoder's cache", c.max_target_positions, "decode fewer tokens")
         tokens = jnp.zeros((batch_size, beams), jnp.int32)
-        past = with_activation_sharding(
-            jnp.zeros((batch_size, beams, c.num_heads, c.head_dim, length), dtype_of(c)),
-            "batch",
-            None,
-            "heads",
-            "kv",
-            "length",
-        )
-        empty = DecoderCache(
-            (LayerCache(KeyValues(past, past)),) * c.decoder_layers,
-            encoder_output.mask,
-            decoder_code_mask,
-        )
+        past = self._empty_past((batch_size, beams, c.num_heads, c.head_dim, length))
+        empty = DecoderCache((past,) * c.decoder_layers, encoder_output.mask, decoder_code_mask)
         # Run a step on dummy tokens, and keep only the projections of the encoder's output; the
         # compiler removes everything else.
         (embedded,) = self._embed(tokens)
@@ -220,6 +210,13 @@ class OFA(nn.Module):
                 for layer, before in zip(cache.layers, empty.layers, strict=True)
             )
         )
+
+    def _empty_past(self, shape: tuple[int, ...]) -> LayerCache:
+        """Returns the cache of a layer without past positions, [B, beams, heads, head_dim, T]."""
+        past = with_activation_sharding(
+            jnp.zeros(shape, dtype_of(self.config)), "batch", None, "heads", "kv", "length"
+        )
+        return LayerCache(KeyValues(past, past))
 
     def decode_step(
         self, tokens: Int[Array, "batch beams"], cache: DecoderCache, position: Int[Array, ""]

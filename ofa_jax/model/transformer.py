@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ofa_jax.model import positions
+from ofa_jax.model import position_biases, positions
 from ofa_jax.model.attention import Attention, KeyValues
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import (
@@ -46,8 +46,10 @@ class PatchPositions(flax.struct.PyTreeNode):
         """Computes the relative position bias between the patches in float32."""
         bucket_size = config.image_bucket_size
         if self.indices is None:
-            return positions.grid_bias(table, *self.grid, bucket_size)[None]
-        return positions.patch_bias(table, self.indices, self.grid, bucket_size, dtype_of(config))
+            return position_biases.grid_bias(table, *self.grid, bucket_size)[None]
+        return position_biases.patch_bias(
+            table, self.indices, self.grid, bucket_size, dtype_of(config)
+        )
 
 
 class EncoderPositions(flax.struct.PyTreeNode):
@@ -112,6 +114,7 @@ class RelativePositions(nn.Module):
     config: OFAConfig
 
     def setup(self) -> None:
+        """Creates the tables."""
         c = self.config
         self.tokens = Embed(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
         self.images = Embed(
@@ -127,11 +130,10 @@ class RelativePositions(nn.Module):
         """
         c, bias, start = self.config, encoder_positions.absolute_bias, 0
         blocks = [image.bias(self.images(), c) for image in encoder_positions.images]
-        blocks.append(
-            positions.text_bias(self.tokens(), encoder_positions.text_length, c.token_bucket_size)[
-                None
-            ]
+        text_bias = position_biases.text_bias(
+            self.tokens(), encoder_positions.text_length, c.token_bucket_size
         )
+        blocks.append(text_bias[None])
         for block in blocks:
             end = start + block.shape[-1]
             bias = bias + _pad_last_two_axes(block, before=start, after=bias.shape[-1] - end)
@@ -143,12 +145,12 @@ class RelativePositions(nn.Module):
     ) -> Float[Array, "#batch heads queries length"]:
         """Adds the relative bias of self-attention to its absolute bias."""
         c, length = self.config, decoder_positions.self_bias.shape[-1]
-        text = decoder_positions.self_bias[0] + positions.text_bias(
+        text = decoder_positions.self_bias[0] + position_biases.text_bias(
             self.tokens(), length, c.token_bucket_size, decoder_positions.position
         )
         if decoder_positions.is_image_code is None:
             return text[None]
-        code = decoder_positions.self_bias[1] + positions.code_bias(
+        code = decoder_positions.self_bias[1] + position_biases.code_bias(
             self.images(), length, c.code_grid, c.image_bucket_size, decoder_positions.position
         )
         return select_per_example(text, code, decoder_positions.is_image_code)

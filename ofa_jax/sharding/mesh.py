@@ -59,6 +59,7 @@ class Partitioner:
         object.__setattr__(self, "mesh", self._make_mesh())
 
     def _make_mesh(self) -> Mesh:
+        """Arranges the devices, so that fsdp and tensor stay within a slice."""
         devices = list(self.devices or jax.devices())
         shape = self._slice_shape(len(devices))
         if self.slices > 1:
@@ -117,6 +118,7 @@ class Partitioner:
         rules = list(self.logical_axis_rules)
 
         def leaf_sharding(leaf: Any) -> Any:
+            """Returns the sharding of one leaf."""
             if not isinstance(leaf, nn.LogicallyPartitioned):
                 return self.replicated
             value = leaf.value
@@ -222,6 +224,7 @@ class Partitioner:
         own, num_shards, sharding = self.data_shards, self.num_data_shards, self.batch_sharding
 
         def put(local: np.ndarray) -> jax.Array:
+            """Assembles one global array."""
             shard_size = len(local) // len(own)
 
             def rows(index: tuple[slice, ...] | None) -> np.ndarray:

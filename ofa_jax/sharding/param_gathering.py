@@ -35,6 +35,7 @@ def make_gather_params(mesh: Mesh, params: Any, dtype: str) -> Callable[[Any], A
     ]
 
     def gather_params(params: Any) -> Any:
+        """Gathers the kernels and leaves other parameters as they are."""
         leaves, treedef = jax.tree.flatten(params)
         return jax.tree.unflatten(
             treedef,
@@ -68,6 +69,7 @@ def _gather_backward(
     residuals: None,
     gradient: jax.Array,
 ) -> tuple[jax.Array]:
+    """Shards the gradient like the parameter, in float32."""
     # Without the constraint the gradient of each stream would be gathered too, and held in full.
     return (jax.lax.with_sharding_constraint(gradient, original).astype("float32"),)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from official_model import random_variables
-from simulated_devices import results_of
+from simulated_devices import run_on_eight_devices
 from small_model import DEEP, SMALL, random_batch
 
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder, make_scorer, search
@@ -283,7 +283,7 @@ print(json.dumps(results))
 
 @pytest.mark.slow
 def test_meshes_decode_equally_and_keep_the_batch_sharded():
-    results = results_of(PROGRAM)
+    results = run_on_eight_devices(PROGRAM)
     for name, rows in (("data", 1), ("mixed", 2)):
         assert results[name]["tokens"] == results["one"]["tokens"]
         for ours, one in zip(results[name]["scores"], results["one"]["scores"], strict=True):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from official_model import random_variables
-from simulated_devices import results_of
+from simulated_devices import run_on_eight_devices
 from small_evaluation import PIXELS, make_evaluator, make_model, make_task, records
 
 from ofa_jax.data.features import stack
@@ -188,7 +188,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def on_devices(vocabulary_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    return results_of(PROGRAM, vocabulary_path, folder)
+    return run_on_eight_devices(PROGRAM, vocabulary_path, folder)
 
 
 @pytest.mark.parametrize("mesh", ["8", "mixed"])

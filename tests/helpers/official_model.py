@@ -1,4 +1,4 @@
-"""The small official model, its cases, and how a golden case becomes a batch."""
+"""The small model of the golden tests, its cases, and models with random variables."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from ofa_jax.model import OFA
 
 
 def batch_of(case) -> dict[str, np.ndarray]:
-    """A golden case (official names, NCHW images) as a batch."""
+    """Converts a golden case (names of the reference, NCHW images) to a batch."""
     batch = {
         "encoder_input_tokens": case["in_src_tokens"].astype(np.int32),
         "decoder_input_tokens": case["in_prev_output_tokens"].astype(np.int32),
@@ -29,7 +29,7 @@ def batch_of(case) -> dict[str, np.ndarray]:
 
 
 class Official:
-    """The official model with random weights: `config`, `variables`, and its cases."""
+    """A model with the weights of the golden runs of the official code, and its cases."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -42,13 +42,13 @@ class Official:
         self.encode = jax.jit(lambda v, b: self.model.apply(v, b, method="encode"))
 
     def case(self, name):
-        """Arrays of a golden case and its batch."""
+        """Returns the arrays of a golden case and its batch."""
         case = dict(np.load(self.folder / f"case_{name}.npz"))
         return case, batch_of(case)
 
 
 def random_variables(config=SMALL):
-    """A randomised model: no parameter has a neutral value."""
+    """Returns random variables, so that no parameter has a neutral value."""
     variables = _shapes(config)
     rng = np.random.default_rng(1)
     params = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Weights that anyone can make again: tests/golden/model_tiny/README.md, "Recipe"."""
+"""Reproducible random weights, see "Recipe" in tests/golden/model_tiny/README.md."""
 
 import json
 import pathlib
@@ -12,7 +12,10 @@ TIED = (EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.wei
 
 
 def tensor(key: str, shape: Sequence[int]) -> np.ndarray:
-    """The recipe's float16 tensor of an official name; the first rule that matches counts."""
+    """Returns the float16 tensor of a parameter, named as in the reference implementation.
+
+    The first rule that matches the name applies.
+    """
     seed = zlib.crc32((EMBEDDING if key in TIED else key).encode())
     n = np.random.RandomState(seed).standard_normal(shape)
     if key.endswith("running_var"):
@@ -43,9 +46,9 @@ def tensor(key: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def state_dict(shapes: Mapping[str, tuple[Sequence[int], str]]) -> dict[str, np.ndarray]:
-    """All float tensors of {official name: (shape, dtype)}, float32.
+    """Returns all float tensors of {name: (shape, dtype)} as float32.
 
-    Integer buffers are made from the configuration, and are not part of the recipe.
+    Integer buffers follow from the configuration and are not part of the recipe.
     """
     return {
         key: tensor(key, shape).astype(np.float32)
@@ -55,7 +58,7 @@ def state_dict(shapes: Mapping[str, tuple[Sequence[int], str]]) -> dict[str, np.
 
 
 def official(size: str, golden: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """(arguments, state dict with integer buffers) of a published size."""
+    """Returns (arguments, state dict with integer buffers) of a published size."""
     from ofa_jax.interop import config_from_fairseq, from_fairseq, to_fairseq
 
     arch = json.loads((golden / "resnet" / "ofa_archs.json").read_text())[f"ofa_{size}"]

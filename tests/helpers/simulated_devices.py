@@ -1,4 +1,4 @@
-"""Programs that run on eight simulated devices: their number is fixed when JAX starts."""
+"""Runs programs on eight simulated devices in a subprocess, as JAX fixes their number at start."""
 
 import json
 import os
@@ -10,10 +10,10 @@ HELPERS = pathlib.Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
 
 
-def results_of(program, *arguments):
-    """Returns what `program` prints last, as JSON; it can import the tests' helper modules."""
+def run_on_eight_devices(program, *arguments):
+    """Runs `program`, which may import the test helpers, and parses its last line as JSON."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -24,5 +24,5 @@ def results_of(program, *arguments):
         },
         cwd=ROOT,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])

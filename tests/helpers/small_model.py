@@ -1,10 +1,10 @@
-"""A model of a few thousand parameters, and random batches that it takes."""
+"""A model with a few thousand parameters, and random batches for it."""
 
 import numpy as np
 
 from ofa_jax.model import OFAConfig
 
-# One layer a side: every layer more is compiled anew in each of a thousand programs.
+# One layer per side, because tests compile about a thousand programs.
 SMALL = OFAConfig(
     vocab_size=60,
     width=16,
@@ -21,11 +21,11 @@ SMALL = OFAConfig(
     code_image_size=16,
 )
 DEEP = SMALL.replace(encoder_layers=2, decoder_layers=2)
-"""For what one layer has to do with the next."""
+"""For tests of several layers."""
 
 
 def random_batch(seed=0, size=3, source=7, target=6, pixels=48, codes=True) -> dict:
-    """Random tokens and pixels that `SMALL` takes; every second row is of image codes."""
+    """Returns random tokens and pixels for `SMALL`; every second row has image codes."""
     rng = np.random.default_rng(seed)
     batch = {
         "encoder_input_tokens": rng.integers(4, 60, (size, source), np.int32),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.model import positions
+from ofa_jax.model import position_biases, positions
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,9 @@ def table(rows, heads=3):
 def test_text_bias_looks_up_the_reference_buckets(tables, length):
     values = table(511)
     expected = values[tables["token_bucket_256"][:length, :length]].transpose(2, 0, 1)
-    np.testing.assert_array_equal(positions.text_bias(jnp.array(values), length, 256), expected)
+    np.testing.assert_array_equal(
+        position_biases.text_bias(jnp.array(values), length, 256), expected
+    )
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (5, 7), (7, 5), (1, 42)])
@@ -70,14 +72,14 @@ def test_grid_bias_looks_up_the_reference_buckets(tables, grid):
     values = table(6892)
     ids = positions.grid_position_ids(*grid, 42)
     expected = values[tables["image_bucket_42"][ids][:, ids]].transpose(2, 0, 1)
-    np.testing.assert_array_equal(positions.grid_bias(jnp.array(values), *grid, 42), expected)
+    np.testing.assert_array_equal(position_biases.grid_bias(jnp.array(values), *grid, 42), expected)
 
 
 def test_patch_bias_uses_the_patches_of_each_example(tables):
     values, grid = table(6892), (5, 7)
     indices = np.random.default_rng(1).integers(0, 35, (2, 9))
     ids = positions.grid_position_ids(*grid, 42)[indices]
-    got = positions.patch_bias(jnp.array(values), jnp.array(indices), grid, 42)
+    got = position_biases.patch_bias(jnp.array(values), jnp.array(indices), grid, 42)
     for row in range(2):
         expected = values[tables["image_bucket_42"][ids[row]][:, ids[row]]].transpose(2, 0, 1)
         np.testing.assert_array_equal(got[row], expected)
@@ -93,12 +95,12 @@ def test_patch_bias_by_matmul_equals_lookup():
         value, pull = jax.vjp(lambda x: function(x, indices, grid, 42, **options), values)
         return value, pull(weights)[0]
 
-    value, gradient = both(positions._patch_bias_by_lookup)
-    products, their_gradient = both(positions._patch_bias_by_matmul, dtype=jnp.float32)
+    value, gradient = both(position_biases._patch_bias_by_lookup)
+    products, their_gradient = both(position_biases._patch_bias_by_matmul, dtype=jnp.float32)
     np.testing.assert_array_equal(products, value)
     np.testing.assert_allclose(their_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
-    np.testing.assert_array_equal(both(positions.patch_bias)[1], gradient)
-    rounded = both(positions._patch_bias_by_matmul, dtype=jnp.bfloat16)[0]
+    np.testing.assert_array_equal(both(position_biases.patch_bias)[1], gradient)
+    rounded = both(position_biases._patch_bias_by_matmul, dtype=jnp.bfloat16)[0]
     np.testing.assert_array_equal(rounded, value.astype(jnp.bfloat16).astype(jnp.float32))
 
 
@@ -108,7 +110,9 @@ def test_code_bias_looks_up_the_reference_buckets_within_and_after_the_grid(tabl
     # The reference's ids for an 8x8 grid: bos, 64 codes, then fillers.
     ids = np.concatenate([[0], positions.grid_position_ids(8, 8, 42), np.full(90, 1024)])[:length]
     expected = values[tables["image_bucket_42"][ids][:, ids]].transpose(2, 0, 1)
-    np.testing.assert_array_equal(positions.code_bias(jnp.array(values), length, 8, 42), expected)
+    np.testing.assert_array_equal(
+        position_biases.code_bias(jnp.array(values), length, 8, 42), expected
+    )
 
 
 def test_interpolated_positions_equal_bilinear_resizing_in_torch(official, tables):
@@ -124,5 +128,6 @@ def test_interpolated_positions_equal_bilinear_resizing_in_torch(official, table
 
 
 def test_docstring_examples_run():
-    result = doctest.testmod(positions)
-    assert result.attempted >= 3 and result.failed == 0
+    results = [doctest.testmod(module) for module in (positions, position_biases)]
+    assert sum(result.attempted for result in results) >= 3
+    assert not any(result.failed for result in results)

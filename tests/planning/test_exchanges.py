@@ -7,7 +7,7 @@ chosen so that an array tells by its size what it is.
 import json
 
 import pytest
-from simulated_devices import results_of
+from simulated_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.slow  # four programs for eight devices are compiled
 
@@ -60,7 +60,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    return results_of(PROGRAM, json.dumps(MESHES))
+    return run_on_eight_devices(PROGRAM, json.dumps(MESHES))
 
 
 BATCH, SOURCE, TARGET, ROWS, WIDTH = 32, 24, 20, 1024, 16

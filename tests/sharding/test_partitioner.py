@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from simulated_devices import results_of
+from simulated_devices import run_on_eight_devices
 
 from ofa_jax.sharding import DEFAULT_AXIS_RULES, Partitioner
 
@@ -109,7 +109,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    return results_of(PROGRAM, json.dumps(MESHES))
+    return run_on_eight_devices(PROGRAM, json.dumps(MESHES))
 
 
 @pytest.mark.parametrize("mesh", REFERENCE_MESH)
@@ -181,7 +181,7 @@ print(json.dumps({
 
 def test_resnet_splits_images_over_tensor_devices():
     """Each device computes one of eight images; otherwise pairs of devices repeat the work."""
-    shares = results_of(RESNETS)
+    shares = run_on_eight_devices(RESNETS)
     assert shares["eight images"] == pytest.approx(1 / 8, rel=0.01)
     assert shares["four images"] == pytest.approx(1 / 8, rel=0.01)
     assert shares["no rule"] == pytest.approx(1 / 4, rel=0.01)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import small_run
-from simulated_devices import results_of
+from simulated_devices import run_on_eight_devices
 from small_model import SMALL, random_batch
 
 from ofa_jax.checkpoints.manager import Checkpoints
@@ -241,7 +241,7 @@ print(json.dumps(results))
 
 def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
     """float32 sums in another order: 1e-5 relative, a few times over three steps."""
-    results = results_of(PROGRAM, json.dumps(MESHES))
+    results = run_on_eight_devices(PROGRAM, json.dumps(MESHES))
     one = results["one"]
     assert len(one["samples"]) == 3 and one["samples"][0] != one["samples"][1]
     assert {name: result["shards"] for name, result in results.items()} == {
