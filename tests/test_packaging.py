@@ -55,9 +55,6 @@ NOT_IMPORTED = {
 }
 
 
-WAITING = pytest.mark.xfail(reason="the library still imports `tasks`", strict=False)
-
-
 def names(requirements):
     """Returns the canonical names of the distributions, without the project's own extras."""
     found = {canonicalize_name(requirement.name) for requirement in requirements}
@@ -294,7 +291,6 @@ SMALL_RUN = [
 ]
 
 
-@WAITING
 def test_ofa_train_runs_from_an_empty_folder_with_short_gin_names(call, tmp_path):
     done = call("ofa-train", *SMALL_RUN)
     assert done.returncode == 0, done.stderr
@@ -302,7 +298,6 @@ def test_ofa_train_runs_from_an_empty_folder_with_short_gin_names(call, tmp_path
     assert set(os.listdir(tmp_path)) == {"run"}
 
 
-@WAITING
 @pytest.mark.parametrize("command", ["ofa-train", "ofa-evaluate", "ofa-infer", "ofa-plan"])
 def test_the_commands_explain_themselves(call, command):
     done = call(command, "--help")
@@ -310,7 +305,6 @@ def test_the_commands_explain_themselves(call, command):
     assert "--gin_file" in done.stdout
 
 
-@WAITING
 def test_modules_of_the_wheel_import_from_any_folder(call):
     program = (
         "import ofa_jax, ofa_jax.tasks.pretraining, ofa_jax.tools.inspect_mixture, sys; "

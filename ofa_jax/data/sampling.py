@@ -46,9 +46,10 @@ class ByRate(grain.transforms.DatasetSelectionMap):
 
     `MapDataset.mix` cuts rates to hundredths of the smallest: 8 to 3 would become 266 to 100.
 
-    >>> by_rate = ByRate([2.0, 1.0])
-    >>> [by_rate[row] for row in range(6)]
-    [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
+    Examples:
+      >>> by_rate = ByRate([2.0, 1.0])
+      >>> [by_rate[row] for row in range(6)]
+      [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
     """
 
     def __init__(self, rates: Sequence[float]):

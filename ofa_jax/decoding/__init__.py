@@ -17,7 +17,7 @@ Everything runs in one compiled program of fixed shapes that stops early. The en
 keys and values are projected once per example and shared by all beams, and the decoder has a cache.
 Compiled under `partitioner.mesh_context()`, the batch stays sharded over the mesh.
 
-Modules:
+Contents:
     config       `DecodingConfig`
     search       `make_decoder` and the decoding loop; `beam` and `sampling` select tokens
     scoring      `make_scorer`, log-probabilities of all candidates

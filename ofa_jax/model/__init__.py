@@ -23,7 +23,7 @@ whole sequences.
 `init` boxes every parameter with its logical axes (`nn.LogicallyPartitioned`; `nn.meta.unbox`
 strips the boxes, `nn.get_partition_spec` reads them); `apply` takes boxed and plain arrays alike.
 
-Modules:
+Contents:
     config            `OFAConfig` and the published sizes
     network           `OFA`: encode, decode, logits
     encoder, decoder  embedding of inputs and the layer stacks
