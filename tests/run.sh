@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# bash tests/run.sh            lint and every test but the slow ones
+# bash tests/run.sh            checks (style, types, documentation) and every test but the slow ones
 # bash tests/run.sh slow       only the slow ones
 # bash tests/run.sh chaos      only the one that breaks a run in ten ways (one of the slow ones)
-# bash tests/run.sh PATH ...   lint and what pytest finds there (pytest's own options work too)
+# bash tests/run.sh PATH ...   the checks, and what pytest finds there (pytest's options work too)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -15,5 +15,14 @@ if [[ "${1:-}" == slow ]]; then
 elif [[ "${1:-}" == chaos ]]; then
   selection=(--slow -m chaos "${@:2}")
 fi
+
 ruff check .
+ruff format --check --quiet .
+
+site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
+# The plugins' notices about the future of MkDocs are not about these pages.
+export NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
+mkdocs build --quiet --strict --site-dir "$site"
+
 python -m pytest -q "${workers[@]}" "${selection[@]}"

@@ -21,9 +21,8 @@ class LoopConfig:
         mean of all objectives, or e.g. "visual_grounding/loss"; None for none. Only steps that are
         both validated and saved take part.
       max_skipped_steps: so many steps that are not finite stop the run.
-      watchdog_timeout_secs: a process that does not come from one report to the next in so long
-      ends, to be
-        started again by a supervisor; None for never. Compiling and validating are in it.
+      watchdog_timeout_secs: a process that takes longer from one report to the next is killed, to
+        be restarted by a supervisor; None for never. Includes compilation and validation.
       profile_steps: record a profile of the steps from the first to the second of these, both
         included, into MODEL_DIR/profile; None for none.
       max_minutes: the run is finished after so many minutes of training, whatever steps are left;
