@@ -26,14 +26,16 @@ def configurables() -> dict[str, object]:
     """Returns everything that the entry points register with gin, by name."""
     import gin
 
-    from ofa_jax import evaluate, infer, train
+    from ofa_jax import evaluate, infer
     from ofa_jax.cli import gin_registry
+    from ofa_jax.model.named_config import model_config
+    from ofa_jax.training.build import build_run
 
     entry_points = {
-        "train": train.prepare,
+        "train": build_run,
         "evaluate": evaluate.prepare,
         "infer": infer.prepare,
-        "model_config": train.model_config,
+        "model_config": model_config,
         **infer.INPUTS,
     }
     gin_registry.register(entry_points)

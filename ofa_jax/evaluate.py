@@ -31,7 +31,6 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from ofa_jax import train
 from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import watch
 from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
@@ -45,7 +44,10 @@ from ofa_jax.evaluation.evaluator import EvalTask, EvaluationError, Evaluator
 from ofa_jax.evaluation.load_tasks import TaskLoader
 from ofa_jax.evaluation.results import EvalResults
 from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.model.named_config import model_config
 from ofa_jax.sharding import Partitioner
+from ofa_jax.training import checks
+from ofa_jax.training.build import build_run
 from ofa_jax.utils import distributed
 from ofa_jax.utils.suggestions import nearest
 
@@ -187,7 +189,7 @@ def prepare(
 
     def make_evaluator(config: OFAConfig) -> Evaluator:
         if settings is not None:
-            train.check_codes(config, settings.code_image_size, streams)
+            checks.check_codes(config, settings.code_image_size, streams)
         evaluator = Evaluator(
             OFA(config), partitioner, root, seed, candidates_at_once, batches_per_part
         )
@@ -246,7 +248,7 @@ def _check(config: OFAConfig, task: EvalTask, stream: Stream) -> None:
             "was trained with."
         )
     row = empty_features(dataclasses.replace(stream, num_sampled_patches=None), 0)
-    train.check_fits(OFA(config), stream, stack([row]))
+    checks.check_fits(OFA(config), stream, stack([row]))
     try:
         task.spec.decoding.max_output_length(stream.task_feature_lengths["inputs"], config)
     except ValueError as error:
@@ -347,8 +349,8 @@ def main(arguments: Sequence[str]) -> None:
         gin_registry.register(
             {
                 "evaluate": prepare,
-                "train": train.prepare,
-                "model_config": train.model_config,
+                "train": build_run,
+                "model_config": model_config,
             }
         )
         common.parse_arguments(
@@ -367,7 +369,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _take_from_training() -> None:
     """What `evaluate` leaves open is as `train` has it, where both have such a parameter."""
-    own, theirs = (inspect.signature(function).parameters for function in (prepare, train.prepare))
+    own, theirs = (inspect.signature(function).parameters for function in (prepare, build_run))
     sources = {name: f"train.{name}" for name in own.keys() & theirs.keys() - {"seed"}}
     sources["last_step"] = "LoopConfig.total_steps"
     for name, source in sources.items():

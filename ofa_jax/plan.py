@@ -46,12 +46,13 @@ import jax  # noqa: E402
 from absl import logging  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-from ofa_jax import train  # noqa: E402
 from ofa_jax.cli import common, gin_registry  # noqa: E402
+from ofa_jax.model.named_config import model_config  # noqa: E402
 from ofa_jax.planning import compiling, cost, gpu, programs, report  # noqa: E402
 from ofa_jax.planning.hlo import Program  # noqa: E402
 from ofa_jax.planning.programs import Parts  # noqa: E402
 from ofa_jax.sharding import Partitioner  # noqa: E402
+from ofa_jax.training.build import build_run  # noqa: E402
 from ofa_jax.utils.hardware import Chip, parse_topology  # noqa: E402
 
 DOES_NOT_FIT = 3
@@ -227,7 +228,7 @@ def _bound(name: str) -> Any:
     try:
         value = gin.query_parameter(f"train.{name}")
     except ValueError as error:
-        default = inspect.signature(train.prepare).parameters[name].default
+        default = inspect.signature(build_run).parameters[name].default
         if default is inspect.Parameter.empty:
             raise ValueError(
                 f"train.{name} is not set: give a gin file of a run, such as "
@@ -330,7 +331,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sweep", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     with common.user_errors():
-        gin_registry.register({"train": train.prepare, "model_config": train.model_config})
+        gin_registry.register({"train": build_run, "model_config": model_config})
         common.parse_arguments("python -m ofa_jax.plan", __doc__ or "", rest, _NOT_NEEDED)
         if not own.topology:
             raise ValueError("No topology given: add --topology=v5e:16x16, for example.")

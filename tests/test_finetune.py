@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from ofa_jax import train
+from ofa_jax.cli import gin_registry
 from ofa_jax.data.downstream_settings import GLUE
+from ofa_jax.model.named_config import model_config
 from ofa_jax.training import loop
+from ofa_jax.training.build import build_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "gin_configs" / "finetune").glob("*.gin"))
@@ -111,7 +114,7 @@ def configured(name, monkeypatch):
     """What gin gives the run, of which nothing is opened."""
     monkeypatch.chdir(ROOT)
     gin.clear_config()
-    train.gin_registry.register({"train": train.prepare, "model_config": train.model_config})
+    gin_registry.register({"train": build_run, "model_config": model_config})
     gin.parse_config_files_and_bindings(
         [
             f"gin_configs/models/{'large' if 'large' in name else 'base'}.gin",

@@ -93,7 +93,7 @@ class Reporter:
     def _rows(
         self, split: str, task: str, metrics: Sequence[str], found: Sequence[Line], lines: Lines
     ) -> Iterator[Row]:
-        kind = eval_spec.find(task, self.settings).kind
+        kind = eval_spec.find(task).kind
         own = self._judge(task, split, found, _given(kind, found))
         who, guessed = self._blind(task, found)
         baseline = self._judge(task, split, found, guessed)
@@ -139,7 +139,7 @@ class Reporter:
         """All metrics of some answers, those that only this report knows among them."""
         references = [line["references"] for line in lines]
         values: dict[str, float] = {}
-        for metric in eval_spec.find(task, self.settings).metrics:
+        for metric in eval_spec.find(task).metrics:
             values |= metric(references, given)
         if task == "text_infilling":
             values |= exact_spans([_masked(line) for line in lines], references, given)
@@ -168,7 +168,7 @@ class Reporter:
             guessed = [trivial_baselines.fill_masks(_masked(line), span) for line in found]
             return f"{span!r} at every mask", guessed
         who, answer = trivial_baselines.BASELINES[task]
-        references = eval_spec.find(task, self.settings).references
+        references = eval_spec.find(task).references
         training = [references(record) for record in self._training_records(task)]
         return who, answer(training, [line["references"] for line in found], self._rng())
 
@@ -182,8 +182,7 @@ class Reporter:
     def _training_spans(self) -> Iterator[str]:
         """What was masked in training texts; inserted masks hide nothing and do not count."""
         task, rng = "text_infilling", self._rng()
-        config = self.settings.evaluation_config
-        references = eval_spec.find(task, self.settings).references
+        config, references = self.settings.evaluation_config, eval_spec.find(task).references
         for record in self._training_records(task):
             example = objectives.OBJECTIVES[task](record, rng, config)
             line = {"instruction": config.vocabulary.decode(example["inputs"]).strip()}
@@ -231,11 +230,12 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     """The settings that a run's gin file makes, and its seed and steps."""
     import gin
 
-    from ofa_jax import train
     from ofa_jax.cli import gin_files, gin_registry
+    from ofa_jax.model.named_config import model_config
+    from ofa_jax.training.build import build_run
 
     gin.clear_config()
-    gin_registry.register({"train": train.prepare, "model_config": train.model_config})
+    gin_registry.register({"train": build_run, "model_config": model_config})
     gin_files.parse(config, ["."], skip_unknown=True)
     # Copying a reference makes what it refers to.
     settings = copy.deepcopy(gin.query_parameter("train.settings"))
@@ -365,9 +365,10 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         if (code := call(command)) != 0:
             return code
     # Only now: the evaluations have had the memory for themselves.
-    from tasks import scenes_negative_controls
+    from tasks import pretraining, scenes_negative_controls
 
     settings, values = settings_of(config)
+    pretraining.configure(settings)
     step = max(trained[options.model_dir])
     reporter = Reporter(settings, options.baseline_examples)
     splits, missing = {}, []

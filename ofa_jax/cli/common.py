@@ -11,7 +11,6 @@ compiled. Any other exception is a bug of ours and keeps its traceback.
 
 import argparse
 import contextlib
-import importlib
 import os
 import pathlib
 import sys
@@ -22,7 +21,8 @@ import gin
 import jax
 
 from ofa_jax.cli import gin_files, gin_lint, gin_registry
-from ofa_jax.utils import distributed, renamed
+from ofa_jax.utils import distributed
+from ofa_jax.utils.modules import import_task_modules as import_task_modules
 from ofa_jax.utils.suggestions import nearest
 
 FAILURE, USAGE_ERROR = 1, 2
@@ -139,40 +139,6 @@ def keep_compiled_programs() -> None:
     for variable, value in _COMPILATION_CACHE.items():
         if variable not in os.environ:
             jax.config.update(variable.lower(), value)
-
-
-def import_modules(modules: str | Sequence[str] | None) -> None:
-    """Imports what MIXTURE_OR_TASK_MODULE names: one module, several, or none.
-
-    Raises:
-      ValueError: one cannot be imported.
-    """
-    modules = modules or ()
-    for module in (modules,) if isinstance(modules, str) else modules:
-        if (current := renamed.current_module(module)) != module:
-            renamed.warn(renamed.rename_sentence(module, current, ["MIXTURE_OR_TASK_MODULE"]))
-        try:
-            importlib.import_module(gin_files.find_module(module))
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"MIXTURE_OR_TASK_MODULE is {module!r}, which cannot be imported ({error}): is its "
-                "folder on PYTHONPATH?"
-            ) from error
-
-
-def import_task_modules(modules: str | Sequence[str] | None, settings: Any = None) -> None:
-    """Imports the modules that register a run's tasks.
-
-    Args:
-      modules: MIXTURE_OR_TASK_MODULE: one, several or none.
-      settings: of the run, whose `task_modules` are imported first: a `config.gin` from before
-        MIXTURE_OR_TASK_MODULE had to name them does not.
-
-    Raises:
-      ValueError: one cannot be imported.
-    """
-    import_modules(getattr(settings, "task_modules", None))
-    import_modules(modules)
 
 
 _EPILOG = (

@@ -6,7 +6,6 @@ same names. Lines keep their numbers, so that messages give the right places.
 
 import ast
 import dataclasses
-import importlib.util
 import io
 import pathlib
 import tokenize
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import gin
 
 from ofa_jax.utils import renamed
+from ofa_jax.utils.modules import find_module
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Renaming",
     "file_renamings",
     "find_file",
-    "find_module",
     "gin_configs_folder",
     "parse",
     "read",
@@ -34,7 +33,6 @@ __all__ = [
 
 COMMAND_LINE = "the command line"
 _FOLDER = "gin_configs"
-_PACKAGE = "ofa_jax"
 
 
 class ConfigError(ValueError):
@@ -129,32 +127,6 @@ def file_renamings(name: str, path: pathlib.Path, where: str) -> tuple[Renaming,
     if new is None or path != gin_configs_folder() / new:
         return ()
     return (Renaming(name, new, where),)
-
-
-def find_module(name: str) -> str:
-    """Returns the name under which a module can be imported.
-
-    From a checkout the project's modules of tasks are `tasks.NAME`; a wheel has them as
-    `ofa_jax.tasks.NAME`. A module that was renamed is found under its new name.
-
-    Args:
-      name: as a user wrote it.
-
-    Returns:
-      `name` itself if nothing is found: importing it says what is wrong.
-    """
-    current = renamed.current_module(name)
-    for candidate in (name, current, f"{_PACKAGE}.{current}"):
-        if _exists(candidate):
-            return candidate
-    return name
-
-
-def _exists(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its package does not exist; or it is no package
-        return False
 
 
 def read(path: pathlib.Path) -> GinText:

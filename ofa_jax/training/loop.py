@@ -1,115 +1,43 @@
-"""The loop: restore, step, report, save, validate.
+"""The training loop: restore, step, log, save, validate.
 
-It is given everything that it works with (see `Run`), and knows neither data nor gin.
+The loop is given everything that it works with (see `Run`), and knows neither data nor gin.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
-from rich.console import Console
 
 from ofa_jax.checkpoints.manager import Checkpoints
-from ofa_jax.sharding import Partitioner, TrainState
+from ofa_jax.sharding import TrainState
 from ofa_jax.training import telemetry, validation
-from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
-from ofa_jax.training.step import StepMetrics, jit_train_step
+from ofa_jax.training.run import Run
+from ofa_jax.training.step import StepMetrics, StreamBatches, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
 from ofa_jax.utils import files, timers
 
-HostBatch = Mapping[str, np.ndarray]
-
 TRAINED_SECONDS = "trained_seconds"
-"""How long a run has trained, all its starts together; it stands in every checkpoint."""
+"""Key in every checkpoint: how long the run has trained, all its starts together."""
+
+ValidationResults = dict[str, dict[str, float]]
+"""Task -> metric -> value, see `validation.summarise`."""
 
 
 class RunError(ValueError):
-    """The run cannot go on as it was called; the message says what to do."""
+    """The run cannot continue as configured; the message says what to do."""
 
 
-class BatchTransform(Protocol):
-    """Changes what a step learns from, given the state; `self_critical.SelfCritical` does."""
-
-    def __call__(
-        self, step: int, state: TrainState, batches: Mapping[str, Mapping[str, jax.Array]]
-    ) -> Mapping[str, Mapping[str, jax.Array]]:
-        """The batches to learn from; 0 is the first step."""
-
-    def scalars(self) -> Mapping[str, float]:
-        """What to report of the steps since the last call."""
-
-
-class Writer(Protocol):
-    """Of TensorBoard events; `clu.metric_writers` has them."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything the loop works with.
-
-    Attributes:
-      model_dir: where checkpoints, events and validation.json go.
-      identity: what must not change when the run goes on; saved with every checkpoint.
-      config: when things happen.
-      partitioner: the mesh.
-      train_step, eval_step: not yet jitted.
-      abstract_state: shapes and shardings of the state.
-      new_state: makes the state of step 0.
-      batches: first step -> this host's {stream: batch} of each step from there on.
-      validation_batches: this host's (stream, batch) pairs, always the same; None for no
-        validation.
-      baselines: the two baselines' scores on all of the validation examples.
-      examples_per_step: over all hosts and streams.
-      flops_per_step: the model's, over all hosts and streams; see `flops`.
-      peak_flops: of one device, per second; None where it is not known.
-      task_names: of the ids in `task_ids`.
-      skipped_records: how many so far, on this host.
-      pad_id: of tokens.
-      writer: of events.
-      console: to print to.
-      batch_transform: changes every step's batches; None for nothing to change.
-    """
-
-    model_dir: epath.Path
-    identity: Mapping[str, Any]
-    config: LoopConfig
-    partitioner: Partitioner
-    train_step: Callable[..., tuple[TrainState, StepMetrics]]
-    eval_step: Callable[..., TaskSums]
-    abstract_state: TrainState
-    new_state: Callable[[], TrainState]
-    batches: Callable[[int], Iterator[Mapping[str, HostBatch]]]
-    validation_batches: Callable[[], Iterable[tuple[str, HostBatch]]] | None
-    baselines: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    examples_per_step: int
-    flops_per_step: float
-    peak_flops: float | None
-    task_names: Sequence[str]
-    skipped_records: Callable[[], int]
-    pad_id: int
-    writer: Writer
-    console: Console
-    batch_transform: BatchTransform | None = None
-
-
-def train(run: Run) -> dict[str, dict[str, float]]:
+def train(run: Run) -> ValidationResults:
     """Trains until the last step, from the newest good checkpoint if there is one.
 
-    SIGTERM saves and ends it; called again, it goes on.
+    SIGTERM saves and ends the run; the next call continues it.
 
     Returns:
       The last validation's results, see `validation.summarise`; empty without validation, and
@@ -120,272 +48,340 @@ def train(run: Run) -> dict[str, dict[str, float]]:
       SaveError: checkpoints cannot be written, see `Checkpoints`.
       FloatingPointError: too many steps were not finite.
     """
-    config, clock = run.config, timers.GoodputTimer()
-    history = validation.History(run.model_dir / "validations.json")
-    best = None
-    if config.best_metric is not None:
-        validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
-        best = functools.partial(history.best, config.best_metric)
     with (
         run.partitioner.mesh_context(),
         Progress(run.console) as progress,
         Preemption() as preemption,
-        Watchdog(config.watchdog_timeout_secs) as watchdog,
+        Watchdog(run.config.watchdog_timeout_secs) as watchdog,
     ):
-        with clock.measure("restoring"):
-            checkpoints = Checkpoints(
+        trainer = Trainer(run, progress, preemption, watchdog)
+        if trainer.is_complete:
+            results = trainer.report_complete()
+        else:
+            results = trainer.train()
+    if results:
+        validation.print_table(results, f"Validation after {trainer.step} steps", run.console)
+    return results
+
+
+class Trainer:
+    """The state of a run in progress.
+
+    Attributes:
+      step: number of the last step made; 0 before the first.
+      is_complete: whether the checkpoint found is of the last step and already validated.
+    """
+
+    def __init__(
+        self, run: Run, progress: Progress, preemption: Preemption, watchdog: Watchdog
+    ) -> None:
+        """Opens the checkpoints and finds the step to continue from; the state is restored later.
+
+        Args:
+          run: what to train.
+          progress: shows what happens.
+          preemption: receives SIGTERM.
+          watchdog: ends the process if it hangs.
+
+        Raises:
+          RunError: every checkpoint is damaged.
+        """
+        config = run.config
+        self._run, self._config = run, config
+        self._progress, self._preemption, self._watchdog = progress, preemption, watchdog
+        self._timer = timers.GoodputTimer()
+        self._history = validation.History(run.model_dir / "validations.json")
+        best = None
+        if config.best_metric is not None:
+            validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
+            best = functools.partial(self._history.best, config.best_metric)
+        with self._timer.measure("restoring"):
+            self._checkpoints = Checkpoints(
                 run.model_dir,
                 config.checkpoints_to_keep,
                 config.checkpoint_keep_period,
                 best,
-                progress.say,
+                progress.log,
             )
-            start = _newest_good_step(checkpoints)
-            trained = _trained_seconds(run, start, checkpoints)
-        last = config.total_steps
-        if start is not None and (start >= last or _is_time_up(config, trained)):
-            last = start
-        if last == start and _results_path(run).exists():
-            progress.say(
-                f"The run in {run.model_dir} is already complete (checkpoint of step {start} of "
-                f"{config.total_steps}, {trained / 60:.1f} minutes): nothing to do. Raise "
-                f"{'TRAIN_STEPS' if start >= config.total_steps else 'LoopConfig.max_minutes'} to "
-                "go on, or choose another MODEL_DIR."
+            self._start = _newest_good_step(self._checkpoints)
+            self._seconds_before = self._saved_seconds()
+        self.step = self._start or 0
+        self._last_step = config.total_steps
+        if self._start is not None and (
+            self._start >= config.total_steps or self._is_time_up(self._seconds_before)
+        ):
+            self._last_step = self._start
+        self.is_complete = self._last_step == self._start and run.results_path.exists()
+
+        self._throttle = telemetry.DispatchThrottle(self._timer)
+        self._padding = telemetry.Padding(run.pad_id)
+        self._profiler = telemetry.Profiler(run.model_dir / "profile", config.profile_steps)
+        self._train_step = jit_train_step(run.train_step, run.abstract_state)
+        self._eval_step = jax.jit(run.eval_step, donate_argnums=2)
+        self._unreported: list[StepMetrics] = []
+
+    # ------------------------------------------------------------------------------ the whole run
+
+    def report_complete(self) -> ValidationResults:
+        """Logs that there is nothing to do; returns the results of the last validation."""
+        run, config = self._run, self._config
+        limit = "TRAIN_STEPS" if self.step >= config.total_steps else "LoopConfig.max_minutes"
+        self._progress.log(
+            f"The run in {run.model_dir} is already complete (checkpoint of step {self.step} of "
+            f"{config.total_steps}, {self._seconds_before / 60:.1f} minutes): nothing to do. Raise "
+            f"{limit} to go on, or choose another MODEL_DIR."
+        )
+        self._close()
+        return json.loads(run.results_path.read_text())
+
+    def train(self) -> ValidationResults:
+        """Makes all remaining steps, with their logs, checkpoints and validations.
+
+        Returns:
+          The results of the last validation; empty if the run was stopped or is not validated.
+        """
+        with self._timer.measure("restoring"):
+            state = self._restore()
+        results: ValidationResults = {}
+        stopped = False
+        batches = self._run.batches(self.step)
+        if self.step < self._last_step:
+            self._progress.log("Compiling the step ...")
+        while self.step < self._last_step:
+            state = self._make_step(state, batches)
+            stopped = self._preemption.requested(self.step) and self.step < self._last_step
+            time_is_up = False
+            if self._is_log_step() or stopped:
+                self._log(state)
+                # Every host must call this, as one of them decides for all.
+                time_is_up = self.step < self._last_step and _first_host_decides(
+                    self._is_time_up(self._trained_seconds())
+                )
+            if self._is_checkpoint_step() or stopped or time_is_up:
+                self._save(state)
+            if stopped or time_is_up:
+                self._log_end(stopped)
+                break
+            if self._is_validation_step():
+                self._throttle.drain()
+                results = self._validate(state)
+        if self._run.validation_batches is not None and not stopped:
+            self._progress.log("Validating ...")
+            results = self._validate(state)
+        self._close()
+        self._progress.log_total(self._timer.total())
+        return {} if stopped else results
+
+    def _close(self) -> None:
+        """Ends profile and threads, and waits for the checkpoints that are being written."""
+        self._profiler.close()
+        self._throttle.close()
+        self._run.writer.flush()
+        with self._timer.measure("checkpoints"):
+            self._checkpoints.close()
+
+    # -------------------------------------------------------------------------------- when to act
+
+    def _is_log_step(self) -> bool:
+        """Whether this step is logged; the first one always, to show that the run works."""
+        first = self.step == (self._start or 0) + 1
+        return self.step % self._config.log_period == 0 or first or self.step == self._last_step
+
+    def _is_checkpoint_step(self) -> bool:
+        return self.step % self._config.checkpoint_period == 0 or self.step == self._last_step
+
+    def _is_validation_step(self) -> bool:
+        """Whether to validate between two steps; validating after the last is not in the loop."""
+        period = self._config.validation_period
+        return bool(period) and self.step % period == 0 and self.step < self._last_step
+
+    def _is_time_up(self, trained_seconds: float) -> bool:
+        """Whether the run has trained for as long as it may."""
+        limit = self._config.max_minutes
+        return limit is not None and trained_seconds >= 60 * limit
+
+    def _saved_seconds(self) -> float:
+        """Returns how long the run had trained when it saved the checkpoint to continue from."""
+        if self._start is None:
+            return 0.0
+        return float(self._checkpoints.run_of(self._start).get(TRAINED_SECONDS, 0.0))
+
+    def _trained_seconds(self) -> float:
+        """Returns how long the run has trained, earlier starts included and validation not."""
+        time = self._timer.total()
+        return self._seconds_before + time.seconds - time.parts.get("validation", 0.0)
+
+    # ------------------------------------------------------------------------------- what is done
+
+    def _restore(self) -> TrainState:
+        """Returns the state to continue from, or a new one.
+
+        Raises:
+          RunError: the checkpoint does not fit the model, or is of another run.
+        """
+        run, step = self._run, self._start
+        if step is None:
+            self._progress.log(f"Starting a new run in {run.model_dir}.")
+            return run.new_state()
+        self._progress.log(
+            f"Resuming from step {step} of {self._config.total_steps} "
+            f"({self._checkpoints.directory / str(step)})."
+        )
+        try:
+            state, saved = self._checkpoints.restore(step, run.abstract_state)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        # Through JSON: what was saved has lists where ours has tuples.
+        for name, value in json.loads(json.dumps(dict(run.run_fingerprint))).items():
+            if saved.get(name) != value:
+                raise RunError(
+                    f"The run in {run.model_dir} was begun with {name} = {saved.get(name)}, and is "
+                    f"{value} now: its examples would not be those it has not seen yet. Go on with "
+                    "its own config.gin, or choose another MODEL_DIR."
+                )
+        return state
+
+    def _make_step(
+        self, state: TrainState, batches: Iterator[dict[str, dict[str, np.ndarray]]]
+    ) -> TrainState:
+        """Dispatches the next step; it may still be running on the devices afterwards."""
+        host_batches = self._throttle.next(batches)
+        self._padding.add(host_batches)
+        device_batches: StreamBatches = {
+            name: self._run.partitioner.put_batch(batch) for name, batch in host_batches.items()
+        }
+        self.step += 1
+        self._profiler.before(self.step)
+        # The first calls return when they are compiled.
+        compiles = self.step == (self._start or 0) + 1
+        measure = functools.partial(self._timer.measure, "compilation")
+        if self._run.batch_transform is not None:
+            with measure() if compiles else contextlib.nullcontext():
+                device_batches = self._run.batch_transform(self.step - 1, state, device_batches)
+        with measure() if compiles else contextlib.nullcontext():
+            state, metrics = self._train_step(state, device_batches)
+        self._throttle.after_dispatch(metrics)
+        self._profiler.after(self.step, metrics)
+        self._unreported.append(metrics)
+        return state
+
+    def _log(self, state: TrainState) -> None:
+        """Waits for the devices, and logs all steps since the last report.
+
+        Raises:
+          FloatingPointError: too many steps were not finite.
+        """
+        self._throttle.drain()
+        report = self._report(state)
+        self._progress.show(report)
+        run = self._run
+        run.writer.write_scalars(self.step, report.scalars)
+        if run.batch_transform is not None and (more := run.batch_transform.scalars()):
+            run.writer.write_scalars(
+                self.step, {f"train/{name}": value for name, value in more.items()}
             )
-            results = json.loads(_results_path(run).read_text())
-            checkpoints.close()
+            self._progress.log("  ".join(f"{name} {value:.3f}" for name, value in more.items()))
+        if report.skipped_steps > self._config.max_skipped_steps:
+            raise FloatingPointError(
+                f"{report.skipped_steps} steps had a loss or gradient that is not finite (allowed "
+                f"are {self._config.max_skipped_steps}): lower the learning rate, or look at the "
+                f"data of step {self.step}. The last good checkpoint is in "
+                f"{run.model_dir}/checkpoints."
+            )
+        self._watchdog.heartbeat()
+
+    def _report(self, state: TrainState) -> Report:
+        """Returns the report of all steps since the last one; the devices have made them."""
+        run = self._run
+        metrics = jax.device_get(self._unreported)
+        self._unreported = []
+        sums = sum((m.tasks for m in metrics), TaskSums(*np.zeros((4, len(run.task_names)))))
+        interval = self._timer.next_interval()
+        return Report(
+            step=self.step,
+            total_steps=self._config.total_steps,
+            throughput=telemetry.Throughput.over(
+                interval,
+                steps=len(metrics),
+                examples=len(metrics) * run.examples_per_step,
+                target_tokens=float(sums.tokens.sum()),
+                flops=len(metrics) * run.flops_per_step,
+                peak_flops=run.peak_flops,
+            ),
+            data_wait=interval.share(timers.WAITING_FOR_DATA),
+            total=self._timer.total(),
+            loss=float(np.mean([m.loss for m in metrics])),
+            task_losses=mean_losses(sums, run.task_names),
+            learning_rate=float(metrics[-1].learning_rate),
+            gradient_norm=float(metrics[-1].gradient_norm),
+            parameter_norm=float(metrics[-1].parameter_norm),
+            padding=self._padding.shares(),
+            skipped_records=_sum_over_hosts(run.skipped_records()),
+            skipped_steps=int(state.skipped_steps),
+        )
+
+    def _save(self, state: TrainState) -> None:
+        """Begins to write a checkpoint of this step."""
+        # Steps under way would otherwise be counted as time of the checkpoint.
+        self._throttle.drain()
+        with self._timer.measure("checkpoints"):
+            saved = {**self._run.run_fingerprint, TRAINED_SECONDS: self._trained_seconds()}
+            self._checkpoints.save(self.step, state, saved)
+
+    def _log_end(self, stopped: bool) -> None:
+        """Logs why the run ends before its last step."""
+        if stopped:
+            self._progress.log(
+                f"Asked to stop (SIGTERM): saving step {self.step}. Call again to go on."
+            )
         else:
-            with clock.measure("restoring"):
-                state = _first_state(run, start, checkpoints, progress)
-            results, last = _steps(
-                run,
-                state,
-                start or 0,
-                last,
-                trained,
-                checkpoints,
-                history,
-                preemption,
-                watchdog,
-                clock,
-                progress,
+            self._progress.log(
+                f"The {self._config.max_minutes:g} minutes of this run are over: it ends with step "
+                f"{self.step} of {self._last_step}."
             )
-            progress.say_total(clock.total())
-    if results:
-        validation.print_table(results, f"Validation after {last} steps", run.console)
-    return results
+
+    def _validate(self, state: TrainState) -> ValidationResults:
+        """Validates the state, and writes the results to files and events."""
+        run = self._run
+        with self._timer.measure("validation"):
+            put = run.partitioner.put_batch
+            assert run.validation_batches is not None
+            batches = (put(batch) for _, batch in run.validation_batches())
+            sums = validation.evaluate(
+                self._eval_step, state.eval_variables, batches, len(run.task_names)
+            )
+            results = validation.summarise(sums, run.baselines(), run.task_names)
+            run.writer.write_scalars(
+                self.step,
+                {
+                    f"validation/{metric}/{task}": value
+                    for task, row in results.items()
+                    for metric, value in row.items()
+                },
+            )
+            self._history.add(self.step, results)
+            if jax.process_index() == 0:
+                files.write_json(run.results_path, results)
+        return results
 
 
 def _newest_good_step(checkpoints: Checkpoints) -> int | None:
+    """Returns the step to continue from; raises RunError if every checkpoint is damaged."""
     try:
         return checkpoints.newest_good_step()
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
-def _trained_seconds(run: Run, step: int | None, checkpoints: Checkpoints) -> float:
-    """How long the run had trained when it saved a step."""
-    return 0.0 if step is None else float(checkpoints.run_of(step).get(TRAINED_SECONDS, 0.0))
-
-
-def _is_time_up(config: LoopConfig, trained: float) -> bool:
-    """Whether the run has trained for as long as it may."""
-    return config.max_minutes is not None and trained >= 60 * config.max_minutes
-
-
-def _first_state(
-    run: Run, step: int | None, checkpoints: Checkpoints, progress: Progress
-) -> TrainState:
-    if step is None:
-        progress.say(f"Starting a new run in {run.model_dir}.")
-        return run.new_state()
-    progress.say(
-        f"Resuming from step {step} of {run.config.total_steps} "
-        f"({checkpoints.directory / str(step)})."
-    )
-    try:
-        state, identity = checkpoints.restore(step, run.abstract_state)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    # Through JSON: what was saved has lists where ours has tuples.
-    for name, value in json.loads(json.dumps(dict(run.identity))).items():
-        if identity.get(name) != value:
-            raise RunError(
-                f"The run in {run.model_dir} was begun with {name} = {identity.get(name)}, and is "
-                f"{value} now: its examples would not be those it has not seen yet. Go on with "
-                "its own config.gin, or choose another MODEL_DIR."
-            )
-    return state
-
-
-def _steps(
-    run: Run,
-    state: TrainState,
-    start: int,
-    total: int,
-    trained_before: float,
-    checkpoints: Checkpoints,
-    history: validation.History,
-    preemption: Preemption,
-    watchdog: Watchdog,
-    clock: timers.GoodputTimer,
-    progress: Progress,
-) -> tuple[dict[str, dict[str, float]], int]:
-    """Makes the steps from `start` to `total`; the results, and the last step that was made."""
-    config, step = run.config, max(start, total)
-    train_step = jit_train_step(run.train_step, run.abstract_state)
-    eval_step = jax.jit(run.eval_step, donate_argnums=2)
-    batches = run.batches(start)
-    pace, padding = telemetry.DispatchThrottle(clock), telemetry.Padding(run.pad_id)
-    profiler = telemetry.Profiler(run.model_dir / "profile", config.profile_steps)
-    waiting: list[StepMetrics] = []
-    results: dict[str, dict[str, float]] = {}
-    stopped = False
-
-    def trained() -> float:
-        time = clock.total()
-        return trained_before + time.seconds - time.parts.get("validation", 0.0)
-
-    if start < total:
-        progress.say("Compiling the step ...")
-    for step in range(start + 1, total + 1):
-        batch = pace.next(batches)
-        padding.add(batch)
-        batch = {name: run.partitioner.put_batch(part) for name, part in batch.items()}
-        profiler.before(step)
-        if run.batch_transform is not None:
-            compiles = step == start + 1
-            with clock.measure("compilation") if compiles else contextlib.nullcontext():
-                batch = run.batch_transform(step - 1, state, batch)
-        if step == start + 1:
-            with clock.measure("compilation"):  # the call returns when it is compiled
-                state, metrics = train_step(state, batch)
-        else:
-            state, metrics = train_step(state, batch)
-        pace.after_dispatch(metrics)
-        profiler.after(step, metrics)
-        waiting.append(metrics)
-        stopped = preemption.requested(step) and step < total
-        time_is_up = False
-        # The first step is reported at once, so that people see that it goes.
-        if step % config.log_period == 0 or step in (start + 1, total) or stopped:
-            _report(run, step, waiting, state, clock, pace, padding, progress)
-            waiting = []
-            watchdog.well()
-            time_is_up = step < total and _on_all_hosts(_is_time_up(config, trained()))
-        if step % config.checkpoint_period == 0 or step == total or stopped or time_is_up:
-            pace.settle()  # or the steps under way would be counted as time of the checkpoint
-            with clock.measure("checkpoints"):
-                checkpoints.save(step, state, {**run.identity, TRAINED_SECONDS: trained()})
-        if stopped:
-            progress.say(f"Asked to stop (SIGTERM): saving step {step}. Call again to go on.")
-            break
-        if time_is_up:
-            progress.say(
-                f"The {config.max_minutes:g} minutes of this run are over: it ends with step "
-                f"{step} of {total}."
-            )
-            break
-        if config.validation_period and step % config.validation_period == 0 and step < total:
-            pace.settle()
-            with clock.measure("validation"):
-                results = _validate(run, step, state, eval_step, history)
-    if run.validation_batches is not None and not stopped:
-        progress.say("Validating ...")
-        with clock.measure("validation"):
-            results = _validate(run, step, state, eval_step, history)
-    profiler.close()
-    pace.close()
-    run.writer.flush()
-    with clock.measure("checkpoints"):
-        checkpoints.close()
-    return {} if stopped else results, step
-
-
-def _report(
-    run: Run,
-    step: int,
-    waiting: Sequence[StepMetrics],
-    state: TrainState,
-    clock: timers.GoodputTimer,
-    pace: telemetry.DispatchThrottle,
-    padding: telemetry.Padding,
-    progress: Progress,
-) -> None:
-    pace.settle()
-    metrics = jax.device_get(list(waiting))
-    skipped_steps = int(state.skipped_steps)
-    tasks = sum((m.tasks for m in metrics), TaskSums(*np.zeros((4, len(run.task_names)))))
-    lap = clock.next_interval()
-    report = Report(
-        step=step,
-        total_steps=run.config.total_steps,
-        throughput=telemetry.Throughput.over(
-            lap,
-            steps=len(metrics),
-            examples=len(metrics) * run.examples_per_step,
-            target_tokens=float(tasks.tokens.sum()),
-            flops=len(metrics) * run.flops_per_step,
-            peak_flops=run.peak_flops,
-        ),
-        data_wait=lap.share(timers.WAITING_FOR_DATA),
-        total=clock.total(),
-        loss=float(np.mean([m.loss for m in metrics])),
-        task_losses=mean_losses(tasks, run.task_names),
-        learning_rate=float(metrics[-1].learning_rate),
-        gradient_norm=float(metrics[-1].gradient_norm),
-        parameter_norm=float(metrics[-1].parameter_norm),
-        padding=padding.shares(),
-        skipped_records=_over_hosts(run.skipped_records()),
-        skipped_steps=skipped_steps,
-    )
-    progress.show(report)
-    run.writer.write_scalars(step, report.scalars)
-    if run.batch_transform is not None and (more := run.batch_transform.scalars()):
-        run.writer.write_scalars(step, {f"train/{name}": value for name, value in more.items()})
-        progress.say("  ".join(f"{name} {value:.3f}" for name, value in more.items()))
-    if skipped_steps > run.config.max_skipped_steps:
-        raise FloatingPointError(
-            f"{skipped_steps} steps had a loss or gradient that is not finite (allowed are "
-            f"{run.config.max_skipped_steps}): lower the learning rate, or look at the data of "
-            f"step {step}. The last good checkpoint is in {run.model_dir}/checkpoints."
-        )
-
-
-def _on_all_hosts(own: bool) -> bool:
-    """What the first host says, whose clock counts for all; all hosts must ask."""
+def _first_host_decides(own: bool) -> bool:
+    """Returns the first host's value, as its clock counts for all; every host must call this."""
     if jax.process_count() == 1:
         return own
     return bool(multihost_utils.broadcast_one_to_all(np.int32(own)))
 
 
-def _over_hosts(count: int) -> int:
-    """The sum of a number that each host has; all hosts must ask."""
+def _sum_over_hosts(count: int) -> int:
+    """Returns the sum of a number that each host has; every host must call this."""
     if jax.process_count() == 1:
         return count
     return int(multihost_utils.process_allgather(np.int32(count)).sum())
-
-
-def _validate(
-    run: Run,
-    step: int,
-    state: TrainState,
-    eval_step: Callable[..., TaskSums],
-    history: validation.History,
-) -> dict[str, dict[str, float]]:
-    put = run.partitioner.put_batch
-    batches = (put(batch) for _, batch in run.validation_batches())
-    sums = validation.evaluate(eval_step, state.eval_variables, batches, len(run.task_names))
-    results = validation.summarise(sums, run.baselines(), run.task_names)
-    run.writer.write_scalars(
-        step,
-        {f"validation/{k}/{name}": v for name, row in results.items() for k, v in row.items()},
-    )
-    history.add(step, results)
-    if jax.process_index() == 0:
-        files.write_json(_results_path(run), results)
-    return results
-
-
-def _results_path(run: Run) -> epath.Path:
-    return run.model_dir / "validation.json"

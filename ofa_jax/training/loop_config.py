@@ -1,4 +1,4 @@
-"""When the loop reports, saves, validates and ends; gin's `LoopConfig`."""
+"""`LoopConfig`: when the training loop logs, saves, validates and ends."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ from ofa_jax.training import validation
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """When things happen.
+    """When the training loop logs, saves, validates and ends.
 
     Attributes:
-      total_steps: of the whole run.
-      log_period: steps between two reports; the host waits for the device only then.
+      total_steps: number of steps of the whole run.
+      log_period: steps between two logs; the host waits for the devices only then.
       checkpoint_period: steps between two checkpoints; the last step is always saved.
       validation_period: steps between two validations; 0 for one at the end.
-      checkpoints_to_keep: the newest ones stay; None for all.
-      checkpoint_keep_period: of every so many steps, a checkpoint stays for good; None for none.
-      best_metric: the checkpoint that validates best stays too, by "loss" or "token_accuracy", the
-        mean of all objectives, or e.g. "visual_grounding/loss"; None for none. Only steps that are
-        both validated and saved take part.
-      max_skipped_steps: so many steps that are not finite stop the run.
-      watchdog_timeout_secs: a process that takes longer from one report to the next is killed, to
-        be restarted by a supervisor; None for never. Includes compilation and validation.
-      profile_steps: record a profile of the steps from the first to the second of these, both
-        included, into MODEL_DIR/profile; None for none.
-      max_minutes: the run is finished after so many minutes of training, whatever steps are left;
-        looked at with every report. Minutes before a restart count, as far as they are in a
-        checkpoint; validating does not. None for no such end.
+      checkpoints_to_keep: number of newest checkpoints that are kept; None for all.
+      checkpoint_keep_period: checkpoints at multiples of this step are never deleted; None for
+        none.
+      best_metric: also keeps the checkpoint that is best by this validation metric: "loss" or
+        "token_accuracy" (means of all objectives), or e.g. "visual_grounding/loss"; None for none.
+        Only steps that are both validated and saved take part.
+      max_skipped_steps: number of steps that may be not finite; one more stops the run.
+      watchdog_timeout_secs: the longest time between two logs; a process that takes longer ends, so
+        that a supervisor restarts it. None for no limit. Compiling and validating count.
+      profile_steps: the first and the last step to profile into MODEL_DIR/profile; None for none.
+      max_minutes: minutes of training after which the run ends, whatever steps are left; checked
+        with every log. Time before a restart counts as far as a checkpoint has it; validation does
+        not count. None for no limit.
     """
 
     total_steps: int
@@ -43,6 +43,7 @@ class LoopConfig:
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
+        """Raises ValueError for values that are impossible, alone or together."""
         for name in ("total_steps", "log_period", "checkpoint_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LoopConfig.{name} is {getattr(self, name)}; give at least 1.")

@@ -1,29 +1,31 @@
-"""SIGTERM, which clusters send before they take a machine away: save, then end in order."""
+"""Handles SIGTERM, which clusters send before they take a machine: save, then end in order."""
 
 import signal
 import threading
 import types
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """A context manager in which SIGTERM is a request to stop, not the end.
+    """A context manager in which SIGTERM requests a stop instead of ending the process.
 
-    On several hosts one of them is told, and all must save the same step: JAX's preemption service,
-    which took the signal over in `jax.distributed.initialize`, agrees on the step.
+    On several hosts only some receive the signal, and all must save the same step: JAX's preemption
+    service, which took over the signal in `jax.distributed.initialize`, agrees on the step.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        self._before: signal.Handlers | None = None
+        """Installs nothing yet."""
+        self._received = False
+        self._previous_handler: Any = None
 
     def __enter__(self) -> "Preemption":
         # Python allows handlers only in the main thread; a test or a notebook may be in another.
         main = threading.current_thread() is threading.main_thread()
         if main and not jax.distributed.is_initialized():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(
@@ -32,14 +34,14 @@ class Preemption:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _tell(self, number: int, frame: types.FrameType | None) -> None:
-        self._told = True
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        self._received = True
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked after every step, by all hosts."""
+        """Returns whether to stop after this step; every host must call it after every step."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._told
+        return self._received

@@ -1,11 +1,11 @@
-"""What a run does with its time: speed, MFU, goodput, padding, and profiles on request."""
+"""Measures a run: throughput, MFU, waiting for data, padding, and profiles on request."""
 
 import collections
 import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,71 +13,75 @@ from etils import epath
 
 from ofa_jax.utils.timers import WAITING_FOR_DATA, GoodputTimer, Interval
 
+T = TypeVar("T")
+
 
 class DispatchThrottle:
-    """Keeps the host close to the devices, and tells when they stood still for want of a batch.
+    """Keeps the host at most a few steps ahead, and measures how long the devices wait for data.
 
-    The host hands steps over before they are made. Each holds its batch in the devices' memory, so
-    it may be only a few steps ahead. While it waits for a batch, the devices may still be at the
-    steps before: only what remains after these counts as waiting for data.
+    A dispatched step holds its batch in the devices' memory, so only a few may be in flight. While
+    the host waits for a batch, the devices may still run earlier steps: only the time that remains
+    after these have finished counts as waiting for data.
     """
 
-    def __init__(self, clock: GoodputTimer, ahead: int = 2) -> None:
-        """Nothing is under way.
+    def __init__(self, timer: GoodputTimer, max_in_flight: int = 2) -> None:
+        """Starts with no step in flight.
 
         Args:
-          clock: gets the time that the devices waited, at `settle`.
-          ahead: so many steps may be handed over and not yet made.
+          timer: receives the time that the devices waited, in `drain`.
+          max_in_flight: number of steps that may be dispatched and not finished.
         """
-        self._clock, self._ahead = clock, ahead
-        # Of its own, for the host must not stop to look when a step is done.
-        self._watcher = concurrent.futures.ThreadPoolExecutor(1, "pace")
-        self._under_way: collections.deque[concurrent.futures.Future[float]] = collections.deque()
+        self._timer, self._max_in_flight = timer, max_in_flight
+        # A thread of its own observes when steps finish, so that the host does not have to wait.
+        self._observer = concurrent.futures.ThreadPoolExecutor(1, "dispatch_throttle")
+        self._in_flight: collections.deque[concurrent.futures.Future[float]] = collections.deque()
+        # (request, arrival, end of the step before) of every batch since the last drain.
         self._waits: list[tuple[float, float, concurrent.futures.Future[float] | None]] = []
 
-    def next(self, batches: Iterator[Any]) -> Any:
-        """The next batch."""
-        asked = time.perf_counter()
+    def next(self, batches: Iterator[T]) -> T:
+        """Returns the next batch, and notes how long it took."""
+        requested = time.perf_counter()
         batch = next(batches)
-        before = self._under_way[-1] if self._under_way else None
-        self._waits.append((asked, time.perf_counter(), before))
+        before = self._in_flight[-1] if self._in_flight else None
+        self._waits.append((requested, time.perf_counter(), before))
         return batch
 
     def after_dispatch(self, results: Any) -> None:
-        """To be called with what a step will make; waits until it is not too far ahead."""
-        self._under_way.append(self._watcher.submit(_when_ready, results))
-        if len(self._under_way) > self._ahead:
-            self._under_way.popleft().result()
+        """Registers a dispatched step by its results; waits while too many are in flight."""
+        self._in_flight.append(self._observer.submit(_time_when_ready, results))
+        if len(self._in_flight) > self._max_in_flight:
+            self._in_flight.popleft().result()
 
-    def settle(self) -> None:
-        """Waits for all steps, and tells the clock how long they waited for data."""
-        while self._under_way:
-            self._under_way.popleft().result()
-        for asked, arrived, before in self._waits:
-            begin = asked if before is None else max(asked, before.result())
-            self._clock.add(WAITING_FOR_DATA, max(0.0, arrived - begin))
+    def drain(self) -> None:
+        """Waits for all steps, and adds the time that they waited for data to the timer."""
+        while self._in_flight:
+            self._in_flight.popleft().result()
+        for requested, arrived, before in self._waits:
+            start = requested if before is None else max(requested, before.result())
+            self._timer.add(WAITING_FOR_DATA, max(0.0, arrived - start))
         self._waits.clear()
 
     def close(self) -> None:
-        """Ends its thread."""
-        self._watcher.shutdown()
+        """Ends the observing thread."""
+        self._observer.shutdown()
 
 
-def _when_ready(results: Any) -> float:
+def _time_when_ready(results: Any) -> float:
+    """Waits for arrays; returns the time at which they were ready."""
     jax.block_until_ready(results)
     return time.perf_counter()
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """How fast the whole run is, over all hosts.
+    """Speed of the whole run, over all hosts.
 
     Attributes:
-      steps_per_second: while stepping; compilation, checkpoints and validation do not count.
+      steps_per_second: during steps; compilation, checkpoints and validation do not count.
       examples_per_second: of all streams.
-      target_tokens_per_second: scored ones.
+      target_tokens_per_second: number of scored target tokens.
       num_devices: chips that share the work.
-      flops_per_second: the model's, by the formula of `flops`, not what the devices really compute.
+      flops_per_second: of the model, by the formula of `flops`; the devices may compute more.
       peak_flops: of one device, per second; None where it is not known.
     """
 
@@ -91,15 +95,15 @@ class Throughput:
     @classmethod
     def over(
         cls,
-        lap: Interval,
+        interval: Interval,
         steps: int,
         examples: float,
         target_tokens: float,
         flops: float,
         peak_flops: float | None = None,
     ) -> "Throughput":
-        """Of so many steps, examples, target tokens and operations made in a lap."""
-        seconds = lap.stepping_seconds
+        """Returns the throughput of an interval from the number of each that it made."""
+        seconds = interval.stepping_seconds
         return cls(
             steps / seconds,
             examples / seconds,
@@ -111,7 +115,7 @@ class Throughput:
 
     @property
     def flops_per_second_per_chip(self) -> float:
-        """Of the model."""
+        """FLOP/s of the model on each device."""
         return self.flops_per_second / self.num_devices
 
     @property
@@ -121,7 +125,7 @@ class Throughput:
 
     @property
     def arithmetic(self) -> str:
-        """The share of the peak; without one, the rate itself."""
+        """MFU as text; the rate itself where the peak is not known."""
         if self.mfu is not None:
             return f"MFU {self.mfu:.1%}"
         rate = self.flops_per_second_per_chip
@@ -131,7 +135,7 @@ class Throughput:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """For TensorBoard."""
+        """Values for TensorBoard."""
         values = {
             "steps_per_second": self.steps_per_second,
             "examples_per_second": self.examples_per_second,
@@ -143,9 +147,10 @@ class Throughput:
 
 
 class Padding:
-    """Share of each stream's tokens that are padding, in this host's rows."""
+    """Counts the share of each stream's tokens that are padding, in this host's rows."""
 
     def __init__(self, pad_id: int) -> None:
+        """Starts with no tokens counted."""
         self._pad_id = pad_id
         self._padding: collections.Counter[str] = collections.Counter()
         self._tokens: collections.Counter[str] = collections.Counter()
@@ -160,7 +165,7 @@ class Padding:
                 self._tokens[name] += tokens.size
 
     def shares(self) -> dict[str, float]:
-        """ "stream/encoder", "stream/decoder" -> share, since the last call."""
+        """Returns "stream/encoder" and "stream/decoder" -> share since the last call."""
         shares = {name: self._padding[name] / self._tokens[name] for name in self._tokens}
         self._padding.clear()
         self._tokens.clear()
@@ -168,10 +173,10 @@ class Padding:
 
 
 class Profiler:
-    """Records what the devices do during some steps, for TensorBoard or xprof."""
+    """Records a profile of the devices during some steps, for TensorBoard or xprof."""
 
     def __init__(self, directory: epath.Path, steps: tuple[int, int] | None) -> None:
-        """Prepares; nothing is recorded yet.
+        """Prepares the profiler; nothing is recorded yet.
 
         Args:
           directory: where the profile goes.
@@ -182,19 +187,19 @@ class Profiler:
         self._active = False
 
     def before(self, step: int) -> None:
-        """To be called before every step; begins within the range (a run may resume in it)."""
+        """Starts the profile within its range (a run may resume in it); call before every step."""
         if self._steps and not self._active and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(str(self._directory))
             self._active = True
 
-    def after(self, step: int, results: object) -> None:
-        """To be called after every step with what it made; ends after the last one."""
-        if self._active and step >= self._steps[1]:
+    def after(self, step: int, results: Any) -> None:
+        """Ends the profile after its last step; call it after every step with its results."""
+        if self._active and self._steps and step >= self._steps[1]:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """Ends a profile that is going on."""
+        """Ends the profile if one is being recorded."""
         if self._active:
             jax.profiler.stop_trace()
             self._active = False

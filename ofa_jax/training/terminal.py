@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live view on a terminal, plain lines elsewhere."""
 
 import contextlib
 import dataclasses
@@ -18,18 +18,18 @@ from ofa_jax.utils.timers import NOT_STEPPING, WAITING_FOR_DATA, Interval
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What has happened since the last report.
+    """The steps since the last report.
 
     Attributes:
-      step, total_steps: steps made; steps of the whole run.
+      step, total_steps: number of steps made, and of the whole run.
       throughput: over all hosts.
-      data_wait: share of the time since the last report that this host waited for batches.
-      total: where the time of this host went since the start.
-      loss: of the training objective, mean.
+      data_wait: share of the time since the last report that the devices waited for batches.
+      total: how this host has spent its time since the start.
+      loss: mean of the training loss.
       task_losses: objective -> nats per token.
       learning_rate, gradient_norm, parameter_norm: of the last step; norms are global.
       padding: "stream/encoder", "stream/decoder" -> share of the tokens that are padding.
-      skipped_records: bad records since the start, over all hosts.
+      skipped_records: invalid records since the start, over all hosts.
       skipped_steps: non-finite steps so far.
     """
 
@@ -49,14 +49,14 @@ class Report:
 
     @property
     def time_left(self) -> datetime.timedelta:
-        """At the present speed."""
+        """Remaining time at the current speed."""
         rate = max(self.throughput.steps_per_second, 1e-9)
         seconds = (self.total_steps - self.step) / rate
         return datetime.timedelta(seconds=round(seconds))
 
     @property
     def scalars(self) -> dict[str, float]:
-        """For TensorBoard."""
+        """Values for TensorBoard."""
         values = {
             "loss": self.loss,
             "learning_rate": self.learning_rate,
@@ -74,7 +74,7 @@ class Report:
         return {f"train/{name}": value for name, value in values.items()}
 
     def headline(self) -> str:
-        """One line without the objectives."""
+        """Returns one line without the objectives."""
         skipped = ""
         if self.skipped_records:
             skipped += f"  {self.skipped_records} records skipped"
@@ -90,9 +90,10 @@ class Report:
 
 
 class Progress(contextlib.AbstractContextManager):
-    """Shows reports; a context manager."""
+    """A context manager that shows reports and messages on a console."""
 
     def __init__(self, console: Console):
+        """Prepares the view."""
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -120,12 +121,12 @@ class Progress(contextlib.AbstractContextManager):
             losses = "  ".join(f"{name} {loss:.3f}" for name, loss in report.task_losses.items())
             self._console.print(f"    {losses}", highlight=False, soft_wrap=True)
 
-    def say(self, message: str) -> None:
-        """Prints a sentence above the view."""
+    def log(self, message: str) -> None:
+        """Prints a message above the view."""
         self._console.print(message, highlight=False, soft_wrap=True)
 
-    def say_total(self, time: Interval) -> None:
-        """Prints where the time of a run went."""
+    def log_total(self, time: Interval) -> None:
+        """Prints how the time of a run was spent."""
         parts = [f"{time.goodput:.0%} stepping"]
         parts += [
             f"{time.share(kind):.0%} {kind.replace('_', ' ')}"
@@ -133,10 +134,11 @@ class Progress(contextlib.AbstractContextManager):
             if kind in time.parts
         ]
         seconds = datetime.timedelta(seconds=round(time.seconds))
-        self.say(f"Time: {seconds}, of which {', '.join(parts)}.")
+        self.log(f"Time: {seconds}, of which {', '.join(parts)}.")
 
 
 def _view(report: Report) -> Group:
+    """Returns the live view of a report: headline, progress bar and losses."""
     table = Table(box=None, pad_edge=False)
     table.add_column("objective")
     table.add_column("loss, nats per token", justify="right")

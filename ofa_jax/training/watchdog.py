@@ -1,4 +1,4 @@
-"""A process that is stuck but not dead: its heart still beats, so no other one gives it up."""
+"""Ends a process that hangs although it still sends heartbeats to the other hosts."""
 
 import contextlib
 import faulthandler
@@ -7,28 +7,28 @@ import types
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Ends the process, with where each thread is, unless it is told often enough that all is well.
+    """A context manager that ends the process unless `heartbeat` is called often enough.
 
-    The exit code is 1, which makes a supervisor start the run again.
+    It prints the stack of every thread. The exit code is 1, on which a supervisor restarts the run.
     """
 
-    def __init__(self, seconds: float | None):
-        """Not yet active.
+    def __init__(self, timeout_secs: float | None):
+        """Prepares the watchdog; it is active within the context.
 
         Args:
-          seconds: without a word for so long, the process ends; None for never.
+          timeout_secs: the longest time between two heartbeats; None for no limit.
         """
-        self._seconds = seconds
+        self._timeout_secs = timeout_secs
 
     def __enter__(self) -> "Watchdog":
-        self.well()
+        self.heartbeat()
         return self
 
-    def well(self) -> None:
-        """Begins to count anew."""
-        if self._seconds is not None:
+    def heartbeat(self) -> None:
+        """Restarts the timeout."""
+        if self._timeout_secs is not None:
             # Not sys.stderr: a notebook's has no file descriptor.
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._timeout_secs, exit=True, file=sys.__stderr__)
 
     def __exit__(
         self,
@@ -36,5 +36,5 @@ class Watchdog(contextlib.AbstractContextManager):
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        if self._seconds is not None:
+        if self._timeout_secs is not None:
             faulthandler.cancel_dump_traceback_later()

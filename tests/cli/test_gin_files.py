@@ -3,8 +3,8 @@
 import gin
 import pytest
 
-from ofa_jax.cli import common, gin_files, gin_lint
-from ofa_jax.utils import renamed
+from ofa_jax.cli import gin_files, gin_lint
+from ofa_jax.utils import modules, renamed
 
 OLD_RUN = """# train.schedule stays in a comment
 include 'base.gin'
@@ -142,16 +142,16 @@ def test_a_renamed_gin_file_is_found_under_its_old_name(monkeypatch, tmp_path):
 
 
 def test_task_modules_are_found_below_the_package_and_under_old_names(monkeypatch, capsys):
-    assert gin_files.find_module("tasks.pretraining") == "tasks.pretraining"
-    assert gin_files.find_module("tasks.judged_objectives") == "tasks.pretraining_eval"
+    assert modules.find_module("tasks.pretraining") == "tasks.pretraining"
+    assert modules.find_module("tasks.judged_objectives") == "tasks.pretraining_eval"
     # What a wheel has below ofa_jax; any module of the package will do.
-    assert gin_files.find_module("utils.files") == "ofa_jax.utils.files"
-    assert gin_files.find_module("no_such.module") == "no_such.module"
-    common.import_modules(["utils.files"])
+    assert modules.find_module("utils.files") == "ofa_jax.utils.files"
+    assert modules.find_module("no_such.module") == "no_such.module"
+    modules.import_modules(["utils.files"])
     with pytest.raises(ValueError, match="'no_such_tasks', which cannot be imported"):
-        common.import_modules("no_such_tasks")
+        modules.import_modules("no_such_tasks")
     assert not capsys.readouterr().err
-    common.import_modules("tasks.judged_objectives")
+    modules.import_modules("tasks.judged_objectives")
     assert capsys.readouterr().err == (
         "warning: tasks.judged_objectives is now called tasks.pretraining_eval: rename it in "
         "MIXTURE_OR_TASK_MODULE.\n"

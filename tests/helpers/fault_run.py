@@ -29,6 +29,7 @@ from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training import loop, loop_config, metrics
+from ofa_jax.training.run import Run
 from ofa_jax.training.step import StepMetrics
 from ofa_jax.utils import distributed
 
@@ -163,9 +164,9 @@ def make_run(options, partitioner):
             time.sleep(options.step_seconds)
             yield batch
 
-    return loop.Run(
+    return Run(
         model_dir=directory,
-        identity={"seed": 5},
+        run_fingerprint={"seed": 5},
         config=loop_config.LoopConfig(
             total_steps=options.steps, log_period=1, checkpoint_period=options.checkpoint_period
         ),

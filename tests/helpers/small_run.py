@@ -13,10 +13,10 @@ from small_model import SMALL, random_batch
 from ofa_jax.model import OFA, layout
 from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import step
-from ofa_jax.training.loop import Run
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ofa_jax.training.run import Run
 
 TASKS = ("first", "second")
 GROUPS = {"pairs": "pairs", "text": "others"}
@@ -134,14 +134,14 @@ def _parts_of_a_run():
     return parts
 
 
-def make_run(model_dir, validation=False, identity=None, peak_flops=None, **config) -> Run:
+def make_run(model_dir, validation=False, run_fingerprint=None, peak_flops=None, **config) -> Run:
     """A run, its output kept in `run.console.file` and `run.writer`."""
     abstract, first_state, train_step, eval_step = _parts_of_a_run()
     held_out = [("pairs", stream_batch(1000, 48)), ("text", stream_batch(1001, 0))]
     tokens = np.array([20.0, 20.0])
     return Run(
         model_dir=epath.Path(model_dir),
-        identity=identity or {"seed": 3, "shape": (1, 2)},
+        run_fingerprint=run_fingerprint or {"seed": 3, "shape": (1, 2)},
         config=LoopConfig(**config),
         partitioner=Partitioner(),
         train_step=train_step,

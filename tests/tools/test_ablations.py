@@ -10,8 +10,10 @@ from test_train import SMALL
 
 from ofa_jax import train
 from ofa_jax.cli import gin_registry
+from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing import objectives
 from ofa_jax.training import loop
+from ofa_jax.training.build import build_run
 from tasks import pretraining
 from tools import ablations, scenes_results
 
@@ -61,7 +63,7 @@ def test_there_is_a_file_for_every_ablation_and_the_full_model_comes_first():
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_an_ablation_leaves_out_what_its_name_says_and_a_stream_that_is_empty(prepared, name):
-    rates = prepared[name].identity["rates"]
+    rates = prepared[name].run_fingerprint["rates"]
     trained = {task for rates_of_stream in rates.values() for task in rates_of_stream}
     assert trained == set(objectives.OBJECTIVES) - LEFT_OUT[name]
     assert all(rates.values())
@@ -70,8 +72,8 @@ def test_an_ablation_leaves_out_what_its_name_says_and_a_stream_that_is_empty(pr
 
 def examples_per_step(run):
     counts = {}
-    for stream in run.identity["streams"]:
-        rates = run.identity["rates"][stream["name"]]
+    for stream in run.run_fingerprint["streams"]:
+        rates = run.run_fingerprint["rates"][stream["name"]]
         for task, rate in rates.items():
             counts[task] = stream["batch_size"] * rate / sum(rates.values())
     return counts
@@ -93,7 +95,7 @@ def lessons():
     found = {}
     for name in LESSONS:
         gin.clear_config()
-        gin_registry.register({"train": train.prepare, "model_config": train.model_config})
+        gin_registry.register({"train": build_run, "model_config": model_config})
         gin.parse_config_file(f"gin_configs/runs/pretrain_scenes_{name}.gin")
         wanted = (
             "LoopConfig.max_minutes",

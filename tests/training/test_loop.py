@@ -109,9 +109,9 @@ def test_the_steps_asked_for_are_profiled(whole):
     assert list(pathlib.Path(run.model_dir / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_run_with_another_identity_is_not_continued(whole):
+def test_a_run_with_another_fingerprint_is_not_continued(whole):
     run, _ = whole
-    other = make_run(run.model_dir, identity={"seed": 4, "shape": (1, 2)}, total_steps=9)
+    other = make_run(run.model_dir, run_fingerprint={"seed": 4, "shape": (1, 2)}, total_steps=9)
     with pytest.raises(loop.RunError, match="seed = 3, and is 4 now"):
         loop.train(other)
 

@@ -88,7 +88,7 @@ def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
     for _ in range(6):
         pace.next(batches)
         pace.after_dispatch(devices.step())
-    pace.settle()
+    pace.drain()
     pace.close()
     # Sleeping is late by some milliseconds on a busy machine, and never early.
     found = clock.total().parts[telemetry.WAITING_FOR_DATA]
@@ -126,7 +126,7 @@ def test_the_host_is_at_most_two_steps_ahead():
         assert after_dispatch == list(range(min(number + 2, 4)))
         result.ready.set()
     thread.join()
-    pace.settle()
+    pace.drain()
     pace.close()
 
 
@@ -138,7 +138,7 @@ def test_what_fails_on_the_devices_is_raised_by_the_host():
     pace = telemetry.DispatchThrottle(timers.GoodputTimer())
     pace.after_dispatch(Failing())
     with pytest.raises(RuntimeError, match="the device is gone"):
-        pace.settle()
+        pace.drain()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_process_that_makes_no_step_ends_and_says_where_it_was():
         "import time\nfrom ofa_jax.training.watchdog import Watchdog\n"
         "def stuck(): time.sleep(60)\n"
         "with Watchdog(1.0) as dog:\n"
-        "    for _ in range(3): time.sleep(0.5); dog.well()\n"
+        "    for _ in range(3): time.sleep(0.5); dog.heartbeat()\n"
         "    print('was well', flush=True)\n    stuck()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -30,7 +30,7 @@ REPORT = Report(
 def test_a_log_gets_plain_lines():
     console = Console(file=io.StringIO(), width=40)
     with Progress(console) as progress:
-        progress.say("Compiling the step ...")
+        progress.log("Compiling the step ...")
         progress.show(REPORT)
     assert console.file.getvalue().splitlines() == [
         "Compiling the step ...",
@@ -44,7 +44,7 @@ def test_a_terminal_gets_one_view_that_is_replaced():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Progress(console) as progress:
         progress.show(REPORT)
-        progress.say("Validating ...")
+        progress.log("Validating ...")
     text = console.file.getvalue()
     assert "image_captioning" in text and "Validating ..." in text
     assert "\x1b[" in text  # the cursor moves
@@ -78,7 +78,7 @@ def test_a_known_peak_gives_the_share_of_it():
 def test_the_end_says_where_the_time_went():
     console = Console(file=io.StringIO(), width=40)
     with Progress(console) as progress:
-        progress.say_total(Interval(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
+        progress.log_total(Interval(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))
     assert console.file.getvalue() == (
         "Time: 0:03:20, of which 84% stepping, 1% waiting for data, 15% compilation.\n"
     )

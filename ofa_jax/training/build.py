@@ -1,0 +1,345 @@
+"""Builds a run from its configuration: every part, checked against the others, nothing compiled.
+
+open the datasets ─▶ check the first batch against the model ─▶ candidate tries
+  ─▶ train program (network, state, step) ─▶ self-critical transform ─▶ initial state ─▶ Run
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from clu import metric_writers
+from etils import epath
+from rich.console import Console
+
+from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Stream
+from ofa_jax.data.task_settings import TaskSettings
+from ofa_jax.decoding import Trie
+from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.rewards import CaptionReward
+from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.sharding import Partitioner, TrainState
+from ofa_jax.tokenizers.processor import SIZES_OF_IMAGES, Processor
+from ofa_jax.training import checks, datasets
+from ofa_jax.training.datasets import RunData
+from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.optimizer import OptimizerConfig
+from ofa_jax.training.run import HostBatch, Run
+from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
+from ofa_jax.training.train_program import (
+    TrainProgram,
+    abstract_batches,
+    build_train_program,
+    loss_groups_of,
+    training_model,
+)
+from ofa_jax.utils.modules import import_task_modules
+
+
+def build_run(
+    model_dir: str,
+    model: OFAConfig,
+    streams: Sequence[Stream],
+    optimizer: OptimizerConfig,
+    loop: LoopConfig,
+    loss: LossConfig | None = None,
+    partitioner: Partitioner | None = None,
+    settings: TaskSettings | None = None,
+    mixture_or_task_module: str | Sequence[str] | None = None,
+    initial_checkpoint_path: str | None = None,
+    initial_resnet_path: str | None = None,
+    seed: int = 0,
+    gradient_accumulation: int = 1,
+    restrict_to_candidates: bool = False,
+    self_critical: SelfCriticalConfig | None = None,
+    train_split: str = "train",
+    validation_split: str | None = "validation",
+    validation_examples: int = 500,
+    baseline_examples: int = 2000,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    peak_flops: float | None = None,
+) -> Run:
+    """Builds every part of a run and checks that the parts fit together; compiles nothing.
+
+    gin knows it as `train`.
+
+    Args:
+      model_dir: where everything of the run goes; an existing run is continued.
+      model: sizes and options.
+      streams: every step takes one batch of each.
+      optimizer: and its schedule.
+      loop: when to log, save and validate.
+      loss: its options; plain cross-entropy when None.
+      partitioner: the mesh; all devices along `data` when None.
+      settings: what the tasks of this project run over; None for other tasks.
+      mixture_or_task_module: module(s) to import, which register tasks and mixtures.
+      initial_checkpoint_path: where a new run takes parameters and batch statistics from.
+      initial_resnet_path: where a new run takes its ResNet from, as torchvision saves a trained
+        one; it replaces that of the checkpoint if both are given.
+      seed: of parameters, order, augmentation and dropout.
+      gradient_accumulation: number of parts into which the batch of a step is cut to save memory;
+        see `step.make_train_step`.
+      restrict_to_candidates: masks the training softmax to the trie of the candidates that each
+        task's `EvalSpec` lists.
+      self_critical: trains on the CIDEr-D of the model's own captions, see
+        `training.self_critical`; None to train on the captions of the data.
+      train_split, validation_split: names of the data's splits; None for no validation.
+      validation_examples: number of examples of each task, the first ones of the split.
+      baseline_examples: number of training examples of each task, the first ones, from which the
+        baselines beside the validation losses are computed.
+      num_threads: threads that make batches.
+      num_workers: processes that make batches; 0 for none.
+      peak_flops: operations per second of one device, which MFU is a share of; the published figure
+        of the device's kind when None. For a CPU, use the rate that `tools.benchmark_step`
+        measures.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
+    """
+    import_task_modules(mixture_or_task_module, settings)
+    if not streams:
+        raise ValueError("train.streams is empty: give at least one Stream.")
+    if self_critical is not None and restrict_to_candidates:
+        raise ValueError(
+            "train.self_critical and train.restrict_to_candidates do not go together: captions "
+            "are not chosen among given candidates; leave one of them out."
+        )
+    peak_flops = checks.checked_peak_flops(peak_flops)
+    if settings is not None:
+        checks.check_codes(model, settings.code_image_size, streams)
+    partitioner = partitioner or Partitioner()
+    model = training_model(_with_vocabulary_size(model, streams, settings), optimizer)
+    checks.check_accumulation(streams, partitioner, gradient_accumulation)
+
+    open_split = functools.partial(
+        RunData.open,
+        streams,
+        seed=seed,
+        partitioner=partitioner,
+        num_threads=num_threads,
+        num_workers=num_workers,
+        settings=settings,
+    )
+    training_data = open_split(train_split, training=True)
+    first_batches = _checked_first_batches(OFA(model), streams, training_data)
+    held_out = open_split(validation_split) if validation_split is not None else None
+
+    candidates = (
+        _candidate_tries(streams, model.vocab_size, settings) if restrict_to_candidates else None
+    )
+    program = build_train_program(
+        model,
+        optimizer,
+        loss,
+        partitioner,
+        loss_groups_of(streams),
+        len(training_data.loader.task_names),
+        seed,
+        gradient_accumulation,
+        candidates,
+    )
+    batch_transform = None
+    if self_critical is not None:
+        batch_transform = _build_self_critical(
+            self_critical, program, training_data, seed, settings
+        )
+    new_state = _initial_state(program, seed, initial_checkpoint_path, initial_resnet_path)
+
+    directory = epath.Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        storage.write_model(directory, model)
+        _save_processor(directory, streams, settings)
+    return Run(
+        model_dir=directory,
+        run_fingerprint=_run_fingerprint(seed, streams, settings),
+        config=loop,
+        partitioner=partitioner,
+        train_step=program.train_step,
+        eval_step=program.eval_step,
+        abstract_state=program.abstract_state,
+        new_state=new_state,
+        batches=training_data.loader.batches,
+        validation_batches=_validation_batches(held_out, validation_examples),
+        baselines=lambda: datasets.baselines(
+            directory,
+            model.vocab_size,
+            training_data,
+            held_out,
+            baseline_examples,
+            validation_examples,
+        ),
+        examples_per_step=sum(stream.batch_size for stream in streams),
+        flops_per_step=program.model_flops(abstract_batches(streams, first_batches)),
+        peak_flops=peak_flops,
+        task_names=training_data.loader.task_names,
+        skipped_records=training_data.loader.skipped_records.total,
+        pad_id=model.pad_id,
+        writer=metric_writers.create_default_writer(
+            str(directory), just_logging=jax.process_index() > 0, asynchronous=False
+        ),
+        console=Console(quiet=jax.process_index() > 0),
+        batch_transform=batch_transform,
+    )
+
+
+def _with_vocabulary_size(
+    model: OFAConfig, streams: Sequence[Stream], settings: TaskSettings | None
+) -> OFAConfig:
+    """Returns the model with the vocabulary size of its tasks; raises ValueError if they differ."""
+    sizes = {
+        stream.name: seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).vocab_size
+        for stream in streams
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "The streams have vocabularies of different sizes "
+            f"({', '.join(f'{name}: {size}' for name, size in sizes.items())}): one model has one "
+            "vocabulary."
+        )
+    return model.replace(vocab_size=next(iter(sizes.values())))
+
+
+def _checked_first_batches(
+    network: OFA, streams: Sequence[Stream], data: RunData
+) -> Mapping[str, HostBatch]:
+    """Returns the batches of step 0, whose records, sizes and lengths are checked by the model."""
+    batches = next(data.loader.batches(0))
+    for stream in streams:
+        checks.check_fits(network, stream, batches[stream.name])
+    return batches
+
+
+def _candidate_tries(
+    streams: Sequence[Stream], vocab_size: int, settings: TaskSettings | None
+) -> dict[str, Trie]:
+    """Returns stream name -> the trie of the candidates that its task allows.
+
+    Raises:
+      ValueError: a task that has no list of candidates.
+    """
+    tries = {}
+    for stream in streams:
+        spec = eval_spec.find(stream.mixture_or_task_name, settings)
+        if spec.candidates is None:
+            raise ValueError(
+                "train.restrict_to_candidates is set, but any text may answer "
+                f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec "
+                "candidates."
+            )
+        encode = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).encode
+        encoded = [encode(candidate) for candidate in spec.candidates()]
+        tries[stream.name] = Trie.from_sequences(encoded, vocab_size)
+    return tries
+
+
+def _build_self_critical(
+    config: SelfCriticalConfig,
+    program: TrainProgram,
+    data: RunData,
+    seed: int,
+    settings: TaskSettings | None,
+) -> SelfCritical:
+    """Builds the transform whose reward is CIDEr-D against the captions of the training records.
+
+    Raises:
+      ValueError: options or data that self-critical training cannot use.
+    """
+    config.check(program.loss)
+    streams = data.loader.streams
+    if len(streams) > 1 or streams[0].name not in data.tasks:
+        raise ValueError(
+            "train.self_critical needs a single stream, of tasks made of records "
+            f"(RecordDataSource and numpy preprocessors); the run has {len(streams)}: "
+            f"{', '.join(stream.mixture_or_task_name for stream in streams)}."
+        )
+    (stream,) = streams
+    records = {task.name: task.records for task in data.tasks[stream.name]}
+    vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).wrapped
+    reward = CaptionReward.of_records(records, vocabulary.decode)
+    return SelfCritical(
+        program.network,
+        config,
+        program.partitioner,
+        stream.name,
+        lambda step, samples: reward(data.loader.origins(step)[stream.name], samples),
+        seed,
+    )
+
+
+def _initial_state(
+    program: TrainProgram,
+    seed: int,
+    initial_checkpoint_path: str | None,
+    initial_resnet_path: str | None,
+) -> Callable[[], TrainState]:
+    """Returns the function that makes the state of step 0; checkpoints are opened here already."""
+    model, abstract = program.network.config, program.abstract_state
+    checkpoint = resnet = None
+    if initial_checkpoint_path is not None:
+        checkpoint = WarmStart.open(initial_checkpoint_path, model)
+    if initial_resnet_path is not None:
+        resnet = ResNetWarmStart.open(initial_resnet_path, model)
+
+    def new_state() -> TrainState:
+        state = program.new_state(seed)
+        if checkpoint is not None:
+            state = checkpoint.take(state, abstract, model)
+        if resnet is not None:
+            state = resnet.take(state, abstract)
+        return state
+
+    return new_state
+
+
+def _save_processor(
+    directory: epath.Path, streams: Sequence[Stream], settings: TaskSettings | None
+) -> None:
+    """Saves what inference needs beside the model, unless the vocabulary is not one of OFA's."""
+    name = streams[0].mixture_or_task_name
+    vocabulary = getattr(seqio_bridge.vocabulary_of(name, settings), "wrapped", None)
+    if vocabulary is None:
+        return
+    processor = Processor(vocabulary)
+    if settings is not None:
+        config = settings.evaluation_config
+        processor = processor.replace(
+            image_tokenizer=getattr(config, "image_tokenizer", None),
+            **{name: getattr(config, name) for name in SIZES_OF_IMAGES if hasattr(config, name)},
+        )
+    image_sizes = [stream.image_size for stream in streams if stream.image_size is not None]
+    if image_sizes:
+        processor = processor.replace(image_size=max(image_sizes))
+    processor.save(directory)
+
+
+def _run_fingerprint(
+    seed: int, streams: Sequence[Stream], settings: TaskSettings | None
+) -> dict[str, Any]:
+    """Returns what must not change when a run is continued; its keys stand in checkpoints."""
+    return {
+        "seed": seed,
+        "streams": [dataclasses.asdict(stream) for stream in streams],
+        "rates": {
+            stream.name: seqio_bridge.rates(stream.mixture_or_task_name, settings)
+            for stream in streams
+        },
+    }
+
+
+def _validation_batches(
+    held_out: RunData | None, num_examples: int
+) -> Callable[[], Iterable[tuple[str, HostBatch]]] | None:
+    """Returns what makes the validation batches; None where there are no fixed examples."""
+    # Tasks in seqio's own order have no fixed examples to be validated on.
+    if held_out is None or not held_out.tasks:
+        return None
+    data = held_out
+    return lambda: data.loader.validation_batches(data.tasks, num_examples)

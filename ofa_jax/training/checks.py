@@ -1,0 +1,74 @@
+"""Checks that the parts of a run fit together, each with a sentence that says what to do."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from ofa_jax.data.features import Stream
+from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.sharding import Partitioner
+from ofa_jax.utils import hardware
+
+
+def check_codes(model: OFAConfig, size: int, streams: Sequence[Stream]) -> None:
+    """Raises ValueError if model and data disagree on the grid of image codes.
+
+    Args:
+      model: whose decoder has a position for each code of the grid.
+      size: pixels a side of the images that the data turns into codes.
+      streams: of the run.
+    """
+    if any(stream.code_targets for stream in streams) and size != model.code_image_size:
+        raise ValueError(
+            f"model_config.code_image_size is {model.code_image_size}, but what is turned into "
+            f"codes is {size} pixels a side: make them equal."
+        )
+
+
+def check_fits(network: OFA, stream: Stream, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError, with the name of the stream, if the model does not take its batches."""
+    try:
+        one = {name: array[:1] for name, array in batch.items()}
+        jax.eval_shape(lambda: network.init(jax.random.key(0), one))
+    except ValueError as error:
+        raise ValueError(f"Stream {stream.name!r} does not fit the model: {error}") from error
+
+
+def check_accumulation(
+    streams: Sequence[Stream], partitioner: Partitioner, gradient_accumulation: int
+) -> None:
+    """Raises ValueError if a part of a batch does not divide over the devices.
+
+    Whole batches are checked by the loader.
+    """
+    parts = gradient_accumulation * partitioner.num_data_shards
+    for stream in streams:
+        if gradient_accumulation > 1 and stream.batch_size % parts:
+            raise ValueError(
+                f"Stream {stream.name!r} has a batch_size of {stream.batch_size}, which does not "
+                f"divide into train.gradient_accumulation = {gradient_accumulation} parts over "
+                f"{partitioner.num_data_shards} devices: make it a multiple of {parts}."
+            )
+
+
+def checked_peak_flops(peak_flops: float | None) -> float | None:
+    """Returns the operations per second that MFU is a share of.
+
+    Args:
+      peak_flops: as given; None for the published figure of this device's kind.
+
+    Returns:
+      None for a kind of device that is not listed.
+
+    Raises:
+      ValueError: a number that is not positive.
+    """
+    if peak_flops is None:
+        return hardware.peak_flops(jax.devices()[0].device_kind)
+    if peak_flops <= 0:
+        raise ValueError(
+            f"train.peak_flops is {peak_flops}; give the operations per second of one device, e.g. "
+            "1.3e11, or None."
+        )
+    return peak_flops
