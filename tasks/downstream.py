@@ -33,7 +33,7 @@ def add_task(
       describe: from the settings of a run to the specification of the evaluation.
     """
     registration.add_task(name, DOWNSTREAM, data, DATA[data][1], SPLITS, task)
-    eval_spec.register_later(name, functools.partial(_describe, describe))
+    eval_spec.register_factory(name, functools.partial(_describe, describe))
 
 
 def _describe(describe: Callable[[DownstreamSettings], EvalSpec], settings: Any) -> EvalSpec:

@@ -30,7 +30,7 @@ BOX_DECODING = DecodingConfig(max_length=4, min_length=4, no_repeat_ngram_size=3
 def register() -> None:
     """Registers a specification for each objective."""
     for task, describe in _DESCRIPTIONS.items():
-        eval_spec.register_later(task, functools.partial(_describe, task, describe))
+        eval_spec.register_factory(task, functools.partial(_describe, task, describe))
 
 
 def _describe(

@@ -61,7 +61,7 @@ def _register(
 ) -> None:
     function, kind = objectives.OBJECTIVES[objective], objectives.RECORD_KIND[objective]
     add_pretraining_task(name, kind, function, open_records)
-    eval_spec.register_later(name, functools.partial(_renamed, name, objective))
+    eval_spec.register_factory(name, functools.partial(_renamed, name, objective))
 
 
 for _objective in QUESTIONS:

@@ -1,5 +1,4 @@
-"""`python -m ofa_jax.infer` as people call it: killed and started again, bad inputs, every
-mistake."""
+"""`python -m ofa_jax.infer`: killed and resumed jobs, invalid inputs, mistakes of the user."""
 
 import base64
 import contextlib
@@ -27,6 +26,7 @@ from ofa_jax.checkpoints import storage
 from ofa_jax.data.seqio_vocabulary import SeqioVocabulary
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
+from ofa_jax.inference import build
 from ofa_jax.tokenizers.processor import Processor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def run_directory(small_scenes, tmp_path_factory):
     """Random parameters, with the vocabulary and the codes of the small scenes."""
     directory = tmp_path_factory.mktemp("run")
     scenes = Scenes(str(small_scenes))
-    interface = Processor(
+    processor = Processor(
         scenes.vocabulary(64),
         scenes.image_tokenizer(),
         image_size=64,
@@ -49,21 +49,21 @@ def run_directory(small_scenes, tmp_path_factory):
         infill_image_size=64,
     )
     config = SMALL.replace(
-        vocab_size=interface.vocabulary.vocab_size,
+        vocab_size=processor.vocabulary.vocab_size,
         max_source_positions=64,
         max_target_positions=64,
         code_image_size=32,
     )
     storage.save_variables(str(directory), random_variables(config), step=5)
     storage.write_model(str(directory), config)
-    interface.save(str(directory))
+    processor.save(str(directory))
     return directory
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    """JSON lines with images as files and as base64, without, and with all that can be wrong."""
-    folder = tmp_path_factory.mktemp("questions")
+def requests(tmp_path_factory):
+    """JSON lines with images as files or base64, without images, and with invalid ones."""
+    folder = tmp_path_factory.mktemp("requests")
     rng = np.random.default_rng(0)
     lines = []
     for number in range(COUNT):
@@ -94,17 +94,17 @@ def questions(tmp_path_factory):
             "instruction": "what is in the region?",
         }
     )
-    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "questions.jsonl"
+    (folder / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "requests.jsonl"
 
 
-def flags(run_directory, questions, output, *others):
+def flags(run_directory, requests, output, *others):
     return [
         RUN,
         f"--gin.CHECKPOINT='{run_directory}'",
         f"--gin.OUTPUT_DIR='{output}'",
         "--gin.INPUTS=@JsonLines()",
-        f"--gin.JsonLines.path='{questions}'",
+        f"--gin.JsonLines.path='{requests}'",
         *SHAPES,
         *others,
     ]
@@ -123,21 +123,21 @@ def call(monkeypatch):
     gin.clear_config()
 
 
-def answers(output):
-    """All lines of all files, as they stand there."""
+def read_lines(output):
+    """Returns the lines of all output files."""
     paths = sorted(pathlib.Path(output).glob("answers-*.jsonl"))
     return [line for path in paths for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run_directory, questions, tmp_path_factory):
-    """The output of a job that nothing happened to, and what it said."""
-    output, said = tmp_path_factory.mktemp("undisturbed"), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+def uninterrupted(run_directory, requests, tmp_path_factory):
+    """Returns the output directory of an uninterrupted job, and what it printed."""
+    output, printed = tmp_path_factory.mktemp("uninterrupted"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.chdir(ROOT)
         gin.clear_config()
-        assert infer.main(flags(run_directory, questions, output)) == 0
-    return output, said.getvalue()
+        assert infer.main(flags(run_directory, requests, output)) == 0
+    return output, printed.getvalue()
 
 
 def command(*arguments):
@@ -148,16 +148,16 @@ def environment():
     return os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
-def test_every_input_has_its_line_and_bad_ones_say_why(undisturbed):
-    output, said = undisturbed
-    lines = [json.loads(line) for line in answers(output)]
+def test_every_input_has_its_line_and_invalid_ones_an_error(uninterrupted):
+    output, printed = uninterrupted
+    lines = [json.loads(line) for line in read_lines(output)]
     expected = [f"n{number}" for number in range(COUNT)]
-    expected[3:7] = ["questions.jsonl:4", "lost", "half", "mute"]
+    expected[3:7] = ["requests.jsonl:4", "lost", "half", "mute"]
     expected[8:10] = ["long", "out"]
     assert [line["id"] for line in lines] == expected
     errors = {line["id"]: line["error"] for line in lines if "error" in line}
     for identity, sentence in {
-        "questions.jsonl:4": "It is no JSON",
+        "requests.jsonl:4": "It is not JSON",
         "lost": "'lost.png' is neither a file nor base64",
         "half": "image cannot be decoded",
         "mute": "It has no instruction",
@@ -168,32 +168,32 @@ def test_every_input_has_its_line_and_bad_ones_say_why(undisturbed):
     good = lines[0]
     assert set(good) == {"id", "instruction", "answer", "score", "box"} and len(good["box"]) == 4
     assert len({line["score"] for line in lines if "score" in line}) == COUNT - 5
-    assert f"{COUNT} inputs; {COUNT // SHARD} files of answers to write" in said
-    assert f"Done: {COUNT} answers, 5 of them errors; {COUNT} answered now in" in said
-    assert "1 instructions were too long for source_length and were cut" in said
+    assert f"{COUNT} inputs; writing {COUNT // SHARD} output files" in printed
+    assert f"Done: {COUNT} predictions, 5 of them errors; {COUNT} decoded now in" in printed
+    assert "1 instructions were longer than source_length and truncated" in printed
 
 
-def test_the_answers_are_those_of_the_predictor(run_directory, questions, undisturbed):
-    """float32: 1e-5 relative."""
+def test_the_predictions_equal_those_of_the_predictor(run_directory, requests, uninterrupted):
+    """Scores in float32 within 1e-5 relative."""
     predictor = ofa_jax.Predictor(run_directory, source_lengths=[32])
-    lines = [json.loads(line) for line in answers(undisturbed[0])]
+    lines = [json.loads(line) for line in read_lines(uninterrupted[0])]
     for number in (1, 7, 20):
         found = predictor.predict(
-            questions.parent / f"{number}.png",
+            requests.parent / f"{number}.png",
             f'which region does the text "{number} dogs" describe?',
         )
         np.testing.assert_allclose(lines[number]["box"], found.boxes[0], rtol=1e-6)
         assert lines[number]["score"] == pytest.approx(found.score, rel=1e-5)
 
 
-def test_a_job_that_is_killed_ends_with_the_lines_of_one_that_was_not(
-    run_directory, questions, undisturbed, tmp_path
+def test_a_killed_job_resumes_and_writes_the_same_lines(
+    run_directory, requests, uninterrupted, tmp_path
 ):
-    """kill -9 after some file; no line is lost, doubled or changed."""
+    """Kills the job after its first file; no line is lost, doubled or changed."""
     lives = []
     for life in range(2):
         process = subprocess.Popen(
-            command(run_directory, questions, tmp_path),
+            command(run_directory, requests, tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -206,31 +206,31 @@ def test_a_job_that_is_killed_ends_with_the_lines_of_one_that_was_not(
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
-        said, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=300)
         lives.append((process.returncode, before))
         if process.returncode == 0:
             break
     assert lives[0][0] == -signal.SIGKILL and lives[-1][0] == 0
     assert len(lives) == 2 and lives[-1][1] < COUNT // SHARD, "it was killed in the middle"
-    assert f"going on: {lives[-1][1]} of {COUNT // SHARD} files" in said
-    assert answers(tmp_path) == answers(undisturbed[0])
+    assert f"resuming: {lives[-1][1]} of {COUNT // SHARD} output files" in printed
+    assert read_lines(tmp_path) == read_lines(uninterrupted[0])
 
 
-def test_a_job_that_is_done_says_so_and_does_nothing(
-    call, run_directory, questions, undisturbed, capsys, monkeypatch
+def test_a_finished_job_does_nothing(
+    call, run_directory, requests, uninterrupted, capsys, monkeypatch
 ):
-    output, _ = undisturbed
+    output, _ = uninterrupted
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    monkeypatch.setattr(infer.loading, "load", None)
-    assert call(*flags(run_directory, questions, output)) == 0
-    said = capsys.readouterr().out
-    assert f"this job is done: all {COUNT // SHARD} files of answers" in said
-    assert f"Done: {COUNT} answers, 5 of them errors. They are in" in said
+    monkeypatch.setattr(build, "load_model", None)
+    assert call(*flags(run_directory, requests, output)) == 0
+    printed = capsys.readouterr().out
+    assert f"this job is finished: {COUNT // SHARD} output files" in printed
+    assert f"Done: {COUNT} predictions, 5 of them errors. They are in" in printed
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
 
-def test_two_hosts_write_disjoint_files_that_are_those_of_one(
-    call, run_directory, questions, undisturbed, tmp_path, capsys
+def test_two_hosts_together_write_the_files_of_one(
+    call, run_directory, requests, uninterrupted, tmp_path, capsys
 ):
     written = []
     for host in range(2):
@@ -238,7 +238,7 @@ def test_two_hosts_write_disjoint_files_that_are_those_of_one(
             call(
                 *flags(
                     run_directory,
-                    questions,
+                    requests,
                     tmp_path,
                     f"--gin.infer.host={host}",
                     "--gin.infer.num_hosts=2",
@@ -249,18 +249,18 @@ def test_two_hosts_write_disjoint_files_that_are_those_of_one(
         assert f"Host {host} of 2: {COUNT} inputs" in capsys.readouterr().out
         written.append({path.name for path in tmp_path.glob("answers-*.jsonl")})
     assert len(written[0]) == 8 and len(written[1]) == COUNT // SHARD
-    assert answers(tmp_path) == answers(undisturbed[0])
+    assert read_lines(tmp_path) == read_lines(uninterrupted[0])
 
 
-def test_a_folder_of_images_and_codes_with_their_images(
-    call, run_directory, questions, tmp_path, capsys
+def test_codes_of_an_image_folder_are_written_with_their_images(
+    call, run_directory, requests, tmp_path, capsys
 ):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
-        (folder / f"{number}.png").write_bytes((questions.parent / f"{number}.png").read_bytes())
+        (folder / f"{number}.png").write_bytes((requests.parent / f"{number}.png").read_bytes())
     (folder / "2.png").write_bytes(b"no image")
-    output = tmp_path / "answers"
+    output = tmp_path / "predictions"
     assert (
         call(
             RUN,
@@ -273,22 +273,22 @@ def test_a_folder_of_images_and_codes_with_their_images(
         )
         == 0
     )
-    lines = [json.loads(line) for line in answers(output)]
+    lines = [json.loads(line) for line in read_lines(output)]
     assert [line["id"] for line in lines] == ["0.png", "1.png", "2.png", "3.png"]
     assert "error" in lines[2] and lines[3]["image"] == "images/00000/000003.png"
-    interface = Processor.load(run_directory)
+    processor = Processor.load(run_directory)
     for line in (lines[0], lines[1], lines[3]):
         with Image.open(output / line["image"]) as image:
             codes = np.array(line["codes"]).reshape(1, 4, 4)
             np.testing.assert_array_equal(
-                np.asarray(image), interface.image_tokenizer.decode(codes)[0]
+                np.asarray(image), processor.image_tokenizer.decode(codes)[0]
             )
-    assert "Done: 4 answers, 1 of them errors" in capsys.readouterr().out
+    assert "Done: 4 predictions, 1 of them errors" in capsys.readouterr().out
 
 
-def test_the_originals_tsv_with_allowed_answers(call, run_directory, questions, tmp_path):
+def test_an_official_tsv_with_candidates(call, run_directory, requests, tmp_path):
     encoded = [
-        base64.urlsafe_b64encode((questions.parent / f"{n}.png").read_bytes()).decode()
+        base64.urlsafe_b64encode((requests.parent / f"{n}.png").read_bytes()).decode()
         for n in range(3)
     ]
     rows = [f"{n}\t{n}\t{encoded[n]}\ta dog is here\tpremise\tentailment" for n in range(3)]
@@ -304,18 +304,18 @@ def test_the_originals_tsv_with_allowed_answers(call, run_directory, questions, 
                 f"--gin.Tsv.path='{tmp_path / 'e.tsv'}'",
                 "--gin.Tsv.layout='snli_ve'",
                 "--gin.Tsv.instruction='does the image describe \" {hypothesis} \"?'",
-                f"--gin.infer.answers_file='{tmp_path / 'words.txt'}'",
+                f"--gin.infer.candidates_file='{tmp_path / 'words.txt'}'",
                 f"--gin.infer.score_all={scored}",
                 *SHAPES,
             )
             == 0
         )
-        lines = [json.loads(line) for line in answers(tmp_path / str(number))]
+        lines = [json.loads(line) for line in read_lines(tmp_path / str(number))]
         assert [line["id"] for line in lines] == ["0", "1", "2"]
         assert {line["answer"] for line in lines} <= {"yes", "no", "maybe"}
 
 
-def test_a_seqio_task_is_asked_as_it_is_trained(
+def test_a_seqio_task_has_the_inputs_of_training(
     call, run_directory, small_scenes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
@@ -338,7 +338,7 @@ def test_a_seqio_task_is_asked_as_it_is_trained(
         )
         == 0
     )
-    lines = [json.loads(line) for line in answers(tmp_path)]
+    lines = [json.loads(line) for line in read_lines(tmp_path)]
     assert [line["instruction"] for line in lines] == ["what does the image describe?"] * 4
     record = Scenes(str(small_scenes)).records("captions", "validation")[2]
     predictor = ofa_jax.Predictor(run_directory, source_lengths=[32])
@@ -352,7 +352,7 @@ def test_a_seqio_task_is_asked_as_it_is_trained(
 
 @pytest.fixture
 def tensor_task(small_scenes):
-    """The name of a task of eight questions that is made of tensors."""
+    """Registers a task of eight examples with tf.data preprocessors; returns its name."""
     vocabulary = Scenes(str(small_scenes)).vocabulary(64)
     ids = [vocabulary.encode(f" what is {n}?", add_bos=True, add_eos=True) for n in range(8)]
     data = {
@@ -361,7 +361,7 @@ def tensor_task(small_scenes):
     }
     feature = seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False)
     seqio.TaskRegistry.add(
-        "questions_of_tensors",
+        "tensor_examples",
         seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(data),
             ["test"],
@@ -369,13 +369,11 @@ def tensor_task(small_scenes):
         preprocessors=[],
         output_features={"inputs": feature, "targets": feature},
     )
-    yield "questions_of_tensors"
-    seqio.TaskRegistry.remove("questions_of_tensors")
+    yield "tensor_examples"
+    seqio.TaskRegistry.remove("tensor_examples")
 
 
-def test_a_task_that_only_seqio_can_read_goes_on_where_it_was(
-    call, run_directory, tmp_path, tensor_task
-):
+def test_a_sequential_seqio_task_resumes(call, run_directory, tmp_path, tensor_task):
     arguments = [
         RUN,
         f"--gin.CHECKPOINT='{run_directory}'",
@@ -386,23 +384,23 @@ def test_a_task_that_only_seqio_can_read_goes_on_where_it_was(
         "--gin.SHARD_SIZE=3",
     ]
     assert call(*arguments) == 0
-    before = answers(tmp_path)
+    before = read_lines(tmp_path)
     assert [json.loads(line)["instruction"] for line in before] == [
         f"what is {n}?" for n in range(8)
     ]
     (tmp_path / "answers-00001-of-00003.jsonl").unlink()
     assert call(*arguments) == 0
-    assert answers(tmp_path) == before
+    assert read_lines(tmp_path) == before
 
 
 MISTAKES = {
-    "inputs that are not there": (
+    "missing inputs": (
         ["--gin.JsonLines.path='nowhere.jsonl'"],
         "There is no file nowhere.jsonl",
     ),
     "inputs that are a string": (
-        ["--gin.INPUTS='questions.jsonl'"],
-        "INPUTS is 'questions.jsonl'; give one of @JsonLines(), @Tsv()",
+        ["--gin.INPUTS='requests.jsonl'"],
+        "INPUTS is 'requests.jsonl'; give one of @JsonLines(), @Tsv()",
     ),
     "an empty folder": (
         [
@@ -413,7 +411,7 @@ MISTAKES = {
         "There is no image in docs: check INPUTS.",
     ),
     "a checkpoint": (["--gin.CHECKPOINT='nowhere'"], "There is no checkpoint in nowhere"),
-    "files of parts of batches": (
+    "shards of partial batches": (
         ["--gin.BATCH_SIZE=4"],
         "infer.shard_size is 6, which is no multiple of infer.batch_size",
     ),
@@ -421,19 +419,19 @@ MISTAKES = {
         ["--gin.infer.host=2", "--gin.infer.num_hosts=2"],
         "infer.host is 2 of 2: hosts are",
     ),
-    "a place that is no disk": (
+    "an object store": (
         ["--gin.OUTPUT_DIR='gs://bucket/x'"],
-        "answers are written to a disk or a mount",
+        "output files are written to a disk or a mount",
     ),
-    "a length beyond the positions": (
+    "a source length beyond the positions": (
         ["--gin.SOURCE_LENGTH=65"],
         "infer.source_length is 65, but the model has 64 positions",
     ),
-    "an answer beyond the positions": (
+    "a target length beyond the positions": (
         ["--gin.infer.decoding=@DecodingConfig()", "--gin.DecodingConfig.max_length=64"],
         "the output with its eos is 65 tokens long, the model has 64 positions",
     ),
-    "a file of answers": (["--gin.infer.answers_file='nowhere'"], "There is no file nowhere"),
+    "a candidates file": (["--gin.infer.candidates_file='nowhere'"], "There is no file nowhere"),
     "a task": (
         ["--gin.INPUTS=@TaskInputs()", "--gin.TaskInputs.task='image_captoning'"],
         "No task or mixture is called 'image_captoning'. Did you mean image_captioning?",
@@ -444,32 +442,32 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
-    mistake, call, run_directory, questions, tmp_path, capsys
+def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
+    mistake, call, run_directory, requests, tmp_path, capsys
 ):
-    others, sentence = MISTAKES[mistake]
+    others, message = MISTAKES[mistake]
     arguments = (
-        [RUN] if others is None else flags(run_directory, questions, tmp_path / "out", *others)
+        [RUN] if others is None else flags(run_directory, requests, tmp_path / "out", *others)
     )
     with pytest.raises(SystemExit) as ended:
         call(*arguments)
     assert ended.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and "\n" not in error
-    assert sentence in error, error
-    assert not (tmp_path / "out" / "job.json").exists()  # the right one can be started there
+    assert message in error, error
+    assert not (tmp_path / "out" / "job.json").exists()  # the corrected job can be started there
 
 
-def test_another_job_in_the_same_place_is_refused(
-    call, run_directory, questions, undisturbed, capsys
+def test_another_job_in_the_same_directory_is_refused(
+    call, run_directory, requests, uninterrupted, capsys
 ):
     with pytest.raises(SystemExit) as ended:
-        call(*flags(run_directory, questions, undisturbed[0], "--gin.SOURCE_LENGTH=40"))
+        call(*flags(run_directory, requests, uninterrupted[0], "--gin.SOURCE_LENGTH=40"))
     assert ended.value.code == 2
     assert "was begun with source_length = 32, and is 40 now" in capsys.readouterr().err
 
 
-def test_a_job_whose_inputs_are_all_bad_fails(call, run_directory, tmp_path, capsys):
+def test_a_job_with_only_invalid_inputs_fails(call, run_directory, tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text('{"instruction": "?", "image": "lost.png"}\n' * 3)
     assert call(*flags(run_directory, tmp_path / "q.jsonl", tmp_path / "out")) == 1
-    assert "Done: 3 answers, 3 of them errors" in capsys.readouterr().out
+    assert "Done: 3 predictions, 3 of them errors" in capsys.readouterr().out

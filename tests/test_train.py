@@ -116,9 +116,9 @@ def test_the_run_directory_alone_is_enough_to_ask_the_model(call, runs, small_sc
     moved = shutil.copytree(runs / "whole", tmp_path / "moved")
     scenes = Scenes(str(small_scenes))
     predictor = ofa_jax.Predictor(moved, source_lengths=[32], beam_size=2)
-    interface = predictor.loaded.interface
-    assert interface.vocabulary == scenes.vocabulary(64)
-    assert interface.image_size == interface.max_image_size == interface.infill_image_size == 64
+    processor = predictor.loaded.processor
+    assert processor.vocabulary == scenes.vocabulary(64)
+    assert processor.image_size == processor.max_image_size == processor.infill_image_size == 64
     image = scenes.records("images", "validation")[0]["image"]
     found = predictor.predict(image, "what is the image in the middle part?")
     expected = scenes.image_tokenizer().decode(found.codes.reshape(1, 4, 4))[0]

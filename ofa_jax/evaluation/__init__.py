@@ -1,5 +1,7 @@
 """Evaluation: how each task is decoded and scored, and the metrics.
 
+build               builds an evaluation: checkpoints, tasks, model
+run                 evaluates every selected checkpoint
 eval_spec           EvalSpec: how a task is decoded, parsed and scored; the registry of all tasks
 load_tasks          from the names of seqio tasks to tasks that are ready to be evaluated
 eval_sources        the examples of a task as batches

@@ -71,44 +71,44 @@ class EvalSpec:
 _registry: dict[str, Callable[[Any], EvalSpec]] = {}
 
 
-def register(judging: EvalSpec) -> EvalSpec:
-    """Makes a description known; the last one of a task counts.
+def register(spec: EvalSpec) -> EvalSpec:
+    """Registers a spec under the name of its task, in place of an earlier one.
 
     Returns:
-      The description.
+      The spec.
     """
-    register_later(judging.task, lambda settings: judging)
-    return judging
+    register_factory(spec.task, lambda settings: spec)
+    return spec
 
 
-def register_later(task: str, describe: Callable[[Any], EvalSpec]) -> None:
-    """Registers a specification that follows from the settings of a run.
+def register_factory(task: str, make_spec: Callable[[Any], EvalSpec]) -> None:
+    """Registers a spec that depends on the settings of a run.
 
     Args:
       task: name in the seqio registry.
-      describe: from the settings of a run (None for the defaults) to the specification.
+      make_spec: settings of a run (None for the task's defaults) -> the spec.
     """
-    _registry[task] = describe
+    _registry[task] = make_spec
 
 
-def is_known(task: str) -> bool:
-    """Whether a task has a description."""
+def is_registered(task: str) -> bool:
+    """Returns whether a task has a spec."""
     return task in _registry
 
 
 def find(task: str, settings: Any = None) -> EvalSpec:
-    """Returns the specification of a task under the settings of a run.
+    """Returns the spec of a task under the settings of a run.
 
     Args:
       task: name in the seqio registry.
-      settings: of the run; None for the task's defaults.
+      settings: settings of the run; None for the task's defaults.
 
     Raises:
       ValueError: there is none; names the nearest one.
     """
     if task not in _registry:
         raise ValueError(
-            f"Task {task!r} has no description of how it is judged: register an "
-            f"ofa_jax.evaluation.EvalSpec for it beside the task.{nearest(task, _registry)}"
+            f"Task {task!r} has no EvalSpec: register an ofa_jax.evaluation.EvalSpec beside the "
+            f"task.{nearest(task, _registry)}"
         )
     return _registry[task](settings)

@@ -1,8 +1,13 @@
-"""A trained model at work: asked in Python (`predictor`), or over many inputs (`job`).
+"""Inference: `ofa_jax.Predictor` in Python, and jobs over many inputs.
 
-interface     what stands between a model and people: vocabulary, image tokenizer, image sizes
-loading       a checkpoint, ours or the original's, with its interface
-requests      an image and an instruction to a model's features, and what was written back
-sources       where many inputs come from: JSON lines, TSV, folders of images
-shards        answers on disk: files that are complete or not there
+predictor     predicts outputs for images and instructions, one at a time or in batches
+loading       loads a checkpoint with its vocabulary, image tokenizer and image sizes
+presets       decode presets: how each task is decoded
+requests      converts an image and an instruction to model features
+predictions   converts generated tokens to text, boxes and images
+sources       sources of many requests: JSON lines, TSV files, folders of images
+task_inputs   the examples of a seqio task as inputs
+build         builds a job
+job           decodes many requests and writes them shard by shard
+shards        output files that are complete or absent
 """

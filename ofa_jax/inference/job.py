@@ -1,11 +1,10 @@
-"""Many requests, answered batch by batch and written shard by shard.
+"""Batch inference: decodes many requests batch by batch and writes them shard by shard.
 
-    requests ─▶ threads: read, decode, resize, encode ─▶ device: answer ─▶ shards
-               (at most a few batches ahead)              (one batch ahead of the reading)
+    requests ─▶ threads: read, decode, resize, encode ─▶ device: decode ─▶ shards
+               (at most a few batches ahead)              (one batch ahead of the writing)
 
-Batch b of size G asks the inputs [b * G, (b + 1) * G), and a shard holds whole batches. So an input
-is always asked beside the same others, and a job that was killed ends with the lines of one that
-was not.
+Batch b of size G has the inputs [b * G, (b + 1) * G), and a shard has whole batches. So an input is
+always in the same batch, and a job that was killed and restarted writes the same lines.
 """
 
 import dataclasses
@@ -19,226 +18,259 @@ import numpy as np
 
 from ofa_jax.data.features import Batch, Stream, empty_features, to_features
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
-from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource, RandomAccessBatches
+from ofa_jax.evaluation.eval_sources import (
+    EvalBatch,
+    EvalExample,
+    EvalSource,
+    RandomAccessBatches,
+)
+from ofa_jax.evaluation.pipeline import decode_batches
 from ofa_jax.inference import requests
 from ofa_jax.inference.loading import LoadedModel
-from ofa_jax.inference.requests import DecodePreset, Prediction, Request
+from ofa_jax.inference.predictions import Prediction, parse_prediction, to_png
+from ofa_jax.inference.presets import DecodePreset
+from ofa_jax.inference.requests import Request
 from ofa_jax.inference.shards import Shards
-from ofa_jax.inference.sources import Source
+from ofa_jax.inference.sources import RequestSource
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.processor import Processor
 
 _BATCHES_AHEAD = 2
-_SECONDS_BETWEEN_LINES = 10
+_SECONDS_BETWEEN_LOGS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked(EvalExample):
-    """A question, and whether its instruction was too long and was cut."""
+class RequestExample(EvalExample):
+    """A request, and whether its instruction was truncated to the source length."""
 
-    cut: bool = False
+    is_truncated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class RequestEvalSource:
-    """The requests of a source as batches; threads make them ahead.
+    """The requests of a source as batches, prepared ahead by threads.
 
     Attributes:
-      source: of the requests.
-      interface: of the model.
-      how: all are asked.
+      source: the requests.
+      processor: vocabulary and image sizes of the model.
+      preset: how images are preprocessed.
       stream: shapes and batch size.
-      num_threads: that read, decode and resize.
+      num_threads: threads that read, decode and resize.
     """
 
-    source: Source
-    interface: Processor
-    how: DecodePreset
+    source: RequestSource
+    processor: Processor
+    preset: DecodePreset
     stream: Stream
     num_threads: int = 2
 
     @functools.cached_property
     def num_examples(self) -> int:
-        """Of all hosts."""
+        """The number of requests over all hosts."""
         return len(self.source)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
-        """See `EvalSource`."""
+        """Yields batches, see `EvalSource`."""
         options = grain.ReadOptions(
             num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD
         )
-        size = self.stream.batch_size
-        rows = lambda number: range(number * size, (number + 1) * size)  # noqa: E731
-        source = RandomAccessBatches(tuple(numbers), rows, self.row)
-        yield from grain.MapDataset.source(source).to_iter_dataset(options)
+        batches = RandomAccessBatches(tuple(numbers), self._example_indices, self.make_row)
+        yield from grain.MapDataset.source(batches).to_iter_dataset(options)
 
-    def row(self, index: int) -> tuple[Batch, Asked | None]:
-        """The features of a request; an empty row if there is none, or a bad one."""
+    def _example_indices(self, number: int) -> range:
+        """Returns the requests of a batch; the last ones may not exist."""
+        size = self.stream.batch_size
+        return range(number * size, (number + 1) * size)
+
+    def make_row(self, index: int) -> tuple[Batch, RequestExample | None]:
+        """Returns a row; it is empty if the request does not exist or is invalid."""
         if index >= self.num_examples:
             return empty_features(self.stream, 0), None
         identity, instruction = self.source.location(index), ""
         try:
             entry = self.source[index]
             identity, instruction = entry.id, entry.instruction
-            encoded = entry.encoded()
+            encoded = entry.read_image()
             if encoded is not None and self.stream.image_size is None:
                 raise InvalidRecordError("it has an image, but the job's image_size is 0")
             image = None if encoded is None else images.decode(encoded)
             request = Request(entry.instruction, image, entry.region)
-            example, view = requests.make(request, self.interface, self.how)
+            example, transform = requests.encode_request(request, self.processor, self.preset)
         except (ValueError, OSError) as error:
             reason = str(error)
-            return empty_features(self.stream, 0), Asked(
+            return empty_features(self.stream, 0), RequestExample(
                 index,
                 getattr(error, "id", identity),
                 instruction,
                 error=reason[:1].upper() + reason[1:],
             )
-        cut = len(example["inputs"]) > self.stream.task_feature_lengths["inputs"]
-        rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
+        is_truncated = len(example["inputs"]) > self.stream.task_feature_lengths["inputs"]
+        rng = np.random.default_rng(0)  # inference samples no patches, so nothing is drawn
         features = to_features(example, self.stream, 0, rng)
-        return features, Asked(index, identity, instruction, box_transform=view, cut=cut)
+        return features, RequestExample(
+            index, identity, instruction, box_transform=transform, is_truncated=is_truncated
+        )
 
 
 # ---------------------------------------------------------------------------------- the job
 
 
+def print_line(message: str) -> None:
+    """Prints a line at once, even into a pipe."""
+    print(message, flush=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class JobSummary:
     """What a host has done.
 
     Attributes:
-      lines: of its finished shards, in this life and before.
-      errors: of these lines.
-      answered: requests of this life, errors included.
-      cut: instructions of this life that were too long.
-      seconds: of this life's asking and writing.
+      lines: lines of its finished shards, from this run and earlier ones.
+      errors: how many of these lines are errors.
+      decoded: requests of this run, including errors.
+      truncated: how many instructions of this run were truncated.
+      seconds: time of this run's decoding and writing.
     """
 
     lines: int
     errors: int
-    answered: int
-    cut: int
+    decoded: int
+    truncated: int
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Asker:
-    """What is needed as long as there are requests without an answer.
+class RequestPipeline:
+    """A model and all requests of a job.
 
     Attributes:
       loaded: the model.
-      answerer: asks it.
-      questions: all requests.
-      batch_size: of a batch.
+      decoder: decodes a batch.
+      source: all requests.
+      batch_size: requests per batch.
     """
 
     loaded: LoadedModel
-    answerer: BatchDecoder
-    questions: EvalSource
+    decoder: BatchDecoder
+    source: EvalSource
     batch_size: int
 
-    def answered(
-        self, numbers: Sequence[int]
-    ) -> Iterator[tuple[DecodedBatch, Sequence[EvalExample | None]]]:
-        """Batches with their answers; the device has the next one while one is read."""
-        waiting = None
-        for number, features, rows in self.questions.batches(numbers):
-            started = self.answerer.start(self.loaded.variables, features, number)
-            if waiting is not None:
-                yield self.answerer.finish(waiting[0]), waiting[1]
-            waiting = started, rows
-        if waiting is not None:
-            yield self.answerer.finish(waiting[0]), waiting[1]
+    def decode(self, numbers: Sequence[int]) -> Iterator[tuple[EvalBatch, DecodedBatch]]:
+        """Yields batches with their hypotheses."""
+        return decode_batches(self.decoder, self.loaded.variables, self.source.batches(numbers))
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A host's part of a job.
+    """A host's share of a job.
 
     Attributes:
-      asker: None if all hosts have answered everything.
-      shards: where answers go; a shard has whole batches.
+      pipeline: decodes the requests; None if the job is finished on all hosts.
+      shards: the output files; a shard has whole batches.
       host, num_hosts: this host's share.
-      say: tells people how far it is.
+      log: reports the progress.
     """
 
-    asker: Asker | None
+    pipeline: RequestPipeline | None
     shards: Shards
     host: int = 0
     num_hosts: int = 1
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print_line
 
     @property
     def share(self) -> range:
         """This host's shards."""
         return self.shards.share(self.host, self.num_hosts)
 
-    def run(self) -> Counts:
-        """Answers what is not answered yet.
+    def run(self) -> JobSummary:
+        """Decodes and writes all unfinished shards of this host.
 
         Raises:
-          OSError: answers cannot be written; what is written stays.
-          ShardError: a shard was changed by hand.
+          OSError: an output file cannot be written; finished files stay.
+          ShardError: an output file was changed after it was written.
         """
-        todo = self.shards.unfinished(self.share) if self.asker is not None else []
-        numbers = [number for shard in todo for number in self._batches_of(shard)]
-        began = last = time.monotonic()
-        answered = cut = 0
-        lines: list[dict[str, Any]] = []
-        image_files: dict[str, bytes] = {}
-        for found, rows in self.asker.answered(numbers) if numbers else ():
-            for row, asked in enumerate(rows):
-                if asked is None:
-                    continue
-                shard = asked.index // self.shards.size
-                lines.append(self._line(asked, found, row, shard, image_files))
-                answered, cut = answered + 1, cut + getattr(asked, "cut", False)
-            if lines and len(lines) == len(self.shards.inputs(shard)):
-                self.shards.write(shard, lines, image_files)
-                lines, image_files = [], {}
+        start = time.monotonic()
+        decoded = truncated = 0
+        if self.pipeline is not None:
+            decoded, truncated = self._decode(self.pipeline, start)
+        seconds = time.monotonic() - start
+        lines, errors = self.shards.count_lines(self.share)
+        return JobSummary(lines, errors, decoded, truncated, seconds)
+
+    def _decode(self, pipeline: RequestPipeline, start: float) -> tuple[int, int]:
+        """Decodes the unfinished shards; returns how many requests, and how many truncated."""
+        todo = self.shards.unfinished(self.share)
+        numbers = [
+            number for shard in todo for number in self._batches_of(shard, pipeline.batch_size)
+        ]
+        writer = _ShardWriter(self.shards, pipeline.loaded.processor)
+        last_log = start
+        for batch, decoded in pipeline.decode(numbers) if numbers else ():
+            writer.add(batch, decoded)
             now = time.monotonic()
-            if now - last > _SECONDS_BETWEEN_LINES:
-                last = now
-                self.say(
-                    f"In file {shard + 1} of {self.shards.count}: {answered:,} answers, "
-                    f"{answered / (now - began):.1f} a second."
+            if now - last_log > _SECONDS_BETWEEN_LOGS:
+                last_log = now
+                self.log(
+                    f"File {writer.shard + 1} of {self.shards.count}: {writer.decoded:,} "
+                    f"predictions, {writer.decoded / (now - start):.1f} per second."
                 )
-        seconds = time.monotonic() - began
-        total, errors = self.shards.tally(self.share)
-        return Counts(total, errors, answered, cut, seconds)
+        return writer.decoded, writer.truncated
 
-    def _batches_of(self, shard: int) -> range:
-        inputs, size = self.shards.inputs(shard), self.asker.batch_size
-        return range(inputs.start // size, -(-inputs.stop // size))
+    def _batches_of(self, shard: int, batch_size: int) -> range:
+        """Returns the batches of a shard."""
+        inputs = self.shards.inputs(shard)
+        return range(inputs.start // batch_size, -(-inputs.stop // batch_size))
 
-    def _line(
-        self,
-        asked: EvalExample,
-        found: DecodedBatch,
-        row: int,
-        shard: int,
-        image_files: dict[str, bytes],
-    ) -> dict[str, Any]:
-        """What is written of an answer; an image goes into `images`."""
-        line: dict[str, Any] = {"id": asked.id, "instruction": asked.instruction}
-        if asked.error is not None:
-            return line | {"error": asked.error}
-        ids, score = found.best(row)
+
+class _ShardWriter:
+    """Collects the lines of a shard and writes them when they are complete.
+
+    Attributes:
+      shard: the shard of the last batch.
+      decoded: requests so far, including errors.
+      truncated: how many of their instructions were truncated.
+    """
+
+    def __init__(self, shards: Shards, processor: Processor):
+        self.shard = self.decoded = self.truncated = 0
+        self._shards = shards
+        self._processor = processor
+        self._lines: list[dict[str, Any]] = []
+        self._images: dict[str, bytes] = {}
+
+    def add(self, batch: EvalBatch, decoded: DecodedBatch) -> None:
+        """Adds the predictions of a batch, all of one shard."""
+        for row, example in enumerate(batch.examples):
+            if example is None:
+                continue
+            self.shard = example.index // self._shards.size
+            self._lines.append(self._line(example, decoded, row))
+            self.decoded += 1
+            self.truncated += getattr(example, "is_truncated", False)
+        if self._lines and len(self._lines) == len(self._shards.inputs(self.shard)):
+            self._shards.write(self.shard, self._lines, self._images)
+            self._lines, self._images = [], {}
+
+    def _line(self, example: EvalExample, decoded: DecodedBatch, row: int) -> dict[str, Any]:
+        """Returns the line of a request; a generated image is collected beside it."""
+        line: dict[str, Any] = {"id": example.id, "instruction": example.instruction}
+        if example.error is not None:
+            return line | {"error": example.error}
+        ids, score = decoded.best(row)
         if not np.isfinite(score):
-            return line | {"error": "The model found no answer that is allowed"}
-        prediction = requests.read(ids, score, self.asker.loaded.interface, asked.box_transform)
-        line |= _plain(prediction)
+            return line | {"error": "The decoder found no output that the constraints allow"}
+        prediction = parse_prediction(ids, score, self._processor, example.box_transform)
+        line |= _to_json(prediction)
         if prediction.image is not None:
-            place = asked.index - self.shards.inputs(shard).start
-            line["image"] = self.shards.image_name(shard, place)
-            image_files[line["image"]] = requests.as_png(prediction.image)
+            offset = example.index - self._shards.inputs(self.shard).start
+            line["image"] = self._shards.image_name(self.shard, offset)
+            self._images[line["image"]] = to_png(prediction.image)
         return line
 
 
-def _plain(prediction: Prediction) -> dict[str, Any]:
-    """As JSON takes it."""
+def _to_json(prediction: Prediction) -> dict[str, Any]:
+    """Returns the fields of a prediction's line."""
     line: dict[str, Any] = {"answer": prediction.text, "score": prediction.score}
     boxes = prediction.boxes.tolist()
     if prediction.labels:

@@ -1,4 +1,4 @@
-"""A checkpoint, ours or the original's, with everything that asking it needs."""
+"""Loads a checkpoint with everything that inference needs."""
 
 import dataclasses
 import pathlib
@@ -13,110 +13,125 @@ from ofa_jax.tokenizers.processor import FOLDER, Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 OFFICIAL_IMAGE_SIZE, OFFICIAL_MAX_IMAGE_SIZE = 384, 512
-"""Pixels, where an official checkpoint does not say its own."""
+"""Pixels, for official checkpoints that do not store their own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model that can be asked.
+    """A model with its parameters, vocabulary and image sizes.
 
     Attributes:
-      name: the checkpoint's file or folder.
-      model: its layers.
+      name: file or folder of the checkpoint.
+      model: the layers.
       variables: {"params", "batch_stats"}, on the mesh.
-      interface: what its ids mean.
+      processor: vocabulary, image tokenizer and image sizes.
       partitioner: the mesh.
     """
 
     name: str
     model: OFA
     variables: Any
-    interface: Processor
+    processor: Processor
     partitioner: Partitioner
 
+    def with_processor(self, **fields: Any) -> "LoadedModel":
+        """Returns a copy with some fields of the processor changed."""
+        return dataclasses.replace(self, processor=self.processor.replace(**fields))
 
-def load(
+
+def load_model(
     checkpoint: str,
     partitioner: Partitioner,
     vocabulary: OFAVocabulary | str | None = None,
     dtype: str | None = None,
-    **others: Any,
+    **processor_fields: Any,
 ) -> LoadedModel:
-    """Reads a checkpoint; the averaged parameters, if the run kept any.
+    """Loads a checkpoint; the averaged parameters, if the run kept them.
 
     Args:
-      checkpoint: a run directory (its newest checkpoint), a folder `checkpoints/<step>`, or a file
-        or folder of the original.
+      checkpoint: a run directory (its newest checkpoint), a folder `checkpoints/<step>`, or an
+        official checkpoint (a file or folder).
       partitioner: the mesh.
-      vocabulary: where a checkpoint does not say it: a vocabulary, the folder of an official BPE,
-        or a file that `OFAVocabulary.save` or the `tokenizers` library wrote.
-      dtype: what the layers compute in, "float32" or "bfloat16"; as in training when None.
-      **others: fields of `Processor` that shall differ from the run's; None leaves one as it is.
+      vocabulary: for checkpoints that do not store theirs: a vocabulary, the folder of the official
+        BPE, or a file written by `OFAVocabulary.save` or the `tokenizers` library.
+      dtype: dtype of the computation, "float32" or "bfloat16"; as in training when None.
+      **processor_fields: fields of `Processor` that differ from the run's; None keeps the run's.
 
     Raises:
-      FileNotFoundError, ValueError: with a sentence.
+      FileNotFoundError, ValueError: the checkpoint or a part of it is missing or does not fit.
     """
     name = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
     config = checkpoint_load.config_of(name)
-    interface = read_interface(name, vocabulary).replace(
-        **{field: value for field, value in others.items() if value is not None}
+    processor = load_processor(name, vocabulary).replace(
+        **{field: value for field, value in processor_fields.items() if value is not None}
     )
-    size = interface.vocabulary.vocab_size
+    size = processor.vocabulary.vocab_size
     if size != config.vocab_size:
         raise ValueError(
-            f"The vocabulary has {size} ids and the model of {checkpoint} {config.vocab_size}: it "
-            "was trained with another one (look at the numbers of codes and bins, too)."
+            f"The vocabulary has {size} ids and the model of {checkpoint} {config.vocab_size}: "
+            "give the vocabulary of its training, with the same numbers of codes and bins."
         )
-    tokenizer = interface.image_tokenizer
-    if tokenizer is not None and tokenizer.num_codes != interface.vocabulary.num_codes:
+    tokenizer = processor.image_tokenizer
+    if tokenizer is not None and tokenizer.num_codes != processor.vocabulary.num_codes:
         raise ValueError(
             f"The image tokenizer has {tokenizer.num_codes} codes and the vocabulary of "
-            f"{checkpoint} {interface.vocabulary.num_codes}: give the one that its training had."
+            f"{checkpoint} {processor.vocabulary.num_codes}: give the image tokenizer of its "
+            "training."
         )
     if dtype is not None:
         config = config.replace(dtype=dtype)
     variables = checkpoint_load.load_variables(name, config, partitioner)
-    return LoadedModel(name, OFA(config), variables, interface, partitioner)
+    return LoadedModel(name, OFA(config), variables, processor, partitioner)
 
 
-def read_interface(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Processor:
-    """What a checkpoint's ids mean, as its run kept it; see `load`.
+def load_processor(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Processor:
+    """Loads vocabulary, image tokenizer and image sizes of a checkpoint; see `load_model`.
 
     Raises:
-      FileNotFoundError, ValueError: it did not, and no vocabulary is given.
+      FileNotFoundError, ValueError: the checkpoint does not store them, and no vocabulary is given.
     """
-    interface = None
     if files.is_official(checkpoint):
-        args = files.read(checkpoint).args
-        sizes = {
-            "image_size": int(args.get("patch_image_size") or OFFICIAL_IMAGE_SIZE),
-            "max_image_size": int(args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE),
-        }
+        processor, sizes = None, _official_sizes(checkpoint)
     else:
-        sizes, folder = {}, storage.find(checkpoint)
-        for directory in (folder, *folder.parents[:2]):
-            if interface is None and (directory / FOLDER).is_dir():
-                interface = Processor.load(directory)
-    if vocabulary is None and interface is None:
+        processor, sizes = _processor_of_run(checkpoint), {}
+    if vocabulary is not None:
+        vocabulary = _load_vocabulary(vocabulary)
+        if processor is None:
+            return Processor(vocabulary).replace(**sizes)
+        return processor.replace(vocabulary=vocabulary)
+    if processor is None:
         raise ValueError(
-            f"{checkpoint} does not say what its ids mean: give its vocabulary, for the original's "
+            f"{checkpoint} does not store its vocabulary: give its vocabulary, for official "
             "checkpoints the folder with encoder.json, vocab.bpe and dict.txt."
         )
-    if vocabulary is None:
-        return interface
-    vocabulary = _vocabulary(vocabulary)
-    if interface is None:
-        return Processor(vocabulary, **sizes)
-    return interface.replace(vocabulary=vocabulary)
+    return processor
 
 
-def _vocabulary(given: OFAVocabulary | str) -> OFAVocabulary:
-    """By name; what does not say its codes and bins has those of the published models."""
-    if isinstance(given, OFAVocabulary):
-        return given
-    if pathlib.Path(given).is_dir():
-        return OFAVocabulary.from_ofa_directory(given)
+def _official_sizes(checkpoint: str) -> dict[str, int]:
+    """Returns the image sizes of an official checkpoint."""
+    args = files.read(checkpoint).args
+    return {
+        "image_size": int(args.get("patch_image_size") or OFFICIAL_IMAGE_SIZE),
+        "max_image_size": int(args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE),
+    }
+
+
+def _processor_of_run(checkpoint: str) -> Processor | None:
+    """Returns the processor in the run directory of a checkpoint; None if there is none."""
+    folder = storage.find(checkpoint)
+    for directory in (folder, *folder.parents[:2]):
+        if (directory / FOLDER).is_dir():
+            return Processor.load(directory)
+    return None
+
+
+def _load_vocabulary(source: OFAVocabulary | str) -> OFAVocabulary:
+    """Loads a vocabulary; one without codes and bins gets those of the published models."""
+    if isinstance(source, OFAVocabulary):
+        return source
+    if pathlib.Path(source).is_dir():
+        return OFAVocabulary.from_ofa_directory(source)
     try:
-        return OFAVocabulary.load(given)
+        return OFAVocabulary.load(source)
     except ValueError:
-        return OFAVocabulary.from_tokenizer_json(given)
+        return OFAVocabulary.from_tokenizer_json(source)

@@ -1,13 +1,15 @@
-"""A trained model asked in Python.
+"""Inference with a trained model in Python.
 
     import ofa_jax
 
     predictor = ofa_jax.Predictor("runs/pretrain_scenes")
-    answer = predictor.predict("room.jpg", 'which region does the text "a red apple" describe?')
-    answer.boxes                       # float32 [1, 4], pixels of room.jpg
+    prediction = predictor.predict(
+        "room.jpg", 'which region does the text "a red apple" describe?'
+    )
+    prediction.boxes                   # float32 [1, 4], pixels of room.jpg
 
-Nothing is compiled before the first question; then once for each shape (a length of instructions,
-one question or a batch of them, with an image or without) and way of decoding.
+Nothing is compiled before the first call, and then once for each shape (length of instructions, one
+request or a batch, with an image or without) and decoding configuration.
 """
 
 import collections
@@ -22,25 +24,27 @@ from absl import logging
 from ofa_jax.data.features import Example, Stream, empty_features, stack, to_features
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
-from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.postprocess import BoxTransform
-from ofa_jax.inference import requests
-from ofa_jax.inference.loading import LoadedModel, load
-from ofa_jax.inference.requests import Box, Prediction, Request
+from ofa_jax.inference import presets, requests
+from ofa_jax.inference.loading import LoadedModel, load_model
+from ofa_jax.inference.predictions import Prediction, parse_prediction
+from ofa_jax.inference.presets import DecodePreset
+from ofa_jax.inference.requests import Box, Request
+from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
-"""In tokens. An instruction is padded to the next one; a longer one than the last is cut."""
-_MOST_ANSWERERS = 32
+"""In tokens. An instruction is padded to the next length; beyond the last one it is truncated."""
+_MAX_DECODERS = 32
 
 
 class Predictor:
-    """A checkpoint that answers.
+    """A model for inference.
 
     Attributes:
-      loaded: its model, parameters and interface.
+      loaded: the model, its parameters and its processor.
     """
 
     def __init__(
@@ -58,28 +62,28 @@ class Predictor:
         source_lengths: Sequence[int] = SOURCE_LENGTHS,
         seed: int = 0,
     ):
-        """Reads a checkpoint; compiles nothing.
+        """Loads a checkpoint; compiles nothing.
 
         Args:
-          checkpoint: a run directory, a folder `checkpoints/<step>`, or a checkpoint of the
-            original (`.pt`, or a folder with `pytorch_model.bin`).
-          vocabulary: where the checkpoint does not say it, see `loading.load`.
-          image_tokenizer: that makes images of codes, where the run does not keep one.
-          image_size: of the images that the model sees, in pixels a side; the run's when None.
+          checkpoint: a run directory, a folder `checkpoints/<step>`, or an official checkpoint
+            (`.pt`, or a folder with `pytorch_model.bin`).
+          vocabulary: for checkpoints that do not store theirs, see `loading.load_model`.
+          image_tokenizer: decodes image codes, if the run does not store one.
+          image_size: size of the model's images in pixels a side; the run's when None.
           max_image_size: pixels that the last location bin stands for; the run's when None.
           dtype: "float32" or "bfloat16"; the run's when None.
           partitioner: the mesh; one device when None.
           beam_size: of beam search.
-          batch_size: questions that `predict_batch` asks at once.
-          source_lengths: to which instructions are padded, in tokens.
-          seed: of answers that are drawn.
+          batch_size: requests that `predict_batch` decodes at once.
+          source_lengths: lengths to which instructions are padded, in tokens.
+          seed: seed of sampling.
 
         Raises:
-          FileNotFoundError, ValueError: with a sentence.
+          FileNotFoundError, ValueError: the checkpoint or an argument cannot be used.
         """
         if not isinstance(checkpoint, LoadedModel):
             partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()[:1]))
-            checkpoint = load(
+            checkpoint = load_model(
                 checkpoint,
                 partitioner,
                 vocabulary,
@@ -95,41 +99,46 @@ class Predictor:
             )
         self.loaded = checkpoint
         self._beam_size, self._seed = beam_size, seed
-        # Every part of the mesh has a row, or several.
-        self._parts = checkpoint.partitioner.num_data_shards
-        self._batch_size = -(-batch_size // self._parts) * self._parts
+        # Each data shard of the mesh has the same number of rows.
+        self._num_shards = checkpoint.partitioner.num_data_shards
+        self._batch_size = -(-batch_size // self._num_shards) * self._num_shards
         limit = checkpoint.model.config.max_source_positions
         self._lengths = sorted({min(length, limit) for length in source_lengths})
-        self._answerers: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
-        self._batches = 0
+        self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
+        self._num_batches = 0
 
     def predict(
         self,
         image: Any,
         instruction: str,
         *,
+        task: str | None = None,
         region: Box | None = None,
-        answers: Sequence[str] | None = None,
+        candidates: Sequence[str] | None = None,
         score_all: bool = False,
         decoding: DecodingConfig | None = None,
     ) -> Prediction:
-        """Asks one question.
+        """Predicts the output for one image and instruction.
 
         Args:
           image: a path, encoded bytes, a PIL image, an array uint8 [H, W, 3], or None.
-          instruction: one of those that the model was trained on, or any other, as a person writes
-            it: `what color is the car in the region? region: {region}`.
-          region: x0, y0, x1, y1 in pixels of the image: the box that takes the place of
-            `{region}`, or stands at the end of the instruction.
-          answers: the only ones allowed, e.g. ["yes", "no"].
-          score_all: score each of the answers, instead of searching among them.
-          decoding: how the answer is searched; what is usual for the instruction when None.
+          instruction: an instruction of training or any other, in plain spelling:
+            `what color is the car in the region? region: {region}`.
+          task: selects the decode preset, a key of `presets.PRESETS`, e.g. "visual_grounding"; the
+            task of a known instruction when None.
+          region: x0, y0, x1, y1 in pixels of the image: the box that replaces `{region}`, or is
+            appended to the instruction.
+          candidates: the only outputs allowed, e.g. ["yes", "no"].
+          score_all: whether to score every candidate instead of searching among them.
+          decoding: settings of the decoder; those of the preset when None.
 
         Raises:
-          FileNotFoundError, ValueError: image, instruction or region cannot be used.
+          FileNotFoundError, ValueError: image, instruction, region or task cannot be used.
         """
         request = Request(instruction, requests.open_image(image), region)
-        (prediction,) = self._ask([request], self._parts, answers, score_all, decoding)
+        (prediction,) = self._predict(
+            [request], self._num_shards, task, candidates, score_all, decoding
+        )
         return prediction
 
     def predict_batch(
@@ -137,136 +146,137 @@ class Predictor:
         images: Sequence[Any],
         instructions: str | Sequence[str],
         *,
+        task: str | None = None,
         regions: Sequence[Box | None] | None = None,
-        answers: Sequence[str] | None = None,
+        candidates: Sequence[str] | None = None,
         score_all: bool = False,
         decoding: DecodingConfig | None = None,
     ) -> list[Prediction]:
-        """Asks many questions, `batch_size` at once.
+        """Predicts the outputs for many images and instructions, `batch_size` at once.
 
         Args:
           images: see `predict`.
-          instructions: one for all, or one for each image.
+          instructions: one for all images, or one for each.
+          task: for all images, see `predict`.
           regions: one for each image, or None.
-          answers, score_all, decoding: for all, see `predict`.
+          candidates: for all images, see `predict`.
+          score_all: for all images, see `predict`.
+          decoding: for all images, see `predict`.
 
         Returns:
-          The answers in the order of the questions.
+          The predictions in the order of the images.
         """
-        wordings = [instructions] * len(images) if isinstance(instructions, str) else instructions
+        if isinstance(instructions, str):
+            instructions = [instructions] * len(images)
         boxes = [None] * len(images) if regions is None else regions
-        if not len(images) == len(wordings) == len(boxes):
+        if not len(images) == len(instructions) == len(boxes):
             raise ValueError(
-                f"{len(images)} images, {len(wordings)} instructions and {len(boxes)} regions: "
-                "give one of each for every question."
+                f"{len(images)} images, {len(instructions)} instructions and {len(boxes)} regions: "
+                "give as many of each."
             )
-        asked = [
-            Request(wording, requests.open_image(image), box)
-            for image, wording, box in zip(images, wordings, boxes, strict=True)
+        batch = [
+            Request(instruction, requests.open_image(image), box)
+            for image, instruction, box in zip(images, instructions, boxes, strict=True)
         ]
-        return self._ask(asked, self._batch_size, answers, score_all, decoding)
+        return self._predict(batch, self._batch_size, task, candidates, score_all, decoding)
 
     # --------------------------------------------------------------------------------- batches
 
-    def _ask(
+    def _predict(
         self,
-        asked: list[Request],
-        size: int,
-        allowed: Sequence[str] | None,
+        batch: Sequence[Request],
+        batch_size: int,
+        task: str | None,
+        candidates: Sequence[str] | None,
         score_all: bool,
         decoding: DecodingConfig | None,
     ) -> list[Prediction]:
-        interface = self.loaded.interface
-        made: list[tuple[Example, BoxTransform | None]] = []
-        groups = collections.defaultdict(list)
+        """Groups requests by shape and preset, and decodes each group in batches."""
+        allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
         if decoding is None and allowed is not None:
-            decoding = self._search_for(allowed)
-        for place, request in enumerate(asked):
-            how = requests.manner(
-                request.instruction, interface, self.loaded.model.config, self._beam_size
-            )
-            if decoding is not None:
-                how = dataclasses.replace(how, decoding=decoding)
-            made.append(requests.make(request, interface, how))
-            groups[how, self._length(made[-1][0]), request.image is None].append(place)
-        found: list[Prediction | None] = [None] * len(asked)
-        for (how, length, no_image), places in groups.items():
-            answerer = self._answerer(how.decoding, allowed, score_all)
-            stream = Stream(
-                "questions",
-                "predict",
-                size,
-                {"inputs": length, "targets": 1},
-                image_size=None if no_image else how.image_size,
-                code_targets=how.code_grid > 0,
-            )
-            for some in _chunks(places, size):
-                written = answerer(
-                    self.loaded.variables,
-                    _batch([made[place][0] for place in some], stream),
-                    self._batches,
-                )
-                self._batches += 1
-                for row, place in enumerate(some):
-                    found[place] = requests.read(*written.best(row), interface, made[place][1])
-        return found
+            vocabulary = self.loaded.processor.vocabulary
+            decoding = presets.candidate_decoding(allowed, vocabulary, self._beam_size)
+        encoded: list[tuple[Example, BoxTransform | None]] = []
+        groups = collections.defaultdict(list)
+        for index, request in enumerate(batch):
+            preset = self._find_preset(request.instruction, task, decoding)
+            encoded.append(requests.encode_request(request, self.loaded.processor, preset))
+            length = self._padded_length(encoded[-1][0])
+            groups[preset, length, request.image is None].append(index)
+        predictions: dict[int, Prediction] = {}
+        for (preset, length, no_image), indices in groups.items():
+            decoder = self._decoder(preset.decoding, allowed, score_all)
+            stream = _make_stream(preset, length, no_image, batch_size)
+            for chunk in _chunks(indices, batch_size):
+                features = _make_batch([encoded[index][0] for index in chunk], stream)
+                decoded = decoder(self.loaded.variables, features, self._num_batches)
+                self._num_batches += 1
+                for row, index in enumerate(chunk):
+                    predictions[index] = parse_prediction(
+                        *decoded.best(row), self.loaded.processor, encoded[index][1]
+                    )
+        return [predictions[index] for index in range(len(batch))]
 
-    def _search_for(self, allowed: Sequence[str]) -> DecodingConfig:
-        """Among allowed answers. The trie knows where each ends."""
-        if not allowed:
-            raise ValueError("The list of allowed answers is empty.")
-        encode = self.loaded.interface.vocabulary.encode
-        longest = max(len(encode(text)) for text in _spaced(allowed))
-        return DecodingConfig(beam_size=self._beam_size, max_length=longest)
+    def _find_preset(
+        self, instruction: str, task: str | None, decoding: DecodingConfig | None
+    ) -> DecodePreset:
+        """Returns the preset of a request, with other decoding settings if they are given."""
+        preset = presets.find_preset(
+            task or wordings.recognise_task(instruction),
+            self.loaded.processor,
+            self.loaded.model.config,
+            self._beam_size,
+        )
+        return preset if decoding is None else dataclasses.replace(preset, decoding=decoding)
 
-    def _length(self, example: Example) -> int:
-        """The length that the instruction is padded to."""
+    def _padded_length(self, example: Example) -> int:
+        """Returns the length to which the instruction is padded."""
         tokens = len(example["inputs"])
-        if tokens > self._lengths[-1]:
-            logging.warning("An instruction of %d tokens is cut to %d.", tokens, self._lengths[-1])
-        return next((length for length in self._lengths if length >= tokens), self._lengths[-1])
+        longest = self._lengths[-1]
+        if tokens > longest:
+            logging.warning("An instruction of %d tokens is truncated to %d.", tokens, longest)
+        return next((length for length in self._lengths if length >= tokens), longest)
 
-    def _answerer(
-        self, decoding: DecodingConfig, allowed: Sequence[str] | None, score_all: bool
+    def _decoder(
+        self, decoding: DecodingConfig, candidates: tuple[str, ...] | None, score_all: bool
     ) -> BatchDecoder:
-        """The compiled program of a way of asking; the latest ones are kept."""
-        key = decoding, None if allowed is None else tuple(allowed), score_all
-        if key not in self._answerers:
-            judging = EvalSpec(
-                "predict",
-                "text",
-                references=lambda record: None,
-                metrics=(),
-                decoding=decoding,
-                candidates=None if allowed is None else lambda: _spaced(allowed),
-                score_all=score_all,
-            )
-            self._answerers[key] = BatchDecoder(
+        """Returns the decoder of these settings; the most recently used ones are kept."""
+        key = decoding, candidates, score_all
+        if key not in self._decoders:
+            self._decoders[key] = BatchDecoder(
                 self.loaded.model,
-                judging,
-                self.loaded.interface.vocabulary,
+                presets.inference_spec(decoding, candidates, score_all),
+                self.loaded.processor.vocabulary,
                 self.loaded.partitioner,
                 seed=self._seed,
             )
-        self._answerers.move_to_end(key)
-        if len(self._answerers) > _MOST_ANSWERERS:
-            self._answerers.popitem(last=False)
-        return self._answerers[key]
+        self._decoders.move_to_end(key)
+        if len(self._decoders) > _MAX_DECODERS:
+            self._decoders.popitem(last=False)
+        return self._decoders[key]
 
 
-def _spaced(allowed: Sequence[str]) -> list[str]:
-    """As answers are written in training."""
-    return [f" {answer.strip()}" for answer in allowed]
+def _make_stream(preset: DecodePreset, length: int, no_image: bool, batch_size: int) -> Stream:
+    """Returns the shapes of a group of requests."""
+    return Stream(
+        "requests",
+        "predict",
+        batch_size,
+        {"inputs": length, "targets": 1},
+        image_size=None if no_image else preset.image_size,
+        code_targets=preset.code_grid > 0,
+    )
 
 
-def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
+def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Yields the indices in chunks of at most `size`."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
-def _batch(examples: Sequence[Example], stream: Stream) -> dict[str, np.ndarray]:
-    """Rows of examples; empty ones fill up the batch."""
-    rng = np.random.default_rng(0)  # nothing is drawn: all patches are seen
+def _make_batch(examples: Sequence[Example], stream: Stream) -> dict[str, np.ndarray]:
+    """Returns the features of examples; empty rows fill up the batch."""
+    rng = np.random.default_rng(0)  # inference samples no patches, so nothing is drawn
     rows = [to_features(example, stream, 0, rng) for example in examples]
     rows += [empty_features(stream, 0)] * (stream.batch_size - len(rows))
     return stack(rows)

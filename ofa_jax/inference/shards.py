@@ -1,12 +1,12 @@
-"""Answers on disk, in files that are complete or not there.
+"""The output files of batch inference, each of which is complete or does not exist.
 
-    OUTPUT_DIR/job.json                           what is asked of whom; the same when it goes on
+    OUTPUT_DIR/job.json                           the job's configuration; a restart must match it
     OUTPUT_DIR/answers-00003-of-00010.jsonl       one line for each input of the shard, in order
-    OUTPUT_DIR/images/00003/000012.png            the image of its line 12, where codes are asked
+    OUTPUT_DIR/images/00003/000012.png            the image of its line 12, for image codes
 
-A shard is a fixed range of inputs, whatever hosts there are: host h of H writes the shards h,
-h + H, h + 2H ... A file is written under another name, flushed to the disk and renamed, so one that
-has its name is never computed again. What a kill leaves behind is overwritten.
+A shard is a fixed range of inputs, whatever the number of hosts: host h of H writes the shards h,
+h + H, h + 2H ... A file is written under a temporary name, flushed to the disk and renamed, so a
+file under its final name is never computed again. Temporary files of a killed job are overwritten.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_UNFINISHED = ".unfinished"
-_JOB = "job.json"
+_TEMPORARY = ".unfinished"
+_JOB_FILE = "job.json"
 
 
 class ShardError(ValueError):
-    """A file of answers is not as it was written."""
+    """An output file was changed after it was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Shards:
     """The shards of a job.
 
     Attributes:
-      directory: on a disk that all hosts share, or one of each host's own.
-      num_inputs: of the job.
+      directory: a folder that all hosts share, or one of each host's own.
+      num_inputs: inputs of the job.
       size: inputs of a shard; the last one may have fewer.
     """
 
@@ -45,23 +45,23 @@ class Shards:
         return -(-self.num_inputs // self.size)
 
     def inputs(self, shard: int) -> range:
-        """The inputs of a shard."""
+        """Returns the inputs of a shard."""
         return range(shard * self.size, min((shard + 1) * self.size, self.num_inputs))
 
     def share(self, host: int, num_hosts: int) -> range:
-        """The shards of a host."""
+        """Returns the shards of a host."""
         return range(host, self.count, num_hosts)
 
     def path(self, shard: int) -> pathlib.Path:
-        """The file of a shard."""
+        """Returns the file of a shard."""
         return self.directory / f"answers-{shard:05d}-of-{self.count:05d}.jsonl"
 
     def image_name(self, shard: int, line: int) -> str:
-        """The file of a line's image, relative to the directory."""
+        """Returns the file of a line's image, relative to the directory."""
         return f"images/{shard:05d}/{line:06d}.png"
 
     def unfinished(self, shards: Sequence[int]) -> list[int]:
-        """Those that have no file yet."""
+        """Returns the shards that have no file yet."""
         return [shard for shard in shards if not self.path(shard).exists()]
 
     def write(
@@ -70,25 +70,30 @@ class Shards:
         lines: Sequence[Mapping[str, Any]],
         images: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Writes a shard; its images first.
+        """Writes a shard, its images first.
+
+        Args:
+          shard: number of the shard.
+          lines: one for each of its inputs.
+          images: name of a file, see `image_name` -> its content.
 
         Raises:
-          OSError: the disk is full, most likely; what is there stays valid.
+          OSError: writing failed, for example because the disk is full; finished files stay.
         """
         if len(lines) != len(self.inputs(shard)):
             raise ValueError(
                 f"Shard {shard} has {len(self.inputs(shard))} inputs, not {len(lines)}."
             )
         for name, encoded in (images or {}).items():
-            write_atomically(self.directory / name, encoded)
+            write_durably(self.directory / name, encoded)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(self.path(shard), text.encode())
+        write_durably(self.path(shard), text.encode())
 
-    def tally(self, shards: Sequence[int]) -> tuple[int, int]:
-        """How many lines finished shards have, and how many of them are errors.
+    def count_lines(self, shards: Sequence[int]) -> tuple[int, int]:
+        """Counts the lines of finished shards, and those of them that are errors.
 
         Raises:
-          ShardError: a shard has more or fewer lines than inputs: it was changed by hand.
+          ShardError: a shard has more or fewer lines than inputs.
         """
         total = errors = 0
         for shard in shards:
@@ -100,63 +105,66 @@ class Shards:
             if lines != len(self.inputs(shard)):
                 raise ShardError(
                     f"{self.path(shard)} has {lines} lines for {len(self.inputs(shard))} inputs: "
-                    "delete it, and start the job again to have it made anew."
+                    "delete it, and start the job again."
                 )
             total += lines
         return total, errors
 
 
-def begin(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
-    """Writes down what is asked, where nothing was begun; see `compare`."""
-    compare(directory, job)
-    path = directory / _JOB
+def write_job_file(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
+    """Writes a job's configuration if there is none yet; see `check_job_file`."""
+    check_job_file(directory, job)
+    path = directory / _JOB_FILE
     if not path.exists():
-        # Several hosts may do this at once.
-        who = f".{socket.gethostname()}-{os.getpid()}"
-        write_atomically(path, (json.dumps(job, indent=2) + "\n").encode(), who)
+        # Several hosts may write it at the same time.
+        writer = f".{socket.gethostname()}-{os.getpid()}"
+        write_durably(path, (json.dumps(job, indent=2) + "\n").encode(), writer)
 
 
-def compare(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
-    """Compares what is asked with what was begun there, if anything was.
+def check_job_file(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
+    """Checks a job's configuration against the one that was begun in its directory, if any.
 
     Args:
-      directory: of the answers.
-      job: name -> plain value.
+      directory: the output directory.
+      job: name -> JSON-serialisable value.
 
     Raises:
-      ValueError: something else was begun.
+      ValueError: they differ.
     """
-    path = directory / _JOB
-    wanted = json.loads(json.dumps(job))
-    begun = json.loads(path.read_text()) if path.exists() else wanted
-    for name in sorted({*begun, *wanted}):
-        if begun.get(name) != wanted.get(name):
+    path = directory / _JOB_FILE
+    current = json.loads(json.dumps(job))
+    begun = json.loads(path.read_text()) if path.exists() else current
+    for name in sorted({*begun, *current}):
+        if begun.get(name) != current.get(name):
             raise ValueError(
                 f"The job in {directory} was begun with {name} = {begun.get(name)}, and is "
-                f"{wanted.get(name)} now: choose another OUTPUT_DIR, or go on as it was begun."
+                f"{current.get(name)} now: choose another OUTPUT_DIR, or restore the value."
             )
 
 
-def write_atomically(path: pathlib.Path, content: bytes, who: str = "") -> None:
-    """A file that is there as a whole or not at all, even if the machine loses power.
+def write_durably(path: pathlib.Path, content: bytes, writer: str = "") -> None:
+    """Writes a file that is complete or absent, even if the machine loses power.
+
+    Unlike `utils.files` it flushes the file and its folder to the disk, so it needs a disk or a
+    mount.
 
     Args:
-      path: of the file; its folder is made.
-      content: all of it.
-      who: writes it, where several may at once.
+      path: the file; its folder is created.
+      content: the whole content.
+      writer: distinguishes processes that write the same file at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}{who}{_UNFINISHED}")
-    with unfinished.open("wb") as file:
+    temporary = path.with_name(f".{path.name}{writer}{_TEMPORARY}")
+    with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    os.replace(temporary, path)
     _flush_folder(path.parent)
 
 
 def _flush_folder(folder: pathlib.Path) -> None:
-    """The new name is on the disk, too."""
+    """Flushes the entries of a folder, so that a renamed file keeps its name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

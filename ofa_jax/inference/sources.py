@@ -1,11 +1,10 @@
-"""Where many requests come from: JSON lines, TSV, folders of images. Random access, no memory.
+"""Sources of requests: JSON lines, TSV files and folders of images, read by random access.
 
-    source = JsonLines("questions.jsonl", instruction="what does the image describe?")
-    entry = source[7]                            # Entry(id, instruction, image, region)
-    image = entry.encoded()                    # its bytes; read only now
+    source = JsonLines("requests.jsonl", instruction="what does the image describe?")
+    entry = source[7]                          # Entry(id, instruction, image, region)
+    image = entry.read_image()                 # its bytes
 
-What is wrong with an entry raises InvalidRecordError where it is read; its place says its name
-even then.
+Reading an invalid entry raises InvalidRecordError; `location` names an entry even then.
 """
 
 import binascii
@@ -27,19 +26,19 @@ from ofa_jax.inference.requests import Box
 from ofa_jax.preprocessing.records import InvalidRecordError
 
 FIELDS = ("id", "instruction", "image", "region")
-_LONGEST_PATH = 4096
+_MAX_PATH_LENGTH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a source says of a request.
+    """A request as a source stores it.
 
     Attributes:
-      id: the source's own; its place where it has none.
-      instruction: as a person writes it.
+      id: id in the source; its location where it has none.
+      instruction: in plain spelling, see `ofa_jax.preprocessing.instructions`.
       image: a path, base64, or None.
       region: x0, y0, x1, y1 in pixels of the image, or None.
-      folder: that paths are relative to.
+      folder: folder of relative paths.
     """
 
     id: str
@@ -48,8 +47,8 @@ class Entry:
     region: Box | None = None
     folder: str = "."
 
-    def encoded(self) -> bytes | None:
-        """The image's file.
+    def read_image(self) -> bytes | None:
+        """Returns the encoded image.
 
         Raises:
           InvalidRecordError: `image` is neither a file nor base64.
@@ -58,8 +57,8 @@ class Entry:
             return None
         text = self.image.strip()
         path = os.path.join(self.folder, text)
-        # False also for what is too long to be a name.
-        if len(text) < _LONGEST_PATH and os.path.isfile(path):
+        # isfile is also False for text that is too long for a file name.
+        if len(text) < _MAX_PATH_LENGTH and os.path.isfile(path):
             try:
                 return pathlib.Path(path).read_bytes()
             except OSError as error:
@@ -69,7 +68,8 @@ class Entry:
         if text.startswith("data:"):
             text = text.partition("base64,")[2]
         try:
-            # A missing file's name is no base64: that has no dots and comes in fours.
+            # The name of a missing file is not base64, which has no dots and a multiple of four
+            # characters.
             return decode_base64("".join(text.split()).encode("ascii"))
         except (InvalidRecordError, UnicodeEncodeError, binascii.Error):
             shown = text if len(text) <= 80 else f"{text[:77]}..."
@@ -77,10 +77,10 @@ class Entry:
 
 
 class InvalidEntry(InvalidRecordError):
-    """An entry that cannot be used, though it says its name.
+    """An invalid entry whose id is known.
 
     Attributes:
-      id: of the entry.
+      id: id of the entry.
     """
 
     def __init__(self, identity: str, reason: str):
@@ -91,28 +91,36 @@ class InvalidEntry(InvalidRecordError):
         return self.args[1]
 
 
-class Source(Protocol):
-    """Requests by number. Picklable."""
+class RequestSource(Protocol):
+    """Requests by index; picklable."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of requests."""
+        ...
 
     def __getitem__(self, index: int) -> Entry:
-        """Raises InvalidRecordError; InvalidEntry where the id is known."""
+        """Returns a request.
+
+        Raises:
+          InvalidRecordError: it is invalid; `InvalidEntry` if its id is known.
+        """
+        ...
 
     def location(self, index: int) -> str:
-        """What stands for an id where there is none."""
+        """Returns where a request is in the source, which replaces a missing id."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lines:
-    """The lines of one file or of several, which `path` matches.
+class _LineFiles:
+    """The lines of one or several files.
 
     Attributes:
-      path: a file, or a pattern such as `questions-*.jsonl` (in the order of the names).
-      instruction: where a line has none; names in braces stand for what the line has of that name:
+      path: a file, or a pattern such as `requests-*.jsonl` (in the order of the names).
+      instruction: for lines without one; names in braces are replaced by the line's fields:
         `which region does the text " {phrase} " describe?`
-      image_dir: that paths of images are relative to; the folder of the file when None.
-      index_dir: where the index of the lines is kept; beside the file when None.
+      image_dir: folder of relative image paths; the folder of the file when None.
+      index_dir: folder of the index of the lines; beside the file when None.
     """
 
     path: str
@@ -122,10 +130,10 @@ class _Lines:
 
     @functools.cached_property
     def _files(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The files, and with which line of all each begins: int64 [F + 1]."""
+        """The files, and the number of lines before each and in total: int64 [F + 1]."""
         path = pathlib.Path(self.path)
         paths = [path]
-        if not path.exists() and any(sign in self.path for sign in "*?["):
+        if not path.exists() and any(wildcard in self.path for wildcard in "*?["):
             anchor = path.anchor or "."
             paths = sorted(pathlib.Path(anchor).glob(str(path.relative_to(path.anchor))))
             if not paths:
@@ -134,6 +142,7 @@ class _Lines:
         return tuple(map(str, paths)), np.cumsum([0, *counts])
 
     def _open(self, path: str) -> OpenTsv:
+        """Opens a file by line."""
         return TsvFile(path, None, self.index_dir, skip_blank=True).open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,30 +152,31 @@ class _Lines:
     def __len__(self) -> int:
         return int(self._files[1][-1])
 
-    def _at(self, index: int) -> tuple[str, int]:
-        """File and line of it, from 0."""
+    def _locate(self, index: int) -> tuple[str, int]:
+        """Returns the file of an entry and its line, counted from 0."""
         files, starts = self._files
         number = int(np.searchsorted(starts, index, side="right")) - 1
         return files[number], index - int(starts[number])
 
     def _line(self, index: int) -> bytes:
-        path, line = self._at(index)
+        """Returns the line of an entry."""
+        path, line = self._locate(index)
         return self._open(path).line(line)
 
     def location(self, index: int) -> str:
-        """File and line, from 1."""
-        path, line = self._at(index)
+        """Returns file and line, counted from 1."""
+        path, line = self._locate(index)
         return f"{pathlib.Path(path).name}:{line + 1}"
 
     def _entry(self, index: int, fields: Mapping[str, Any]) -> Entry:
-        """An entry of a line's fields."""
-        path, _ = self._at(index)
+        """Converts the fields of a line to an entry."""
+        path, _ = self._locate(index)
         identity = fields.get("id")
         identity = self.location(index) if identity in (None, "") else str(identity)
         try:
             instruction = fields.get("instruction")
             if instruction is None:
-                instruction = self._filled(fields)
+                instruction = self._fill_instruction(fields)
             image = fields.get("image")
             if not isinstance(instruction, str) or not isinstance(image, str | None):
                 raise InvalidRecordError("its instruction and its image must be text")
@@ -175,47 +185,51 @@ class _Lines:
         folder = self.image_dir or os.path.dirname(path) or "."
         return Entry(identity, instruction, image or None, fields.get("region"), folder)
 
-    def _filled(self, fields: Mapping[str, Any]) -> str:
+    def _fill_instruction(self, fields: Mapping[str, Any]) -> str:
+        """Inserts the fields of a line into the instruction of all lines."""
         if self.instruction is None:
             raise InvalidRecordError("it has no instruction, and there is none for all lines")
         try:
-            # `{region}` is filled in when the image is there.
+            # `{region}` is replaced once the image is read.
             return self.instruction.format_map(
                 {"region": "{region}"}
                 | {name: value for name, value in fields.items() if name != "region"}
             )
         except KeyError as error:
             raise InvalidRecordError(
-                f"it has no {error.args[0]}, which the instruction wants"
+                f"it has no {error.args[0]}, which the instruction needs"
             ) from error
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines(_Lines):
-    """A JSON object a line: image (a path or base64), instruction, and if wanted id and region."""
+class JsonLines(_LineFiles):
+    """Files with one JSON object per line: image, instruction, and optionally id and region.
+
+    An image is a path or base64.
+    """
 
     def __getitem__(self, index: int) -> Entry:
-        """See `Source`."""
+        """Returns a request, see `RequestSource`."""
         try:
             fields = json.loads(self._line(index))
         except ValueError as error:
-            raise InvalidRecordError(f"it is no JSON ({error})") from error
+            raise InvalidRecordError(f"it is not JSON ({error})") from error
         if not isinstance(fields, dict):
-            raise InvalidRecordError(f"it is no JSON object but a {type(fields).__name__}")
+            raise InvalidRecordError(f"it is not a JSON object but a {type(fields).__name__}")
         return self._entry(index, fields)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tsv(_Lines):
-    """Columns separated by tabs, as in the original's files.
+class Tsv(_LineFiles):
+    """Files with columns separated by tabs, like the official data files.
 
     Attributes:
-      columns: name -> the column it is in: its place, counted from 0; or a name, of `layout` or of
-        the header. Fields of an entry (id, instruction, image, region), and whatever the
-        instruction wants.
+      columns: field -> column, by position (counted from 0) or by its name in `layout` or in the
+        header. Fields are those of an entry (id, instruction, image, region) and those that the
+        instruction needs.
       layout: a kind of file in `ofa_jax.data.sources.tsv_columns.TSV_FORMATS`, which names its
-        columns: then `columns` may be left out, and the layout's names stand in the instruction.
-      header: whether the first line of a file names its columns.
+        columns: then `columns` is optional, and the instruction uses the layout's names.
+      header: whether the first line of each file names its columns.
     """
 
     columns: Mapping[str, int | str] | None = None
@@ -235,61 +249,61 @@ class Tsv(_Lines):
         if self.header and self.layout is not None:
             raise ValueError("Tsv takes a layout or a header, not both.")
         if not self.header:
-            self._named(())
+            self._columns(())  # raises if a name is unknown
 
     def __len__(self) -> int:
         return super().__len__() - len(self._files[0]) * self.header
 
-    def _at(self, index: int) -> tuple[str, int]:
+    def _locate(self, index: int) -> tuple[str, int]:
         if not self.header:
-            return super()._at(index)
+            return super()._locate(index)
         files, starts = self._files
         starts = starts - np.arange(len(starts))
         number = int(np.searchsorted(starts, index, side="right")) - 1
         return files[number], index - int(starts[number]) + 1
 
     def _names(self, path: str) -> list[str]:
-        """Of the header of a file."""
+        """Returns the names in the header of a file."""
         if not self.header:
             return []
         return self._open(path).line(0).decode("utf-8", "replace").split("\t")
 
-    def _named(self, names: Sequence[str]) -> dict[str, int]:
-        """name -> place."""
-        known = {name: place for place, name in enumerate(names)}
+    def _columns(self, header: Sequence[str]) -> dict[str, int]:
+        """Returns the position of each field, given the names in the header."""
+        known = {name: position for position, name in enumerate(header)}
         if self.layout is not None:
             layout = TSV_FORMATS[self.layout]
             known = dict(zip(layout.columns, layout.selected_cols, strict=True))
         if self.columns is None:
             return known
-        named = {}
+        positions = {}
         for name, column in self.columns.items():
             if isinstance(column, str) and column not in known:
                 raise ValueError(
-                    f"Tsv.columns takes {name} from {column!r}, which is no column: there are "
-                    f"{', '.join(known) or 'no names, only places'}."
+                    f"Tsv.columns takes {name} from {column!r}, which is not a column: there are "
+                    f"{', '.join(known) or 'no names, only positions'}."
                 )
-            named[name] = known[column] if isinstance(column, str) else column
-        return named
+            positions[name] = known[column] if isinstance(column, str) else column
+        return positions
 
     def __getitem__(self, index: int) -> Entry:
-        """See `Source`."""
-        path, _ = self._at(index)
+        """Returns a request, see `RequestSource`."""
+        path, _ = self._locate(index)
         columns = self._line(index).split(b"\t")
-        named = self._named(self._names(path))
-        wanted = {name for name in named if name in FIELDS} | {
+        positions = self._columns(self._names(path))
+        needed = {name for name in positions if name in FIELDS} | {
             name for _, name, _, _ in string.Formatter().parse(self.instruction or "") if name
         }
         fields: dict[str, Any] = {}
-        for name, place in named.items():
-            if name not in wanted:
+        for name, position in positions.items():
+            if name not in needed:
                 continue
-            if not -len(columns) <= place < len(columns):
+            if not -len(columns) <= position < len(columns):
                 raise InvalidRecordError(
-                    f"it has {len(columns)} columns, and {name} is to be in column {place}"
+                    f"it has {len(columns)} columns, but {name} is in column {position}"
                 )
             try:
-                fields[name] = columns[place].decode("utf-8")
+                fields[name] = columns[position].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise InvalidRecordError(f"its {name} is not UTF-8") from error
         if fields.get("region"):
@@ -299,12 +313,12 @@ class Tsv(_Lines):
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Every image in a folder and those in it, in the order of their names; one instruction.
+    """All images below a folder in the order of their paths, with one instruction.
 
     Attributes:
       path: the folder.
-      instruction: for all.
-      suffixes: of the files that are images; all that Pillow knows when None.
+      instruction: the instruction for all images.
+      suffixes: file name suffixes of images; all that Pillow knows when None.
     """
 
     path: str
@@ -317,6 +331,7 @@ class ImageFolder:
 
     @functools.cached_property
     def _names(self) -> tuple[str, ...]:
+        """The paths of all images, relative to the folder."""
         if self.suffixes is None:
             Image.init()
             suffixes = set(Image.EXTENSION)
@@ -335,9 +350,9 @@ class ImageFolder:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Entry:
-        """See `Source`."""
+        """Returns a request, see `RequestSource`."""
         return Entry(self._names[index], self.instruction, self._names[index], folder=self.path)
 
     def location(self, index: int) -> str:
-        """The image's path in the folder."""
+        """Returns the path of the image in the folder."""
         return self._names[index]

@@ -1,35 +1,35 @@
-"""The examples of a seqio task as inputs of a job."""
+"""The examples of a seqio task as the inputs of a job."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask, make_example
+from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.evaluation.eval_sources import (
     EvalBatcher,
     EvalSource,
     RecordEvalSource,
     SeqioEvalSource,
 )
-from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.preprocessing.records import InvalidRecordError
 
-_MOST_TRIED = 100
+_MAX_TRIED = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskInputs:
-    """What a task asks.
+    """Selects the examples of a task.
 
     Attributes:
-      task: in the seqio registry.
-      split: of its data.
-      num_examples: the first ones; all when None.
+      task: name in the seqio registry.
+      split: the split of the data.
+      num_examples: how many examples, from the first; all when None.
     """
 
     task: str
@@ -38,82 +38,90 @@ class TaskInputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenTask:
+class LoadedTask:
     """The examples of a task.
 
     Attributes:
-      num_examples: so many are asked.
-      example: the first good one, which shows what the others look like.
+      name: name in the seqio registry.
+      num_examples: how many examples are decoded.
+      example: the first valid one, which shows the shapes of all.
       vocab_size: of the task's vocabulary.
-      questions: makes batches of them.
+      make_source: returns batches of the examples.
     """
 
+    name: str
     num_examples: int
     example: Example
     vocab_size: int
-    questions: Callable[[EvalBatcher], EvalSource]
+    make_source: Callable[[EvalBatcher], EvalSource]
 
 
-def open_task(
-    inputs: TaskInputs, source_length: int, num_threads: int, settings: Any = None
-) -> OpenTask:
-    """Finds a task and looks at its first example.
+def load_task(
+    inputs: TaskInputs, source_length: int, num_threads: int, settings: TaskSettings | None = None
+) -> LoadedTask:
+    """Finds a task and reads its first valid example.
 
     Args:
-      inputs: names it.
+      inputs: selects the examples.
       source_length: tokens of an instruction.
-      num_threads: that make examples.
-      settings: of the task; None for its defaults.
+      num_threads: threads that prepare examples.
+      settings: settings of the task; None for its defaults.
 
     Raises:
-      ValueError: there is none; it is a mixture of several; it has nothing to ask.
+      ValueError: there is no such task, it is a mixture of several, or it has no examples.
     """
     tasks = seqio_bridge.weighted_tasks(inputs.task, inputs.split, settings, training=False)
     if tasks is not None and len(tasks) > 1:
         raise ValueError(
-            f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: ask one of "
-            "them at a time."
+            f"{inputs.task} is a mixture of {', '.join(task.name for task in tasks)}: give one of "
+            "them as TaskInputs.task."
         )
     vocab_size = seqio_bridge.vocabulary_of(inputs.task, settings).vocab_size
     if tasks is None:
-        return _sequential(inputs, source_length, vocab_size)
+        return _load_sequential(inputs, source_length, vocab_size)
     (task,) = tasks
-    count = _at_most(inputs, len(task.records))
-    make = lambda asking: RecordEvalSource.open(  # noqa: E731
-        task, asking, count, num_threads=num_threads
-    )
-    return OpenTask(count, _first(task, count), vocab_size, make)
+    count = _num_examples(inputs, len(task.records))
+
+    def make_source(batcher: EvalBatcher) -> EvalSource:
+        return RecordEvalSource.open(task, batcher, count, num_threads=num_threads)
+
+    return LoadedTask(inputs.task, count, _first_example(task, count), vocab_size, make_source)
 
 
-def _sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> OpenTask:
-    """Of a task that only seqio can read: one example after the other, always in one order."""
+def _load_sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> LoadedTask:
+    """Loads a task with tf.data preprocessors, whose examples are always read in one order."""
     lengths = {"inputs": source_length, "targets": source_length}
     examples = functools.partial(seqio_bridge.examples_in_order, inputs.task, lengths, inputs.split)
-    asked = itertools.islice(examples(), inputs.num_examples)
-    first = next(asked, None)
-    found = (first is not None) + sum(1 for _ in asked)
-    count = _at_most(inputs, found)
-    make = functools.partial(SeqioEvalSource, examples, num_examples=count)
-    return OpenTask(count, first, vocab_size, make)
+    iterator = itertools.islice(examples(), inputs.num_examples)
+    first = next(iterator, None)
+    if first is None:
+        raise _no_examples(inputs)
+    count = _num_examples(inputs, 1 + sum(1 for _ in iterator))
+
+    def make_source(batcher: EvalBatcher) -> EvalSource:
+        return SeqioEvalSource(examples, batcher, count)
+
+    return LoadedTask(inputs.task, count, first, vocab_size, make_source)
 
 
-def _at_most(inputs: TaskInputs, count: int) -> int:
-    count = count if inputs.num_examples is None else min(count, inputs.num_examples)
+def _num_examples(inputs: TaskInputs, available: int) -> int:
+    """Returns how many of the available examples are decoded."""
+    count = available if inputs.num_examples is None else min(available, inputs.num_examples)
     if count < 1:
-        raise ValueError(f"There is nothing to ask in the split {inputs.split} of {inputs.task}.")
+        raise _no_examples(inputs)
     return count
 
 
-def _first(task: WeightedTask, count: int) -> Example:
+def _no_examples(inputs: TaskInputs) -> ValueError:
+    return ValueError(f"There are no examples in the split {inputs.split} of {inputs.task}.")
+
+
+def _first_example(task: WeightedTask, count: int) -> Example:
+    """Returns the first valid example."""
     reason = ""
-    for index in range(min(count, _MOST_TRIED)):
+    for index in range(min(count, _MAX_TRIED)):
         try:
             return make_example(task, index, np.random.default_rng(0))[1]
         except InvalidRecordError as error:
             reason = reason or str(error)
-    raise ValueError(f"Task {task.name}: every record is bad, e.g. {reason}.")
-
-
-def no_references(record: Record) -> None:
-    """Nothing is compared."""
-    del record
+    raise ValueError(f"Task {task.name}: every record is invalid, e.g. {reason}.")

@@ -6,7 +6,7 @@
 
 Texts within a known instruction are cleaned as the task of that instruction cleans them; any other
 instruction is cleaned as a question. So every instruction, whether it occurs in training or not,
-reaches the model in the same form.
+reaches the model in the same form. `recognise_task` returns the task of a known instruction.
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ class _KnownInstruction:
     """An instruction of training into which texts are inserted.
 
     Attributes:
+      task: the task that the instruction belongs to.
       template: the instruction with names in braces.
       clean: the function that cleans each text.
     """
 
+    task: str
     template: str
     clean: Callable[[str], str]
 
@@ -54,13 +56,40 @@ class _KnownInstruction:
         return self.template.format(**{k: self.clean(v) for k, v in found.groupdict().items()})
 
 
-_GROUNDING = _KnownInstruction(prompts.VISUAL_GROUNDING, clean_caption)
 _KNOWN_INSTRUCTIONS = (
-    _GROUNDING,
-    _KnownInstruction(prompts.MATCHING_CAPTION, clean_caption),
-    _KnownInstruction(prompts.MATCHING_ANSWER, clean_question),
-    _KnownInstruction(prompts.ENTAILMENT, clean_caption),
+    _KnownInstruction("visual_grounding", prompts.VISUAL_GROUNDING, clean_caption),
+    _KnownInstruction("image_text_matching", prompts.MATCHING_CAPTION, clean_caption),
+    _KnownInstruction("image_text_matching", prompts.MATCHING_ANSWER, clean_question),
+    _KnownInstruction("snli_ve", prompts.ENTAILMENT, clean_caption),
 )
+_CONSTANT_INSTRUCTIONS = {
+    prompts.IMAGE_CAPTIONING.strip(): "image_captioning",
+    prompts.OBJECT_DETECTION.strip(): "object_detection",
+    prompts.IMAGE_INFILLING.strip(): "image_infilling",
+}
+_FIRST_WORDS = {
+    _TEXT_TO_IMAGE: "text_to_image",
+    prompts.TEXT_INFILLING[0].strip(' "'): "text_infilling",
+    prompts.GROUNDED_CAPTIONING.strip().removesuffix(" region:"): "grounded_captioning",
+}
+
+
+def recognise_task(instruction: str) -> str | None:
+    """Returns the task whose instruction this is; None for any other instruction.
+
+    >>> recognise_task('Which region does the text "a red apple" describe?')
+    'visual_grounding'
+    """
+    wording = instruction.strip().lower()
+    if (task := _CONSTANT_INSTRUCTIONS.get(wording)) is not None:
+        return task
+    for words, task in _FIRST_WORDS.items():
+        if wording.startswith(words):
+            return task
+    for known in _KNOWN_INSTRUCTIONS:
+        if known.normalise(wording) is not None:
+            return known.task
+    return None
 
 
 def encode(
@@ -107,35 +136,9 @@ def encode(
     return [part for part in parts if len(part)]
 
 
-def is_infilling(instruction: str) -> bool:
-    """Returns whether the output is the codes of the image's centre."""
-    return instruction.strip().lower() == prompts.IMAGE_INFILLING.strip()
-
-
-def is_text_to_image(instruction: str) -> bool:
-    """Returns whether the output is the codes of a whole image."""
-    return instruction.strip().lower().startswith(_TEXT_TO_IMAGE)
-
-
-def is_detection(instruction: str) -> bool:
-    """Returns whether the output is the boxes and names of all objects."""
-    return instruction.strip().lower() == prompts.OBJECT_DETECTION.strip()
-
-
-def is_text_infilling(instruction: str) -> bool:
-    """Returns whether the output is a text without its masks."""
-    before, _ = prompts.TEXT_INFILLING
-    return instruction.strip().lower().startswith(before.strip(' "'))
-
-
-def is_grounding(instruction: str) -> bool:
-    """Returns whether the output is the box of a text."""
-    return _GROUNDING.normalise(instruction.strip().lower()) is not None
-
-
 def _lower(instruction: str) -> str:
     """Lower-cases an instruction, except for the caption of text-to-image generation."""
-    if not is_text_to_image(instruction):
+    if not instruction.lower().startswith(_TEXT_TO_IMAGE):
         return instruction.lower()
     return f"{_TEXT_TO_IMAGE} {' '.join(instruction[len(_TEXT_TO_IMAGE) :].split())}"
 

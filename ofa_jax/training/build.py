@@ -18,6 +18,7 @@ from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
+from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
@@ -113,7 +114,7 @@ def build_run(
         )
     peak_flops = checks.checked_peak_flops(peak_flops)
     if settings is not None:
-        checks.check_codes(model, settings.code_image_size, streams)
+        check_codes(model, settings.code_image_size, streams)
     partitioner = partitioner or Partitioner()
     model = training_model(_with_vocabulary_size(model, streams, settings), optimizer)
     checks.check_accumulation(streams, partitioner, gradient_accumulation)
@@ -213,7 +214,7 @@ def _checked_first_batches(
     """Returns the batches of step 0, whose records, sizes and lengths are checked by the model."""
     batches = next(data.loader.batches(0))
     for stream in streams:
-        checks.check_fits(network, stream, batches[stream.name])
+        check_fits(network, stream, batches[stream.name])
     return batches
 
 

@@ -27,6 +27,8 @@ __all__ = [
 _Value = TypeVar("_Value")
 
 GIN_NAMES: Mapping[str, str] = {
+    "infer.answers": "infer.candidates",
+    "infer.answers_file": "infer.candidates_file",
     "LoopConfig.stuck_seconds": "LoopConfig.watchdog_timeout_secs",
     "OptimizerConfig.trained": "OptimizerConfig.trainable_groups",
     "Partitioner.gather_once": "Partitioner.gather_params_once",

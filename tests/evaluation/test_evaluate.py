@@ -1,4 +1,4 @@
-"""`python -m ofa_jax.evaluate` as people call it, over checkpoints of a random small model."""
+"""`python -m ofa_jax.evaluate` on checkpoints of a small random model."""
 
 import json
 import os
@@ -89,30 +89,30 @@ def variables(config):
     return random_variables(config)
 
 
-def other(variables):
-    """Another model: everything that is learned, the other way round."""
+def negated(variables):
+    """Returns another model: all parameters negated."""
     return variables | {"params": jax.tree.map(lambda x: -x, variables["params"])}
 
 
 @pytest.fixture(scope="module")
 def run(config, variables, tmp_path_factory):
-    """A run directory: step 1, and step 2, whose average has the parameters of step 1."""
+    """Returns a run directory with steps 1 and 2; the average of step 2 equals step 1."""
     folder = tmp_path_factory.mktemp("run")
     storage.write_model(folder, config)
     storage.save_variables(folder, variables, 1)
-    averaged = other(variables) | {"ema_params": variables["params"]}
+    averaged = negated(variables) | {"ema_params": variables["params"]}
     storage.save_variables(folder, averaged, 2)
     return folder
 
 
 @pytest.fixture
 def evaluated(call, run, capsys):
-    """The run with all of its checkpoints evaluated, and what was said (the first time)."""
+    """Evaluates all checkpoints of the run; returns the printed output."""
     call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
     return capsys.readouterr().out
 
 
-def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
+def test_all_checkpoints_are_evaluated_on_all_tasks_with_metrics(
     run, evaluated, call, capsys, monkeypatch
 ):
     found = results(run)
@@ -132,13 +132,13 @@ def test_all_checkpoints_of_a_run_are_evaluated_on_all_tasks_that_can_be_judged(
     tag = "evaluation/eval_captions/exact"
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
-    monkeypatch.setattr(checkpoint_load, "load_variables", None)  # nothing is asked again
+    monkeypatch.setattr(checkpoint_load, "load_variables", None)  # finished tasks are skipped
     call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
     again = capsys.readouterr().out
     assert "Step 1 is evaluated already." in again and "eval_regions" in again
 
 
-def test_lines_tell_what_was_asked_and_answered(run, evaluated, small_scenes):
+def test_lines_have_inputs_references_and_predictions(run, evaluated, small_scenes):
     captions = lines(run, 1, "eval_captions")
     assert [line["index"] for line in captions] == list(range(8))
     for line in captions:
@@ -147,21 +147,21 @@ def test_lines_tell_what_was_asked_and_answered(run, evaluated, small_scenes):
         assert isinstance(line["prediction"], str) and len(line["references"]) > 1
     regions = lines(run, 1, "eval_regions")
     assert [line["index"] for line in regions] == list(range(8))
-    bad = [line for line in regions if "error" in line]
-    assert all(str(line["id"]).endswith("3") for line in bad)
-    assert results(run)["1"]["eval_regions"]["examples"] == 8 - len(bad)
+    invalid = [line for line in regions if "error" in line]
+    assert all(str(line["id"]).endswith("3") for line in invalid)
+    assert results(run)["1"]["eval_regions"]["examples"] == 8 - len(invalid)
     for line in regions:
-        if line not in bad:
+        if line not in invalid:
             assert line["instruction"].startswith("which region does the text")
             assert np.array(line["references"]).shape == np.array(line["prediction"]).shape == (4,)
 
 
-def test_the_average_is_evaluated_where_the_run_kept_one(run, evaluated):
+def test_averaged_parameters_are_evaluated_if_the_run_has_them(run, evaluated):
     for task in ("eval_captions", "eval_regions"):
         assert lines(run, 1, task) == lines(run, 2, task)
 
 
-def test_an_official_checkpoint_is_taken_as_step_0(official, tmp_path):
+def test_an_official_checkpoint_is_step_0(official, tmp_path):
     path = tmp_path / "official.pt"
     files.write(path, official.variables, official.config)
     (checkpoint,) = CheckpointSelector(str(path)).there()
@@ -171,9 +171,9 @@ def test_an_official_checkpoint_is_taken_as_step_0(official, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(official.variables))
 
 
-def test_decoding_is_changed_in_gin_for_all_tasks_or_one(call, run, tmp_path, monkeypatch):
+def test_gin_overrides_decoding_for_all_tasks_or_one(call, run, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "run", seen.append)
+    monkeypatch.setattr(evaluate, "run_evaluation", seen.append)
     call(
         *SMALL,
         at(run),
@@ -188,10 +188,10 @@ def test_decoding_is_changed_in_gin_for_all_tasks_or_one(call, run, tmp_path, mo
     (last_step,) = re.findall(
         r"^TRAIN_STEPS = (\d+)", (ROOT / RUN.split("=")[1]).read_text(), re.MULTILINE
     )
-    assert seen[0].choice.last_step == int(last_step)  # of the run
+    assert seen[0].selector.last_step == int(last_step)  # of the run
 
 
-def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
+def test_a_task_with_tf_data_preprocessors_is_scored_by_its_seqio_metrics(
     call, run, tmp_path, capsys
 ):
     options = [
@@ -210,14 +210,14 @@ def test_a_task_with_ordinary_preprocessors_is_judged_by_its_own_metrics(
     call(*options, "--gin.CHECKPOINTS=[1]")
     found = results(tmp_path)["1"]["eval_tf_data"]
     texts = ["a red apple", "yes", "no", "green", "an apple"]
-    told = lines(tmp_path, 1, "eval_tf_data")
-    assert [line["references"] for line in told] == texts
-    assert [line["instruction"] for line in told] == texts
-    right = np.mean([line["prediction"] == line["references"] for line in told])
-    assert found == {"seqio_exact": right, "in_order": 1.0}
+    predictions = lines(tmp_path, 1, "eval_tf_data")
+    assert [line["references"] for line in predictions] == texts
+    assert [line["instruction"] for line in predictions] == texts
+    accuracy = np.mean([line["prediction"] == line["references"] for line in predictions])
+    assert found == {"seqio_exact": accuracy, "in_order": 1.0}
 
 
-def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_left_out_or_reported(call, config, variables, tmp_path, capsys):
     storage.write_model(tmp_path, config)
     for step in (1, 2):
         folder = storage.save_variables(tmp_path, variables, step)
@@ -236,12 +236,12 @@ def test_a_damaged_checkpoint_is_left_out_or_said(call, config, variables, tmp_p
     assert "checkpoints/2 cannot be evaluated: it is damaged" in capsys.readouterr().err
 
 
-def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers(
+def test_a_killed_evaluation_resumes_on_two_processes_with_the_same_predictions(
     call, run, small_scenes, tmp_path, capsys
 ):
-    """kill -9 after some part; the parts that are there are kept, no answer is lost or doubled.
+    """Kills the evaluation after a part; finished parts stay, no prediction is lost or doubled.
 
-    float32: scores, sums over a handful of tokens, within 1e-5 relative.
+    Scores are float32 sums over a few tokens: 1e-5 relative.
     """
 
     def arguments(folder):
@@ -280,7 +280,7 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
         [*supervisor, *program], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Evaluation (two)") == 1, "only the first host speaks"
+    assert done.stdout.count("Evaluation (two)") == 1, "only the first host prints"
     assert kept and not list(two.glob("1/*/part-*.jsonl"))
     for task in ("eval_captions", "eval_regions"):
         of_one, of_two = (
@@ -298,19 +298,19 @@ def test_killed_and_started_again_as_two_processes_it_ends_with_the_same_answers
 
 MISTAKES = {
     "no run": ([EVALUATE], "Nothing says what to evaluate: give the gin files of a run"),
-    "which checkpoints": (
+    "an unknown word for checkpoints": (
         [*SMALL, "--gin.CHECKPOINTS='newst'"],
         "CHECKPOINTS is 'newst'; give one of",
     ),
-    "a step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
-    "a task": (
+    "a missing step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
+    "an unknown task": (
         [*SMALL, "--gin.evaluate.tasks=['eval_caption']"],
         "evaluate.tasks names eval_caption, which none of the streams has.",
         "Did you mean eval_captions?",
     ),
-    "a task that nobody can judge": (
+    "a task without metrics": (
         [*SMALL, "--gin.pairs/Stream.mixture_or_task_name='eval_training_only'"],
-        "Task 'eval_training_only' has no description of how it is judged",
+        "Task 'eval_training_only' has no EvalSpec",
     ),
     "a decoding setting": (
         [*SMALL, "--gin.DecodingConfig.beam_sise=2"],
@@ -334,7 +334,7 @@ MISTAKES = {
         [*SMALL, "--gin.pairs/Stream.image_size=96"],
         "expects images of (96, 96, 3)",
     ),
-    "a split": ([*SMALL, "--gin.SPLIT='tests'"], "There is no split 'tests'"),
+    "an unknown split": ([*SMALL, "--gin.SPLIT='tests'"], "There is no split 'tests'"),
     "other settings": (
         [*SMALL, "--gin.DecodingConfig.beam_size=1"],
         "holds predictions that were made with decoding.beam_size = 2 and not 1",
@@ -343,10 +343,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
+def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     mistake, call, run, evaluated, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "run", None)
+    monkeypatch.setattr(evaluate, "run_evaluation", None)
     arguments, *parts = MISTAKES[mistake]
     where = [at(run)] if RUN in arguments else []
     with pytest.raises(SystemExit) as ended:

@@ -16,7 +16,7 @@ PIXELS = 48  # of the model's image; the last of 65 bins stands for 64
 
 
 @pytest.fixture(scope="session")
-def interface(tmp_path_factory):
+def processor(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     text = [
         "which region does the text describe? what color is the car in the region? region:",
@@ -35,8 +35,8 @@ def interface(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def config(interface):
-    return SMALL.replace(vocab_size=interface.vocabulary.vocab_size, max_source_positions=64)
+def config(processor):
+    return SMALL.replace(vocab_size=processor.vocabulary.vocab_size, max_source_positions=64)
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +45,11 @@ def variables(config):
 
 
 @pytest.fixture(scope="session")
-def run_directory(interface, config, variables, tmp_path_factory):
+def run_directory(processor, config, variables, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     storage.save_variables(str(directory), variables, step=7)
     storage.write_model(str(directory), config)
-    interface.save(str(directory))
+    processor.save(str(directory))
     return directory
 
 

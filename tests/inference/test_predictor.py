@@ -1,4 +1,4 @@
-"""The predictor: the decoder's own answers to what a person wrote, in pixels of their image."""
+"""The predictor: the output of the decoder for plain instructions, in pixels of the given image."""
 
 import pathlib
 import subprocess
@@ -26,11 +26,11 @@ def predictor(run_directory):
 
 
 @pytest.fixture
-def decoded(interface, config, variables):
-    """What the decoder writes to what the model should see, made without the predictor."""
+def decoded(processor, config, variables):
+    """Decodes the expected features without the predictor."""
 
     def decode(decoding, text, image=None, boxes=()):
-        ids = [0, *interface.vocabulary.encode(text).tolist(), *boxes, 2]
+        ids = [0, *processor.vocabulary.encode(text).tolist(), *boxes, 2]
         batch = {"encoder_input_tokens": np.full((1, 32), 1, np.int32)}
         batch["encoder_input_tokens"][0, : len(ids)] = ids
         if image is not None:
@@ -43,57 +43,59 @@ def decoded(interface, config, variables):
 
 
 @pytest.fixture
-def box_search(interface):
-    bins = interface.vocabulary.bin_ids
+def box_search(processor):
+    bins = processor.vocabulary.bin_ids
     return DecodingConfig(
         beam_size=3, min_length=4, max_length=4, constraint_range=(bins.start, bins.stop)
     )
 
 
-def test_a_box_is_the_decoders_in_pixels_of_the_given_image(
-    predictor, interface, decoded, box_search, image
+def test_a_box_is_returned_in_pixels_of_the_given_image(
+    predictor, processor, decoded, box_search, image
 ):
     ids, score = decoded(box_search, ' which region does the text " a red apple " describe?', image)
     found = predictor.predict(image, GROUNDING)
-    # 65 bins over 64 pixels: a bin is a pixel of the model's 48 x 48; the image has 96 x 72.
-    box = (np.array(ids) - interface.vocabulary.bin_ids.start) * [2.0, 1.5, 2.0, 1.5]
+    # 65 bins over 64 pixels: one bin is one pixel of the model's 48 x 48; the image has 96 x 72.
+    box = (np.array(ids) - processor.vocabulary.bin_ids.start) * [2.0, 1.5, 2.0, 1.5]
     np.testing.assert_allclose(found.boxes, box[None], rtol=1e-6)
     assert found.labels == () and found.text == "" and found.codes is None
     assert found.score == pytest.approx(score, rel=1e-5)
-    assert found.symbols == interface.vocabulary.decode(ids)
+    assert found.symbols == processor.vocabulary.decode(ids)
 
 
-def test_free_text_is_the_decoders(predictor, interface, decoded, image):
+def test_free_text_equals_the_output_of_the_decoder(predictor, processor, decoded, image):
     decoding = DecodingConfig(beam_size=3, max_length=6)
     ids, _ = decoded(decoding, " what color is the car?", image)
     found = predictor.predict(image, "What color is the car?", decoding=decoding)
-    assert found.symbols == interface.vocabulary.decode(ids).strip()
+    assert found.symbols == processor.vocabulary.decode(ids).strip()
 
 
 @pytest.mark.parametrize("form", ["path", "array", "bytes"])
-def test_images_come_as_paths_arrays_or_bytes(predictor, image, tmp_path, form):
+def test_images_may_be_paths_arrays_or_bytes(predictor, image, tmp_path, form):
     image.save(tmp_path / "a.png")
-    given = {
+    source = {
         "path": tmp_path / "a.png",
         "array": np.asarray(image),
         "bytes": (tmp_path / "a.png").read_bytes(),
     }[form]
-    found, same = predictor.predict(given, GROUNDING), predictor.predict(image, GROUNDING)
+    found, same = predictor.predict(source, GROUNDING), predictor.predict(image, GROUNDING)
     np.testing.assert_array_equal(found.boxes, same.boxes)
     assert found.score == same.score
 
 
-def test_without_an_image_the_model_sees_none(predictor, interface, decoded, box_search):
+def test_a_request_without_an_image_has_no_image_features(
+    predictor, processor, decoded, box_search
+):
     ids, score = decoded(box_search, ' which region does the text " a red apple " describe?')
     found = predictor.predict(None, GROUNDING)
     np.testing.assert_array_equal(
-        found.boxes[0], np.array(ids) - interface.vocabulary.bin_ids.start
+        found.boxes[0], np.array(ids) - processor.vocabulary.bin_ids.start
     )
     assert found.score == pytest.approx(score, rel=1e-5)
 
 
-def test_a_batch_has_the_answers_of_its_questions_alone(predictor, image):
-    """float32: 1e-5 relative. Images, none, another length of instruction: five questions."""
+def test_a_batch_has_the_predictions_of_its_requests_alone(predictor, image):
+    """Mixes requests with and without images and of two lengths; float32: 1e-5 relative."""
     flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     images = [image, flipped, None, image, flipped]
     wordings = [
@@ -112,7 +114,7 @@ def test_a_batch_has_the_answers_of_its_questions_alone(predictor, image):
     assert together[0].score != together[1].score  # the image matters
 
 
-def test_instructions_of_like_length_share_a_program(predictor, image):
+def test_instructions_of_similar_length_share_a_program(predictor, image):
     predictor.predict(image, GROUNDING)
     before = search._encode_and_generate._cache_size()
     for words in ("an apple", "the green apple"):
@@ -120,31 +122,47 @@ def test_instructions_of_like_length_share_a_program(predictor, image):
     assert search._encode_and_generate._cache_size() == before
 
 
-def test_a_region_is_given_in_pixels_of_the_image(predictor, interface, decoded, image):
+def test_a_region_is_given_in_pixels_of_the_image(predictor, processor, decoded, image):
     decoding = DecodingConfig(beam_size=3, max_length=6)
-    boxes = interface.vocabulary.encode_box((6, 8, 24, 32), 64)  # halved, and times two thirds
+    boxes = processor.vocabulary.encode_box((6, 8, 24, 32), 64)  # scaled by 1/2 and 2/3
     ids, _ = decoded(decoding, " what color is the car in the region? region:", image, boxes)
     found = predictor.predict(
         image, "What color is the car in the region?", region=(12, 12, 48, 48), decoding=decoding
     )
-    assert found.symbols == interface.vocabulary.decode(ids).strip()
+    assert found.symbols == processor.vocabulary.decode(ids).strip()
 
 
-def test_only_allowed_answers_are_given(predictor, image):
-    allowed = ["yes", "no", "a red apple"]
-    searched = predictor.predict(image, "is it red?", answers=allowed)
-    scored = predictor.predict(image, "is it red?", answers=allowed, score_all=True)
-    assert searched.text in allowed and scored.text in allowed
+def test_a_task_selects_the_decode_preset_of_any_instruction(predictor, processor, image):
+    bins = processor.vocabulary.bin_ids
+    wording = "where is the red apple?"
+    found = predictor.predict(image, wording, task="visual_grounding")
+    expected = predictor.predict(
+        image,
+        wording,
+        decoding=DecodingConfig(
+            beam_size=3, min_length=4, max_length=4, constraint_range=(bins.start, bins.stop)
+        ),
+    )
+    assert found.symbols == expected.symbols and found.boxes.shape == (1, 4)
+    (batched,) = predictor.predict_batch([image], wording, task="visual_grounding")
+    assert batched.symbols == expected.symbols
 
 
-def test_the_middle_is_written_as_codes_and_decoded(predictor, interface, image):
+def test_only_candidates_are_predicted(predictor, image):
+    candidates = ["yes", "no", "a red apple"]
+    searched = predictor.predict(image, "is it red?", candidates=candidates)
+    scored = predictor.predict(image, "is it red?", candidates=candidates, score_all=True)
+    assert searched.text in candidates and scored.text in candidates
+
+
+def test_image_infilling_predicts_codes_and_their_image(predictor, processor, image):
     wording = "What is the image in the middle part?"
     found = predictor.predict(image, wording)
     assert found.codes.shape == (4,) and 0 <= found.codes.min() <= found.codes.max() < 16
     assert found.image.size == (16, 16)
-    expected = interface.image_tokenizer.decode(found.codes.reshape(1, 2, 2))[0]
+    expected = processor.image_tokenizer.decode(found.codes.reshape(1, 2, 2))[0]
     np.testing.assert_array_equal(np.asarray(found.image), expected)
-    # The middle 16 pixels of 48, that is 24 of the 72 that are seen, are hidden from the model.
+    # The central 16 of 48 pixels, which are 24 of the 72 that the model sees, are hidden from it.
     hidden, seen = image.copy(), image.copy()
     hidden.paste((0, 0, 0), (43, 31, 53, 41))
     seen.paste((0, 0, 0), (14, 2, 24, 12))
@@ -152,17 +170,17 @@ def test_the_middle_is_written_as_codes_and_decoded(predictor, interface, image)
     assert predictor.predict(seen, wording).score != found.score
 
 
-def test_a_whole_image_is_drawn_and_follows_from_the_seed(run_directory):
-    def draw(seed):
+def test_text_to_image_samples_depend_on_the_seed(run_directory):
+    def sample(seed):
         predictor = ofa_jax.Predictor(run_directory, seed=seed)
         wording = "what is the complete image? caption: a red apple"
         return [predictor.predict(None, wording).codes.tolist() for _ in range(3)]
 
-    assert draw(0) == draw(0) != draw(1)
+    assert sample(0) == sample(0) != sample(1)
 
 
-def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
-    # Without an image, or its ResNet of the original's size would take long to compile.
+def test_an_official_checkpoint_needs_its_bpe(shared_golden, tmp_path):
+    # Without an image, because a ResNet of the official size takes long to compile.
     config = SMALL.replace(
         vocab_size=59457, max_source_positions=64, resnet_layers=(3, 4, 6), resnet_width=64
     )
@@ -172,13 +190,13 @@ def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
     predictor = ofa_jax.Predictor(
         str(tmp_path / "ofa.pt"), vocabulary=shared_golden / "bpe", beam_size=1
     )
-    interface = predictor.loaded.interface
-    assert (interface.image_size, interface.max_image_size) == (384, 512)
+    processor = predictor.loaded.processor
+    assert (processor.image_size, processor.max_image_size) == (384, 512)
     assert predictor.predict(None, GROUNDING).boxes.shape == (1, 4)
 
 
 @pytest.mark.parametrize(
-    ("keywords", "sentence"),
+    ("arguments", "message"),
     [
         (dict(image=np.zeros((8, 8, 3))), r"uint8 \[height, width, 3\], not float64"),
         (dict(image="nowhere.png"), "There is no image nowhere.png"),
@@ -190,14 +208,15 @@ def test_an_official_checkpoint_answers_with_its_bpe(shared_golden, tmp_path):
             dict(image=None, instruction="what is the image in the middle part?"),
             "there is no image",
         ),
-        (dict(answers=[]), "list of allowed answers is empty"),
+        (dict(candidates=[]), "list of candidates is empty"),
         (dict(instruction=""), "The instruction is empty"),
+        (dict(task="visual_groundin"), "Did you mean visual_grounding?"),
     ],
 )
-def test_what_cannot_be_asked_is_a_sentence(predictor, image, keywords, sentence):
-    asked = {"image": image, "instruction": "what is it?"} | keywords
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        predictor.predict(**asked)
+def test_invalid_arguments_are_reported(predictor, image, arguments, message):
+    arguments = {"image": image, "instruction": "what is it?"} | arguments
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        predictor.predict(**arguments)
 
 
 def test_a_vocabulary_of_another_size_is_refused(run_directory, shared_golden):
@@ -205,7 +224,7 @@ def test_a_vocabulary_of_another_size_is_refused(run_directory, shared_golden):
         ofa_jax.Predictor(run_directory, vocabulary=shared_golden / "bpe")
 
 
-def test_the_package_gives_the_predictor_when_it_is_asked_for():
+def test_the_package_imports_the_predictor_on_first_use():
     program = (
         "import sys, ofa_jax; assert 'jax' not in sys.modules; "
         "print(ofa_jax.Predictor.__module__, 'Predictor' in dir(ofa_jax))"

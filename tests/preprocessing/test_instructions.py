@@ -129,7 +129,7 @@ def test_questions_are_cleaned_as_questions(vocabulary):
 def test_the_caption_of_text_to_image_is_unchanged(vocabulary):
     text = " what is the complete image? caption: A Red-haired man"
     assert ids(vocabulary, text) == [0, *vocabulary.encode(text), 2]
-    assert instructions.is_text_to_image(text) and not instructions.is_infilling(text)
+    assert instructions.recognise_task(text) == "text_to_image"
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,21 @@ def test_the_caption_of_text_to_image_is_unchanged(vocabulary):
 def test_an_invalid_instruction_raises_an_error(vocabulary, written, region, sentence):
     with pytest.raises(ValueError, match=sentence):
         instructions.encode(vocabulary, written, region)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "task"),
+    [
+        ('Which region does the text "a red apple" describe?', "visual_grounding"),
+        ("What are the objects in the image?", "object_detection"),
+        ("what is the image in the middle part?", "image_infilling"),
+        (' what is the complete text of "the <mask> of the house"?', "text_infilling"),
+        ("what does the image describe? ", "image_captioning"),
+        ("what does the region describe? region: {region}", "grounded_captioning"),
+        ('does the image describe "a red apple"?', "image_text_matching"),
+        ("which region is red?", None),
+        ("what color is the car?", None),
+    ],
+)
+def test_recognise_task_knows_the_instructions_of_training(instruction, task):
+    assert instructions.recognise_task(instruction) == task

@@ -1,4 +1,4 @@
 """Makes the fixtures of a small VQGAN and a small run available to the tests in this folder."""
 
-from run_fixtures import interface  # noqa: F401
+from run_fixtures import processor  # noqa: F401
 from vqgan_fixtures import vqgan, vqgan_path, vqgan_state  # noqa: F401

@@ -8,24 +8,24 @@ from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 
-def test_an_interface_comes_back_as_it_was(interface, tmp_path):
-    interface.save(tmp_path)
+def test_a_saved_processor_is_loaded_unchanged(processor, tmp_path):
+    processor.save(tmp_path)
     again = Processor.load(tmp_path)
-    assert again.vocabulary == interface.vocabulary
-    assert again.replace(vocabulary=None, image_tokenizer=None) == interface.replace(
+    assert again.vocabulary == processor.vocabulary
+    assert again.replace(vocabulary=None, image_tokenizer=None) == processor.replace(
         vocabulary=None, image_tokenizer=None
     )
     np.testing.assert_array_equal(
-        again.image_tokenizer.codebook, interface.image_tokenizer.codebook
+        again.image_tokenizer.codebook, processor.image_tokenizer.codebook
     )
     text = ' which region does the text " a red apple " describe?'
-    assert again.vocabulary.encode(text).tolist() == interface.vocabulary.encode(text).tolist()
+    assert again.vocabulary.encode(text).tolist() == processor.vocabulary.encode(text).tolist()
 
 
-def test_a_vqgan_comes_back_as_it_was(interface, golden, tmp_path):
+def test_a_vqgan_comes_back_as_it_was(processor, golden, tmp_path):
     with np.load(golden / "vqgan" / "state_dict_f16.npz") as arrays:
         vqgan = vqgan_file.from_state_dict({name: arrays[name] for name in arrays.files})
-    interface.replace(image_tokenizer=vqgan).save(tmp_path)
+    processor.replace(image_tokenizer=vqgan).save(tmp_path)
     again = Processor.load(tmp_path).image_tokenizer
     assert again.config == vqgan.config
     np.testing.assert_array_equal(
@@ -34,11 +34,11 @@ def test_a_vqgan_comes_back_as_it_was(interface, golden, tmp_path):
     )
 
 
-def test_an_image_tokenizer_of_another_kind_is_left_out(interface, tmp_path):
+def test_an_image_tokenizer_of_another_kind_is_left_out(processor, tmp_path):
     class Another:
         num_codes, pixels_per_code = 16, 8
 
-    interface.replace(image_tokenizer=Another()).save(tmp_path)
+    processor.replace(image_tokenizer=Another()).save(tmp_path)
     assert Processor.load(tmp_path).image_tokenizer is None
 
 
@@ -52,7 +52,7 @@ def test_the_official_vocabulary_comes_back_from_one_file(shared_golden, tmp_pat
     assert again.decode(again.encode(text)) == text
 
 
-def test_what_is_no_vocabulary_is_a_sentence(interface, tmp_path):
+def test_what_is_no_vocabulary_is_a_sentence(processor, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="was not written by OFAVocabulary.save"):
         OFAVocabulary.load(tmp_path / "a.json")

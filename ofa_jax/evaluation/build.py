@@ -1,0 +1,258 @@
+"""Builds an evaluation from its configuration.
+
+select checkpoints ─▶ load the tasks of all streams ─▶ check the model against the tasks
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from clu import metric_writers
+from etils import epath
+from rich.console import Console
+
+from ofa_jax.checkpoints import load as checkpoint_load
+from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Stream, empty_features, stack
+from ofa_jax.data.model_checks import check_codes, check_fits
+from ofa_jax.data.task_settings import TaskSettings
+from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
+from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
+from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.sharding import Partitioner
+from ofa_jax.utils.modules import import_task_modules
+from ofa_jax.utils.suggestions import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything that `run_evaluation` needs.
+
+    Attributes:
+      selector: selects the checkpoints.
+      model_dir: the run directory, to which the names of checkpoints are relative.
+      directory: folder of the results.
+      tasks: the tasks to evaluate.
+      make_evaluator: creates an evaluator of a model; checks that the model fits the tasks.
+      evaluator: evaluator of the model if it is known already.
+      partitioner: the mesh.
+      dtype: dtype of the computation; None for the model's own.
+      writer: writes TensorBoard events.
+      console: prints progress and results.
+    """
+
+    selector: CheckpointSelector
+    model_dir: epath.Path
+    directory: epath.Path
+    tasks: Sequence[EvalTask]
+    make_evaluator: Callable[[OFAConfig], Evaluator]
+    evaluator: Evaluator | None
+    partitioner: Partitioner
+    dtype: str | None
+    writer: metric_writers.MetricWriter
+    console: Console
+
+    def model_config(self, checkpoint: Checkpoint) -> OFAConfig:
+        """Returns the configuration of a checkpoint's model, with the dtype of the evaluation."""
+        config = checkpoint_load.config_of(checkpoint.path)
+        return config if self.dtype is None else config.replace(dtype=self.dtype)
+
+    def checkpoint_name(self, checkpoint: Checkpoint) -> str:
+        """Returns the name of a checkpoint in the settings, relative to a run that may be moved."""
+        path, root = epath.Path(checkpoint.path), epath.Path(self.model_dir).resolve()
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    def log(self, message: str) -> None:
+        """Prints a message without colours and line breaks."""
+        _print_line(self.console, message)
+
+
+def build_evaluation(
+    model_dir: str,
+    streams: Sequence[Stream],
+    checkpoint_path: str | None = None,
+    checkpoints: Any = "newest",
+    split: str = "validation",
+    tasks: Any = None,
+    num_examples: int | None = None,
+    batch_size: int | None = None,
+    settings: TaskSettings | None = None,
+    mixture_or_task_module: Any = None,
+    partitioner: Partitioner | None = None,
+    dtype: str | None = None,
+    directory: str | None = None,
+    last_step: int | None = None,
+    timeout_seconds: float = 3600,
+    poll_seconds: float = 10,
+    seed: int = 0,
+    candidates_at_once: int = 32,
+    batches_per_part: int = 16,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    override_decoding: OverrideDecoding = lambda task, config: config,
+) -> Evaluation:
+    """Builds every part of an evaluation and checks that the parts fit; compiles nothing.
+
+    gin knows it as `evaluate`.
+
+    Args:
+      model_dir: the run directory; results go below it.
+      streams: tasks with their shapes; the tasks of a mixture are evaluated one by one.
+      checkpoint_path: a run directory, a folder `checkpoints/<step>`, or an official checkpoint
+        (`.pt`); `model_dir` when None.
+      checkpoints: "newest", "all", "watch" (as training writes them), or a list of steps.
+      split: the split of the data.
+      tasks: names of the tasks to evaluate; None for all tasks of the streams.
+      num_examples: how many examples of each task, from the first; None for all.
+      batch_size: over all hosts; None for that of each stream.
+      settings: settings of the project's tasks; None for other tasks.
+      mixture_or_task_module: module(s) to import, which register tasks and their EvalSpecs.
+      partitioner: the mesh; all devices along `data` when None.
+      dtype: dtype of the computation; None for that of the run.
+      directory: folder of the results; `<model_dir>/evaluations/<split>` when None.
+      last_step: watching ends after the checkpoint of this step.
+      timeout_seconds: watching ends when there is no new checkpoint for so long.
+      poll_seconds: time between two looks for new checkpoints.
+      seed: seed of the preprocessors' draws and of sampling.
+      candidates_at_once: candidates that are scored together, see `make_scorer`.
+      batches_per_part: predictions are written every so many batches.
+      num_threads: threads that prepare batches.
+      num_workers: processes that prepare batches, instead of threads; 0 for none.
+      override_decoding: changes a task's decoding settings.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: an argument cannot be used; the message says what
+        to do.
+    """
+    import_task_modules(mixture_or_task_module, settings)
+    if not streams:
+        raise ValueError("evaluate.streams is empty: give at least one Stream.")
+    if batches_per_part < 1:
+        raise ValueError(f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1.")
+    selector = CheckpointSelector(
+        checkpoint_path or model_dir, checkpoints, last_step, timeout_seconds, poll_seconds
+    )
+    existing = selector.there()
+    partitioner = partitioner or Partitioner()
+    console = Console(quiet=jax.process_index() > 0)
+    loader = TaskLoader(
+        split,
+        partitioner,
+        num_examples,
+        batch_size,
+        override_decoding,
+        seed,
+        num_threads,
+        num_workers,
+        settings,
+    )
+    only = [tasks] if isinstance(tasks, str) else tasks
+    _check_task_names(only, streams, settings)
+    loaded = _load_tasks(loader, streams, only, lambda message: _print_line(console, message))
+    root = epath.Path(directory) if directory else epath.Path(model_dir) / "evaluations" / split
+    if not root.is_absolute():
+        root = root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+
+    def make_evaluator(config: OFAConfig) -> Evaluator:
+        if settings is not None:
+            check_codes(config, settings.code_image_size, streams)
+        model = OFA(config)
+        evaluator = Evaluator(model, partitioner, root, seed, candidates_at_once, batches_per_part)
+        for task, stream in loaded:
+            _check_model(config, task, stream)
+            evaluator.decoder(task)
+        return evaluator
+
+    evaluation = Evaluation(
+        selector=selector,
+        model_dir=epath.Path(model_dir),
+        directory=root,
+        tasks=[task for task, _ in loaded],
+        make_evaluator=make_evaluator,
+        evaluator=None,
+        partitioner=partitioner,
+        dtype=dtype,
+        writer=metric_writers.create_default_writer(
+            str(root), just_logging=jax.process_index() > 0, asynchronous=False
+        ),
+        console=console,
+    )
+    return _with_evaluator(evaluation, existing)
+
+
+def _print_line(console: Console, message: str) -> None:
+    """Prints a message without colours and line breaks."""
+    console.print(message, highlight=False, soft_wrap=True)
+
+
+def _check_task_names(
+    only: Sequence[str] | None, streams: Sequence[Stream], settings: TaskSettings | None
+) -> None:
+    """Raises ValueError if `evaluate.tasks` names a task that no stream has."""
+    if only is None:
+        return
+    if not only:
+        raise ValueError("evaluate.tasks is empty: name tasks, or give None for all.")
+    known = [
+        task
+        for stream in streams
+        for task in seqio_bridge.rates(stream.mixture_or_task_name, settings)
+    ]
+    for name in only:
+        if name not in known:
+            raise ValueError(
+                f"evaluate.tasks names {name}, which none of the streams has.{nearest(name, known)}"
+            )
+
+
+def _load_tasks(
+    loader: TaskLoader,
+    streams: Sequence[Stream],
+    only: Sequence[str] | None,
+    log: Callable[[str], None],
+) -> list[tuple[EvalTask, Stream]]:
+    """Loads the tasks of all streams, each with its stream."""
+    loaded: dict[str, tuple[EvalTask, Stream]] = {}
+    for stream in streams:
+        for task in loader.load(stream, only, log):
+            if task.name in loaded:
+                raise ValueError(
+                    f"Streams {loaded[task.name][1].name!r} and {stream.name!r} both have the task "
+                    f"{task.name}: leave it out of one."
+                )
+            loaded[task.name] = task, stream
+    return list(loaded.values())
+
+
+def _check_model(config: OFAConfig, task: EvalTask, stream: Stream) -> None:
+    """Raises ValueError if a model cannot be evaluated on a task."""
+    if config.vocab_size != task.vocabulary.vocab_size:
+        raise ValueError(
+            f"The checkpoint's model has a vocabulary of {config.vocab_size} ids, that of "
+            f"{task.name} has {task.vocabulary.vocab_size}: evaluate with the vocabulary that it "
+            "was trained with."
+        )
+    row = empty_features(dataclasses.replace(stream, num_sampled_patches=None), 0)
+    check_fits(OFA(config), stream, stack([row]))
+    try:
+        task.spec.decoding.max_output_length(stream.task_feature_lengths["inputs"], config)
+    except ValueError as error:
+        raise ValueError(f"Task {task.name} does not fit the model: {error}") from error
+
+
+def _with_evaluator(evaluation: Evaluation, existing: Sequence[Checkpoint]) -> Evaluation:
+    """Creates the evaluator of the existing checkpoints, and checks their earlier predictions.
+
+    Without a checkpoint (training has not written one yet) the evaluator is created later.
+    """
+    if not existing:
+        return evaluation
+    evaluator = evaluation.make_evaluator(evaluation.model_config(existing[-1]))
+    for checkpoint in existing:
+        name = evaluation.checkpoint_name(checkpoint)
+        for task in evaluation.tasks:
+            evaluator.check_settings(task, checkpoint.step, name)
+    return dataclasses.replace(evaluation, evaluator=evaluator)

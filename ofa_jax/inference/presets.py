@@ -1,0 +1,177 @@
+"""Decode presets: how each task is decoded when the user does not say otherwise."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.model import OFAConfig
+from ofa_jax.preprocessing.records import Record
+from ofa_jax.tokenizers.processor import Processor
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.suggestions import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePreset:
+    """How requests of a task are preprocessed and decoded.
+
+    Attributes:
+      image_size: size of the model's image, in pixels a side.
+      decoding: settings of the decoder.
+      code_grid: image codes a side if the output is an image; 0 for other outputs.
+      infills_center: whether the output replaces the centre of the image. The image is cropped to
+        a square, and its centre is hidden from the model.
+    """
+
+    image_size: int
+    decoding: DecodingConfig
+    code_grid: int = 0
+    infills_center: bool = False
+
+
+def _free_text(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of captions, answers and any other text."""
+    decoding = DecodingConfig(
+        beam_size=beam_size, max_length=_at_most(30, model), no_repeat_ngram_size=3
+    )
+    return DecodePreset(processor.image_size, decoding)
+
+
+def _visual_grounding(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of a single box."""
+    bins = processor.vocabulary.bin_ids
+    decoding = DecodingConfig(
+        beam_size=beam_size,
+        min_length=4,
+        max_length=4,
+        constraint_range=(bins.start, bins.stop),
+    )
+    return DecodePreset(processor.image_size, decoding)
+
+
+def _object_detection(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of boxes with labels."""
+    decoding = DecodingConfig(beam_size=beam_size, max_length=_at_most(120, model))
+    return DecodePreset(processor.detection_image_size, decoding)
+
+
+def _text_infilling(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of a text without its masks."""
+    decoding = DecodingConfig(beam_size=beam_size, max_length=_at_most(256, model))
+    return DecodePreset(processor.image_size, decoding)
+
+
+def _image_infilling(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of the codes of an image's centre, decoded greedily."""
+    decoding = _image_codes(DecodingConfig(beam_size=1), processor, model)
+    return DecodePreset(processor.infill_image_size, decoding, model.code_grid, infills_center=True)
+
+
+def _text_to_image(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
+    """Returns the preset of the codes of a whole image, which are sampled."""
+    # The most probable image would be an average of all.
+    top_k = min(256, processor.vocabulary.num_codes)
+    sampling = DecodingConfig("sample", beam_size=1, top_k=top_k)
+    decoding = _image_codes(sampling, processor, model)
+    return DecodePreset(processor.image_size, decoding, model.code_grid)
+
+
+def _image_codes(
+    decoding: DecodingConfig, processor: Processor, model: OFAConfig
+) -> DecodingConfig:
+    """Restricts decoding to a whole grid of image codes."""
+    codes = processor.vocabulary.code_ids
+    return decoding.replace(
+        max_length=model.code_grid**2,
+        exact_length=True,
+        constraint_range=(codes.start, codes.stop),
+    )
+
+
+def _at_most(max_length: int, model: OFAConfig) -> int:
+    """Limits a length to the decoder's positions, one of which eos takes."""
+    return min(max_length, model.max_target_positions - 1)
+
+
+PRESETS: Mapping[str, Callable[[Processor, OFAConfig, int], DecodePreset]] = {
+    "image_captioning": _free_text,
+    "visual_question_answering": _free_text,
+    "image_text_matching": _free_text,
+    "snli_ve": _free_text,
+    "grounded_captioning": _free_text,
+    "visual_grounding": _visual_grounding,
+    "object_detection": _object_detection,
+    "text_infilling": _text_infilling,
+    "image_infilling": _image_infilling,
+    "text_to_image": _text_to_image,
+}
+"""Task -> (processor, model, beam_size) -> preset."""
+
+
+def find_preset(
+    task: str | None, processor: Processor, model: OFAConfig, beam_size: int = 5
+) -> DecodePreset:
+    """Returns the preset of a task.
+
+    Args:
+      task: a key of `PRESETS`; None for an instruction of no known task, which is decoded as free
+        text.
+      processor: vocabulary and image sizes of the model.
+      model: its configuration.
+      beam_size: of beam search.
+
+    Raises:
+      ValueError: there is no preset of this name.
+    """
+    if task is not None and task not in PRESETS:
+        raise ValueError(
+            f"task is {task!r}; give one of {', '.join(PRESETS)}.{nearest(task, PRESETS)}"
+        )
+    make_preset = _free_text if task is None else PRESETS[task]
+    return make_preset(processor, model, beam_size)
+
+
+def format_candidates(candidates: Sequence[str]) -> list[str]:
+    """Returns candidates as they are encoded in training, with a leading space.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not candidates:
+        raise ValueError("The list of candidates is empty: give at least one.")
+    return [f" {candidate.strip()}" for candidate in candidates]
+
+
+def candidate_decoding(
+    candidates: Sequence[str], vocabulary: OFAVocabulary, beam_size: int = 5
+) -> DecodingConfig:
+    """Returns beam search that is as long as the longest candidate (see `format_candidates`)."""
+    longest = max(len(vocabulary.encode(text)) for text in candidates)
+    return DecodingConfig(beam_size=beam_size, max_length=longest)
+
+
+def inference_spec(
+    decoding: DecodingConfig, candidates: Sequence[str] | None = None, score_all: bool = False
+) -> EvalSpec:
+    """Returns a spec without references and metrics.
+
+    Args:
+      decoding: settings of the decoder.
+      candidates: the only outputs allowed, see `format_candidates`; None for free generation.
+      score_all: whether to score every candidate instead of searching among them.
+    """
+    return EvalSpec(
+        "inference",
+        "text",
+        references=no_references,
+        metrics=(),
+        decoding=decoding,
+        candidates=None if candidates is None else lambda: candidates,
+        score_all=score_all,
+    )
+
+
+def no_references(record: Record) -> None:
+    """Returns None: inference compares predictions with nothing."""
+    del record
