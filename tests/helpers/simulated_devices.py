@@ -8,6 +8,8 @@ import sys
 
 HELPERS = pathlib.Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
+IMPORTABLE = (ROOT, HELPERS, ROOT / "tests" / "training", ROOT / "tests" / "decoding")
+"""Folders whose modules the programs import; some import from the test that contains them."""
 
 
 def run_on_eight_devices(program, *arguments):
@@ -20,7 +22,7 @@ def run_on_eight_devices(program, *arguments):
         env=os.environ
         | {
             "XLA_FLAGS": flags,
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HELPERS, ROOT / "tests" / "training"))),
+            "PYTHONPATH": os.pathsep.join(map(str, IMPORTABLE)),
         },
         cwd=ROOT,
     )
