@@ -26,17 +26,18 @@ def configurables() -> dict[str, object]:
     """Returns everything that the entry points register with gin, by name."""
     import gin
 
-    from ofa_jax import evaluate, infer
     from ofa_jax.cli import gin_registry
+    from ofa_jax.evaluation.build import build_evaluation
+    from ofa_jax.inference.build import INPUTS, build_job
     from ofa_jax.model.named_config import model_config
     from ofa_jax.training.build import build_run
 
     entry_points = {
         "train": build_run,
-        "evaluate": evaluate.prepare,
-        "infer": infer.prepare,
+        "evaluate": build_evaluation,
+        "infer": build_job,
         "model_config": model_config,
-        **infer.INPUTS,
+        **INPUTS,
     }
     gin_registry.register(entry_points)
     return {name: inspect.unwrap(gin.get_configurable(name)) for name in gin_registry.names()}
