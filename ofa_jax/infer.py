@@ -2,7 +2,7 @@
 
     python -m ofa_jax.infer --gin_file=gin_configs/runs/infer.gin \
       --gin.CHECKPOINT="'runs/pretrain_scenes'" --gin.OUTPUT_DIR="'predictions'" \
-      --gin.INPUTS=@ImageFolder() --gin.ImageFolder.path="'images'" \
+      --gin.INPUTS="@ImageFolder()" --gin.ImageFolder.path="'images'" \
       --gin.ImageFolder.instruction="'what does the image describe?'"
 
 Predictions are written as JSON lines, in files that are complete or absent: a restarted job

@@ -96,6 +96,13 @@ def test_modules_and_scripts_of_commands_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_commands_are_what_bash_reads(page):
+    for block in blocks(page, "bash"):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + block
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python_code_parses(page):
     for code in blocks(page, "python"):
         ast.parse(code)
