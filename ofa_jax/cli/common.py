@@ -41,7 +41,8 @@ _TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 class _Parser(argparse.ArgumentParser):
     """argparse, with the nearest right flag in the message."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
         raise gin_lint.ConfigError(message[0].upper() + message[1:] + ".")
 
 

@@ -105,13 +105,14 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
             return path.resolve()
     known = [
         str(path.relative_to(directory))
-        for directory in map(pathlib.Path, (*search_paths, folder.parent))
+        for directory in (*map(pathlib.Path, search_paths), folder.parent)
         for path in sorted(directory.glob(f"{_FOLDER}/**/*.gin")) + sorted(directory.glob("*.gin"))
     ]
     hint = nearest(name, known) or nearest(
         f"{_FOLDER}/{name}", [path for path in known if path.endswith(pathlib.Path(name).name)]
     )
-    places = ", ".join(str(pathlib.Path(path).resolve()) for path in (*search_paths, folder))
+    looked_in = [*map(pathlib.Path, search_paths), folder]
+    places = ", ".join(str(path.resolve()) for path in looked_in)
     raise ConfigError(f"There is no gin file {name} (looked in {places}).{hint}")
 
 

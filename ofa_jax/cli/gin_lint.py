@@ -12,7 +12,7 @@ import inspect
 import itertools
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from gin import config_parser
 
@@ -67,7 +67,7 @@ class _Binding:
         return f"{name}.{self.parameter}" if self.parameter else name
 
 
-_Statement = _Binding | config_parser.ImportStatement
+_Statement: TypeAlias = _Binding | config_parser.ImportStatement
 
 
 def _mentioned(value: Any, kind: type) -> Iterator[Any]:

@@ -92,7 +92,7 @@ def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             _check_type(f"{name}.{parameter}", value, hints.get(parameter, Any))
         return function(*args, **kwargs)
 
-    make.__signature__ = signature
+    make.__signature__ = signature  # type: ignore[attr-defined]  # for inspect.signature
     return make
 
 

@@ -1,31 +1,35 @@
-"""From images to a grid of discrete codes and back.
+"""Tokenizers of text, boxes and images.
 
-OFA predicts image codes as tokens of its one vocabulary (image infilling, text-to-image). Whatever
-implements `ImageTokenizer` can give them: here `PatchCodebook`, k-means over patches. A tokenizer
-is plain numpy and picklable, because data workers call it.
+| module | contents |
+| --- | --- |
+| `vocabulary` | `OFAVocabulary`: text, image codes and location bins in one id space |
+| `image_tokenizer` | `ImageTokenizer`, the interface of image tokenizers |
+| `patch_codebook` | `PatchCodebook`: k-means over patches |
+| `vqgan` | `VQGAN`, OFA's image tokenizer, in JAX |
+| `processor` | `Processor`: vocabulary, image tokenizer and image sizes of a checkpoint |
+
+OFA predicts image codes as tokens of its vocabulary (image infilling, text-to-image). An image
+tokenizer is picklable, because data workers call it. `VQGAN` and `Processor` need JAX: they are
+imported on first use.
 """
 
-from typing import Protocol, runtime_checkable
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
-__all__ = ["ImageTokenizer", "PatchCodebook"]
+if TYPE_CHECKING:
+    from ofa_jax.tokenizers.processor import Processor
+    from ofa_jax.tokenizers.vqgan import VQGAN
+
+__all__ = ["VQGAN", "ImageTokenizer", "OFAVocabulary", "PatchCodebook", "Processor"]
+
+_LAZY = {"VQGAN": "vqgan", "Processor": "processor"}
 
 
-@runtime_checkable
-class ImageTokenizer(Protocol):
-    """Encodes images to codes in [0, num_codes) and decodes codes to images.
-
-    One code stands for pixels_per_code x pixels_per_code pixels.
-    """
-
-    num_codes: int
-    pixels_per_code: int
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8[B, H, W, 3] -> int32[B, H / pixels_per_code, W / pixels_per_code]."""
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """int32[B, h, w] -> uint8[B, h * pixels_per_code, w * pixels_per_code, 3]."""
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

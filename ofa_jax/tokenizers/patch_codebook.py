@@ -1,34 +1,38 @@
-"""An image tokenizer learned by mini-batch k-means: each 8x8 patch is its nearest codebook patch.
+"""An image tokenizer made by mini-batch k-means: each 8x8 patch is its nearest codebook patch.
 
 It has the interface and the 8 pixels per code of the VQGAN that OFA uses (paper, section 3.1), and
-is learned in seconds. Sculley, "Web-scale k-means clustering", WWW 2010, is the algorithm.
+is fitted in seconds. The algorithm is that of Sculley, "Web-scale k-means clustering", WWW 2010.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float, Int, UInt8
+
+__all__ = ["PatchCodebook", "check_sizes", "to_patches"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchCodebook:
     """An `ImageTokenizer` whose codes are patches.
 
-    codebook: float32[num_codes, 8 * 8 * 3], pixel values in [0, 255], whole numbers, no two rows
-      equal: so decoding is exact, and encoding what was decoded gives the same codes.
+    Attributes:
+      codebook: float32 [num_codes, 8 * 8 * 3], whole pixel values in [0, 255]. All rows differ, so
+        encoding a decoded image gives the same codes.
+      pixels_per_code: 8.
     """
 
-    codebook: np.ndarray
+    codebook: Float[np.ndarray, "num_codes 192"]
     pixels_per_code: int = dataclasses.field(default=8, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         width = 3 * self.pixels_per_code**2
         if self.codebook.ndim != 2 or self.codebook.shape[1] != width:
             raise ValueError(
-                f"A patch codebook has rows of {width} numbers, but this array has the shape "
-                f"{self.codebook.shape}: fit it with PatchCodebook.fit."
+                f"A patch codebook has the shape [num_codes, {width}], but this array has the "
+                f"shape {self.codebook.shape}: create it with PatchCodebook.fit."
             )
 
     @property
@@ -36,14 +40,14 @@ class PatchCodebook:
         """Number of codes."""
         return self.codebook.shape[0]
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """The nearest code of each patch by squared distance.
+    def encode(self, images: UInt8[np.ndarray, "b h w 3"]) -> Int[np.ndarray, "b h/8 w/8"]:
+        """Returns the nearest code of each patch by squared distance.
 
         Args:
-          images: uint8[B, H, W, 3], H and W multiples of 8.
+          images: uint8 [B, H, W, 3], H and W multiples of 8.
 
         Returns:
-          int32[B, H / 8, W / 8].
+          int32 [B, H / 8, W / 8].
         """
         batch, height, width, _ = images.shape
         patches = to_patches(images, self.pixels_per_code)
@@ -55,8 +59,8 @@ class PatchCodebook:
         side = self.pixels_per_code
         return scores.argmax(1).astype(np.int32).reshape(batch, height // side, width // side)
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The image that the codes stand for: int32[B, h, w] -> uint8[B, 8 h, 8 w, 3]."""
+    def decode(self, codes: Int[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b 8*h 8*w 3"]:
+        """Returns the images of codes: int32 [B, h, w] -> uint8 [B, 8 h, 8 w, 3]."""
         batch, rows, columns = codes.shape
         side = self.pixels_per_code
         patches = self.codebook[codes].astype(np.uint8)
@@ -72,18 +76,21 @@ class PatchCodebook:
         seed: int = 0,
         max_patches: int = 120_000,
     ) -> "PatchCodebook":
-        """Learns a codebook from the whole of the images and once more from their middles.
+        """Fits a codebook to the patches of whole images and, once more, of their middle halves.
 
-        Image infilling asks for the codes of the middle half, so its patches count twice.
+        The targets of image infilling are codes of the middle half, so its patches count twice.
 
         Args:
-          images: uint8[H, W, 3] each, H and W multiples of 8.
+          images: uint8 [H, W, 3] each, H and W multiples of 8.
           num_codes: size of the codebook.
           seed: of the k-means and of the choice of patches.
-          max_patches: at most so many patches are used, drawn evenly from all.
+          max_patches: if there are more, so many are sampled uniformly.
 
         Returns:
-          The codebook. Raises ValueError if the images have fewer different patches than codes.
+          The codebook.
+
+        Raises:
+          ValueError: the images have fewer different patches than codes.
         """
         from sklearn.cluster import MiniBatchKMeans
 
@@ -95,7 +102,7 @@ class PatchCodebook:
         if len(distinct) < num_codes:
             raise ValueError(
                 f"{num_codes} codes cannot be learned from {len(distinct)} different patches: "
-                "give more images or ask for fewer codes."
+                "give more images, or fewer codes."
             )
         means = MiniBatchKMeans(
             num_codes,
@@ -109,14 +116,18 @@ class PatchCodebook:
         centres = np.rint(means.cluster_centers_).clip(0, 255).astype(np.uint8)
         return cls(_all_different(centres, distinct, rng).astype(np.float32))
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes an .npz file."""
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the codebook to an .npz file."""
         with epath.Path(path).open("wb") as file:
             np.savez_compressed(file, codebook=self.codebook.astype(np.uint8))
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> "PatchCodebook":
-        """Reads what `save` wrote."""
+    def load(cls, path: epath.PathLike) -> "PatchCodebook":
+        """Reads a codebook that `save` wrote.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+        """
         path = epath.Path(path)
         if not path.is_file():
             raise FileNotFoundError(
@@ -126,8 +137,8 @@ class PatchCodebook:
             return cls(arrays["codebook"].astype(np.float32))
 
 
-def check_sizes(images: np.ndarray, side: int) -> None:
-    """Raises ValueError where [B, H, W, 3] cannot be cut into codes of `side` pixels a side."""
+def check_sizes(images: UInt8[np.ndarray, "b h w 3"], side: int) -> None:
+    """Raises ValueError if height or width is not a multiple of `side`, the pixels per code."""
     _, height, width, _ = images.shape
     if height % side or width % side:
         raise ValueError(
@@ -136,8 +147,14 @@ def check_sizes(images: np.ndarray, side: int) -> None:
         )
 
 
-def to_patches(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8[B, H, W, 3] -> uint8[B * H/side * W/side, side * side * 3], row by row."""
+def to_patches(
+    images: UInt8[np.ndarray, "b h w channels"], side: int
+) -> UInt8[np.ndarray, "patches side*side*channels"]:
+    """Cuts images into patches of `side` x `side` pixels, row by row.
+
+    Raises:
+      ValueError: height or width is not a multiple of `side`.
+    """
     batch, height, width, channels = images.shape
     check_sizes(images, side)
     grid = images.reshape(batch, height // side, side, width // side, side, channels)
@@ -145,19 +162,21 @@ def to_patches(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def _patches_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The patches of an image, and those of its middle half as infilling cuts them."""
+    """Returns the patches of an image, and those of its middle half as infilling cuts them."""
     height, width = (8 * (length // 16) for length in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     middle = image[top : top + height, left : left + width]
     return to_patches(image[None], 8), to_patches(middle[None], 8)
 
 
-def _all_different(centres: np.ndarray, distinct: np.ndarray, rng) -> np.ndarray:
+def _all_different(
+    centres: np.ndarray, distinct: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Replaces repeated rows of `centres` by patches of `distinct` that are not among them."""
     _, first = np.unique(centres, axis=0, return_index=True)
     repeated = np.setdiff1d(np.arange(len(centres)), first)
     known = {row.tobytes() for row in centres}
     spare = (row for row in rng.permutation(distinct) if row.tobytes() not in known)
-    for place in repeated:
-        centres[place] = next(spare)
+    for index in repeated:
+        centres[index] = next(spare)
     return centres

@@ -1,9 +1,9 @@
-"""One id space for everything that OFA reads and writes (paper, section 3.1).
+"""The unified vocabulary: text, image codes and location bins in one id space (paper, section 3.1).
 
     <s> <pad> </s> <unk> | text BPE | <mask> | <code_0> ... <code_8191> | <bin_0> ... <bin_999>
      0    1     2    3      4 ...
 
-The order is the checkpoint format. Sizes of the three last parts are configuration; the official
+Checkpoints depend on this order. The numbers of text ids, codes and bins are options; the official
 models have 50,260 text ids (GPT-2's 50,257 in the order of a fairseq dictionary, and three unused
 ones), 8,192 image codes and 1,000 location bins, 59,457 in all.
 """
@@ -17,8 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 from etils import epath
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers
+
+__all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 _NUM_SPECIALS = len(SPECIAL_SYMBOLS)
@@ -31,8 +34,8 @@ _SPACE = "Ġ"
 class OFAVocabulary:
     """Text BPE, mask, image codes and location bins in one id space.
 
-    Made by `from_ofa_directory`, `from_gpt2_files` or `from_tokenizer_json`. Immutable; equal and
-    hashed by content; picklable, so that data workers can carry it.
+    `from_ofa_directory`, `from_gpt2_files` and `from_tokenizer_json` create one. It is immutable,
+    compared and hashed by content, and picklable for data workers.
 
     Attributes:
       bos_id, pad_id, eos_id, unk_id: 0, 1, 2, 3.
@@ -52,19 +55,19 @@ class OFAVocabulary:
         """Wraps a byte-level BPE.
 
         Args:
-          tokenizer: encodes text to its own ids.
-          text_symbols: for each text id of this vocabulary, in order, the tokenizer's id, or a name
-            where there is none.
+          tokenizer: the BPE, which has its own ids.
+          text_symbols: for each text id of this vocabulary, in order, the BPE's id, or the name of
+            an unused id.
           num_codes: image codes, at least 0.
           num_bins: location bins, at least 2.
 
         Raises:
-          ValueError: impossible numbers, or symbols that the tokenizer does not have.
+          ValueError: the numbers are too small, or the BPE lacks an id of `text_symbols`.
         """
         if num_codes < 0 or num_bins < 2:
             raise ValueError(
-                f"A vocabulary of {num_codes} codes and {num_bins} bins cannot be: give num_codes "
-                ">= 0 and num_bins >= 2."
+                f"num_codes is {num_codes} and num_bins is {num_bins}; give num_codes >= 0 and "
+                "num_bins >= 2."
             )
         self.num_text = len(text_symbols)
         self.num_codes = num_codes
@@ -72,7 +75,7 @@ class OFAVocabulary:
         self._tokenizer = tokenizer
         self._symbols = tuple(text_symbols)
         size = tokenizer.get_vocab_size()
-        # Both directions as tables: tokenizer id -> id here, and back.
+        # Lookup tables: the BPE's id -> id of this vocabulary, and back.
         self._from_tokenizer = np.full(size, self.unk_id, np.int32)
         self._to_tokenizer = np.full(self.num_text, _NOT_TEXT, np.int32)
         for index, symbol in enumerate(self._symbols):
@@ -89,10 +92,10 @@ class OFAVocabulary:
     def from_gpt2_files(
         cls, encoder_json: str, vocab_bpe: str, num_codes: int = 8192, num_bins: int = 1000
     ) -> "OFAVocabulary":
-        """From GPT-2's `encoder.json` and `vocab.bpe`, ids in GPT-2's own order.
+        """Reads GPT-2's `encoder.json` and `vocab.bpe`; text ids are in GPT-2's order.
 
-        The official checkpoints order the same pieces by a dictionary: use `from_ofa_directory` for
-        them. Here `<mask>` follows the 50,257 pieces directly.
+        Official checkpoints order the same pieces by a dictionary: use `from_ofa_directory` for
+        those. Here `<mask>` directly follows the 50,257 pieces.
 
         Raises:
           FileNotFoundError: a file is missing.
@@ -104,9 +107,10 @@ class OFAVocabulary:
     def from_ofa_directory(
         cls, bpe_dir: str, num_codes: int = 8192, num_bins: int = 1000
     ) -> "OFAVocabulary":
-        """From an official directory: `encoder.json`, `vocab.bpe` and `dict.txt`.
+        """Reads the official `encoder.json`, `vocab.bpe` and `dict.txt` from a folder.
 
-        A line of `dict.txt` is a GPT-2 id (in decimal) and a count; its place gives the id here.
+        A line of `dict.txt` has a GPT-2 id (in decimal) and a count; the line number gives the id
+        in this vocabulary.
 
         Raises:
           FileNotFoundError: a file is missing.
@@ -115,20 +119,20 @@ class OFAVocabulary:
         tokenizer = _gpt2_tokenizer(directory / "encoder.json", directory / "vocab.bpe")
         lines = _existing(directory / "dict.txt").read_text(encoding="utf-8").splitlines()
         names = [line.rsplit(" ", 1)[0] for line in lines]
-        symbols = [int(name) if name.isdigit() else name for name in names]
+        symbols: list[int | str] = [int(name) if name.isdigit() else name for name in names]
         return cls(tokenizer, symbols, num_codes, num_bins)
 
     @classmethod
     def from_tokenizer_json(
         cls, path: str, num_codes: int = 8192, num_bins: int = 1000
     ) -> "OFAVocabulary":
-        """From a byte-level BPE that the `tokenizers` library saved, ids in its own order.
+        """Reads a byte-level BPE that the `tokenizers` library saved; text ids are in its order.
 
-        Its special tokens (such as <s>) are left out: OFA's own come first.
+        Its special tokens (such as <s>) are left out: this vocabulary has its own.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is not a byte-level BPE.
+          ValueError: the file is not a byte-level BPE.
         """
         tokenizer = tokenizers.Tokenizer.from_file(str(_existing(pathlib.Path(path))))
         if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
@@ -141,8 +145,8 @@ class OFAVocabulary:
         symbols = [i for i in range(tokenizer.get_vocab_size()) if i not in added]
         return cls(tokenizer, symbols, num_codes, num_bins)
 
-    def save(self, path: str) -> None:
-        """Writes all of it to one JSON file, wherever it came from."""
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the whole vocabulary to one JSON file."""
         content = {
             "format": _FORMAT,
             "num_codes": self.num_codes,
@@ -153,12 +157,12 @@ class OFAVocabulary:
         epath.Path(path).write_text(json.dumps(content, ensure_ascii=False))
 
     @classmethod
-    def load(cls, path: str) -> "OFAVocabulary":
-        """Reads what `save` wrote: an equal vocabulary.
+    def load(cls, path: epath.PathLike) -> "OFAVocabulary":
+        """Reads a vocabulary that `save` wrote.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is something else.
+          ValueError: the file has another format.
         """
         path = epath.Path(path)
         if not path.is_file():
@@ -176,7 +180,7 @@ class OFAVocabulary:
 
     @property
     def mask_id(self) -> int:
-        """Id of `<mask>`, directly after the text."""
+        """Id of `<mask>`, which follows the text ids."""
         return _NUM_SPECIALS + self.num_text
 
     @property
@@ -191,7 +195,7 @@ class OFAVocabulary:
 
     @property
     def vocab_size(self) -> int:
-        """All ids."""
+        """Number of ids."""
         return self.bin_ids.stop
 
     # ------------------------------------------------------------------------------------ text
@@ -203,21 +207,21 @@ class OFAVocabulary:
         max_length: int | None = None,
         add_bos: bool = False,
         add_eos: bool = False,
-    ) -> np.ndarray:
-        """Text to ids. The text is taken as it is: a leading space matters.
+    ) -> Int[np.ndarray, "n"]:
+        """Encodes text. Nothing is stripped: a leading space matters.
 
         Args:
           text: any string.
-          max_length: at most so many ids, counted before bos and eos are added.
-          add_bos: put `<s>` in front.
-          add_eos: put `</s>` behind.
+          max_length: maximum number of ids, before bos and eos are added.
+          add_bos: whether to prepend `<s>`.
+          add_eos: whether to append `</s>`.
 
         Returns:
           int32 [n].
         """
         encoded = self._tokenizer.encode(text, add_special_tokens=False).ids
         ids = self._from_tokenizer[np.asarray(encoded[:max_length], np.int64)]
-        return self._framed(ids, add_bos, add_eos)
+        return self._add_bos_and_eos(ids, add_bos, add_eos)
 
     def encode_symbols(
         self,
@@ -226,31 +230,32 @@ class OFAVocabulary:
         max_length: int | None = None,
         add_bos: bool = False,
         add_eos: bool = False,
-    ) -> np.ndarray:
-        """Symbols separated by white space, such as `<bin_12> <bin_300>`, to ids.
+    ) -> Int[np.ndarray, "n"]:
+        """Encodes symbols separated by white space, such as `<bin_12> <bin_300>`.
 
-        What is not a symbol becomes `<unk>`. Text is not split further: that is `encode`'s work.
+        Anything else becomes `<unk>`: use `encode` for text.
 
         Returns:
           int32 [n].
         """
         ids = [self._symbol_ids.get(symbol, self.unk_id) for symbol in symbols.split()]
-        return self._framed(np.asarray(ids[:max_length], np.int32), add_bos, add_eos)
+        return self._add_bos_and_eos(np.asarray(ids[:max_length], np.int32), add_bos, add_eos)
 
-    def _framed(self, ids: np.ndarray, add_bos: bool, add_eos: bool) -> np.ndarray:
+    def _add_bos_and_eos(self, ids: np.ndarray, add_bos: bool, add_eos: bool) -> np.ndarray:
         before, after = [self.bos_id] * add_bos, [self.eos_id] * add_eos
         return np.concatenate([before, ids, after]).astype(np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids to readable text: `<bin_12>`, `<code_7>`, `<mask>` and `<unk>` stand as such.
+    def decode(self, ids: ArrayLike) -> str:
+        """Decodes ids to text with symbols such as `<bin_12>`, `<code_7>`, `<mask>` and `<unk>`.
 
-        `<s>`, `<pad>` and `</s>` are left out. Nothing is put between the pieces, so text that was
-        encoded comes back as it was.
+        `<s>`, `<pad>` and `</s>` are left out. Nothing is inserted between the pieces, so encoded
+        text is restored exactly.
 
         Raises:
           ValueError: an id outside the vocabulary.
         """
-        parts, run = [], []
+        parts: list[str] = []
+        run: list[int] = []
         for index in np.asarray(ids, np.int64).reshape(-1):
             symbol = self._symbol(int(index))
             if isinstance(symbol, int):
@@ -261,10 +266,11 @@ class OFAVocabulary:
         return "".join([*parts, self._decode_run(run)])
 
     def _decode_run(self, run: list[int]) -> str:
+        """Decodes consecutive text pieces, by the BPE's ids."""
         return self._tokenizer.decode(run, skip_special_tokens=False) if run else ""
 
     def _symbol(self, index: int) -> int | str:
-        """The tokenizer's id of a text piece; what `decode` shows for any other id."""
+        """Returns the BPE's id of a text piece, or the text that `decode` gives for another id."""
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"Id {index} is outside this vocabulary of {self.vocab_size} ids.")
         if index in (self.bos_id, self.pad_id, self.eos_id):
@@ -281,6 +287,7 @@ class OFAVocabulary:
 
     @functools.cached_property
     def _symbol_ids(self) -> dict[str, int]:
+        """Symbol -> id, for all ids."""
         names = [
             *SPECIAL_SYMBOLS,
             *map(str, self._symbols),
@@ -291,37 +298,37 @@ class OFAVocabulary:
         return {name: index for index, name in enumerate(names)}
 
     @functools.cached_property
-    def whole_word_starts(self) -> np.ndarray:
-        """bool [vocab_size]: which ids begin a word, for whole-word masking (text infilling).
+    def whole_word_starts(self) -> Bool[np.ndarray, "vocab_size"]:
+        """Mask of the ids that begin a word, for whole-word masking (text infilling).
 
-        A piece that begins with a space; also the four specials and unused text ids. Not the mask,
-        the codes and the bins.
+        True for pieces that begin with a space, the four special symbols and unused text ids; False
+        for `<mask>`, codes and bins.
         """
         starts = np.zeros(self.vocab_size, bool)
         starts[:_NUM_SPECIALS] = True
         for index, symbol in enumerate(self._symbols):
-            starts[_NUM_SPECIALS + index] = not isinstance(symbol, int) or (
-                self._tokenizer.id_to_token(symbol).startswith(_SPACE)
-            )
+            # An unused id begins a word.
+            piece = self._tokenizer.id_to_token(symbol) if isinstance(symbol, int) else _SPACE
+            starts[_NUM_SPECIALS + index] = (piece or "").startswith(_SPACE)
         return starts
 
     # ------------------------------------------------------------------------- boxes and codes
 
-    def encode_box(self, box: ArrayLike, max_image_size: float) -> np.ndarray:
-        """A box to its four location bins, `round(coordinate / max_image_size * (num_bins - 1))`.
+    def encode_box(self, box: ArrayLike, max_image_size: float) -> Int[np.ndarray, "4"]:
+        """Encodes a box as four location bins, `round(x / max_image_size * (num_bins - 1))`.
 
-        The scale is the fixed `max_image_size`, not the image's width (section 2 of the spec);
-        float32 and halves to even, as the original computes it.
+        The scale is the fixed `max_image_size`, not the image's width. As in the official code, the
+        arithmetic is in float32 and halves are rounded to even.
 
         Args:
           box: x0, y0, x1, y1 in pixels of the transformed image.
-          max_image_size: pixels that the last bin stands for (512 in pretraining).
+          max_image_size: coordinate of the last bin in pixels (512 in pretraining).
 
         Returns:
           int32 [4], ids.
 
         Raises:
-          ValueError: not four numbers, or a box that reaches outside the bins.
+          ValueError: the box has not four finite numbers, or exceeds the range of the bins.
         """
         coordinates = np.asarray(box, np.float32)
         if coordinates.shape != (4,) or not np.isfinite(coordinates).all():
@@ -334,25 +341,27 @@ class OFAVocabulary:
             )
         return bins.astype(np.int32) + self.bin_ids.start
 
-    def decode_box(self, ids: Sequence[int], max_image_size: float) -> np.ndarray:
-        """Four location bins to the box in pixels that they stand for.
+    def decode_box(self, ids: ArrayLike, max_image_size: float) -> Float[np.ndarray, "4"]:
+        """Decodes four location bins to a box in pixels.
 
         Returns:
           float32 [4], x0 y0 x1 y1.
 
         Raises:
-          ValueError: not four location bins.
+          ValueError: `ids` are not four location bins.
         """
         bins = np.asarray(ids, np.int64) - self.bin_ids.start
         if bins.shape != (4,) or bins.min() < 0 or bins.max() >= self.num_bins:
-            raise ValueError(f"A box is four ids in {self.bin_ids}, not {list(ids)}.")
+            raise ValueError(
+                f"A box is four ids in {self.bin_ids}, not {np.asarray(ids).tolist()}."
+            )
         return (bins / (self.num_bins - 1) * max_image_size).astype(np.float32)
 
-    def encode_codes(self, codes: ArrayLike) -> np.ndarray:
-        """Image codes in [0, num_codes), any shape, to ids: int32 [n], row by row.
+    def encode_codes(self, codes: ArrayLike) -> Int[np.ndarray, "n"]:
+        """Encodes image codes in [0, num_codes), of any shape, row by row.
 
         Raises:
-          ValueError: a code that this vocabulary has no id for.
+          ValueError: a code is out of range.
         """
         codes = np.asarray(codes, np.int64).reshape(-1)
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
@@ -362,11 +371,11 @@ class OFAVocabulary:
             )
         return (codes + self.code_ids.start).astype(np.int32)
 
-    def decode_codes(self, ids: Sequence[int]) -> np.ndarray:
-        """Ids to image codes: int32 [n].
+    def decode_codes(self, ids: ArrayLike) -> Int[np.ndarray, "n"]:
+        """Decodes ids to image codes.
 
         Raises:
-          ValueError: an id that is no image code.
+          ValueError: an id is not that of an image code.
         """
         codes = np.asarray(ids, np.int64).reshape(-1) - self.code_ids.start
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
@@ -377,7 +386,7 @@ class OFAVocabulary:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of all that determines the ids: equal vocabularies have equal ones."""
+        """SHA-256 of everything that determines the ids."""
         content = [self._tokenizer.to_str(), self._symbols, self.num_codes, self.num_bins]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -395,15 +404,17 @@ class OFAVocabulary:
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path; raises FileNotFoundError if there is no such file."""
     if not path.is_file():
         raise _missing(path)
     return path
 
 
-def _missing(path: pathlib.Path) -> FileNotFoundError:
+def _missing(path: epath.PathLike) -> FileNotFoundError:
+    path = epath.Path(path)
     return FileNotFoundError(
-        f"There is no {path.name} in {path.parent.resolve()}: name the folder or file that "
-        "holds the vocabulary."
+        f"There is no {path.name} in {path.parent.resolve()}: give the folder or file of the "
+        "vocabulary."
     )
 
 

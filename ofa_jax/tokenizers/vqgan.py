@@ -1,17 +1,16 @@
 """The image tokenizer of OFA: a VQGAN whose codes stand for 8 x 8 pixels (paper, section 3.1).
 
-Esser et al. 2021 (arXiv 2012.09841), with the quantiser of Gumbel-softmax: an image goes through a
-convolutional encoder; at every place of the grid a linear layer scores all codes, and the best one
-is the code. Back, the code's vector goes through a convolutional decoder.
+Esser et al. 2021 (arXiv 2012.09841), with a Gumbel-softmax quantiser: a convolutional encoder maps
+the image to a grid, and a linear layer scores all codes at each position of the grid. A
+convolutional decoder maps the vectors of the codes back to an image.
 
-Codes are the best ones: the original adds Gumbel noise even when it encodes for training, so that
-the same image has other codes whenever it is asked.
+Each code is the argmax of its scores. The official code adds Gumbel noise when it encodes training
+images, so that an image has different codes each time.
 """
 
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Array, Float, Int, UInt8
 
 from ofa_jax.tokenizers.patch_codebook import check_sizes
+
+__all__ = ["VQGAN", "Network", "VQGANConfig"]
 
 _GROUPS, _EPSILON = 32, 1e-6
 _CONFIG = "config"
@@ -30,17 +32,17 @@ _CONFIG = "config"
 
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
-    """Shape of a VQGAN; the defaults are those of OFA's (Gumbel, f8, 8,192 codes).
+    """Sizes of a VQGAN; the defaults are those of OFA's (Gumbel, f8, 8,192 codes).
 
     Attributes:
       width: channels of the first level.
-      multipliers: channels of each level, in widths; each level but the first has half the pixels
-        a side of the one before.
-      num_blocks: residual blocks of a level of the encoder; the decoder's have one more.
-      attention_levels: which levels attend, 0 the first; the middle always does.
+      multipliers: channels of each level, as multiples of `width`. Each level after the first has
+        half the resolution of the one before.
+      num_blocks: residual blocks per encoder level; decoder levels have one more.
+      attention_levels: indices of the levels with self-attention; the middle block always has it.
       latent_width: channels between encoder and quantiser.
-      code_width: of a code's vector.
-      num_codes: how many there are.
+      code_width: size of a code's vector.
+      num_codes: size of the codebook.
     """
 
     width: int = 128
@@ -53,12 +55,12 @@ class VQGANConfig:
 
     @property
     def pixels_per_code(self) -> int:
-        """Pixels a side that a code stands for."""
+        """Side length in pixels of what a code stands for."""
         return 2 ** (len(self.multipliers) - 1)
 
 
 def _conv(channels: int, size: int, name: str, **options: Any) -> nn.Conv:
-    # The best code wins by little: where products are made in bfloat16, as on TPUs, another would.
+    # The best code's margin is small: bfloat16 products (a TPU's default) would change codes.
     return nn.Conv(channels, (size, size), name=name, precision="highest", **options)
 
 
@@ -67,13 +69,13 @@ def _norm(name: str) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Twice: normalise, swish, convolve; added to the input."""
+    """Two times norm, swish and convolution, added to the input."""
 
     channels: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, H, W, channels]."""
+        """Maps [B, H, W, C] to [B, H, W, channels]."""
         y = _conv(self.channels, 3, "conv1")(nn.swish(_norm("norm1")(x)))
         y = _conv(self.channels, 3, "conv2")(nn.swish(_norm("norm2")(y)))
         if x.shape[-1] != self.channels:
@@ -82,11 +84,11 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every place attends to all places, with one head; added to the input."""
+    """Single-head self-attention over all positions, added to the input."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to the same."""
+        """Maps [B, H, W, C] to the same shape."""
         batch, height, width, channels = x.shape
         normal = _norm("norm")(x)
         query, key, value = (
@@ -98,7 +100,7 @@ class SelfAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, each with attention where the level has it; then half or twice the size."""
+    """Residual blocks, each followed by attention if `attends`; then resizing, if any."""
 
     channels: int
     num_blocks: int
@@ -107,7 +109,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, H', W', channels]."""
+        """Maps [B, H, W, C] to [B, H', W', channels]."""
         for block in range(self.num_blocks):
             x = ResidualBlock(self.channels, name=f"block_{block}")(x)
             if self.attends:
@@ -118,16 +120,16 @@ class Level(nn.Module):
 
 
 class Resize(nn.Module):
-    """Twice the size, by repeating pixels, and a convolution; or one that skips every other."""
+    """Doubles the size (pixels repeated, then a convolution) or halves it (strided convolution)."""
 
     larger: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, 2 H, 2 W, C] or [B, H / 2, W / 2, C]."""
+        """Maps [B, H, W, C] to [B, 2 H, 2 W, C] or [B, H / 2, W / 2, C]."""
         if self.larger:
             return _conv(x.shape[-1], 3, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
-        # Padded behind alone, as in the original.
+        # Padded at the end only, as in the official code.
         return _conv(x.shape[-1], 3, "conv", strides=2, padding=((0, 1), (0, 1)))(x)
 
 
@@ -136,20 +138,20 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to the same."""
+        """Maps [B, H, W, C] to the same shape."""
         x = ResidualBlock(x.shape[-1], name="block_1")(x)
         x = SelfAttention(name="attn_1")(x)
         return ResidualBlock(x.shape[-1], name="block_2")(x)
 
 
 class Encoder(nn.Module):
-    """From an image to a grid of latent vectors."""
+    """Maps an image to a grid of latent vectors."""
 
     config: VQGANConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float [B, H, W, 3] in [-1, 1] to [B, H / p, W / p, latent_width]."""
+        """Maps float [B, H, W, 3] in [-1, 1] to [B, H / p, W / p, latent_width]."""
         c = self.config
         x = _conv(c.width, 3, "conv_in")(x)
         last = len(c.multipliers) - 1
@@ -166,13 +168,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From a grid of latent vectors to an image."""
+    """Maps a grid of latent vectors to an image."""
 
     config: VQGANConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, latent_width] to float [B, p h, p w, 3], about [-1, 1]."""
+        """Maps [B, h, w, latent_width] to float [B, p h, p w, 3], about in [-1, 1]."""
         c = self.config
         x = _conv(c.width * c.multipliers[-1], 3, "conv_in")(x)
         x = Middle(name="mid")(x)
@@ -188,71 +190,73 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Scores of codes, and vectors of codes."""
+    """Scores codes, and looks up their vectors."""
 
     config: VQGANConfig
 
     def setup(self) -> None:
+        """Creates the layers."""
         c = self.config
         self.proj = _conv(c.num_codes, 1, "proj")
         self.embed = nn.Embed(c.num_codes, c.code_width, name="embed")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, latent_width] to the scores of all codes, [B, h, w, num_codes]."""
+        """Maps [B, h, w, latent_width] to the scores of all codes, [B, h, w, num_codes]."""
         return self.proj(x)
 
     def vectors(self, codes: jax.Array) -> jax.Array:
-        """int32 [B, h, w] to [B, h, w, code_width]."""
+        """Maps int32 [B, h, w] to [B, h, w, code_width]."""
         return self.embed(codes)
 
 
 class Network(nn.Module):
-    """Encoder, quantiser and decoder, with the names that the original's checkpoints have."""
+    """Encoder, quantiser and decoder, with the names of the official checkpoints."""
 
     config: VQGANConfig
 
     def setup(self) -> None:
+        """Creates the layers."""
         c = self.config
         self.encoder, self.decoder = Encoder(c), Decoder(c)
         self.quantize = Quantizer(c)
         self.quant_conv = _conv(c.code_width, 1, "quant_conv")
         self.post_quant_conv = _conv(c.latent_width, 1, "post_quant_conv")
 
-    def logits(self, pixels: jax.Array) -> jax.Array:
-        """float [B, H, W, 3] in [-1, 1] to the scores of all codes, [B, h, w, num_codes]."""
+    def logits(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b rows columns codes"]:
+        """Maps float [B, H, W, 3] in [-1, 1] to the scores of all codes, [B, h, w, num_codes]."""
         return self.quantize(self.quant_conv(self.encoder(pixels)))
 
-    def reconstruct(self, codes: jax.Array) -> jax.Array:
-        """int32 [B, h, w] to float [B, H, W, 3], about [-1, 1]."""
+    def reconstruct(self, codes: Int[Array, "b rows columns"]) -> Float[Array, "b h w 3"]:
+        """Maps int32 [B, h, w] to float [B, H, W, 3], about in [-1, 1]."""
         return self.decoder(self.post_quant_conv(self.quantize.vectors(codes)))
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """There and back."""
+        """Encodes and decodes images."""
         return self.reconstruct(self.logits(pixels).argmax(-1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config: VQGANConfig, params: Any, images: jax.Array) -> jax.Array:
     pixels = images.astype(jnp.float32) / 255 * 2 - 1
-    logits = Network(config).apply({"params": params}, pixels, method="logits")
+    logits = jnp.asarray(Network(config).apply({"params": params}, pixels, method="logits"))
     return logits.argmax(-1).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(config: VQGANConfig, params: Any, codes: jax.Array) -> jax.Array:
-    pixels = Network(config).apply({"params": params}, codes, method="reconstruct")
-    # Cut off, not rounded, as the original makes an image of it.
+    pixels = jnp.asarray(Network(config).apply({"params": params}, codes, method="reconstruct"))
+    # Truncated, not rounded, as in the official code.
     return ((jnp.clip(pixels, -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VQGAN:
-    """An `ImageTokenizer`; every size of batch and image is compiled once.
+    """An `ImageTokenizer`, compiled once per shape of images or codes.
 
-    The original's file is read by `interop.vqgan_file`.
+    `ofa_jax.interop.vqgan_file` reads the official file.
 
     Attributes:
-      config: its shape.
+      config: the sizes.
       params: of `Network`, a tree of float32 numpy arrays.
     """
 
@@ -266,11 +270,11 @@ class VQGAN:
 
     @property
     def pixels_per_code(self) -> int:
-        """Pixels a side that a code stands for."""
+        """Side length in pixels of what a code stands for."""
         return self.config.pixels_per_code
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """The best code at each place.
+    def encode(self, images: UInt8[np.ndarray, "b h w 3"]) -> Int[np.ndarray, "b rows columns"]:
+        """Returns the best code at each position.
 
         Args:
           images: uint8 [B, H, W, 3], H and W multiples of `pixels_per_code`.
@@ -279,13 +283,13 @@ class VQGAN:
           int32 [B, H / pixels_per_code, W / pixels_per_code].
 
         Raises:
-          ValueError: sizes that are no multiples.
+          ValueError: height or width is not a multiple.
         """
         check_sizes(images, self.pixels_per_code)
         return np.asarray(_encode(self.config, self._on_device, images))
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The image that the codes stand for.
+    def decode(self, codes: Int[np.ndarray, "b rows columns"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """Returns the images of codes.
 
         Args:
           codes: int32 [B, h, w].
@@ -300,22 +304,23 @@ class VQGAN:
         return jax.device_put(self.params)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Data workers carry numpy arrays.
+        # Without the copy on the device: data workers unpickle numpy arrays.
         return {"config": self.config, "params": self.params}
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes an .npz file."""
+    def save(self, path: epath.PathLike) -> None:
+        """Writes configuration and parameters to an .npz file."""
         flat = flax.traverse_util.flatten_dict(dict(self.params), sep="/")
         config = np.array(json.dumps(dataclasses.asdict(self.config)))
         with epath.Path(path).open("wb") as file:
-            np.savez(file, **flat, **{_CONFIG: config})
+            # mypy takes the arrays for savez's own options.
+            np.savez(file, **flat, **{_CONFIG: config})  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> "VQGAN":
-        """Reads what `save` wrote.
+    def load(cls, path: epath.PathLike) -> "VQGAN":
+        """Reads a VQGAN that `save` wrote.
 
         Raises:
-          FileNotFoundError: there is none.
+          FileNotFoundError: there is no such file.
         """
         path = epath.Path(path)
         if not path.is_file():
@@ -323,5 +328,7 @@ class VQGAN:
         with path.open("rb") as file, np.load(file) as arrays:
             flat = {name: arrays[name] for name in arrays.files}
         config = json.loads(str(flat.pop(_CONFIG)))
-        lists = {name: tuple(x) if isinstance(x, list) else x for name, x in config.items()}
-        return cls(VQGANConfig(**lists), flax.traverse_util.unflatten_dict(flat, sep="/"))
+        fields: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in config.items()
+        }
+        return cls(VQGANConfig(**fields), flax.traverse_util.unflatten_dict(flat, sep="/"))

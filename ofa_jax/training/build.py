@@ -25,7 +25,7 @@ from ofa_jax.evaluation import eval_spec
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
-from ofa_jax.tokenizers.processor import SIZES_OF_IMAGES, Processor
+from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
 from ofa_jax.training import checks, datasets
 from ofa_jax.training.datasets import RunData
 from ofa_jax.training.loop_config import LoopConfig
@@ -313,7 +313,7 @@ def _save_processor(
         config = settings.evaluation_config
         processor = processor.replace(
             image_tokenizer=getattr(config, "image_tokenizer", None),
-            **{name: getattr(config, name) for name in SIZES_OF_IMAGES if hasattr(config, name)},
+            **{name: getattr(config, name) for name in IMAGE_SIZE_FIELDS if hasattr(config, name)},
         )
     image_sizes = [stream.image_size for stream in streams if stream.image_size is not None]
     if image_sizes:

@@ -83,9 +83,9 @@ def test_saves_loads_and_pickles(codebook, tmp_path):
 def test_errors_say_what_to_do(codebook, tmp_path):
     with pytest.raises(ValueError, match="multiples of 8"):
         codebook.encode(np.zeros((1, 12, 16, 3), np.uint8))
-    with pytest.raises(ValueError, match="ask for fewer codes"):
+    with pytest.raises(ValueError, match="or fewer codes"):
         PatchCodebook.fit(np.zeros((2, 16, 16, 3), np.uint8), 4)
     with pytest.raises(FileNotFoundError, match="build_scenes"):
         PatchCodebook.load(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match="rows of 192"):
+    with pytest.raises(ValueError, match="num_codes, 192"):
         PatchCodebook(np.zeros((4, 100), np.float32))

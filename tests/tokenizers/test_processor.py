@@ -58,5 +58,5 @@ def test_what_is_no_vocabulary_is_a_sentence(processor, tmp_path):
         OFAVocabulary.load(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError, match="There is no b.json"):
         OFAVocabulary.load(tmp_path / "b.json")
-    with pytest.raises(FileNotFoundError, match="says what the model's ids mean"):
+    with pytest.raises(FileNotFoundError, match="so the model's vocabulary is unknown"):
         Processor.load(tmp_path)
