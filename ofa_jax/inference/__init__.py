@@ -10,4 +10,35 @@ task_inputs   the examples of a seqio task as inputs
 build         builds a job
 job           decodes many requests and writes them shard by shard
 shards        output files that are complete or absent
+
+The exported names are imported on first use.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ofa_jax.inference.loading import LoadedModel, load_model
+    from ofa_jax.inference.predictions import Prediction
+    from ofa_jax.inference.predictor import Predictor
+    from ofa_jax.inference.presets import DecodePreset
+
+__all__ = ["DecodePreset", "LoadedModel", "Prediction", "Predictor", "load_model"]
+
+_MODULES = {
+    "DecodePreset": "presets",
+    "LoadedModel": "loading",
+    "Prediction": "predictions",
+    "Predictor": "predictor",
+    "load_model": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""Decode presets: how each task is decoded when the user does not say otherwise."""
+"""Decode presets: how each task is decoded unless the user overrides it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

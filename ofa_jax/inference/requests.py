@@ -1,7 +1,7 @@
 """Converts an image and an instruction to the features of a model.
 
 Images are resized as a whole to a square, as in the downstream tasks; boxes are given in pixels of
-the original image. Only image infilling crops the image to a square, as in training.
+the given image. Only image infilling crops the image to a square, as in training.
 """
 
 import dataclasses

@@ -235,3 +235,11 @@ def test_the_package_imports_the_predictor_on_first_use():
     assert done.stdout.split() == ["ofa_jax.inference.predictor", "True"]
     with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
         ofa_jax.Predicter  # noqa: B018
+
+
+def test_the_package_exports_its_classes_lazily():
+    program = (
+        "import sys, ofa_jax.inference as i; assert 'jax' not in sys.modules; "
+        "assert all(hasattr(i, name) for name in i.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
