@@ -11,7 +11,6 @@ compiled. Any other exception is a bug of ours and keeps its traceback.
 
 import argparse
 import contextlib
-import glob
 import os
 import pathlib
 import sys
@@ -20,10 +19,9 @@ from typing import Any, NoReturn
 
 import gin
 import jax
-from jax.extend import backend as jax_backend
 
 from ofa_jax.cli import gin_files, gin_lint, gin_registry
-from ofa_jax.utils import distributed
+from ofa_jax.utils import distributed, platforms
 from ofa_jax.utils.modules import import_task_modules as import_task_modules
 from ofa_jax.utils.suggestions import nearest
 
@@ -35,7 +33,6 @@ _COMPILATION_CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-_TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,7 +122,7 @@ def parse_arguments(
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in (not_needed or {}).items()]
     keep_compiled_programs()
-    skip_missing_tpu()
+    platforms.skip_missing_tpu()
     distributed.initialize(distributed.from_arguments(options))
     for path in files:
         gin_files.parse(path, search_paths)
@@ -144,27 +141,6 @@ def keep_compiled_programs() -> None:
     for variable, value in _COMPILATION_CACHE.items():
         if variable not in os.environ:
             jax.config.update(variable.lower(), value)
-
-
-def skip_missing_tpu(devices: Sequence[str] = _TPU_DEVICES) -> None:
-    """Keeps JAX from loading libtpu on a machine without a TPU, where it logs errors.
-
-    There the package is installed for its compiler alone (the extra `plan`). JAX chooses among the
-    other platforms as if libtpu were absent. Before the call JAX must not have been used for
-    anything; a choice of platforms, such as JAX_PLATFORMS, is kept.
-
-    Args:
-      devices: patterns of the files by which the kernel offers TPUs.
-    """
-    # When it is imported, JAX looks for TPUs among the PCI devices and sets this if it finds one.
-    if jax.config.jax_platforms is not None or any(glob.glob(pattern) for pattern in devices):
-        return
-    jax_backend.register_backend_factory("tpu", _no_tpu, fail_quietly=True)
-
-
-def _no_tpu() -> NoReturn:
-    """Reports to JAX that the platform cannot be used; stands for the factory of its client."""
-    raise RuntimeError("this machine has no TPU")
 
 
 _EPILOG = (
