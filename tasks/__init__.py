@@ -1,1 +1,1 @@
-"""The seqio registry: what OFA learns, as tasks and mixtures. Importing a module registers them."""
+"""The project's seqio tasks and mixtures. Importing a module registers its tasks."""

@@ -15,8 +15,10 @@ NAME = "coco_captioning"
 
 
 def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Beam 5, at most 16 tokens, no three of them twice; CIDEr-D, BLEU, ROUGE-L and, with Java,
-    METEOR and SPICE."""
+    """Returns the published evaluation: beam 5, at most 16 tokens, no repeated trigram.
+
+    The metrics are CIDEr-D, BLEU, ROUGE-L and, with Java, METEOR and SPICE.
+    """
     del settings
     return EvalSpec(
         NAME,

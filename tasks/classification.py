@@ -1,4 +1,4 @@
-"""ImageNet-1K: one way of training, two of answering.
+"""ImageNet-1K: one way of training, two of decoding.
 
 imagenet           beam search among the names of the classes
 imagenet_all       every name is scored, and the most probable one is taken
@@ -17,12 +17,12 @@ _LONGEST = 30
 
 
 def class_names(settings: downstream.DownstreamSettings) -> tuple[str, ...]:
-    """The names to choose from."""
+    """Returns the names of the classes, the candidates."""
     return downstream.with_leading_space(settings.choices("class_names"))
 
 
 def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Top-1 accuracy; scores are not divided by lengths."""
+    """Returns the evaluation by top-1 accuracy; scores are not divided by lengths."""
     return EvalSpec(
         name,
         kind="text",

@@ -1,4 +1,4 @@
-"""SNLI-VE: task `snli_ve`, and `snli_ve_without_premise`, which sees the image alone."""
+"""SNLI-VE: task `snli_ve`, and `snli_ve_without_premise`, which sees only the image."""
 
 import functools
 
@@ -8,19 +8,19 @@ from ofa_jax.preprocessing.downstream import entailment, entailment_without_prem
 
 from . import downstream
 
-ANSWERS = ("yes", "maybe", "no")
+LABELS = ("yes", "maybe", "no")
 _LONGEST = 5
 
 
 def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Beam search among yes, maybe and no."""
+    """Returns the evaluation by beam search among yes, maybe and no."""
     return EvalSpec(
         name,
         kind="text",
         references=downstream.label_of,
         metrics=(accuracy,),
         decoding=downstream.label_decoding(settings, _LONGEST, normalize_scores=False),
-        candidates=lambda: downstream.with_leading_space(ANSWERS),
+        candidates=lambda: downstream.with_leading_space(LABELS),
     )
 
 

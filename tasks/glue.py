@@ -1,8 +1,7 @@
-"""Seven tasks of GLUE: `glue_cola`, `glue_sst2`, `glue_mrpc`, `glue_qqp`, `glue_mnli`, `glue_qnli`
-and `glue_rte`.
+"""Seven tasks of GLUE, e.g. `glue_cola`: CoLA, SST-2, MRPC, QQP, MNLI, QNLI and RTE.
 
 With `DownstreamSettings.options = {'decoder_prompt': 'source'}` or `'previous_output'` the decoder
-reads the instruction once more in front of its answer.
+reads the instruction once more before its target.
 """
 
 import functools
@@ -19,8 +18,8 @@ from . import downstream
 
 _LONGEST = 5
 _YES_NO = ("yes", "no")
-# Task -> its answers and its metric, as GLUE prescribes it.
-JUDGED: dict[str, tuple[tuple[str, ...], Metric]] = {
+# Task -> its labels and its metric, as GLUE prescribes it.
+EVALUATION: dict[str, tuple[tuple[str, ...], Metric]] = {
     "cola": (_YES_NO, matthews_correlation),
     "sst2": (("positive", "negative"), accuracy),
     "mrpc": (_YES_NO, accuracy_and_f1),
@@ -32,15 +31,15 @@ JUDGED: dict[str, tuple[tuple[str, ...], Metric]] = {
 
 
 def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Beam search among the labels."""
-    answers, metric = JUDGED[name]
+    """Returns the evaluation by beam search among the labels."""
+    labels, metric = EVALUATION[name]
     return EvalSpec(
         f"glue_{name}",
         kind="text",
         references=downstream.label_of,
         metrics=(metric,),
         decoding=downstream.label_decoding(settings, _LONGEST, normalize_scores=False),
-        candidates=lambda: downstream.with_leading_space(answers),
+        candidates=lambda: downstream.with_leading_space(labels),
     )
 
 

@@ -13,7 +13,7 @@ NAMES = ("refcoco", "refcoco_plus", "refcocog")
 
 
 def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Beam 5 over exactly four tokens; right where the boxes' intersection over union is 0.5."""
+    """Returns the evaluation by beam 5 over exactly four tokens; correct from an IoU of 0.5 on."""
     return EvalSpec(
         name,
         kind="box",

@@ -1,9 +1,9 @@
 """Images from captions: task `text_to_image`, the codes of a whole image.
 
-It is answered by sampling, as published: 24 candidates of 1,024 codes, each among the 256 most
-probable. The published metrics (FID, Inception and CLIP scores) and the choice of the best
-candidate by CLIP need models that are not part of this project, so it has no metric here: the
-codes and the captions that asked for them are what an evaluation writes.
+Decoding samples as published: 24 candidates of 1,024 codes, each from the 256 most probable. The
+published metrics (FID, Inception and CLIP scores) and the choice of the best candidate by CLIP need
+models that are not part of this project, so the task has no metric here: an evaluation writes the
+codes and their captions.
 """
 
 from ofa_jax.decoding import DecodingConfig

@@ -1,6 +1,6 @@
-"""How the answers to the eight pretraining objectives are judged, over whatever they run over.
+"""The evaluation specifications of the eight pretraining objectives, over any data set.
 
-Outside of training a record asks one thing (`single_target`), so what is right follows from it.
+Outside of training a record has one target (`single_target`), which determines the references.
 """
 
 import functools
@@ -21,10 +21,10 @@ from ofa_jax.preprocessing.objectives import image_infilling
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption
 
-# Longest answers of pretraining: what its streams have room for.
+# Longest targets of pretraining: what its streams have room for.
 _LONGEST_CAPTION, _LONGEST_DETECTION = 32, 256
 BOX_DECODING = DecodingConfig(max_length=4, min_length=4, no_repeat_ngram_size=3)
-"""Exactly four tokens, as the original writes a box."""
+"""Exactly four tokens, as in the official code."""
 
 
 def register() -> None:
@@ -54,17 +54,19 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
 
 
 def score_captions(
-    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+    references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """All metrics of captions, where references name what is seen as well."""
-    return captions.caption_metrics([own["captions"] for own in references], answers)
+    """Computes all metrics of captions; references also name the objects in the image."""
+    return captions.caption_metrics([own["captions"] for own in references], predictions)
 
 
 def score_nouns(
-    references: Sequence[Mapping[str, Any]], answers: Sequence[str | None]
+    references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
-    """Whether what is seen is named, where the data say what is seen."""
-    return nouns.noun_f1(references, answers) if any(own["nouns"] for own in references) else {}
+    """Computes the F1 of the objects that captions name, if the references name objects."""
+    if not any(own["nouns"] for own in references):
+        return {}
+    return nouns.noun_f1(references, predictions)
 
 
 def _question_answering(config: ObjectiveConfig) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _matching(config: ObjectiveConfig) -> dict[str, Any]:
 
 
 def box_of(record: Record) -> list[float]:
-    """The box of the only phrase."""
+    """Returns the box of the only phrase."""
     return as_boxes(record["phrase_boxes"])[0].tolist()
 
 
@@ -97,7 +99,7 @@ def _grounding(config: ObjectiveConfig) -> dict[str, Any]:
 
 
 def phrases_of(record: Record) -> list[str]:
-    """What may be said of the box of the only phrase: first that phrase, then all others."""
+    """Returns the phrases that describe the box of the only phrase: that one first."""
     box = as_boxes(record["phrase_boxes"])[0]
     known = zip(
         record.get("true_phrases", ()), as_boxes(record.get("true_phrase_boxes", ())), strict=True
@@ -125,7 +127,7 @@ def _detection(config: ObjectiveConfig) -> dict[str, Any]:
             "labels": list(record["object_labels"]),
         },
         metrics=(boxes.detection,),
-        # Greedily: a beam prefers to stop before the next object.
+        # Greedy decoding: beam search prefers to stop before the next object.
         decoding=DecodingConfig(beam_size=1, max_length=_LONGEST_DETECTION),
         main_metric="f1@0.5",
     )

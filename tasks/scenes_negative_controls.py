@@ -1,11 +1,11 @@
-"""Controls of what a model over Scenes has learned: tasks that it must fail.
+"""Negative controls for a model trained on Scenes: tasks that it must fail.
 
-    <objective>_swapped_image     the objective's questions about the next image
-    visual_grounding_absent_noun    where is the thing that the image does not show?
+    <objective>_swapped_image       the objective's questions about the next image
+    visual_grounding_absent_noun    grounding of an object that is not in the image
     scenes_controls                 all of them, for an evaluation's stream
 
-They are judged as the objectives are. Captions, detection and infilling, whose instruction is
-always the same, need no task: their answers are compared with the next image's.
+They are evaluated like the objectives. Captions, detection and infilling, whose instruction is
+always the same, need no task: their predictions are compared with the next image's references.
 """
 
 import functools

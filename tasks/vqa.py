@@ -1,8 +1,8 @@
-"""VQAv2: one way of training, three of answering.
+"""VQAv2: one way of training, three of decoding.
 
-vqa         every candidate answer is scored, and the most probable one is taken
+vqa         every candidate is scored, and the most probable one is taken
 vqa_trie    beam search among the candidates
-vqa_free    beam search for any answer
+vqa_free    beam search over all text
 """
 
 import functools
@@ -19,7 +19,7 @@ _LONGEST = 30
 
 
 def references(record: Record) -> dict[str, Any]:
-    """The answers and what each is worth; none in the test set."""
+    """Returns the answers and their confidences; none in the test set."""
     return {
         "answers": list(record.get("reference_answers", ())),
         "confidences": [float(x) for x in record.get("reference_confidences", ())],
@@ -27,12 +27,12 @@ def references(record: Record) -> dict[str, Any]:
 
 
 def candidates(settings: downstream.DownstreamSettings) -> tuple[str, ...]:
-    """The answers to choose from."""
+    """Returns the candidate answers."""
     return downstream.with_leading_space(settings.choices("vqa_answers"))
 
 
 def describe(name: str, settings: downstream.DownstreamSettings) -> EvalSpec:
-    """Scores are sums of log-probabilities, not divided by lengths."""
+    """Returns the evaluation by VQA accuracy; scores are sums of log-probabilities."""
     spec = EvalSpec(
         name,
         kind="text",

@@ -65,17 +65,17 @@ class DownstreamSettings:
 
     Attributes:
       vocabulary: makes ids.
-      files: data -> split -> the original's TSV file, or a pattern such as "train-*.tsv", or a list
+      files: data -> split -> the official TSV file, or a pattern such as "train-*.tsv", or a list
         of them.
       data_dir: the folder that all paths here start from.
       tfds: data -> name of the TFDS data set, e.g. {"cola": "glue/cola"}, stored as array_record or
         parquet; counts more than `files`.
       tfds_data_dir: TFDS's folder; its default when None.
-      selected_cols: data -> columns as in the original's flags, where they differ from the usual
+      selected_cols: data -> columns as in the official flags, where they differ from the usual
         ones, e.g. {"imagenet": "0,1"}.
       index_dir: where indices of TSV files are written; None for beside the files.
-      vqa_answers: the file of the answers to choose from in VQA: JSON (a list, or a dict whose
-        keys are answers), or text with one a line. The original's pickles are not read.
+      vqa_answers: the file of the candidate answers of VQA: JSON (a list, or a dict whose
+        keys are answers), or text with one a line. The official pickles are not read.
       class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
       options: fields of `DownstreamConfig` that differ from the published ones.
       task_modules: modules that register tasks, besides those that the run names.
@@ -112,7 +112,7 @@ class DownstreamSettings:
 
     @property
     def code_image_size(self) -> int:
-        """Pixels a side of what answers of image codes show."""
+        """Pixels a side of the images that targets of image codes encode."""
         return self.config.code_image_size
 
     @functools.cached_property
@@ -176,22 +176,22 @@ class DownstreamSettings:
         )
 
     def choices(self, name: str) -> list[str]:
-        """The answers in the file that the field `name` names, in their order.
+        """Returns the candidates in the file that the field `name` names, in their order.
 
         Raises:
-          FileNotFoundError, ValueError: none is named, it is missing, or something else.
+          FileNotFoundError, ValueError: no file is named, or it is missing or invalid.
         """
         path = getattr(self, name)
         if path is None:
             raise ValueError(
-                f"The answers to choose from are not known: set DownstreamSettings.{name} to a "
-                "file of them, JSON or text with one a line."
+                f"The candidates are not known: set DownstreamSettings.{name} to a file of them, "
+                "JSON or text with one per line."
             )
         return read_choices(pathlib.Path(self.data_dir, path))
 
 
 def read_choices(path: pathlib.Path) -> list[str]:
-    """Answers out of a file: JSON (a list, or a dict by its keys), or text with one a line.
+    """Reads candidates from a file: JSON (a list, or the keys of a dict), or text with one a line.
 
     Raises:
       FileNotFoundError: there is none.

@@ -70,7 +70,9 @@ class OFAFeatureConverter(seqio.FeatureConverter):
             row = features.to_features(example, self._stream, self._task_id, rng)
             return [row[name] for name in empty]
 
-        def convert_tensors(index: tf.Tensor, example: Mapping[str, tf.Tensor]):
+        def convert_tensors(
+            index: tf.Tensor, example: Mapping[str, tf.Tensor]
+        ) -> dict[str, tf.Tensor]:
             outputs = tf.numpy_function(
                 convert,
                 [index, *(example[name] for name in names)],
@@ -83,11 +85,13 @@ class OFAFeatureConverter(seqio.FeatureConverter):
 
         return ds.enumerate().map(convert_tensors, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _convert_features(self, ds, task_feature_lengths):
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
         raise NotImplementedError("__call__ does all of it.")
 
-    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]):
-        """Lengths of the token features."""
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns the lengths of the token features."""
         del task_feature_lengths
         lengths = self._stream.task_feature_lengths
         return {

@@ -108,8 +108,8 @@ def scenes_settings(
       randaugment: whether to augment captions, questions and matching.
       distant_negatives: share of matching's negative captions, in training, that describe another
         scene; the others differ from the truth by a word.
-      matching_answers, question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists
-        the answer types.
+      matching_answers: see `ObjectiveConfig`.
+      question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists the answer types.
       rates: see `PretrainingSettings`.
     """
     data_set = data_set or Scenes()

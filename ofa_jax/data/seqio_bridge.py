@@ -28,7 +28,7 @@ from ofa_jax.utils.suggestions import nearest
 
 
 def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-    """The seqio features of an example. Every task that is mixed with ours has just these."""
+    """Returns the seqio features of an example; all tasks of a mixture must have the same."""
     text = functools.partial(seqio.Feature, vocabulary=vocabulary, add_eos=False)
     plain = functools.partial(
         seqio.Feature, vocabulary=seqio.PassThroughVocabulary(0), add_eos=False
@@ -50,7 +50,7 @@ _TRAINING = "_training"
 
 
 class RecordDataSource(seqio.DataSource):
-    """A seqio source over records with random access, opened when it is first asked."""
+    """A seqio source over records with random access, opened on first use."""
 
     def __init__(
         self,
@@ -231,10 +231,10 @@ class _Chain:
 
 
 def find(name: str) -> seqio.Task | seqio.Mixture:
-    """A registered task or mixture.
+    """Returns a registered task or mixture.
 
     Raises:
-      ValueError: there is none of that name; names the nearest.
+      ValueError: none has that name; the message gives the nearest.
     """
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in names:
@@ -274,7 +274,7 @@ def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
         if missing := sorted({"inputs", "targets"} - set(task.output_features)):
             raise ValueError(
                 f"The task {task.name} has no {' and no '.join(missing)} among its output "
-                "features: OFA needs an instruction and an answer."
+                "features: OFA needs an instruction and a target."
             )
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
@@ -315,16 +315,15 @@ def weighted_tasks(
 def examples_in_order(
     name: str, lengths: Mapping[str, int], split: str, seed: int = 0
 ) -> Iterator[features.Example]:
-    """The examples of a task of ordinary tf.data preprocessors, once, always in the same order.
+    """Yields the examples of a task with tf.data preprocessors, once, always in the same order.
 
-    How many there are is known only by counting: preprocessors leave examples out, or make several
-    of one.
+    Their number is known only by counting: preprocessors may drop examples or make several of one.
 
     Args:
       name: of a task.
       lengths: feature -> tokens, for preprocessors that ask for them; nothing is cut here.
       split: of its data.
-      seed: of preprocessors that draw.
+      seed: of random preprocessors.
     """
     return (
         find(name)
