@@ -1,5 +1,6 @@
 """The runs of gin_configs/finetune: each configures over the original's files, and two learn."""
 
+import collections
 import json
 import pathlib
 import re
@@ -9,13 +10,15 @@ import gin
 import jax
 import numpy as np
 import pytest
+from lowered_steps import planned_step, trained_step
 
 from ofa_jax import train
 from ofa_jax.cli import gin_registry
 from ofa_jax.data.downstream_settings import GLUE
 from ofa_jax.model.named_config import model_config
-from ofa_jax.training import loop
+from ofa_jax.training import build, loop
 from ofa_jax.training.build import build_run
+from ofa_jax.training.train_program import build_train_program
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "gin_configs" / "finetune").glob("*.gin"))
@@ -77,6 +80,34 @@ def test_every_fine_tuning_configures_and_makes_its_batches(call, name, monkeypa
     assert (batch["encoder_input_tokens"] == 2).sum(axis=1).tolist() == [1] * len(last)
     (held_out,) = {task for task, _ in run.validation_batches()}
     assert held_out is not None
+
+
+def test_a_plan_lowers_the_step_that_trains_on_candidates(call, monkeypatch):
+    runs, tries = [], []
+    monkeypatch.setattr(loop, "train", runs.append)
+
+    def spy(*arguments):
+        tries.append(arguments[-1])
+        return build_train_program(*arguments)
+
+    monkeypatch.setattr(build, "build_train_program", spy)
+    call("snli_ve")
+    (run,), (candidates,) = runs, tries
+    (trie,) = candidates.values()
+    expected = trained_step(run)
+    known = dict(num_tasks=len(run.task_names), candidates=candidates)
+    assert planned_step(trie.vocab_size, **known) == expected
+    # The stand-in for the candidates is another trie; without any the step would be another one.
+    operations = [
+        collections.Counter(re.findall(r"stablehlo\.\w+", text))
+        for text in (
+            expected,
+            planned_step(trie.vocab_size, num_tasks=1),
+            planned_step(trie.vocab_size, num_tasks=1, restrict_to_candidates=False),
+        )
+    ]
+    trained, stand_in, unrestricted = (count["stablehlo.gather"] for count in operations)
+    assert stand_in >= trained > unrestricted
 
 
 PUBLISHED = {

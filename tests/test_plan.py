@@ -14,7 +14,8 @@ import jax
 import pytest
 
 from ofa_jax import plan
-from ofa_jax.planning import compiling, gpu
+from ofa_jax.planning import compiling, gpu, planner, sweep, topologies
+from ofa_jax.utils.hardware import parse_topology
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ["--gin_file=gin_configs/models/tiny.gin", "--gin_file=gin_configs/runs/pretrain.gin"]
@@ -36,9 +37,11 @@ SMALL = [
 def call(monkeypatch, capsys):
     """Calls the command line; returns (exit code, standard output, standard error)."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(plan, "_topology_devices", lambda *_: jax.devices()[:1])
+    monkeypatch.setattr(topologies, "topology_devices", lambda *_: jax.devices()[:1])
     monkeypatch.setattr(
-        plan, "_compiler", lambda _: lambda lowered: compiling.finished(lowered.compile())
+        topologies,
+        "compiler_for",
+        lambda _: lambda lowered: compiling.completed(lowered.compile()),
     )
 
     def run(*arguments):
@@ -63,19 +66,19 @@ def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
     assert memory["peak"] == pytest.approx(
         sum(size for name, size in memory.items() if name not in ("peak", "capacity"))
     )
-    assert result["exchanges"] == []
+    assert result["collectives"] == []
     flops, line = result["flops"], result["roofline"]
     assert flops["per_device"] == pytest.approx(flops["ratio"] * flops["model"])
     # One v5e: 197 TFLOP/s, 819 GB/s.
     assert line["compute"] == pytest.approx(flops["per_device"] / 197e12)
-    assert line["step_seconds"] == line[line["binds"]] == max(line["compute"], line["memory"])
+    assert line["step_seconds"] == line[line["bottleneck"]] == max(line["compute"], line["memory"])
     assert line["mfu"] == pytest.approx(flops["model"] / 197e12 / line["step_seconds"])
     assert line["examples_per_second"] == pytest.approx(4 / line["step_seconds"])
     assert sum(result["traffic"].values()) == pytest.approx(819e9 * line["memory"])
     assert {"embed, backward", "loss and optimiser"} < set(result["traffic"])
 
 
-def test_answers_are_planned_too(call):
+def test_decoding_is_planned_too(call):
     code, out, _ = call(
         *RUN,
         *SMALL,
@@ -110,11 +113,11 @@ def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, 
                 "step_seconds": 0.1 * parts,
                 "examples_per_second": 40.0 / parts,
                 "mfu": 0.5,
-                "binds": "compute",
+                "bottleneck": "compute",
             },
         }
 
-    monkeypatch.setattr(plan, "_plan_apart", answer)
+    monkeypatch.setattr(sweep, "plan_in_subprocess", answer)
     code, out, progress = call(*RUN, *SMALL, "--topology=v5e:1x1", "--sweep")
     lines = out.splitlines()
     assert code == 0 and len(asked) == len(lines) - 1
@@ -149,8 +152,24 @@ def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, mon
         ("out of something else", None),
     ],
 )
-def test_what_the_compiler_would_need_is_read_from_its_words(message, expected):
-    assert plan._needed(message, held=7) == expected
+def test_the_needed_memory_is_read_from_the_message_of_the_compiler(message, expected):
+    assert planner.needed_bytes(message, held=7) == expected
+
+
+def test_importing_the_command_leaves_the_environment_alone():
+    program = (
+        "import os; before = dict(os.environ); import ofa_jax.plan, sys\n"
+        "assert dict(os.environ) == before and 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_a_plan_names_what_stands_in_for_data(call):
+    code, out, _ = call(
+        *RUN, *SMALL, "--topology=v5e:1x1", "--gin.train.restrict_to_candidates=True"
+    )
+    assert code == 0
+    assert "stand-in    3,129 random candidates instead of those of the task" in out
 
 
 @pytest.mark.parametrize(
@@ -170,18 +189,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(call, arguments, sentence):
 
 
 def test_gpus_are_those_of_a_machine_and_want_a_plugin(monkeypatch):
-    h100, _ = plan.parse_topology("h100:8")
+    h100, _ = parse_topology("h100:8")
     with pytest.raises(ValueError, match="as in h100:8, and --slices=2 for two machines"):
-        plan._topology_devices(h100, "2x4", 1)
+        topologies.topology_devices(h100, "2x4", 1)
     monkeypatch.setattr(gpu, "_PLUGIN", "jax_plugins.of_nobody")
     with pytest.raises(ImportError, match=r"pip install '\.\[plan-cuda\]'"):
-        plan._topology_devices(h100, "8", 1)
+        topologies.topology_devices(h100, "8", 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
 def test_without_libtpu_the_sentence_says_how_to_get_it():
     with pytest.raises(ImportError, match=r"pip install '\.\[plan\]'"):
-        plan._topology_devices(plan.parse_topology("v5e:2x2")[0], "2x2", 1)
+        topologies.topology_devices(parse_topology("v5e:2x2")[0], "2x2", 1)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from lowered_steps import planned_step, trained_step
 from official_files import write_official_files
 
 import ofa_jax
@@ -125,6 +126,16 @@ def test_the_run_directory_alone_is_enough_to_ask_the_model(call, runs, small_sc
     np.testing.assert_array_equal(np.asarray(found.image), expected)
     box = predictor.predict(image, 'which region does the text "a dog" describe?').boxes
     assert box.shape == (1, 4) and 0 <= box.min() <= box.max() <= 64
+
+
+def test_a_plan_lowers_the_step_that_trains(call, small_scenes, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "train", seen.append)
+    call(RUN, *SMALL, model_dir(tmp_path), "--gin.train.gradient_accumulation=2")
+    vocabulary = Scenes(str(small_scenes)).vocabulary(64)
+    expected = trained_step(seen[0])
+    assert planned_step(vocabulary.vocab_size) == expected
+    assert planned_step(vocabulary.vocab_size, gradient_accumulation=1) != expected
 
 
 @pytest.mark.parametrize("preset", ["data", "fsdp", "tensor", "fsdp_tensor"])

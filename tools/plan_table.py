@@ -18,6 +18,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ofa_jax.utils import renamed
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "plans.jsonl", ROOT / "docs" / "pods.md"
 BEGIN, END = "<!-- tools.plan_table -->", "<!-- end -->"
@@ -56,7 +58,7 @@ _COLUMNS = (
     "memory, ms",
     "interconnect, ms",
     "between slices, ms",
-    "binds",
+    "bottleneck",
     "examples/s",
     "MFU",
 )
@@ -93,7 +95,7 @@ def row(result: Mapping[str, Any]) -> str:
         f"{peak} of {memory['capacity'] / 2**30:.0f}",
     ]
     if plan["fits"]:
-        flops, line = plan["flops"], plan["roofline"]
+        flops, line = plan["flops"], renamed.with_new_names(plan["roofline"], renamed.PLANS)
         cells.append(
             f"{flops['per_device'] * plan['devices'] / plan['chips'] / 1e12:.2f} "
             f"({flops['ratio']:.3f})"
@@ -101,7 +103,7 @@ def row(result: Mapping[str, Any]) -> str:
         cells += [
             f"{line[name] * 1e3:.1f}" for name in ("compute", "memory", "interconnect", "network")
         ]
-        cells += [line["binds"], f"{line['examples_per_second']:,.0f}", f"{line['mfu']:.0%}"]
+        cells += [line["bottleneck"], f"{line['examples_per_second']:,.0f}", f"{line['mfu']:.0%}"]
     else:
         cells += ["does not fit"] + [""] * 7
     return "| " + " | ".join(cells) + " |"

@@ -1,8 +1,8 @@
-"""Compiles as far as a plan needs: what every device runs, and where its arrays lie.
+"""Compiles as far as a plan needs: to the optimized HLO of a device and its buffer assignment.
 
-After that a compiler turns operations into instructions. For a training step libtpu spends nine
-tenths of its time on those, and a plan says nothing of them. XLA writes the finished program and
-its buffers into a folder (`--xla_dump_to`) just before; once they are there, nothing is waited for.
+A compiler then generates machine code from it, on which libtpu spends nine tenths of its time for a
+training step, and which a plan does not need. XLA writes the optimized program and its buffers into
+a folder (`--xla_dump_to`) just before; a plan stops waiting once they are complete.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import shutil
 import tempfile
 import threading
 from typing import Any
+
+import jax
 
 _PROGRAM = "after_optimizations_after_buffer_assignment.txt"
 _MEMORY = "after_optimizations-memory-usage-report.txt"
@@ -25,7 +27,8 @@ class Compiled:
 
     Attributes:
       text: HLO, as one device runs it.
-      buffer_bytes: of all its arrays on one device at the worst moment, arguments and results too.
+      buffer_bytes: of all arrays on one device when memory use is highest, arguments and results
+        included.
     """
 
     text: str
@@ -33,19 +36,19 @@ class Compiled:
 
 
 class PartialCompiler:
-    """How a program for TPUs is compiled: only one in a process, whose end must be `os._exit`.
+    """Compiles for TPUs without generating code; one per process, which must end by `os._exit`.
 
-    XLA reads its flags once, and a compilation cannot be called off.
+    XLA reads its flags once, and a compilation cannot be cancelled.
     """
 
     def __init__(self) -> None:
-        """Before JAX has been asked for any device."""
+        """Sets the flags of XLA; call it before JAX is asked for any device."""
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="ofa_jax_plan_"))
         flags = f"--xla_dump_to={self._folder} --xla_dump_hlo_as_text"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
-    def compile(self, lowered: Any) -> Compiled:
-        """Compiles what `jax.jit(...).lower(...)` returned.
+    def compile(self, lowered: jax.stages.Lowered) -> Compiled:
+        """Compiles a lowered program.
 
         Raises:
           jax.errors.JaxRuntimeError: as of `lowered.compile()`, for what does not fit above all.
@@ -53,9 +56,10 @@ class PartialCompiler:
         outcome: list[Any] = []
 
         def run() -> None:
+            """Compiles in a thread of its own."""
             try:
                 outcome.append(lowered.compile())
-            except BaseException as error:  # handed to who waits
+            except BaseException as error:  # raised in the waiting thread
                 outcome.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -65,16 +69,17 @@ class PartialCompiler:
             thread.join(_PERIOD)
             files = list(self._folder.glob(f"*{_PROGRAM}"))
             size = files[0].stat().st_size if files else -1
-            # Whole, and the compiler has gone on without finding that it does not fit.
+            # The file is complete, and the compiler did not find that the program does not fit.
             if size > 0 and size == seen:
                 return self._read(files[0])
             seen = size
         shutil.rmtree(self._folder, ignore_errors=True)
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
-        return finished(outcome[0])
+        return completed(outcome[0])
 
     def _read(self, file: pathlib.Path) -> Compiled:
+        """Reads the program and its memory report, and removes the folder."""
         report = file.with_name(file.name.removesuffix(_PROGRAM) + _MEMORY)
         compiled = Compiled(file.read_text(), hbm_total(report.read_text()))
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -82,7 +87,7 @@ class PartialCompiler:
 
 
 def hbm_total(report: str) -> float:
-    """Bytes of HBM in XLA's report of a program's memory.
+    """Returns the bytes of HBM in XLA's report of a program's memory.
 
     Raises:
       ValueError: there is no such line.
@@ -93,8 +98,8 @@ def hbm_total(report: str) -> float:
     return float(found[1])
 
 
-def finished(compiled: Any) -> Compiled:
-    """Of `lowered.compile()`, which took the time it took."""
+def completed(compiled: jax.stages.Compiled) -> Compiled:
+    """Wraps a completed compilation, what `lowered.compile()` returned."""
     stats = compiled.memory_analysis()
     return Compiled(
         compiled.as_text(),

@@ -1,10 +1,10 @@
-"""From a compiled step to what it costs: memory by kind, traffic by mesh axis, a roofline."""
+"""The cost of a compiled step: memory by kind, collectives by mesh axis, and a roofline."""
 
 import collections
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,6 @@ from jax.sharding import Mesh
 
 from ofa_jax.planning.hlo import Collective, Program
 from ofa_jax.utils.hardware import Chip
-
-NETWORK = "between slices"
-"""Beside the mesh axes, the medium of what crosses slices."""
 
 # What JAX puts between the names of modules.
 _NO_MODULES = {
@@ -30,15 +27,15 @@ _NO_MODULES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
-    """All collectives of one kind along the same mesh axes.
+class CollectiveCost:
+    """The cost of all collectives of one kind along the same mesh axes.
 
     Attributes:
       kind: "all-reduce" ...
       axes: "data", "fsdp+tensor" ...
       count: how many run in a step.
       bytes: of their results on one device.
-      wire_bytes: that one device sends.
+      wire_bytes: bytes that one device sends.
       seconds: to send them, at the published bandwidth.
       crosses_slices: whether they go over the data-centre network.
     """
@@ -52,8 +49,8 @@ class Exchange:
     crosses_slices: bool
 
 
-def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
-    """The program's collectives by kind and mesh axes, the longest first."""
+def collective_costs(program: Program, mesh: Mesh, chip: Chip) -> list[CollectiveCost]:
+    """Returns the costs of a program's collectives by kind and mesh axes, the longest first."""
     sums: dict[tuple[str, str, bool], np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
     all_slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
     for collective in program.collectives():
@@ -64,7 +61,8 @@ def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
             axes, slices, share = _placement(collective, mesh, chip)
             wire = collective.wire_bytes
             if slices > 1:
-                # Within a slice first; what remains is one part of each chip.
+                # Within a slice first; each chip then sends its part to the other slices.
+                assert collective.groups is not None
                 wire /= max(collective.groups.shape[1] // slices, 1)
         bandwidth = chip.network if slices > 1 else chip.interconnect * share
         seconds = wire / (bandwidth / chip.devices)
@@ -72,14 +70,14 @@ def exchanges(program: Program, mesh: Mesh, chip: Chip) -> list[Exchange]:
             np.array([1, collective.bytes, wire, seconds]) * collective.times
         )
     found = [
-        Exchange(kind, axes, *map(float, values), crosses)
+        CollectiveCost(kind, axes, *map(float, values), crosses_slices=crosses)
         for (kind, axes, crosses), values in sums.items()
     ]
-    return sorted(found, key=lambda exchange: -exchange.seconds)
+    return sorted(found, key=lambda cost: -cost.seconds)
 
 
 def _sent_between(slices: int) -> dict[str, float]:
-    """How often one device sends what it hands over to the other slices, by ring algorithms."""
+    """Returns kind -> how often one device sends its bytes to other slices, by ring algorithms."""
     return {
         "all-reduce": 2 * (slices - 1) / slices,
         "reduce-scatter": (slices - 1) / slices,
@@ -89,7 +87,7 @@ def _sent_between(slices: int) -> dict[str, float]:
 
 
 def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int, float]:
-    """(mesh axes, number of slices, share of a chip's links) of a collective."""
+    """Returns (mesh axes, number of slices, share of a chip's links) of a collective."""
     if collective.groups is None:
         return "?", 1, 1.0
     sizes = tuple(mesh.shape.values())
@@ -108,17 +106,20 @@ def _placement(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, int
         return axes, slices, 1.0
     coords = np.array([device.coords for device in devices])
     spanned = [len(set(line)) for line in coords.T]
-    # A dimension that is not closed to a ring has one end that only sends, one that only receives.
+    # A dimension that is not a ring has one end that only sends, and one that only receives.
     links = sum((1.0 if size % chip.ring == 0 else 0.5) for size in spanned if size > 1)
     return axes, slices, (links or 1.0) / chip.torus_dimensions
 
 
 def traffic(program: Program, depth: int = 3) -> dict[str, float]:
-    """Bytes that one device reads from and writes to HBM, by part of the step, the largest first.
+    """Returns the bytes that one device reads from and writes to HBM, by part of the step.
 
     Args:
       program: of a step.
-      depth: how many names of modules make a part.
+      depth: number of module names that make a part.
+
+    Returns:
+      Part -> bytes, the largest first.
     """
     parts: dict[str, float] = collections.defaultdict(float)
     for moved, source in program.traffic:
@@ -127,7 +128,12 @@ def traffic(program: Program, depth: int = 3) -> dict[str, float]:
 
 
 def part_of_step(source: str, depth: int) -> str:
-    """ "encoder/resnet/norm_stem, backward" from what XLA says where an instruction comes from."""
+    """Returns the part of an instruction, such as "encoder/resnet/norm_stem, backward".
+
+    Args:
+      source: the instruction's origin in the Python program, as XLA names it.
+      depth: number of module names that make a part.
+    """
     if not source:
         return "not named"
     *path, _ = source.split("/")  # the last is the operation
@@ -142,7 +148,7 @@ def part_of_step(source: str, depth: int) -> str:
 
 
 def bytes_per_device(tree: Any) -> float:
-    """Of arrays as they are split over the mesh.
+    """Returns the bytes that one device holds of arrays split over the mesh.
 
     Args:
       tree: of jax.ShapeDtypeStruct with shardings.
@@ -157,13 +163,13 @@ def bytes_per_device(tree: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """How long a step takes at least, were each thing the only one; an estimate.
+    """Lower bounds on the time of a step, one for each resource; an estimate.
 
     Attributes:
-      compute, memory, interconnect, network: seconds; the last two of what is sent within a slice
+      compute, memory, interconnect, network: seconds; the last two for collectives within a slice
         and between slices.
-      binds: the name of the longest.
-      step_seconds: the longest, as if all the others ran at the same time.
+      bottleneck: name of the longest.
+      step_seconds: the longest, as if all ran at the same time.
       mfu: upper bound on the model FLOPs utilisation.
       examples_per_second: upper bound.
     """
@@ -172,7 +178,7 @@ class Roofline:
     memory: float
     interconnect: float
     network: float
-    binds: str
+    bottleneck: str
     step_seconds: float
     mfu: float
     examples_per_second: float
@@ -181,17 +187,17 @@ class Roofline:
 def roofline(
     flops: float,
     hbm_bytes: float,
-    sent: list[Exchange],
+    collectives: Sequence[CollectiveCost],
     chip: Chip,
     num_devices: int,
     model_flops: float,
     examples: int,
 ) -> Roofline:
-    """Estimates a step.
+    """Estimates the time of a step.
 
     Args:
       flops, hbm_bytes: of one device.
-      sent: of `exchanges`.
+      collectives: of `collective_costs`.
       chip: whose figures to use.
       num_devices: of the whole mesh.
       model_flops: of the whole step, see `ofa_jax.training.flops`.
@@ -200,15 +206,15 @@ def roofline(
     seconds = {
         "compute": flops / (chip.flops / chip.devices),
         "memory": hbm_bytes / (chip.hbm_bandwidth / chip.devices),
-        "interconnect": sum(e.seconds for e in sent if not e.crosses_slices),
-        "network": sum(e.seconds for e in sent if e.crosses_slices),
+        "interconnect": sum(c.seconds for c in collectives if not c.crosses_slices),
+        "network": sum(c.seconds for c in collectives if c.crosses_slices),
     }
-    binds = max(seconds, key=seconds.get)
-    step = seconds[binds]
+    bottleneck = max(seconds, key=seconds.__getitem__)
+    step = seconds[bottleneck]
     peak = num_devices * chip.flops / chip.devices
     return Roofline(
         **seconds,
-        binds=binds,
+        bottleneck=bottleneck,
         step_seconds=step,
         mfu=model_flops / (step * peak),
         examples_per_second=examples / step,
@@ -216,12 +222,12 @@ def roofline(
 
 
 def memory(peak: float, held: Mapping[str, Any], batches: Any) -> dict[str, float]:
-    """Bytes of one device, by kind; "peak" is their sum, "activations" what is nothing else.
+    """Returns the bytes of one device by kind; "activations" is what remains of "peak".
 
     Args:
-      peak: all arrays at the worst moment.
-      held: kind -> the arrays that stay.
-      batches: the program's other argument.
+      peak: all arrays when memory use is highest.
+      held: kind -> the arrays that stay from step to step.
+      batches: the other argument of the program.
     """
     kinds = {name: bytes_per_device(tree) for name, tree in held.items()}
     kinds["batch"] = bytes_per_device(batches)

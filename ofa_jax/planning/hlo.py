@@ -6,8 +6,8 @@
     program.hbm_bytes()        # read and written, by one device
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; here every
-computation is counted as often as it runs. What a program for GPUs asks of cuBLAS and cuDNN is
-counted as the products that it was.
+computation is counted as often as it runs. Calls of cuBLAS and cuDNN in a program for GPUs are
+counted as the products that they were.
 """
 
 import collections
@@ -34,19 +34,19 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """An exchange between devices.
+    """A collective operation.
 
     Attributes:
       kind: one of COLLECTIVES.
       bytes: of its result on one device (of its operand, for a reduce-scatter).
-      wire_bytes: sent by one device, by ring algorithms.
+      wire_bytes: bytes that one device sends, by ring algorithms.
       times: how often it runs in a step.
       groups: [number, size] of device positions within the program, [sender, receiver] for a
         collective-permute; None where they cannot be read.
       arrays: its results.
       source: where in the Python program it comes from.
-      beside: it goes on beside other work, and fusions hand its arrays on.
-      between_slices: of TPUs, by way of their hosts. Then `bytes` is what one device hands over.
+      overlaps: runs beside other work, while fusions pass its arrays on.
+      between_slices: sent between TPU slices by their hosts; `bytes` is then what one device sends.
     """
 
     kind: str
@@ -56,28 +56,28 @@ class Collective:
     groups: np.ndarray | None
     arrays: tuple[Array, ...]
     source: str
-    beside: bool
+    overlaps: bool
     between_slices: bool = False
 
 
 class Program:
-    """A parsed program."""
+    """A parsed HLO program."""
 
-    def __init__(self, text: str, trips: int | None = None, on_chip_memory: bool = True):
+    def __init__(self, text: str, trip_count: int | None = None, on_chip_memory: bool = True):
         """Parses what `compiled.as_text()` or `lowered.as_text(dialect="hlo")` gives.
 
         Args:
           text: of the program.
-          trips: how often a loop runs whose number of rounds the compiler does not know, as that of
-            decoding, which stops early; read from its condition when None.
-          on_chip_memory: whether memory space 1 is one (VMEM); a GPU has its buffers for exchanges
-            in a space of that number, in HBM.
+          trip_count: of loops whose trip count the compiler does not know, as that of decoding,
+            which may stop early; read from their condition when None.
+          on_chip_memory: whether memory space 1 is one (VMEM); a GPU has its buffers for
+            collectives in a space of that number, in HBM.
 
         Raises:
           ValueError: it has no entry computation.
         """
         self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry, self._unknown_trips = "", trips
+        self.entry, self._unknown_trip_count = "", trip_count
         if not on_chip_memory:
             text = text.replace("S(1)", "")
         current: dict[str, Instruction] = {}
@@ -104,23 +104,23 @@ class Program:
                 called = dict(
                     (kind, callee) for kind, callee in CALLED.findall(instruction.attributes)
                 )
-                trips = 1.0
+                trip_count = 1.0
                 if instruction.opcode == "while":
-                    trips = self._trips(instruction, name, called["condition"])
+                    trip_count = self._trip_count(instruction, name, called["condition"])
                 for callee in called.values():
-                    times[callee] += times[name] * trips
+                    times[callee] += times[name] * trip_count
                 for branches in _BRANCHES.findall(instruction.attributes):
                     for callee in branches.split(","):
                         # One of several runs: the costs of each are counted, at most too many.
                         times[callee.strip().lstrip("%")] += times[name]
         return dict(times)
 
-    def _trips(self, loop: Instruction, computation: str, condition: str) -> float:
-        """Rounds of a loop of `computation`."""
+    def _trip_count(self, loop: Instruction, computation: str, condition: str) -> float:
+        """Returns the trip count of a loop in `computation`."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return float(known[1])
-        if self._unknown_trips is not None:
-            return float(self._unknown_trips)
+        if self._unknown_trip_count is not None:
+            return float(self._unknown_trip_count)
         # `i < n` with i from 0 on, as jax.lax.scan makes it.
         limits = [
             int(i.text)
@@ -130,13 +130,13 @@ class Program:
         return float(max(limits, default=1)) - self._begin(loop, computation, condition)
 
     def _begin(self, loop: Instruction, computation: str, condition: str) -> int:
-        """What a loop counts from: 1 where the compiler has put the first round before it.
+        """Returns the first value of a loop counter: 1 where the first iteration is peeled off.
 
-        For several slices it does so, to send between them what all rounds sum.
+        The compiler does so for several slices, to send the sums of all iterations between them.
         """
-        asked, around = self.computations[condition], self.computations[computation]
-        compared = next((i for i in asked.values() if i.opcode == "compare"), None)
-        counter = asked.get(compared.operands[0]) if compared else None
+        tested, around = self.computations[condition], self.computations[computation]
+        compared = next((i for i in tested.values() if i.opcode == "compare"), None)
+        counter = tested.get(compared.operands[0]) if compared else None
         carried = around[loop.operands[0]]
         place = re.search(r"\bindex=(\d+)", counter.attributes) if counter else None
         if place is None or carried.opcode != "tuple":
@@ -155,19 +155,19 @@ class Program:
     # ------------------------------------------------------------------------------- products
 
     def flops(self) -> float:
-        """Two per multiply-add of every dot and convolution."""
+        """Returns two operations per multiply-add of every dot and convolution."""
         return sum(flops for flops, _ in self.products())
 
     def products(self) -> Iterator[tuple[float, Instruction]]:
-        """(floating point operations with repetitions, dot or convolution or call of a library)."""
+        """Yields (operations with repetitions, the dot, convolution or library call)."""
         for name, times, instruction in self._instructions():
             count = count_of(instruction)
             if count is not None:
                 sides = [self._array(name, operand) for operand in instruction.operands[:2]]
                 yield times * count(instruction, *sides), instruction
 
-    def uncounted(self) -> set[str]:
-        """What is asked of cuBLAS and cuDNN and is no product that `flops` knows."""
+    def uncounted_calls(self) -> set[str]:
+        """Returns the calls of cuBLAS and cuDNN that are no products, which `flops` leaves out."""
         calls = (i for _, _, i in self._instructions() if i.opcode == "custom-call")
         return {
             found[1]
@@ -181,7 +181,7 @@ class Program:
     # ---------------------------------------------------------------------------- collectives
 
     def collectives(self) -> list[Collective]:
-        """All exchanges, those of the same channel (an asynchronous one's parts) once."""
+        """Returns all collectives; the parts of an asynchronous one (of one channel) count once."""
         found: dict[str, Collective] = {}
         for name, times, instruction in self._instructions():
             kind = instruction.opcode.removesuffix("-start")
@@ -197,7 +197,7 @@ class Program:
                     None,
                     tuple(sent),
                     instruction.source,
-                    beside=False,
+                    overlaps=False,
                     between_slices=True,
                 )
             if kind not in COLLECTIVES:
@@ -240,11 +240,11 @@ class Program:
         return Traffic(self.computations)
 
     def hbm_bytes(self) -> float:
-        """Bytes that one device reads from and writes to HBM; what lies in VMEM is free."""
-        beside = sum(2 * c.bytes * c.times for c in self.collectives() if c.beside)
-        return beside + sum(moved for moved, _ in self.traffic)
+        """Returns the bytes that one device reads from and writes to HBM; VMEM is free."""
+        overlapping = sum(2 * c.bytes * c.times for c in self.collectives() if c.overlaps)
+        return overlapping + sum(moved for moved, _ in self.traffic)
 
     @functools.cached_property
     def traffic(self) -> list[tuple[float, str]]:
-        """(bytes, what for), see `hlo_traffic.Traffic.of`."""
+        """Pairs (bytes, source) of all instructions, see `hlo_traffic.Traffic.of`."""
         return list(self._memory.of(self.times))

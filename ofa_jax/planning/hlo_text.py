@@ -138,7 +138,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def groups_of(attributes: str) -> np.ndarray | None:
-    """[number, size] of the positions of the devices that exchange among themselves.
+    """[number, size] of the positions of the devices that communicate with each other.
 
     Three notations: {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0), a transposed iota; and
     mesh['a'=4,'b'=2] {'b'}, groups along named axes of a mesh of positions.

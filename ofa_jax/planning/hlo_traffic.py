@@ -1,4 +1,4 @@
-"""What an HLO program reads from and writes to HBM, instruction by instruction."""
+"""Counts what an HLO program reads from and writes to HBM, instruction by instruction."""
 
 import collections
 import functools
@@ -16,12 +16,12 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "collective-broadcast",
 )
-"""Exchanges between devices."""
-# Room that nobody has written to, and parts that lie side by side already.
+"""Opcodes of collective operations."""
+# Memory that nothing has written to, and parts that are adjacent already.
 _NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
-# Through how many a fetched array goes at most, before somebody computes with it.
-_MOST_HANDS = 8
-# They move nothing: names for memory that is there.
+# The largest number of instructions that pass a prefetched array on before one computes with it.
+_MOST_PASSED = 8
+# They move nothing: names for existing memory.
 _FREE = {
     "parameter",
     "constant",
@@ -47,13 +47,13 @@ class Traffic:
     """
 
     def __init__(self, computations: Mapping[str, Mapping[str, Instruction]]):
+        """Takes the computations of a program, by name."""
         self.computations = computations
 
     def of(self, times: Mapping[str, float]) -> Iterator[tuple[float, str]]:
-        """(bytes read and written with repetitions, what for).
+        """Yields (bytes read and written with repetitions, source) of every instruction.
 
-        What for is the `source` of an instruction; of what the compiler fetches ahead, which has
-        none, that of its first reader.
+        A prefetch has no source of its own and takes that of its first reader.
 
         Args:
           times: computation -> how often it runs.
@@ -68,15 +68,16 @@ class Traffic:
                     yield times[name] * moved, self._purpose(name, instruction)
 
     def root(self, computation: str) -> Instruction:
-        """What a computation returns; it is printed last."""
+        """Returns the root instruction of a computation, which is printed last."""
         return next(reversed(self.computations[computation].values()))
 
     def _purpose(self, computation: str, instruction: Instruction) -> str:
-        for _ in range(_MOST_HANDS):
+        """Returns the source of an instruction, or of the first reader that has one."""
+        for _ in range(_MOST_PASSED):
             if instruction.source:
                 break
             reader = self._first_readers[computation].get(instruction.name)
-            if reader is None:  # the end of what was started: who waits for it?
+            if reader is None:  # the end of an asynchronous computation: look at who waits for it
                 computation, reader = self._started_by.get(computation, (computation, None))
             if reader is None:
                 break
@@ -85,7 +86,7 @@ class Traffic:
 
     @functools.cached_property
     def _started_by(self) -> dict[str, tuple[str, Instruction]]:
-        """Computation that goes on beside others -> where it is started."""
+        """Asynchronous computation -> (computation, instruction) that starts it."""
         return {
             callee: (name, instruction)
             for name, instructions in self.computations.items()
@@ -96,7 +97,7 @@ class Traffic:
 
     @functools.cached_property
     def _first_readers(self) -> dict[str, dict[str, Instruction]]:
-        """Computation -> name of an instruction -> the first one that reads it."""
+        """Computation -> name of an instruction -> the first instruction that reads it."""
         return {
             name: {
                 operand: reader
@@ -108,7 +109,7 @@ class Traffic:
 
     @functools.cached_property
     def fused(self) -> set[str]:
-        """Computations that belong to one instruction, as the inside of a fusion does."""
+        """Computations that belong to one instruction, such as the body of a fusion."""
         return {
             callee
             for instructions in self.computations.values()
@@ -118,6 +119,7 @@ class Traffic:
         }
 
     def _traffic(self, computation: str, instruction: Instruction) -> float:
+        """Returns the bytes that an instruction reads and writes once."""
         scope, opcode = self.computations[computation], instruction.opcode
         whole = [array for o in instruction.operands for array in scope[o].outputs]
         outputs = instruction.outputs
@@ -154,7 +156,7 @@ class Traffic:
         body = self.computations[called]
         result = self.root(called)
         if result.opcode == "tuple" and len(result.operands) == len(outputs):
-            # An exchange that goes on beside other work hands its arrays from fusion to fusion.
+            # A collective that overlaps with other work passes its arrays from fusion to fusion.
             made = [body[operand].opcode.removesuffix("-start") for operand in result.operands]
             outputs = [
                 array
@@ -167,12 +169,12 @@ class Traffic:
         return read + max(written - unchanged, 0.0)
 
     def _part_read(self, computation: str, number: int, array: Array) -> float:
-        """How much of an operand a fusion reads: only the slices, where it is only sliced."""
+        """Returns the bytes of an operand that a fusion reads: the slices, if it is only sliced."""
         parameter, users = self._uses[computation].get(number, ("", ()))
-        hands_on = self.root(computation).opcode == "tuple"
+        passes_on = self.root(computation).opcode == "tuple"
         read = 0.0
         for user in users:
-            if hands_on and user.opcode.removesuffix("-start") in ("tuple", *COLLECTIVES):
+            if passes_on and user.opcode.removesuffix("-start") in ("tuple", *COLLECTIVES):
                 continue
             if user.opcode in ("dynamic-slice", "slice", "gather"):
                 read += user.outputs[0].bytes
@@ -190,7 +192,7 @@ class Traffic:
         return min(read, array.bytes)
 
     def _unchanged(self, computation: str, outputs: list[Array]) -> float:
-        """Bytes of a fusion's results that lie there already, around what is updated in place."""
+        """Returns the bytes of a fusion's results that an update in place leaves as they are."""
         total = 0.0
         for inner in self.computations[computation].values():
             if inner.opcode == "fusion":
@@ -207,7 +209,7 @@ class Traffic:
 
     @functools.cached_property
     def _uses(self) -> dict[str, dict[int, tuple[str, list[Instruction]]]]:
-        """Computation -> number of a parameter -> its name and who reads it."""
+        """Computation -> number of a parameter -> (its name, the instructions that read it)."""
         found = {}
         for name, instructions in self.computations.items():
             users = collections.defaultdict(list)

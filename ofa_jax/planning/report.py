@@ -1,4 +1,4 @@
-"""A plan as text for people."""
+"""Formats plans as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ _MOST_PARTS = 10
 
 
 def text(plan: Mapping[str, Any]) -> str:
-    """Several lines.
+    """Returns a plan as several lines of text.
 
     Args:
       plan: as `--json` prints it.
@@ -28,6 +28,7 @@ def text(plan: Mapping[str, Any]) -> str:
             else ""
         ),
     ]
+    lines += [f"stand-in    {stand_in}" for stand_in in plan.get("stand_ins", ())]
     memory = plan["memory"]
     lines.append(
         "memory      "
@@ -53,10 +54,10 @@ def text(plan: Mapping[str, Any]) -> str:
         if "uncounted" in flops:
             lines.append(f"            not counted: {', '.join(flops['uncounted'])}")
     lines += [
-        f"{'exchange' if not k else '':<12}{e['kind']} along {e['axes']}"
+        f"{'collectives' if not k else '':<12}{e['kind']} along {e['axes']}"
         f"{' between slices' * e['crosses_slices']}: {e['count']:.0f}, "
         f"{e['wire_bytes'] / 1e6:,.1f} MB sent by a device, {e['seconds'] * 1e3:.2f} ms"
-        for k, e in enumerate(plan.get("exchanges", ()))
+        for k, e in enumerate(plan.get("collectives", ()))
     ]
     moved = list(plan.get("traffic", {}).items())[:_MOST_PARTS]
     lines += [
@@ -69,7 +70,7 @@ def text(plan: Mapping[str, Any]) -> str:
         lines += [
             "estimate    "
             + ", ".join(f"{name} {line[name] * 1e3:.1f} ms" for name in parts)
-            + f": {line['binds']} binds",
+            + f": {line['bottleneck']} is the bottleneck",
             f"            a step takes at least {line['step_seconds'] * 1e3:.1f} ms: at most "
             f"{line['examples_per_second']:,.0f} examples/s, MFU at most {line['mfu']:.1%}",
             "            (from published peak figures, everything overlapping: an estimate, not a "
@@ -81,10 +82,10 @@ def text(plan: Mapping[str, Any]) -> str:
 
 
 def table(plans: Sequence[Mapping[str, Any]]) -> str:
-    """What `--sweep` tried, the best first."""
+    """Returns a table of the plans of `--sweep`, the best first."""
     header = (
         f"{'mesh':<34}{'batch':<24}{'parts':>5}  {'remat':<12}{'peak GiB':>9}{'ms':>9}"
-        f"{'ex/s':>9}{'MFU':>7}  binds"
+        f"{'ex/s':>9}{'MFU':>7}  bottleneck"
     )
     lines = [header]
     for plan in sorted(plans, key=lambda p: -rank(p)):
@@ -99,7 +100,7 @@ def table(plans: Sequence[Mapping[str, Any]]) -> str:
             roof = plan["roofline"]
             line += (
                 f"{roof['step_seconds'] * 1e3:>9.1f}{roof['examples_per_second']:>9,.0f}"
-                f"{roof['mfu']:>7.1%}  {roof['binds']}"
+                f"{roof['mfu']:>7.1%}  {roof['bottleneck']}"
             )
         else:
             line += "  does not fit"
@@ -108,5 +109,5 @@ def table(plans: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rank(plan: Mapping[str, Any]) -> float:
-    """Examples per second at most; 0 for what does not fit."""
+    """Returns the bound on examples per second; 0 for a plan that does not fit."""
     return plan["roofline"]["examples_per_second"] if plan["fits"] else 0.0

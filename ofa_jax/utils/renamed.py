@@ -15,6 +15,7 @@ __all__ = [
     "GIN_NAMES",
     "GIN_STRINGS",
     "MODULES",
+    "PLANS",
     "SCENES",
     "current_gin_name",
     "current_module",
@@ -53,6 +54,9 @@ MODULES: Mapping[str, str] = {
     "tasks.scenes_controls": "tasks.scenes_negative_controls",
 }
 """Modules that MIXTURE_OR_TASK_MODULE and a gin file's `import` name."""
+
+PLANS: Mapping[str, str] = {"exchanges": "collectives", "binds": "bottleneck"}
+"""Keys of a plan (docs/plans.jsonl, `ofa_jax.plan --json`) and of its roofline."""
 
 SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""

@@ -1,4 +1,4 @@
-"""Which mesh axes an exchange runs along, what medium it takes, and what binds."""
+"""The mesh axes and the medium of a collective, and the bottleneck of a step."""
 
 import types
 
@@ -31,12 +31,12 @@ def mesh(shape, slices=1):
     )
 
 
-def exchange(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4,1024]"):
+def collective(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4,1024]"):
     text = (
         f"ENTRY %main (p: {operand}) -> {result} {{\n  %p = {operand} parameter(0)\n"
         f"  ROOT %x = {result} {kind}(%p), {groups}, dimensions={{0}}\n}}\n"
     )
-    (found,) = cost.exchanges(Program(text), on, V5E)
+    (found,) = cost.collective_costs(Program(text), on, V5E)
     return found
 
 
@@ -48,9 +48,9 @@ def exchange(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32[4
         ("replica_groups=[1,16]<=[16]", "data+tensor", 0.5),
     ],
 )
-def test_an_exchange_is_told_by_its_axes_and_has_the_links_of_their_dimensions(groups, axes, links):
+def test_a_collective_has_the_links_of_the_dimensions_of_its_axes(groups, axes, links):
     """Four chips in a line are no ring, and send half of what their links could."""
-    found = exchange(groups, mesh((4, 1, 4)))
+    found = collective(groups, mesh((4, 1, 4)))
     size = 16 if "+" in axes else 4
     assert (found.axes, found.count, found.bytes) == (axes, 1, 4 * 4096)
     assert found.wire_bytes == 4 * 4096 * (size - 1) / size
@@ -59,14 +59,14 @@ def test_an_exchange_is_told_by_its_axes_and_has_the_links_of_their_dimensions(g
 
 
 def test_a_whole_side_of_a_pod_is_a_ring():
-    column = exchange("replica_groups=[4,16]<=[16,4]T(1,0)", mesh((16, 1, 4)))
+    column = collective("replica_groups=[4,16]<=[16,4]T(1,0)", mesh((16, 1, 4)))
     # 16 chips one below the other in rows of four.
     assert column.axes == "data"
     assert column.seconds == pytest.approx(column.wire_bytes / (0.5 * 200e9))
 
 
 def test_between_slices_each_chip_sends_its_part_over_the_network():
-    found = exchange(
+    found = collective(
         "replica_groups=[1,16]<=[16]", mesh((16, 1, 1), slices=2), "all-reduce", "f32[4,1024]"
     )
     assert found.crosses_slices and found.axes == "data"
@@ -75,7 +75,7 @@ def test_between_slices_each_chip_sends_its_part_over_the_network():
 
 
 def test_a_permutation_runs_along_the_axis_of_its_pairs():
-    found = exchange(
+    found = collective(
         "source_target_pairs={{0,0},{1,2},{2,1}}",
         mesh((4, 1, 4)),
         "collective-permute",
@@ -84,18 +84,18 @@ def test_a_permutation_runs_along_the_axis_of_its_pairs():
     assert (found.axes, found.wire_bytes) == ("tensor", 4 * 4096)
 
 
-def test_the_longest_time_binds_and_bounds_the_rest():
+def test_the_longest_time_is_the_bottleneck_and_bounds_the_rest():
     sent = [
-        cost.Exchange("all-gather", "fsdp", 1, 8e9, 8e9, 0.04, False),
-        cost.Exchange("all-reduce", "data", 1, 8e9, 8e9, 0.03, True),
+        cost.CollectiveCost("all-gather", "fsdp", 1, 8e9, 8e9, 0.04, False),
+        cost.CollectiveCost("all-reduce", "data", 1, 8e9, 8e9, 0.03, True),
     ]
     line = cost.roofline(19.7e12, 40.95e9, sent, V5E, 4, 39.4e12, 64)
     assert (line.compute, line.memory) == (pytest.approx(0.1), pytest.approx(0.05))
-    assert (line.interconnect, line.network, line.binds) == (0.04, 0.03, "compute")
+    assert (line.interconnect, line.network, line.bottleneck) == (0.04, 0.03, "compute")
     assert line.examples_per_second == pytest.approx(640)
     # Half of what the chips computed was asked for.
     assert line.mfu == pytest.approx(0.5)
-    assert cost.roofline(1e12, 819e9, sent, V5E, 4, 1e12, 1).binds == "memory"
+    assert cost.roofline(1e12, 819e9, sent, V5E, 4, 1e12, 1).bottleneck == "memory"
 
 
 def test_topologies_are_named_by_chip_and_shape():
@@ -162,21 +162,21 @@ ENTRY %main (g: f32[512,1024]) -> f32[512,1024] {
 )
 
 
-def test_what_hosts_carry_between_slices_is_an_exchange_over_the_network():
+def test_what_hosts_send_between_slices_is_a_collective_over_the_network():
     """As XLA writes it for two slices of 16 chips: of a sum, each chip hands over its 16th."""
     program = Program(CARRIED)
-    between, *within = cost.exchanges(program, mesh((32, 1, 1), slices=2), V5E)
+    between, *within = cost.collective_costs(program, mesh((32, 1, 1), slices=2), V5E)
     part = 32 * 1024 * 4
-    assert between == cost.Exchange(
+    assert between == cost.CollectiveCost(
         "all-reduce", "data", 1, part, part, part / V5E.network, crosses_slices=True
     )
     assert {(e.kind, e.crosses_slices) for e in within} == {
         ("reduce-scatter", False),
         ("all-gather", False),
     }
-    (three, *_) = cost.exchanges(program, mesh((48, 1, 1), slices=3), V5E)
+    (three, *_) = cost.collective_costs(program, mesh((48, 1, 1), slices=3), V5E)
     assert three.wire_bytes == pytest.approx(4 / 3 * part)
-    # Sent, received, and by the two exchanges within the slice.
+    # Sent, received, and by the two collectives within the slice.
     assert program.hbm_bytes() == 2 * part + 2 * (16 + 1) * part
 
 

@@ -114,7 +114,7 @@ ENTRY %main (q: bf16[1,128]) -> bf16[8,128] {
 )
 
 
-def test_exchanges_and_memory_traffic_of_a_tpu_program():
+def test_collectives_and_memory_traffic_of_a_tpu_program():
     program = Program(TPU)
     gather, reduce = sorted(program.collectives(), key=lambda c: c.kind)
     assert (gather.kind, gather.bytes, gather.wire_bytes) == ("all-gather", 2048, 1792)
@@ -250,7 +250,7 @@ def test_a_gpus_libraries_are_asked_for_products_like_any_other():
         "kernel": convolution,
         "gemm": product,
     }
-    assert program.uncounted() == {"__cudnn$norm"}
+    assert program.uncounted_calls() == {"__cudnn$norm"}
     x, y, k, a, b, out = 2 * 8 * 256 * 4, 2 * 8 * 64 * 6, 2 * 6 * 9 * 4, 4096, 8192, 16384
     # Space 1 is no VMEM here, and workspaces are nobody's data.
     assert program.hbm_bytes() == 3 * (x + y + k) + 2 * y + a + b + out
@@ -261,7 +261,7 @@ def test_loops_that_stop_when_they_like_run_as_often_as_is_said():
         return jax.lax.while_loop(lambda x: x.sum() < 5, lambda x: jnp.tanh(x @ kernel), x)
 
     lowered = jax.jit(loop).lower(shape(8, 16), shape(16, 16))
-    assert Program(lowered.as_text(dialect="hlo"), trips=7).flops() == 7 * 2 * 8 * 16 * 16
+    assert Program(lowered.as_text(dialect="hlo"), trip_count=7).flops() == 7 * 2 * 8 * 16 * 16
 
 
 # As XLA prints a loop whose first round stands before it ("loop peeling").

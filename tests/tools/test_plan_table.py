@@ -20,7 +20,7 @@ ANSWER = {
         "memory": 0.0102,
         "interconnect": 0.008,
         "network": 0.0,
-        "binds": "compute",
+        "bottleneck": "compute",
         "examples_per_second": 202_000.0,
         "mfu": 0.977,
     },
@@ -96,3 +96,20 @@ def test_what_does_not_fit_has_a_row_too():
     }
     assert "| ? of 16 | does not fit |" in plan_table.row(result)
     assert "partitioning/data_fsdp.gin --topology=v5e:16x16" in plan_table.row(result)
+
+
+def test_a_plan_of_an_earlier_version_has_the_same_row():
+    former = dict(ANSWER["roofline"])
+    former["binds"] = former.pop("bottleneck")
+    rows = [
+        plan_table.row(
+            {
+                "size": "base",
+                "system": "v5e-256",
+                "arguments": plan_table.arguments("base", "v5e-256", "full"),
+                "plan": ANSWER | {"roofline": roofline},
+            }
+        )
+        for roofline in (former, ANSWER["roofline"])
+    ]
+    assert rows[0] == rows[1] and "| compute |" in rows[0]

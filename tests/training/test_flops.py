@@ -79,7 +79,7 @@ def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
     def body(beams):
         decode = make_decoder(OFA(config), DecodingConfig(beam_size=beams, max_length=length - 1))
         text = jax.jit(decode).lower(variables, batch).as_text(dialect="hlo")
-        return Program(text, trips=2).flops() - Program(text, trips=1).flops()
+        return Program(text, trip_count=2).flops() - Program(text, trip_count=1).flops()
 
     three, one = (flops.decoding_flops(batch, config, beams, length) for beams in (3, 1))
     assert three - one == length * (body(3) - body(1))

@@ -1,4 +1,4 @@
-"""What devices exchange in a training step on eight of them: weights and gradients, never logits.
+"""The collectives of a training step on eight devices: weights and gradients, never logits.
 
 The program is compiled, not run, in a process of its own with eight simulated devices. Sizes are
 chosen so that an array tells by its size what it is.
@@ -71,7 +71,7 @@ def test_no_device_gathers_logits_or_activations(results, mesh):
     """Whatever is gathered is weights: nothing has an axis as long as a row of tokens or logits.
 
     Sums over the tensor axis of [b, T, d] and of per-token numbers belong there; of the logits
-    only their maximum, their sum and the one that is picked are exchanged.
+    only their maximum, their sum and the one that is picked are communicated.
     """
     assert results[mesh]["collectives"]
     for kind, shapes, source in results[mesh]["collectives"]:
@@ -98,5 +98,5 @@ def test_every_large_array_of_the_state_is_split_on_the_mesh_for_large_models(re
     assert not [name for name in whole if "position" not in name], whole
 
 
-def test_data_parallelism_exchanges_gradients_alone(results):
+def test_data_parallelism_communicates_gradients_alone(results):
     assert {kind for kind, *_ in results["data"]["collectives"]} <= {"all-reduce"}
