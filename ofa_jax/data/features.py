@@ -1,25 +1,36 @@
-"""Conversion of examples to model features with static shapes, which a stream defines.
+"""From an example to model features with static shapes, and the stream that fixes the shapes.
 
 An *example* is what a task's preprocessors make of a record (all arrays numpy):
 
     inputs       int32[S']        the instruction, framed by bos and eos
-    targets      int32[T']        the target, ended by eos
+    targets      int32[T']        the answer, ended by eos
     image        uint8[H, W, 3]   absent, or of size 0, where there is none
     blank_box    int32[4]         y0 x0 y1 x1: pixels that are exactly 0 after normalising; optional
     loss_weight  float32          the example's confidence; 1 where absent
     code_mask    bool             whether the targets are image codes; False where absent
     unscored_targets  int32       so many tokens at the start are not scored; 0 where absent
-    noisy_targets  int32[T']      what the decoder reads instead of the targets, to learn to
-                                  continue after mistakes; absent or empty otherwise
+    noisy_targets  int32[T']      what the decoder reads in place of the targets, to learn to go on
+                                  from mistakes; absent or empty where it reads the targets
 
 and, read only when the task is evaluated (both optional):
 
     view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
                                   its pixels; all of it where absent
-    target_prefix  int32[P]       ids that every hypothesis begins with
+    target_prefix  int32[P]       what the answer is made to begin with
 
-A *batch* has the features that the model reads (`ofa_jax.model`), with the same shapes at every
-step; see `empty_features`.
+and, read only when the task is evaluated (both optional):
+
+    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
+                                  its pixels; all of it where absent
+    target_prefix  int32[P]       what the answer is made to begin with
+
+and, read only when the task is evaluated (both optional):
+
+    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
+                                  its pixels; all of it where absent
+    target_prefix  int32[P]       what the answer is made to begin with
+
+A *batch* has the names of DESIGN's doors, the same shapes at every step.
 """
 
 import dataclasses
@@ -40,7 +51,7 @@ class Stream:
     """A mixture plus its static shapes and batch size: one batch of it goes into every step.
 
     Attributes:
-      name: of the stream, in logs and metrics.
+      name: how logs and the step call it.
       mixture_or_task_name: in the seqio registry.
       batch_size: examples per step over all hosts.
       task_feature_lengths: {"inputs": S, "targets": T}, in tokens.
@@ -49,8 +60,8 @@ class Stream:
       num_sampled_patches: draw so many of the image's patches, without replacement, per example
         (196 of 576 in pretraining); None for all.
       code_targets: some targets are image codes (image infilling).
-      loss_group: streams of one group are normalised together by their tokens. The published loss
-        has two: pairs; and text, images and detection.
+      loss_group: streams of one group are normalised together by their tokens (section 4 of the
+        spec: pairs; and text, images and detection).
     """
 
     name: str
@@ -91,12 +102,12 @@ class Stream:
 
 
 def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.Generator) -> Batch:
-    """Converts one example to static shapes, without the batch axis.
+    """One example with static shapes, without the batch axis.
 
-    Longer sequences are cut: inputs keep their eos, targets lose it because they would continue.
+    What is too long is cut: inputs keep their eos at the end, targets lose it (the answer goes on).
 
     Args:
-      example: see the module docstring.
+      example: see the module's text.
       stream: the shapes.
       task_id: index of the task in the run's list.
       rng: draws the sampled patches.
@@ -134,7 +145,7 @@ def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.G
     if bool(example.get("code_mask", False)):
         if not stream.code_targets:
             raise ValueError(
-                f"Stream {stream.name!r} got targets of image codes: set its code_targets=True."
+                f"Stream {stream.name!r} got an answer of image codes: set its code_targets=True."
             )
         features["decoder_code_mask"][...] = True
     return features
@@ -143,7 +154,6 @@ def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.G
 def _place_image(
     features: Batch, example: Example, image: np.ndarray, stream: Stream, rng: np.random.Generator
 ) -> None:
-    """Fills in the features of the image; raises ValueError where it does not fit the stream."""
     if stream.image_size is None:
         raise ValueError(
             f"Stream {stream.name!r} has no image_size, but {stream.mixture_or_task_name} yields "
@@ -172,9 +182,9 @@ def _place_image(
 
 
 def empty_features(stream: Stream, task_id: int) -> Batch:
-    """Returns a row without loss: padding, no image, all loss weights 0.
+    """A row that teaches nothing: padding, no image, all loss weights 0.
 
-    It replaces an invalid record, so that the order of rows stays a function of the step, and fills
+    It stands where a record was bad, so that a row's place stays a function of the step, and fills
     the last batch of an evaluation.
     """
     source_length = stream.task_feature_lengths["inputs"]
@@ -186,7 +196,7 @@ def empty_features(stream: Stream, task_id: int) -> Batch:
         "decoder_loss_weights": np.zeros(target_length, np.float32),
         "task_ids": np.array(task_id, np.int32),
     }
-    # Without a single token the encoder's softmax would have nothing to attend to.
+    # The encoder must see something, or its softmax has nothing to attend to.
     features["encoder_input_tokens"][0] = BOS_ID
     features["decoder_input_tokens"][0] = BOS_ID
     if stream.image_size is not None:
@@ -204,6 +214,6 @@ def empty_features(stream: Stream, task_id: int) -> Batch:
 
 
 def stack(rows: Iterable[Batch]) -> Batch:
-    """Stacks rows to a batch: every array gets a leading axis."""
+    """Rows to a batch: every array gets a leading axis."""
     rows = list(rows)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,11 +1,11 @@
-"""The deterministic loader: the rows of a step and their hosts are a function of (seed, step).
+"""Which rows a step has, and who feeds them: a function of (seed, step), on any number of hosts.
 
-    step s of a stream of batch size G holds the rows [s * G, (s + 1) * G); see `sampling`
+    step s of a stream of batch size G holds the rows [s * G, (s + 1) * G); see `rows`
     data-axis position p of D owns the rows [p * G / D, (p + 1) * G / D) of each step
 
-Grain provides prefetching and worker processes. No state is kept between steps, so a restart at
-step s, or on another number of hosts, sees exactly the examples that an uninterrupted run would
-have seen.
+Grain gives the prefetching and the worker processes. Nothing is kept between steps, so a restart at
+step s, or on another number of hosts, sees exactly the examples that an undisturbed run would have
+seen.
 """
 
 import collections
@@ -38,7 +38,7 @@ class StepSource:
         return sys.maxsize
 
     def own_rows(self, step: int, size: int) -> list[int]:
-        """Returns the rows of a step, of batch size `size`, that this host provides."""
+        """The rows of a step of a stream, of batch size `size`, that this host feeds."""
         return [
             step * size + offset
             for shard in self.data_shards
@@ -51,15 +51,15 @@ class StepSource:
             size = rows.stream.batch_size
             made = [rows[row] for row in self.own_rows(step, size)]
             reasons = [reason for _, reason in made if reason]
-            # A host may own few rows, and all of them may be invalid by chance. Only then is the
-            # whole step checked, so that all hosts come to the same result at no usual cost.
+            # A host may own few rows, and those may be bad by chance. EvalBatcher for the whole
+            # step only then costs nothing, and all hosts come to the same verdict.
             if (
                 len(reasons) == len(made)
                 and size > 1
                 and all(rows[row][1] for row in range(step * size, (step + 1) * size))
             ):
                 raise ValueError(
-                    f"Every record of step {step} in stream {rows.stream.name!r} is invalid, e.g. "
+                    f"Every record of step {step} in stream {rows.stream.name!r} is bad, e.g. "
                     f"{reasons[0]}: the data does not fit the task."
                 )
             result[rows.stream.name] = stack(features for features, _ in made)
@@ -68,7 +68,7 @@ class StepSource:
 
 
 def shard_rows(batch_size: int, shard: int, num_data_shards: int) -> range:
-    """Returns the rows of a batch that data-axis position `shard` owns."""
+    """The rows of a batch that data-axis position `shard` owns."""
     size = batch_size // num_data_shards
     return range(shard * size, (shard + 1) * size)
 
@@ -78,7 +78,8 @@ class Loader:
 
     Attributes:
       task_names: `task_ids` in a batch are indices into it.
-      skipped_records: task -> number of its invalid records in the batches yielded so far.
+      skipped_records: task -> how many of its records were bad so far, as far as batches have been
+        taken out.
     """
 
     def __init__(
@@ -100,16 +101,16 @@ class Loader:
           tasks: stream name -> its tasks; streams in `sequential` have none.
           seed: of the run.
           num_data_shards: size of the mesh's data axes.
-          data_shards: positions on them whose rows this host provides.
+          data_shards: positions on them whose rows this host feeds.
           num_threads: threads that make batches (per worker process, if there are any).
-          prefetch_steps: batches to prefetch.
+          prefetch_steps: batches made ahead.
           num_workers: processes that make batches; 0 for threads of this one. Each holds its own
             copy of what records and tasks carry.
           sequential: stream name -> function from the first step to its batches, for tasks that
-            are read in seqio's order (see `seqio_bridge`); exact resuming does not cover them.
+            have an order of their own (see `seqio_bridge`); exact resuming does not cover them.
 
         Raises:
-          ValueError: a batch size does not divide, a mixture is empty, two streams share a name.
+          ValueError: a batch that does not divide, an empty mixture, two streams of one name.
         """
         names = [stream.name for stream in streams]
         if len(set(names)) != len(names):
@@ -140,7 +141,7 @@ class Loader:
         )
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, Batch]]:
-        """Yields this host's part of every step from `start_step` on, without end.
+        """This host's part of every step from `start_step` on, without end.
 
         Yields:
           {stream name: arrays with leading axis batch_size * len(data_shards) / num_data_shards}.
@@ -152,11 +153,11 @@ class Loader:
             yield batch | {name: next(batches) for name, batches in others.items()}
 
     def origins(self, step: int) -> dict[str, list[tuple[str, int]]]:
-        """Returns the task and record of this host's rows of a step, in the order of `batches`.
+        """Where this host's rows of a step come from, in the order of `batches`.
 
         Returns:
-          Stream name -> (name of the task, index of its record) of every row, including those whose
-          record is invalid; without the sequential streams.
+          Stream name -> (name of the task, index of its record) of every row, also of those whose
+          record is bad; without the sequential streams.
         """
         origins = {}
         for rows in self._rows:
@@ -182,17 +183,17 @@ class Loader:
     def _count(self, reasons: Sequence[str]) -> None:
         for reason in reasons:
             self.skipped_records[reason.partition(",")[0]] += 1
-            # Once each, or one invalid record that recurs in every epoch would hide all others.
+            # Once each, or a single bad record that comes in every epoch would hide all others.
             if reason not in self._logged and len(self._logged) < _MOST_LOGGED:
                 self._logged.add(reason)
                 logging.warning("Skipped %s", reason)
                 if len(self._logged) == _MOST_LOGGED:
-                    logging.warning("Further invalid records are counted but no longer logged.")
+                    logging.warning("Further bad records are counted, but no longer named.")
 
     def validation_batches(
         self, tasks: Mapping[str, Sequence[WeightedTask]], num_examples: int
     ) -> Iterator[tuple[str, Batch]]:
-        """Yields the first `num_examples` records of each task, always the same examples.
+        """The first `num_examples` records of each task, always the same examples.
 
         Args:
           tasks: stream name -> its tasks over the validation split.
@@ -248,7 +249,7 @@ class _ValidationBatches:
     def _row(self, row: int) -> tuple[Batch, str | None]:
         for task, task_id, count in zip(self.tasks, self.task_ids, self._counts(), strict=True):
             if row < count:
-                # The same random draws in every evaluation, independent of the run's seed.
+                # The same draws in every evaluation, whatever the run's seed.
                 rng = np.random.default_rng([zlib.crc32(task.name.encode()), row])
                 return make_row(self.stream, task, task_id, row, rng)
             row -= count
@@ -258,10 +259,11 @@ class _ValidationBatches:
 def task_names(
     streams: Sequence[Stream], tasks: Mapping[str, Sequence[WeightedTask]]
 ) -> tuple[str, ...]:
-    """Returns the run's tasks in the order of its streams; a sequential stream counts as one."""
+    """The run's tasks in the order of its streams; a sequential stream counts as one task."""
     names: dict[str, None] = {}
     for stream in streams:
-        weighted = tasks.get(stream.name)
-        own = [task.name for task in weighted] if weighted else [stream.mixture_or_task_name]
-        names.update(dict.fromkeys(own))
+        rated = tasks.get(stream.name)
+        names.update(
+            dict.fromkeys([task.name for task in rated] if rated else [stream.mixture_or_task_name])
+        )
     return tuple(names)

@@ -1,9 +1,9 @@
-"""The rows of a stream: the task, record and random generator of row r.
+"""Row r of a stream: which record of which task, and the randomness that it draws from.
 
     task records -> shuffled, endless indices -> mixed by rate -> row r of the stream
 
-This is a pure function of (run seed, stream, row): a row draws all its randomness from a generator
-seeded with them. Grain provides the order and the mixing.
+A pure function of (run seed, stream, row): a row draws all its randomness from a generator seeded
+with them. Grain gives the order and the mixing.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Preprocess = Callable[[Record, np.random.Generator], Example]
 
 @dataclasses.dataclass(frozen=True)
 class WeightedTask:
-    """A task as the loader needs it: records, their preprocessing, and the rate.
+    """A task as the loader needs it: records, what is made of them, and how often.
 
     Attributes:
       name: as registered.
@@ -96,7 +96,7 @@ class StreamSampler:
             raise ValueError(f"Stream {self.stream.name!r}: every rate must be positive.")
 
     def _order(self) -> grain.MapDataset:
-        """Maps rows to (index of the task, index of its record); rebuilt rather than pickled."""
+        """Row -> (index of the task, index of its record). Rebuilt rather than pickled."""
         datasets = []
         for number, task in enumerate(self.tasks):
             indices = grain.MapDataset.range(len(task.records))
@@ -112,17 +112,17 @@ class StreamSampler:
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     def where(self, row: int) -> tuple[int, int]:
-        """Returns the task's index in `tasks` and the index of its record."""
+        """The task's index in `tasks` and its record's index."""
         if "_built" not in self.__dict__:
             object.__setattr__(self, "_built", self._order())
         return self.__dict__["_built"][row]
 
     def generator(self, row: int) -> np.random.Generator:
-        """Returns the generator of all randomness of a row."""
+        """All the randomness of a row."""
         return np.random.default_rng([self.seed, zlib.crc32(self.stream.name.encode()), row])
 
     def __getitem__(self, row: int) -> tuple[Batch, str | None]:
-        """Returns the features of a row; for an invalid record, an empty row and the reason."""
+        """The features of a row; if its record was bad, an empty row and the reason."""
         number, index = self.where(row)
         return make_row(
             self.stream, self.tasks[number], self.task_ids[number], index, self.generator(row)
@@ -132,7 +132,7 @@ class StreamSampler:
 def make_row(
     stream: Stream, task: WeightedTask, task_id: int, index: int, rng: np.random.Generator
 ) -> tuple[Batch, str | None]:
-    """Reads and converts one record; an invalid one becomes an empty row with the reason."""
+    """Reads, preprocesses and shapes one record; a bad one becomes an empty row with its reason."""
     try:
         _, example = make_example(task, index, rng)
     except InvalidRecordError as error:
@@ -143,10 +143,10 @@ def make_row(
 def make_example(
     task: WeightedTask, index: int, rng: np.random.Generator
 ) -> tuple[Record, Example]:
-    """Returns a record and the example that its task makes of it.
+    """A record and what its task makes of it.
 
     Raises:
-      InvalidRecordError: the record cannot be used; names the reason and where it is stored.
+      InvalidRecordError: says what is wrong with it, and where it is stored.
     """
     record = _read(task.records, index)
     try:
@@ -162,7 +162,7 @@ def _read(records: RecordSource, index: int) -> Record:
         return records[index]
     except InvalidRecordError:
         raise
-    except Exception as error:  # noqa: BLE001  a damaged file may raise anything
+    except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
         raise InvalidRecordError(f"cannot be read ({type(error).__name__}: {error})") from error
 
 

@@ -73,7 +73,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
         def decode(rows: np.ndarray) -> np.ndarray:
             flat = rows.reshape(-1, rows.shape[-1])
-            texts = [vocabulary.decode(row.tolist()).encode("utf-8") for row in flat]
+            texts = [vocabulary.decode(row).encode("utf-8") for row in flat]
             return np.array(texts, object).reshape(rows.shape[:-1])
 
         text = tf.numpy_function(decode, [ids], tf.string, stateful=False)

@@ -227,7 +227,7 @@ def test_bad_records_are_named_once_each_and_when_they_are_many_only_counted(cap
         next(loader.batches())
     named = [message for message in caplog.messages if message.startswith("Skipped t, record ")]
     assert len(named) == len(set(named)) == 20
-    assert caplog.text.count("Further invalid records are counted but no longer logged.") == 1
+    assert caplog.text.count("Further bad records are counted, but no longer named.") == 1
     # Two epochs.
     assert loader.skipped_records == {"t": 50}
 
@@ -262,9 +262,7 @@ def test_what_is_no_bad_record_stops_the_run_as_itself():
 
 
 def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
-    with pytest.raises(
-        ValueError, match="Every record of step 0 in stream 'pairs' is invalid, e.g. "
-    ):
+    with pytest.raises(ValueError, match="Every record of step 0 in stream 'pairs' is bad, e.g. "):
         records = numbered(12, bad=set(range(12)))
         broken = [WeightedTask("often", 1.0, records, tasks()["pairs"][0].preprocess)]
         next(Loader([PAIRS], {"pairs": broken}, 0).batches())
