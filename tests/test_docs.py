@@ -17,6 +17,7 @@ from PIL import Image
 from run_fixtures import *  # noqa: F403  the fixtures of a small run
 
 from ofa_jax.cli import gin_files, gin_lint, gin_registry
+from ofa_jax.utils import renamed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -147,6 +148,13 @@ def test_gin_files_and_parameters_of_commands_exist(page, pages):
             # Planning needs neither data nor a place for the run.
             ("MODEL_DIR", "DATA_SET", "VOCABULARY") if program == "ofa-plan" else (),
         )
+
+
+@pytest.mark.parametrize("table", ["GIN_NAMES", "GIN_FILES", "MODULES"])
+def test_the_changelog_lists_what_was_renamed(table):
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in getattr(renamed, table).items():
+        assert f"`{old}`" in changelog and f"`{new}`" in changelog, (old, new)
 
 
 # ---------------------------------------------------------------------------------- code that runs
