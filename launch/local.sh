@@ -1,51 +1,50 @@
 #!/usr/bin/env bash
-# Pretrains OFA on all eight objectives on this machine: makes the virtual environment, builds the
+# Pretrains OFA on all eight objectives on this machine: creates the virtual environment, builds the
 # embedded data set, trains for about ten minutes on two cores and prints one row per objective.
-# Called again, it continues from the last checkpoint and does nothing twice.
+# A second call continues from the last checkpoint and repeats nothing.
 #
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` teaches the ResNet what images show, then the model, one lesson after another, what things
-# are called, whether words and image agree, what is asked and said of an image, which of several
-# things is meant, and everything (84 minutes at most for the five); asks it about images it has
-# never seen, and writes results/scenes.md.
+# `full` trains the ResNet on the nouns in images, then the model in five curriculum stages: nouns,
+# matching, questions, regions, all objectives (84 minutes at most); evaluates it by generation on
+# images that it has not seen, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-run=pretrain_scenes
+gin_file=pretrain_scenes
 if [[ "${1:-}" == full ]]; then
-  run=pretrain_scenes_full
+  gin_file=scenes_stage5_all
   shift
 fi
-asked="bash launch/local.sh full${*:+ $*}"
+command="bash launch/local.sh full${*:+ $*}"
 source launch/environment.sh
 export OFA_DATA_DIR="${OFA_DATA_DIR:-data}"
 
 python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
-if [[ "$run" == pretrain_scenes_full ]]; then
-  model_dir="runs/$run"
+if [[ "$gin_file" == scenes_stage5_all ]]; then
+  model_dir="runs/pretrain_scenes_full"
   for option in "$@"; do
-    # Where the run was told to go, without gin's quotes.
+    # The directory on the command line, without gin's quotes.
     if [[ "$option" == --gin.MODEL_DIR=* ]]; then
       model_dir="$(tr -d "'\"" <<< "${option#*=}")"
     fi
   done
   python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
-  begin="--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'"
-  lesson_dirs=()
-  for lesson in names agreement statements which; do
-    lesson_dir="${model_dir%_full}_$lesson"
-    python -m ofa_jax.train --gin_file="gin_configs/runs/pretrain_scenes_$lesson.gin" \
-      "$begin" "$@" "--gin.MODEL_DIR='$lesson_dir'"
-    begin="--gin.INITIAL_CHECKPOINT_PATH='$lesson_dir'"
-    lesson_dirs+=("$lesson_dir")
+  initial="--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'"
+  stage_dirs=()
+  for stage in stage1_nouns stage2_matching stage3_questions stage4_regions; do
+    stage_dir="${model_dir}_$stage"
+    python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_$stage.gin" \
+      "$initial" "$@" "--gin.MODEL_DIR='$stage_dir'"
+    initial="--gin.INITIAL_CHECKPOINT_PATH='$stage_dir'"
+    stage_dirs+=("$stage_dir")
   done
-  set -- "$begin" "$@"
+  set -- "$initial" "$@"
 fi
-python -m ofa_jax.train --gin_file="gin_configs/runs/$run.gin" "$@"
-if [[ "$run" == pretrain_scenes_full ]]; then
-  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$asked" \
-    --lesson_dirs "${lesson_dirs[@]}"
+python -m ofa_jax.train --gin_file="gin_configs/runs/$gin_file.gin" "$@"
+if [[ "$gin_file" == scenes_stage5_all ]]; then
+  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$command" \
+    --stage_dirs "${stage_dirs[@]}"
 fi

@@ -1,18 +1,19 @@
-"""Starts a run and starts it again when it crashes; on this machine, as several processes too.
+"""Runs a command and restarts it when it crashes, also as several processes on this machine.
 
     python -m launch.supervisor [--processes=N] [--restarts=R] [--dry_run] -- COMMAND ...
 
     python -m launch.supervisor --processes=2 -- \\
       python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes.gin
 
-On a pod each host has a supervisor of its own around the same command: when one process dies, the
-others notice (see `ofa_jax.utils.distributed`), end too, and all meet again. With --processes=N the
-command runs N times on this machine, over loopback and through the same code; that is for trying
-things out, and for tests.
+On a pod each host has its own supervisor around the same command. When one process dies, the others
+notice (see `ofa_jax.utils.distributed`) and exit, and the supervisors start all of them again. With
+--processes=N the command runs N times on this machine, over loopback and through the same code, for
+trials and tests.
 
-Exit codes: 0, the run is complete or was asked to stop (SIGTERM is passed on: the run saves and
-ends); 2, a mistake in the call, which no restart would mend; else the last crash's, after so many
-restarts in a row. A run that has been well for --healthy_seconds has all its restarts again.
+Exit codes: 0 if the run completed or was stopped (SIGTERM is passed on: the run saves a checkpoint
+and ends); 2 for a mistake in the command line, which no restart would fix; otherwise the code of
+the last crash, after --restarts crashes in a row. A run that lasts --healthy_seconds resets that
+count.
 """
 
 import argparse
@@ -29,7 +30,7 @@ _MISTAKE = 2
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line."""
+    """Parses the command line."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m launch.supervisor",
@@ -42,8 +43,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         "--processes",
         type=int,
         metavar="N",
-        help="run the command as N processes that meet on this machine; without "
-        "it, once and as it is",
+        help="run the command as N processes on this machine; without it, once and unchanged",
     )
     parser.add_argument(
         "--restarts",
@@ -65,7 +65,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=600,
         metavar="S",
-        help="a run that lasts so long counts as well (default %(default)s)",
+        help="a run that lasts this long resets the count of crashes (default %(default)s)",
     )
     parser.add_argument(
         "--grace_seconds",
@@ -83,7 +83,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 
 def commands(command: Sequence[str], processes: int | None, port: int | str) -> list[list[str]]:
-    """The command of each process."""
+    """Returns the command of each process."""
     if processes is None:
         return [list(command)]
     return [
@@ -98,12 +98,12 @@ def commands(command: Sequence[str], processes: int | None, port: int | str) -> 
 
 
 class Supervisor:
-    """Runs the processes of one run, over and over until they end well."""
+    """Runs the processes of a run and restarts them until they succeed."""
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
         self._running: list[subprocess.Popen] = []
-        self._asked_to_stop: float | None = None
+        self._stop_requested: float | None = None
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -113,7 +113,7 @@ class Supervisor:
         while True:
             started = time.monotonic()
             code = self._once()
-            if self._asked_to_stop is not None:
+            if self._stop_requested is not None:
                 # One that was not yet ready to save has nothing to save.
                 return 0 if code == -signal.SIGTERM else _exit_code(code)
             if code in (0, _MISTAKE):
@@ -122,61 +122,64 @@ class Supervisor:
                 crashes = 0
             crashes += 1
             if crashes > self._options.restarts:
-                _say(f"{_how(code)} {crashes} times in a row: giving up.")
+                _log(f"{_describe_exit(code)} {crashes} times in a row: giving up.")
                 return _exit_code(code)
             wait = min(self._options.backoff_seconds * 2 ** (crashes - 1), 300)
-            _say(f"{_how(code)}: restart {crashes} of {self._options.restarts} in {wait:.0f} s.")
+            attempt = f"restart {crashes} of {self._options.restarts}"
+            _log(f"{_describe_exit(code)}: {attempt} in {wait:.0f} s.")
             self._sleep(wait)
-            if self._asked_to_stop is not None:
+            if self._stop_requested is not None:
                 return 0
 
     def _once(self) -> int:
-        """One life of the run: 0 if all processes ended well, else what tells most."""
+        """Runs the processes once; returns 0 on success, else the most informative exit code."""
         port = free_port() if self._options.processes else ""
         self._running = [
             subprocess.Popen(command)
             for command in commands(self._options.command, self._options.processes, port)
         ]
-        if self._asked_to_stop is not None:  # between the last look and now
+        if self._stop_requested is not None:  # a signal since the last check
             self._forward()
         codes = self._wait_for_first_crash()
         for process in self._running:
-            # What is left waits for the one that is gone. It has written nothing that counts: a
-            # checkpoint becomes valid at once, when all have written their part.
+            # The others wait for the process that died. Killing them loses nothing: a checkpoint
+            # becomes valid only when all processes have written their part.
             process.kill()
         codes += [process.wait() for process in self._running if process.returncode is None]
         if _MISTAKE in codes:
             return _MISTAKE
-        # A process that was told why says more than those that it took with it.
+        # The process that failed first says more than those that failed because of it.
         return next((code for code in codes if code), 0)
 
     def _wait_for_first_crash(self) -> list[int]:
-        """The exit codes of those that ended, in their order, when all did or one did badly."""
+        """Waits until all processes have ended or one has failed; returns their exit codes."""
         codes: list[int] = []
         waiting = list(self._running)
-        doomed_since = None
+        failed_since = None
         while waiting:
             for process in list(waiting):
                 if process.poll() is not None:
                     waiting.remove(process)
                     codes.append(process.returncode)
             now = time.monotonic()
-            if any(codes) and doomed_since is None:
-                doomed_since = now
-            if doomed_since is not None and now - doomed_since > 1:
+            if any(codes) and failed_since is None:
+                failed_since = now
+            if failed_since is not None and now - failed_since > 1:
                 break
-            late = self._asked_to_stop is not None and (
-                now - self._asked_to_stop > self._options.grace_seconds
+            late = self._stop_requested is not None and (
+                now - self._stop_requested > self._options.grace_seconds
             )
             if late:
-                _say(f"Not ended {self._options.grace_seconds:.0f} s after SIGTERM: killing it.")
+                _log(
+                    f"Still running {self._options.grace_seconds:.0f} s after SIGTERM: killing it."
+                )
                 break
             time.sleep(_POLL_SECONDS)
         return codes
 
     def _stop(self, number: int, frame: object) -> None:
-        if self._asked_to_stop is None:
-            self._asked_to_stop = time.monotonic()
+        if self._stop_requested is None:
+            self._stop_requested = time.monotonic()
         self._forward()
 
     def _forward(self) -> None:
@@ -186,29 +189,29 @@ class Supervisor:
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self._asked_to_stop is None:
+        while time.monotonic() < end and self._stop_requested is None:
             time.sleep(_POLL_SECONDS)
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on; another one in every life of a run."""
+    """Returns a free port of this machine; every restart takes a new one."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def _exit_code(code: int) -> int:
-    """As a shell would say it."""
+    """Returns the exit code as a shell reports it."""
     return code if code >= 0 else 128 - code
 
 
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code < 0:
         return f"The run was ended by {signal.Signals(-code).name}"
     return f"The run failed with exit code {code}"
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(f"supervisor: {message}", file=sys.stderr, flush=True)
 
 

@@ -18,22 +18,9 @@ import seqio
 from ofa_jax.data.pretraining_settings import PRETRAINING
 from ofa_jax.data.registration import add_pretraining_task
 from ofa_jax.preprocessing import objectives
+from ofa_jax.preprocessing.objectives import IMAGE_RATES, PAIR_RATES, TEXT_RATES
 
 from . import pretraining_eval
-
-# The reference implementation makes two examples of a pair: the second asks whether image and text
-# match or, of a region, for its caption instead of its box. So matching is as frequent as captions
-# and questions together, and grounding as frequent as grounded captioning.
-PAIR_RATES: Mapping[str, float] = {
-    "image_captioning": 1.0,
-    "visual_question_answering": 1.0,
-    "image_text_matching": 2.0,
-    "visual_grounding": 1.0,
-    "grounded_captioning": 1.0,
-}
-IMAGE_RATES: Mapping[str, float] = {"image_infilling": 1.0, "object_detection": 1.0}
-TEXT_RATES: Mapping[str, float] = {"text_infilling": 1.0}
-
 
 for _name, _objective in objectives.OBJECTIVES.items():
     add_pretraining_task(_name, objectives.RECORD_KIND[_name], _objective)

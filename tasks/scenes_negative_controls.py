@@ -1,10 +1,10 @@
-"""Negative controls for a model trained on Scenes: tasks that it must fail.
+"""Negative controls over Scenes: tasks that a model must fail if it uses its images.
 
-    <objective>_swapped_image       the objective's questions about the next image
-    visual_grounding_absent_noun    grounding of an object that is not in the image
+    <objective>_swapped_image       the objective's instructions with the image of the next record
+    visual_grounding_absent_noun    phrases that name an object that the image does not show
     scenes_controls                 all of them, for an evaluation's stream
 
-They are evaluated like the objectives. Captions, detection and infilling, whose instruction is
+They are evaluated as the objectives are. Captioning, detection and infilling, whose instruction is
 always the same, need no task: their predictions are compared with the next image's references.
 """
 
@@ -20,6 +20,7 @@ from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.negative_controls import (
     ABSENT_NOUN,
     SWAPPED,
+    SWAPPED_OBJECTIVES,
     AbsentNouns,
     SwappedImages,
 )
@@ -29,14 +30,6 @@ from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing import objectives
 
 from . import pretraining  # noqa: F401  registers the specifications that these build on
-
-QUESTIONS = (
-    "visual_question_answering",
-    "image_text_matching",
-    "visual_grounding",
-    "grounded_captioning",
-)
-"""The objectives whose instruction differs from image to image."""
 
 
 def _swapped(kind: str, split: str, context: TaskContext) -> RecordSource:
@@ -64,7 +57,7 @@ def _register(
     eval_spec.register_factory(name, functools.partial(_renamed, name, objective))
 
 
-for _objective in QUESTIONS:
+for _objective in SWAPPED_OBJECTIVES:
     _register(
         f"{_objective}{SWAPPED}",
         _objective,
@@ -73,6 +66,6 @@ for _objective in QUESTIONS:
 _register(ABSENT_NOUN, "visual_grounding", _absent)
 seqio.MixtureRegistry.add(
     "scenes_controls",
-    [*(f"{_objective}{SWAPPED}" for _objective in QUESTIONS), ABSENT_NOUN],
+    [*(f"{_objective}{SWAPPED}" for _objective in SWAPPED_OBJECTIVES), ABSENT_NOUN],
     default_rate=1.0,
 )

@@ -1,11 +1,11 @@
-"""The paper's ablation on Scenes: what is lost when an objective is left out of pretraining?
+"""Repeats the paper's ablation on Scenes: pretraining without one objective at a time.
 
     python -m tools.ablations                                  # gin_configs/ablations/*.gin
     python -m tools.ablations --only full_model no_regions -- --gin.TRAIN_STEPS=500
 
-Trains every configuration for equally many steps, evaluates each by generation, and writes the
-table into results/scenes.json and results/scenes.md. Called again it continues: a run goes on from
-its checkpoint, and what is trained or evaluated is not done twice.
+Trains every configuration for the same number of steps, evaluates each by generation, and writes
+the table to results/scenes.json and results/scenes.md. A second call continues from the checkpoints
+and repeats nothing.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
-from tools import report_scenes, scenes_results
+
+from . import report_scenes, scenes_results
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "gin_configs" / "ablations"
 REFERENCE = "full_model"
@@ -38,7 +39,7 @@ def configurations(only: Sequence[str] = ()) -> list[str]:
     """Names of the ablations, the full model first.
 
     Raises:
-      ValueError: one that is asked for is not there.
+      ValueError: there is no ablation of that name.
     """
     names = sorted(path.stem for path in FOLDER.glob("*.gin"))
     if unknown := sorted(set(only) - set(names)):
@@ -51,7 +52,7 @@ def configurations(only: Sequence[str] = ()) -> list[str]:
 
 
 def numbers_of(model_dir: pathlib.Path, split: str, step: int) -> dict[str, float]:
-    """What the table shows of a run; tasks that it was not trained on are missing."""
+    """Returns the numbers that the table shows of a run; tasks not trained on are missing."""
     found = json.loads((model_dir / "evaluations" / split / "metrics.json").read_text())[str(step)]
     numbers = {}
     for name in _NUMBERS:
@@ -65,7 +66,7 @@ def main(
     arguments: Sequence[str],
     call: Callable[[Sequence[str]], int] = report_scenes.call_python,
 ) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.ablations",
         description=__doc__,
@@ -106,7 +107,7 @@ def main(
             if (code := call(command)) != 0:
                 typed = scenes_results.as_typed(["python", *command])
                 print(
-                    f"error: `{typed}` failed. Call this again: it goes on from there.",
+                    f"error: `{typed}` failed. Run this again to continue from there.",
                     file=sys.stderr,
                 )
                 return code
@@ -127,7 +128,7 @@ def main(
 def _write(
     options: argparse.Namespace, runs: Sequence[dict[str, Any]], arguments: Sequence[str]
 ) -> None:
-    """After every run: who stops the command has the table so far."""
+    """Writes the table after every run, so that an interrupted command leaves one."""
     results = scenes_results.load(options.results_dir / "scenes.json")
     results["ablations"] = {
         "split": options.split,

@@ -1,13 +1,14 @@
-"""How long do answers take on this machine?
+"""Times the encoder and the decoder on this machine.
 
     python -m tools.benchmark_decoding                       # base, beam 5, on what there is
     python -m tools.benchmark_decoding --size=tiny --batch=8 --beam=1 --json
     .venv-peer/bin/python -m tools.benchmark_decoding --peer      # see CONTRIBUTING.md
 
-Random weights, random pixels, answers of exactly `--tokens` tokens. The encoder, ResNet included,
+Random weights, random pixels, outputs of exactly `--tokens` tokens. The encoder, ResNet included,
 and the decoder are compiled and timed apart: the fastest of `--repeats` runs after one that warms
-up. The original (PyTorch, beam 5, batch 4, 16 tokens, base, 576 patches) takes 10.2 s in all on two
-quiet cores; `--peer` times its model and search as the package modelscope has them, in two parts.
+up. The reference implementation (PyTorch, beam 5, batch 4, 16 tokens, base, 576 patches) takes
+10.2 s in all on two quiet cores; `--peer` times its model and search as the package modelscope has
+them, in two parts.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.decoding.search import generate
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.config import PATCH_STRIDE
-from tools import peer
+
+from . import reference_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Timings:
 
     Attributes:
       encoder: images and instructions of a batch.
-      decoder: the answers to it, the eos included.
-      tokens: length of the answers without the eos.
+      decoder: generation for that batch, the eos included.
+      tokens: length of the outputs without the eos.
     """
 
     encoder: float
@@ -49,7 +51,7 @@ class Timings:
 
     @property
     def per_token(self) -> float:
-        """Decoder seconds for one more token of all answers of the batch."""
+        """Decoder seconds for one more token of all outputs of the batch."""
         return self.decoder / (self.tokens + 1)
 
 
@@ -105,7 +107,7 @@ def measure(
     )
     lengths = np.asarray(decode(variables, encoded, config.dynamic_params).lengths)
     if not (lengths == tokens + 1).all():
-        raise RuntimeError(f"answers of {tokens} tokens were wanted, not of {lengths.min() - 1}.")
+        raise RuntimeError(f"outputs of {tokens} tokens were expected, not of {lengths.min() - 1}.")
     return Timings(
         fastest(lambda: encode(variables, batch), repeats),
         fastest(lambda: decode(variables, encoded, config.dynamic_params), repeats),
@@ -122,13 +124,13 @@ def measure_peer(
     source: int,
     repeats: int,
 ) -> Timings:
-    """Times the original's model and search; see `tools.peer`."""
+    """Times the reference implementation's model and search; see `reference_model`."""
     batch = random_batch(batch_size, source, pixels)
-    return Timings(*peer.search_seconds(config, batch, beam, tokens, repeats), tokens)
+    return Timings(*reference_model.search_seconds(config, batch, beam, tokens, repeats), tokens)
 
 
 def show(timings: Timings, title: str, console: Console) -> None:
-    """A table in the terminal."""
+    """Prints the timings as a table."""
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("seconds", justify="right")
@@ -143,7 +145,7 @@ def show(timings: Timings, title: str, console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark_decoding",
         description=__doc__,
@@ -153,11 +155,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=16, help="length of the answers")
+    parser.add_argument("--tokens", type=int, default=16, help="length of the outputs")
     parser.add_argument("--patches", type=int, default=576, help="of each image, a square number")
     parser.add_argument("--source", type=int, default=16, help="length of the instructions")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer", action="store_true", help="time the original's search instead")
+    parser.add_argument(
+        "--peer", action="store_true", help="time the reference implementation instead"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     options = parser.parse_args(arguments)
     side = math.isqrt(options.patches)
@@ -188,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
             )
         )
         return
-    whose = "the original's search, " if options.peer else ""
+    whose = "the reference implementation, " if options.peer else ""
     show(
         timings,
         f"{whose}{options.size}, {options.dtype}, batch {options.batch}, beam "

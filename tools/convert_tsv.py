@@ -1,4 +1,4 @@
-"""Converts the original's pretraining TSV files to records that are quick to read at random.
+"""Converts the official pretraining TSV files to ArrayRecord files with fast random access.
 
     python -m tools.convert_tsv --output_dir=data/ofa --num_workers=16 \\
       --vision_language vision_language_examples.tsv --text text_examples.tsv \\
@@ -6,12 +6,11 @@
       --negative_samples negative_sample
 
 writes ArrayRecord files (see ofa_jax/data/sources/array_records.py), a quarter smaller than the
-base64
-of the TSV and faster to read. Train on them with gin_configs/runs/pretrain_ofa_records.gin; call it
-again with --split=validation for a validation split. Lines that cannot be used, images that do
-not open among them, are left out, counted by reason and named. The result depends on files and
-options, not on the number of workers, and appears under its name only when it is complete; what is
-there already is not made again.
+base64 of the TSV and faster to read. gin_configs/runs/pretrain_ofa_records.gin trains on them; a
+second call with --split=validation makes a validation split. Invalid lines, such as those with an
+unreadable image, are left out, counted by reason and listed. The result depends on files and
+options, not on the number of workers, and appears under its name only when it is complete; a
+complete one is not written again.
 """
 
 import argparse
@@ -28,6 +27,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +51,9 @@ from ofa_jax.data.sources.tsv_file import InvalidLineError
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
-from tools import building
+
+from . import output_folders
+from .progress import progress
 
 _UNFINISHED = ".unfinished-"
 _NAMED = 10
@@ -67,7 +69,7 @@ class Conversion:
       file_kind: one of PRETRAINING_FILES.
       split: e.g. "train".
       paths: of the TSV files, or patterns.
-      selected_cols: as the original's flag; the usual columns when None.
+      selected_cols: as the official flag of that name; the usual columns when None.
       index_dir: where indices of the TSV files go; None for beside them.
       shard_bytes: of TSV that make one output file.
       check_images: whether images are decoded, to leave out what cannot be.
@@ -82,11 +84,11 @@ class Conversion:
     check_images: bool = True
 
     def open(self) -> TsvRecords:
-        """Every line of the files, checked as training checks them."""
+        """Opens every line of the files, checked as in training."""
         return TsvRecords.open(self.paths, self.file_kind, self.selected_cols, self.index_dir)
 
     def identity(self, records: TsvRecords) -> dict:
-        """What the result depends on."""
+        """Returns what the result depends on."""
         stats = {file.path: os.stat(file.path) for file in records.files}
         return {
             "sources": [
@@ -134,12 +136,12 @@ def convert(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{conversion.split}{_UNFINISHED}"
-    building.remove_left_over(target.parent, prefix)
+    output_folders.remove_stale(target.parent, prefix)
     unfinished = target.parent / f"{prefix}{os.getpid()}"
     started = time.monotonic()
     try:
         description = _write(conversion, records, unfinished / "new", num_workers)
-        building.put_in_place(unfinished / "new", target)
+        output_folders.put_in_place(unfinished / "new", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _report(target, description, time.monotonic() - started)
@@ -173,7 +175,7 @@ def _write(
     tasks = [(folder / f"shard-{number}", *bounds[number : number + 2]) for number in range(count)]
     shards, done = [], 0
     write = functools.partial(_write_shard, conversion, records)
-    with building.progress("convert_tsv", "converting") as show, _mapper(num_workers) as mapper:
+    with progress("convert_tsv", "converting") as show, _mapper(num_workers) as mapper:
         for shard in mapper(write, tasks):
             shards.append(shard)
             done += shard.lines
@@ -249,7 +251,7 @@ def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
 
 @contextlib.contextmanager
 def _mapper(num_workers: int) -> Iterator:
-    """An ordered lazy map over worker processes."""
+    """Yields an ordered lazy map over worker processes."""
     if num_workers < 1:
         yield map
         return
@@ -266,7 +268,7 @@ def _mapper(num_workers: int) -> Iterator:
 def _write_tfds_metadata(
     conversion: Conversion, shards: Sequence[_Shard], folder: pathlib.Path
 ) -> None:
-    """features.json and dataset_info.json, so that TFDS reads the folder too."""
+    """Writes features.json and dataset_info.json, so that TFDS reads the folder too."""
     import tensorflow_datasets as tfds
 
     kinds = {
@@ -313,7 +315,7 @@ def _report(target: pathlib.Path, description: dict, seconds: float) -> None:
 
 
 def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
-    """Copies the negative samples, which are checked before."""
+    """Copies the negative samples after checking them."""
     target = output_dir / NEGATIVES
     output_dir.mkdir(parents=True, exist_ok=True)
     unfinished = output_dir / f".{NEGATIVES}{_UNFINISHED}{os.getpid()}"
@@ -325,7 +327,7 @@ def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
                 raise FileNotFoundError(f"There is no {name} in {folder}: check the path.")
             shutil.copyfile(source, unfinished / "new" / name)
         pool = read_negatives(unfinished / "new")
-        building.put_in_place(unfinished / "new", target)
+        output_folders.put_in_place(unfinished / "new", target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(
@@ -334,8 +336,8 @@ def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit code."""
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.convert_tsv",
         description=__doc__,
@@ -390,18 +392,23 @@ def main(arguments: Sequence[str]) -> int:
         help="replace what was converted from other files or with other options",
     )
     options = vars(parser.parse_args(arguments))
-    chosen = [kind for kind in PRETRAINING_FILES if options[kind]]
-    if not chosen and not options["negative_samples"]:
+    if not any(options[kind] for kind in PRETRAINING_FILES) and not options["negative_samples"]:
         parser.error(
             f"nothing to convert: give --{', --'.join(PRETRAINING_FILES)} or --negative_samples"
         )
     if options["shard_megabytes"] < 1:
         parser.error("--shard_megabytes must be at least 1")
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parse(arguments)
     output_dir = pathlib.Path(options["output_dir"])
     try:
         if options["negative_samples"]:
             copy_negatives(options["negative_samples"], output_dir)
-        for kind in chosen:
+        for kind in (kind for kind in PRETRAINING_FILES if options[kind]):
             conversion = Conversion(
                 kind,
                 options["split"],
@@ -419,8 +426,7 @@ def main(arguments: Sequence[str]) -> int:
             )
     except concurrent.futures.process.BrokenProcessPool:
         print(
-            "error: a worker process was killed, perhaps for want of memory: use fewer "
-            "--num_workers.",
+            "error: a worker process was killed, perhaps for lack of memory: lower --num_workers.",
             file=sys.stderr,
         )
         return 2

@@ -1,4 +1,4 @@
-"""Shows what a task or mixture makes: rates, sizes, lengths, and some examples as text.
+"""Shows what a task or mixture yields: rates, sizes, lengths, and some examples as text.
 
     python -m tools.inspect_mixture ofa_pretrain_pairs --data_dir=data
     PYTHONPATH=. python -m tools.inspect_mixture counting_and_captions --module=counting
@@ -28,7 +28,7 @@ Example = dict[str, Any]
 
 
 def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
-    """Task -> feature -> lengths of its examples, as median, 95th percentile and largest."""
+    """Returns a table of lengths (median, 95th percentile, largest) by task and feature."""
     table = Table(title="Lengths in tokens (median / 95 % / largest)", title_justify="left")
     table.add_column("task", no_wrap=True)
     table.add_column("examples", justify="right")
@@ -44,7 +44,7 @@ def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
 
 
 def draw(name: str, split: str, count: int, seed: int) -> list[Example]:
-    """The first examples of a task, as training would make them; bad records are left out."""
+    """Returns the first examples of a task as in training, without invalid records."""
     rated = seqio_bridge.weighted_tasks(name, split)
     if rated is None:
         dataset = seqio.get_mixture_or_task(name).get_dataset(
@@ -70,7 +70,7 @@ def _good_examples(task: WeightedTask, seed: int) -> Iterator[Example]:
 
 
 def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
-    """What a person wants to see of an example."""
+    """Yields the parts of an example as (name, text)."""
     for name in ("inputs", "targets"):
         vocabulary = task.output_features[name].vocabulary
         yield name, vocabulary.decode([int(token) for token in example[name]])
@@ -82,7 +82,7 @@ def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
 
 
 def show(name: str, split: str, examples: int, sample: int, seed: int, console: Console) -> None:
-    """Prints all of it."""
+    """Prints rates, sizes, lengths and examples."""
     rates = seqio_bridge.rates(name)
     tasks = {task: seqio.TaskRegistry.get(task) for task in sorted(rates)}
     table = Table(title=f"{name}, split {split}", title_justify="left")
@@ -116,7 +116,7 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.inspect_mixture",
         description=__doc__,

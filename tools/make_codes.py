@@ -1,15 +1,14 @@
-"""Makes the image codes that OFA learns to write, once and for all, with the original's VQGAN.
+"""Encodes images to the codes that OFA learns to generate, with the official VQGAN.
 
     python -m tools.make_codes --vqgan=last.ckpt images.tsv image_examples.tsv
     python -m tools.make_codes --vqgan=last.ckpt --layout=text_to_image captions.tsv coded.tsv
 
-Reads lines of id, image in base64 (and a caption), and writes lines as the original's data have
-them: id, image, the codes of its middle (`images`, for image infilling); or id, the codes of the
-whole image, caption (`text_to_image`). Images are made as small as they fill a square, as
-training does. The best codes are taken, so the same image has the same codes whenever it is
-asked. Lines that cannot be used are left out, counted by reason and named. The new file appears
-under its name only when it is complete. For many images: several machines, each with
---part=NUMBER/COUNT and an output of its own.
+Reads lines of id, image in base64 (and a caption), and writes lines in the official layout: id,
+image, the codes of its centre (`images`, for image infilling); or id, the codes of the whole image,
+caption (`text_to_image`). Images are resized and cropped to a square, as in training. The most
+probable codes are taken, so that an image always has the same codes. Invalid lines are left out,
+counted by reason and listed. The new file appears under its name only when it is complete. For many
+images, run several machines, each with --part=NUMBER/COUNT and its own output.
 """
 
 import argparse
@@ -29,14 +28,15 @@ from ofa_jax.interop import vqgan_file
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.vqgan import VQGAN
-from tools import building
+
+from .progress import progress
 
 _COLUMNS = {"images": ("id", "image"), "text_to_image": ("id", "image", "caption")}
 _NAMED = 10
 
 
 def coded_line(columns: Sequence[bytes], codes: np.ndarray, layout: str) -> bytes:
-    """A line of the new file, see the module's text.
+    """Returns a line of the new file; the module's text describes it.
 
     Args:
       columns: of the line that was read.
@@ -72,7 +72,7 @@ def make_codes(
       image_size: to which images are brought, in pixels a side.
       code_size: of the middle that is turned into codes; `image_size` for all of it.
       batch_size: images that are encoded at once.
-      show: is told after each batch how many lines are done.
+      show: called after each batch with the number of lines done.
 
     Returns:
       How many lines were left out, by reason.
@@ -111,7 +111,7 @@ def make_codes(
 
 
 def _part(text: str, count: int) -> range:
-    """The lines of part NUMBER of COUNT, counted from 0.
+    """Returns the lines of part NUMBER of COUNT, counted from 0.
 
     Raises:
       ValueError: it is no such part.
@@ -134,7 +134,7 @@ def _checked(lines: OpenTsv, layout: str) -> OpenTsv:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.make_codes",
         description=__doc__,
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("input", help="TSV of id, image in base64 (and caption)")
     parser.add_argument("output", type=pathlib.Path, help="the new TSV")
-    parser.add_argument("--vqgan", required=True, help="the original's checkpoint (last.ckpt)")
+    parser.add_argument("--vqgan", required=True, help="the official checkpoint (last.ckpt)")
     parser.add_argument("--layout", default="images", choices=_COLUMNS)
     parser.add_argument("--image_size", type=int, default=256, help="pixels (default: 256)")
     parser.add_argument(
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     code_size = options.code_size or options.image_size // (1 if whole else 2)
     try:
         if options.output.exists():
-            raise ValueError(f"{options.output} is there already: choose another name.")
+            raise ValueError(f"{options.output} exists already: choose another name.")
         vqgan = vqgan_file.read(options.vqgan)
         if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
             raise ValueError(
@@ -186,11 +186,11 @@ def main(arguments: Sequence[str]) -> int:
 def _write(
     vqgan: VQGAN, lines: OpenTsv, numbers: range, code_size: int, options: argparse.Namespace
 ) -> collections.Counter:
-    """Into a file beside the output, which gets its name at the end."""
+    """Writes a temporary file beside the output and renames it at the end."""
     options.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = options.output.with_name(f".{options.output.name}.unfinished-{os.getpid()}")
     try:
-        with unfinished.open("wb") as file, building.progress("make_codes", "encoding") as show:
+        with unfinished.open("wb") as file, progress("make_codes", "encoding") as show:
             skipped = make_codes(
                 vqgan,
                 lines,

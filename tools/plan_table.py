@@ -3,9 +3,9 @@
     python -m tools.plan_table                                    # all rows that are not there yet
     python -m tools.plan_table --sizes=base,large --systems=v5e-256
 
-Needs libtpu (the extra `plan`) and a minute or two of two cores for a row. Answers are kept in
-docs/plans.jsonl as they come, so that a later call goes on where this one stopped; the table is
-written anew after each. Where a row does not fit, it is tried again with less kept for the backward
+Needs libtpu (the extra `plan`) and a minute or two of two cores for a row. Results are kept in
+docs/plans.jsonl, so that a later call continues where this one stopped; the table is rewritten
+after each. Where a row does not fit, it is tried again with less kept for the backward
 pass, and then in parts. GPUs need the extra `plan-cuda`.
 """
 
@@ -66,7 +66,7 @@ _HEADER = f"| {' | '.join(_COLUMNS)} |\n" + "| --- " * len(_COLUMNS) + "|"
 
 
 def arguments(size: str, system: str, remat: str, parts: int = 1) -> list[str]:
-    """Of `python -m ofa_jax.plan` for one row."""
+    """Returns the arguments of `python -m ofa_jax.plan` for one row."""
     preset = PRESETS[size].removeprefix("data_" if system in _FEW else "")
     return [
         f"--gin_file=gin_configs/models/{size}.gin",
@@ -79,7 +79,7 @@ def arguments(size: str, system: str, remat: str, parts: int = 1) -> list[str]:
 
 
 def row(result: Mapping[str, Any]) -> str:
-    """A line of the table.
+    """Returns a line of the table.
 
     Args:
       result: `plan`, what `--json` printed, with `size`, `system` and `arguments` of the row.
@@ -110,14 +110,14 @@ def row(result: Mapping[str, Any]) -> str:
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> str:
-    """The whole table, sizes and systems in their order."""
+    """Returns the whole table, sizes and systems in their order."""
     order = [(size, system) for size in PRESETS for system in SYSTEMS]
     rows = sorted(results, key=lambda result: order.index((result["size"], result["system"])))
     return "\n".join([_HEADER, *map(row, rows)])
 
 
 def with_table(page: str, text: str) -> str:
-    """The page with another table between its marks.
+    """Returns the page with another table between its marks.
 
     Raises:
       ValueError: it has no marks.
@@ -130,7 +130,7 @@ def with_table(page: str, text: str) -> str:
 
 
 def plan(size: str, system: str) -> dict[str, Any]:
-    """The result of a row: of the first attempt that fits, else of the last.
+    """Returns the result of a row: of the first attempt that fits, else of the last.
 
     Raises:
       RuntimeError: the command failed.

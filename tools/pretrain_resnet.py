@@ -1,4 +1,4 @@
-"""Teaches the ResNet what images show, before OFA sees them; the original's comes from ImageNet.
+"""Trains the ResNet to name the nouns in images; the official one starts from ImageNet.
 
     python -m tools.pretrain_resnet --data_dir=data
     python -m ofa_jax.train ... --gin.INITIAL_RESNET_PATH="'data/scenes/resnet.pt'"
@@ -30,7 +30,8 @@ from ofa_jax.interop import resnet_file
 from ofa_jax.model import SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.preprocessing import images
-from tools.building import progress
+
+from .progress import progress
 
 _WARMUP = 0.05
 _CLIP_NORM = 5.0
@@ -51,7 +52,7 @@ class NamedImages(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: jax.Array, train: bool) -> jax.Array:
-        """uint8 [B, H, W, 3] to the logits of what they show, [B, N]."""
+        """Computes the logits [B, N] of the nouns that images uint8 [B, H, W, 3] show."""
         patches = ResNet(self.config, name="resnet")(normalise_images(pixels), train)
         patches = patches.reshape(len(pixels), -1, self.config.patch_channels)
         hidden = nn.LayerNorm()(nn.Dense(_HEAD_WIDTH)(patches))
@@ -61,7 +62,7 @@ class NamedImages(nn.Module):
 def batches(
     records: Any, names: Sequence[str], batch_size: int, seed: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images uint8 [B, H, W, 3], which names they show float32 [B, N]).
+    """Yields (images uint8 [B, H, W, 3], nouns that they show float32 [B, N]).
 
     Args:
       records: of objects.
@@ -128,7 +129,7 @@ def learn(
 def noun_f1(
     model: NamedImages, variables: Any, examples: Iterator[tuple[np.ndarray, np.ndarray]]
 ) -> float:
-    """F1 of the names that are likelier there than not, over all images."""
+    """Computes the F1 of the nouns with a probability above one half, over all images."""
     score = jax.jit(lambda images: model.apply(variables, pixels, False))
     right = total = 0.0
     for pixels, shown in examples:
@@ -139,7 +140,7 @@ def noun_f1(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.pretrain_resnet",
         description=__doc__,

@@ -1,13 +1,12 @@
-"""Does it learn? Evaluates a run over Scenes by generation and writes results/scenes.md and .json.
+"""Evaluates a Scenes run by generation and writes results/scenes.md and .json.
 
     python -m tools.report_scenes --model_dir=runs/pretrain_scenes_full
 
-Each number stands beside its baseline, computed from the training split, and a control in which the
-model must fail. What is evaluated already is not evaluated again.
+Each number stands beside its baseline, computed from the training split, and a control that the
+model must fail. Finished evaluations are not repeated.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED, SWAPPED_OBJECTIVES
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.evaluation import eval_spec, postprocess, trivial_baselines
 from ofa_jax.evaluation.metrics.images import psnr
@@ -29,12 +28,13 @@ from ofa_jax.evaluation.metrics.spans import exact_spans, extract_spans
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from tools import scenes_results
-from tools.scenes_results import AIMS, Row
+
+from . import scenes_results
+from .scenes_results import THRESHOLDS, Row
 
 Line = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Line]]
-"""Task -> its predictions, the bad records left out."""
+"""Task -> its predictions, without invalid records."""
 
 SPLITS = ("test", "test_shifted")
 _NEXT_IMAGE = "of another image"
@@ -53,12 +53,12 @@ _SHOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Reporter:
-    """Makes the rows of a split from what a run has answered.
+    """Makes the rows of a split from the predictions of a run.
 
     Attributes:
       settings: the `PretrainingSettings` of the run.
       baseline_examples: of each task, the first ones of the training split; None for all.
-      seed: of baselines that draw.
+      seed: of random baselines.
     """
 
     settings: Any
@@ -66,21 +66,23 @@ class Reporter:
     seed: int = 0
 
     def rows(self, split: str, lines: Lines) -> Iterator[Row]:
-        """A row for every number; where a task was not evaluated, rows without a value."""
+        """Yields a row per number; rows of tasks that were not evaluated have no value."""
         for task, metrics in _SHOWN.items():
             found = lines.get(task)
             if not found:
                 for metric in metrics:
-                    yield Row(task, metric, None, aim=_aim(split, task, metric))
+                    yield Row(task, metric, None, threshold=_threshold(split, task, metric))
                 continue
             yield from self._rows(split, task, metrics, found, lines)
         if found := lines.get(ABSENT_NOUN):
             metric = _SHOWN["visual_grounding"][0]
-            value = self._judge("visual_grounding", split, found, _given("box", found))[metric]
+            value = self._score("visual_grounding", split, found, _predictions("box", found))[
+                metric
+            ]
             objects = self.settings.data_set.records("objects", split)
             boxes = [as_boxes(objects[line["index"]]["object_boxes"]) for line in found]
             drawn = trivial_baselines.draw_true_box(boxes, self._rng())
-            baseline = self._judge("visual_grounding", split, found, drawn)[metric]
+            baseline = self._score("visual_grounding", split, found, drawn)[metric]
             yield Row(
                 ABSENT_NOUN,
                 metric,
@@ -93,17 +95,21 @@ class Reporter:
     def _rows(
         self, split: str, task: str, metrics: Sequence[str], found: Sequence[Line], lines: Lines
     ) -> Iterator[Row]:
-        kind = eval_spec.find(task).kind
-        own = self._judge(task, split, found, _given(kind, found))
-        who, guessed = self._blind(task, found)
-        baseline = self._judge(task, split, found, guessed)
+        kind = eval_spec.find(task, self.settings).kind
+        own = self._score(task, split, found, _predictions(kind, found))
+        description, guesses = self._baseline(task, found)
+        baseline = self._score(task, split, found, guesses)
         control: Mapping[str, float] = {}
         where = ""
         if swapped := lines.get(task + SWAPPED):
-            control, where = self._judge(task, split, swapped, _given(kind, swapped)), "asked"
+            control, where = (
+                self._score(task, split, swapped, _predictions(kind, swapped)),
+                "instruction",
+            )
         elif task in ("image_captioning", "object_detection", "image_infilling"):
-            given = _given(kind, found)
-            control, where = self._judge(task, split, found, given[1:] + given[:1]), "answer"
+            own_predictions = _predictions(kind, found)
+            shifted = own_predictions[1:] + own_predictions[:1]
+            control, where = self._score(task, split, found, shifted), "prediction"
         for metric in metrics:
             for name in (name for name in own if name.split("/")[0] == metric):
                 yield Row(
@@ -111,66 +117,66 @@ class Reporter:
                     name,
                     own[name],
                     baseline.get(name),
-                    who,
+                    description,
                     control.get(name),
                     f"{where} {_NEXT_IMAGE}" if name in control else "",
-                    _aim(split, task, name),
+                    _threshold(split, task, name),
                     len(found),
                 )
         if task == "image_infilling":
             # What the model could reach at best, and what pure chance reaches.
             truth = [np.asarray(line["references"], np.int32) for line in found]
-            best = self._judge(task, split, found, truth)
+            best = self._score(task, split, found, truth)
             chance = trivial_baselines.draw_codes(self.settings.image_tokenizer.num_codes)
-            drawn = self._judge(task, split, found, chance([], truth, self._rng()))
+            chance_values = self._score(task, split, found, chance([], truth, self._rng()))
             for name in metrics:
                 yield Row(
                     f"{task}: the true codes",
                     name,
                     best[name],
-                    drawn[name],
+                    chance_values[name],
                     "random codes",
                     examples=len(found),
                 )
 
-    def _judge(
-        self, task: str, split: str, lines: Sequence[Line], given: Sequence[Any]
+    def _score(
+        self, task: str, split: str, lines: Sequence[Line], predictions: Sequence[Any]
     ) -> dict[str, float]:
-        """All metrics of some answers, those that only this report knows among them."""
+        """Computes all metrics of predictions, including those of this report alone."""
         references = [line["references"] for line in lines]
         values: dict[str, float] = {}
-        for metric in eval_spec.find(task).metrics:
-            values |= metric(references, given)
+        for metric in eval_spec.find(task, self.settings).metrics:
+            values |= metric(references, predictions)
         if task == "text_infilling":
-            values |= exact_spans([_masked(line) for line in lines], references, given)
+            values |= exact_spans([_masked(line) for line in lines], references, predictions)
         if task == "image_infilling":
-            values |= self._psnr(split, lines, given)
+            values |= self._psnr(split, lines, predictions)
         return {name: float(value) for name, value in values.items()}
 
     def _psnr(
-        self, split: str, lines: Sequence[Line], given: Sequence[np.ndarray]
+        self, split: str, lines: Sequence[Line], predictions: Sequence[np.ndarray]
     ) -> dict[str, float]:
-        """Of the middle that codes stand for; what is no code is shown as code 0."""
+        """Computes the PSNR of the decoded centre; tokens that are no codes count as code 0."""
         config = self.settings.evaluation_config
         side = config.code_image_size // 8
         records = self.settings.data_set.records("images", split)
-        true, made = [], []
-        for line, codes in zip(lines, given, strict=True):
-            true.append(_middle(records[line["index"]], config))
+        true, generated = [], []
+        for line, codes in zip(lines, predictions, strict=True):
+            true.append(_center(records[line["index"]], config))
             grid = np.resize(np.maximum(codes, 0), (1, side, side))
-            made.append(self.settings.image_tokenizer.decode(grid)[0])
-        return psnr(true, made)
+            generated.append(self.settings.image_tokenizer.decode(grid)[0])
+        return psnr(true, generated)
 
-    def _blind(self, task: str, found: Sequence[Line]) -> tuple[str, list[Any]]:
-        """What a task's baseline is, and its answers."""
+    def _baseline(self, task: str, found: Sequence[Line]) -> tuple[str, list[Any]]:
+        """Returns the description of a task's baseline, and its predictions."""
         if task == "text_infilling":
             span = trivial_baselines.most_frequent(self._training_spans())
-            guessed = [trivial_baselines.fill_masks(_masked(line), span) for line in found]
-            return f"{span!r} at every mask", guessed
-        who, answer = trivial_baselines.BASELINES[task]
-        references = eval_spec.find(task).references
+            guesses = [trivial_baselines.fill_masks(_masked(line), span) for line in found]
+            return f"{span!r} at every mask", guesses
+        description, predict = trivial_baselines.BASELINES[task]
+        references = eval_spec.find(task, self.settings).references
         training = [references(record) for record in self._training_records(task)]
-        return who, answer(training, [line["references"] for line in found], self._rng())
+        return description, predict(training, [line["references"] for line in found], self._rng())
 
     def _training_records(self, task: str) -> Iterator[Mapping[str, Any]]:
         kind = objectives.RECORD_KIND[task]
@@ -180,7 +186,7 @@ class Reporter:
             yield records[index]
 
     def _training_spans(self) -> Iterator[str]:
-        """What was masked in training texts; inserted masks hide nothing and do not count."""
+        """Yields the masked spans of training texts; inserted masks do not count."""
         task, rng = "text_infilling", self._rng()
         config, references = self.settings.evaluation_config, eval_spec.find(task).references
         for record in self._training_records(task):
@@ -192,22 +198,22 @@ class Reporter:
         return np.random.default_rng(self.seed)
 
 
-def _aim(split: str, task: str, metric: str) -> float | None:
-    return AIMS.get((task, metric)) if split == "test" else None
+def _threshold(split: str, task: str, metric: str) -> float | None:
+    return THRESHOLDS.get((task, metric)) if split == "test" else None
 
 
-def _given(kind: str, lines: Sequence[Line]) -> list[Any]:
+def _predictions(kind: str, lines: Sequence[Line]) -> list[Any]:
     return [postprocess.from_json(kind, line["prediction"]) for line in lines]
 
 
 def _masked(line: Line) -> str:
-    """The masked text of an instruction."""
+    """Returns the masked text of an instruction."""
     before, after = (part.strip() for part in prompts.TEXT_INFILLING)
     return line["instruction"].removeprefix(before).removesuffix(after)
 
 
-def _middle(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
-    """The true middle of an image that infilling blanks, uint8 [side, side, 3]."""
+def _center(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
+    """Returns the true centre of an image that infilling blanks, uint8 [side, side, 3]."""
     place = images.center_slice(config.infill_image_size, config.code_image_size)
     image = images.resize_and_center_crop(images.decode(record["image"]), config.infill_image_size)
     return images.to_array(image)[place, place]
@@ -217,7 +223,7 @@ def _middle(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
 
 
 def read_lines(model_dir: pathlib.Path, split: str, step: int) -> dict[str, list[Line]]:
-    """The predictions of every task that was evaluated on a step."""
+    """Reads the predictions of every task that was evaluated at a step."""
     found = {}
     for path in sorted(model_dir.glob(f"evaluations/{split}/{step}/*/predictions.jsonl")):
         text = path.read_text(encoding="utf-8")
@@ -227,7 +233,7 @@ def read_lines(model_dir: pathlib.Path, split: str, step: int) -> dict[str, list
 
 
 def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """The settings that a run's gin file makes, and its seed and steps."""
+    """Returns the settings that a run's gin file makes, and its seed and steps."""
     import gin
 
     from ofa_jax.cli import gin_files, gin_registry
@@ -237,17 +243,15 @@ def settings_of(config: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     gin.clear_config()
     gin_registry.register({"train": build_run, "model_config": model_config})
     gin_files.parse(config, ["."], skip_unknown=True)
-    # Copying a reference makes what it refers to.
-    settings = copy.deepcopy(gin.query_parameter("train.settings"))
     values = {
-        "seed": copy.deepcopy(gin.query_parameter("train.seed")),
-        "total_steps": copy.deepcopy(gin.query_parameter("LoopConfig.total_steps")),
+        "seed": gin_registry.bound_value("train.seed"),
+        "total_steps": gin_registry.bound_value("LoopConfig.total_steps"),
     }
-    return settings, values
+    return gin_registry.bound_value("train.settings"), values
 
 
 def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
-    """Of the code in a folder, and whether it was changed since; results are not code."""
+    """Returns the commit of the code in a folder, and whether the code has changed since."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -273,7 +277,7 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
 
 
 def run_of(model_dir: pathlib.Path, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says about a run."""
+    """Returns what the page says about a run."""
     return {
         **_training_of(model_dir, step),
         "parameters": storage.count_parameters(str(model_dir)),
@@ -284,7 +288,7 @@ def run_of(model_dir: pathlib.Path, step: int, values: Mapping[str, Any]) -> dic
 
 
 def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
-    """How long a run was trained."""
+    """Returns steps, minutes and checkpoint of a run."""
     from ofa_jax.training.loop import TRAINED_SECONDS
 
     seconds = storage.read_run(str(model_dir)).get(TRAINED_SECONDS)
@@ -296,7 +300,7 @@ def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def evaluation_command(model_dir: pathlib.Path, gin_file: str, split: str) -> list[str]:
-    """The command that evaluates a split, without the interpreter."""
+    """Returns the command that evaluates a split, without the interpreter."""
     return [
         "-m",
         "ofa_jax.evaluate",
@@ -307,12 +311,12 @@ def evaluation_command(model_dir: pathlib.Path, gin_file: str, split: str) -> li
 
 
 def call_python(command: Sequence[str]) -> int:
-    """Runs a command of this interpreter; its exit code."""
+    """Runs a command with this interpreter; returns its exit code."""
     return subprocess.call([sys.executable, *command])
 
 
-def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python) -> int:
-    """The command line; returns the exit code."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.report_scenes",
         description=__doc__,
@@ -325,26 +329,48 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         "--baseline_examples",
         type=int,
         default=5000,
-        help="of the training split, for the baselines",
+        help="number of training examples that the baselines see",
     )
     parser.add_argument(
         "--train_command",
         default="bash launch/local.sh full",
-        help="how the run was made, for the page",
+        help="the command that made the run, for the page",
     )
     parser.add_argument(
-        "--lesson_dirs",
+        "--stage_dirs",
         nargs="+",
         type=pathlib.Path,
         default=[],
-        help="of the runs that the run began from, for the page",
+        help="run directories of the earlier stages, for the page",
     )
     parser.add_argument(
         "options", nargs="*", metavar="--gin.NAME=value", help="after --: options of the evaluation"
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _results_of_splits(
+    options: argparse.Namespace, settings: Any, step: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the rows of every split as JSON, and a sentence per task that was not evaluated."""
+    from ofa_jax.cli.common import import_modules
+
+    import_modules("tasks.scenes_negative_controls")  # registers the specifications
+    expected = {*_SHOWN, ABSENT_NOUN, *(task + SWAPPED for task in SWAPPED_OBJECTIVES)}
+    reporter = Reporter(settings, options.baseline_examples)
+    splits, missing = {}, []
+    for split in options.splits:
+        lines = read_lines(options.model_dir, split, step)
+        splits[split] = [scenes_results.as_json(row) for row in reporter.rows(split, lines)]
+        missing += [f"{task} was not evaluated on {split}." for task in sorted(expected - {*lines})]
+    return splits, missing
+
+
+def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parse(arguments)
     config = options.model_dir / "config.gin"
-    trained = {path: storage.steps(str(path)) for path in (options.model_dir, *options.lesson_dirs)}
+    trained = {path: storage.steps(str(path)) for path in (options.model_dir, *options.stage_dirs)}
     lacking = [
         path for path, steps in trained.items() if not steps or not (path / "config.gin").is_file()
     ]
@@ -357,35 +383,16 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
         return 2
     commands = []
     for split in options.splits:
-        command = [
-            *evaluation_command(options.model_dir, "evaluate_scenes", split),
-            *options.options,
-        ]
-        commands.append(command)
-        if (code := call(command)) != 0:
+        command = evaluation_command(options.model_dir, "evaluate_scenes", split)
+        commands.append([*command, *options.options])
+        if (code := call(commands[-1])) != 0:
             return code
-    # Only now: the evaluations have had the memory for themselves.
-    from tasks import pretraining, scenes_negative_controls
-
+    # Only now: the evaluations needed the memory.
     settings, values = settings_of(config)
-    pretraining.configure(settings)
     step = max(trained[options.model_dir])
-    reporter = Reporter(settings, options.baseline_examples)
-    splits, missing = {}, []
-    for split in options.splits:
-        lines = read_lines(options.model_dir, split, step)
-        rows = list(reporter.rows(split, lines))
-        splits[split] = [scenes_results.as_json(row) for row in rows]
-        wanted = {
-            *_SHOWN,
-            ABSENT_NOUN,
-            *(task + SWAPPED for task in scenes_negative_controls.QUESTIONS),
-        }
-        missing += [f"{task} was not evaluated on {split}." for task in sorted(wanted - {*lines})]
+    splits, missing = _results_of_splits(options, settings, step)
     about = run_of(options.model_dir, step, values)
-    about["lessons"] = [
-        _training_of(lesson, max(trained[lesson])) for lesson in options.lesson_dirs
-    ]
+    about["stages"] = [_training_of(path, max(trained[path])) for path in options.stage_dirs]
     about["commands"] = [
         options.train_command,
         *(scenes_results.as_typed(["python", *command]) for command in commands),

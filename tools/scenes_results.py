@@ -1,6 +1,6 @@
-"""results/scenes.json and results/scenes.md: what the Scenes model has learned, as measured.
+"""Writes results/scenes.json and results/scenes.md, the measured results of the Scenes model.
 
-The JSON is the truth, and the page is made from it:
+The page is made from the JSON file:
 
     {"run": {...},                                   what was trained, and with what
      "splits": {"test": [row, ...], ...},            a row per number, see `Row`
@@ -17,30 +17,30 @@ from typing import Any
 
 from ofa_jax.utils import files
 
-AIMS: Mapping[tuple[str, str], float] = {
+THRESHOLDS: Mapping[tuple[str, str], float] = {
     ("visual_grounding", "acc@0.5"): 0.5,
     ("visual_question_answering", "accuracy"): 0.8,
     ("image_text_matching", "accuracy"): 0.85,
     ("grounded_captioning", "accuracy"): 0.8,
     ("image_captioning", "noun_f1"): 0.8,
 }
-"""What the project set out to reach on the test split, (task, metric) -> value."""
+"""What the Scenes model should reach on the test split, (task, metric) -> value."""
 
 _PLAIN = ("cider_d", "psnr")
-"""Metrics that are no shares."""
+"""Metrics that are not shares."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A number and what it is to be compared with.
+    """A number and those that it is compared with.
 
     Attributes:
-      task, metric: whose.
-      value: the model's; None where it was not measured.
-      baseline, baseline_is: the number of somebody who does not look, and who that is.
-      control, control_is: the model's own where it must fail, and where that is.
-      aim: on the test split; None where none was set.
-      examples: that were judged.
+      task, metric: what was measured.
+      value: of the model; None where it was not measured.
+      baseline, baseline_is: value and description of a baseline that does not see the image.
+      control, control_is: the model's value on inputs that it must fail on, and their description.
+      threshold: on the test split; None where there is none.
+      examples: number of examples.
     """
 
     task: str
@@ -50,22 +50,24 @@ class Row:
     baseline_is: str = ""
     control: float | None = None
     control_is: str = ""
-    aim: float | None = None
+    threshold: float | None = None
     examples: int | None = None
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is reached; None where there is no aim, or no number."""
-        return None if self.aim is None or self.value is None else self.value >= self.aim
+        """Whether the threshold is met; None without a threshold or a value."""
+        if self.threshold is None or self.value is None:
+            return None
+        return self.value >= self.threshold
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """What is in the JSON file; {} if there is none."""
+    """Reads the JSON file; returns {} if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
-    """Writes both files, each at once."""
+    """Writes both files atomically."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("scenes.json", json.dumps(results, indent=2) + "\n"),
@@ -75,7 +77,7 @@ def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 
 def as_typed(command: Sequence[str]) -> str:
-    """A command as a person types it: gin's strings have quotes, which the shell must leave."""
+    """Returns a command as one types it: gin's strings keep their quotes in the shell."""
 
     def typed(part: str) -> str:
         name, _, value = part.partition("=")
@@ -85,12 +87,12 @@ def as_typed(command: Sequence[str]) -> str:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row with its verdict."""
+    """Returns a row as JSON, with whether it met its threshold."""
     return dataclasses.asdict(row) | {"met": row.met}
 
 
 def shown(metric: str, value: float | None) -> str:
-    """A number as the page shows it: shares in per cent."""
+    """Formats a number for the page: shares in per cent."""
     if value is None:
         return "-"
     if metric == "psnr":
@@ -99,7 +101,7 @@ def shown(metric: str, value: float | None) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The Markdown page."""
+    """Returns the Markdown page."""
     parts = ["# What the Scenes model has learned", _about(results.get("run"))]
     for split, rows in results.get("splits", {}).items():
         parts += [f"## Split `{split}`", _rows(rows)]
@@ -118,9 +120,8 @@ def _about(run: Mapping[str, Any] | None) -> str:
     lines = [
         f"- Trained: {run['steps']} of {run['total_steps']} steps, {_minutes(run)}",
         *(
-            f"- A lesson before it: {lesson['steps']} steps, {lesson['checkpoint']}, "
-            f"{_minutes(lesson)}"
-            for lesson in run.get("lessons", ())
+            f"- Earlier stage: {stage['steps']} steps, {stage['checkpoint']}, {_minutes(stage)}"
+            for stage in run.get("stages", run.get("lessons", ()))  # "lessons" before the rename
         ),
         f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
         f"{run['device']}",
@@ -128,8 +129,9 @@ def _about(run: Mapping[str, Any] | None) -> str:
     ]
     commands = "\n".join(run["commands"])
     return "\n".join(lines) + (
-        f"\n\n```bash\n{commands}\n```\n\nEvery answer is generated. The baseline knows the "
-        "training split and does not look; the control is the model where it must fail."
+        f"\n\n```bash\n{commands}\n```\n\nAll predictions are generated. The baseline "
+        "knows the training split and does not see the image; the control is the model where it "
+        "must fail."
     )
 
 
@@ -139,7 +141,10 @@ def _minutes(run: Mapping[str, Any]) -> str:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| task | metric | examples | model | baseline | control | aim |", "| --- " * 7 + "|"]
+    lines = [
+        "| task | metric | examples | model | baseline | control | threshold |",
+        "| --- " * 7 + "|",
+    ]
     for row in rows:
         metric = row["metric"]
         baseline, control = (
@@ -147,17 +152,18 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
             for name in ("baseline", "control")
         )
         verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
-        aim = "" if row["aim"] is None else f"{shown(metric, row['aim'])}: {verdict}"
+        threshold = row.get("threshold", row.get("aim"))  # files before the rename have "aim"
+        bar = "" if threshold is None else f"{shown(metric, threshold)}: {verdict}"
         lines.append(
             f"| {row['task'].replace('_', ' ')} | {metric.replace('_', ' ')} | "
             f"{row['examples'] or '-'} | {shown(metric, row['value'])} | {baseline} | {control} | "
-            f"{aim} |"
+            f"{bar} |"
         )
     return "\n".join(lines)
 
 
 def ablation_table(ablations: Mapping[str, Any]) -> str:
-    """The ablation as Markdown: a row for every number, a column for every run."""
+    """Returns the ablation as a Markdown table: a row per number, a column per run."""
     runs = ablations["runs"]
     names: dict[str, None] = {}
     for run in runs:

@@ -53,6 +53,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "vqgan": vqgan_file.read,
 }
 _names: list[str] = []
+_IDENTITY = "evaluated"
+"""A configurable that returns its argument: gin evaluates the references in it for a call."""
 
 
 def register(entry_points: dict[str, Callable[..., Any]]) -> None:
@@ -70,6 +72,23 @@ def register(entry_points: dict[str, Callable[..., Any]]) -> None:
 def names() -> Sequence[str]:
     """Of all that is registered here."""
     return tuple(_names)
+
+
+def bound_value(parameter: str) -> Any:
+    """Returns what gin files bind to a parameter; references in it are evaluated.
+
+    Args:
+      parameter: such as "train.settings"; its configurable is not called.
+
+    Raises:
+      ValueError: it is not bound.
+    """
+    value = gin.query_parameter(parameter)
+    if _IDENTITY not in _names:
+        _register(_IDENTITY, lambda value: value)
+    with gin.unlock_config():
+        gin.bind_parameter(f"{_IDENTITY}.value", value)
+    return gin.get_configurable(_IDENTITY)()
 
 
 def _register(name: str, function: Callable[..., Any]) -> None:

@@ -310,6 +310,20 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 """The name of each objective -> its function."""
 
+# The reference implementation makes two examples of a pair: the second asks whether image and text
+# match or, of a region, for its caption instead of its box. So matching is as frequent as captions
+# and questions together, and grounding as frequent as grounded captioning.
+PAIR_RATES: Mapping[str, float] = {
+    "image_captioning": 1.0,
+    "visual_question_answering": 1.0,
+    "image_text_matching": 2.0,
+    "visual_grounding": 1.0,
+    "grounded_captioning": 1.0,
+}
+IMAGE_RATES: Mapping[str, float] = {"image_infilling": 1.0, "object_detection": 1.0}
+TEXT_RATES: Mapping[str, float] = {"text_infilling": 1.0}
+"""The rates of the objectives in each stream of the published pretraining."""
+
 RECORD_KIND: Mapping[str, str] = {
     "image_captioning": "captions",
     "visual_question_answering": "questions",

@@ -46,7 +46,13 @@ GIN_STRINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Parameter, under its new name -> strings inside its value. `config.gin` writes them."""
 
-GIN_FILES: Mapping[str, str] = {}
+GIN_FILES: Mapping[str, str] = {
+    "runs/pretrain_scenes_names.gin": "runs/scenes_stage1_nouns.gin",
+    "runs/pretrain_scenes_agreement.gin": "runs/scenes_stage2_matching.gin",
+    "runs/pretrain_scenes_statements.gin": "runs/scenes_stage3_questions.gin",
+    "runs/pretrain_scenes_which.gin": "runs/scenes_stage4_regions.gin",
+    "runs/pretrain_scenes_full.gin": "runs/scenes_stage5_all.gin",
+}
 """Files below gin_configs/, by the name that `include` and --gin_file give without the folder."""
 
 MODULES: Mapping[str, str] = {

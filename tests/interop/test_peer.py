@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.interop import files
-from tools import peer
+from tools import reference_model
 
 pytestmark = pytest.mark.slow
 
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def loaded(official, tmp_path_factory):
     """The peer's model with what we have written; every name must be one of its own."""
-    if absent := peer.missing():
+    if absent := reference_model.missing():
         pytest.skip(f"the extra `peer` is not installed: {', '.join(absent)}")
     import torch
 
     folder = tmp_path_factory.mktemp("peer")
     files.write(folder, official.variables, official.config, layout="huggingface")
     described = json.loads((folder / "config.json").read_text())
-    config = peer.module("configuration_ofa").OFAConfig(**described)
-    model = peer.module("modeling_ofa").OFAModel(config)
+    config = reference_model.module("configuration_ofa").OFAConfig(**described)
+    model = reference_model.module("modeling_ofa").OFAModel(config)
     held = torch.load(folder / "pytorch_model.bin", weights_only=True)
     missing, unexpected = model.load_state_dict(held, strict=False)
     assert not unexpected

@@ -24,7 +24,7 @@ LEFT_OUT = {
     "no_detection": {"object_detection"},
     "no_regions": {"visual_grounding", "grounded_captioning"},
 }
-LESSONS = ("names", "agreement", "statements", "which", "full")
+STAGES = ("1_nouns", "2_matching", "3_questions", "4_regions", "5_all")
 STREAMS = ("pairs", "images", "text")
 # Batches stay those of the files: they are looked at.
 SIZES = [flag for flag in SMALL if "batch_size" not in flag and "TRAIN_STEPS" not in flag]
@@ -90,13 +90,13 @@ def test_with_equal_steps_each_remaining_objective_has_equally_many_examples(pre
 
 
 @pytest.fixture(scope="module")
-def lessons():
+def stages():
     """What the gin files of the full run say."""
     found = {}
-    for name in LESSONS:
+    for name in STAGES:
         gin.clear_config()
         gin_registry.register({"train": build_run, "model_config": model_config})
-        gin.parse_config_file(f"gin_configs/runs/pretrain_scenes_{name}.gin")
+        gin.parse_config_file(f"gin_configs/runs/scenes_stage{name}.gin")
         wanted = (
             "LoopConfig.max_minutes",
             "train.model_dir",
@@ -112,15 +112,15 @@ def lessons():
     return found
 
 
-def test_the_full_run_ends_within_90_minutes_and_each_lesson_goes_on_from_the_one_before(lessons):
-    assert sum(said["LoopConfig.max_minutes"] for said in lessons.values()) <= 84
-    begins = [lessons[name]["train.initial_checkpoint_path"] for name in LESSONS]
-    assert begins == [None, *(lessons[name]["train.model_dir"] for name in LESSONS[:-1])]
+def test_the_full_run_ends_within_90_minutes_and_each_stage_continues_from_the_one_before(stages):
+    assert sum(said["LoopConfig.max_minutes"] for said in stages.values()) <= 84
+    begins = [stages[name]["train.initial_checkpoint_path"] for name in STAGES]
+    assert begins == [None, *(stages[name]["train.model_dir"] for name in STAGES[:-1])]
 
 
-@pytest.mark.parametrize("name", LESSONS)
-def test_every_batch_of_the_full_run_has_as_many_of_each_objective(lessons, name):
-    said = lessons[name]
+@pytest.mark.parametrize("name", STAGES)
+def test_every_batch_of_the_full_run_has_as_many_of_each_objective(stages, name):
+    said = stages[name]
     for stream in STREAMS:
         assert said[f"{stream}/Stream.mixture_or_task_name"] == f"ofa_pretrain_{stream}"
     rates = said["scenes_settings.rates"]

@@ -96,4 +96,4 @@ def test_what_is_wrong_is_said_and_nothing_is_left(lines, vqgan_path, tmp_path, 
     assert not list(tmp_path.glob("*coded*")) and not list(tmp_path.glob(".*coded*"))
     output.write_text("there")
     assert call(lines, output, vqgan_path) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from ofa_jax.data.pretraining_settings import scenes_settings
-from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED
+from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED, SWAPPED_OBJECTIVES
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.evaluation import eval_spec, postprocess
-from tasks import scenes_negative_controls
 from tools import report_scenes, scenes_results
 from tools.report_scenes import Reporter
 
@@ -77,10 +76,10 @@ def rows(settings):
     return {(row.task, row.metric): row for row in found}
 
 
-def test_who_knows_everything_meets_every_aim(rows):
-    for (task, metric), aim in scenes_results.AIMS.items():
+def test_perfect_predictions_meet_every_threshold(rows):
+    for (task, metric), aim in scenes_results.THRESHOLDS.items():
         row = rows[task, metric]
-        assert row.aim == aim and row.value >= 0.8 and row.met
+        assert row.threshold == aim and row.value >= 0.8 and row.met
     assert rows["visual_grounding", "acc@0.5"].value == 1
     assert rows["object_detection", "f1@0.5"].value == 1
     assert rows["text_infilling", "exact_spans"].value == 1
@@ -96,9 +95,9 @@ def test_every_number_has_a_baseline_and_those_of_images_a_control(rows):
         assert row.baseline is not None and row.baseline_is, row
     for task in ("image_captioning", "object_detection", "image_infilling"):
         row = next(row for (name, _), row in rows.items() if name == task)
-        assert row.control < row.value and row.control_is == "answer of another image"
+        assert row.control < row.value and row.control_is == "prediction of another image"
     row = rows["visual_grounding", "acc@0.5"]
-    assert row.control == 0 and row.control_is == "asked of another image"
+    assert row.control == 0 and row.control_is == "instruction of another image"
     assert rows["visual_question_answering", "accuracy"].control is None
     assert rows[ABSENT_NOUN, "acc@0.5"].value == 0
     assert any(
@@ -114,7 +113,7 @@ def test_what_was_not_evaluated_is_said_and_not_left_out(settings):
     assert "The run was not evaluated" in page and "The ablation was not run" in page
 
 
-def test_aims_are_those_of_the_test_split_only(settings):
+def test_thresholds_apply_to_the_test_split_only(settings):
     lines = {
         "grounded_captioning": make_lines(
             "grounded_captioning", settings, lambda task, reference: "nothing"
@@ -126,8 +125,8 @@ def test_aims_are_those_of_the_test_split_only(settings):
     }
     row, very_phrase = by_split["test"]
     assert row.value == 0 and row.met is False
-    assert very_phrase.metric == "exact_match" and very_phrase.aim is None
-    assert by_split["test_shifted"][0].aim is None
+    assert very_phrase.metric == "exact_match" and very_phrase.threshold is None
+    assert by_split["test_shifted"][0].threshold is None
 
 
 def test_page_and_json_have_the_same_numbers_and_keep_what_others_wrote(rows, tmp_path):
@@ -170,9 +169,9 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     model_dir = tmp_path / "run"
     (model_dir / "checkpoints" / "7").mkdir(parents=True)
     (model_dir / "config.gin").write_text("")
-    lesson_dir = tmp_path / "lesson"
-    (lesson_dir / "checkpoints" / "3").mkdir(parents=True)
-    (lesson_dir / "config.gin").write_text("")
+    stage_dir = tmp_path / "stage"
+    (stage_dir / "checkpoints" / "3").mkdir(parents=True)
+    (stage_dir / "config.gin").write_text("")
     lines = make_lines("grounded_captioning", settings, right)
     calls = []
 
@@ -202,7 +201,7 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
                 f"--model_dir={model_dir}",
                 f"--results_dir={tmp_path / 'results'}",
                 "--baseline_examples=9",
-                f"--lesson_dirs={lesson_dir}",
+                f"--stage_dirs={stage_dir}",
             ],
             evaluate,
         )
@@ -214,32 +213,30 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     ]
     results = scenes_results.load(tmp_path / "results" / "scenes.json")
     assert results["run"]["minutes_trained"] == 1.5 and results["run"]["steps"] == 7
-    assert [lesson["steps"] for lesson in results["run"]["lessons"]] == [3]
+    assert [stage["steps"] for stage in results["run"]["stages"]] == [3]
     assert results["ablations"]["command"] == "kept"
     assert "visual_grounding was not evaluated on test." in results["missing"]
     page = (tmp_path / "results" / "scenes.md").read_text()
     assert f"| grounded captioning | exact match | {len(lines)} | 100.0 % |" in page
     assert "--gin.SPLIT=\"'test'\"" in page and "7 of 9 steps, 1.5 minutes" in page
-    assert f"{lesson_dir}/checkpoints/3, 1.5 minutes" in page
+    assert f"{stage_dir}/checkpoints/3, 1.5 minutes" in page
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert report_scenes.main([f"--model_dir={tmp_path}"]) == 2
     assert f"error: there is no trained run in {tmp_path}" in capsys.readouterr().err
-    run, lesson = tmp_path / "run", tmp_path / "lesson"
+    run, stage = tmp_path / "run", tmp_path / "stage"
     (run / "checkpoints" / "7").mkdir(parents=True)
     (run / "config.gin").write_text("")
-    assert report_scenes.main([f"--model_dir={run}", f"--lesson_dirs={lesson}"]) == 2
-    assert f"error: there is no trained run in {lesson}" in capsys.readouterr().err
+    assert report_scenes.main([f"--model_dir={run}", f"--stage_dirs={stage}"]) == 2
+    assert f"error: there is no trained run in {stage}" in capsys.readouterr().err
 
 
 def test_control_tasks_ask_as_their_objectives_do(settings):
     from ofa_jax.data import seqio_bridge
 
     tasks = {t.name: t for t in seqio_bridge.weighted_tasks("scenes_controls", SPLIT)}
-    assert set(tasks) == {f"{name}{SWAPPED}" for name in scenes_negative_controls.QUESTIONS} | {
-        ABSENT_NOUN
-    }
+    assert set(tasks) == {f"{name}{SWAPPED}" for name in SWAPPED_OBJECTIVES} | {ABSENT_NOUN}
     (plain,) = seqio_bridge.weighted_tasks("visual_question_answering", SPLIT)
     swapped = tasks["visual_question_answering" + SWAPPED]
     examples = [

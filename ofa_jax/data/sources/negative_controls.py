@@ -14,6 +14,13 @@ from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
 SWAPPED = "_swapped_image"
 """The suffix of tasks whose records have the image of another record."""
+SWAPPED_OBJECTIVES = (
+    "visual_question_answering",
+    "image_text_matching",
+    "visual_grounding",
+    "grounded_captioning",
+)
+"""The objectives whose instruction differs from image to image, and have such a task."""
 ABSENT_NOUN = "visual_grounding_absent_noun"
 
 

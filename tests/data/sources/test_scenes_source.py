@@ -14,7 +14,7 @@ import pytest
 
 from ofa_jax.data.sources.scenes import SPLITS, VERSION, Scenes
 from ofa_jax.preprocessing import prompts
-from tools import build_scenes, building
+from tools import build_scenes
 from tools.build_scenes import BuildOptions
 
 # More than 100 training scenes: the parquet writer of TFDS loses rows from there on.
@@ -227,7 +227,7 @@ def test_the_remains_of_a_killed_build_are_removed(tmp_path):
     alive = tmp_path / f".scenes-unfinished-{os.getpid()}"
     dead.mkdir()
     alive.mkdir()
-    building.remove_left_over(tmp_path, ".scenes-unfinished-")
+    output_folders.remove_stale(tmp_path, ".scenes-unfinished-")
     assert alive.exists() and not dead.exists()
 
 

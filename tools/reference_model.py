@@ -1,4 +1,4 @@
-"""The OFA of the package `modelscope`: the original's model and search for another library.
+"""OFA as the package `modelscope` has it: the official model and search, for comparison.
 
 Needs the extra `peer`, in an environment of its own (CONTRIBUTING.md). Of the package only the
 model and its search are imported: its other parts want fairseq.
@@ -22,7 +22,7 @@ _OFA = "modelscope.models.multi_modal.ofa"
 
 
 def missing() -> list[str]:
-    """Which of the packages that are needed are not installed."""
+    """Returns the names of required packages that are not installed."""
     return [
         name
         for name in ("torch", "transformers", "modelscope")
@@ -31,7 +31,7 @@ def missing() -> list[str]:
 
 
 def module(name: str) -> types.ModuleType:
-    """A module of the peer's OFA, like "modeling_ofa".
+    """Imports a module of the package's OFA, such as "modeling_ofa".
 
     Raises:
       ImportError: a package is missing.
@@ -58,7 +58,7 @@ def _import_packages() -> None:
 
 
 class _Ids:
-    """What the peer's search asks of a tokenizer."""
+    """The part of a tokenizer that the search uses."""
 
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = range(4)
 
@@ -75,12 +75,12 @@ class _Ids:
 def search_seconds(
     config: OFAConfig, batch: dict[str, np.ndarray], beam: int, tokens: int, repeats: int
 ) -> tuple[float, float]:
-    """Times the peer's beam search with random weights: the fastest of some runs after one.
+    """Times the package's beam search with random weights: the fastest of some runs after one.
 
     Args:
       config: of the model.
       batch: "encoder_input_tokens" int [B, T] and "encoder_images" uint8 [B, H, W, 3].
-      beam, tokens: hypotheses, and the length of every answer without its eos.
+      beam, tokens: hypotheses, and the length of every output without its eos.
       repeats: runs.
 
     Returns:
@@ -125,6 +125,6 @@ def search_seconds(
         generate.EnsembleModel.forward_encoder = encode
     lengths = {len(answer["tokens"]) for found in answers for answer in found}
     if lengths != {tokens + 1}:
-        raise RuntimeError(f"answers of {tokens} tokens were wanted, not of {lengths}.")
+        raise RuntimeError(f"outputs of {tokens} tokens were expected, not of {lengths}.")
     whole, encoded = min(runs[1:])
     return encoded, whole - encoded
