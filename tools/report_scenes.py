@@ -353,7 +353,7 @@ def _results_of_splits(
     options: argparse.Namespace, settings: Any, step: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the rows of every split as JSON, and a sentence per task that was not evaluated."""
-    from ofa_jax.cli.common import import_modules
+    from ofa_jax.utils.modules import import_modules
 
     import_modules("tasks.scenes_negative_controls")  # registers the specifications
     expected = {*_SHOWN, ABSENT_NOUN, *(task + SWAPPED for task in SWAPPED_OBJECTIVES)}

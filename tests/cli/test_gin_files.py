@@ -75,6 +75,7 @@ def configurables():
     # Below a module of ours: the registry of gin is global.
     gin.external_configurable(train, name="train", module="renaming_test")
     yield gin.get_configurable("renaming_test.train")
+    gin.config._REGISTRY.pop("renaming_test.train")  # or `train` would be ambiguous hereafter
     with gin.unlock_config():
         gin.clear_config()
 

@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
+import tasks.scenes_negative_controls  # noqa: F401  registers its tasks
 from ofa_jax.data.pretraining_settings import scenes_settings
 from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED, SWAPPED_OBJECTIVES
 from ofa_jax.data.sources.single_target import SingleTarget
