@@ -248,8 +248,8 @@ def time_stages(rows: StreamSampler, config: ObjectiveConfig, count: int) -> dic
     rows[0]  # opens files, fills look-up tables
     features = []
     for row in range(count):
-        number, index = rows.where(row)
-        task, rng = rows.tasks[number], rows.generator(row)
+        number, index = rows.locate(row)
+        task, rng = rows.tasks[number], rows.row_rng(row)
         record = timed("read", task.records.__getitem__, index)
         image = timed("decode JPEG", images.decode, record["image"])
         array = timed("resize and crop", crop, image, rng)

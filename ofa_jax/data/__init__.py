@@ -1,5 +1,25 @@
-"""From records to batches: sources, transforms, objectives, features, the loader.
+"""From records to batches: record sources, tasks and the loader.
 
-Plain numpy; knows nothing of the model, and imports neither TensorFlow nor seqio (but for
-`seqio_bridge`, which is the door between the two).
+sources               record sources: OFA TSV, ArrayRecord, TFDS, Scenes, in memory
+features              `Stream`; converts examples to features of static shapes
+sampling              the deterministic order of a stream's records and random draws
+loader                `Loader`: batches for training and validation
+task_settings         how the settings of a run reach its tasks
+pretraining_settings  settings of the pretraining tasks
+downstream_settings   settings of the downstream tasks
+registration          registers tasks that run over the settings of a run
+seqio_tasks           numpy preprocessors and record sources as parts of a seqio task
+seqio_bridge          from the seqio registry to the loader
+seqio_vocabulary      `OFAVocabulary` as a seqio vocabulary
+feature_converter     the batches of the loader for users of plain seqio
+tensors               records and examples as TensorFlow tensors
+model_checks          checks that a model accepts the batches of a stream
+
+Only `registration`, `feature_converter`, `tensors` and the seqio_* modules import TensorFlow and
+seqio. Modules that register tasks with `registration`, such as `tasks.pretraining`, do so too.
 """
+
+from ofa_jax.data.features import Stream
+from ofa_jax.data.task_settings import TaskContext, default_settings
+
+__all__ = ["Stream", "TaskContext", "default_settings"]

@@ -1,4 +1,4 @@
-"""Batches for people who use plain seqio: from task features to the names of the doors.
+"""Converts the examples of plain seqio to the features that the model takes.
 
     stream = Stream("mine", "my_mixture", 32, {"inputs": 40, "targets": 24}, image_size=128)
     dataset = seqio.get_dataset(
@@ -6,8 +6,9 @@
         feature_converter=OFAFeatureConverter(stream), trim_output_features=False,
     ).batch(32)
 
-Without `trim_output_features=False` seqio cuts long inputs first, and their eos is lost.
-Training here does not need it (see `loader`); it is `features.to_features` inside a tf.data graph.
+Without `trim_output_features=False` seqio truncates long inputs first, and they lose their eos.
+The converter runs `features.to_features` inside a tf.data graph. `ofa_jax.train` does not use it
+(see `loader`).
 """
 
 from collections.abc import Mapping
@@ -18,16 +19,16 @@ import tensorflow as tf
 
 from ofa_jax.data import features
 from ofa_jax.data.features import Stream
-from ofa_jax.data.seqio_bridge import EXAMPLE_SIGNATURE
+from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
 
 _RANKS = {name: spec.shape.rank for name, spec in EXAMPLE_SIGNATURE.items()}
 
 
 class OFAFeatureConverter(seqio.FeatureConverter):
-    """Makes `encoder_*` and `decoder_*` arrays with the stream's static shapes, one example each.
+    """Converts each example to `encoder_*` and `decoder_*` arrays of the stream's static shapes.
 
-    Batch the result as usual. Patches are sampled, where the stream samples any, from a generator
-    seeded with the example's place in the dataset.
+    Batch the resulting dataset as usual. If the stream samples patches, they are drawn from a
+    generator that is seeded with the position of the example in the dataset.
     """
 
     TASK_FEATURES = {
@@ -35,16 +36,16 @@ class OFAFeatureConverter(seqio.FeatureConverter):
         for name, spec in EXAMPLE_SIGNATURE.items()
         if name in ("inputs", "targets")
     }
-    # Shapes and types come from the stream, so they are checked where it is known.
+    # Depend on the stream, so `__call__` sets shapes and types.
     MODEL_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
     PACKING_FEATURE_DTYPES = None
 
     def __init__(self, stream: Stream, task_id: int = 0):
-        """Converts for a stream.
+        """Creates a converter.
 
         Args:
-          stream: its lengths, image size and options.
-          task_id: what `task_ids` shall be.
+          stream: fixes lengths, image size and options.
+          task_id: value of `task_ids`.
         """
         super().__init__(
             pack=False,
@@ -59,7 +60,7 @@ class OFAFeatureConverter(seqio.FeatureConverter):
     def __call__(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
-        """Converts every example; cutting and padding follow the stream, not seqio's lengths."""
+        """Converts every example. The lengths are those of the stream, not those given to seqio."""
         del task_feature_lengths
         empty = features.empty_features(self._stream, self._task_id)
         names = list(ds.element_spec)
@@ -88,7 +89,8 @@ class OFAFeatureConverter(seqio.FeatureConverter):
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
-        raise NotImplementedError("__call__ does all of it.")
+        """Raises NotImplementedError: only the `__call__` of seqio, replaced here, calls this."""
+        raise NotImplementedError("OFAFeatureConverter converts in __call__: call the converter.")
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
         """Returns the lengths of the token features."""

@@ -1,36 +1,35 @@
-"""From an example to model features with static shapes, and the stream that fixes the shapes.
+"""Converts an example to model features with static shapes; `Stream` fixes the shapes.
 
-An *example* is what a task's preprocessors make of a record (all arrays numpy):
+An *example* is what the preprocessors of a task make of a record (all arrays are numpy):
 
     inputs       int32[S']        the instruction, framed by bos and eos
-    targets      int32[T']        the answer, ended by eos
-    image        uint8[H, W, 3]   absent, or of size 0, where there is none
-    blank_box    int32[4]         y0 x0 y1 x1: pixels that are exactly 0 after normalising; optional
-    loss_weight  float32          the example's confidence; 1 where absent
-    code_mask    bool             whether the targets are image codes; False where absent
-    unscored_targets  int32       so many tokens at the start are not scored; 0 where absent
-    noisy_targets  int32[T']      what the decoder reads in place of the targets, to learn to go on
-                                  from mistakes; absent or empty where it reads the targets
+    targets      int32[T']        the target tokens, ended by eos
+    image        uint8[H, W, 3]   absent, or of size 0, if the example has none
+    blank_box    int32[4]         y0 x0 y1 x1: pixels set to exactly 0 after normalisation; optional
+    loss_weight  float32          weight of every target token; 1 if absent
+    code_mask    bool             whether the targets are image codes; False if absent
+    unscored_targets  int32       number of leading target tokens left out of the loss; 0 if absent
+    noisy_targets  int32[T']      replaces the targets as the decoder's input, so that the model
+                                  learns to recover from mistakes; absent or empty for the targets
 
-and, read only when the task is evaluated (both optional):
-
-    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
-                                  its pixels; all of it where absent
-    target_prefix  int32[P]       what the answer is made to begin with
-
-and, read only when the task is evaluated (both optional):
+and, used only in evaluation (both optional):
 
     view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
-                                  its pixels; all of it where absent
-    target_prefix  int32[P]       what the answer is made to begin with
+                                  pixels of the stored image; all of it if absent
+    target_prefix  int32[P]       tokens that the decoded output starts with
 
-and, read only when the task is evaluated (both optional):
+A *batch* stacks the features of B examples. Its shapes are the same at every step:
 
-    view         float32[4]       x0 y0 x1 y1: the part of the stored image that `image` shows, in
-                                  its pixels; all of it where absent
-    target_prefix  int32[P]       what the answer is made to begin with
-
-A *batch* has the names of DESIGN's doors, the same shapes at every step.
+    encoder_input_tokens       int32[B, S]
+    encoder_images             uint8[B, H, W, 3]   streams with an image_size only, as the next one
+    encoder_image_mask         bool[B]             whether the example has an image
+    encoder_patch_indices      int32[B, K]         streams that sample patches only
+    encoder_image_blank_boxes  int32[B, 4]         streams of images with code_targets only
+    decoder_input_tokens       int32[B, T]         the targets shifted right behind bos
+    decoder_target_tokens      int32[B, T]
+    decoder_loss_weights       float32[B, T]
+    decoder_code_mask          bool[B]             streams with code_targets only
+    task_ids                   int32[B]            indices into the run's list of tasks
 """
 
 import dataclasses
@@ -38,30 +37,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 PAD_ID, BOS_ID, EOS_ID = 1, 0, 2
 PATCH_SIZE = 16
 
 Example = Mapping[str, Any]
+Features = dict[str, np.ndarray]
+"""The arrays of one example, named as in the module's docstring, without the axis B."""
 Batch = dict[str, np.ndarray]
+"""The stacked features of several examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A mixture plus its static shapes and batch size: one batch of it goes into every step.
+    """A mixture with its static shapes and batch size; every step takes one batch of it.
 
     Attributes:
-      name: how logs and the step call it.
+      name: identifies the stream in logs and in the training step.
       mixture_or_task_name: in the seqio registry.
       batch_size: examples per step over all hosts.
       task_feature_lengths: {"inputs": S, "targets": T}, in tokens.
-      image_size: H = W of the images in pixels; None for text alone, and then the batch has no
-        image at all and the ResNet never runs.
-      num_sampled_patches: draw so many of the image's patches, without replacement, per example
-        (196 of 576 in pretraining); None for all.
-      code_targets: some targets are image codes (image infilling).
-      loss_group: streams of one group are normalised together by their tokens (section 4 of the
-        spec: pairs; and text, images and detection).
+      image_size: height and width of the images in pixels; None for text alone: such a batch has
+        no images, and the ResNet does not run.
+      num_sampled_patches: number of patches drawn from each image without replacement (196 of 576
+        in pretraining); None for all.
+      code_targets: whether some targets are image codes (image infilling).
+      loss_group: streams of one group share one loss, normalised by their number of target
+        tokens. Pretraining has two groups: pairs; and text, images and detection.
     """
 
     name: str
@@ -97,27 +100,27 @@ class Stream:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a whole image, 0 without one."""
+        """Number of patches of an image; 0 for text alone."""
         return 0 if self.image_size is None else (self.image_size // PATCH_SIZE) ** 2
 
 
-def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.Generator) -> Batch:
-    """One example with static shapes, without the batch axis.
+def to_features(
+    example: Example, stream: Stream, task_id: int, rng: np.random.Generator
+) -> Features:
+    """Converts one example to features with the stream's static shapes.
 
-    What is too long is cut: inputs keep their eos at the end, targets lose it (the answer goes on).
+    Sequences that are too long are truncated: inputs keep their final eos; targets lose it, as they
+    do not end there.
 
     Args:
-      example: see the module's text.
-      stream: the shapes.
+      example: see the module's docstring.
+      stream: fixes the shapes.
       task_id: index of the task in the run's list.
       rng: draws the sampled patches.
 
-    Returns:
-      The batch's arrays for one row.
-
     Raises:
-      ValueError: the image's size is not the stream's; targets that are codes in a stream that
-        does not expect them.
+      ValueError: the size of the image differs from the stream's, or the targets are image codes
+        and the stream has no code_targets.
     """
     features = empty_features(stream, task_id)
     inputs = np.asarray(example["inputs"], np.int32)
@@ -130,10 +133,10 @@ def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.G
 
     features["encoder_input_tokens"][: len(inputs)] = inputs
     features["decoder_target_tokens"][: len(targets)] = targets
-    read = example.get("noisy_targets")
-    if read is None or not len(read):
-        read = targets
-    features["decoder_input_tokens"][1 : len(targets)] = read[: len(targets) - 1]
+    decoder_inputs = example.get("noisy_targets")
+    if decoder_inputs is None or not len(decoder_inputs):
+        decoder_inputs = targets
+    features["decoder_input_tokens"][1 : len(targets)] = decoder_inputs[: len(targets) - 1]
     features["decoder_loss_weights"][: len(targets)] = example.get("loss_weight", 1.0)
     unscored = min(int(example.get("unscored_targets", 0)), len(targets) - 1)
     features["decoder_target_tokens"][:unscored] = PAD_ID
@@ -145,15 +148,20 @@ def to_features(example: Example, stream: Stream, task_id: int, rng: np.random.G
     if bool(example.get("code_mask", False)):
         if not stream.code_targets:
             raise ValueError(
-                f"Stream {stream.name!r} got an answer of image codes: set its code_targets=True."
+                f"Stream {stream.name!r} got targets of image codes: set its code_targets=True."
             )
         features["decoder_code_mask"][...] = True
     return features
 
 
 def _place_image(
-    features: Batch, example: Example, image: np.ndarray, stream: Stream, rng: np.random.Generator
+    features: Features,
+    example: Example,
+    image: UInt8[np.ndarray, "h w 3"],
+    stream: Stream,
+    rng: np.random.Generator,
 ) -> None:
+    """Writes an image, its sampled patches and its blank box into `features`."""
     if stream.image_size is None:
         raise ValueError(
             f"Stream {stream.name!r} has no image_size, but {stream.mixture_or_task_name} yields "
@@ -181,11 +189,11 @@ def _place_image(
         features["encoder_image_blank_boxes"][...] = blank
 
 
-def empty_features(stream: Stream, task_id: int) -> Batch:
-    """A row that teaches nothing: padding, no image, all loss weights 0.
+def empty_features(stream: Stream, task_id: int) -> Features:
+    """Returns features without any loss: padding, no image, all loss weights 0.
 
-    It stands where a record was bad, so that a row's place stays a function of the step, and fills
-    the last batch of an evaluation.
+    They take the place of an invalid record, so that all other rows keep their positions, and fill
+    up the last batch of an evaluation.
     """
     source_length = stream.task_feature_lengths["inputs"]
     target_length = stream.task_feature_lengths["targets"]
@@ -196,7 +204,7 @@ def empty_features(stream: Stream, task_id: int) -> Batch:
         "decoder_loss_weights": np.zeros(target_length, np.float32),
         "task_ids": np.array(task_id, np.int32),
     }
-    # The encoder must see something, or its softmax has nothing to attend to.
+    # Both sides keep one token that is not padding, so that attention has a position to attend to.
     features["encoder_input_tokens"][0] = BOS_ID
     features["decoder_input_tokens"][0] = BOS_ID
     if stream.image_size is not None:
@@ -213,7 +221,7 @@ def empty_features(stream: Stream, task_id: int) -> Batch:
     return features
 
 
-def stack(rows: Iterable[Batch]) -> Batch:
-    """Rows to a batch: every array gets a leading axis."""
+def stack(rows: Iterable[Features]) -> Batch:
+    """Stacks the features of several examples to a batch, along a new leading axis."""
     rows = list(rows)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,11 +1,13 @@
-"""Which rows a step has, and who feeds them: a function of (seed, step), on any number of hosts.
+"""Makes the batches of training and validation, on one host or on many.
 
-    step s of a stream of batch size G holds the rows [s * G, (s + 1) * G); see `rows`
-    data-axis position p of D owns the rows [p * G / D, (p + 1) * G / D) of each step
+Training is deterministic: the batch of a step depends on (seed, step) alone.
 
-Grain gives the prefetching and the worker processes. Nothing is kept between steps, so a restart at
-step s, or on another number of hosts, sees exactly the examples that an undisturbed run would have
-seen.
+    step s of a stream with batch size G takes the rows [s * G, (s + 1) * G), see `sampling`
+    position p of the D on the mesh's data axes takes the rows [p * G / D, (p + 1) * G / D) of these
+
+No state is kept between steps, so a run that restarts at step s, on the same or another number of
+hosts, sees the same examples as a run without interruption. Grain provides the prefetching and the
+worker processes.
 """
 
 import collections
@@ -19,67 +21,84 @@ import grain
 import numpy as np
 from absl import logging
 
-from ofa_jax.data.features import Batch, Stream, empty_features, stack
-from ofa_jax.data.sampling import StreamSampler, WeightedTask, make_row
+from ofa_jax.data.features import Batch, Features, Stream, empty_features, stack
+from ofa_jax.data.sampling import StreamSampler, WeightedTask, features_of_record
 
 _SKIPPED = "skipped"
-_MOST_LOGGED = 20
+"""Key, beside those of the streams or features, of the reasons why records were skipped."""
+_MAX_LOGGED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSource:
-    """Step -> {stream name: this host's part of the batch}; a grain source."""
+    """A grain source that maps a step to {stream name: this host's part of the batch}.
 
-    rows: tuple[StreamSampler, ...]
+    Attributes:
+      samplers: one for each stream.
+      num_data_shards: size of the mesh's data axes.
+      data_shards: positions on them whose rows this host makes.
+    """
+
+    samplers: tuple[StreamSampler, ...]
     num_data_shards: int
     data_shards: tuple[int, ...]
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def own_rows(self, step: int, size: int) -> list[int]:
-        """The rows of a step of a stream, of batch size `size`, that this host feeds."""
+    def host_rows(self, step: int, batch_size: int) -> list[int]:
+        """Returns the rows that this host makes for a step of a stream."""
         return [
-            step * size + offset
+            step * batch_size + offset
             for shard in self.data_shards
-            for offset in shard_rows(size, shard, self.num_data_shards)
+            for offset in shard_rows(batch_size, shard, self.num_data_shards)
         ]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        result: dict[str, Any] = {_SKIPPED: []}
-        for rows in self.rows:
-            size = rows.stream.batch_size
-            made = [rows[row] for row in self.own_rows(step, size)]
-            reasons = [reason for _, reason in made if reason]
-            # A host may own few rows, and those may be bad by chance. EvalBatcher for the whole
-            # step only then costs nothing, and all hosts come to the same verdict.
-            if (
-                len(reasons) == len(made)
-                and size > 1
-                and all(rows[row][1] for row in range(step * size, (step + 1) * size))
-            ):
-                raise ValueError(
-                    f"Every record of step {step} in stream {rows.stream.name!r} is bad, e.g. "
-                    f"{reasons[0]}: the data does not fit the task."
-                )
-            result[rows.stream.name] = stack(features for features, _ in made)
-            result[_SKIPPED] += reasons
-        return result
+        batches: dict[str, Any] = {_SKIPPED: []}
+        for sampler in self.samplers:
+            batch, reasons = self._make_batch(sampler, step)
+            batches[sampler.stream.name] = batch
+            batches[_SKIPPED] += reasons
+        return batches
+
+    def _make_batch(self, sampler: StreamSampler, step: int) -> tuple[Batch, list[str]]:
+        """Returns this host's part of a stream's batch, and why records were skipped.
+
+        Raises:
+          ValueError: every record of the whole batch is invalid.
+        """
+        size = sampler.stream.batch_size
+        rows = [sampler[row] for row in self.host_rows(step, size)]
+        reasons = [reason for _, reason in rows if reason]
+        # The few rows of one host may all be invalid by chance, so the rows of all hosts decide,
+        # and every host comes to the same result. They are rarely read, so this costs nothing.
+        if (
+            len(reasons) == len(rows)
+            and size > 1
+            and all(sampler[row][1] for row in range(step * size, (step + 1) * size))
+        ):
+            raise ValueError(
+                f"Every record of step {step} in stream {sampler.stream.name!r} is invalid, e.g. "
+                f"{reasons[0]}: the data does not fit the task."
+            )
+        return stack(features for features, _ in rows), reasons
 
 
 def shard_rows(batch_size: int, shard: int, num_data_shards: int) -> range:
-    """The rows of a batch that data-axis position `shard` owns."""
+    """Returns the rows of a batch that position `shard` of the mesh's data axes takes."""
     size = batch_size // num_data_shards
     return range(shard * size, (shard + 1) * size)
 
 
 class Loader:
-    """Batches for training and validation.
+    """Makes batches for training and validation.
 
     Attributes:
-      task_names: `task_ids` in a batch are indices into it.
-      skipped_records: task -> how many of its records were bad so far, as far as batches have been
-        taken out.
+      streams: of the run.
+      sequential: see `__init__`.
+      task_names: of all tasks of the run; the `task_ids` of a batch are indices into it.
+      skipped_records: task -> number of its invalid records in the batches yielded so far.
     """
 
     def __init__(
@@ -94,23 +113,25 @@ class Loader:
         num_workers: int = 0,
         sequential: Mapping[str, Callable[[int], Iterator[Batch]]] | None = None,
     ):
-        """Checks the streams against the mesh; reads nothing yet.
+        """Checks the streams against the mesh; reads no records.
 
         Args:
-          streams: one batch of each goes into a step.
+          streams: every step takes one batch of each.
           tasks: stream name -> its tasks; streams in `sequential` have none.
           seed: of the run.
           num_data_shards: size of the mesh's data axes.
-          data_shards: positions on them whose rows this host feeds.
-          num_threads: threads that make batches (per worker process, if there are any).
-          prefetch_steps: batches made ahead.
-          num_workers: processes that make batches; 0 for threads of this one. Each holds its own
-            copy of what records and tasks carry.
-          sequential: stream name -> function from the first step to its batches, for tasks that
-            have an order of their own (see `seqio_bridge`); exact resuming does not cover them.
+          data_shards: positions on them whose rows this host makes.
+          num_threads: threads that make batches, in each worker process if there are any.
+          prefetch_steps: number of batches made ahead.
+          num_workers: processes that make batches; 0 for threads of this process. Each has its own
+            copy of the tasks and their record sources.
+          sequential: stream name -> function from the first step to an iterator of batches, for
+            tasks with an order of their own (see `seqio_bridge`); exact resuming does not cover
+            these streams.
 
         Raises:
-          ValueError: a batch that does not divide, an empty mixture, two streams of one name.
+          ValueError: a batch size is not divisible by the data shards, a mixture is empty, or two
+            streams have the same name.
         """
         names = [stream.name for stream in streams]
         if len(set(names)) != len(names):
@@ -129,7 +150,7 @@ class Loader:
         self._logged: set[str] = set()
         self._shards = (num_data_shards, tuple(data_shards))
         self._threads = (num_threads, prefetch_steps, num_workers)
-        self._rows = tuple(
+        self._samplers = tuple(
             StreamSampler(
                 stream,
                 tuple(tasks[stream.name]),
@@ -141,7 +162,7 @@ class Loader:
         )
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, Batch]]:
-        """This host's part of every step from `start_step` on, without end.
+        """Yields this host's part of every step from `start_step` on, without end.
 
         Yields:
           {stream name: arrays with leading axis batch_size * len(data_shards) / num_data_shards}.
@@ -152,25 +173,28 @@ class Loader:
             self._count(batch.pop(_SKIPPED))
             yield batch | {name: next(batches) for name, batches in others.items()}
 
-    def origins(self, step: int) -> dict[str, list[tuple[str, int]]]:
-        """Where this host's rows of a step come from, in the order of `batches`.
+    def record_ids(self, step: int) -> dict[str, list[tuple[str, int]]]:
+        """Returns which records this host's rows of a step hold, in the order of `batches`.
 
         Returns:
-          Stream name -> (name of the task, index of its record) of every row, also of those whose
-          record is bad; without the sequential streams.
+          Stream name -> (name of the task, index of its record) for every row, including rows with
+          an invalid record; without the sequential streams.
         """
-        origins = {}
-        for rows in self._rows:
-            own = self._steps.own_rows(step, rows.stream.batch_size)
-            where = [rows.where(row) for row in own]
-            origins[rows.stream.name] = [(rows.tasks[task].name, index) for task, index in where]
-        return origins
+        record_ids = {}
+        for sampler in self._samplers:
+            rows = self._steps.host_rows(step, sampler.stream.batch_size)
+            located = [sampler.locate(row) for row in rows]
+            record_ids[sampler.stream.name] = [
+                (sampler.tasks[task].name, index) for task, index in located
+            ]
+        return record_ids
 
     @property
     def _steps(self) -> StepSource:
-        return StepSource(self._rows, *self._shards)
+        return StepSource(self._samplers, *self._shards)
 
     def _prefetched(self, source: Any, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Iterates over a grain source with threads, or with worker processes."""
         threads, prefetch, workers = self._threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
@@ -181,26 +205,27 @@ class Loader:
         return iter(dataset)
 
     def _count(self, reasons: Sequence[str]) -> None:
+        """Counts skipped records by task, and logs the first few."""
         for reason in reasons:
             self.skipped_records[reason.partition(",")[0]] += 1
-            # Once each, or a single bad record that comes in every epoch would hide all others.
-            if reason not in self._logged and len(self._logged) < _MOST_LOGGED:
+            # Each once; else a single record that recurs in every epoch would use up the limit.
+            if reason not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(reason)
                 logging.warning("Skipped %s", reason)
-                if len(self._logged) == _MOST_LOGGED:
-                    logging.warning("Further bad records are counted, but no longer named.")
+                if len(self._logged) == _MAX_LOGGED:
+                    logging.warning("Further invalid records are counted, but no longer logged.")
 
     def validation_batches(
         self, tasks: Mapping[str, Sequence[WeightedTask]], num_examples: int
     ) -> Iterator[tuple[str, Batch]]:
-        """The first `num_examples` records of each task, always the same examples.
+        """Yields the first `num_examples` records of each task; the examples are always the same.
 
         Args:
           tasks: stream name -> its tasks over the validation split.
-          num_examples: per task, or fewer where the split has fewer.
+          num_examples: of each task; all of them if the split has fewer.
 
         Yields:
-          (stream name, this host's part of a batch); rows that fill up the last batch are empty.
+          (stream name, this host's part of a batch); the last batch is filled up with empty rows.
         """
         sources = [
             _ValidationBatches(
@@ -221,7 +246,7 @@ class Loader:
 
 @dataclasses.dataclass(frozen=True)
 class _ValidationBatches:
-    """Batch number -> this host's part; a grain source."""
+    """A grain source that maps the number of a validation batch to this host's part of it."""
 
     stream: Stream
     tasks: tuple[WeightedTask, ...]
@@ -231,6 +256,7 @@ class _ValidationBatches:
     data_shards: tuple[int, ...]
 
     def _counts(self) -> list[int]:
+        """Returns the number of examples of each task."""
         return [min(self.num_examples, len(task.records)) for task in self.tasks]
 
     def __len__(self) -> int:
@@ -238,20 +264,21 @@ class _ValidationBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         size = self.stream.batch_size
-        made = [
+        rows = [
             self._row(number * size + offset)
             for shard in self.data_shards
             for offset in shard_rows(size, shard, self.num_data_shards)
         ]
-        batch = stack(features for features, _ in made)
-        return batch | {_SKIPPED: [reason for _, reason in made if reason]}
+        batch = stack(features for features, _ in rows)
+        return batch | {_SKIPPED: [reason for _, reason in rows if reason]}
 
-    def _row(self, row: int) -> tuple[Batch, str | None]:
+    def _row(self, row: int) -> tuple[Features, str | None]:
+        """Returns a row as `features_of_record` does; empty features behind the last record."""
         for task, task_id, count in zip(self.tasks, self.task_ids, self._counts(), strict=True):
             if row < count:
-                # The same draws in every evaluation, whatever the run's seed.
+                # Independent of the run's seed, so that all runs validate on the same examples.
                 rng = np.random.default_rng([zlib.crc32(task.name.encode()), row])
-                return make_row(self.stream, task, task_id, row, rng)
+                return features_of_record(self.stream, task, task_id, row, rng)
             row -= count
         return empty_features(self.stream, self.task_ids[0]), None
 
@@ -259,11 +286,16 @@ class _ValidationBatches:
 def task_names(
     streams: Sequence[Stream], tasks: Mapping[str, Sequence[WeightedTask]]
 ) -> tuple[str, ...]:
-    """The run's tasks in the order of its streams; a sequential stream counts as one task."""
+    """Returns the names of the run's tasks, in the order of its streams.
+
+    A stream without weighted tasks (a sequential one) counts as one task.
+    """
     names: dict[str, None] = {}
     for stream in streams:
-        rated = tasks.get(stream.name)
+        weighted = tasks.get(stream.name)
         names.update(
-            dict.fromkeys([task.name for task in rated] if rated else [stream.mixture_or_task_name])
+            dict.fromkeys(
+                [task.name for task in weighted] if weighted else [stream.mixture_or_task_name]
+            )
         )
     return tuple(names)

@@ -1,9 +1,17 @@
-"""Row r of a stream: which record of which task, and the randomness that it draws from.
+"""Maps every row of a stream to a record of one of its tasks, in a deterministic order.
 
-    task records -> shuffled, endless indices -> mixed by rate -> row r of the stream
+A stream is an endless sequence of rows; a step takes the next `batch_size` of them. What row r
+holds depends on (run seed, stream, r) alone:
 
-A pure function of (run seed, stream, row): a row draws all its randomness from a generator seeded
-with them. Grain gives the order and the mixing.
+    1. The records of each task are shuffled anew in every epoch, with a seed derived from the run
+       seed and the names of stream and task.
+    2. The tasks are interleaved by their rates; the k-th row that a task gets is its k-th shuffled
+       record.
+    3. The row draws all of its random numbers from a generator of its own, seeded with
+       (run seed, stream, r).
+
+No state is carried from row to row, so any host can compute any row, after any restart. Grain
+provides the shuffling and the selection.
 """
 
 import dataclasses
@@ -17,7 +25,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ofa_jax.data.features import Batch, Example, Stream, empty_features, to_features
+from ofa_jax.data.features import Example, Features, Stream, empty_features, to_features
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
@@ -26,13 +34,13 @@ Preprocess = Callable[[Record, np.random.Generator], Example]
 
 @dataclasses.dataclass(frozen=True)
 class WeightedTask:
-    """A task as the loader needs it: records, what is made of them, and how often.
+    """A task of a stream: its records, its preprocessor and its rate.
 
     Attributes:
-      name: as registered.
+      name: in the seqio registry.
       rate: relative to the other tasks of the stream; any positive number.
-      records: random access, picklable.
-      preprocess: `(record, rng) -> example`, picklable; raises InvalidRecordError.
+      records: with random access; picklable.
+      preprocess: `(record, rng) -> example`; picklable; may raise InvalidRecordError.
     """
 
     name: str
@@ -41,19 +49,20 @@ class WeightedTask:
     preprocess: Preprocess
 
 
-class ByRate(grain.transforms.DatasetSelectionMap):
-    """Row -> (task, how many rows of it came before), evenly interleaved and exact at any rates.
+class RateInterleaving(grain.transforms.DatasetSelectionMap):
+    """Maps a row to (index of its task, number of earlier rows of that task).
 
-    `MapDataset.mix` cuts rates to hundredths of the smallest: 8 to 3 would become 266 to 100.
+    The tasks are interleaved evenly and exactly at their rates. Grain's `MapDataset.mix` is not
+    used, as it rounds rates to hundredths of the smallest: 8 to 3 would become 266 to 100.
 
     Examples:
-      >>> by_rate = ByRate([2.0, 1.0])
-      >>> [by_rate[row] for row in range(6)]
+      >>> interleaving = RateInterleaving([2.0, 1.0])
+      >>> [interleaving[row] for row in range(6)]
       [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
     """
 
     def __init__(self, rates: Sequence[float]):
-        # Thirds that went through floats become thirds again.
+        # Recovers exact fractions, such as thirds, from their floats.
         shares = [
             fractions.Fraction(rate / min(rates)).limit_denominator(1_000_000) for rate in rates
         ]
@@ -64,7 +73,9 @@ class ByRate(grain.transforms.DatasetSelectionMap):
         return sys.maxsize
 
     def __getitem__(self, row: int) -> tuple[int, int]:
-        # Task by task: how many of the rows so far, and of those with this one, are of later tasks.
+        # Goes through the tasks. `before` and `after` count the rows that this task and the later
+        # ones share among themselves, up to this row exclusive and inclusive. If one row fewer is
+        # left to the later tasks than was added, the row belongs to this task.
         before, after, remaining = row, row + 1, sum(self._weights)
         for task, weight in enumerate(self._weights):
             later_before = before * (remaining - weight) // remaining
@@ -72,12 +83,20 @@ class ByRate(grain.transforms.DatasetSelectionMap):
             if after - later_after > before - later_before:
                 return task, before - later_before
             before, after, remaining = later_before, later_after, remaining - weight
-        raise AssertionError("The last task takes all that is left.")
+        raise AssertionError("unreachable: the last task takes all remaining rows")
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamSampler:
-    """The endless rows of one stream, by number."""
+    """Computes the rows of one stream by their number; there is no last row.
+
+    Attributes:
+      stream: fixes names and shapes.
+      tasks: the stream's.
+      task_ids: of each task, its index in the run's list of tasks.
+      seed: of the run.
+      shuffle: whether to shuffle the records of each task.
+    """
 
     stream: Stream
     tasks: tuple[WeightedTask, ...]
@@ -95,58 +114,63 @@ class StreamSampler:
         if any(task.rate <= 0 for task in self.tasks):
             raise ValueError(f"Stream {self.stream.name!r}: every rate must be positive.")
 
-    def _order(self) -> grain.MapDataset:
-        """Row -> (index of the task, index of its record). Rebuilt rather than pickled."""
+    def _build_order(self) -> grain.MapDataset:
+        """Returns a dataset that maps a row to (index of the task, index of its record)."""
         datasets = []
         for number, task in enumerate(self.tasks):
             indices = grain.MapDataset.range(len(task.records))
             if self.shuffle:
-                # Reshuffled in every epoch; each record exactly once in each.
-                indices = indices.shuffle(seed=_digest(self.seed, self.stream.name, task.name))
+                # Each epoch has another order and every record exactly once.
+                indices = indices.shuffle(seed=_crc32(self.seed, self.stream.name, task.name))
             indices = indices.repeat()
             datasets.append(indices.map(lambda index, number=number: (number, int(index))))
-        by_rate = ByRate([task.rate for task in self.tasks])
-        return grain.MapDataset.select_from_datasets(datasets, by_rate)
+        interleaving = RateInterleaving([task.rate for task in self.tasks])
+        return grain.MapDataset.select_from_datasets(datasets, interleaving)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_built"}
+        # Worker processes rebuild the order instead of receiving it.
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
 
-    def where(self, row: int) -> tuple[int, int]:
-        """The task's index in `tasks` and its record's index."""
-        if "_built" not in self.__dict__:
-            object.__setattr__(self, "_built", self._order())
-        return self.__dict__["_built"][row]
+    def locate(self, row: int) -> tuple[int, int]:
+        """Returns the index in `tasks` of a row's task, and the index of its record."""
+        if "_order" not in self.__dict__:
+            object.__setattr__(self, "_order", self._build_order())
+        return self.__dict__["_order"][row]
 
-    def generator(self, row: int) -> np.random.Generator:
-        """All the randomness of a row."""
-        return np.random.default_rng([self.seed, zlib.crc32(self.stream.name.encode()), row])
+    def row_rng(self, row: int) -> np.random.Generator:
+        """Returns the generator that a row draws all of its random numbers from."""
+        return np.random.default_rng([self.seed, _crc32(self.stream.name), row])
 
-    def __getitem__(self, row: int) -> tuple[Batch, str | None]:
-        """The features of a row; if its record was bad, an empty row and the reason."""
-        number, index = self.where(row)
-        return make_row(
-            self.stream, self.tasks[number], self.task_ids[number], index, self.generator(row)
+    def __getitem__(self, row: int) -> tuple[Features, str | None]:
+        """Returns a row as `features_of_record` does."""
+        number, index = self.locate(row)
+        return features_of_record(
+            self.stream, self.tasks[number], self.task_ids[number], index, self.row_rng(row)
         )
 
 
-def make_row(
+def features_of_record(
     stream: Stream, task: WeightedTask, task_id: int, index: int, rng: np.random.Generator
-) -> tuple[Batch, str | None]:
-    """Reads, preprocesses and shapes one record; a bad one becomes an empty row with its reason."""
+) -> tuple[Features, str | None]:
+    """Reads and preprocesses a record and converts the example to features.
+
+    Returns:
+      (features, None), or (empty features, the reason) if the record is invalid.
+    """
     try:
-        _, example = make_example(task, index, rng)
+        _, example = read_example(task, index, rng)
     except InvalidRecordError as error:
         return empty_features(stream, task_id), f"{task.name}, record {index}: {error}"
     return to_features(example, stream, task_id, rng), None
 
 
-def make_example(
+def read_example(
     task: WeightedTask, index: int, rng: np.random.Generator
 ) -> tuple[Record, Example]:
-    """A record and what its task makes of it.
+    """Reads a record and preprocesses it; returns both the record and the example.
 
     Raises:
-      InvalidRecordError: says what is wrong with it, and where it is stored.
+      InvalidRecordError: with what is wrong with the record and where it is stored.
     """
     record = _read(task.records, index)
     try:
@@ -158,13 +182,15 @@ def make_example(
 
 
 def _read(records: RecordSource, index: int) -> Record:
+    """Returns a record; raises InvalidRecordError for whatever its source raises."""
     try:
         return records[index]
     except InvalidRecordError:
         raise
-    except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
+    except Exception as error:  # noqa: BLE001  a damaged file may raise anything
         raise InvalidRecordError(f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _digest(*parts: Any) -> int:
+def _crc32(*parts: Any) -> int:
+    """Returns a hash of the parts that is the same in every process."""
     return zlib.crc32("/".join(map(str, parts)).encode())

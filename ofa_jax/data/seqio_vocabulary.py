@@ -1,4 +1,4 @@
-"""`OFAVocabulary` as seqio and its tools see it."""
+"""`OFAVocabulary` as a seqio vocabulary."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-    """Encodes text to ids and decodes them, as seqio expects of a vocabulary.
+    """Delegates to an `OFAVocabulary`.
 
-    OFA pads with 1, not with seqio's usual 0 (0 is `<s>`), so `pad_id` says 1 here. seqio's own
-    packing and trimming assume 0; the loader and `OFAFeatureConverter` pad with `pad_id`.
+    OFA pads with 1, where seqio usually pads with 0 (`<s>` in OFA), so `pad_id` is 1. Packing and
+    trimming in seqio assume 0; the loader and `OFAFeatureConverter` pad with `pad_id`.
     """
 
     def __init__(self, vocabulary: OFAVocabulary):
@@ -24,7 +24,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     @property
     def wrapped(self) -> OFAVocabulary:
-        """The vocabulary itself."""
+        """The `OFAVocabulary` that methods delegate to."""
         return self._wrapped
 
     @property
@@ -58,10 +58,10 @@ class SeqioVocabulary(seqio.Vocabulary):
         return self.wrapped.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        vocabulary = self.wrapped  # looked up here, not in TensorFlow's threads
+        vocabulary = self.wrapped  # TensorFlow's threads do not see the context variables
 
         def encode(text: Any) -> np.ndarray:
-            # bytes from a graph, an array of no dimensions from eager code.
+            # A graph passes bytes, eager code a zero-dimensional array.
             return vocabulary.encode(np.asarray(text).item().decode("utf-8"))
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
@@ -73,7 +73,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
         def decode(rows: np.ndarray) -> np.ndarray:
             flat = rows.reshape(-1, rows.shape[-1])
-            texts = [vocabulary.decode(row).encode("utf-8") for row in flat]
+            texts = [vocabulary.decode(row.tolist()).encode("utf-8") for row in flat]
             return np.array(texts, object).reshape(rows.shape[:-1])
 
         text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
@@ -88,14 +88,14 @@ class SeqioVocabulary(seqio.Vocabulary):
 
 
 class TaskVocabulary(SeqioVocabulary):
-    """The vocabulary of the settings that a task runs over, looked up whenever it is used.
+    """The vocabulary of the settings that a task runs over, resolved at every use.
 
-    A task can so be registered before it is configured. Where the settings of a run are at hand,
-    `resolve` gives the vocabulary itself; used as it is, this is the view of the default one.
+    So a task can be registered before its run is configured. `resolve` returns the vocabulary of
+    given settings; all other methods use the default settings.
     """
 
     def __init__(self, source: SettingsSource):
-        """Remembers where the settings are found; two vocabularies of one source are equal."""
+        """Stores the source of the settings; vocabularies of the same source are equal."""
         seqio.Vocabulary.__init__(self, extra_ids=0)
         self._source = source
 

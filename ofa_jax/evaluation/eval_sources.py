@@ -19,9 +19,17 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from ofa_jax.data.features import Batch, Example, Stream, empty_features, stack, to_features
+from ofa_jax.data.features import (
+    Batch,
+    Example,
+    Features,
+    Stream,
+    empty_features,
+    stack,
+    to_features,
+)
 from ofa_jax.data.loader import shard_rows
-from ofa_jax.data.sampling import WeightedTask, make_example
+from ofa_jax.data.sampling import WeightedTask, read_example
 from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -108,7 +116,7 @@ class EvalBatcher:
 
     def make_row(
         self, index: int, record: Record, example: Example, rng: np.random.Generator
-    ) -> tuple[Batch, EvalExample]:
+    ) -> tuple[Features, EvalExample]:
         """Returns the features of an example and what the evaluation records of it."""
         features = to_features(example, self.stream, 0, rng)
         if self.has_prefix:
@@ -121,7 +129,7 @@ class EvalBatcher:
             box_transform=_box_transform(record, example),
         )
 
-    def empty_row(self) -> Batch:
+    def empty_row(self) -> Features:
         """Returns the features of a row without an example."""
         features = empty_features(self.stream, 0)
         return features | ({PREFIX_FEATURE: self._pad_prefix(())} if self.has_prefix else {})
@@ -212,7 +220,7 @@ class RecordEvalSource:
         reason, tried = "", min(count, _MAX_TRIED)
         for index in range(tried):
             try:
-                record, example = make_example(task, index, source.example_rng(index))
+                record, example = read_example(task, index, source.example_rng(index))
                 batcher = dataclasses.replace(batcher, has_prefix="target_prefix" in example)
                 batcher.make_row(index, record, example, source.example_rng(index))
             except InvalidRecordError as error:
@@ -228,13 +236,13 @@ class RecordEvalSource:
         """Returns the generator of all random draws of an example."""
         return np.random.default_rng([self.seed, zlib.crc32(self.task.name.encode()), index])
 
-    def make_row(self, index: int) -> tuple[Batch, EvalExample | None]:
+    def make_row(self, index: int) -> tuple[Features, EvalExample | None]:
         """Returns a row; it is empty if the example does not exist or its record is invalid."""
         if index >= self.num_examples:
             return self.batcher.empty_row(), None
         rng = self.example_rng(index)
         try:
-            record, example = make_example(self.task, index, rng)
+            record, example = read_example(self.task, index, rng)
             return self.batcher.make_row(index, record, example, rng)
         except InvalidRecordError as error:
             failed = EvalExample(index, self._id_of_invalid(index), error=str(error))
@@ -270,7 +278,7 @@ class RandomAccessBatches:
 
     numbers: tuple[int, ...]
     example_indices: Callable[[int], Sequence[int]]
-    make_row: Callable[[int], tuple[Batch, EvalExample | None]]
+    make_row: Callable[[int], tuple[Features, EvalExample | None]]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -280,7 +288,7 @@ class RandomAccessBatches:
         return _collate(number, [self.make_row(index) for index in self.example_indices(number)])
 
 
-def _collate(number: int, rows: Sequence[tuple[Batch, EvalExample | None]]) -> EvalBatch:
+def _collate(number: int, rows: Sequence[tuple[Features, EvalExample | None]]) -> EvalBatch:
     """Stacks rows to a batch."""
     return EvalBatch(
         number, stack(features for features, _ in rows), [example for _, example in rows]
@@ -322,7 +330,7 @@ class SeqioEvalSource:
 
     def _make_row(
         self, index: int, chunk: Sequence[Example], start: int
-    ) -> tuple[Batch, EvalExample | None]:
+    ) -> tuple[Features, EvalExample | None]:
         """Returns a row of the batch of `chunk`, whose first example has the index `start`."""
         if index >= min(self.num_examples, start + len(chunk)):
             return self.batcher.empty_row(), None

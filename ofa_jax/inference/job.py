@@ -16,7 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ofa_jax.data.features import Batch, Stream, empty_features, to_features
+from ofa_jax.data.features import Features, Stream, empty_features, to_features
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
 from ofa_jax.evaluation.eval_sources import (
     EvalBatch,
@@ -83,7 +83,7 @@ class RequestEvalSource:
         size = self.stream.batch_size
         return range(number * size, (number + 1) * size)
 
-    def make_row(self, index: int) -> tuple[Batch, RequestExample | None]:
+    def make_row(self, index: int) -> tuple[Features, RequestExample | None]:
         """Returns a row; it is empty if the request does not exist or is invalid."""
         if index >= self.num_examples:
             return empty_features(self.stream, 0), None

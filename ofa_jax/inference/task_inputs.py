@@ -9,7 +9,7 @@ import numpy as np
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
-from ofa_jax.data.sampling import WeightedTask, make_example
+from ofa_jax.data.sampling import WeightedTask, read_example
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.evaluation.eval_sources import (
     EvalBatcher,
@@ -121,7 +121,7 @@ def _first_example(task: WeightedTask, count: int) -> Example:
     reason = ""
     for index in range(min(count, _MAX_TRIED)):
         try:
-            return make_example(task, index, np.random.default_rng(0))[1]
+            return read_example(task, index, np.random.default_rng(0))[1]
         except InvalidRecordError as error:
             reason = reason or str(error)
     raise ValueError(f"Task {task.name}: every record is invalid, e.g. {reason}.")

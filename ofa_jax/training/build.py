@@ -270,7 +270,7 @@ def _build_self_critical(
         config,
         program.partitioner,
         stream.name,
-        lambda step, samples: reward(data.loader.origins(step)[stream.name], samples),
+        lambda step, samples: reward(data.loader.record_ids(step)[stream.name], samples),
         seed,
     )
 

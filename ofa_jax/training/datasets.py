@@ -1,4 +1,4 @@
-"""The data of a run: every stream's batches of a split, and the baselines that follow from them."""
+"""The data of a run: the batches of a split, and baselines computed from them."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ from ofa_jax.utils import files
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """A split, as the streams take it.
+    """One split of the data of all streams.
 
     Attributes:
       loader: of all streams.
-      tasks: stream -> its tasks with their rates; without streams of tasks in seqio's own order,
-        which have no fixed examples.
+      tasks: stream name -> its tasks; without sequential streams, which are read in seqio's own
+        order and have no fixed examples.
     """
 
     loader: Loader
@@ -44,27 +44,27 @@ class RunData:
         settings: Any = None,
         training: bool = False,
     ) -> "RunData":
-        """Opens a split of every stream: this host's share of the mesh, or all without a mesh.
+        """Opens a split of every stream.
 
         Args:
           streams: of the run.
           split: of the data.
           seed: of order and augmentation.
-          partitioner: the mesh; None for all rows on this host.
-          num_threads, num_workers: that make batches.
-          settings: of the run, which its tasks need; None for their defaults.
+          partitioner: determines this host's share of the rows; None for all rows.
+          num_threads, num_workers: see `Loader`.
+          settings: of the run, passed to its tasks; None for their defaults.
           training: whether examples are augmented and drawn as in training.
         """
-        shards, own = 1, (0,)
+        num_data_shards, data_shards = 1, (0,)  # type: int, tuple[int, ...]
         if partitioner is not None:
-            shards, own = partitioner.num_data_shards, partitioner.data_shards
+            num_data_shards, data_shards = partitioner.num_data_shards, partitioner.data_shards
         tasks = {}
         for stream in streams:
-            rated = seqio_bridge.weighted_tasks(
+            weighted = seqio_bridge.weighted_tasks(
                 stream.mixture_or_task_name, split, settings, training
             )
-            if rated is not None:
-                tasks[stream.name] = rated
+            if weighted is not None:
+                tasks[stream.name] = weighted
         names = task_names(streams, tasks)
         sequential = {
             stream.name: functools.partial(
@@ -73,8 +73,8 @@ class RunData:
                 names.index(stream.mixture_or_task_name),
                 split,
                 seed,
-                shards,
-                own,
+                num_data_shards,
+                data_shards,
                 settings=settings,
             )
             for stream in streams
@@ -84,16 +84,16 @@ class RunData:
             streams,
             tasks,
             seed,
-            shards,
-            own,
+            num_data_shards,
+            data_shards,
             num_threads,
             num_workers=num_workers,
             sequential=sequential,
         )
         return cls(loader, tasks)
 
-    def whole(self) -> Loader:
-        """A loader of all rows on this host: what is counted must not depend on the mesh."""
+    def unsharded_loader(self) -> Loader:
+        """Returns a loader of all rows, for counts that must not depend on the mesh."""
         return Loader(self.loader.streams, self.tasks, 0, sequential=self.loader.sequential)
 
 
@@ -105,19 +105,36 @@ def baselines(
     num_training: int,
     num_validation: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scores of both baselines; counted once per run directory."""
+    """Computes the unigram and majority baselines of the validation losses.
+
+    The result is stored in the run directory, and computed again only if tasks, lengths or numbers
+    of examples differ.
+
+    Args:
+      directory: of the run.
+      vocab_size: of the model.
+      training: its first examples give the baselines.
+      held_out: its first examples are scored.
+      num_training, num_validation: number of examples of each task.
+
+    Returns:
+      See `validation.Baselines.score`.
+    """
     path = directory / "baselines.json"
     task_names = training.loader.task_names
     lengths = [dict(stream.task_feature_lengths) for stream in training.loader.streams]
     key = {"tasks": list(task_names), "lengths": lengths}
     key["examples"] = [num_training, num_validation]
     if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
-        return tuple(np.array(known[name]) for name in ("unigram", "majority", "tokens"))
+        return np.array(known["unigram"]), np.array(known["majority"]), np.array(known["tokens"])
     counted = validation.Baselines(len(task_names), vocab_size)
-    for _, batch in training.whole().validation_batches(training.tasks, num_training):
+    for _, batch in training.unsharded_loader().validation_batches(training.tasks, num_training):
         counted.add(batch)
     scores = counted.score(
-        batch for _, batch in held_out.whole().validation_batches(held_out.tasks, num_validation)
+        batch
+        for _, batch in held_out.unsharded_loader().validation_batches(
+            held_out.tasks, num_validation
+        )
     )
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}

@@ -11,7 +11,7 @@ from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
-from ofa_jax.data.sampling import ByRate, WeightedTask
+from ofa_jax.data.sampling import RateInterleaving, WeightedTask
 
 STREAMS = (PAIRS, TEXT)
 
@@ -118,10 +118,10 @@ def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(undisturbe
 )
 def test_rates_are_exact_and_evenly_spread(rates, expected):
     period = sum(expected)
-    by_rate = ByRate(rates)
+    interleaving = RateInterleaving(rates)
     counts = np.zeros(len(rates), int)
     for row in range(2 * period):
-        task, number = by_rate[row]
+        task, number = interleaving[row]
         assert number == counts[task], "a task's rows come one after the other"
         counts[task] += 1
         fair = np.array(expected) * (row + 1) / period
@@ -173,10 +173,10 @@ def test_where_rows_come_from_is_known_without_making_them(host):
     shares = dict(num_data_shards=2, data_shards=(host,))
     loader = Loader(STREAMS, tasks(()), 7, **shares)
     for step, batch in enumerate(take(3, **shares)):
-        origins = loader.origins(step)
-        assert set(origins) == {"pairs", "text"}
+        record_ids = loader.record_ids(step)
+        assert set(record_ids) == {"pairs", "text"}
         expected = [(loader.task_names[task], number) for task, number in seen([batch])]
-        assert origins["pairs"] == expected
+        assert record_ids["pairs"] == expected
 
 
 def test_threads_and_prefetching_change_nothing(undisturbed):
@@ -227,7 +227,7 @@ def test_bad_records_are_named_once_each_and_when_they_are_many_only_counted(cap
         next(loader.batches())
     named = [message for message in caplog.messages if message.startswith("Skipped t, record ")]
     assert len(named) == len(set(named)) == 20
-    assert caplog.text.count("Further bad records are counted, but no longer named.") == 1
+    assert caplog.text.count("Further invalid records are counted, but no longer logged.") == 1
     # Two epochs.
     assert loader.skipped_records == {"t": 50}
 
@@ -262,7 +262,9 @@ def test_what_is_no_bad_record_stops_the_run_as_itself():
 
 
 def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
-    with pytest.raises(ValueError, match="Every record of step 0 in stream 'pairs' is bad, e.g. "):
+    with pytest.raises(
+        ValueError, match="Every record of step 0 in stream 'pairs' is invalid, e.g. "
+    ):
         records = numbered(12, bad=set(range(12)))
         broken = [WeightedTask("often", 1.0, records, tasks()["pairs"][0].preprocess)]
         next(Loader([PAIRS], {"pairs": broken}, 0).batches())
