@@ -458,6 +458,16 @@ def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     assert not (tmp_path / "out" / "job.json").exists()  # the corrected job can be started there
 
 
+def test_a_former_parameter_name_is_read_with_a_sentence(
+    call, run_directory, requests, tmp_path, capsys
+):
+    arguments = flags(run_directory, requests, tmp_path, "--gin.infer.answers=['yes', 'no']")
+    assert call(*arguments) == 0
+    assert "infer.answers is now called infer.candidates" in capsys.readouterr().err
+    lines = [json.loads(line) for line in read_lines(tmp_path)]
+    assert {line["answer"] for line in lines if "answer" in line} <= {"yes", "no"}
+
+
 def test_another_job_in_the_same_directory_is_refused(
     call, run_directory, requests, uninterrupted, capsys
 ):

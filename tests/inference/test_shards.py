@@ -77,6 +77,8 @@ def test_another_job_in_the_same_directory_is_refused(tmp_path):
         shards.write_job_file(tmp_path / "new", job)
     with pytest.raises(ValueError, match=r"begun with checkpoint = runs/x/checkpoints/3, and is y"):
         shards.write_job_file(tmp_path / "new", job | {"checkpoint": "y"})
+    # Settings that an earlier version did not have are None.
+    shards.check_job_file(tmp_path / "new", job | {"task": None})
     assert json.loads(pathlib.Path(tmp_path / "new" / "job.json").read_text())["inputs"] == {
         "path": "a",
         "columns": [1, 2],
