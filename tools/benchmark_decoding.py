@@ -31,6 +31,7 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.decoding.search import generate
 from ofa_jax.model import OFA, SIZES, OFAConfig
 from ofa_jax.model.config import PATCH_STRIDE
+from ofa_jax.utils import platforms
 
 from . import reference_model
 
@@ -164,6 +165,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     options = parser.parse_args(arguments)
+    platforms.skip_missing_tpu()
     side = math.isqrt(options.patches)
     if side * side != options.patches:
         parser.error(f"--patches={options.patches} is not a square number; try {side * side}.")

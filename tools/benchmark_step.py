@@ -32,6 +32,7 @@ from ofa_jax.sharding import Partitioner, train_state
 from ofa_jax.training import losses, step
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ofa_jax.utils import platforms
 
 NUM_SPECIAL_IDS = 4
 
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--no_parts", action="store_true", help="time the whole step alone")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
     options = parser.parse_args(arguments)
+    platforms.skip_missing_tpu()
     work = Workload(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Workload)})
     if min(work.batch_size, work.source_length, work.target_length, options.steps) < 1:
         parser.error("batch_size, source_length, target_length and steps must be at least 1.")

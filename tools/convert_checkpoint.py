@@ -35,6 +35,7 @@ from ofa_jax.interop import (
     torch_file,
 )
 from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.utils import platforms
 
 BART_MASK_ID = 50264
 """<mask> in the official vocabulary: BART's text ids come before it."""
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the new model's other parameters")
     options = parser.parse_args(arguments)
+    platforms.skip_missing_tpu()
     try:
         if pathlib.Path(options.output).exists():
             raise FileExistsError(f"{options.output} exists already: choose another OUTPUT.")

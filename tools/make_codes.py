@@ -28,6 +28,7 @@ from ofa_jax.interop import vqgan_file
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.vqgan import VQGAN
+from ofa_jax.utils import platforms
 
 from .progress import progress
 
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--part", default="0/1", help="NUMBER/COUNT (default: the whole file)")
     parser.add_argument("--index_dir", help="where the line index goes, if not beside the input")
     options = parser.parse_args(arguments)
+    platforms.skip_missing_tpu()
     whole = options.layout == "text_to_image"
     code_size = options.code_size or options.image_size // (1 if whole else 2)
     try:

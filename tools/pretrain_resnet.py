@@ -30,6 +30,7 @@ from ofa_jax.interop import resnet_file
 from ofa_jax.model import SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.preprocessing import images
+from ofa_jax.utils import platforms
 
 from .progress import progress
 
@@ -160,6 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    platforms.skip_missing_tpu()
     try:
         data = Scenes(options.data_dir)
         output = options.output or data.directory / "resnet.pt"
