@@ -455,6 +455,7 @@ def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and "\n" not in error
     assert message in error, error
+    assert not (ROOT / "gs:").exists()
     assert not (tmp_path / "out" / "job.json").exists()  # the corrected job can be started there
 
 

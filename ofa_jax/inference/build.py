@@ -112,13 +112,14 @@ def build_job(
     partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()))
     _check_shapes(batch_size, shard_size, source_length, partitioner)
     _check_hosts(host, num_hosts, partitioner)
+    directory = _local_directory(output_dir)
     examples: RequestSource | LoadedTask = (
         task_inputs.load_task(inputs, source_length, num_threads, settings)
         if isinstance(inputs, TaskInputs)
         else inputs
     )
     num_inputs = _num_inputs(examples)
-    outputs = shards.Shards(_local_directory(output_dir), num_inputs, shard_size)
+    outputs = shards.Shards(directory, num_inputs, shard_size)
     allowed = _read_candidates(candidates, candidates_file)
     name = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
     # Everything that the predictions depend on, under the keys of existing job.json files.
