@@ -55,7 +55,7 @@ def run_directory(small_scenes, tmp_path_factory):
         code_image_size=32,
     )
     storage.save_variables(str(directory), random_variables(config), step=5)
-    storage.write_model(str(directory), config)
+    storage.write_model_config(str(directory), config)
     processor.save(str(directory))
     return directory
 

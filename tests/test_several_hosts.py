@@ -95,7 +95,7 @@ def test_two_processes_have_the_losses_of_one(runs):
 
 def test_two_processes_end_with_the_parameters_of_one(runs):
     """float32: 1e-5 of the largest entry of each array."""
-    one, two = (storage.load_variables(str(runs[k])) for k in (1, 2))
+    one, two = (storage.load_numpy_variables(str(runs[k])) for k in (1, 2))
     flat = lambda tree: dict(_flatten(tree))  # noqa: E731
     one, two = flat(one), flat(two)
     assert one.keys() == two.keys() and len(one) > 50

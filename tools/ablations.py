@@ -111,7 +111,7 @@ def main(
                     file=sys.stderr,
                 )
                 return code
-        step = max(storage.steps(str(model_dir)))
+        step = max(storage.list_checkpoints(str(model_dir)))
         runs.append(
             {
                 "name": name,

@@ -46,7 +46,7 @@ Loaded = tuple[dict[str, Any], OFAConfig, Mapping[str, Any] | None]
 def load(path: str, vocab_size: int | None) -> Loaded:
     """Loads (variables, configuration, origin) of any checkpoint."""
     if not files.is_official(path):
-        variables, config = storage.load_variables(path), storage.read_model(path)
+        variables, config = storage.load_numpy_variables(path), storage.read_model_config(path)
         if vocab_size is None:
             return variables, config, _origin_beside(path)
         state_dict = resize_vocabulary(to_fairseq(variables, config), vocab_size)
@@ -61,7 +61,7 @@ def load(path: str, vocab_size: int | None) -> Loaded:
 
 
 def _origin_beside(path: str) -> Mapping[str, Any] | None:
-    folder = storage.find(path)
+    folder = storage.find_checkpoint(path)
     for directory in (folder, *folder.parents[:2]):
         if (directory / "origin.json").is_file():
             return json.loads((directory / "origin.json").read_text())
@@ -97,7 +97,7 @@ def save(path: str, loaded: Loaded, layout: str | None) -> str:
         files.write(path, variables, config, origin, layout)
         return f"{path} ({layout})"
     folder = storage.save_variables(path, variables)
-    storage.write_model(path, config)
+    storage.write_model_config(path, config)
     if origin is not None:
         (pathlib.Path(path) / "origin.json").write_text(json.dumps(origin) + "\n")
     return f"{folder} (ours)"

@@ -291,7 +291,7 @@ def _training_of(model_dir: pathlib.Path, step: int) -> dict[str, Any]:
     """Returns steps, minutes and checkpoint of a run."""
     from ofa_jax.training.loop import TRAINED_SECONDS
 
-    seconds = storage.read_run(str(model_dir)).get(TRAINED_SECONDS)
+    seconds = storage.read_run_metadata(str(model_dir)).get(TRAINED_SECONDS)
     return {
         "steps": step,
         "minutes_trained": None if seconds is None else seconds / 60,
@@ -370,7 +370,10 @@ def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_p
     """Runs the command line; returns the exit code."""
     options = _parse(arguments)
     config = options.model_dir / "config.gin"
-    trained = {path: storage.steps(str(path)) for path in (options.model_dir, *options.stage_dirs)}
+    trained = {
+        path: storage.list_checkpoints(str(path))
+        for path in (options.model_dir, *options.stage_dirs)
+    }
     lacking = [
         path for path, steps in trained.items() if not steps or not (path / "config.gin").is_file()
     ]

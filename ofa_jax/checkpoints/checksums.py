@@ -1,6 +1,6 @@
-"""Checksums of a checkpoint's files: storage that lies is found out before training goes on.
+"""Checksums of a checkpoint's files, which reveal corruption before training continues.
 
-They stand in the checkpoint's folder in the format of sha256sum, so that a person can check too:
+The file SHA256SUMS in the checkpoint's folder has the format of sha256sum:
 
     cd MODEL_DIR/checkpoints/STEP && sha256sum --check SHA256SUMS
 """
@@ -13,15 +13,16 @@ from etils import epath
 
 from ofa_jax.utils import files
 
+__all__ = ["FILE", "find_damage", "has_checksums", "write"]
+
 FILE = "SHA256SUMS"
 _CHUNK = 1 << 22
 
 
 def write(folder: epath.Path) -> None:
-    """Writes the checksums of all files in the subfolders of `folder`, all at once.
+    """Atomically writes the checksums of all files in the subfolders of `folder`.
 
-    The files beside `SHA256SUMS` are left out: Orbax still writes to them when it makes a
-    checkpoint valid.
+    Files beside `SHA256SUMS` are left out: Orbax changes them when it commits the checkpoint.
     """
     items = [path for path in folder.iterdir() if path.is_dir()]
     names = sorted(str(path.relative_to(folder)) for item in items for path in _files(item))
@@ -32,15 +33,18 @@ def write(folder: epath.Path) -> None:
 
 
 def has_checksums(folder: epath.Path) -> bool:
-    """Whether there is something to check against."""
+    """Returns whether a checkpoint has checksums."""
     return (folder / FILE).exists()
 
 
-def damage(folder: epath.Path) -> str | None:
-    """What is wrong with the first file that is not as it was written; None if all are.
+def find_damage(folder: epath.Path) -> str | None:
+    """Describes the first file that does not match its checksum.
 
     Args:
-      folder: of a checkpoint that has checksums.
+      folder: a checkpoint with checksums.
+
+    Returns:
+      None if all files match.
     """
     expected = {}
     for line in (folder / FILE).read_text().splitlines():
@@ -59,6 +63,7 @@ def damage(folder: epath.Path) -> str | None:
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields all files below a folder."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path)
@@ -67,6 +72,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _problem(path: epath.Path, expected: str) -> str | None:
+    """Describes why a file does not match; None if it does."""
     if not path.exists():
         return "is missing"
     try:
@@ -76,6 +82,7 @@ def _problem(path: epath.Path, expected: str) -> str | None:
 
 
 def _digest(path: epath.Path) -> str:
+    """Returns the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in iter(lambda: file.read(_CHUNK), b""):

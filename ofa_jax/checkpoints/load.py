@@ -1,6 +1,7 @@
-"""A trained model to be asked: configuration and variables of a checkpoint, ours or the original's.
+"""Loads a trained model for inference: configuration and variables of any checkpoint.
 
-model, variables = trained_model.load("runs/pretrain_scenes", partitioner)
+Example:
+    model, variables = load_model("runs/pretrain_scenes", partitioner)
 """
 
 from typing import Any
@@ -12,41 +13,46 @@ from ofa_jax.interop import files, from_fairseq
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, train_state
 
+__all__ = ["load_config", "load_model", "load_variables"]
 
-def config_of(path: str) -> OFAConfig:
-    """What model a checkpoint is of.
+
+def load_config(path: str) -> OFAConfig:
+    """Loads the configuration of a checkpoint's model.
 
     Args:
-      path: a run directory, a folder `checkpoints/<step>`, or a checkpoint of others.
+      path: a run directory, a folder `checkpoints/<step>`, or an official checkpoint.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it does not say.
+      FileNotFoundError: there is no checkpoint, or no configuration beside it.
+      ValueError: an official checkpoint is damaged or unsupported.
     """
     if files.is_official(path):
         return files.read(path).config
-    return storage.read_model(path)
+    return storage.read_model_config(path)
 
 
 def load_variables(path: str, config: OFAConfig, partitioner: Partitioner) -> dict[str, Any]:
-    """Parameters and batch statistics, on the mesh; the averaged ones, if the run kept any.
+    """Loads parameters and batch statistics onto the mesh.
 
-    Call it outside of `partitioner.mesh_context()`.
+    The parameters are the averaged ones (EMA) if the run has them. Call this function outside of
+    `partitioner.mesh_context()`.
 
     Args:
-      path: as for `config_of`.
-      config: of the checkpoint; only what is not learned may differ.
+      path: as for `load_config`.
+      config: of the checkpoint; only fields that do not affect parameters may differ.
       partitioner: the mesh.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it is damaged, or of another model.
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it is damaged, or of another model.
     """
     wanted = train_state.abstract_state(OFA(config), optax.identity(), partitioner).variables
     if files.is_official(path):
-        return warm_start.placed(from_fairseq(files.read(path).state_dict, config), wanted)
+        return warm_start.place(from_fairseq(files.read(path).state_dict, config), wanted)
     return storage.restore_variables(path, wanted, averaged=True)
 
 
-def load(path: str, partitioner: Partitioner) -> tuple[OFA, dict[str, Any]]:
-    """Model and variables of a checkpoint."""
-    config = config_of(path)
+def load_model(path: str, partitioner: Partitioner) -> tuple[OFA, dict[str, Any]]:
+    """Loads a checkpoint's model and variables; see `load_config` and `load_variables`."""
+    config = load_config(path)
     return OFA(config), load_variables(path, config, partitioner)

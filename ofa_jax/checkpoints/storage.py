@@ -1,7 +1,7 @@
-"""Checkpoints as files: finding one, its parameters, what model it is of.
+"""Finds, reads and writes checkpoints without a train state.
 
-A run directory has them as `checkpoints/<step>`; `run_checkpoints` writes them while training goes
-on.
+A run directory holds them as `checkpoints/<step>`, with the model's configuration in `model.json`.
+`ofa_jax.checkpoints.manager` writes them during training.
 """
 
 import dataclasses
@@ -18,34 +18,48 @@ from etils import epath
 from ofa_jax.checkpoints import checksums
 from ofa_jax.model import OFAConfig
 
+__all__ = [
+    "absolute_path",
+    "check_shapes",
+    "count_parameters",
+    "find_checkpoint",
+    "list_checkpoints",
+    "load_numpy_variables",
+    "read_model_config",
+    "read_run_metadata",
+    "restore_variables",
+    "save_variables",
+    "write_model_config",
+]
+
 _AVERAGE = "ema_params"
 
 
 def restore_variables(
-    path: str, abstract_variables: Mapping[str, Any], averaged: bool = False
+    path: epath.PathLike, abstract_variables: Mapping[str, Any], averaged: bool = False
 ) -> dict[str, Any]:
-    """Parameters and batch statistics of a checkpoint, without the optimiser's moments.
+    """Restores parameters and batch statistics of a checkpoint, without the optimizer state.
 
     Args:
-      path: a folder `checkpoints/<step>`, or a run directory (its newest checkpoint then).
+      path: a folder `checkpoints/<step>`, or a run directory for its newest checkpoint.
       abstract_variables: {"params", "batch_stats"} of ShapeDtypeStructs with shardings.
-      averaged: take the averaged parameters, if the run kept any.
+      averaged: whether to restore the averaged parameters (EMA), if the checkpoint has them.
 
     Returns:
       {"params", "batch_stats"}.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is of another model, or damaged.
+      ValueError: the checkpoint is of another model, or damaged.
     """
-    folder = find(path)
-    _refuse_damaged(folder)
-    item = dict(abstract_variables)
+    folder = find_checkpoint(path)
+    _check_intact(folder)
+    item: dict[str, Any] = dict(abstract_variables)
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder / "state").item_metadata.tree
         if averaged and saved.get(_AVERAGE):
             item[_AVERAGE] = item.pop("params")
-        check_fits({name: saved.get(name, {}) for name in item}, item, folder)
+        check_shapes({name: saved.get(name, {}) for name in item}, item, folder)
         restored = checkpointer.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
@@ -59,23 +73,24 @@ def restore_variables(
     return restored
 
 
-def absolute(path: str) -> epath.Path:
-    """As Orbax wants it; gs://... is so already."""
+def absolute_path(path: epath.PathLike) -> epath.Path:
+    """Returns an absolute path, as Orbax needs it; gs://... is absolute already."""
     path = epath.Path(path)
     return path if path.is_absolute() else path.resolve()
 
 
-def _refuse_damaged(folder: epath.Path) -> None:
+def _check_intact(folder: epath.Path) -> None:
+    """Raises ValueError on the first host if a checkpoint does not match its checksums."""
     if jax.process_index() or not checksums.has_checksums(folder):
         return
-    problem = checksums.damage(folder)
+    problem = checksums.find_damage(folder)
     if problem is not None:
         raise ValueError(
             f"The checkpoint {folder} is damaged: {problem}. Choose another one beside it."
         )
 
 
-def check_fits(saved: Any, wanted: Any, folder: epath.Path) -> None:
+def check_shapes(saved: Any, wanted: Any, folder: epath.Path) -> None:
     """Raises ValueError that names the arrays that are missing, unexpected or misshapen."""
     saved, wanted = _shapes(saved), _shapes(wanted)
     misfits = [f"{name} is missing" for name in wanted if name not in saved]
@@ -95,27 +110,31 @@ def check_fits(saved: Any, wanted: Any, folder: epath.Path) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape; the same for our classes and for the plain containers that Orbax gives."""
+    """Returns path -> shape, alike for our classes and for the plain containers of Orbax."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    part = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))))  # noqa: E731
-    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
-def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) -> epath.Path:
-    """Writes parameters and batch statistics alone, as a run directory that others start from.
+def save_variables(
+    directory: epath.PathLike, variables: Mapping[str, Any], step: int = 0
+) -> epath.Path:
+    """Writes a checkpoint of parameters and batch statistics, without an optimizer state.
 
     Args:
-      directory: a run directory; `checkpoints/<step>` is made in it.
+      directory: a run directory; the checkpoint is its `checkpoints/<step>`.
       variables: {"params", "batch_stats"}.
-      step: its number.
+      step: of the checkpoint.
 
     Returns:
       The checkpoint's folder.
 
     Raises:
-      FileExistsError: there is one already.
+      FileExistsError: the checkpoint exists already.
     """
-    folder = absolute(directory) / "checkpoints" / str(step)
+    folder = absolute_path(directory) / "checkpoints" / str(step)
     if folder.exists():
         raise FileExistsError(f"There is a checkpoint in {folder} already: choose another folder.")
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -125,15 +144,15 @@ def save_variables(directory: str, variables: Mapping[str, Any], step: int = 0) 
     return folder
 
 
-def load_variables(path: str) -> dict[str, Any]:
-    """Parameters and batch statistics as numpy arrays, whatever model they are of.
+def load_numpy_variables(path: epath.PathLike) -> dict[str, Any]:
+    """Loads parameters and batch statistics of any model as numpy arrays.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: it is damaged.
     """
-    _refuse_damaged(find(path))
-    folder = find(path) / "state"
+    _check_intact(find_checkpoint(path))
+    folder = find_checkpoint(path) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata.tree
         item = {name: saved[name] for name in ("params", "batch_stats")}
@@ -144,31 +163,32 @@ def load_variables(path: str) -> dict[str, Any]:
         )
 
 
-def write_model(directory: str, config: OFAConfig) -> None:
-    """Writes `model.json`: the configuration that the checkpoints of a run directory are of."""
+def write_model_config(directory: epath.PathLike, config: OFAConfig) -> None:
+    """Writes the model's configuration into a run directory, as `model.json`."""
     path = epath.Path(directory) / "model.json"
     path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def read_model(path: str) -> OFAConfig:
-    """The configuration beside a checkpoint.
+def read_model_config(path: epath.PathLike) -> OFAConfig:
+    """Reads the configuration of a checkpoint's model.
+
+    Args:
+      path: as for `find_checkpoint`.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no checkpoint, or no `model.json` beside it.
     """
-    folder = find(path)
+    folder = find_checkpoint(path)
     for directory in (folder, *folder.parents[:2]):
         if (directory / "model.json").is_file():
             fields = json.loads((directory / "model.json").read_text())
             return OFAConfig(**fields | {"resnet_layers": tuple(fields["resnet_layers"])})
-    raise FileNotFoundError(
-        f"There is no model.json beside {folder}, which says what model it is of."
-    )
+    raise FileNotFoundError(f"There is no model.json beside {folder}, so its model is unknown.")
 
 
-def steps(path: str) -> dict[int, epath.Path]:
-    """Step -> folder of every checkpoint of a run directory (or of its `checkpoints`), in order."""
-    folder = absolute(path)
+def list_checkpoints(path: epath.PathLike) -> dict[int, epath.Path]:
+    """Returns step -> folder of all checkpoints in a run directory (or in its `checkpoints`)."""
+    folder = absolute_path(path)
     for root in (folder / "checkpoints", folder):
         if root.is_dir():
             found = {int(p.name): p for p in root.iterdir() if p.name.isdigit()}
@@ -177,16 +197,19 @@ def steps(path: str) -> dict[int, epath.Path]:
     return {}
 
 
-def find(path: str) -> epath.Path:
-    """The folder of one checkpoint: `path` itself, or the newest below it.
+def find_checkpoint(path: epath.PathLike) -> epath.Path:
+    """Returns the folder of one checkpoint.
+
+    Args:
+      path: a folder `checkpoints/<step>`, or a run directory for its newest checkpoint.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no checkpoint.
     """
-    folder = absolute(path)
+    folder = absolute_path(path)
     if (folder / "state").is_dir():
         return folder
-    if found := steps(path):
+    if found := list_checkpoints(path):
         return found[max(found)]
     raise FileNotFoundError(
         f"There is no checkpoint in {path}: give a folder checkpoints/<step>, or a run directory "
@@ -194,21 +217,21 @@ def find(path: str) -> epath.Path:
     )
 
 
-def read_run(path: str) -> dict[str, Any]:
-    """What a run has saved beside its state: what it was begun with, and how long it trained.
+def read_run_metadata(path: epath.PathLike) -> dict[str, Any]:
+    """Reads the JSON beside a checkpoint's state: the run's fingerprint and training time.
 
     Args:
-      path: as for `find`.
+      path: as for `find_checkpoint`.
 
     Raises:
-      FileNotFoundError: there is no checkpoint of a run.
+      FileNotFoundError: there is no checkpoint, or training did not write it.
     """
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(find(path) / "run")
+        return checkpointer.restore(find_checkpoint(path) / "run")
 
 
-def count_parameters(path: str) -> int:
-    """How many numbers a checkpoint's model has learned."""
+def count_parameters(path: epath.PathLike) -> int:
+    """Returns the number of parameters of a checkpoint's model."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(find(path) / "state").item_metadata.tree
+        saved = checkpointer.metadata(find_checkpoint(path) / "state").item_metadata.tree
     return sum(math.prod(shape) for shape in _shapes(saved["params"]).values())

@@ -1,7 +1,7 @@
-"""Where a new run takes its parameters from.
+"""Initialises the parameters of a new run from a checkpoint.
 
-INITIAL_CHECKPOINT_PATH is a whole model, ours or the original's; INITIAL_RESNET_PATH is a ResNet
-that has learned from images alone.
+INITIAL_CHECKPOINT_PATH is a whole model, one of ours or an official one; INITIAL_RESNET_PATH is a
+ResNet that was trained on image classification.
 """
 
 import dataclasses
@@ -10,13 +10,17 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.interop import files, from_fairseq, resnet_file
 from ofa_jax.model import OFAConfig, layout, parameter_groups
 from ofa_jax.sharding import TrainState
 
-# What a checkpoint's model may differ in without being another model.
+__all__ = ["ResNetWarmStart", "WarmStart", "place"]
+
+# Fields in which a checkpoint's model may differ: they do not change the parameters, or only add
+# some.
 _TRAINING_FIELDS = {
     "dtype",
     "code_image_size",
@@ -31,55 +35,58 @@ _TRAINING_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """A checkpoint that a run begins from, opened and found to be of its model.
+    """A checkpoint of the run's model, to initialise the run from.
 
     Attributes:
-      path: a run directory, a folder `checkpoints/<step>`, or a checkpoint of others.
-      official: what a checkpoint of others holds, as views of its file; None for one of ours.
-      theirs: the model it is of; None where a checkpoint of ours does not say.
+      path: a run directory, a folder `checkpoints/<step>`, or an official checkpoint.
+      official: the content of an official checkpoint, as views of its file; None for one of ours.
+      config: the checkpoint's model; None if a checkpoint of ours has no model.json.
     """
 
     path: str
     official: files.OfficialCheckpoint | None
-    theirs: OFAConfig | None
+    config: OFAConfig | None
 
     @classmethod
     def open(cls, path: str, model: OFAConfig) -> "WarmStart":
-        """Checks that a checkpoint is of this model, as far as its configuration says.
+        """Opens a checkpoint and checks that its configuration, if known, is that of the run.
 
         Args:
           path: see the class.
           model: of the run.
 
         Raises:
-          FileNotFoundError, ValueError: there is none, or it is of another model.
+          FileNotFoundError: there is no checkpoint.
+          ValueError: it is of another model.
         """
         official = files.read(path) if files.is_official(path) else None
+        config: OFAConfig | None
         if official is not None:
-            theirs = official.config
+            config = official.config
         else:
-            storage.find(path)
-            theirs = _model_of(path)
-        if theirs is not None:
-            _refuse_another_model(path, theirs, model)
-        return cls(path, official, theirs)
+            storage.find_checkpoint(path)
+            config = _read_config(path)
+        if config is not None:
+            _check_same_model(path, config, model)
+        return cls(path, official, config)
 
-    def take(self, new: TrainState, abstract: TrainState, model: OFAConfig) -> TrainState:
-        """A state with the checkpoint's parameters and statistics.
+    def initialize(self, new: TrainState, abstract: TrainState, model: OFAConfig) -> TrainState:
+        """Returns a state with the checkpoint's parameters and batch statistics.
 
         Args:
-          new: of step 0.
+          new: the state of step 0.
           abstract: shapes and shardings of the state.
           model: of the run.
 
         Returns:
-          `new` with the checkpoint's arrays; what its model does not have keeps its new values.
+          `new` with the checkpoint's arrays. Parameters that the checkpoint's model lacks keep
+          their initial values.
         """
-        # The original has none of the groups; its configuration says so too.
+        # Official models have none of these groups, and their configuration says so.
         lacking = [
             group
             for group, field in parameter_groups.OPTIONAL_GROUPS.items()
-            if self.theirs is None or not getattr(self.theirs, field)
+            if self.config is None or not getattr(self.config, field)
         ]
         given = flax.traverse_util.flatten_dict(new.variables)
         added = {
@@ -90,10 +97,10 @@ class WarmStart:
             {path: x for path, x in wanted.items() if path not in added}
         )
         if self.official is not None:
-            variables = placed(from_fairseq(self.official.state_dict, model), wanted)
-        elif self.theirs is not None and not layout.same_layout(self.theirs, model):
-            held = layout.convert(storage.load_variables(self.path), self.theirs, model)
-            variables = placed(held, wanted)
+            variables = place(from_fairseq(self.official.state_dict, model), wanted)
+        elif self.config is not None and not layout.same_layout(self.config, model):
+            held = layout.convert(storage.load_numpy_variables(self.path), self.config, model)
+            variables = place(held, wanted)
         else:
             variables = storage.restore_variables(self.path, wanted)
         variables = flax.traverse_util.unflatten_dict(
@@ -104,7 +111,7 @@ class WarmStart:
 
 @dataclasses.dataclass(frozen=True)
 class ResNetWarmStart:
-    """A ResNet in torchvision's form, opened and found to be of the model's shape.
+    """A ResNet in torchvision's format with the shape of the run's ResNet.
 
     Attributes:
       variables: {"params": {"encoder": {"resnet": ...}}, "batch_stats": ...}.
@@ -114,53 +121,56 @@ class ResNetWarmStart:
 
     @classmethod
     def open(cls, path: str, model: OFAConfig) -> "ResNetWarmStart":
-        """Reads it.
+        """Reads a ResNet.
 
         Args:
-          path: see `interop.resnet_file`.
+          path: see `ofa_jax.interop.resnet_file`.
           model: of the run.
 
         Raises:
-          FileNotFoundError, ValueError: there is none, or it is of another shape.
+          FileNotFoundError: there is no file.
+          ValueError: the ResNet has another shape.
         """
         return cls(resnet_file.read(path, model))
 
-    def take(self, new: TrainState, abstract: TrainState) -> TrainState:
-        """`new`, of step 0 and with the shardings of `abstract`, with this ResNet in it."""
+    def initialize(self, new: TrainState, abstract: TrainState) -> TrainState:
+        """Returns `new`, a state of step 0, with this ResNet, sharded as in `abstract`."""
         flatten = flax.traverse_util.flatten_dict
         ours = flatten(self.variables)
         wanted = {path: x for path, x in flatten(abstract.variables).items() if path in ours}
         wanted = flax.traverse_util.unflatten_dict(wanted)
-        taken = flatten(placed(self.variables, wanted))
+        taken = flatten(place(self.variables, wanted))
         variables = flax.traverse_util.unflatten_dict(flatten(new.variables) | taken)
         return _with_variables(new, variables)
 
 
 def _with_variables(new: TrainState, variables: Any) -> TrainState:
-    new = new.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    """Returns a state with these variables; its averaged parameters, if any, are a copy."""
+    new = dataclasses.replace(new, params=variables["params"], batch_stats=variables["batch_stats"])
     if new.ema_params is not None:
-        new = new.replace(ema_params=jax.tree.map(jnp.copy, new.params))
+        new = dataclasses.replace(new, ema_params=jax.tree.map(jnp.copy, new.params))
     return new
 
 
-def _model_of(path: str) -> OFAConfig | None:
-    """What a checkpoint of ours is of, if it says so."""
+def _read_config(path: str) -> OFAConfig | None:
+    """Returns the configuration beside a checkpoint of ours, if there is one."""
     try:
-        return storage.read_model(path)
+        return storage.read_model_config(path)
     except FileNotFoundError:
         return None
 
 
-def _refuse_another_model(path: str, theirs: OFAConfig, model: OFAConfig) -> None:
+def _check_same_model(path: str, config: OFAConfig, model: OFAConfig) -> None:
+    """Raises ValueError if a checkpoint's configuration differs in a field that matters."""
     wrong = [
-        f"{field.name} is {getattr(theirs, field.name)} there and {getattr(model, field.name)} here"
+        f"{field.name} is {getattr(config, field.name)} there and {getattr(model, field.name)} here"
         for field in dataclasses.fields(OFAConfig)
         if field.name not in _TRAINING_FIELDS
-        and getattr(theirs, field.name) != getattr(model, field.name)
+        and getattr(config, field.name) != getattr(model, field.name)
     ]
     if wrong:
         extend = ""
-        if theirs.vocab_size < model.vocab_size:
+        if config.vocab_size < model.vocab_size:
             extend = (
                 " (python -m tools.convert_checkpoint extends a vocabulary with "
                 f"--vocab_size={model.vocab_size})"
@@ -171,11 +181,15 @@ def _refuse_another_model(path: str, theirs: OFAConfig, model: OFAConfig) -> Non
         )
 
 
-def placed(arrays: Any, wanted: Any) -> Any:
-    """Arrays of this host, as global arrays of the wanted shardings.
+def place(arrays: Any, wanted: Any) -> Any:
+    """Returns a host's arrays as global arrays with the shardings of `wanted`.
+
+    Args:
+      arrays: a tree of arrays; every host holds all of them.
+      wanted: a tree of the same structure, of ShapeDtypeStructs with shardings.
 
     Raises:
-      ValueError: some are lacking, or too many.
+      ValueError: the structures differ.
     """
     held, wanted = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (arrays, wanted))
     for what, names in (("lacks", wanted.keys() - held), ("has", held.keys() - wanted)):
@@ -187,7 +201,7 @@ def placed(arrays: Any, wanted: Any) -> Any:
     return flax.traverse_util.unflatten_dict(
         {
             path: jax.make_array_from_callback(
-                array.shape, wanted[path].sharding, lambda index, array=array: array[index]
+                array.shape, wanted[path].sharding, np.asarray(array).__getitem__
             )
             for path, array in held.items()
         }

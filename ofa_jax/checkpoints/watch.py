@@ -1,4 +1,4 @@
-"""Which checkpoints are evaluated: the newest, all, some, or each one as training writes it."""
+"""Selects checkpoints to evaluate: the newest, all, some, or each one as training writes it."""
 
 import dataclasses
 import time
@@ -11,13 +11,15 @@ from jax.experimental import multihost_utils
 from ofa_jax.checkpoints import checksums, storage
 from ofa_jax.interop import files
 
-WORDS = ("newest", "all", "watch")
+__all__ = ["SELECTIONS", "Checkpoint", "CheckpointSelector", "find_problem", "follow"]
+
+SELECTIONS = ("newest", "all", "watch")
 _STOP, _WAIT = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: its step (0 for one of others) and where it is."""
+    """A checkpoint: its step (0 for an official one) and its path."""
 
     step: int
     path: str
@@ -25,14 +27,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSelector:
-    """What is wanted.
+    """Selects checkpoints.
 
     Attributes:
-      path: a run directory, a folder `checkpoints/<step>`, or a checkpoint of others.
+      path: a run directory, a folder `checkpoints/<step>`, or an official checkpoint.
       which: "newest", "all", "watch", or steps. Only for a run directory.
-      last_step: watching ends when it has come; None for no such end.
-      timeout_seconds: watching ends when no new checkpoint has come for so long.
-      poll_seconds: between two looks.
+      last_step: watching ends with this step; None for no last step.
+      timeout_seconds: watching ends when there was no new checkpoint for this long.
+      poll_seconds: time between two polls.
     """
 
     path: str
@@ -42,38 +44,37 @@ class CheckpointSelector:
     poll_seconds: float = 10
 
     def __post_init__(self) -> None:
-        words = isinstance(self.which, str)
-        if words and self.which not in WORDS or not words and not list(self.which):
+        if self.which not in SELECTIONS if isinstance(self.which, str) else not list(self.which):
             raise ValueError(
-                f"CHECKPOINTS is {self.which!r}; give one of {', '.join(map(repr, WORDS))}, or a "
-                "list of steps."
+                f"CHECKPOINTS is {self.which!r}; give one of "
+                f"{', '.join(map(repr, SELECTIONS))}, or a list of steps."
             )
 
     @property
     def watching(self) -> bool:
-        """Whether to wait for what training writes."""
+        """Whether to wait for new checkpoints."""
         return self.which == "watch"
 
     def _single(self) -> Checkpoint | None:
-        """The checkpoint that the path names by itself."""
+        """Returns the checkpoint if the path is one; None for a run directory."""
         if files.is_official(self.path):
             return Checkpoint(0, self.path)
-        folder = storage.absolute(self.path)
+        folder = storage.absolute_path(self.path)
         if (folder / "state").is_dir():
             return Checkpoint(int(folder.name) if folder.name.isdigit() else 0, str(folder))
         return None
 
-    def there(self) -> list[Checkpoint]:
-        """Those that are wanted and there, by step.
+    def list_existing(self) -> list[Checkpoint]:
+        """Returns the selected checkpoints that exist now, by step.
 
         Raises:
-          FileNotFoundError: there is none, and nothing is waited for; or a wanted step is missing.
+          FileNotFoundError: there is none, unless watching; or a selected step is missing.
         """
         if (single := self._single()) is not None:
             return [single]
-        found = storage.steps(self.path)
+        found = storage.list_checkpoints(self.path)
         if not found and not self.watching:
-            storage.find(self.path)  # says so
+            storage.find_checkpoint(self.path)  # raises
         chosen = list(found)
         if self.which == "newest":
             chosen = chosen[-1:]
@@ -86,93 +87,96 @@ class CheckpointSelector:
             chosen = sorted(set(self.which))
         return [Checkpoint(step, str(found[step])) for step in chosen]
 
-    def any_path(self) -> str:
-        """Where the model's configuration stands.
-
-        Raises:
-          FileNotFoundError: nowhere yet.
-        """
-        found = self.there()
-        return found[-1].path if found else self.path
-
 
 def follow(
-    choice: CheckpointSelector,
-    say: Callable[[str], None],
+    selector: CheckpointSelector,
+    log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Checkpoint]:
-    """The wanted checkpoints, the oldest first; while watching, also those that come.
+    """Yields the selected checkpoints by step; while watching, also new ones.
 
-    All hosts follow together: the first one looks, and tells the others.
+    Collective: the first host looks at the folder and broadcasts what it found.
+
+    Args:
+      selector: which checkpoints.
+      log: prints a message.
+      sleep: waits for some seconds.
     """
-    if not choice.watching:
-        yield from choice.there()
+    if not selector.watching:
+        yield from selector.list_existing()
         return
     seen: set[int] = set()
     since = time.monotonic()
     waiting = False
     while True:
-        step = _shared(lambda: _next(choice, seen, since))  # noqa: B023  called at once
+        step = _broadcast(lambda: _next(selector, seen, since))  # noqa: B023  called at once
         if step == _STOP:
-            say(_why_stop(choice, seen))
+            log(_describe_end(selector, seen))
             return
         if step == _WAIT:
             if not waiting:
-                say(f"Waiting for checkpoints in {choice.path} ...")
+                log(f"Waiting for checkpoints in {selector.path} ...")
             waiting = True
-            sleep(choice.poll_seconds)
+            sleep(selector.poll_seconds)
             continue
         waiting = False
         seen.add(step)
-        yield Checkpoint(step, str(storage.absolute(choice.path) / "checkpoints" / str(step)))
+        yield Checkpoint(
+            step, str(storage.absolute_path(selector.path) / "checkpoints" / str(step))
+        )
         since = time.monotonic()
 
 
-def _next(choice: CheckpointSelector, seen: set[int], since: float) -> int:
-    """The next step, or what to do instead."""
-    new = [checkpoint.step for checkpoint in choice.there() if checkpoint.step not in seen]
+def _next(selector: CheckpointSelector, seen: set[int], since: float) -> int:
+    """Returns the next step, _WAIT or _STOP."""
+    new = [
+        checkpoint.step for checkpoint in selector.list_existing() if checkpoint.step not in seen
+    ]
     if new:
         return new[0]
-    if choice.last_step is not None and seen and max(seen) >= choice.last_step:
+    if selector.last_step is not None and seen and max(seen) >= selector.last_step:
         return _STOP
-    return _STOP if time.monotonic() - since > choice.timeout_seconds else _WAIT
+    return _STOP if time.monotonic() - since > selector.timeout_seconds else _WAIT
 
 
-def _why_stop(choice: CheckpointSelector, seen: set[int]) -> str:
-    if choice.last_step is not None and seen and max(seen) >= choice.last_step:
-        return f"Step {choice.last_step} has been evaluated: done."
+def _describe_end(selector: CheckpointSelector, seen: set[int]) -> str:
+    if selector.last_step is not None and seen and max(seen) >= selector.last_step:
+        return f"Step {selector.last_step} has been evaluated: done."
     return (
-        f"No new checkpoint in {choice.path} for {choice.timeout_seconds:.0f} s: done. "
-        "Called again, it goes on."
+        f"No new checkpoint in {selector.path} for {selector.timeout_seconds:.0f} s: done. "
+        "Run the command again to continue."
     )
 
 
-def _shared(decide: Callable[[], int]) -> int:
-    """What the first host decides."""
+def _broadcast(decide: Callable[[], int]) -> int:
+    """Returns the first host's decision on all hosts."""
     if jax.process_count() == 1:
         return decide()
     decided = decide() if jax.process_index() == 0 else 0
     return int(multihost_utils.broadcast_one_to_all(np.int32(decided)))
 
 
-def problem(checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint cannot be read: gone or damaged. All hosts must ask together."""
+def find_problem(checkpoint: Checkpoint) -> str | None:
+    """Describes why a checkpoint cannot be read (deleted or damaged); None if it can.
+
+    Collective: all hosts must call it.
+    """
     gone, damaged = 1, 2
-    path = storage.absolute(checkpoint.path)
-    told: list[str] = []
+    path = storage.absolute_path(checkpoint.path)
+    damage_found: list[str] = []
 
     def look() -> int:
         if files.is_official(checkpoint.path):
             return 0
         if not (path / "state").is_dir():
             return gone
-        if not checksums.has_checksums(path) or (damage := checksums.damage(path)) is None:
+        if not checksums.has_checksums(path) or (damage := checksums.find_damage(path)) is None:
             return 0
-        told.append(damage)
+        damage_found.append(damage)
         return gone if not (path / "state").is_dir() else damaged
 
-    found = _shared(look)
+    found = _broadcast(look)
     if found == gone:
         return "it is gone: training keeps only some of its checkpoints"
-    # What is wrong with it only the first host knows, who is the one that speaks.
-    return f"it is damaged ({'; '.join(told)})" if found == damaged else None
+    # Only the first host knows the details, and only it logs them.
+    return f"it is damaged ({'; '.join(damage_found)})" if found == damaged else None

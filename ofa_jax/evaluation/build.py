@@ -12,7 +12,7 @@ from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax.checkpoints import load as checkpoint_load
+from ofa_jax.checkpoints.load import load_config
 from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, empty_features, stack
@@ -56,7 +56,7 @@ class Evaluation:
 
     def model_config(self, checkpoint: Checkpoint) -> OFAConfig:
         """Returns the configuration of a checkpoint's model, with the dtype of the evaluation."""
-        config = checkpoint_load.config_of(checkpoint.path)
+        config = load_config(checkpoint.path)
         return config if self.dtype is None else config.replace(dtype=self.dtype)
 
     def checkpoint_name(self, checkpoint: Checkpoint) -> str:
@@ -134,7 +134,7 @@ def build_evaluation(
     selector = CheckpointSelector(
         checkpoint_path or model_dir, checkpoints, last_step, timeout_seconds, poll_seconds
     )
-    existing = selector.there()
+    existing = selector.list_existing()
     partitioner = partitioner or Partitioner()
     console = Console(quiet=jax.process_index() > 0)
     loader = TaskLoader(

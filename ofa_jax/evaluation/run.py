@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import Progress
 
-from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import watch
+from ofa_jax.checkpoints.load import load_variables
 from ofa_jax.checkpoints.watch import Checkpoint
 from ofa_jax.evaluation import results as reporting
 from ofa_jax.evaluation.build import Evaluation
@@ -62,7 +62,7 @@ def _evaluate_checkpoint(
     if not todo:
         evaluation.log(f"Step {step} is evaluated already.")
         return True
-    if (problem := watch.problem(checkpoint)) is not None:
+    if (problem := watch.find_problem(checkpoint)) is not None:
         if evaluation.selector.which in ("all", "watch"):
             evaluation.log(f"The checkpoint of step {step} is left out: {problem}.")
             return False
@@ -70,7 +70,7 @@ def _evaluate_checkpoint(
     evaluation.log(f"Evaluating {checkpoint.path} ...")
     config = evaluation.model_config(checkpoint)
     try:
-        variables = checkpoint_load.load_variables(checkpoint.path, config, evaluation.partitioner)
+        variables = load_variables(checkpoint.path, config, evaluation.partitioner)
     except (FileNotFoundError, ValueError) as error:
         raise EvaluationError(str(error)) from error
     for task in todo:

@@ -121,7 +121,7 @@ def build_job(
     num_inputs = _num_inputs(examples)
     outputs = shards.Shards(directory, num_inputs, shard_size)
     allowed = _read_candidates(candidates, candidates_file)
-    name = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
+    name = checkpoint if files.is_official(checkpoint) else str(storage.find_checkpoint(checkpoint))
     # Everything that the predictions depend on, under the keys of existing job.json files.
     fingerprint = {
         "checkpoint": name,

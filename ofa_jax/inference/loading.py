@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.load import load_config, load_variables
 from ofa_jax.interop import files
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
@@ -60,8 +60,8 @@ def load_model(
     Raises:
       FileNotFoundError, ValueError: the checkpoint or a part of it is missing or does not fit.
     """
-    name = checkpoint if files.is_official(checkpoint) else str(storage.find(checkpoint))
-    config = checkpoint_load.config_of(name)
+    name = checkpoint if files.is_official(checkpoint) else str(storage.find_checkpoint(checkpoint))
+    config = load_config(name)
     processor = load_processor(name, vocabulary).replace(
         **{field: value for field, value in processor_fields.items() if value is not None}
     )
@@ -80,7 +80,7 @@ def load_model(
         )
     if dtype is not None:
         config = config.replace(dtype=dtype)
-    variables = checkpoint_load.load_variables(name, config, partitioner)
+    variables = load_variables(name, config, partitioner)
     return LoadedModel(name, OFA(config), variables, processor, partitioner)
 
 
@@ -118,7 +118,7 @@ def _official_sizes(checkpoint: str) -> dict[str, int]:
 
 def _processor_of_run(checkpoint: str) -> Processor | None:
     """Returns the processor in the run directory of a checkpoint; None if there is none."""
-    folder = storage.find(checkpoint)
+    folder = storage.find_checkpoint(checkpoint)
     for directory in (folder, *folder.parents[:2]):
         if (directory / FOLDER).is_dir():
             return Processor.load(directory)

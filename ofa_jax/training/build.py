@@ -156,7 +156,7 @@ def build_run(
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        storage.write_model(directory, model)
+        storage.write_model_config(directory, model)
         _save_processor(directory, streams, settings)
     return Run(
         model_dir=directory,
@@ -292,9 +292,9 @@ def _initial_state(
     def new_state() -> TrainState:
         state = program.new_state(seed)
         if checkpoint is not None:
-            state = checkpoint.take(state, abstract, model)
+            state = checkpoint.initialize(state, abstract, model)
         if resnet is not None:
-            state = resnet.take(state, abstract)
+            state = resnet.initialize(state, abstract)
         return state
 
     return new_state

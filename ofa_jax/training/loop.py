@@ -103,7 +103,7 @@ class Trainer:
                 best,
                 progress.log,
             )
-            self._start = _newest_good_step(self._checkpoints)
+            self._start = _latest_intact_step(self._checkpoints)
             self._seconds_before = self._saved_seconds()
         self.step = self._start or 0
         self._last_step = config.total_steps
@@ -204,7 +204,7 @@ class Trainer:
         """Returns how long the run had trained when it saved the checkpoint to continue from."""
         if self._start is None:
             return 0.0
-        return float(self._checkpoints.run_of(self._start).get(TRAINED_SECONDS, 0.0))
+        return float(self._checkpoints.read_run_metadata(self._start).get(TRAINED_SECONDS, 0.0))
 
     def _trained_seconds(self) -> float:
         """Returns how long the run has trained, earlier starts included and validation not."""
@@ -365,10 +365,10 @@ class Trainer:
         return results
 
 
-def _newest_good_step(checkpoints: Checkpoints) -> int | None:
+def _latest_intact_step(checkpoints: Checkpoints) -> int | None:
     """Returns the step to continue from; raises RunError if every checkpoint is damaged."""
     try:
-        return checkpoints.newest_good_step()
+        return checkpoints.latest_intact_step()
     except ValueError as error:
         raise RunError(str(error)) from error
 

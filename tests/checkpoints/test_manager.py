@@ -113,12 +113,12 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_leads_to_the_same_end(
 def test_a_damaged_checkpoint_is_not_begun_from(stopped):
     flip_byte(data_file(stopped, 4))
     for load in (
-        lambda path: storage.load_variables(path),
+        lambda path: storage.load_numpy_variables(path),
         lambda path: storage.restore_variables(path, {}),
     ):
         with pytest.raises(ValueError, match="4 is damaged: state/.* is not as it was written"):
             load(str(stopped))
-    assert storage.load_variables(str(stopped / "checkpoints" / "2"))["params"]
+    assert storage.load_numpy_variables(str(stopped / "checkpoints" / "2"))["params"]
 
 
 def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped):
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
 
 def test_three_in_a_row_stop_the_run_with_what_to_do(full_disk, tmp_path):
     full_disk(4, 6, 8)
-    with pytest.raises(SaveError, match="step 8 could not be written .*Make room"):
+    with pytest.raises(SaveError, match="step 8 could not be written .*Free some space"):
         train(tmp_path, 12)
     assert "2" in steps_of(tmp_path)
 

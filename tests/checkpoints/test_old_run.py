@@ -81,7 +81,7 @@ def test_an_old_run_is_continued_from_its_own_config(clean_gin, old_run, expecte
     )
     output, errors = capsys.readouterr()
     assert "Resuming from step 3 of 4" in output
-    assert sorted(storage.steps(str(old_run)))[-1] == 4
+    assert sorted(storage.list_checkpoints(str(old_run)))[-1] == 4
     losses = json.loads((old_run / "validation.json").read_text())
     assert losses.keys() == expected["validation"].keys()
     for name, row in expected["validation"].items():

@@ -18,11 +18,11 @@ from ofa_jax.model import layout
 def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
     plain_variables = random_variables(DEEP)
     storage.save_variables(tmp_path, plain_variables)
-    storage.write_model(tmp_path, DEEP)
+    storage.write_model_config(tmp_path, DEEP)
     config = DEEP.replace(scan_layers=True, vocab_multiple=64, adapter_width=2)
     abstract = make_parts(config)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-    state = WarmStart.open(str(tmp_path), config).take(zeros, abstract, config)
+    state = WarmStart.open(str(tmp_path), config).initialize(zeros, abstract, config)
     plain = layout.to_plain(state.variables, config)
     adapter = plain["params"]["encoder"]["layer_1"].pop("adapter")
     assert not np.asarray(adapter["up"]["kernel"]).any()
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_the_original_is_read_once_and_taken_as_it_was_checked(
     path.unlink()
     abstract = make_parts(config)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-    state = initial.take(zeros, abstract, config)
+    state = initial.initialize(zeros, abstract, config)
     jax.tree.map(np.testing.assert_array_equal, state.variables, official.variables)
     assert opened == [path]
 
@@ -58,7 +58,7 @@ def test_a_run_begins_with_the_resnet_and_all_else_as_it_was(tmp_path, scan_laye
     config = with_blocks.replace(scan_layers=scan_layers)
     abstract = make_parts(config)[0]
     new = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), abstract)
-    state = ResNetWarmStart.open(str(tmp_path / "resnet.pt"), config).take(new, abstract)
+    state = ResNetWarmStart.open(str(tmp_path / "resnet.pt"), config).initialize(new, abstract)
     plain = layout.to_plain(state.variables, config)
     given = flax.traverse_util.flatten_dict(variables)
     for path, x in flax.traverse_util.flatten_dict(plain).items():

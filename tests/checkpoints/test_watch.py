@@ -75,12 +75,12 @@ def test_watching_ends_when_nothing_comes_for_long(run, capsys, monkeypatch):
 
 
 def test_a_checkpoint_that_is_gone_or_damaged_is_told_from_a_good_one(run):
-    one, other = CheckpointSelector(str(run), [10, 30]).there()
+    one, other = CheckpointSelector(str(run), [10, 30]).list_existing()
     (run / "checkpoints" / "10" / "state" / "array").write_text("numbers")
     checksums.write(run / "checkpoints" / "10")
-    assert watch.problem(one) is None
+    assert watch.find_problem(one) is None
     (run / "checkpoints" / "10" / "state" / "array").write_text("others")
-    assert "damaged (state/array is not as it was written)" in watch.problem(one)
-    assert watch.problem(other) is None  # from before there were checksums
+    assert "damaged (state/array is not as it was written)" in watch.find_problem(one)
+    assert watch.find_problem(other) is None  # from before there were checksums
     (run / "checkpoints" / "30" / "state").rmdir()
-    assert "it is gone" in watch.problem(other)
+    assert "it is gone" in watch.find_problem(other)

@@ -17,9 +17,10 @@ from official_model import random_variables
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ofa_jax import evaluate
-from ofa_jax.checkpoints import load as checkpoint_load
 from ofa_jax.checkpoints import storage
+from ofa_jax.checkpoints.load import load_model
 from ofa_jax.checkpoints.watch import CheckpointSelector
+from ofa_jax.evaluation import run as evaluation_run
 from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
@@ -98,7 +99,7 @@ def negated(variables):
 def run(config, variables, tmp_path_factory):
     """Returns a run directory with steps 1 and 2; the average of step 2 equals step 1."""
     folder = tmp_path_factory.mktemp("run")
-    storage.write_model(folder, config)
+    storage.write_model_config(folder, config)
     storage.save_variables(folder, variables, 1)
     averaged = negated(variables) | {"ema_params": variables["params"]}
     storage.save_variables(folder, averaged, 2)
@@ -132,7 +133,7 @@ def test_all_checkpoints_are_evaluated_on_all_tasks_with_metrics(
     tag = "evaluation/eval_captions/exact"
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
-    monkeypatch.setattr(checkpoint_load, "load_variables", None)  # finished tasks are skipped
+    monkeypatch.setattr(evaluation_run, "load_variables", None)  # finished tasks are skipped
     call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
     again = capsys.readouterr().out
     assert "Step 1 is evaluated already." in again and "eval_regions" in again
@@ -164,9 +165,9 @@ def test_averaged_parameters_are_evaluated_if_the_run_has_them(run, evaluated):
 def test_an_official_checkpoint_is_step_0(official, tmp_path):
     path = tmp_path / "official.pt"
     files.write(path, official.variables, official.config)
-    (checkpoint,) = CheckpointSelector(str(path)).there()
+    (checkpoint,) = CheckpointSelector(str(path)).list_existing()
     assert checkpoint.step == 0
-    model, loaded = checkpoint_load.load(checkpoint.path, Partitioner(devices=(jax.devices()[0],)))
+    model, loaded = load_model(checkpoint.path, Partitioner(devices=(jax.devices()[0],)))
     assert model.config == official.config
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(official.variables))
 
@@ -218,7 +219,7 @@ def test_a_task_with_tf_data_preprocessors_is_scored_by_its_seqio_metrics(
 
 
 def test_a_damaged_checkpoint_is_left_out_or_reported(call, config, variables, tmp_path, capsys):
-    storage.write_model(tmp_path, config)
+    storage.write_model_config(tmp_path, config)
     for step in (1, 2):
         folder = storage.save_variables(tmp_path, variables, step)
     victim = max(

@@ -48,7 +48,7 @@ def variables(config):
 def run_directory(processor, config, variables, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     storage.save_variables(str(directory), variables, step=7)
-    storage.write_model(str(directory), config)
+    storage.write_model_config(str(directory), config)
     processor.save(str(directory))
     return directory
 

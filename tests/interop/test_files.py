@@ -135,7 +135,7 @@ def test_another_vocabulary_says_what_to_do_and_can_be_extended(tiny):
 
 def test_the_command_extends_a_vocabulary(official, tmp_path):
     convert_checkpoint.main([str(official), str(tmp_path / "ours"), "--vocab_size=450"])
-    assert storage.read_model(str(tmp_path / "ours")).vocab_size == 450
+    assert storage.read_model_config(str(tmp_path / "ours")).vocab_size == 450
     convert_checkpoint.main([str(tmp_path / "ours"), str(tmp_path / "x.pt")])
     assert len(files.read(tmp_path / "x.pt").state_dict["encoder.embed_tokens.weight"]) == 450
 
@@ -224,7 +224,7 @@ def test_a_converted_model_scores_as_the_original(official, golden, tmp_path):
 
     convert_checkpoint.main([str(official), str(tmp_path / "ours")])
     reference = Official(golden / "model_tiny")
-    variables = storage.load_variables(str(tmp_path / "ours"))
+    variables = storage.load_numpy_variables(str(tmp_path / "ours"))
     case, batch = reference.case("a")
     np.testing.assert_allclose(reference.apply(variables, batch), case["logits"], atol=1e-4, rtol=0)
     jax.tree.map(np.testing.assert_array_equal, variables, reference.variables)

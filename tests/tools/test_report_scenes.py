@@ -190,7 +190,9 @@ def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, 
     monkeypatch.setattr(
         report_scenes, "settings_of", lambda path: (settings, {"seed": 5, "total_steps": 9})
     )
-    monkeypatch.setattr(report_scenes.storage, "read_run", lambda path: {"trained_seconds": 90})
+    monkeypatch.setattr(
+        report_scenes.storage, "read_run_metadata", lambda path: {"trained_seconds": 90}
+    )
     monkeypatch.setattr(report_scenes.storage, "count_parameters", lambda path: 1000)
     scenes_results.save(
         tmp_path / "results",

@@ -140,10 +140,10 @@ def test_parameters_alone_can_be_taken_from_a_checkpoint(whole):
     run, _ = whole
     variables = storage.restore_variables(str(run.model_dir), run.abstract_state.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, final_state(run).variables)
-    folder = storage.find(str(run.model_dir / "checkpoints" / "4"))
+    folder = storage.find_checkpoint(str(run.model_dir / "checkpoints" / "4"))
     assert folder.name == "4"
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
-        storage.find(str(run.model_dir / "nowhere"))
+        storage.find_checkpoint(str(run.model_dir / "nowhere"))
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):
@@ -171,7 +171,7 @@ def test_too_many_bad_steps_stop_the_run(tmp_path):
 
 def trained_seconds(run, step):
     manager = Checkpoints(run.model_dir)
-    seconds = manager.run_of(step)[loop.TRAINED_SECONDS]
+    seconds = manager.read_run_metadata(step)[loop.TRAINED_SECONDS]
     manager.close()
     return seconds
 
