@@ -15,7 +15,7 @@ from typing import Any
 import seqio
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
-from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor, output_features
+from ofa_jax.data.seqio_tasks import RecordDataSource, numpy_preprocessor, output_features
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.task_settings import SettingsSource, TaskContext, configured, open_configured

@@ -1,220 +1,44 @@
-"""Connects plain numpy preprocessors with seqio's registry.
+"""From the seqio registry to the loader: looks up tasks and mixtures, and makes their batches.
 
-A preprocessor `(record, rng) -> example` is written once. `numpy_preprocessor` lifts it to a seqio
-preprocessor, so that a registered task works with plain seqio and its tools; `weighted_tasks` takes
-the same function out again, so that the loader can run it without TensorFlow, in threads or worker
-processes. Only this module, `tensors` and the seqio views of vocabulary and features import
-TensorFlow.
+`weighted_tasks` takes the plain functions out of tasks that are made of `seqio_tasks`, so that the
+loader runs them without TensorFlow, in threads or worker processes. `sequential_batches` reads all
+other tasks through seqio.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
-import tensorflow as tf
 from absl import logging
 
-from ofa_jax.data import features, tensors
+from ofa_jax.data import features
 from ofa_jax.data.sampling import Preprocess, WeightedTask
+from ofa_jax.data.seqio_tasks import (
+    RecordDataSource,
+    numpy_preprocessor,
+    output_features,
+    training_mode,
+)
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
-from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.task_settings import TaskContext, default_settings
-from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
-from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
+from ofa_jax.preprocessing.records import Record
 from ofa_jax.utils.suggestions import nearest
 
-
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-    """Returns the seqio features of an example; all tasks of a mixture must have the same."""
-    text = functools.partial(seqio.Feature, vocabulary=vocabulary, add_eos=False)
-    plain = functools.partial(
-        seqio.Feature, vocabulary=seqio.PassThroughVocabulary(0), add_eos=False
-    )
-    return {
-        "inputs": text(),
-        "targets": text(),
-        "image": plain(rank=3, dtype=tf.uint8),
-        "blank_box": plain(rank=1, dtype=tf.int32),
-        "loss_weight": plain(rank=0, dtype=tf.float32),
-        "code_mask": plain(rank=0, dtype=tf.bool),
-        "unscored_targets": plain(rank=0, dtype=tf.int32),
-        "noisy_targets": plain(rank=1, dtype=tf.int32),
-    }
-
-
-_TRAINING = "_training"
-"""A field of the elements of a seqio dataset: whether they are read for training."""
-
-
-class RecordDataSource(seqio.DataSource):
-    """A seqio source over records with random access, opened on first use."""
-
-    def __init__(
-        self,
-        open_records: Callable[..., RecordSource],
-        kind: str,
-        splits: Sequence[str] = ("train", "validation", "test"),
-        takes_context: bool = False,
-    ):
-        """Describes a source; nothing is opened yet.
-
-        Args:
-          open_records: split -> records; with `takes_context`, (split, TaskContext) -> records.
-          kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
-          splits: the names of the splits.
-          takes_context: whether the records depend on the settings of a run.
-        """
-        super().__init__(splits=splits)
-        if kind not in FIELDS:
-            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(FIELDS)}.")
-        self._open = open_records
-        self._takes_context = takes_context
-        self.kind = kind
-
-    def records(self, split: str, context: TaskContext | None = None) -> RecordSource:
-        """Opens the records of a split.
-
-        Args:
-          split: one of the source's.
-          context: settings, and whether the records are trained on; by default those of plain
-            seqio, see `task_settings`.
-
-        Raises:
-          ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"There is no split {split!r}: choose from {', '.join(self.splits)}.")
-        if not self._takes_context:
-            return self._open(split)
-        return self._open(split, context or _context_of(split))
-
-    def num_input_examples(self, split: str) -> int:
-        """Returns the number of records of a split."""
-        return len(self.records(split))
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """True: records are read by number."""
-        return True
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """Returns a name for the one shard of a split, as seqio asks for."""
-        return [split]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length: Mapping[str, int] | None = None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """Returns the records as tensors, and whether they are for training as `_training`."""
-        del sequence_length, use_cached, num_epochs
-        records = self.records(split)
-        training = _context_of(split).training
-        names = FIELDS[self.kind]
-        dataset = tf.data.Dataset.range(len(records))
-        # Sharded first: without a seed every host shuffles differently, and shares would overlap.
-        if shard_info and shard_info.num_shards > 1:
-            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        if shuffle:
-            dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
-
-        def read(index: np.ndarray) -> list[np.ndarray]:
-            try:
-                record = records[int(index)]
-            except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
-                # Without its fields, the first preprocessor will skip it.
-                logging.warning("Record %d of %s cannot be read: %s", index, split, error)
-                record = {}
-            return [tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names]
-
-        def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
-            signature = {name: RECORD_SIGNATURE[name] for name in names}
-            fields = tensors.shaped(tensors.numpy_function(read, [index], signature), signature)
-            return fields | {_TRAINING: tf.constant(training)}
-
-        return dataset.map(read_tensors)
-
-
-class numpy_preprocessor:  # noqa: N801  a decorator
-    """Lifts `(record, rng) -> example` to a seqio preprocessor.
-
-        @numpy_preprocessor
-        def count_objects(record, rng): ...
-
-    Used as a decorator, or called with a function. With `factory=True` the function given takes a
-    `TaskContext` and returns the preprocessor; it is called when a dataset is built, so that a task
-    can be registered before it is configured. A record that raises InvalidRecordError is skipped
-    and logged.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        signature: Mapping[str, tf.TensorSpec] = EXAMPLE_SIGNATURE,
-        factory: bool = False,
-    ):
-        functools.update_wrapper(self, function, updated=())
-        self._function = function
-        self._signature = dict(signature)
-        self._factory = factory
-
-    def resolve(self, context: TaskContext) -> Preprocess:
-        """Returns the plain function for the settings of a run."""
-        return self._function(context) if self._factory else self._function
-
-    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Maps the function over a seqio dataset; randomness comes from seqio's seeds."""
-        # seqio does not say which split this is: the source has left it in the elements.
-        functions = [self.resolve(TaskContext(training=training)) for training in (False, True)]
-        signature = {**self._signature, "_good": tf.TensorSpec([], tf.bool)}
-
-        @seqio.map_over_dataset(num_seeds=1)
-        def apply(element: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-            training = element.get(_TRAINING, tf.constant(False))
-            names = [name for name in element if name != _TRAINING]
-
-            def run(training: bool, seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-                function = functions[bool(training)]
-                rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
-                record = {
-                    name: tensors.from_tensor(value)
-                    for name, value in zip(names, values, strict=True)
-                }
-                try:
-                    example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
-                except InvalidRecordError as error:
-                    logging.warning("Skipped a record: %s", error)
-                    example = {"_good": np.bool_(False)}
-                return [
-                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
-                ]
-
-            values = [element[name] for name in names]
-            outputs = tensors.numpy_function(run, [training, seed, *values], signature)
-            return tensors.shaped(outputs, signature) | {_TRAINING: training}
-
-        # A complete example needs the mark no longer; a preprocessor that follows does.
-        complete = self._signature.keys() >= {"inputs", "targets"}
-        names = [*self._signature, *(() if complete else (_TRAINING,))]
-        dataset = apply(dataset).filter(lambda example: example["_good"])
-        return dataset.map(lambda example: {name: example[name] for name in names})
-
-
-def _context_of(split: str) -> TaskContext:
-    """Returns the context of plain seqio, where the name of the split decides."""
-    return TaskContext(training=split == "train")
-
-
-# ----------------------------------------------------------------- from the registry to the loader
+__all__ = [
+    "EXAMPLE_SIGNATURE",
+    "RecordDataSource",
+    "examples_in_order",
+    "find",
+    "numpy_preprocessor",
+    "output_features",
+    "rates",
+    "sequential_batches",
+    "vocabulary_of",
+    "weighted_tasks",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,18 +171,31 @@ def sequential_batches(
     data_shards: Sequence[int],
     start_step: int,
     settings: Any = None,
+    training: bool | None = None,
 ) -> Iterator[features.Batch]:
-    """Batches of a stream whose tasks are made of ordinary tf.data preprocessors.
+    """Yields the batches of a stream whose tasks have ordinary tf.data preprocessors.
 
-    The order is seqio's own and cannot be positioned: a run that starts at `start_step` reads on
-    with another seed, so some examples come again and others late. It warns of that.
+    The order is seqio's own and has no random access: a run that starts at `start_step` uses
+    another seed, so some examples recur early and others late. A warning is logged.
+
+    Args:
+      stream: its mixture or task is read through seqio.
+      task_id: value of `task_ids`.
+      split: of the data.
+      seed: of the run.
+      num_data_shards: size of the mesh's data axes.
+      data_shards: positions on them whose rows this host makes.
+      start_step: the first step.
+      settings: of the run, for tasks that need some; None for their defaults.
+      training: whether tasks made of `seqio_tasks` augment; None for whether the split is called
+        "train".
     """
     logging.warning(
         "%s has tf.data preprocessors: it trains in seqio's own order, which exact resuming does "
         "not cover. Write them as (record, rng) -> example with numpy_preprocessor to have it.",
         stream.mixture_or_task_name,
     )
-    with default_settings(settings):
+    with default_settings(settings), training_mode(training):
         iterators = [
             find(stream.mixture_or_task_name)
             .get_dataset(
@@ -368,7 +205,7 @@ def sequential_batches(
                 seed=seed + start_step,
                 shard_info=seqio.ShardInfo(index=shard, num_shards=num_data_shards),
                 num_epochs=None,
-                # `to_features` cuts: seqio would cut off the end of the inputs, eos and all.
+                # `to_features` truncates: seqio would cut off the eos of long inputs.
                 trim_output_features=False,
             )
             .as_numpy_iterator()

@@ -76,6 +76,7 @@ class RunData:
                 num_data_shards,
                 data_shards,
                 settings=settings,
+                training=training,
             )
             for stream in streams
             if stream.name not in tasks

@@ -1,4 +1,4 @@
-"""One function, two hosts: the loader and plain seqio give the same examples."""
+"""The loader and plain seqio make the same examples of the same functions."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def records(split):
 
 @numpy_preprocessor
 def spell(record, rng):
-    """The letters of a text, shuffled, over a picture of noise."""
+    """Makes a target of the shuffled letters of a text, with an image of noise."""
     if not record["text"]:
         raise InvalidRecordError("has no text")
     letters = np.frombuffer(record["text"].encode(), np.uint8).astype(np.int32)
@@ -125,7 +125,7 @@ def seqio_examples(name, split="train", **options):
     return list(dataset.as_numpy_iterator())
 
 
-def test_plain_seqio_gives_what_the_function_gives():
+def test_plain_seqio_yields_the_examples_of_the_function():
     examples = seqio_examples("bridge_number", "validation")
     assert len(examples) == 8
     for k, example in enumerate(examples):
@@ -135,7 +135,7 @@ def test_plain_seqio_gives_what_the_function_gives():
         assert example["loss_weight"] == 1.0 and not example["code_mask"]
 
 
-def test_a_bad_record_is_skipped_and_logged(caplog):
+def test_an_invalid_record_is_skipped_and_logged(caplog):
     with caplog.at_level(logging.WARNING):
         assert len(seqio_examples("bridge_spell")) == 7
     assert "Skipped a record: has no text" in caplog.text
@@ -181,7 +181,7 @@ def test_random_preprocessors_follow_the_seed_of_seqio():
     assert targets(1) == targets(1) != targets(2)
 
 
-def test_the_loader_takes_the_same_functions_out_again():
+def test_the_loader_runs_the_same_functions():
     tasks = seqio_bridge.weighted_tasks("bridge_mixture", "validation")
     assert [(task.name, task.rate) for task in tasks] == [
         ("bridge_number", 1.0),
@@ -194,7 +194,7 @@ def test_the_loader_takes_the_same_functions_out_again():
     np.testing.assert_array_equal(batch["encoder_images"][0], IMAGE)
 
 
-def test_several_preprocessors_run_one_after_the_other_on_both_sides():
+def test_several_preprocessors_run_in_order_in_seqio_and_in_the_loader():
     (task,) = seqio_bridge.weighted_tasks("bridge_chain", "train")
     ours = task.preprocess(task.records[3], np.random.default_rng(0))
     theirs = seqio_examples("bridge_chain")[3]
@@ -203,19 +203,19 @@ def test_several_preprocessors_run_one_after_the_other_on_both_sides():
         np.testing.assert_array_equal(ours.get(name, []), theirs[name], err_msg=name)
 
 
-def test_rates_of_nested_mixtures_multiply_and_a_rate_of_nothing_leaves_out():
+def test_rates_of_nested_mixtures_multiply_and_tasks_of_rate_zero_are_left_out():
     # seqio: the outer rate is shared out by the inner ones, 2 * 3/4 and 2 * 1/4.
     assert seqio_bridge.rates("bridge_nested") == {"bridge_spell": 1.5, "bridge_number": 0.5}
     assert seqio_bridge.rates("bridge_without") == {"bridge_number": 1.0}
     assert seqio_bridge.rates("bridge_spell") == {"bridge_spell": 1.0}
 
 
-def test_an_unknown_name_brings_the_nearest():
+def test_an_unknown_name_is_refused_with_the_nearest_known_one():
     with pytest.raises(ValueError, match="called 'bridge_mixtrue'. Did you mean bridge_mixture?"):
         seqio_bridge.find("bridge_mixtrue")
 
 
-def test_a_split_or_kind_that_is_not_there_is_named():
+def test_an_unknown_split_or_kind_of_record_is_refused():
     with pytest.raises(ValueError, match="no split 'test': choose from train, validation"):
         seqio_bridge.weighted_tasks("bridge_spell", "test")
     with pytest.raises(ValueError, match="No kind of record is called 'texts'"):
@@ -246,6 +246,38 @@ def test_ordinary_tensor_preprocessors_train_in_seqios_order_with_a_warning(capl
     np.testing.assert_array_equal(second, numbers[:, 2:])
     later = np.stack([batch["encoder_input_tokens"][:, 1] - 100 for batch in take(1)])
     assert (later != numbers).any()
+
+
+@pytest.mark.parametrize(
+    ("split", "training", "expected"),
+    [
+        ("train", None, True),
+        ("validation", None, False),
+        ("train", False, False),
+        ("validation", True, True),
+    ],
+)
+def test_an_argument_decides_about_training_in_seqios_order_too(split, training, expected):
+    contexts = []
+
+    def open_records(split, context):
+        contexts.append(context)
+        return records(split)
+
+    source = RecordDataSource(open_records, "text", ("train", "validation"), takes_context=True)
+    seqio.TaskRegistry.add(
+        "bridge_context",
+        source=source,
+        # A task in seqio's own order: not all of its preprocessors are numpy functions.
+        preprocessors=[number, lambda dataset: dataset],
+        output_features=seqio_bridge.output_features(seqio.PassThroughVocabulary(300)),
+    )
+    stream = dataclasses.replace(STREAM, mixture_or_task_name="bridge_context")
+    try:
+        next(seqio_bridge.sequential_batches(stream, 0, split, 0, 1, (0,), 0, training=training))
+    finally:
+        seqio.TaskRegistry.remove("bridge_context")
+    assert {context.training for context in contexts} == {expected}
 
 
 @pytest.mark.parametrize(

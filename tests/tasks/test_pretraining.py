@@ -2,10 +2,12 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from small_model import SMALL
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream, to_features
@@ -15,6 +17,10 @@ from ofa_jax.data.registration import PRETRAINING_FEATURES
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.preprocessing import objectives
+from ofa_jax.sharding import Partitioner
+from ofa_jax.training.build import build_run
+from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.training.optimizer import OptimizerConfig
 
 MIXTURES = {
     "ofa_pretrain_pairs": {
@@ -28,7 +34,7 @@ MIXTURES = {
     "ofa_pretrain_text": {"text_infilling"},
     "ofa_pretrain": set(objectives.OBJECTIVES),
 }
-# As section 4 of the spec has them, blanks and all; what is found in the groups must be true.
+# As in the official code, spaces included; what the groups match must be true of the record.
 INSTRUCTIONS = {
     "image_captioning": r" what does the image describe\?",
     "image_text_matching": r' does the image describe " (.+) "\?'
@@ -226,6 +232,43 @@ def test_the_argument_decides_about_augmentation_whatever_the_split_is_called(se
     for split in ("train", "validation"):
         assert len(different_targets(split, training=True)) > 1
         assert len(different_targets(split, training=False)) == 1
+
+
+@pytest.mark.parametrize("train_split", ["train", "validation"])
+def test_a_run_trains_on_its_training_split_whatever_it_is_called(settings, tmp_path, train_split):
+    name = "visual_question_answering"
+    stream = Stream("pairs", name, 16, {"inputs": 24, "targets": 8}, image_size=64)
+    run = build_run(
+        str(tmp_path),
+        SMALL,
+        [stream],
+        OptimizerConfig(learning_rate=1e-3, total_steps=2),
+        LoopConfig(total_steps=2),
+        partitioner=Partitioner(devices=jax.devices()[:1]),
+        settings=settings,
+        train_split=train_split,
+        validation_split="train",
+        validation_examples=16,
+    )
+
+    def loader_and_tasks(split, training):
+        tasks = {"pairs": seqio_bridge.weighted_tasks(name, split, settings, training=training)}
+        return Loader([stream], tasks, 0), tasks
+
+    def first_batch(training):
+        return next(loader_and_tasks(train_split, training)[0].batches())["pairs"]
+
+    batch = next(iter(run.batches(0)))["pairs"]
+    expected, without_training = first_batch(True), first_batch(False)
+    assert any((batch[key] != without_training[key]).any() for key in batch)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(batch[key], array, err_msg=key)
+    # The reverse holds for validation, even on a split that is called "train".
+    loader, tasks = loader_and_tasks("train", False)
+    ((_, validated),) = run.validation_batches()
+    ((_, expected),) = loader.validation_batches(tasks, 16)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(validated[key], array, err_msg=key)
 
 
 def test_pairs_are_not_augmented_unless_asked_for():

@@ -1,0 +1,235 @@
+"""Parts of a seqio task that are written in plain numpy: its source and its preprocessors.
+
+A preprocessor `(record, rng) -> example` is written once. `numpy_preprocessor` lifts it to a seqio
+preprocessor, so that the task works with plain seqio and its tools; `seqio_bridge.weighted_tasks`
+takes the same function out again for the loader.
+
+Plain seqio does not tell a source or a preprocessor whether it is used for training. A split called
+"train" is, unless a `training_mode` block decides otherwise.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from absl import logging
+
+from ofa_jax.data import tensors
+from ofa_jax.data.sampling import Preprocess
+from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.task_settings import TaskContext
+from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
+from ofa_jax.preprocessing.records import InvalidRecordError
+
+__all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
+
+_training_mode: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "training_mode", default=None
+)
+
+
+@contextlib.contextmanager
+def training_mode(training: bool | None) -> Iterator[None]:
+    """Decides within a block whether datasets of plain seqio are built for training.
+
+    Args:
+      training: None for the default, whether the split is called "train".
+    """
+    token = _training_mode.set(training)
+    try:
+        yield
+    finally:
+        _training_mode.reset(token)
+
+
+def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+    """Returns the seqio features of an example; all tasks of a mixture must have the same."""
+    text = functools.partial(seqio.Feature, vocabulary=vocabulary, add_eos=False)
+    plain = functools.partial(
+        seqio.Feature, vocabulary=seqio.PassThroughVocabulary(0), add_eos=False
+    )
+    return {
+        "inputs": text(),
+        "targets": text(),
+        "image": plain(rank=3, dtype=tf.uint8),
+        "blank_box": plain(rank=1, dtype=tf.int32),
+        "loss_weight": plain(rank=0, dtype=tf.float32),
+        "code_mask": plain(rank=0, dtype=tf.bool),
+        "unscored_targets": plain(rank=0, dtype=tf.int32),
+        "noisy_targets": plain(rank=1, dtype=tf.int32),
+    }
+
+
+_TRAINING = "_training"
+"""A field of the elements of a seqio dataset: whether they are read for training."""
+
+
+class RecordDataSource(seqio.DataSource):
+    """A seqio source over records with random access, opened on first use."""
+
+    def __init__(
+        self,
+        open_records: Callable[..., RecordSource],
+        kind: str,
+        splits: Sequence[str] = ("train", "validation", "test"),
+        takes_context: bool = False,
+    ):
+        """Describes a source; nothing is opened yet.
+
+        Args:
+          open_records: split -> records; with `takes_context`, (split, TaskContext) -> records.
+          kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
+          splits: the names of the splits.
+          takes_context: whether the records depend on the settings of a run.
+        """
+        super().__init__(splits=splits)
+        if kind not in FIELDS:
+            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(FIELDS)}.")
+        self._open = open_records
+        self._takes_context = takes_context
+        self.kind = kind
+
+    def records(self, split: str, context: TaskContext | None = None) -> RecordSource:
+        """Opens the records of a split.
+
+        Args:
+          split: one of the source's.
+          context: settings, and whether the records are trained on; by default those of plain
+            seqio, see `task_settings`.
+
+        Raises:
+          ValueError: there is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"There is no split {split!r}: choose from {', '.join(self.splits)}.")
+        if not self._takes_context:
+            return self._open(split)
+        return self._open(split, context or _context_of(split))
+
+    def num_input_examples(self, split: str) -> int:
+        """Returns the number of records of a split."""
+        return len(self.records(split))
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """True: records are read by number."""
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns a name for the one shard of a split, as seqio asks for."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Returns the records as tensors, and whether they are for training as `_training`."""
+        del sequence_length, use_cached, num_epochs
+        records = self.records(split)
+        training = _context_of(split).training
+        names = FIELDS[self.kind]
+        dataset = tf.data.Dataset.range(len(records))
+        # Sharded first: without a seed every host shuffles differently, and shares would overlap.
+        if shard_info and shard_info.num_shards > 1:
+            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+        if shuffle:
+            dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
+
+        def read(index: np.ndarray) -> list[np.ndarray]:
+            try:
+                record = records[int(index)]
+            except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
+                # Without its fields, the first preprocessor will skip it.
+                logging.warning("Record %d of %s cannot be read: %s", index, split, error)
+                record = {}
+            return [tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names]
+
+        def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
+            signature = {name: RECORD_SIGNATURE[name] for name in names}
+            fields = tensors.shaped(tensors.numpy_function(read, [index], signature), signature)
+            return fields | {_TRAINING: tf.constant(training)}
+
+        return dataset.map(read_tensors)
+
+
+class numpy_preprocessor:  # noqa: N801  a decorator
+    """Lifts `(record, rng) -> example` to a seqio preprocessor.
+
+        @numpy_preprocessor
+        def count_objects(record, rng): ...
+
+    Used as a decorator, or called with a function. With `factory=True` the function given takes a
+    `TaskContext` and returns the preprocessor; it is called when a dataset is built, so that a task
+    can be registered before it is configured. A record that raises InvalidRecordError is skipped
+    and logged.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        signature: Mapping[str, tf.TensorSpec] = EXAMPLE_SIGNATURE,
+        factory: bool = False,
+    ):
+        functools.update_wrapper(self, function, updated=())
+        self._function = function
+        self._signature = dict(signature)
+        self._factory = factory
+
+    def resolve(self, context: TaskContext) -> Preprocess:
+        """Returns the plain function for the settings of a run."""
+        return self._function(context) if self._factory else self._function
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps the function over a seqio dataset; randomness comes from seqio's seeds."""
+        # seqio does not say which split this is: the source has left it in the elements.
+        functions = [self.resolve(TaskContext(training=training)) for training in (False, True)]
+        signature = {**self._signature, "_good": tf.TensorSpec([], tf.bool)}
+
+        @seqio.map_over_dataset(num_seeds=1)
+        def apply(element: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+            training = element.get(_TRAINING, tf.constant(False))
+            names = [name for name in element if name != _TRAINING]
+
+            def run(training: bool, seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+                function = functions[bool(training)]
+                rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
+                record = {
+                    name: tensors.from_tensor(value)
+                    for name, value in zip(names, values, strict=True)
+                }
+                try:
+                    example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
+                except InvalidRecordError as error:
+                    logging.warning("Skipped a record: %s", error)
+                    example = {"_good": np.bool_(False)}
+                return [
+                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
+                ]
+
+            values = [element[name] for name in names]
+            outputs = tensors.numpy_function(run, [training, seed, *values], signature)
+            return tensors.shaped(outputs, signature) | {_TRAINING: training}
+
+        # A complete example needs the mark no longer; a preprocessor that follows does.
+        complete = self._signature.keys() >= {"inputs", "targets"}
+        names = [*self._signature, *(() if complete else (_TRAINING,))]
+        dataset = apply(dataset).filter(lambda example: example["_good"])
+        return dataset.map(lambda example: {name: example[name] for name in names})
+
+
+def _context_of(split: str) -> TaskContext:
+    """Returns the context of plain seqio: default settings, and `training_mode` or the split."""
+    training = _training_mode.get()
+    return TaskContext(training=split == "train" if training is None else training)
