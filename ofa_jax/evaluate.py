@@ -23,7 +23,7 @@ import jax
 import seqio
 from absl import flags, logging
 
-from ofa_jax.cli import common, gin_registry
+from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.build import build_evaluation
 from ofa_jax.evaluation.evaluator import EvaluationError
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.FLAGS(["evaluate"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with common.user_errors():
+    with errors.user_errors():
         gin_registry.register(
             {"evaluate": build_evaluation, "train": build_run, "model_config": model_config}
         )
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         run_evaluation(evaluation)
     except EvaluationError as error:
-        common.fail(error)
+        errors.fail(error)
 
 
 def _inherit_training_parameters() -> None:

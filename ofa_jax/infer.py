@@ -18,7 +18,7 @@ import gin
 import seqio
 from absl import flags, logging
 
-from ofa_jax.cli import common, gin_registry
+from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.inference.build import INPUTS, build_job
 from ofa_jax.inference.job import Job, JobSummary, print_line
 from ofa_jax.inference.shards import ShardError
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program); returns the exit code."""
     flags.FLAGS(["infer"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with common.user_errors():
+    with errors.user_errors():
         gin_registry.register({"infer": build_job, **INPUTS})
         common.parse_arguments("python -m ofa_jax.infer", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
         summary = job.run()
     except (OSError, ShardError) as error:
         # Finished files stay, and a restarted job resumes after them.
-        common.fail(error, common.FAILURE)
+        errors.fail(error, errors.FAILURE)
     print_line(_describe_summary(job, summary))
-    return common.FAILURE if summary.lines and summary.errors == summary.lines else 0
+    return errors.FAILURE if summary.lines and summary.errors == summary.lines else 0
 
 
 def _describe_job(job: Job) -> str:

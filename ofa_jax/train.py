@@ -15,7 +15,7 @@ import seqio
 from absl import flags, logging
 
 from ofa_jax.checkpoints.manager import SaveError
-from ofa_jax.cli import common, gin_registry
+from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.model.named_config import model_config
 from ofa_jax.training import loop
 from ofa_jax.training.build import build_run
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.FLAGS(["train"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with common.user_errors():
+    with errors.user_errors():
         gin_registry.register({"train": build_run, "model_config": model_config})
         common.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         loop.train(run)
     except (loop.RunError, FloatingPointError) as error:
-        common.fail(error)
+        errors.fail(error)
     except SaveError as error:
-        common.fail(error, common.FAILURE)
+        errors.fail(error, errors.FAILURE)
 
 
 def _describe(run: Run) -> None:

@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from launch import supervisor
-from ofa_jax.cli import common, gin_lint
+from ofa_jax.cli import common, compilation_cache
+from ofa_jax.cli.errors import ConfigError
 from ofa_jax.utils import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -224,7 +225,7 @@ def test_what_is_missing_is_said(script, arguments, without, sentence):
 
 
 def cluster(*arguments, **environment):
-    parser = common._Parser()
+    parser = common.ArgumentParser()
     distributed.add_arguments(parser)
     return distributed.from_arguments(parser.parse_args(arguments), environment)
 
@@ -267,7 +268,7 @@ def test_a_cluster_that_cannot_be_is_a_sentence(arguments, sentence):
 
 
 def test_a_number_that_is_none_is_a_sentence():
-    with pytest.raises(gin_lint.ConfigError, match="invalid int value: 'two'"):
+    with pytest.raises(ConfigError, match="invalid int value: 'two'"):
         cluster("--num_processes=two")
 
 
@@ -276,11 +277,13 @@ def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkey
     try:
         for elsewhere in ("", "gs://bucket/programs"):
             monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", elsewhere)
-            common.keep_compiled_programs()
+            compilation_cache.cache_compiled_programs()
             assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-        monkeypatch.setitem(common._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user")
-        common.keep_compiled_programs()
+        monkeypatch.setitem(
+            compilation_cache._COMPILATION_CACHE, "JAX_COMPILATION_CACHE_DIR", "/of/the/user"
+        )
+        compilation_cache.cache_compiled_programs()
         assert jax.config.jax_compilation_cache_dir == "/of/the/user"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

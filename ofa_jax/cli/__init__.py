@@ -1,1 +1,12 @@
-"""TODO."""
+"""What the commands train, evaluate, infer and plan have in common: arguments, gin and errors.
+
+| module | content |
+| --- | --- |
+| `common` | parses the command line and configures gin |
+| `errors` | a user's mistakes as sentences, and exit codes |
+| `gin_files` | finds and reads gin files, with old names as new ones |
+| `gin_lint` | checks gin files and overrides before anything is compiled |
+| `gin_registry` | the classes and functions that gin can configure |
+| `compilation_cache` | keeps compiled programs |
+| `plan_command` | the command line of `ofa_jax.plan` |
+"""

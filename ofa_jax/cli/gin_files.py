@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import gin
 
+from ofa_jax.cli.errors import ConfigError
 from ofa_jax.utils import renamed
 from ofa_jax.utils.modules import find_module
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
     "COMMAND_LINE",
-    "ConfigError",
     "GinText",
     "NamedText",
     "Renaming",
@@ -33,10 +33,6 @@ __all__ = [
 
 COMMAND_LINE = "the command line"
 _FOLDER = "gin_configs"
-
-
-class ConfigError(ValueError):
-    """A user's mistake in one sentence: what is wrong, where, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

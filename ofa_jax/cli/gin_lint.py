@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 from gin import config_parser
 
 from ofa_jax.cli import gin_files
-from ofa_jax.cli.gin_files import COMMAND_LINE, ConfigError
+from ofa_jax.cli.errors import ConfigError
+from ofa_jax.cli.gin_files import COMMAND_LINE
 from ofa_jax.utils import renamed
 from ofa_jax.utils.suggestions import nearest
 
-__all__ = ["REQUIRED", "ConfigError", "check", "warn_of_renamings"]
+__all__ = ["REQUIRED", "check", "warn_of_renamings"]
 
 REQUIRED = "gin.REQUIRED"
 

@@ -11,7 +11,7 @@ import gin
 import jax
 from absl import logging
 
-from ofa_jax.cli import common, gin_registry
+from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.model.named_config import model_config
 from ofa_jax.planning import planner, programs, report, sweep, topologies
 from ofa_jax.planning.programs import PlannedRun
@@ -57,7 +57,7 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     own, rest = parser.parse_known_args(arguments)
-    with common.user_errors():
+    with errors.user_errors():
         gin_registry.register(
             {"plan": PlannedRun, "train": build_run, "model_config": model_config}
         )

@@ -3,6 +3,7 @@
 import pytest
 
 from ofa_jax.cli import gin_files, gin_lint
+from ofa_jax.cli.errors import ConfigError
 
 
 def optimizer(learning_rate=1e-4, weight_decay=0.01):
@@ -71,7 +72,7 @@ def test_a_complete_configuration_passes(check):
     ],
 )
 def test_each_mistake_is_named(check, bindings, sentence):
-    with pytest.raises(gin_lint.ConfigError) as raised:
+    with pytest.raises(ConfigError) as raised:
         check(RUN, *bindings)
     message = str(raised.value)
     for part in sentence.split(".*"):
@@ -81,19 +82,19 @@ def test_each_mistake_is_named(check, bindings, sentence):
 
 def test_a_macro_nobody_uses_is_fine_in_a_file_unless_it_resembles_one(check):
     check(RUN + "MY_NOTE = 1\n", "MODEL_DIR = 'x'")
-    with pytest.raises(gin_lint.ConfigError, match="Did you mean TRAIN_STEPS"):
+    with pytest.raises(ConfigError, match="Did you mean TRAIN_STEPS"):
         check(RUN + "TRAIN_STEP = 1\n", "MODEL_DIR = 'x'")
 
 
 def test_includes_are_followed_and_missing_files_named(tmp_path):
     (tmp_path / "base.gin").write_text("optimizer.learning_rte = 1\n")
     (tmp_path / "run.gin").write_text("include 'base.gin'\n")
-    with pytest.raises(gin_lint.ConfigError, match=r"base\.gin, line 1"):
+    with pytest.raises(ConfigError, match=r"base\.gin, line 1"):
         gin_lint.check([tmp_path / "run.gin"], [], [str(tmp_path)], lookup, lambda: REGISTRY)
-    with pytest.raises(gin_lint.ConfigError, match=r"bsae\.gin .*Did you mean base\.gin"):
+    with pytest.raises(ConfigError, match=r"bsae\.gin .*Did you mean base\.gin"):
         gin_files.find_file("bsae.gin", [str(tmp_path)])
 
 
 def test_an_import_that_fails_says_where(check):
-    with pytest.raises(gin_lint.ConfigError, match=r"line 1: cannot import no_such_tasks"):
+    with pytest.raises(ConfigError, match=r"line 1: cannot import no_such_tasks"):
         check("import no_such_tasks\n")

@@ -1,0 +1,41 @@
+"""Reports a user's mistakes in one sentence on standard error, and sets the exit code.
+
+A mistake of the user's ends with exit code 2 before anything is compiled. Any other exception is a
+bug and keeps its traceback.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+__all__ = ["FAILURE", "USAGE_ERROR", "ConfigError", "fail", "user_errors"]
+
+FAILURE, USAGE_ERROR = 1, 2
+"""Exit codes; a supervisor restarts a run after a failure, but not after a user's mistake."""
+
+
+class ConfigError(ValueError):
+    """A user's mistake in one sentence: what is wrong, where, and what to do."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns the errors that a user can correct into one sentence and exit code 2.
+
+    Wrap only what happens before compilation: there, constructors, data sources and checks raise
+    ValueError, TypeError, LookupError, OSError or ImportError with a sentence. Later exceptions are
+    bugs and keep their traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        fail(error)
+
+
+def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:
+    """Prints the error's sentence and ends the program with an exit code."""
+    # gin appends where the configurable was called; the text before that is the error's own.
+    message = str(error).split("\n  In call to configurable")[0].strip()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
