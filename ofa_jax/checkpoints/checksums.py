@@ -20,7 +20,7 @@ _CHUNK = 1 << 22
 
 
 def write(folder: epath.Path) -> None:
-    """Atomically writes the checksums of all files in the subfolders of `folder`.
+    """Writes the checksums of all files in the subfolders of `folder`, atomically.
 
     Files beside `SHA256SUMS` are left out: Orbax changes them when it commits the checkpoint.
     """

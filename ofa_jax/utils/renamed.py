@@ -33,7 +33,6 @@ GIN_NAMES: Mapping[str, str] = {
     "LoopConfig.stuck_seconds": "LoopConfig.watchdog_timeout_secs",
     "OptimizerConfig.trained": "OptimizerConfig.trainable_groups",
     "Partitioner.gather_once": "Partitioner.gather_params_once",
-    "SelfCriticalConfig.attempts": "SelfCriticalConfig.samples",
     "scenes_settings.picture_size": "scenes_settings.image_size",
     "steps_of_epochs": "epochs_to_steps",
     "train.only_answers": "train.restrict_to_candidates",
