@@ -12,8 +12,12 @@ import numpy as np
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 
-SWAPPED = "_swapped_image"
-"""The suffix of tasks whose records have the image of another record."""
+SWAPPED = "_swapped_picture"
+"""The suffix of tasks whose records have the image of another record.
+
+It keeps the word of earlier versions: evaluations on disk have folders and results under the names
+of these tasks, and the names seed the random draws of their examples.
+"""
 SWAPPED_OBJECTIVES = (
     "visual_question_answering",
     "image_text_matching",
