@@ -92,18 +92,7 @@ def main(
     runs: list[dict[str, Any]] = []
     for name in names:
         model_dir = options.runs_dir / name
-        train = [
-            "-m",
-            "ofa_jax.train",
-            f"--gin_file={FOLDER / f'{name}.gin'}",
-            f"--gin.MODEL_DIR='{model_dir}'",
-            *options.options,
-        ]
-        evaluate = [
-            *report_scenes.evaluation_command(model_dir, "evaluate", options.split),
-            f"--gin.NUM_EXAMPLES={options.num_examples}",
-        ]
-        for command in (train, evaluate):
+        for command in _commands(options, name, model_dir):
             if (code := call(command)) != 0:
                 typed = scenes_results.as_typed(["python", *command])
                 print(
@@ -123,6 +112,24 @@ def main(
     results = scenes_results.load(options.results_dir / "scenes.json")
     print(scenes_results.ablation_table(results["ablations"]))
     return 0
+
+
+def _commands(
+    options: argparse.Namespace, name: str, model_dir: pathlib.Path
+) -> Sequence[Sequence[str]]:
+    """Returns the commands that train and evaluate a configuration, without the interpreter."""
+    train = [
+        "-m",
+        "ofa_jax.train",
+        f"--gin_file={FOLDER / f'{name}.gin'}",
+        f"--gin.MODEL_DIR='{model_dir}'",
+        *options.options,
+    ]
+    evaluate = [
+        *report_scenes.evaluation_command(model_dir, "evaluate", options.split),
+        f"--gin.NUM_EXAMPLES={options.num_examples}",
+    ]
+    return train, evaluate
 
 
 def _write(

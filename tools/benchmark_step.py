@@ -16,13 +16,14 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.table import Table
 
@@ -155,37 +156,60 @@ def time_step(work: Workload, runs: int) -> Timing:
 
 
 def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
-    """Times the ResNet, the layers around it and the update, one by one."""
-    config, batch = work.config, work.batch()
-    model, key = OFA(config), jax.random.key(0)
-    boxed = model.init(
-        key, {name: batch[name][:1] for name in ("encoder_input_tokens", "decoder_input_tokens")}
+    """Times the ResNet, the whole model and the optimizer update, one by one."""
+    batch = work.batch()
+    boxed = OFA(work.config).init(
+        jax.random.key(0),
+        {name: batch[name][:1] for name in ("encoder_input_tokens", "decoder_input_tokens")},
     )
     variables = nn.meta.unbox(boxed)
     parts = {}
-
     if work.image_size:
-        resnet = ResNet(config)
-        own = {
-            "params": variables["params"]["encoder"]["resnet"],
-            "batch_stats": variables["batch_stats"]["encoder"]["resnet"],
-        }
+        parts |= _time_resnet(work.config, variables, batch["encoder_images"], runs)
+    parts |= _time_model(work.config, variables, batch, runs)
+    parts["clipping and Adam"] = _time_update(variables["params"], runs)
+    return parts
 
-        def features(params, images):
-            x, _ = resnet.apply(
-                own | {"params": params},
-                normalise_images(images),
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            return x.astype(jnp.float32).sum()
 
-        images = [own["params"], batch["encoder_images"]]
-        parts["ResNet, forward"] = time_program(features, images, runs)
-        parts["ResNet, forward and backward"] = time_program(jax.grad(features), images, runs)
+def _time_resnet(
+    config: OFAConfig,
+    variables: Mapping[str, Any],
+    images: UInt8[np.ndarray, "batch height width 3"],
+    runs: int,
+) -> dict[str, Timing]:
+    """Times the ResNet on a batch of images."""
+    resnet, key = ResNet(config), jax.random.key(0)
+    own = {
+        "params": variables["params"]["encoder"]["resnet"],
+        "batch_stats": variables["batch_stats"]["encoder"]["resnet"],
+    }
+
+    def features(params, images):
+        """Returns the sum of the features, a scalar to differentiate."""
+        x, _ = resnet.apply(
+            own | {"params": params},
+            normalise_images(images),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return x.astype(jnp.float32).sum()
+
+    arguments = [own["params"], images]
+    return {
+        "ResNet, forward": time_program(features, arguments, runs),
+        "ResNet, forward and backward": time_program(jax.grad(features), arguments, runs),
+    }
+
+
+def _time_model(
+    config: OFAConfig, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray], runs: int
+) -> dict[str, Timing]:
+    """Times the whole model and its loss."""
+    model, key = OFA(config), jax.random.key(0)
 
     def loss(params, batch):
+        """Returns the summed loss of the batch."""
         logits, _ = model.apply(
             variables | {"params": params},
             batch,
@@ -198,23 +222,24 @@ def time_parts(work: Workload, runs: int) -> dict[str, Timing]:
         )
         return tokens.loss.sum()
 
-    parts["model and loss, forward"] = time_program(loss, [variables["params"], batch], runs)
-    parts["model and loss, forward and backward"] = time_program(
-        jax.grad(loss), [variables["params"], batch], runs
-    )
+    arguments = [variables["params"], batch]
+    return {
+        "model and loss, forward": time_program(loss, arguments, runs),
+        "model and loss, forward and backward": time_program(jax.grad(loss), arguments, runs),
+    }
 
+
+def _time_update(gradients: Any, runs: int) -> Timing:
+    """Times clipping and Adam; parameters of the same values stand for the gradients."""
     optimizer = make_optimizer(OptimizerConfig(1e-4, total_steps=1000))
-    params = jax.tree.map(jnp.copy, variables["params"])
+    params = jax.tree.map(jnp.copy, gradients)
 
     def update(carried, gradients):
         params, moments = carried
         updates, moments = optimizer.update(gradients, moments, params)
         return (jax.tree.map(jnp.add, params, updates), moments), None
 
-    parts["clipping and Adam"] = time_program(
-        update, [(params, optimizer.init(params)), variables["params"]], runs, donate=True
-    )
-    return parts
+    return time_program(update, [(params, optimizer.init(params)), gradients], runs, donate=True)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -336,8 +336,8 @@ def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
     )
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """Parses the command line."""
+def _parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.convert_tsv",
         description=__doc__,
@@ -391,6 +391,12 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         action="store_true",
         help="replace what was converted from other files or with other options",
     )
+    return parser
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Parses the command line and checks options against each other."""
+    parser = _parser()
     options = vars(parser.parse_args(arguments))
     if not any(options[kind] for kind in PRETRAINING_FILES) and not options["negative_samples"]:
         parser.error(
