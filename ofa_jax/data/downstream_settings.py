@@ -36,7 +36,7 @@ SPLITS = (
     "test_a",
     "test_b",
 )
-"""What may be asked for: RefCOCO has two test sets, MNLI two of everything but training."""
+"""All split names. RefCOCO has two test sets; MNLI has two validation and two test sets."""
 
 GLUE = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte")
 _REGIONS = ("refcoco", "regions")
@@ -195,7 +195,7 @@ def read_choices(path: pathlib.Path) -> list[str]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: a pickle, or no answers.
+      ValueError: the file is a pickle or lists no candidates.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of answers {path}: check the path.")

@@ -1,4 +1,4 @@
-"""Static shapes, shifting, cutting, and what a stream refuses."""
+"""Static shapes, shifting, truncation, and invalid examples and streams."""
 
 import numpy as np
 import pytest
@@ -64,13 +64,13 @@ IMAGE = {"encoder_images": ((48, 48, 3), "uint8"), "encoder_image_mask": ((), "b
     ],
     ids=lambda part: getattr(part, "name", ""),
 )
-def test_every_key_has_its_shape_and_type_and_text_no_image_at_all(stream, expected):
+def test_features_have_static_shapes_and_types_and_text_streams_no_images(stream, expected):
     image = {} if stream.image_size is None else {"image": make_image()}
     for row in (features(stream, **image), empty_features(stream, 3)):
         assert {k: (v.shape, v.dtype.name) for k, v in row.items()} == expected
 
 
-def test_inputs_that_are_too_long_keep_their_end_and_targets_lose_it():
+def test_long_inputs_keep_their_eos_and_long_targets_lose_it():
     row = features(inputs=[0, *range(10, 18), EOS_ID], targets=[*range(20, 28), EOS_ID])
     np.testing.assert_array_equal(row["encoder_input_tokens"], [0, 10, 11, 12, 13, EOS_ID])
     np.testing.assert_array_equal(row["decoder_target_tokens"], range(20, 25))
@@ -78,20 +78,20 @@ def test_inputs_that_are_too_long_keep_their_end_and_targets_lose_it():
 
 
 def test_unscored_targets_are_read_but_not_scored():
-    """As the original does with captions of CC12M: the targets are padding, the inputs are not."""
+    """As the official code does with captions of CC12M: targets become padding, inputs do not."""
     row = features(unscored_targets=2)
     np.testing.assert_array_equal(row["decoder_target_tokens"], [PAD_ID, PAD_ID, 2, 1, 1])
     np.testing.assert_array_equal(row["decoder_input_tokens"], [0, 8, 9, 1, 1])
     np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 0, 1, 0, 0])
 
 
-def test_the_end_is_scored_even_where_more_than_the_answer_is_not_to_be():
+def test_eos_is_scored_even_if_unscored_targets_exceeds_the_target():
     row = features(targets=[8, 2], unscored_targets=4)
     np.testing.assert_array_equal(row["decoder_target_tokens"], [PAD_ID, 2, 1, 1, 1])
     np.testing.assert_array_equal(row["decoder_loss_weights"], [0, 1, 0, 0, 0])
 
 
-def test_an_image_comes_as_bytes_with_its_blank_part_and_its_codes():
+def test_an_image_is_uint8_with_its_blank_box_and_code_mask():
     image = make_image()
     row = features(IMAGES, image=image, blank_box=np.array([8, 8, 24, 24]), code_mask=True)
     assert row["encoder_images"].dtype == np.uint8
@@ -117,7 +117,7 @@ def test_patches_are_drawn_without_replacement_and_differently_for_each_example(
 
 
 @pytest.mark.parametrize("stream", [TEXT, IMAGES, SAMPLED])
-def test_an_empty_row_teaches_nothing_but_gives_the_softmax_something(stream):
+def test_an_empty_row_has_no_loss_but_a_token_to_attend_to(stream):
     image = {} if stream.image_size is None else {"image": make_image()}
     row, empty = features(stream, **image), empty_features(stream, 3)
     np.testing.assert_array_equal(empty["encoder_input_tokens"], [BOS_ID] + 5 * [PAD_ID])
@@ -153,7 +153,7 @@ def test_an_example_that_does_not_fit_its_stream_is_refused(stream, parts, sente
         (dict(image_size=48, num_sampled_patches=10), "cannot sample 10 of 9 patches"),
     ],
 )
-def test_a_stream_that_cannot_be_is_refused(options, sentence):
+def test_an_invalid_stream_is_refused(options, sentence):
     settings = (
         dict(name="s", mixture_or_task_name="m", batch_size=2, task_feature_lengths=LENGTHS)
         | options

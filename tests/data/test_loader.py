@@ -65,11 +65,11 @@ def take_from_hosts(hosts, count, **options):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_have_the_batches_of_one_host(undisturbed, hosts):
+def test_several_hosts_together_make_the_batches_of_one_host(undisturbed, hosts):
     assert_same(take_from_hosts(hosts, 9), undisturbed)
 
 
-def test_a_host_may_feed_parts_that_are_not_neighbours(undisturbed):
+def test_a_host_may_own_shards_that_are_not_adjacent(undisturbed):
     part = take(9, num_data_shards=4, data_shards=(1, 3))
     rows = [2, 3, 6, 7]
     for ours, whole in zip(part, undisturbed, strict=True):
@@ -79,12 +79,12 @@ def test_a_host_may_feed_parts_that_are_not_neighbours(undisturbed):
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
-def test_a_restart_goes_on_with_the_examples_that_would_have_come(undisturbed, start):
+def test_a_restart_continues_with_the_same_examples(undisturbed, start):
     assert_same(take(9 - start, start=start), undisturbed[start:])
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_a_restart_on_another_number_of_hosts_does_too(undisturbed, hosts):
+def test_a_restart_on_another_number_of_hosts_continues_with_the_same_examples(undisturbed, hosts):
     part = take(3, start=6, num_data_shards=2, data_shards=tuple(range(2))[-hosts:])
     for ours, whole in zip(part, undisturbed[6:], strict=True):
         for name, array in ours["pairs"].items():
@@ -129,7 +129,7 @@ def test_rates_are_exact_and_evenly_spread(rates, expected):
     np.testing.assert_array_equal(counts, 2 * np.array(expected))
 
 
-def test_every_row_draws_for_itself():
+def test_every_row_has_its_own_random_draws():
     """The same record augments differently each time, and the same row always alike."""
     steps = take(9)
     draws = collections.defaultdict(list)
@@ -169,7 +169,7 @@ def test_another_stream_seed_or_task_shuffles_differently(change):
 
 
 @pytest.mark.parametrize("host", [0, 1])
-def test_where_rows_come_from_is_known_without_making_them(host):
+def test_record_ids_are_known_without_making_batches(host):
     shares = dict(num_data_shards=2, data_shards=(host,))
     loader = Loader(STREAMS, tasks(()), 7, **shares)
     for step, batch in enumerate(take(3, **shares)):
@@ -199,7 +199,7 @@ def test_worker_processes_change_nothing_and_do_without_tensorflow(undisturbed, 
     assert set(batch["s"]["decoder_target_tokens"][:, 0]) == {10}
 
 
-def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
+def test_an_invalid_record_becomes_an_empty_row_and_is_counted_and_logged(undisturbed, caplog):
     loader = Loader(STREAMS, tasks(bad={3}), 7)
     with caplog.at_level(logging.WARNING):
         steps = list(itertools.islice(loader.batches(), 9))
@@ -219,7 +219,7 @@ def test_a_bad_record_is_an_empty_row_counted_and_logged(undisturbed, caplog):
     assert caplog.text.count("often, record 3: has no number") == 1
 
 
-def test_bad_records_are_named_once_each_and_when_they_are_many_only_counted(caplog):
+def test_each_invalid_record_is_logged_once_up_to_a_limit(caplog):
     stream = Stream("s", "m", 64, LENGTHS)
     task = WeightedTask("t", 1.0, numbered(32, bad=range(1, 26)), Tell(image=False))
     loader = Loader([stream], {"s": [task]}, 0)
@@ -244,7 +244,7 @@ class TornRecords:
         return {"number": index}
 
 
-def test_a_record_that_cannot_be_read_is_a_bad_one():
+def test_a_record_that_cannot_be_read_is_invalid():
     stream = Stream("s", "m", 4, LENGTHS)
     loader = Loader([stream], {"s": [WeightedTask("t", 1.0, TornRecords(), Tell(False))]}, 0)
     batch = next(loader.batches())["s"]
@@ -252,7 +252,7 @@ def test_a_record_that_cannot_be_read_is_a_bad_one():
     assert loader.skipped_records == {"t": 1}
 
 
-def test_what_is_no_bad_record_stops_the_run_as_itself():
+def test_any_other_exception_of_a_preprocessor_is_raised():
     def mistake(record, rng):
         return record["nubmer"]
 
@@ -261,7 +261,7 @@ def test_what_is_no_bad_record_stops_the_run_as_itself():
         next(Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(4), mistake)]}, 0).batches())
 
 
-def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
+def test_a_step_without_a_valid_record_raises():
     with pytest.raises(
         ValueError, match="Every record of step 0 in stream 'pairs' is invalid, e.g. "
     ):
@@ -270,7 +270,7 @@ def test_a_step_without_a_good_record_says_that_the_data_is_wrong():
         next(Loader([PAIRS], {"pairs": broken}, 0).batches())
 
 
-def test_hosts_go_on_when_all_of_their_own_few_records_are_bad():
+def test_a_host_continues_if_only_its_own_records_are_all_invalid():
     """Whether a run stops must not depend on the number of hosts."""
     bad = set(range(12)) - {0, 5}
     joined = take_from_hosts(4, 9, bad=bad)
@@ -279,7 +279,7 @@ def test_hosts_go_on_when_all_of_their_own_few_records_are_bad():
     assert (~parts.any(-1)).any(), "on no host and step was everything bad: nothing was tested"
 
 
-def test_hosts_stop_together_when_a_step_has_no_good_record():
+def test_all_hosts_raise_if_a_step_has_no_valid_record():
     broken = [WeightedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
     for host in range(4):
         loader = Loader([PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
@@ -287,7 +287,7 @@ def test_hosts_stop_together_when_a_step_has_no_good_record():
             next(loader.batches())
 
 
-def test_a_batch_of_one_may_be_bad():
+def test_a_batch_of_one_invalid_record_does_not_raise():
     stream = Stream("s", "m", 1, LENGTHS)
     loader = Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(2, {0}), Tell(False))]}, 0)
     weights = [b["s"]["decoder_loss_weights"].any() for b in itertools.islice(loader.batches(), 2)]
@@ -321,7 +321,7 @@ def test_validation_has_every_example_once_and_fills_up_with_empty_rows():
         assert_same([{"x": a}], [{"x": b}])
 
 
-def test_validation_skips_and_counts_bad_records():
+def test_validation_skips_and_counts_invalid_records():
     loader = Loader(STREAMS, tasks(), 7)
     batches = list(loader.validation_batches(tasks(bad={3, 9}), num_examples=7))
     good = [batch["decoder_loss_weights"].any(axis=1).sum() for _, batch in batches]
@@ -337,7 +337,7 @@ def test_validation_is_split_over_hosts_like_training():
             np.testing.assert_array_equal(array, theirs[name][len(array) :])
 
 
-def test_sequential_streams_go_along_from_the_same_step():
+def test_sequential_streams_start_at_the_same_step():
     def batches(start):
         for step in itertools.count(start):
             yield {"step": np.array([step])}
@@ -368,7 +368,7 @@ def test_sequential_streams_go_along_from_the_same_step():
         ),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_read(streams, given, options, sentence):
+def test_invalid_arguments_are_refused_before_anything_is_read(streams, given, options, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:
         Loader(streams, given, 0, **options)
     assert "\n" not in str(raised.value)

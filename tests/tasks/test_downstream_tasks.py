@@ -106,7 +106,7 @@ def opened(name, split):
 OUTPUT_FEATURES = seqio_bridge.output_features(TaskVocabulary(DOWNSTREAM))
 
 
-def test_these_are_all():
+def test_all_downstream_tasks_are_covered():
     names = {
         name
         for name in seqio.TaskRegistry.names()
@@ -139,7 +139,7 @@ def test_seqio_and_the_loader_give_the_same_example(settings, name, split):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_right_answer_is_judged_right(settings, name):
+def test_the_correct_target_gets_the_full_score(settings, name):
     described = eval_spec.find(name)
     assert described.task == name
     records = opened(name, "validation").records
@@ -160,7 +160,7 @@ def test_the_right_answer_is_judged_right(settings, name):
             assert scores[key] == right
 
 
-def test_captions_are_judged_against_all_of_an_image(settings):
+def test_captions_are_scored_against_all_references_of_an_image(settings):
     described = eval_spec.find("coco_captioning")
     references = [["a dog on a sofa", "the dog"], ["two birds"], ["a red bus"]]
     right, wrong = (
@@ -172,7 +172,7 @@ def test_captions_are_judged_against_all_of_an_image(settings):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_answers_to_choose_from_are_encoded_as_in_training(settings, name):
+def test_candidates_are_encoded_as_in_training(settings, name):
     described = eval_spec.find(name)
     if name not in ANSWERS:
         assert described.candidates is None
@@ -187,7 +187,7 @@ def test_the_answers_to_choose_from_are_encoded_as_in_training(settings, name):
         assert targets[targets != settings.vocabulary.eos_id].tolist() in ids
 
 
-def test_how_answers_are_searched(settings):
+def test_decoding_configurations(settings):
     decoding = {name: eval_spec.find(name).decoding for name in TASKS}
     caption = decoding["coco_captioning"]
     assert (caption.beam_size, caption.max_length, caption.no_repeat_ngram_size) == (5, 16, 3)
@@ -209,7 +209,7 @@ def test_how_answers_are_searched(settings):
     assert not decoding["vqa_trie"].normalize_scores
 
 
-def test_behind_a_prompt_there_is_room_for_the_answer(settings):
+def test_a_decoder_prompt_leaves_room_for_the_target(settings):
     prompted = DownstreamSettings(
         settings.vocabulary,
         settings.files,
@@ -225,7 +225,7 @@ def test_behind_a_prompt_there_is_room_for_the_answer(settings):
     assert eval_spec.find("glue_rte").decoding.max_length_per_source_token == 0
 
 
-def test_tfds_counts_more_than_files(settings):
+def test_tfds_takes_precedence_over_files(settings):
     both = DownstreamSettings(
         settings.vocabulary,
         settings.files,
@@ -255,13 +255,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_settings_that_name_nothing_are_refused(settings, mistake):
+def test_settings_with_unknown_names_are_refused(settings, mistake):
     change, sentence = MISTAKES[mistake]
     with pytest.raises(ValueError, match=sentence):
         DownstreamSettings(settings.vocabulary, **change)
 
 
-def test_what_is_missing_is_a_sentence(settings):
+def test_errors_say_what_is_missing(settings):
     empty = DownstreamSettings(settings.vocabulary, {"rte": {"train": "no.tsv"}})
     with pytest.raises(ValueError, match="no files of cola for the split train .*tfds = {'cola'"):
         empty.records("cola", "train")
@@ -275,7 +275,7 @@ def test_what_is_missing_is_a_sentence(settings):
         contextvars.Context().run(opened, "vqa", "train")  # without the fixture's settings
 
 
-def test_answers_to_choose_from_are_json_or_text_and_never_a_pickle(tmp_path):
+def test_candidates_are_read_from_json_or_text_but_not_from_a_pickle(tmp_path):
     for name, content in (
         ("a.json", '{"yes": 0, "no": 1}'),
         ("b.json", '["yes", "no", "yes"]'),

@@ -99,7 +99,7 @@ def is_true(name, asked, answer, record, vocabulary):
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 @pytest.mark.parametrize("split", ["train", "validation", "test_shifted"])
-def test_each_objective_asks_as_documented_and_its_answer_is_true(settings, name, split):
+def test_each_objective_has_the_documented_instruction_and_a_true_target(settings, name, split):
     vocabulary = settings.vocabulary
     records = settings.data_set.records(objectives.RECORD_KIND[name], split)
     for number, example in enumerate(examples(name, 4, split)):
@@ -169,7 +169,7 @@ def test_seqio_and_the_loader_give_the_same_kind_of_example(name):
         np.testing.assert_array_equal(rows[0][feature], rows[1][feature], err_msg=feature)
 
 
-def test_matching_is_as_frequent_as_what_it_follows_and_grounding_goes_both_ways():
+def test_the_rates_of_matching_and_grounding_follow_the_official_code():
     """Each pair gives two examples, the second a matching one or the grounded twin."""
     rates = seqio_bridge.rates("ofa_pretrain_pairs")
     assert (
@@ -187,7 +187,7 @@ def test_matching_is_as_frequent_as_what_it_follows_and_grounding_goes_both_ways
     )
 
 
-def test_a_rate_of_nothing_leaves_an_objective_out(settings, small_scenes):
+def test_a_rate_of_zero_leaves_an_objective_out(settings, small_scenes):
     without = scenes_settings(Scenes(str(small_scenes)), rates={"image_infilling": 0.0})
     assert set(seqio_bridge.rates("ofa_pretrain_images", without)) == {"object_detection"}
     tasks = seqio_bridge.weighted_tasks("ofa_pretrain_images", "train", without)
@@ -271,7 +271,7 @@ def test_a_run_trains_on_its_training_split_whatever_it_is_called(settings, tmp_
         np.testing.assert_array_equal(validated[key], array, err_msg=key)
 
 
-def test_pairs_are_not_augmented_unless_asked_for():
+def test_pairs_are_not_augmented_by_default():
     """What is said of a scene need not be true of an augmented one."""
     (task,) = seqio_bridge.weighted_tasks("image_captioning", "train")
     # Half of the draws of RandAugment leave an image as it is, so two would not tell.
@@ -282,7 +282,7 @@ def test_pairs_are_not_augmented_unless_asked_for():
     assert len(images) == 1
 
 
-def test_tasks_of_ones_own_mix_with_these(settings):
+def test_user_defined_tasks_mix_with_the_objectives(settings):
     outputs = PRETRAINING_FEATURES
     assert set(outputs) == set(seqio_bridge.EXAMPLE_SIGNATURE)
     assert outputs["targets"].vocabulary.vocab_size == settings.vocabulary.vocab_size
@@ -296,6 +296,6 @@ def test_tasks_of_ones_own_mix_with_these(settings):
         (dict(options={"image_pixels": 3}), "options names image_pixels; known are"),
     ],
 )
-def test_settings_that_name_nothing_are_refused(settings, options, sentence):
+def test_settings_with_unknown_names_are_refused(settings, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         PretrainingSettings(settings.data_set, settings.vocabulary, **options)

@@ -49,7 +49,7 @@ def read(kind, ids, vocabulary):
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 @pytest.mark.parametrize("split", ["validation", "test", "test_shifted"])
-def test_what_training_would_teach_is_judged_right(settings, name, split):
+def test_the_training_target_gets_the_full_score(settings, name, split):
     described = eval_spec.find(name)
     assert described.max_image_size == 64
     (task,) = seqio_bridge.weighted_tasks(name, split)
@@ -78,7 +78,7 @@ def test_what_training_would_teach_is_judged_right(settings, name, split):
         assert {f"accuracy/{kind}" for kind in kinds} < set(scores)
 
 
-def test_every_phrase_that_is_true_of_the_region_is_right(settings):
+def test_every_true_phrase_of_a_region_is_correct(settings):
     described = eval_spec.find("grounded_captioning")
     (task,) = seqio_bridge.weighted_tasks("grounded_captioning", "test")
     several = 0
@@ -98,13 +98,13 @@ def test_every_phrase_that_is_true_of_the_region_is_right(settings):
     assert described.references(record) == ["it"]  # of data that know no more
 
 
-def test_codes_are_written_in_their_number_and_nothing_else_is(settings):
+def test_only_image_codes_are_decoded_and_exactly_their_number(settings):
     decoding, codes = eval_spec.find("image_infilling").decoding, settings.vocabulary.code_ids
     assert decoding.exact_length and decoding.max_length == 16
     assert decoding.constraint_range == (codes.start, codes.stop)
 
 
-def test_training_draws_among_all_that_a_record_has(settings):
+def test_training_draws_among_all_targets_of_a_record(settings):
     (task,) = seqio_bridge.weighted_tasks("visual_question_answering", "train")
     assert len(task.records[0]["questions"]) > 1
     (task,) = seqio_bridge.weighted_tasks("visual_question_answering", "validation")
@@ -134,7 +134,7 @@ class Large:
 
 
 @pytest.mark.parametrize("name", ["visual_grounding", "grounded_captioning", "object_detection"])
-def test_boxes_go_back_to_the_stored_image_through_the_view(settings, name):
+def test_boxes_are_mapped_to_the_stored_image_by_the_view(settings, name):
     import downstream_files
 
     data = Large(downstream_files.make_image(0, (200, 100)))
