@@ -1,4 +1,4 @@
-"""Checkpoints that storage spoils, disks that are full, SIGTERM: nothing that counts is lost."""
+"""Damaged checkpoints, full disks and SIGTERM do not end or corrupt a run."""
 
 import errno
 import io
@@ -94,7 +94,7 @@ DAMAGES = {"truncated": truncate, "a flipped byte": flip_byte, "missing": pathli
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_said_and_the_one_before_leads_to_the_same_end(
+def test_a_damaged_checkpoint_is_logged_and_the_previous_one_gives_the_same_result(
     damage, stopped, undisturbed
 ):
     path = data_file(stopped, 4)
@@ -129,7 +129,7 @@ def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped
     assert steps_of(stopped) == {"2", "4"}, "nothing is moved while nothing is chosen"
 
 
-def test_checkpoints_from_before_checksums_are_used_and_said_to_be_unverified(stopped, undisturbed):
+def test_checkpoints_without_checksums_are_used_and_logged_as_unverified(stopped, undisturbed):
     for step in ("2", "4"):
         (stopped / "checkpoints" / step / checksums.FILE).unlink()
     said = train(stopped, STEPS)
@@ -138,7 +138,7 @@ def test_checkpoints_from_before_checksums_are_used_and_said_to_be_unverified(st
     assert_same_end(stopped, undisturbed)
 
 
-def test_one_without_checksums_is_not_trusted_where_another_can_be_verified(stopped, undisturbed):
+def test_a_checkpoint_without_checksums_is_skipped_if_another_has_them(stopped, undisturbed):
     (stopped / "checkpoints" / "4" / checksums.FILE).unlink()
     said = train(stopped, STEPS)
     assert "Falling back to the checkpoint of step 2: that of step 4 is unverified" in said
@@ -185,9 +185,7 @@ def full_disk(monkeypatch):
     return fill
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
-    full_disk, undisturbed, tmp_path
-):
+def test_a_failed_save_is_logged_and_training_continues(full_disk, undisturbed, tmp_path):
     full_disk(4)
     said = train(tmp_path, STEPS)
     assert "The checkpoint of step 4 could not be written" in said
@@ -232,7 +230,7 @@ def test_what_a_kill_left_of_a_save_is_removed(stopped):
 # ----------------------------------------------------------------------------------------- SIGTERM
 
 
-def test_sigterm_saves_and_the_run_goes_on_where_it_was(tmp_path, undisturbed):
+def test_sigterm_saves_and_the_run_resumes_from_there(tmp_path, undisturbed):
     def terminated(batches):
         for number, batch in enumerate(batches, 1):
             if number == 3:

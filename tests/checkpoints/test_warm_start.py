@@ -32,7 +32,7 @@ def test_training_begins_from_a_checkpoint_of_another_layout(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, plain, plain_variables)
 
 
-def test_a_checkpoint_of_the_original_is_read_once_and_taken_as_it_was_checked(
+def test_an_official_checkpoint_is_read_once_and_initializes_the_run(
     official, tmp_path, monkeypatch
 ):
     path, config = tmp_path / "model.pt", official.config
@@ -51,7 +51,7 @@ def test_a_checkpoint_of_the_original_is_read_once_and_taken_as_it_was_checked(
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_a_run_begins_with_the_resnet_and_all_else_as_it_was(tmp_path, scan_layers):
+def test_a_resnet_initializes_only_the_resnet(tmp_path, scan_layers):
     with_blocks = DEEP.replace(resnet_layers=(1, 3, 1))
     variables = random_variables(with_blocks)
     resnet_file.write(tmp_path / "resnet.pt", variables, with_blocks)

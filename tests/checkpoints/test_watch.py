@@ -1,4 +1,4 @@
-"""The newest, all, some, and those that come while training goes on."""
+"""Selecting checkpoints: the newest, all, some, and those written while watching."""
 
 import pytest
 
@@ -11,8 +11,8 @@ def write(run, *steps):
         (run / "checkpoints" / str(step) / "state").mkdir(parents=True)
 
 
-def steps(choice, **others):
-    return [checkpoint.step for checkpoint in follow(choice, print, **others)]
+def steps(selector, **others):
+    return [checkpoint.step for checkpoint in follow(selector, print, **others)]
 
 
 @pytest.fixture
@@ -39,20 +39,20 @@ def test_newest_all_and_some(run):
         ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10"),
     ],
 )
-def test_what_is_not_there_is_said(run, which, sentence):
+def test_a_missing_checkpoint_is_reported(run, which, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         steps(CheckpointSelector(str(run), which))
 
 
-def test_no_checkpoint_is_said(tmp_path):
+def test_a_run_without_checkpoints_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         steps(CheckpointSelector(str(tmp_path), "all"))
 
 
 def test_watching_takes_what_is_there_and_what_comes_until_the_last_step(tmp_path, capsys):
     coming = iter([(), (10,), (), (20, 30)])
-    choice = CheckpointSelector(str(tmp_path), "watch", last_step=30)
-    assert steps(choice, sleep=lambda seconds: write(tmp_path, *next(coming))) == [10, 20, 30]
+    selector = CheckpointSelector(str(tmp_path), "watch", last_step=30)
+    assert steps(selector, sleep=lambda seconds: write(tmp_path, *next(coming))) == [10, 20, 30]
     assert next(coming, None) is None
     told = capsys.readouterr().out.splitlines()
     assert len([line for line in told if "Waiting for checkpoints" in line]) == 2
@@ -66,15 +66,15 @@ def test_watching_ends_when_nothing_comes_for_long(run, capsys, monkeypatch):
     def sleep(seconds):
         now[0] += seconds
 
-    choice = CheckpointSelector(
+    selector = CheckpointSelector(
         str(run), "watch", last_step=1000, timeout_seconds=60, poll_seconds=7
     )
-    assert steps(choice, sleep=sleep) == [10, 30, 200]
+    assert steps(selector, sleep=sleep) == [10, 30, 200]
     assert now[0] == 63
     assert "No new checkpoint in" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_is_gone_or_damaged_is_told_from_a_good_one(run):
+def test_deleted_and_damaged_checkpoints_are_reported(run):
     one, other = CheckpointSelector(str(run), [10, 30]).list_existing()
     (run / "checkpoints" / "10" / "state" / "array").write_text("numbers")
     checksums.write(run / "checkpoints" / "10")
