@@ -51,7 +51,8 @@ class RunData:
           split: of the data.
           seed: of order and augmentation.
           partitioner: determines this host's share of the rows; None for all rows.
-          num_threads, num_workers: see `Loader`.
+          num_threads: see `Loader`.
+          num_workers: see `Loader`.
           settings: of the run, passed to its tasks; None for their defaults.
           training: whether examples are augmented and drawn as in training.
         """
@@ -116,7 +117,8 @@ def baselines(
       vocab_size: of the model.
       training: its first examples give the baselines.
       held_out: its first examples are scored.
-      num_training, num_validation: number of examples of each task.
+      num_training: number of training examples of each task.
+      num_validation: number of validation examples of each task.
 
     Returns:
       See `validation.Baselines.score`.
