@@ -1,4 +1,4 @@
-"""Checkpoints of the original OFA, as dictionaries of numpy arrays and as files.
+"""Official OFA checkpoints, as dictionaries of numpy arrays and as files.
 
 config = config_from_fairseq(args, vocab_size)
 variables = from_fairseq(state_dict, config)     # for OFA(config).apply

@@ -1,4 +1,4 @@
-"""The original's (fairseq's) arguments, to our configuration and back."""
+"""Converts official (fairseq's) arguments to our configuration and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ RESNETS = {
     "resnet101": (3, 4, 23),
     "resnet152": (3, 8, 36),
 }
-"""Blocks of the first three stages; the original uses bottlenecks for the small ones as well."""
+"""Blocks of the first three stages; the official small ones use bottlenecks as well."""
 
 _SAME = {
     "encoder_ffn_embed_dim": "ffn_width",
@@ -51,22 +51,22 @@ _SAME = {
     "resnet_drop_path_rate": "resnet_drop_path_rate",
     "freeze_resnet": "freeze_batch_norm",
 }
-"""Arguments of the original that are fields of ours under another name."""
+"""Official arguments that are fields of ours under another name."""
 
 
 def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
-    """The configuration of a model that the original's arguments describe.
+    """Returns the configuration of the model that official arguments describe.
 
     Args:
       args: the arguments after the architecture function filled them in (`vars(args)`, or the
-        `cfg.model` of a checkpoint). What is absent has the original's default.
+        `cfg.model` of a checkpoint). Absent ones have the official default.
       vocab_size: length of the dictionary.
 
     Returns:
       OFAConfig.
 
     Raises:
-      ValueError: for an option that the released models do not use and that is not built here.
+      ValueError: for an option that the released models do not use and that is not supported.
     """
 
     def get(name: str, default: Any = None) -> Any:
@@ -94,7 +94,7 @@ def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
         scale_resids=bool(get("scale_resids", False)),
         scale_embedding=not get("no_scale_embedding", False),
         entangle_encoder_positions=bool(get("entangle_position_embedding", False)),
-        # The original's decoder looks at the second flag alone.
+        # The official decoder reads the second flag alone.
         entangle_decoder_positions=not get("disable_entangle", False),
         interpolate_positions=bool(get("interpolate_position", False)),
         interpolation_image_size=get("orig_patch_image_size", 256),
@@ -114,7 +114,7 @@ def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
 
 
 def _refuse_unsupported(args: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every option that changes the model and is not built here."""
+    """Raises ValueError for every option that changes the model and is not supported."""
     required = {
         "encoder_normalize_before": True,
         "decoder_normalize_before": True,
@@ -158,23 +158,23 @@ def _refuse_unsupported(args: Mapping[str, Any]) -> None:
         wrong.append(f"resnet_type={resnet!r} (must be one of {', '.join(RESNETS)})")
     if args.get("code_layernorm_embedding") and not args.get("layernorm_embedding"):
         wrong.append(
-            "code_layernorm_embedding without layernorm_embedding (the original would "
-            "never apply it)"
+            "code_layernorm_embedding without layernorm_embedding (the official model "
+            "would never apply it)"
         )
     if wrong:
         raise ValueError("this OFA variant is not supported: " + "; ".join(wrong) + ".")
 
 
 def args_for_fairseq(config: OFAConfig) -> dict[str, Any]:
-    """The original's arguments for a configuration: the inverse of `config_from_fairseq`.
+    """Returns the official arguments of a configuration: the inverse of `config_from_fairseq`.
 
     Raises:
-      ValueError: the original has no ResNet of these stages or this width.
+      ValueError: the official model has no ResNet of these stages or this width.
     """
     names = [name for name, layers in RESNETS.items() if layers == config.resnet_layers]
     if not names or config.resnet_width != 64:
         raise ValueError(
-            f"the original has no ResNet of {config.resnet_layers} blocks and width "
+            f"the official model has no ResNet of {config.resnet_layers} blocks and width "
             f"{config.resnet_width}: it cannot hold this model."
         )
     return {name: getattr(config, field) for name, field in _SAME.items()} | {

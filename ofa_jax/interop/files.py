@@ -1,8 +1,8 @@
-"""Checkpoint files of others: fairseq's `.pt`, and folders in Hugging Face's manner.
+"""Reads and writes official checkpoint files: fairseq's `.pt`, and Hugging Face folders.
 
-A file is read to a state dict with fairseq's names and the original's arguments. Its *origin* (what
+A file is read to a state dict with fairseq's names and the official arguments. Its *origin* (what
 our variables do not hold: layout, types, counters) is kept, so that writing it again gives the same
-tensors, bit for bit.
+tensors bit for bit.
 """
 
 import argparse
@@ -28,11 +28,11 @@ _EMBEDDING = "encoder.embed_tokens.weight"
 
 @dataclasses.dataclass(frozen=True)
 class OfficialCheckpoint:
-    """A checkpoint of the original.
+    """An official checkpoint.
 
     Attributes:
       state_dict: arrays by fairseq's names, views of the file.
-      args: the original's arguments.
+      args: the official arguments.
       origin: {"layout", "args", "types": {name in the file: dtype}, "counters": {name: int}}, as
         JSON.
     """
@@ -43,12 +43,12 @@ class OfficialCheckpoint:
 
     @property
     def config(self) -> OFAConfig:
-        """What the arguments and the embedding describe."""
+        """The configuration that arguments and embedding describe."""
         return config_from_fairseq(self.args, len(self.state_dict[_EMBEDDING]))
 
 
 def is_official(path: str | pathlib.Path) -> bool:
-    """Whether a path looks like a checkpoint of others, rather than one of ours."""
+    """Returns whether a path looks like an official checkpoint, not one of ours."""
     path = pathlib.Path(path)
     return path.suffix in (".pt", ".bin", ".pth") or (path / WEIGHTS).is_file()
 
@@ -73,8 +73,8 @@ def read(path: str | pathlib.Path) -> OfficialCheckpoint:
     args = _arguments(content)
     if not args:
         raise ValueError(
-            f"{path} does not say the arguments of its model (in 'args' or 'cfg'), which are "
-            "needed to build it."
+            f"{path} lacks the arguments of its model ('args' or 'cfg'), which are needed to "
+            "build it."
         )
     return _checkpoint("fairseq", content["model"], content["model"], args)
 
@@ -82,14 +82,14 @@ def read(path: str | pathlib.Path) -> OfficialCheckpoint:
 def _read_huggingface(folder: pathlib.Path) -> OfficialCheckpoint:
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise FileNotFoundError(f"There is no {config_file}, which says how the model is built.")
+        raise FileNotFoundError(f"There is no {config_file}, which describes the model.")
     args = huggingface.args_from_huggingface(json.loads(config_file.read_text()))
     held = torch_file.load(folder / WEIGHTS)
     return _checkpoint("huggingface", held, huggingface.from_huggingface(held), args)
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Where old and new fairseq keep them."""
+    """Returns the arguments, wherever this version of fairseq keeps them."""
     for value in (content.get("args"), _get(torch_file.plain(content.get("cfg")), "model")):
         found = torch_file.plain(value)
         if isinstance(found, Mapping) and "encoder_layers" in found:
@@ -101,7 +101,20 @@ def _get(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _checkpoint(layout, held, state_dict, args) -> OfficialCheckpoint:
+def _checkpoint(
+    layout: str,
+    tensors: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    args: Mapping[str, Any],
+) -> OfficialCheckpoint:
+    """Returns a checkpoint with its origin.
+
+    Args:
+      layout: of the file.
+      tensors: by their names in the file.
+      state_dict: the same by fairseq's names.
+      args: the official arguments.
+    """
     state_dict = {key: array for key, array in state_dict.items() if isinstance(array, np.ndarray)}
     if _EMBEDDING not in state_dict:
         raise ValueError(
@@ -111,7 +124,7 @@ def _checkpoint(layout, held, state_dict, args) -> OfficialCheckpoint:
     origin = {
         "layout": layout,
         "args": {name: value for name, value in args.items() if _is_json(value)},
-        "types": {key: str(a.dtype) for key, a in held.items() if isinstance(a, np.ndarray)},
+        "types": {key: str(a.dtype) for key, a in tensors.items() if isinstance(a, np.ndarray)},
         "counters": {
             key: int(array)
             for key, array in state_dict.items()
@@ -136,7 +149,7 @@ def write(
     origin: Mapping[str, Any] | None = None,
     layout: str = "fairseq",
 ) -> None:
-    """Writes our variables as a checkpoint of the original.
+    """Writes our variables as an official checkpoint.
 
     Args:
       path: a file `.pt`, or a folder for the layout "huggingface".
@@ -153,7 +166,7 @@ def write(
         raise ValueError(f"There is no layout {layout!r}: choose from {', '.join(LAYOUTS)}.")
     origin = dict(origin or {})
     args = args_for_fairseq(config)
-    # Both small ResNets are alike to us; say what was said.
+    # Two names stand for the same ResNet here; keep the one of the origin.
     if origin.get("args", {}).get("resnet_type"):
         args["resnet_type"] = origin["args"]["resnet_type"]
     args = {**origin.get("args", {}), **args}
@@ -164,7 +177,7 @@ def write(
     if layout == "huggingface":
         state_dict = huggingface.to_huggingface(state_dict)
     if origin.get("layout") == layout:
-        state_dict = _as_it_was(state_dict, origin["types"])
+        state_dict = _with_types(state_dict, origin["types"])
     if layout == "huggingface":
         path.mkdir(parents=True, exist_ok=True)
         described = huggingface.huggingface_from_args(args, config.vocab_size)
@@ -172,37 +185,41 @@ def write(
         torch_file.save(path / WEIGHTS, collections.OrderedDict(state_dict))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.save(
-        path,
-        {
-            "args": argparse.Namespace(**args),
-            "cfg": None,
-            "model": collections.OrderedDict(state_dict),
-            "optimizer_history": [
-                {
-                    "criterion_name": "AdjustLabelSmoothedCrossEntropyCriterion",
-                    "optimizer_name": "FairseqAdam",
-                    "lr_scheduler_state": {"best": None},
-                    "num_updates": 0,
-                }
-            ],
-            "extra_state": {
-                "train_iterator": {"epoch": 1, "iterations_in_epoch": 0},
-                "val_loss": None,
-            },
-            "last_optimizer_state": None,
+    torch_file.save(path, _fairseq_content(args, state_dict))
+
+
+def _fairseq_content(args: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what fairseq expects of a checkpoint file, with the history of a new run."""
+    return {
+        "args": argparse.Namespace(**args),
+        "cfg": None,
+        "model": collections.OrderedDict(state_dict),
+        "optimizer_history": [
+            {
+                "criterion_name": "AdjustLabelSmoothedCrossEntropyCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 0,
+            }
+        ],
+        "extra_state": {
+            "train_iterator": {"epoch": 1, "iterations_in_epoch": 0},
+            "val_loss": None,
         },
-    )
+        "last_optimizer_state": None,
+    }
 
 
-def _as_it_was(state_dict: dict[str, np.ndarray], types: Mapping[str, str]):
-    """The same names in the same order with the same types; tied arrays stay tied."""
+def _with_types(
+    state_dict: dict[str, np.ndarray], types: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Returns the arrays in the order and with the types of the origin; tied ones stay tied."""
     cast: dict[tuple[int, str], np.ndarray] = {}
 
-    def typed(array: np.ndarray, name: str) -> np.ndarray:
+    def cast_to(array: np.ndarray, name: str) -> np.ndarray:
         dtype = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
         if array.dtype == dtype:
             return array
         return cast.setdefault((id(array), name), array.astype(dtype))
 
-    return {key: typed(state_dict[key], name) for key, name in types.items() if key in state_dict}
+    return {key: cast_to(state_dict[key], name) for key, name in types.items() if key in state_dict}

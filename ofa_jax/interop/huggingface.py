@@ -1,6 +1,6 @@
-"""The layout of OFA in Hugging Face's manner: other names for some modules, a config.json.
+"""Converts to and from the Hugging Face layout of OFA: other module names, and a config.json.
 
-The names are those of the OFA model in the package `modelscope`; what they hold is the original's.
+The names are those of the OFA model in the package `modelscope`; the tensors are the official ones.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _MODULES = {
         "ffn_layernorm": "ffn_layer_norm",
     },
 }
-"""Modules of a layer: fairseq's name -> here."""
+"""Modules of a layer: fairseq's name -> the name in this layout."""
 _CODE_POSITIONS = "decoder.image_position_idx"
 _BACK = {side: {new: old for old, new in names.items()} for side, names in _MODULES.items()}
 
@@ -48,14 +48,14 @@ _ARGUMENTS = {
         "orig_patch_image_size", "entangle_position_embedding", "disable_entangle",
     )
 }  # fmt: skip
-"""The original's argument -> field of config.json."""
+"""Official argument -> field of config.json."""
 
 
 def args_from_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's arguments from a config.json.
+    """Returns the official arguments that a config.json describes.
 
     Raises:
-      ValueError: the variant is not the original's model (OFASys, shared biases, residual scales).
+      ValueError: the variant is not the official model (OFASys, shared biases, residual scales).
     """
     wrong = [
         name for name in ("use_ofasys", "share_attn_bias", "use_gamma_feature") if config.get(name)
@@ -69,7 +69,7 @@ def args_from_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"this OFA variant is not supported: {', '.join(wrong)}.")
     args = {ours: config[theirs] for ours, theirs in _ARGUMENTS.items() if theirs in config}
     return args | {
-        # Released models do not entangle; both flags must say so, as in the original.
+        # Released models do not entangle; both flags must say so, as in the official code.
         "disable_entangle": not config.get("entangle_position_embedding", False),
         "no_scale_embedding": not config.get("scale_embedding", False),
         "share_all_embeddings": True,
@@ -79,10 +79,10 @@ def args_from_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def huggingface_from_args(args: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """A config.json from the original's arguments.
+    """Returns the config.json of official arguments.
 
     Raises:
-      ValueError: for what the layout cannot say.
+      ValueError: for what the layout cannot express.
     """
     normformer = {bool(args.get(name)) for name in ("scale_attn", "scale_fc", "scale_heads")}
     if len(normformer) > 1 or args.get("scale_resids"):
@@ -107,7 +107,7 @@ def huggingface_from_args(args: Mapping[str, Any], vocab_size: int) -> dict[str,
 
 
 def to_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """fairseq's names to this layout's."""
+    """Renames fairseq's tensors to this layout."""
     renamed = {
         _renamed(key, _MODULES): array
         for key, array in state_dict.items()
@@ -118,7 +118,7 @@ def to_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def from_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This layout's names to fairseq's."""
+    """Renames this layout's tensors to fairseq's."""
     return {_renamed(key, _BACK): array for key, array in state_dict.items()}
 
 

@@ -1,8 +1,8 @@
-"""A ResNet by itself, in the file that torchvision has for one.
+"""Reads and writes a ResNet alone, as torchvision saves it.
 
-The original begins from a ResNet that has learned to name the images of ImageNet (its option
-`--resnet-model-path`). Names within the file are torchvision's: conv1.weight, layer1.0.bn1.weight;
-the fourth stage and the classifier, which OFA does not have, are passed over.
+The official code starts from a ResNet trained on ImageNet (option `--resnet-model-path`). Names in
+the file are torchvision's (conv1.weight, layer1.0.bn1.weight); the fourth stage and the classifier,
+which OFA does not have, are ignored.
 """
 
 import pathlib
@@ -13,17 +13,17 @@ import flax
 import numpy as np
 
 from ofa_jax.interop import torch_file
-from ofa_jax.interop.fairseq import RESNET, resnet_entries
+from ofa_jax.interop.tensor_layout import RESNET, resnet_entries
 from ofa_jax.model import layout
 from ofa_jax.model.config import OFAConfig
 
 
 def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
-    """The ResNet's variables, out of a file of torch.
+    """Reads the ResNet's variables from a torch file.
 
     Args:
-      path: of a state dict; one that holds it as "state_dict" or "model" is opened too.
-      config: of the model that is to have it.
+      path: of a state dict, or of a file that holds one as "state_dict" or "model".
+      config: of the model that it is for.
 
     Returns:
       {"params": {"encoder": {"resnet": ...}}, "batch_stats": ...} of float32 numpy arrays.
@@ -39,10 +39,11 @@ def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
             wrong.append(f"{key} is missing")
         elif np.shape(held[key]) != entry.official_shape:
             wrong.append(
-                f"{key} is {list(np.shape(held[key]))} there and {list(entry.official_shape)} here"
+                f"{key} is {list(np.shape(held[key]))} in the file, and must be "
+                f"{list(entry.official_shape)}"
             )
         else:
-            variables[entry.path] = entry.ours(held[key])
+            variables[entry.path] = entry.to_ours(held[key])
     if wrong:
         more = f" (and {len(wrong) - 1} more)" * (len(wrong) > 1)
         raise ValueError(
@@ -54,18 +55,18 @@ def read(path: str | pathlib.Path, config: OFAConfig) -> dict[str, Any]:
 
 
 def write(path: str | pathlib.Path, variables: Mapping[str, Any], config: OFAConfig) -> None:
-    """The inverse of `read`.
+    """Writes a ResNet as `read` reads it.
 
     Args:
       path: of the new file.
-      variables: as `read` returns them; what a whole model has besides is passed over.
-      config: what they are of.
+      variables: as `read` returns them; the rest of a whole model is ignored.
+      config: of the model.
     """
     flat = flax.traverse_util.flatten_dict(layout.to_plain(variables, config))
     torch_file.save(
         path,
         {
-            entry.key.removeprefix(f"{RESNET}."): entry.official(flat[entry.path])
+            entry.key.removeprefix(f"{RESNET}."): entry.to_official(flat[entry.path])
             for entry in resnet_entries(config)
         },
     )

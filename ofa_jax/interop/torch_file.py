@@ -1,9 +1,9 @@
-"""Reads and writes torch's checkpoint files without torch, and without executing what is in them.
+"""Reads and writes torch's checkpoint files without torch, and without executing their content.
 
-A `.pt` or `.bin` file is a zip archive of a pickle and of raw storages. A pickle may name any
-function to be called; here only tensors, plain containers and argument namespaces are made, and a
-file that names anything else is refused. Tensors are views of the mapped file: reading a checkpoint
-takes no memory until a tensor is used.
+A `.pt` or `.bin` file is a zip archive of a pickle and of raw storages. A pickle may call any
+function; here only tensors, plain containers and argument namespaces are created, and a file that
+names anything else is refused. Tensors are views of the mapped file: reading a checkpoint takes no
+memory until a tensor is used.
 """
 
 import argparse
@@ -30,8 +30,8 @@ _STORAGES = {
 }  # fmt: skip
 _STORAGE_OF = {np.dtype(dtype): name for name, dtype in _STORAGES.items()}
 
-# What may be named besides and is kept as an inert record of what it was: configuration objects of
-# training, of which only the plain values in them are wanted.
+# Other names that are allowed, and become inert objects: the training configuration, of which only
+# the plain values are needed.
 _INERT_PREFIXES = ("omegaconf.", "fairseq.dataclass.", "fairseq.meters")
 _INERT = {
     ("typing", "Any"), ("typing", "Dict"), ("typing", "List"), ("typing", "Optional"),
@@ -45,7 +45,10 @@ _INERT = {
 
 
 class _InertObject:
-    """Stands for an object that is not made: takes whatever the pickle does to it, does nothing."""
+    """Stands for an object that is not created: records what the pickle does to it."""
+
+    args: tuple[Any, ...]
+    items: dict[Any, Any]
 
     def __new__(cls, *args: Any) -> "_InertObject":
         # Not __init__, which the pickle need not call.
@@ -66,11 +69,11 @@ class _InertObject:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """A list's."""
+        """Stores an item, like a list or a set."""
         self.items[len(self.items)] = value
 
     def extend(self, values: Any) -> None:
-        """A list's."""
+        """Stores items, like a list."""
         for value in values:
             self.append(value)
 
@@ -78,13 +81,14 @@ class _InertObject:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors, containers and namespaces; refuses to look anything else up."""
+    """Creates tensors, containers and namespaces, and refuses all other names."""
 
     def __init__(self, file: io.BufferedIOBase, storage: Callable[..., np.ndarray], path: str):
         super().__init__(file, encoding="utf-8")
         self._storage, self._path = storage, path
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns what a name stands for. Raises ValueError if it is not allowed."""
         # Protocol 2, torch's, has the names of Python 2.
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         if (module, name) == ("collections", "OrderedDict"):
@@ -105,20 +109,23 @@ class _Unpickler(pickle.Unpickler):
             # A class, for the pickle may call __new__ on it.
             return type(name, (_InertObject,), {})
         raise ValueError(
-            f"{self._path} wants {module}.{name} to be called, which a checkpoint has no need of: "
-            "it is not loaded. Load it with what wrote it, if you trust it, and save its state "
+            f"{self._path} asks for {module}.{name}, which a checkpoint does not need: it is not "
+            "loaded. If you trust it, load it with the program that wrote it and save its state "
             "dict and its arguments alone."
         )
 
     def persistent_load(self, identity: tuple[Any, ...]) -> np.ndarray:
+        """Returns the storage that a reference names."""
         kind, dtype, key, _, length = identity
         if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise ValueError(f"{self._path} has a reference of a kind that is not known ({kind}).")
+            raise ValueError(f"{self._path} has a reference of an unknown kind ({kind}).")
         return self._storage(str(key), dtype, int(length))
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any):
-    """A view of its storage, as torch strides it."""
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any
+) -> np.ndarray:
+    """Returns a view of a storage with torch's strides."""
     size, stride = tuple(size), tuple(stride)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n)
     if offset < 0 or any(step < 0 for step in stride) or (0 not in size and last >= len(storage)):
@@ -130,7 +137,7 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a `.pt` or `.bin` file holds.
+    """Loads a `.pt` or `.bin` file.
 
     Args:
       path: of a file that `torch.save` wrote (torch 1.6 or later).
@@ -141,8 +148,8 @@ def load(path: str | pathlib.Path) -> Any:
       (`plain` turns them into dictionaries).
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no such file, it is damaged, or it wants something else to be executed.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not such a file, is damaged, or names something that is not allowed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -181,12 +188,12 @@ def load(path: str | pathlib.Path) -> Any:
 def load_state_dict(
     path: str | pathlib.Path, what: str, holders: Sequence[str] = ("state_dict",)
 ) -> Mapping[str, Any]:
-    """Arrays by name, of a file that is a state dict or holds one.
+    """Loads the arrays of a file that is a state dict or holds one.
 
     Args:
       path: of the file.
-      what: it is of, for the message.
-      holders: names under which files hold a state dict, beside other things.
+      what: the kind of model, for the error.
+      holders: keys under which a file may hold its state dict.
 
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
@@ -196,12 +203,12 @@ def load_state_dict(
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
     if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds no state dict of a {what}.")
+        raise ValueError(f"{path} does not hold the state dict of a {what}.")
     return held
 
 
 def plain(value: Any) -> Any:
-    """Namespaces, OmegaConf's nodes and other inert objects as dictionaries, lists and values."""
+    """Converts namespaces, OmegaConf nodes and other inert objects to plain containers."""
     if isinstance(value, argparse.Namespace):
         return {key: plain(item) for key, item in vars(value).items()}
     if isinstance(value, _InertObject):
@@ -224,19 +231,23 @@ def plain(value: Any) -> Any:
 
 
 class _Global:
-    """A name that the reader looks up; written without importing it."""
+    """A name that the reader looks up, written without importing it."""
 
     def __init__(self, module: str, name: str):
         self.line = f"c{module}\n{name}\n".encode()
 
 
 class _Storage:
+    """A reference to a raw storage of the archive."""
+
     def __init__(self, key: str, dtype: np.dtype, length: int):
         self.identity = ("storage", _Global("torch", _STORAGE_OF[dtype]), key, "cpu", length)
 
 
 class _Pickler(pickle._Pickler):
-    """The pickler in Python, for it can be taught to write names and tensors."""
+    """The pickler written in Python, which can be extended with names and tensors."""
+
+    write: Callable[[bytes], None]  # set by pickle._Pickler, whose stubs are incomplete
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
@@ -244,22 +255,24 @@ class _Pickler(pickle._Pickler):
         self._storages: dict[int, _Storage] = {}
 
     def persistent_id(self, obj: Any) -> Any:
+        """Returns the reference of a storage; None for anything else."""
         return obj.identity if isinstance(obj, _Storage) else None
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        """Writes an object."""
         if isinstance(obj, _Global):
             self.write(obj.line)
         elif isinstance(obj, np.ndarray):
             self._save_tensor(obj)
         elif isinstance(obj, np.generic):
-            super().save(obj.item())
+            super().save(obj.item())  # type: ignore[misc]
         else:
-            super().save(obj, save_persistent_id)
+            super().save(obj, save_persistent_id)  # type: ignore[misc]
 
     def _save_tensor(self, array: np.ndarray) -> None:
         if array.dtype not in _STORAGE_OF:
             raise ValueError(f"torch has no tensors of {array.dtype}.")
-        # An array that is met twice (tied weights) is stored once.
+        # An array that occurs twice (tied weights) is stored once.
         storage = self._storages.get(id(array))
         if storage is None:
             storage = _Storage(str(len(self.arrays)), array.dtype, array.size)
@@ -274,7 +287,7 @@ class _Pickler(pickle._Pickler):
 
 
 def save(path: str | pathlib.Path, value: Any) -> None:
-    """Writes a file that `torch.load` and `load` read; it appears when it is complete.
+    """Writes a file for `torch.load` and `load`; it appears only when it is complete.
 
     Args:
       path: the file.

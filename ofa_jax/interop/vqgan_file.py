@@ -1,7 +1,7 @@
-"""The original's VQGAN: a file of torch, as taming-transformers trains it.
+"""Reads the official VQGAN from a torch file, as taming-transformers trains it.
 
-Names within the file: encoder.down.0.block.1.conv1.weight; what only training needs (the
-discriminator, `loss.*`) is passed over. The shape of the model follows from the arrays.
+Names in the file are like encoder.down.0.block.1.conv1.weight; what only training needs (the
+discriminator, `loss.*`) is ignored. The configuration follows from the arrays.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 
 
 def read(path: str | pathlib.Path) -> VQGAN:
-    """The VQGAN of a checkpoint.
+    """Reads the VQGAN of a checkpoint.
 
     Args:
       path: of a state dict, or of a file that holds it as "state_dict" (`last.ckpt`).
@@ -33,14 +33,14 @@ def read(path: str | pathlib.Path) -> VQGAN:
     try:
         return from_state_dict(held)
     except ValueError as error:
-        raise ValueError(f"{path} is no VQGAN of the original: {error}") from error
+        raise ValueError(f"{path} is not an official VQGAN: {error}") from error
 
 
 def from_state_dict(arrays: Mapping[str, Any]) -> VQGAN:
-    """Converts the original's arrays, by their names.
+    """Returns the VQGAN of official arrays by name.
 
     Raises:
-      ValueError: an array is missing, or has another shape than the others want.
+      ValueError: an array is missing, or its shape does not fit the others.
     """
     config = config_of(arrays)
     side = config.pixels_per_code
@@ -61,17 +61,17 @@ def from_state_dict(arrays: Mapping[str, Any]) -> VQGAN:
 
 
 def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
-    """The shape of the model that some arrays are of.
+    """Returns the configuration of the model that arrays belong to.
 
     Raises:
-      ValueError: arrays that say it are missing.
+      ValueError: arrays that determine it are missing.
     """
 
-    def places(pattern: str) -> list[int]:
+    def indices_of(pattern: str) -> list[int]:
         found = (re.match(pattern, name) for name in arrays)
         return sorted({int(match[1]) for match in found if match})
 
-    levels = places(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
+    levels = indices_of(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
     needed = (
         "encoder.conv_in.weight",
         "encoder.conv_out.weight",
@@ -89,8 +89,8 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
         multipliers=tuple(
             len(arrays[f"encoder.down.{level}.block.0.conv1.weight"]) // width for level in levels
         ),
-        num_blocks=len(places(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")),
-        attention_levels=tuple(places(r"encoder\.down\.(\d+)\.attn\.0\.q\.weight$")),
+        num_blocks=len(indices_of(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")),
+        attention_levels=tuple(indices_of(r"encoder\.down\.(\d+)\.attn\.0\.q\.weight$")),
         latent_width=len(arrays["encoder.conv_out.weight"]),
         code_width=int(code_width),
         num_codes=int(num_codes),
@@ -98,9 +98,10 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
 
 
 def official_name(path: tuple[str, ...]) -> str:
-    """("encoder", "down_0", "block_1", "conv1", "kernel") -> encoder.down.0.block.1.conv1.weight.
+    """Returns the official name of a parameter.
 
-    The blocks of the middle are the only names with a number in the original, too.
+    ("encoder", "down_0", "block_1", "conv1", "kernel") becomes
+    encoder.down.0.block.1.conv1.weight. The middle blocks have a number in their official name.
     """
     parts = [part if "mid" in path else re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
     return ".".join([*parts, _NAMES[path[-1]]])

@@ -41,10 +41,10 @@ def test_published_sizes_have_the_official_names_shapes_and_types(golden, size):
     config = config_from_fairseq(arch["args"], arch["args"]["vocab_size"])
     off = dict(dropout_rate=0.0, encoder_drop_path_rate=0.0, decoder_drop_path_rate=0.0)
     assert config == getattr(OFAConfig, size)(**off)
-    from ofa_jax.interop import fairseq
+    from ofa_jax.interop import fairseq, tensor_layout
 
     shapes = nn.meta.unbox(jax.eval_shape(OFA(config).init, jax.random.key(0), BATCH))
-    entries = list(fairseq._entries(config))
+    entries = list(tensor_layout.tensor_entries(config))
     ours = {"/".join(e.path): e.shape for e in entries}
     assert ours == {
         "/".join(k.key for k in path): x.shape

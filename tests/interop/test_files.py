@@ -179,7 +179,7 @@ def test_what_cannot_be_converted_is_one_sentence(tiny, tmp_path, capsys):
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"")
     for name, sentence in (
         ("no_model.pt", "has no 'model' (it holds weights)"),
-        ("no_args.pt", "does not say the arguments of its model"),
+        ("no_args.pt", "lacks the arguments of its model"),
         ("other.pt", "the checkpoint has no encoder.embed_tokens.weight"),
         ("hf", "which says how the model is built"),
         ("nowhere.pt", "There is no checkpoint file"),

@@ -56,6 +56,6 @@ def test_a_resnet_of_another_shape_is_refused_in_a_sentence(tmp_path):
         r"is missing \(and \d+ more\)",
     ):
         resnet_file.read(tmp_path / "resnet.pt", CONFIG.replace(resnet_layers=(1, 3, 2)))
-    shapes = r"conv1\.weight is \[4, 3, 7, 7\] there and \[8, 3, 7, 7\]"
+    shapes = r"conv1\.weight is \[4, 3, 7, 7\] in the file, and must be \[8, 3, 7, 7\]"
     with pytest.raises(ValueError, match=shapes):
         resnet_file.read(tmp_path / "resnet.pt", CONFIG.replace(resnet_width=8))

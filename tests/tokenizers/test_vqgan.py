@@ -127,5 +127,5 @@ def test_what_does_not_fit_is_said(vqgan, vqgan_state, tmp_path):
     with pytest.raises(ValueError, match="conv_in.bias has the shape .3,., which does not fit"):
         vqgan_file.from_state_dict(vqgan_state | {"decoder.conv_in.bias": np.zeros(3)})
     torch_file.save(tmp_path / "other.pt", {"weight": np.zeros(3, np.float32)})
-    with pytest.raises(ValueError, match="other.pt is no VQGAN of the original: encoder.conv_in"):
+    with pytest.raises(ValueError, match="other.pt is not an official VQGAN: encoder.conv_in"):
         vqgan_file.read(tmp_path / "other.pt")
