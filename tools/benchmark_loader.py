@@ -48,6 +48,7 @@ from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.scenes.sprites import package_folder
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import renamed
 
 from . import convert_tsv
 
@@ -360,7 +361,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--image_size", type=int, default=384, help="pixels a side")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=96, help="different ones")
+    parser.add_argument(
+        "--images",
+        *(f"--{name}" for name in renamed.former_names("images", renamed.TOOL_FLAGS)),
+        type=int,
+        default=96,
+        help="different ones",
+    )
     parser.add_argument("--examples", type=int, default=192, help="to time the stages with")
     parser.add_argument("--steps", type=int, default=40, help="to time the loader with")
     parser.add_argument("--warm_up", type=int, default=8, help="batches that do not count")

@@ -28,6 +28,7 @@ from ofa_jax.evaluation.metrics.spans import exact_spans, extract_spans
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.utils import renamed
 
 from . import scenes_results
 from .scenes_results import THRESHOLDS, Row
@@ -338,6 +339,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stage_dirs",
+        *(f"--{name}" for name in renamed.former_names("stage_dirs", renamed.TOOL_FLAGS)),
         nargs="+",
         type=pathlib.Path,
         default=[],

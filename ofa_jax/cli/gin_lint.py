@@ -42,7 +42,7 @@ class _Reference:
 
 
 class _Names(config_parser.ParserDelegate):
-    """Keeps the names that values mention, instead of resolving them."""
+    """Returns the names in values as `_Reference` and `_Macro` instead of resolving them."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
         del evaluate
@@ -64,6 +64,7 @@ class _Binding:
 
     @property
     def key(self) -> str:
+        """What the statement binds, as gin writes it."""
         name = f"{self.scope}/{self.selector}" if self.scope else self.selector
         return f"{name}.{self.parameter}" if self.parameter else name
 
@@ -72,7 +73,7 @@ _Statement: TypeAlias = _Binding | config_parser.ImportStatement
 
 
 def _mentioned(value: Any, kind: type) -> Iterator[Any]:
-    """All macros or references anywhere inside `value`."""
+    """Yields all macros or references (as `kind` says) anywhere inside `value`."""
     if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
@@ -85,11 +86,11 @@ def _mentioned(value: Any, kind: type) -> Iterator[Any]:
 
 @dataclasses.dataclass
 class _Reader:
-    """Yields the statements of gin files and bindings, and keeps the old names that it met.
+    """Yields the statements of gin files and bindings, and collects the old names in them.
 
     Attributes:
       search_paths: where included files are looked up.
-      renamings: what it met so far.
+      renamings: the old names so far.
     """
 
     search_paths: Sequence[str]
@@ -104,6 +105,7 @@ class _Reader:
         yield from self._parse(gin_files.translate(binding, COMMAND_LINE), COMMAND_LINE)
 
     def _parse(self, content: gin_files.GinText, origin: str) -> Iterator[_Statement]:
+        """Yields the statements of a text, and of included files at the place of the `include`."""
         self.renamings += content.renamings
         source = gin_files.NamedText(content.text, origin)
         try:
@@ -126,10 +128,11 @@ class _Reader:
                 elif isinstance(statement, config_parser.ImportStatement):
                     yield statement
         except SyntaxError as error:
-            raise _syntax_problem(error, origin) from error
+            raise _syntax_error(error, origin) from error
 
 
-def _syntax_problem(error: SyntaxError, origin: str) -> ConfigError:
+def _syntax_error(error: SyntaxError, origin: str) -> ConfigError:
+    """Converts an error of gin's parser to a sentence with the place and the text."""
     location = error.args[1] if len(error.args) > 1 else None
     text = getattr(location, "line_content", "") or (location[3] if location else "")
     line = f", line {getattr(location, 'line_num', '?')}" if origin != COMMAND_LINE else ""
@@ -195,6 +198,7 @@ def warn_of_renamings(
 
 
 def _import(statement: config_parser.ImportStatement) -> None:
+    """Imports the module of an `import` statement; raises ConfigError if that is impossible."""
     try:
         importlib.import_module(statement.module)
     except ModuleNotFoundError as error:
@@ -208,6 +212,7 @@ def _import(statement: config_parser.ImportStatement) -> None:
 def _check_configurables(
     found: Sequence[_Binding], lookup: Callable[[str], Any], names: Callable[[], Iterable[str]]
 ) -> None:
+    """Raises ConfigError for a configurable or parameter that does not exist."""
     for binding in found:
         used = [(name.name, binding.where) for name in _mentioned(binding.value, _Reference)]
         if binding.parameter:
@@ -233,6 +238,7 @@ def _check_configurables(
 
 
 def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> list[str]:
+    """Raises ConfigError for a macro that is unset, unused or required; see `check`."""
     # The last binding of a name counts, as in gin.
     final = {binding.key: binding for binding in found}
     macros = {key: binding for key, binding in final.items() if not binding.parameter}
@@ -242,8 +248,8 @@ def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> lis
             if macro.name != REQUIRED:
                 used.setdefault(macro.name, binding.where)
 
-    # A misspelt macro shows twice: the wrong name is set and unused, the right one unset or left
-    # open. What stands on the command line was written last, so it is named first.
+    # A misspelt macro causes two errors: the wrong name is set but unused, the right name is unset
+    # or required. Names on the command line are reported first, because they were written last.
     unset = {name: where for name, where in used.items() if name not in macros}
     unused = {name: binding for name, binding in macros.items() if name not in used}
     for name, binding in unused.items():

@@ -1,7 +1,7 @@
-"""Everything that gin can configure, registered in one place; library code does not import gin.
+"""Registers everything that gin can configure, so that library code does not import gin.
 
-Names are those of classes and functions, as in `Stream.batch_size = 32`. What a module of your own
-registers (`import my_module` in a gin file, `@gin.configurable` there) works beside these.
+The names are those of classes and functions, as in `Stream.batch_size = 32`. Modules of your own
+can register more: write `import my_module` in a gin file and `@gin.configurable` in the module.
 """
 
 import functools
@@ -29,6 +29,8 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
 from ofa_jax.training.self_critical import SelfCriticalConfig
 
+__all__ = ["check_parameter", "names", "register"]
+
 _CLASSES = (
     Stream,
     Scenes,
@@ -52,16 +54,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "patch_codebook": PatchCodebook.load,
     "vqgan": vqgan_file.read,
 }
-_names: list[str] = []
+_names: list[str] = []  # in the order of registration
 _IDENTITY = "evaluated"
 """A configurable that returns its argument: gin evaluates the references in it for a call."""
 
 
 def register(entry_points: dict[str, Callable[..., Any]]) -> None:
-    """Makes everything known to gin, once per process.
+    """Registers everything with gin; what is registered already stays.
 
     Args:
-      entry_points: name -> function of the command that runs, e.g. {"train": prepare}.
+      entry_points: name -> function of the command that runs, e.g. {"train": build_run}.
     """
     for cls in _CLASSES:
         _register(cls.__name__, cls)
@@ -70,7 +72,7 @@ def register(entry_points: dict[str, Callable[..., Any]]) -> None:
 
 
 def names() -> Sequence[str]:
-    """Of all that is registered here."""
+    """Returns the names of everything that is registered here."""
     return tuple(_names)
 
 
@@ -92,15 +94,17 @@ def bound_value(parameter: str) -> Any:
 
 
 def _register(name: str, function: Callable[..., Any]) -> None:
+    """Registers a function or class with gin, unless the name is registered already."""
     if name not in _names:
         gin.external_configurable(_typed(name, function), name=name, module="ofa_jax")
         _names.append(name)
 
 
 def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or a function that calls the class, with its plain arguments checked.
+    """Wraps a function or class so that it checks the types of its numbers and strings.
 
-    Of a class itself gin would make a subclass, which data workers could not unpickle.
+    Classes are wrapped in a function because gin would subclass them, and data workers could not
+    unpickle the instances.
     """
     signature = inspect.signature(function)
     hints = _hints(function)
@@ -116,16 +120,20 @@ def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_parameter(function: Callable[..., Any], parameter: str, value: Any) -> None:
-    """Raises ValueError for a number or a string that a parameter of a class does not take."""
+    """Raises ValueError if a number or a string has a type that the parameter does not take."""
     _check_type(f"{function.__name__}.{parameter}", value, _hints(function).get(parameter, Any))
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns parameter -> type of a function or class."""
     return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Numbers and strings only: the rest is checked where it is used."""
+    """Raises ValueError if a number or string is of another type than its hint.
+
+    Values of other types are checked where they are used.
+    """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(hint)) if union else {hint}
     if not kinds <= {int, float, str, bool, type(None)}:

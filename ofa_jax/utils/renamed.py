@@ -17,6 +17,7 @@ __all__ = [
     "MODULES",
     "PLANS",
     "SCENES",
+    "TOOL_FLAGS",
     "current_gin_name",
     "current_module",
     "former_names",
@@ -65,6 +66,9 @@ PLANS: Mapping[str, str] = {"exchanges": "collectives", "binds": "bottleneck"}
 
 SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""
+
+TOOL_FLAGS: Mapping[str, str] = {"lesson_dirs": "stage_dirs", "pictures": "images"}
+"""Flags of tools.report_scenes and tools.benchmark_loader, without the dashes."""
 
 _OWN_MODULE = "ofa_jax"  # what a selector may begin with, as in ofa_jax.train.loop
 

@@ -231,8 +231,9 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     run, stage = tmp_path / "run", tmp_path / "stage"
     (run / "checkpoints" / "7").mkdir(parents=True)
     (run / "config.gin").write_text("")
-    assert report_scenes.main([f"--model_dir={run}", f"--stage_dirs={stage}"]) == 2
-    assert f"error: there is no trained run in {stage}" in capsys.readouterr().err
+    for flag in ("--stage_dirs", "--lesson_dirs"):
+        assert report_scenes.main([f"--model_dir={run}", f"{flag}={stage}"]) == 2
+        assert f"error: there is no trained run in {stage}" in capsys.readouterr().err
 
 
 def test_control_tasks_ask_as_their_objectives_do(settings):
