@@ -181,7 +181,7 @@ def test_what_cannot_be_converted_is_one_sentence(tiny, tmp_path, capsys):
         ("no_model.pt", "has no 'model' (it holds weights)"),
         ("no_args.pt", "lacks the arguments of its model"),
         ("other.pt", "the checkpoint has no encoder.embed_tokens.weight"),
-        ("hf", "which says how the model is built"),
+        ("hf", "which describes the model"),
         ("nowhere.pt", "There is no checkpoint file"),
         ("nowhere", "There is no checkpoint in"),
     ):
