@@ -100,15 +100,14 @@ def configured_run(devices: Sequence[Any], slices: int, vocab_size: int | None) 
                 f"train.{name} is not set: give a gin file of a run, such as "
                 "gin_configs/runs/pretrain.gin."
             )
-    decoding = gin.get_configurable("DecodingConfig")()
-    run: PlannedRun = gin.get_configurable("plan")(decoding=decoding)
+    given: dict[str, Any] = {"decoding": gin.get_configurable("DecodingConfig")()}
+    if not _is_bound("plan.partitioner") or gin.query_parameter("plan.partitioner") is None:
+        given["partitioner"] = Partitioner(slices=slices, devices=tuple(devices))
+    run: PlannedRun = gin.get_configurable("plan")(**given)
     if not run.streams:
         raise ValueError("train.streams is empty: give at least one Stream.")
     if vocab_size is not None:
         run = dataclasses.replace(run, model=run.model.replace(vocab_size=vocab_size))
-    if run.partitioner is None:
-        partitioner = Partitioner(slices=slices, devices=tuple(devices))
-        run = dataclasses.replace(run, partitioner=partitioner)
     return run
 
 

@@ -100,9 +100,10 @@ def hbm_total(report: str) -> float:
 
 def completed(compiled: jax.stages.Compiled) -> Compiled:
     """Wraps a completed compilation, what `lowered.compile()` returned."""
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats is not None and text is not None
     return Compiled(
-        compiled.as_text(),
+        text,
         float(
             stats.argument_size_in_bytes
             + stats.output_size_in_bytes

@@ -70,8 +70,9 @@ def collective_costs(program: Program, mesh: Mesh, chip: Chip) -> list[Collectiv
             np.array([1, collective.bytes, wire, seconds]) * collective.times
         )
     found = [
-        CollectiveCost(kind, axes, *map(float, values), crosses_slices=crosses)
+        CollectiveCost(kind, axes, count, size, wire_bytes, seconds, crosses)
         for (kind, axes, crosses), values in sums.items()
+        for count, size, wire_bytes, seconds in [values.tolist()]
     ]
     return sorted(found, key=lambda cost: -cost.seconds)
 
@@ -196,7 +197,8 @@ def roofline(
     """Estimates the time of a step.
 
     Args:
-      flops, hbm_bytes: of one device.
+      flops: of one device.
+      hbm_bytes: read and written by one device.
       collectives: of `collective_costs`.
       chip: whose figures to use.
       num_devices: of the whole mesh.

@@ -1,4 +1,4 @@
-"""How many operations a product of an HLO program has, from its line and its operands' shapes."""
+"""Counts the operations of the products in an HLO program from their text and operand shapes."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from ofa_jax.planning.hlo_text import LIBRARY, Array, Instruction
 
 
 def count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], float] | None:
-    """How to count the operations of an instruction and its operands; None where it has none."""
+    """Returns the function that counts the operations of a product; None for other instructions."""
     name = instruction.opcode
     if name == "custom-call" and (found := LIBRARY.search(instruction.attributes)):
         name = next(
@@ -21,8 +21,9 @@ def count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], 
 
 
 def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
+    """Counts a matrix product."""
     del right
-    # In words of HLO, and in those of a call of cuBLAS.
+    # In the notation of HLO, and in that of a call of cuBLAS.
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes) or re.search(
         r'"lhs_contracting_dimensions":\[([\d,"]*)\]', dot.attributes
     )
@@ -31,22 +32,25 @@ def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
 
 
 def _convolution_flops(conv: Instruction, left: Array, right: Array) -> float:
+    """Counts a convolution."""
     return _valid_flops(conv, left, right, conv.outputs[0])
 
 
 def _input_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
-    """cuDNN says of which convolution it is the gradient: its output and kernel to its input."""
+    """Counts the gradient of a convolution towards its input, as cuDNN prints it."""
     return _valid_flops(conv, conv.outputs[0], right, left)
 
 
 def _kernel_gradient_flops(conv: Instruction, left: Array, right: Array) -> float:
-    """Likewise, its input and output to its kernel."""
+    """Counts the gradient of a convolution towards its kernel, as cuDNN prints it."""
     return _valid_flops(conv, left, conv.outputs[0], right)
 
 
 def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) -> float:
-    """As XLA counts: only taps on values that are there, neither padding nor dilation."""
-    lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes).groups()
+    """Counts as XLA does: only taps on values, neither on padding nor on dilation."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes)
+    assert labels is not None, conv
+    lhs, rhs, out = labels.groups()
     window = dict(
         re.findall(
             r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]
@@ -55,6 +59,7 @@ def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) ->
     spatial = [label for label in out if label.isdigit()]
 
     def setting(name: str, place: int, default: int) -> int:
+        """Returns a setting of the window along one axis."""
         return int(window[name].split("x")[place]) if name in window else default
 
     pairs = 1
@@ -89,7 +94,9 @@ _COUNTS = {
 
 
 @functools.lru_cache(maxsize=4096)
-def _valid_pairs(size, taps, outputs, stride, low, base, dilation) -> int:
-    """How many (output, tap) pairs of one axis see a value."""
+def _valid_pairs(
+    size: int, taps: int, outputs: int, stride: int, low: int, base: int, dilation: int
+) -> int:
+    """Counts the (output, tap) pairs of one axis that fall on a value."""
     place = np.arange(outputs)[:, None] * stride - low + np.arange(taps)[None, :] * dilation
     return int(((place >= 0) & (place <= (size - 1) * base) & (place % base == 0)).sum())

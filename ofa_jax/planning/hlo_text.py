@@ -1,4 +1,4 @@
-"""The text of an HLO program, line by line: shapes, instructions, groups of devices.
+"""Parses the text of an HLO program line by line: shapes, instructions, device groups.
 
 Formats: what XLA prints for CPU, GPU and TPU programs (https://openxla.org/xla/operation_semantics
 names the operations).
@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int
 
 CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
-"""What an instruction calls, and as what."""
+"""Matches a computation that an instruction calls, and its role."""
 LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
-"""What a program for GPUs asks of cuBLAS and cuDNN."""
+"""Matches the name of a cuBLAS or cuDNN call in a program for GPUs."""
 _BYTES = {
     "pred": 1,
     "s4": 0.5,
@@ -40,12 +41,12 @@ _ROUND, _MARKS = re.compile(r"[()]"), re.compile(r"[()\[\]{},]")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """A shape as it is printed.
+    """An array's type and shape.
 
     Attributes:
       dtype: "bf16", "f32" ...
       shape: its dimensions.
-      on_chip: it lies in a memory of its own (a TPU's VMEM), and costs no traffic to HBM.
+      on_chip: whether it is in on-chip memory (VMEM of a TPU), which causes no HBM traffic.
     """
 
     dtype: str
@@ -54,7 +55,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Without padding to tiles."""
+        """Size without padding to tiles."""
         return _BYTES.get(self.dtype, 1 if self.dtype.startswith("f8") else 0) * math.prod(
             self.shape
         )
@@ -62,7 +63,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line.
+    """An instruction.
 
     Attributes:
       name, opcode: as printed.
@@ -81,13 +82,13 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """What in the Python program it comes from, like "jit(step)/.../dot_general"."""
+        """Its origin in the Python program, such as "jit(step)/.../dot_general"."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
 
 def instruction(name: str, rest: str) -> Instruction:
-    """Parses what stands right of ` = `."""
+    """Parses the right side of ` = `."""
     if rest.startswith("("):
         end = _closing(rest, 0)
         shape, rest = rest[:end], rest[end:].lstrip()
@@ -105,6 +106,7 @@ def instruction(name: str, rest: str) -> Instruction:
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
+    """Parses the arrays of a shape, several for a tuple."""
     return tuple(
         Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
         for dtype, dims, layout in _ARRAY.findall(text)
@@ -113,7 +115,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Behind the bracket that closes the one at `start`."""
+    """Returns the position behind the bracket that closes the one at `start`."""
     depth = 0
     for bracket in _ROUND.finditer(text, start):
         depth += 1 if bracket[0] == "(" else -1
@@ -123,7 +125,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _split(text: str) -> Iterator[str]:
-    """At commas outside of brackets; comments like /*index=5*/ left out."""
+    """Splits at commas outside of brackets, without comments such as /*index=5*/."""
     if "/*" in text:
         text = re.sub(r"/\*.*?\*/", "", text)
     depth, start = 0, 0
@@ -137,8 +139,8 @@ def _split(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def groups_of(attributes: str) -> np.ndarray | None:
-    """[number, size] of the positions of the devices that communicate with each other.
+def groups_of(attributes: str) -> Int[np.ndarray, "groups size"] | None:
+    """Returns the positions of the devices that communicate with each other; None if unreadable.
 
     Three notations: {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0), a transposed iota; and
     mesh['a'=4,'b'=2] {'b'}, groups along named axes of a mesh of positions.
@@ -152,7 +154,7 @@ def groups_of(attributes: str) -> np.ndarray | None:
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
         shape, source, order = (
-            [int(n) for n in part.split(",")] if part else None for part in found.groups()
+            [int(n) for n in part.split(",")] if part else [] for part in found.groups()
         )
         ids = np.arange(math.prod(source)).reshape(source)
         return (ids.transpose(order) if order else ids).reshape(shape)

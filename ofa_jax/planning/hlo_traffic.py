@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ofa_jax.planning.hlo_text import CALLED, LIBRARY, Array, Instruction
 
@@ -69,7 +69,7 @@ class Traffic:
 
     def root(self, computation: str) -> Instruction:
         """Returns the root instruction of a computation, which is printed last."""
-        return next(reversed(self.computations[computation].values()))
+        return list(self.computations[computation].values())[-1]
 
     def _purpose(self, computation: str, instruction: Instruction) -> str:
         """Returns the source of an instruction, or of the first reader that has one."""
@@ -101,7 +101,7 @@ class Traffic:
         return {
             name: {
                 operand: reader
-                for reader in reversed(instructions.values())
+                for reader in reversed(list(instructions.values()))
                 for operand in reader.operands
             }
             for name, instructions in self.computations.items()
@@ -142,10 +142,9 @@ class Traffic:
             read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
             return written + read
         if opcode == "dynamic-update-slice":
-            return sum(array.bytes for array in (outputs[0], whole[1]) if not array.on_chip) - (
-                0.0 if outputs[0].on_chip else outputs[0].bytes - whole[1].bytes
-            )
-        called = dict(CALLED.findall(instruction.attributes)).get("calls")
+            touched = sum(a.bytes for a in (outputs[0], whole[1]) if not a.on_chip)
+            return touched - (0.0 if outputs[0].on_chip else outputs[0].bytes - whole[1].bytes)
+        called: str = dict(CALLED.findall(instruction.attributes)).get("calls", "")
         if opcode != "fusion" or called not in self.computations:
             return written + sum(array.bytes for array in whole if not array.on_chip)
         read = sum(
@@ -158,11 +157,11 @@ class Traffic:
         if result.opcode == "tuple" and len(result.operands) == len(outputs):
             # A collective that overlaps with other work passes its arrays from fusion to fusion.
             made = [body[operand].opcode.removesuffix("-start") for operand in result.operands]
-            outputs = [
+            outputs = tuple(
                 array
                 for array, opcode in zip(outputs, made, strict=True)
                 if opcode != "parameter" and opcode not in COLLECTIVES
-            ]
+            )
             written = sum(array.bytes for array in outputs if not array.on_chip)
         # What is updated in place is written only where it changes.
         unchanged = self._unchanged(called, [o for o in outputs if not o.on_chip])
@@ -191,7 +190,7 @@ class Traffic:
                 return array.bytes
         return min(read, array.bytes)
 
-    def _unchanged(self, computation: str, outputs: list[Array]) -> float:
+    def _unchanged(self, computation: str, outputs: Sequence[Array]) -> float:
         """Returns the bytes of a fusion's results that an update in place leaves as they are."""
         total = 0.0
         for inner in self.computations[computation].values():

@@ -29,7 +29,8 @@ def plan(
     Args:
       run: on the mesh of the topology's devices.
       chip: of the topology.
-      topology, slices: as on the command line.
+      topology: as on the command line.
+      slices: as on the command line.
       compiler: of what was lowered.
       program: one of `programs.PROGRAMS`.
 

@@ -49,7 +49,7 @@ class PlannedRun:
     model: OFAConfig
     streams: Sequence[Stream]
     optimizer: OptimizerConfig
-    partitioner: Partitioner | None = None
+    partitioner: Partitioner
     loss: LossConfig | None = None
     gradient_accumulation: int = 1
     restrict_to_candidates: bool = False

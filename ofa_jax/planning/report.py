@@ -13,51 +13,14 @@ def text(plan: Mapping[str, Any]) -> str:
     Args:
       plan: as `--json` prints it.
     """
-    model, mesh = plan["model"], plan["mesh"]
-    slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
-    lines = [
-        f"{plan['topology']}{slices}: {plan['chips']} chips, mesh "
-        f"{' x '.join(f'{name} {n}' for name, n in mesh.items())}",
-        f"model       {model['parameters']:,} parameters, vocabulary {model['vocab_size']:,}, "
-        f"{model['dtype']}, remat {model['remat']}",
-        "batch       "
-        + ", ".join(f"{name} {n}" for name, n in plan["batch"].items())
-        + (
-            f", in {plan['gradient_accumulation']} parts"
-            if plan["gradient_accumulation"] > 1
-            else ""
-        ),
-    ]
-    lines += [f"stand-in    {stand_in}" for stand_in in plan.get("stand_ins", ())]
-    memory = plan["memory"]
-    lines.append(
-        "memory      "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {size / _GIB:.2f} GiB"
-            for name, size in memory.items()
-            if name not in ("peak", "capacity")
-        )
-        + ", each device"
-    )
-    fits = "fits" if plan["fits"] else "DOES NOT FIT"
-    peak = f"{memory['peak'] / _GIB:.2f}" if memory["peak"] else "?"
-    lines.append(f"            peak {peak} of {memory['capacity'] / _GIB:.2f} GiB: {fits}")
-    if "compiler" in plan:
-        lines.append(f"            the compiler says: {plan['compiler']}")
+    lines = [*_setting(plan), *_memory(plan)]
     if "flops" in plan:
-        flops = plan["flops"]
-        lines.append(
-            f"arithmetic  {flops['model'] / 1e12:.1f} TFLOP a step by the formula, "
-            f"{flops['per_device'] / 1e12:.3f} on each device: {flops['ratio']:.3f} times the "
-            "formula"
-        )
-        if "uncounted" in flops:
-            lines.append(f"            not counted: {', '.join(flops['uncounted'])}")
+        lines += _arithmetic(plan["flops"])
     lines += [
-        f"{'collectives' if not k else '':<12}{e['kind']} along {e['axes']}"
-        f"{' between slices' * e['crosses_slices']}: {e['count']:.0f}, "
-        f"{e['wire_bytes'] / 1e6:,.1f} MB sent by a device, {e['seconds'] * 1e3:.2f} ms"
-        for k, e in enumerate(plan.get("collectives", ()))
+        f"{'collectives' if not k else '':<12}{c['kind']} along {c['axes']}"
+        f"{' between slices' * c['crosses_slices']}: {c['count']:.0f}, "
+        f"{c['wire_bytes'] / 1e6:,.1f} MB sent by a device, {c['seconds'] * 1e3:.2f} ms"
+        for k, c in enumerate(plan.get("collectives", ()))
     ]
     moved = list(plan.get("traffic", {}).items())[:_MOST_PARTS]
     lines += [
@@ -65,20 +28,72 @@ def text(plan: Mapping[str, Any]) -> str:
         for k, (part, size) in enumerate(moved)
     ]
     if "roofline" in plan:
-        line = plan["roofline"]
-        parts = ("compute", "memory", "interconnect", "network")
-        lines += [
-            "estimate    "
-            + ", ".join(f"{name} {line[name] * 1e3:.1f} ms" for name in parts)
-            + f": {line['bottleneck']} is the bottleneck",
-            f"            a step takes at least {line['step_seconds'] * 1e3:.1f} ms: at most "
-            f"{line['examples_per_second']:,.0f} examples/s, MFU at most {line['mfu']:.1%}",
-            "            (from published peak figures, everything overlapping: an estimate, not a "
-            "measurement)",
-        ]
+        lines += _estimate(plan["roofline"])
     lines += [f"{'to fit' if not k else '':<12}{advice}" for k, advice in enumerate(plan["advice"])]
     lines.append(f"compiled in {plan['compile_seconds']:.0f} s")
     return "\n".join(lines)
+
+
+def _setting(plan: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on chips, model, batch and stand-ins."""
+    model, mesh = plan["model"], plan["mesh"]
+    slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
+    parts = plan["gradient_accumulation"]
+    return [
+        f"{plan['topology']}{slices}: {plan['chips']} chips, mesh "
+        f"{' x '.join(f'{name} {n}' for name, n in mesh.items())}",
+        f"model       {model['parameters']:,} parameters, vocabulary {model['vocab_size']:,}, "
+        f"{model['dtype']}, remat {model['remat']}",
+        "batch       "
+        + ", ".join(f"{name} {n}" for name, n in plan["batch"].items())
+        + (f", in {parts} parts" if parts > 1 else ""),
+        *(f"stand-in    {stand_in}" for stand_in in plan.get("stand_ins", ())),
+    ]
+
+
+def _memory(plan: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on memory, and on the compiler's refusal if there is one."""
+    memory = plan["memory"]
+    parts = (
+        f"{name.replace('_', ' ')} {size / _GIB:.2f} GiB"
+        for name, size in memory.items()
+        if name not in ("peak", "capacity")
+    )
+    fits = "fits" if plan["fits"] else "DOES NOT FIT"
+    peak = f"{memory['peak'] / _GIB:.2f}" if memory["peak"] else "?"
+    lines = [
+        f"memory      {', '.join(parts)}, each device",
+        f"            peak {peak} of {memory['capacity'] / _GIB:.2f} GiB: {fits}",
+    ]
+    if "compiler" in plan:
+        lines.append(f"            the compiler says: {plan['compiler']}")
+    return lines
+
+
+def _arithmetic(flops: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on arithmetic."""
+    lines = [
+        f"arithmetic  {flops['model'] / 1e12:.1f} TFLOP a step by the formula, "
+        f"{flops['per_device'] / 1e12:.3f} on each device: {flops['ratio']:.3f} times the "
+        "formula"
+    ]
+    if "uncounted" in flops:
+        lines.append(f"            not counted: {', '.join(flops['uncounted'])}")
+    return lines
+
+
+def _estimate(roofline: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on the roofline."""
+    parts = ("compute", "memory", "interconnect", "network")
+    return [
+        "estimate    "
+        + ", ".join(f"{name} {roofline[name] * 1e3:.1f} ms" for name in parts)
+        + f": {roofline['bottleneck']} is the bottleneck",
+        f"            a step takes at least {roofline['step_seconds'] * 1e3:.1f} ms: at most "
+        f"{roofline['examples_per_second']:,.0f} examples/s, MFU at most {roofline['mfu']:.1%}",
+        "            (from published peak figures, everything overlapping: an estimate, not a "
+        "measurement)",
+    ]
 
 
 def table(plans: Sequence[Mapping[str, Any]]) -> str:

@@ -1,1 +1,40 @@
-"""How the model learns; knows nothing of where batches come from, nor of gin."""
+"""Training: losses, optimizer, the step and the loop.
+
+build            `build_run`: from a configuration to a `Run`, checked and not yet compiled
+train_program    `build_train_program`: network, state and step, as trained and as planned
+run              `Run`: everything the loop works with
+loop             `train`: restore, step, log, save, validate; `loop_config` says when
+step             the training step and the eval step
+losses           token losses and their options, summed in groups of streams
+optimizer        AdamW and its schedule, frozen groups, moving average
+self_critical    training on the CIDEr-D of sampled captions
+datasets         the data of a split, and the baselines computed from it
+validation       loss and accuracy beside two baselines; the history of all validations
+checks           that the parts of a run fit together
+metrics, flops   sums per task; the arithmetic of a step
+telemetry        throughput, waiting for data, padding, profiles; `terminal` shows them
+preemption, watchdog    SIGTERM; processes that hang
+
+Nothing is imported here: `losses`, `step` and `optimizer` need neither data nor gin.
+"""
+
+__all__ = [
+    "build",
+    "checks",
+    "datasets",
+    "flops",
+    "loop",
+    "loop_config",
+    "losses",
+    "metrics",
+    "optimizer",
+    "preemption",
+    "run",
+    "self_critical",
+    "step",
+    "telemetry",
+    "terminal",
+    "train_program",
+    "validation",
+    "watchdog",
+]

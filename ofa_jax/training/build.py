@@ -131,6 +131,7 @@ def build_run(
     training_data = open_split(train_split, training=True)
     first_batches = _checked_first_batches(OFA(model), streams, training_data)
     held_out = open_split(validation_split) if validation_split is not None else None
+    loader = training_data.loader
 
     candidates = (
         _candidate_tries(streams, model.vocab_size, settings) if restrict_to_candidates else None
@@ -141,7 +142,7 @@ def build_run(
         loss,
         partitioner,
         loss_groups_of(streams),
-        len(training_data.loader.task_names),
+        len(loader.task_names),
         seed,
         gradient_accumulation,
         candidates,
@@ -153,11 +154,7 @@ def build_run(
         )
     new_state = _initial_state(program, seed, initial_checkpoint_path, initial_resnet_path)
 
-    directory = epath.Path(model_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        storage.write_model_config(directory, model)
-        _save_processor(directory, streams, settings)
+    directory = _prepare_directory(model_dir, model, streams, settings)
     return Run(
         model_dir=directory,
         run_fingerprint=_run_fingerprint(seed, streams, settings),
@@ -167,9 +164,10 @@ def build_run(
         eval_step=program.eval_step,
         abstract_state=program.abstract_state,
         new_state=new_state,
-        batches=training_data.loader.batches,
+        batches=loader.batches,
         validation_batches=_validation_batches(held_out, validation_examples),
-        baselines=lambda: datasets.baselines(
+        baselines=functools.partial(
+            datasets.baselines,
             directory,
             model.vocab_size,
             training_data,
@@ -180,8 +178,8 @@ def build_run(
         examples_per_step=sum(stream.batch_size for stream in streams),
         flops_per_step=program.model_flops(abstract_batches(streams, first_batches)),
         peak_flops=peak_flops,
-        task_names=training_data.loader.task_names,
-        skipped_records=training_data.loader.skipped_records.total,
+        task_names=loader.task_names,
+        skipped_records=loader.skipped_records.total,
         pad_id=model.pad_id,
         writer=metric_writers.create_default_writer(
             str(directory), just_logging=jax.process_index() > 0, asynchronous=False
@@ -298,6 +296,18 @@ def _initial_state(
         return state
 
     return new_state
+
+
+def _prepare_directory(
+    model_dir: str, model: OFAConfig, streams: Sequence[Stream], settings: TaskSettings | None
+) -> epath.Path:
+    """Makes the run directory; the first host writes what other commands need to know there."""
+    directory = epath.Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        storage.write_model_config(directory, model)
+        _save_processor(directory, streams, settings)
+    return directory
 
 
 def _save_processor(

@@ -103,7 +103,7 @@ def baselines(
     directory: epath.Path,
     vocab_size: int,
     training: RunData,
-    held_out: RunData,
+    held_out: RunData | None,
     num_training: int,
     num_validation: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,6 +130,7 @@ def baselines(
     key["examples"] = [num_training, num_validation]
     if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
         return np.array(known["unigram"]), np.array(known["majority"]), np.array(known["tokens"])
+    assert held_out is not None, "a run without validation has no baselines"
     counted = validation.Baselines(len(task_names), vocab_size)
     for _, batch in training.unsharded_loader().validation_batches(training.tasks, num_training):
         counted.add(batch)

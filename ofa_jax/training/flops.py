@@ -1,4 +1,4 @@
-"""How much arithmetic a step needs, from shapes alone: what MFU is measured against.
+"""Counts the arithmetic of a step from shapes alone, which MFU is measured against.
 
 Two operations per multiply-add of every matrix product and convolution, forward; a training step
 needs three times that (PaLM, Chowdhery et al. 2022, appendix B): as much again towards the weights
@@ -22,7 +22,7 @@ TRAINING_FACTOR = 3
 
 
 def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]:
-    """Of one forward pass over the batch of one stream.
+    """Counts the operations of one forward pass over the batch of one stream.
 
     Args:
       batch: arrays, or anything else with shapes, by the names that the model takes.
@@ -73,18 +73,19 @@ def forward_flops(batch: Mapping[str, Any], config: OFAConfig) -> dict[str, int]
 
 
 def training_factors(params: Any, learns: Any) -> dict[str, float]:
-    """How many forward passes of each part a training step has.
+    """Returns the cost of a training step in forward passes, for each part of the model.
 
-    One forward; one backward towards the inputs where anything learns in the part or before it; and
-    one towards the weights, as far as they learn (by number of entries). In a part that gradients
-    only pass, attention's products of activations are counted as if one of their sides needed none.
+    One pass forward; one backward towards the inputs where anything is trained in the part or
+    before it; and one towards the weights, by the share of entries that are trained. In a part that
+    gradients only pass through, attention's products of activations count as if one of their sides
+    needed none.
 
     Args:
       params: of the model, boxed or plain, arrays or shapes.
-      learns: which of them do, see `trainable.trainable`.
+      learns: which of them are trained, see `parameter_groups.trainable_mask`.
 
     Returns:
-      A factor for each part of `forward_flops`, 3 where everything learns.
+      A factor for each part of `forward_flops`, 3 where everything is trained.
     """
     weights: dict[str, list[int]] = {}  # part -> [entries of its weights, those that learn]
     reached = set()
@@ -114,7 +115,7 @@ def training_flops(
     passes: int = 1,
     factors: Mapping[str, float] | None = None,
 ) -> int:
-    """Of one training step over a batch of every stream.
+    """Counts the operations of one training step over a batch of every stream.
 
     Args:
       streams: stream -> batch, see `forward_flops`.
@@ -133,33 +134,34 @@ def training_flops(
 
 
 def decoding_flops(batch: Mapping[str, Any], config: OFAConfig, beams: int, length: int) -> int:
-    """Of answering one batch with `length` tokens for each of `beams` hypotheses an example.
+    """Counts the operations of decoding a batch: `beams` hypotheses of `length` tokens each.
 
     The encoder runs once; of its output each decoder layer projects keys and values once for all
     beams of an example. Every step attends to a cache of the full length.
 
     Args:
-      batch: see `forward_flops`; its decoder_* arrays are not looked at.
+      batch: see `forward_flops`; its decoder_* arrays are not used.
       config: of the model.
-      beams, length: as in `ofa_jax.decoding.DecodingConfig`, the eos counted.
+      beams: hypotheses of an example.
+      length: tokens of each, eos included.
     """
     c, d = config, config.width
     size = batch["encoder_input_tokens"].shape[0]
     shapes = {**batch, "decoder_input_tokens": jax.ShapeDtypeStruct((size, length), np.int32)}
     parts = forward_flops(shapes, c)
-    # What is of every token is done for every beam; what is of the encoder's output, once.
+    # Work per token is done for every beam; work on the encoder's output, once.
     once = size * c.decoder_layers * 4 * _encoder_length(batch) * d * d
     per_token = parts["decoder"] - once + parts["logits"]
     return parts["resnet"] + parts["encoder"] + parts["positions"] + once + beams * per_token
 
 
 def _attention(length: int, config: OFAConfig) -> int:
-    """Scores and mixing, for one query of a self-attention."""
+    """Returns the operations of scores and mixing, for one query of a self-attention."""
     return 4 * (length + config.prefix_length) * config.width
 
 
 def _images(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]:
-    """(height, width, number of sampled patches or None) of the images of an example."""
+    """Yields (height, width, number of sampled patches or None) of the images of an example."""
     for prefix in ("encoder_", "encoder_second_"):
         if f"{prefix}images" in batch:
             sampled = batch.get(f"{prefix}patch_indices")
@@ -170,7 +172,7 @@ def _images(batch: Mapping[str, Any]) -> Iterator[tuple[int, int, int | None]]:
 
 
 def _encoder_length(batch: Mapping[str, Any]) -> int:
-    """Patches and tokens that the decoder can attend to."""
+    """Returns the number of patches and tokens that the decoder can attend to."""
     patches = (
         math.prod(patch_grid(height, width)) if number is None else number
         for height, width, number in _images(batch)
@@ -179,11 +181,14 @@ def _encoder_length(batch: Mapping[str, Any]) -> int:
 
 
 def resnet_flops(height: int, width: int, config: OFAConfig) -> int:
-    """Of one image of so many pixels."""
-    shape, channels = (height, width), 3
-    total = 0
+    """Counts the operations of the ResNet on one image of height x width pixels."""
+    shape: tuple[int, ...] = (height, width)
+    channels, total = 3, 0
 
-    def convolution(shape, inputs, outputs, size, stride) -> tuple[int, int]:
+    def convolution(
+        shape: tuple[int, ...], inputs: int, outputs: int, size: int, stride: int
+    ) -> tuple[int, ...]:
+        """Adds a convolution; returns the shape of its output."""
         nonlocal total
         total += 2 * inputs * outputs * math.prod(_taps(n, size, stride) for n in shape)
         return tuple(-(-n // stride) for n in shape)
@@ -204,7 +209,7 @@ def resnet_flops(height: int, width: int, config: OFAConfig) -> int:
 
 
 def _taps(size: int, kernel: int, stride: int) -> int:
-    """Pairs of an output and a tap that see a value, along one axis padded by half the kernel."""
+    """Counts pairs of an output and a tap on a value, along one axis padded by half the kernel."""
     low = kernel // 2
     return sum(
         min(out * stride - low + kernel, size) - max(out * stride - low, 0)

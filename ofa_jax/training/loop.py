@@ -6,7 +6,7 @@ The loop is given everything that it works with (see `Run`), and knows neither d
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from ofa_jax.sharding import TrainState
 from ofa_jax.training import telemetry, validation
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
-from ofa_jax.training.run import Run
+from ofa_jax.training.run import HostBatch, Run
 from ofa_jax.training.step import StepMetrics, StreamBatches, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
@@ -242,7 +242,7 @@ class Trainer:
         return state
 
     def _make_step(
-        self, state: TrainState, batches: Iterator[dict[str, dict[str, np.ndarray]]]
+        self, state: TrainState, batches: Iterator[Mapping[str, HostBatch]]
     ) -> TrainState:
         """Dispatches the next step; it may still be running on the devices afterwards."""
         host_batches = self._throttle.next(batches)

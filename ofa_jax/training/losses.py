@@ -1,31 +1,33 @@
-"""The loss: token cross-entropy with the original's options, in two groups of streams.
+"""The loss: token cross-entropy with the options of the official OFA code, in groups of streams.
 
-For a token with target t, log-probabilities l (float32 [V]) and confidence c (section 5 of the
-spec; the original's adjust_label_smoothed_cross_entropy):
+For a token with target t, log-probabilities l (float32 [V]) and confidence c (the official code's
+adjust_label_smoothed_cross_entropy):
 
     nll    = -c l[t]
     smooth = -c sum(l)                              over the allowed ids, if there is a range
     loss   = (1 - eps - eps_i) nll + eps_i smooth,  eps_i = eps / (V - 1)
 
 Encouraging loss (Li et al. 2021, arXiv 2110.06537) adds to nll the bonus c log(1 - p) of the
-target's probability p, so that what is already right goes on being learned; from p = log_end on the
-bonus is continued by its tangent. Padding is left out, drop-worst leaves out the largest losses,
-R-Drop (Liang et al. 2021) adds the symmetric KL divergence of two passes that differ by their
-dropout. Each *group* of streams is divided by its own number of tokens, and the groups are added:
+target's probability p, so that confident tokens keep a gradient; beyond p = log_end the bonus is
+continued by its tangent. Padding is left out, drop-worst leaves out the largest losses, R-Drop
+(Liang et al. 2021) adds the symmetric KL divergence of two passes that differ by their dropout.
+Each *group* of streams is divided by its own number of tokens, and the groups are added:
 mean(pairs) + mean(text, images). A confidence scales a token's loss, not the number of tokens.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 NUM_SPECIAL_IDS = 4
-"""bos, pad, eos and unk may be predicted under any constraint."""
+"""The first ids, bos, pad, eos and unk, may be predicted under any constraint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class LossConfig:
     pad_id: int = 1
 
     def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
         for name in ("label_smoothing", "drop_worst_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"LossConfig.{name} is {getattr(self, name)}; give 0 <= x < 1.")
@@ -78,7 +81,7 @@ class LossConfig:
 
 @flax.struct.dataclass
 class TokenLosses:
-    """What the loss needs to know of each token; all arrays have the shape of the targets.
+    """The losses of each token; all arrays have the shape of the targets.
 
     Attributes:
       loss: float32, smoothed and weighted; 0 on padding.
@@ -94,36 +97,38 @@ class TokenLosses:
     scored: jax.Array
 
 
-def negative_log_likelihood(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log p(target) in nats: float32 [..., V] and int [...] to float32 [...]."""
+def negative_log_likelihood(
+    logits: Float[Array, "*n v"], targets: Int[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Returns -log p(target) in nats."""
     return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
 
 
-def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits[..., target]. By comparison: it fuses, and never gathers a sharded vocabulary."""
+def _pick(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns logits[..., target], by a comparison that fuses and gathers no sharded vocabulary."""
     ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     return jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
 
 
 def token_losses(
-    logits: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    logits: Float[Array, "b t v"],
+    targets: Int[Array, "b t"],
+    weights: Float[Array, "b t"],
     config: LossConfig,
-    mask: jax.Array | None = None,
+    mask: Bool[Array, "b t ids"] | None = None,
     vocab_size: int | None = None,
 ) -> TokenLosses:
-    """The loss of every token.
+    """Computes the loss of every token.
 
     Args:
-      logits: float32 [B, T, V]; under R-Drop both passes one after the other, [2B, T, V].
-      targets: int32 [B, T] (or [2B, T]).
-      weights: float32 of the same shape, each example's confidence; anything on padding.
+      logits: of each example; under R-Drop both passes one after the other, [2B, T, V].
+      targets: of the same examples.
+      weights: each example's confidence; anything on padding.
       config: options; drop-worst is applied later, see `total`.
-      mask: bool [B, T, V], the ids that may be predicted at each place (an answer trie), with or
-        without the rows added; None for all.
-      vocab_size: the first ids, those that there are; the model may have added rows to its
-        embedding. All of V when None.
+      mask: ids that may be predicted at each position (a candidate trie), with or without the rows
+        added; None for all.
+      vocab_size: number of ids that exist; the model may have added rows to its embedding. All of V
+        when None.
 
     Returns:
       TokenLosses.
@@ -151,7 +156,7 @@ def token_losses(
 
 
 def _encouragement(nll: jax.Array, weights: jax.Array, config: LossConfig) -> jax.Array | float:
-    """weights * log(1 - p), at most 0; linear beyond log_end, with the slope it has there."""
+    """Returns weights * log(1 - p), at most 0; linear beyond log_end, with the slope at log_end."""
     if config.encouraging_end is None:
         return 0.0
     end = config.encouraging_end
@@ -162,8 +167,18 @@ def _encouragement(nll: jax.Array, weights: jax.Array, config: LossConfig) -> ja
     return weights * jnp.where(probability > end, beyond, inside)
 
 
-def _allowed(rows: int, size: int, config: LossConfig, mask: jax.Array | None):
-    """Which of the rows may be predicted (None: all), and the divisor of eps."""
+def _allowed(rows: int, size: int, config: LossConfig, mask: jax.Array | None) -> tuple[Any, Any]:
+    """Returns which of the rows may be predicted (None for all), and the divisor of eps.
+
+    Args:
+      rows: V, number of rows of the embedding.
+      size: number of ids that exist.
+      config: options.
+      mask: as of `token_losses`.
+
+    Returns:
+      (bool [V] or [B, T, V], or None; a number or float32 [B, T]).
+    """
     if mask is not None:
         added = [(0, 0)] * (mask.ndim - 1) + [(0, rows - mask.shape[-1])]
         return jnp.pad(mask, added), mask.sum(-1) - 1 + 1e-6
@@ -179,10 +194,12 @@ def _allowed(rows: int, size: int, config: LossConfig, mask: jax.Array | None):
     return allowed, allowed.sum() - 1 + 1e-6
 
 
-def _divergence(logits, normaliser, weights, allowed) -> jax.Array:
-    """(KL(p||q) + KL(q||p)) / 2 of each token's two passes, float32 [B, T].
+def _divergence(
+    logits: jax.Array, normaliser: jax.Array, weights: jax.Array, allowed: Any
+) -> jax.Array:
+    """Returns (KL(p||q) + KL(q||p)) / 2 of each token's two passes, float32 [B, T].
 
-    As in the original the confidence scales the log-probabilities themselves.
+    As in the official code, the confidence scales the log-probabilities themselves.
     """
     log_probs = (logits - normaliser[..., None]) * weights[..., None]
     if allowed is not None:
@@ -195,7 +212,7 @@ def _divergence(logits, normaliser, weights, allowed) -> jax.Array:
 def total(
     streams: Sequence[TokenLosses], config: LossConfig, update: jax.Array | int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums the tokens of the streams of one group, as the original sums one mini-batch.
+    """Sums the tokens of the streams of one group, as the official code sums one mini-batch.
 
     Args:
       streams: of one group; drop-worst ranks the tokens of all of them together.
@@ -211,33 +228,44 @@ def total(
     kept = [stream.scored for stream in streams]
     if config.drop_worst_ratio:
         kept = _drop_worst(loss, kept, config, update)
-    sum_kept = lambda values: sum(  # noqa: E731
-        jnp.where(keep, value, 0).sum() for keep, value in zip(kept, values, strict=True)
-    )
+
+    def sum_kept(values: Sequence[jax.Array]) -> Any:
+        """Sums the tokens that are kept."""
+        return sum(
+            jnp.where(keep, value, 0).sum() for keep, value in zip(kept, values, strict=True)
+        )
+
     result = sum_kept(loss)
     if config.rdrop_alpha:
         for stream, keep in zip(streams, kept, strict=True):
             first = jnp.split(keep, 2)[0]
+            assert stream.divergence is not None
             result += config.rdrop_alpha * jnp.where(first, stream.divergence, 0).sum()
-    tokens = sum(keep.sum() for keep in kept).astype(jnp.float32)
-    return result, sum_kept(nll), tokens
+    tokens: Any = sum(keep.sum() for keep in kept)
+    return result, sum_kept(nll), tokens.astype(jnp.float32)
 
 
-def _drop_worst(losses, scored, config: LossConfig, update) -> list[jax.Array]:
-    """bool arrays: the int(n (1 - ratio)) smallest of the n scored losses.
+def _drop_worst(
+    losses: Sequence[jax.Array],
+    scored: Sequence[jax.Array],
+    config: LossConfig,
+    update: jax.Array | int,
+) -> list[jax.Array]:
+    """Returns, as bool arrays, the int(n (1 - ratio)) smallest of the n scored losses.
 
     Under R-Drop the first pass chooses for both.
     """
     passes = config.passes
     first = [jnp.split(x, passes)[0] for x in scored]
-    ranked = [
-        jnp.where(keep, jnp.split(x, passes)[0], jnp.inf).ravel()
-        for x, keep in zip(losses, first, strict=True)
-    ]
-    ranked = jnp.concatenate(ranked)
-    # Counted beforehand in double precision, as the original counts.
+    ranked = jnp.concatenate(
+        [
+            jnp.where(keep, jnp.split(x, passes)[0], jnp.inf).ravel()
+            for x, keep in zip(losses, first, strict=True)
+        ]
+    )
+    # Counted beforehand in double precision, as in the official code.
     keep_of = np.floor(np.arange(len(ranked) + 1) * (1 - config.drop_worst_ratio))
-    number = sum(keep.sum() for keep in first)
+    number: Any = sum(keep.sum() for keep in first)
     number = jnp.where(
         update > config.drop_worst_after, jnp.asarray(keep_of, jnp.int32)[number], number
     )
@@ -257,15 +285,15 @@ def grouped_loss(
     update: jax.Array | int,
     tokens: Mapping[str, jax.Array] | None = None,
 ) -> jax.Array:
-    """The pretraining loss: each group's loss per token, added over the groups.
+    """Computes the pretraining loss: each group's loss per token, added over the groups.
 
     Args:
       streams: stream name -> the losses of its tokens.
       groups: stream name -> its group.
       config: options.
       update: number of updates made so far.
-      tokens: what each group is divided by, see `count_tokens`, where the streams are a part of the
-        batch; their own number of tokens when None.
+      tokens: group -> divisor, see `count_tokens`, where the streams are a part of the batch; their
+        own number of tokens when None.
 
     Returns:
       float32 scalar, in nats.
@@ -276,7 +304,7 @@ def grouped_loss(
         loss, _, number = total(members, config, update)
         if tokens is not None:
             number = tokens[group]
-        # A group whose records were all bad has no token, and teaches nothing.
+        # A group whose records were all invalid has no tokens, and no loss.
         result += loss / jnp.maximum(number, 1)
     return result
 
@@ -284,12 +312,12 @@ def grouped_loss(
 def count_tokens(
     targets: Mapping[str, jax.Array], groups: Mapping[str, str], config: LossConfig
 ) -> dict[str, jax.Array]:
-    """How many tokens each group's loss is divided by, known before any loss is.
+    """Counts the tokens that each group's loss is divided by, before any loss is known.
 
     Args:
       targets: stream name -> int32 [B, T], as the batch has them (R-Drop counts them twice).
       groups: stream name -> its group.
-      config: options, without drop-worst: how many that leaves depends on the losses.
+      config: options, without drop-worst, which depends on the losses.
 
     Returns:
       Group -> float32 scalar.

@@ -1,4 +1,4 @@
-"""Sums per objective, made on the device and read rarely."""
+"""Sums per task, computed on the device and read rarely."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
 @flax.struct.dataclass
@@ -15,7 +16,7 @@ class TaskSums:
     Attributes:
       nll: negative log-likelihood in nats, not weighted by confidence.
       tokens: number of scored tokens.
-      correct: number of tokens that are the most likely ones; zeros where it was not asked for.
+      correct: number of tokens that are the most likely ones; zeros in training.
       examples: number of examples with a scored token.
     """
 
@@ -26,7 +27,7 @@ class TaskSums:
 
     @classmethod
     def zeros(cls, num_tasks: int) -> "TaskSums":
-        """Nothing yet."""
+        """Returns the sums of no tokens."""
         return cls(*(jnp.zeros(num_tasks, jnp.float32) for _ in range(4)))
 
     def __add__(self, other: "TaskSums") -> "TaskSums":
@@ -34,20 +35,20 @@ class TaskSums:
 
 
 def task_sums(
-    nll: jax.Array,
-    scored: jax.Array,
-    task_ids: jax.Array,
+    nll: Float[Array, "b t"],
+    scored: Bool[Array, "b t"],
+    task_ids: Int[Array, " b"],
     num_tasks: int,
-    correct: jax.Array | None = None,
+    correct: Bool[Array, "b t"] | None = None,
 ) -> TaskSums:
     """Sums a batch's tokens by task.
 
     Args:
-      nll: float32 [B, T].
-      scored: bool [B, T].
-      task_ids: int32 [B].
+      nll: of each token.
+      scored: False on padding.
+      task_ids: of each example.
       num_tasks: K.
-      correct: bool [B, T]; None where it is not known.
+      correct: whether the token was predicted; None where it is not known.
     """
     # A one-hot product: K is small, and it stays sharded over the batch.
     members = jax.nn.one_hot(task_ids, num_tasks, dtype=jnp.float32)
@@ -61,6 +62,6 @@ def task_sums(
 
 
 def mean_losses(sums: TaskSums, task_names: Sequence[str]) -> dict[str, float]:
-    """Task -> nats per token, for the tasks that have been seen. Waits for the device."""
+    """Returns task -> nats per token, for tasks with tokens; waits for the device."""
     nll, tokens = np.asarray(sums.nll), np.asarray(sums.tokens)
     return {name: float(nll[k] / tokens[k]) for k, name in enumerate(task_names) if tokens[k]}

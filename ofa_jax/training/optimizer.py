@@ -1,4 +1,4 @@
-"""AdamW with polynomial decay, as section 5 of the spec has it; optax does the work."""
+"""AdamW with warm-up and polynomial decay, as in the official OFA code, built from optax."""
 
 import dataclasses
 import math
@@ -48,6 +48,7 @@ class OptimizerConfig:
     ema_start: int = 0
 
     def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
         if self.learning_rate <= 0:
             raise ValueError(
                 f"OptimizerConfig.learning_rate is {self.learning_rate}; it must be positive."
@@ -83,7 +84,11 @@ class OptimizerConfig:
 
 
 def epochs_to_steps(epochs: float, examples: int, batch_size: int) -> int:
-    """How many steps go through so many examples so many times."""
+    """Returns the number of steps that go through the examples `epochs` times.
+
+    Raises:
+      ValueError: a number that is not positive.
+    """
     if not (epochs > 0 and examples >= 1 and batch_size >= 1):
         raise ValueError(
             f"epochs_to_steps: {epochs} epochs of {examples} examples in batches of {batch_size} "
@@ -93,10 +98,10 @@ def epochs_to_steps(epochs: float, examples: int, batch_size: int) -> int:
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Update number (from 0) -> learning rate.
+    """Returns the schedule: update number (from 0) -> learning rate.
 
-    The original counts the updates that are done, and begins with the rate of the first rather
-    than with none: updates 0 and 1 both have peak / warmup_steps.
+    The official code counts finished updates, and begins with the rate of the first instead of
+    zero: updates 0 and 1 both have peak / warmup_steps.
     """
     warmup = config.warmup_steps
     decay = optax.polynomial_schedule(
@@ -113,7 +118,11 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, Adam, decay, scale; nothing, and no moments either, for what is frozen."""
+    """Builds clipping and AdamW; frozen parameters get no updates and have no moments.
+
+    Raises:
+      ValueError: on initialisation, if nothing is trained.
+    """
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
@@ -131,6 +140,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         return learn
 
     def labels(params: Any) -> Any:
+        """Labels each parameter with the transformation that it gets."""
         learns = parameter_groups.trainable_mask(params, config.frozen, config.trainable_groups)
         if not any(jax.tree.leaves(learns)):
             raise ValueError(

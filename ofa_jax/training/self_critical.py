@@ -1,16 +1,16 @@
-"""Self-critical sequence training (Rennie et al. 2017, arXiv 1612.00563): a reward is maximised.
+"""Self-critical sequence training (Rennie et al. 2017, arXiv 1612.00563): maximises a reward.
 
-The model answers each example G times, by beam search or sampling. With the rewards r_1 ... r_G of
-these answers (CIDEr-D for captions), the loss of token t of answer i is
+The model generates G sequences for each example, by beam search or sampling. With their rewards
+r_1 ... r_G (CIDEr-D for captions), the loss of token t of sample i is
 
     -(r_i - b_i) log p(y_i,t | y_i,<t, example),         b_i = the mean of the other G - 1 rewards,
 
-summed over all tokens of all answers, eos included, and divided by their number: the gradient is
-that of REINFORCE with the other answers as its baseline, as in the original OFA.
+summed over all tokens of all samples, eos included, and divided by their number: the gradient is
+that of REINFORCE with the other samples as its baseline, as in the official OFA code.
 
-A step has three parts: the compiled search with the present parameters, the rewards on the host,
-and the ordinary training step. For that one an attempt is an answer like any other, whose tokens
-have the weight r_i - b_i instead of a confidence:
+A step has three parts: the compiled search with the current parameters, the rewards on the host,
+and the ordinary training step. There a sample is a target like any other, whose tokens have the
+weight r_i - b_i instead of a confidence:
 
     batch ──▶ decoder ──▶ samples [B, G, T] ──▶ rewards [B, G] ──▶ batch with the samples as
                                                                     targets ──▶ train_step
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.decoding.hypotheses import BOS, PAD
@@ -34,7 +35,7 @@ Reward = Callable[[int, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class SelfCriticalConfig:
-    """How the model makes its samples.
+    """How the model draws its samples.
 
     Attributes:
       decoding: with beam_size = G, at least 2; the published one when left out (beam 5, at most 16
@@ -46,8 +47,8 @@ class SelfCriticalConfig:
     def __post_init__(self) -> None:
         if self.decoding.beam_size < 2:
             raise ValueError(
-                f"SelfCriticalConfig.decoding has beam_size {self.decoding.beam_size}: an attempt "
-                "is judged by the others of its example; give at least 2."
+                f"SelfCriticalConfig.decoding has beam_size {self.decoding.beam_size}: each "
+                "sample is compared with the others of its example; give at least 2."
             )
 
     def check(self, loss: LossConfig) -> None:
@@ -62,7 +63,7 @@ class SelfCriticalConfig:
 
 
 class SelfCritical:
-    """Makes of a step's batch one of samples; the loop calls it before every step."""
+    """Replaces the targets of a batch by samples; the loop calls it before every step."""
 
     def __init__(
         self,
@@ -76,15 +77,15 @@ class SelfCritical:
         """Compiles nothing yet.
 
         Args:
-          model: that is trained.
-          config: how it makes its samples.
+          model: the one that is trained.
+          config: how it draws its samples.
           partitioner: the mesh.
-          stream: name of the stream that is learned so.
+          stream: name of the stream whose targets are replaced.
           reward: of samples.
           seed: of samples, with the step.
 
         Raises:
-          ValueError: the model cannot search so.
+          ValueError: the model cannot decode with this configuration.
         """
         decode = make_decoder(model, config.decoding)
         self._search = jax.jit(
@@ -100,32 +101,31 @@ class SelfCritical:
     def __call__(
         self, step: int, state: TrainState, batches: Mapping[str, Mapping[str, jax.Array]]
     ) -> dict[str, Mapping[str, jax.Array]]:
-        """The batches of a step with the samples of the stream as what is to be learned.
+        """Returns the batches of a step with the samples of the stream as targets.
 
         Args:
           step: its number; 0 is the first one.
-          state: whose parameters make the samples.
-          batches: {stream: batch} on the devices. The answers that they have are not looked at, but
-            a row that has none (its record was bad) gets no samples either, nor does one without
-            a reward.
+          state: whose parameters draw the samples.
+          batches: {stream: batch} on the devices. Their targets are not used, but a row without one
+            (its record was invalid) gets no samples either, nor does one without a reward.
         """
         batch, put = batches[self._stream], self._partitioner
         key = jax.random.fold_in(jax.random.key(self._seed), step)
         encoder_inputs = {k: x for k, x in batch.items() if not k.startswith("decoder_")}
         samples = put.local_rows(self._search(state.variables, encoder_inputs, key))
         good = (put.local_rows(batch["decoder_target_tokens"]) != PAD).any(-1)
-        there = (samples != PAD).any(-1) & good[:, None]
-        rewards = np.where(there, self._reward(step, samples), np.nan)
+        valid = (samples != PAD).any(-1) & good[:, None]
+        rewards = np.where(valid, self._reward(step, samples), np.nan)
         self._rewards.append(rewards[good])
         targets = np.where(np.isfinite(rewards)[..., None], samples, PAD)
-        learned = as_answers(targets, advantages(rewards))
-        return {**batches, self._stream: {**batch, **put.put_batch(learned)}}
+        sampled = as_targets(targets, advantages(rewards))
+        return {**batches, self._stream: {**batch, **put.put_batch(sampled)}}
 
     def scalars(self) -> dict[str, float]:
-        """What the samples since the last call were worth, on this host; empty for none.
+        """Returns the rewards of the samples since the last call, on this host; empty for none.
 
         Returns:
-          reward: mean over all samples. best_reward: mean over the examples of their best attempt.
+          reward: mean over all samples. best_reward: mean over the examples of their best sample.
         """
         rewards = np.concatenate(self._rewards) if self._rewards else np.zeros((0, 0))
         self._rewards.clear()
@@ -138,31 +138,33 @@ class SelfCritical:
         }
 
 
-def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Each attempt's reward minus the mean of the others'.
+def advantages(rewards: Float[np.ndarray, "b g"]) -> Float32[np.ndarray, "b g"]:
+    """Returns each sample's reward minus the mean of the others'.
 
     >>> advantages(np.array([[1.0, 2.0, 6.0]])).tolist()
     [[-3.0, -1.5, 4.5]]
 
     Args:
-      rewards: float [B, G]; NaN where there is no attempt.
+      rewards: of each sample; NaN where there is none.
 
     Returns:
-      float32 [B, G]; 0 for samples that are not there, or are the only one.
+      0 for samples that do not exist, or are the only one.
     """
-    there = np.isfinite(rewards)
-    own = np.where(there, rewards, 0)
-    others = there.sum(axis=1, keepdims=True) - 1
+    valid = np.isfinite(rewards)
+    own = np.where(valid, rewards, 0)
+    others = valid.sum(axis=1, keepdims=True) - 1
     baseline = (own.sum(axis=1, keepdims=True) - own) / np.maximum(others, 1)
-    return np.where(there & (others > 0), own - baseline, 0).astype(np.float32)
+    return np.where(valid & (others > 0), own - baseline, 0).astype(np.float32)
 
 
-def as_answers(tokens: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Attempts as what the training step learns.
+def as_targets(
+    tokens: Int32[np.ndarray, "b g t"], weights: Float32[np.ndarray, "b g"]
+) -> dict[str, np.ndarray]:
+    """Returns samples as targets of the training step.
 
     Args:
-      tokens: int32 [B, G, T], ended by eos, then padding.
-      weights: float32 [B, G], of each attempt.
+      tokens: of each sample, ended by eos, then padding.
+      weights: of each sample.
 
     Returns:
       The decoder's arrays of the batch, each [B, G, T].

@@ -351,7 +351,7 @@ def make_eval_step(model: OFA, num_tasks: int, pad_id: int = 1) -> EvalStep:
     """
 
     def eval_step(variables: PyTree, batch: Mapping[str, jax.Array], sums: TaskSums) -> TaskSums:
-        logits = model.apply(variables, batch)
+        logits: Any = model.apply(variables, batch)
         targets = batch["decoder_target_tokens"]
         nll = losses.negative_log_likelihood(logits, targets)
         correct = logits.argmax(-1) == targets

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -175,7 +175,7 @@ class Padding:
 class Profiler:
     """Records a profile of the devices during some steps, for TensorBoard or xprof."""
 
-    def __init__(self, directory: epath.Path, steps: tuple[int, int] | None) -> None:
+    def __init__(self, directory: epath.Path, steps: Sequence[int] | None) -> None:
         """Prepares the profiler; nothing is recorded yet.
 
         Args:

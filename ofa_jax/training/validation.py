@@ -1,7 +1,7 @@
-"""Has the model learned? Its loss and token accuracy beside what needs no model.
+"""Validation: loss and token accuracy of the model beside two baselines.
 
-Both baselines know only the training targets of the same objective: *unigram* predicts every token
-from its frequency, *majority* always answers with the most frequent target.
+The baselines use only the training targets of the same objective: *unigram* predicts every token
+from its frequency, *majority* always predicts the most frequent target.
 """
 
 import collections
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Float64
 from rich.console import Console
 from rich.table import Table
 
@@ -20,39 +21,48 @@ from ofa_jax.training.metrics import TaskSums
 from ofa_jax.utils import files
 
 SMOOTHING = 0.01
-"""Added to every token's count, so that a token never seen has a probability."""
+"""Added to every token's count, so that an unseen token has a probability."""
 
-Batch = Mapping[str, np.ndarray]
+TargetBatch = Mapping[str, np.ndarray]
+"""Has at least `decoder_target_tokens` [B, T] and `task_ids` [B]."""
+
+BaselineScores = tuple[
+    Float64[np.ndarray, " tasks"], Float64[np.ndarray, " tasks"], Float64[np.ndarray, " tasks"]
+]
+"""See `Baselines.score`."""
 
 
 class Baselines:
     """Counts of the training targets of each task."""
 
     def __init__(self, num_tasks: int, vocab_size: int, pad_id: int = 1):
+        """Starts with no targets counted."""
         self._pad_id = pad_id
         self._counts = np.zeros((num_tasks, vocab_size), np.int64)
         self._targets: list[collections.Counter[bytes]] = [
             collections.Counter() for _ in range(num_tasks)
         ]
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: TargetBatch) -> None:
         """Counts a training batch."""
-        for task, tokens in self._answers(batch):
+        for task, tokens in self._targets_of(batch):
             np.add.at(self._counts[task], tokens[tokens != self._pad_id], 1)
             self._targets[task][tokens.tobytes()] += 1
 
-    def _answers(self, batch: Batch) -> Iterable[tuple[int, np.ndarray]]:
+    def _targets_of(self, batch: TargetBatch) -> Iterable[tuple[int, np.ndarray]]:
+        """Yields (task id, target tokens) of the examples that have a target."""
         targets = np.asarray(batch["decoder_target_tokens"], np.int32)
         for task, tokens in zip(np.asarray(batch["task_ids"]), targets, strict=True):
             if (tokens != self._pad_id).any():
                 yield int(task), tokens
 
-    def score(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(self, batches: Iterable[TargetBatch]) -> BaselineScores:
         """Scores validation targets.
 
         Returns:
-          float64 [K] each: the sum of the unigram's negative log-likelihoods in nats, the number of
-          tokens that the majority's answer has right at their place, the number of tokens.
+          float64 [K] each: the sum of the unigram baseline's negative log-likelihoods in nats, the
+          number of tokens that the majority target predicts at their position, the number of
+          tokens.
         """
         num_tasks, vocab_size = self._counts.shape
         totals = self._counts.sum(1, keepdims=True) + SMOOTHING * vocab_size
@@ -63,7 +73,7 @@ class Baselines:
         ]
         nll, correct, tokens_seen = np.zeros((3, num_tasks))
         for batch in batches:
-            for task, tokens in self._answers(batch):
+            for task, tokens in self._targets_of(batch):
                 scored = tokens != self._pad_id
                 nll[task] -= log_probs[task, tokens[scored]].sum()
                 tokens_seen[task] += scored.sum()
@@ -78,19 +88,19 @@ def evaluate(
     batches: Iterable[Mapping[str, Any]],
     num_tasks: int,
 ) -> TaskSums:
-    """Sums of all validation batches, on the host."""
+    """Returns the sums of all validation batches, on the host."""
     sums = TaskSums.zeros(num_tasks)
     for batch in batches:
         sums = eval_step(variables, batch, sums)
-    return TaskSums(*(np.asarray(x) for x in (sums.nll, sums.tokens, sums.correct, sums.examples)))
+    return jax.tree.map(np.asarray, sums)
 
 
 def summarise(
     sums: TaskSums,
-    baselines: tuple[np.ndarray, np.ndarray, np.ndarray],
+    baselines: BaselineScores,
     task_names: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """Task -> loss, unigram_loss (nats per token), token_accuracy, majority_accuracy (shares).
+    """Returns task -> loss, unigram_loss (nats per token), token_accuracy, majority_accuracy.
 
     Raises:
       ValueError: model and baselines did not see the same tokens, so they cannot be compared.
@@ -111,7 +121,7 @@ def summarise(
 
 
 METRICS = {"loss": min, "token_accuracy": max}
-"""What a checkpoint can be the best by, and which value is better."""
+"""Metrics by which a checkpoint can be the best, and which value is better."""
 
 
 def check_metric(metric: str, where: str, task_names: Sequence[str] | None = None) -> None:
@@ -135,7 +145,7 @@ class History:
     """The results of every validation of a run, in `validations.json`."""
 
     def __init__(self, path: epath.Path):
-        """Reads what is there."""
+        """Reads the results of earlier validations."""
         self._path = path
         self._results: dict[int, Mapping[str, Mapping[str, float]]] = {}
         if path.exists():
@@ -148,7 +158,7 @@ class History:
             files.write_json(self._path, {str(k): self._results[k] for k in sorted(self._results)})
 
     def best(self, metric: str, steps: Sequence[int]) -> int | None:
-        """The best of some steps, the earliest where several are equal; None if none is known.
+        """Returns the best of some steps, the earliest of equal ones; None if none is known.
 
         Args:
           metric: see `check_metric`; without an objective, the mean of all.
@@ -165,7 +175,7 @@ class History:
 
 
 def print_table(results: Mapping[str, Mapping[str, float]], title: str, console: Console) -> None:
-    """One row per objective; a loss that does not beat its baseline is marked."""
+    """Prints one row per objective; a loss that does not beat its baseline is marked."""
     table = Table(title=title, title_justify="left")
     table.add_column("objective", no_wrap=True)
     columns = ("validation loss", "unigram baseline", "token accuracy", "majority baseline")

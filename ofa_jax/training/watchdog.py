@@ -21,6 +21,7 @@ class Watchdog(contextlib.AbstractContextManager):
         self._timeout_secs = timeout_secs
 
     def __enter__(self) -> "Watchdog":
+        """Starts the timeout."""
         self.heartbeat()
         return self
 
@@ -28,6 +29,7 @@ class Watchdog(contextlib.AbstractContextManager):
         """Restarts the timeout."""
         if self._timeout_secs is not None:
             # Not sys.stderr: a notebook's has no file descriptor.
+            assert sys.__stderr__ is not None
             faulthandler.dump_traceback_later(self._timeout_secs, exit=True, file=sys.__stderr__)
 
     def __exit__(

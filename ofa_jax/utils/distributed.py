@@ -1,15 +1,15 @@
-"""Several hosts: who they are and where they meet. To be settled before JAX is used for anything.
+"""Connects the processes of several hosts; to be done before JAX is used for anything.
 
-One program runs once per host (on TPU) or per process. Where the cluster says who takes part (Cloud
-TPU, GKE, SLURM, Kubernetes, MPI), `--distributed` asks it; elsewhere the three of
+The program runs once per host (on TPU) or per process. On a cluster that describes itself (Cloud
+TPU, GKE, SLURM, Kubernetes, MPI), `--distributed` reads the description; elsewhere give all of
 
     --coordinator_address=HOST:PORT --num_processes=N --process_id=K
 
-say it, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment. Without
-any of these a program is alone.
+or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment. Without any of
+these there is one process.
 
-When a process dies, the others end themselves after `heartbeat_timeout_seconds`; a supervisor
-(`python -m launch.supervisor`) starts them all again.
+When a process dies, the others end after `heartbeat_timeout_seconds`; a supervisor
+(`python -m launch.supervisor`) restarts them all.
 """
 
 import argparse
@@ -24,21 +24,21 @@ from collections.abc import Iterator, Mapping
 import jax
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
-_WHO = ("coordinator_address", "num_processes", "process_id")
-FLAGS = ("--distributed", *(f"--{name}" for name in _WHO), "--heartbeat_timeout_seconds")
-"""Of the command line."""
+_ADDRESSING = ("coordinator_address", "num_processes", "process_id")
+FLAGS = ("--distributed", *(f"--{name}" for name in _ADDRESSING), "--heartbeat_timeout_seconds")
+"""Flags of the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What the command line and the environment say.
+    """How to connect to the other processes.
 
     Attributes:
-      detect: ask the cluster's own metadata.
+      detect: use the metadata of the cluster.
       coordinator_address: "host:port" of process 0.
-      num_processes: of all.
-      process_id: of this one, from 0.
-      heartbeat_timeout_seconds: a process that is silent for so long is dead.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      heartbeat_timeout_seconds: a process without a heartbeat for longer is considered dead.
     """
 
     detect: bool = False
@@ -48,14 +48,16 @@ class Cluster:
     heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
-        missing = [f"--{name}" for name in _WHO if getattr(self, name) is None]
-        if missing and len(missing) < len(_WHO) and not self.detect:
+        """Raises ValueError for an incomplete or impossible address."""
+        missing = [f"--{name}" for name in _ADDRESSING if getattr(self, name) is None]
+        if missing and len(missing) < len(_ADDRESSING) and not self.detect:
             raise ValueError(
                 f"A process of several needs all of --coordinator_address, --num_processes and "
                 f"--process_id; {' and '.join(missing)} are missing."
             )
-        if missing:
+        if self.coordinator_address is None or None in (self.num_processes, self.process_id):
             return
+        assert self.num_processes is not None and self.process_id is not None
         if not 0 <= self.process_id < self.num_processes:
             raise ValueError(
                 f"--process_id is {self.process_id}, which is none of the {self.num_processes} "
@@ -70,12 +72,12 @@ class Cluster:
 
     @property
     def several(self) -> bool:
-        """Whether this process is one of a cluster's."""
+        """Whether there are other processes to connect to."""
         return self.detect or self.coordinator_address is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of a cluster."""
+    """Adds the flags of several hosts."""
     group = parser.add_argument_group("several hosts")
     group.add_argument(
         "--distributed",
@@ -98,12 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(
     options: argparse.Namespace, environment: Mapping[str, str] = os.environ
 ) -> Cluster:
-    """The cluster of parsed arguments; what they leave open comes from the environment.
+    """Returns the cluster of parsed arguments; the environment fills in what they leave open.
 
     Raises:
       ValueError: some of the three are missing, or do not fit.
     """
-    given = {name: getattr(options, name) for name in _WHO}
+    given = {name: getattr(options, name) for name in _ADDRESSING}
     if all(value is None for value in given.values()):
         given["coordinator_address"] = environment.get("JAX_COORDINATOR_ADDRESS")
         for name in ("num_processes", "process_id"):
@@ -115,10 +117,10 @@ def from_arguments(
 
 
 def initialize(cluster: Cluster) -> None:
-    """Meets the other processes, if there are any. JAX must not have been used yet.
+    """Connects to the other processes, if there are any. JAX must not have been used yet.
 
     Raises:
-      ValueError: there is no cluster to ask.
+      ValueError: no cluster was detected.
     """
     if not cluster.several:
         return
@@ -140,9 +142,9 @@ def initialize(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def crashes_end_at_once() -> Iterator[None]:
-    """A crash of one of several processes ends it without waiting for the others.
+    """Ends a crashed process, one of several, without waiting for the others.
 
-    In its orderly end it would wait for them, and they for it, until both give up.
+    An orderly exit would wait for them, and they for it, until both time out.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Published figures of accelerator chips, and the names of their topologies.
+"""Published figures of accelerator chips, and the notation of topologies.
 
 Read in November 2026. "TPU pages" are docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x};
 "book" is the table of chips in part 2 of "How to Scale Your Model"
@@ -28,19 +28,19 @@ from ofa_jax.utils.suggestions import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do, at most.
+    """Peak figures of one chip.
 
     Attributes:
       name: as in `--topology=NAME:SHAPE`.
-      flops: bf16 matrix operations per second.
+      flops: bf16 operations of matrix products per second.
       hbm_bytes, hbm_bandwidth: bytes, and bytes per second.
       interconnect: bytes per second that one chip can send to the others of its slice.
-      torus_dimensions: over which its links are spread; 1 for a switch.
-      ring: a dimension of so many chips, or a multiple, closes to a ring; a shorter one is a line,
-        and sends half as fast. 1 for a switch.
+      torus_dimensions: number of dimensions that its links are spread over; 1 for a switch.
+      ring: chips of a dimension that closes to a ring, as do its multiples; a shorter dimension is
+        a line, which sends half as fast. 1 for a switch.
       network: bytes per second that one chip can send to other slices.
-      devices: that JAX sees of one chip.
-      platform: "tpu" or "cuda", whose compiler it has.
+      devices: number of JAX devices of one chip.
+      platform: "tpu" or "cuda", which determines the compiler.
     """
 
     name: str
@@ -115,7 +115,10 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def parse_topology(name: str) -> tuple[Chip, str]:
-    """ "v5e:16x16" to the chip and the shape.
+    """Parses a topology such as "v5e:16x16".
+
+    Returns:
+      (chip, shape).
 
     Raises:
       ValueError: an unknown chip, or no shape.

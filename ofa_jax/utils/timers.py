@@ -44,8 +44,8 @@ class GoodputTimer:
     def __init__(self) -> None:
         """Starts the timer."""
         self._start = self._interval_start = time.perf_counter()
-        self._total: collections.Counter[str] = collections.Counter()
-        self._interval: collections.Counter[str] = collections.Counter()
+        self._total: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self._interval: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:

@@ -47,7 +47,7 @@ def test_an_attempt_is_judged_by_the_mean_of_the_others():
 
 def test_attempts_become_answers_with_weights():
     tokens = np.array([[[7, 8, EOS, PAD], [9, EOS, PAD, PAD]]], np.int32)
-    answers = self_critical.as_answers(tokens, np.array([[-0.5, 0.5]], np.float32))
+    answers = self_critical.as_targets(tokens, np.array([[-0.5, 0.5]], np.float32))
     np.testing.assert_array_equal(
         answers["decoder_input_tokens"], [[[BOS, 7, 8, PAD], [BOS, 9, PAD, PAD]]]
     )
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     optimizer, config = Remember.make(), OptimizerConfig(1e-2, total_steps=100, warmup=0)
     abstract = train_state.abstract_state(model, optimizer, Partitioner())
     start = small_run.new_state(SMALL, abstract)
-    learned = batch | self_critical.as_answers(tokens, weights)
+    learned = batch | self_critical.as_targets(tokens, weights)
     train_step = jax.jit(
         step.make_train_step(model, optimizer, config, LossConfig(), GROUPS, 1, 3, accumulation)
     )
@@ -295,7 +295,7 @@ class ReferencesFirst:
 
 
 def _with_weight_one(tokens):
-    return self_critical.as_answers(tokens, np.ones(tokens.shape[:2], np.float32))
+    return self_critical.as_targets(tokens, np.ones(tokens.shape[:2], np.float32))
 
 
 @pytest.mark.slow
