@@ -222,7 +222,7 @@ def test_a_fine_tuning_learns(call, tmp_path, name, task, others, capsys):
     assert jax.process_count() == 1
 
 
-def test_answers_alone_can_be_learned_only_where_there_is_a_list_of_them(call, capsys):
+def test_restricting_to_candidates_needs_a_list_of_them(call, capsys):
     with pytest.raises(SystemExit):
         call("refcoco", "--gin.train.restrict_to_candidates=True")
     error = capsys.readouterr().err.strip()

@@ -23,7 +23,8 @@ def skip_missing_tpu(devices: Sequence[str] = _TPU_DEVICES) -> None:
       devices: patterns of the files by which the kernel offers TPUs.
     """
     # When it is imported, JAX looks for TPUs among the PCI devices and sets this if it finds one.
-    if jax.config.jax_platforms is not None or any(glob.glob(pattern) for pattern in devices):
+    platforms = getattr(jax.config, "jax_platforms", None)  # not in the annotations of JAX
+    if platforms is not None or any(glob.glob(pattern) for pattern in devices):
         return
     backend.register_backend_factory("tpu", _no_tpu, fail_quietly=True)
 

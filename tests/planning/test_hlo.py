@@ -239,7 +239,7 @@ ENTRY %main (x: bf16[8,16,16,4], k: bf16[6,3,3,4], a: bf16[64,32]) -> bf16[64,12
 )
 
 
-def test_a_gpus_libraries_are_asked_for_products_like_any_other():
+def test_products_in_library_calls_of_gpus_are_counted():
     program = Program(GPU, on_chip_memory=False)
     # Padded by one on one side, of 8 x 3 pairs of an output and a tap 23 see a value.
     convolution, product = 2 * 8 * 23 * 23 * 4 * 6, 2 * 64 * 32 * 128

@@ -104,7 +104,7 @@ def test_reports_tell_speed_losses_and_what_was_skipped(whole):
     )
 
 
-def test_the_steps_asked_for_are_profiled(whole):
+def test_the_configured_steps_are_profiled(whole):
     run, _ = whole
     assert list(pathlib.Path(run.model_dir / "profile").rglob("*.xplane.pb"))
 

@@ -47,7 +47,7 @@ def unit_loss(unit, name, eps, logits=None):
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("name", UNIT_CASES)
-def test_every_option_is_the_originals(unit, name, eps):
+def test_every_option_matches_the_official_code(unit, name, eps):
     np.testing.assert_allclose(unit_loss(unit, name, eps), unit[f"{name}/out_eps{eps}"], **RELATIVE)
 
 
@@ -72,7 +72,7 @@ def tokens_of(case, logits, config):
 @pytest.mark.parametrize("conf", ["conf", "noconf"])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["a", "b1", "c", "d"])
-def test_losses_of_the_cases_are_the_originals(official, name, eps, conf, drop):
+def test_losses_of_the_cases_match_the_official_code(official, name, eps, conf, drop):
     case, _ = official.case(name)
     key = f"loss_eps{eps}_{conf}{drop}"
     if conf == "noconf":
@@ -87,7 +87,7 @@ def test_losses_of_the_cases_are_the_originals(official, name, eps, conf, drop):
     assert count == case[f"{key}_sample_size"]
 
 
-def test_the_pretraining_loss_is_the_originals(official, golden):
+def test_the_pretraining_loss_matches_the_official_code(official, golden):
     """The mini-batches [case a with sampled patches, case d], each over its own tokens."""
     expected = json.loads((golden / "model_tiny" / "pretrain_pair.json").read_text())
     config = LossConfig(label_smoothing=0.1)

@@ -38,14 +38,14 @@ def captions_batch(seed=0, size=4, target=6):
     }
 
 
-def test_an_attempt_is_judged_by_the_mean_of_the_others():
+def test_the_baseline_of_a_sample_is_the_mean_of_the_others():
     rewards = np.array([[1.0, 2.0, 6.0], [1.0, np.nan, 2.0], [5.0, np.nan, np.nan]])
     np.testing.assert_allclose(
         self_critical.advantages(rewards), [[-3, -1.5, 4.5], [-1, 0, 1], [0, 0, 0]]
     )
 
 
-def test_attempts_become_answers_with_weights():
+def test_samples_become_targets_with_weights():
     tokens = np.array([[[7, 8, EOS, PAD], [9, EOS, PAD, PAD]]], np.int32)
     answers = self_critical.as_targets(tokens, np.array([[-0.5, 0.5]], np.float32))
     np.testing.assert_array_equal(
@@ -175,7 +175,7 @@ def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
     assert (first != other).any()
 
 
-def test_examples_without_an_answer_or_a_reward_teach_nothing():
+def test_examples_without_a_target_or_a_reward_have_no_gradient():
     def reward(number, samples):
         rewards = np.ones(samples.shape[:2])
         rewards[:, 0] = 4

@@ -16,7 +16,7 @@ from ofa_jax.utils import hardware, timers
 from ofa_jax.utils.hardware import CHIPS
 
 
-def test_a_lap_tells_stepping_from_all_else():
+def test_an_interval_separates_steps_from_all_else():
     lap = timers.Interval(10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0})
     assert lap.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
     assert lap.goodput == pytest.approx(0.4)
@@ -29,7 +29,7 @@ def test_a_lap_tells_stepping_from_all_else():
     assert speed.flops_per_second == 1e12 and speed.mfu == 0.25 / speed.num_devices
 
 
-def test_the_clock_begins_each_lap_anew_and_keeps_the_total():
+def test_the_timer_starts_each_interval_at_zero_and_keeps_the_total():
     clock = timers.GoodputTimer()
     with clock.measure("checkpoints"):
         time.sleep(0.02)
@@ -184,9 +184,7 @@ def test_padding_is_a_share_of_the_tokens_of_each_side_since_the_last_report():
 
 
 @pytest.mark.parametrize("first_step", [1, 3])
-def test_a_profile_is_made_of_the_steps_asked_for_also_when_resuming_within_them(
-    tmp_path, first_step
-):
+def test_a_profile_covers_the_configured_steps_also_when_resuming_within_them(tmp_path, first_step):
     profiler = telemetry.Profiler(epath.Path(tmp_path / "profile"), (2, 3))
     active = []
     for step in range(first_step, 6):
@@ -197,7 +195,7 @@ def test_a_profile_is_made_of_the_steps_asked_for_also_when_resuming_within_them
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_no_profile_is_made_unasked(tmp_path):
+def test_no_profile_is_recorded_by_default(tmp_path):
     profiler = telemetry.Profiler(epath.Path(tmp_path / "profile"), None)
     profiler.before(1)
     profiler.after(1, None)
@@ -225,7 +223,7 @@ def results(loss, accuracy=0.5):
     }
 
 
-def test_the_best_step_is_by_the_metric_asked_for_and_known_after_a_restart(tmp_path):
+def test_the_best_step_is_by_the_configured_metric_and_known_after_a_restart(tmp_path):
     history = validation.History(epath.Path(tmp_path / "validations.json"))
     for step, loss, accuracy in ((2, 3.0, 0.2), (4, 2.0, 0.3), (6, 2.5, 0.9), (8, np.nan, 0.95)):
         history.add(step, results(loss, accuracy))

@@ -42,7 +42,7 @@ def test_unigram_is_the_frequency_of_each_token(baselines):
     np.testing.assert_array_equal(tokens, [2, 3])
 
 
-def test_majority_answers_with_the_most_frequent_target(baselines):
+def test_the_majority_baseline_predicts_the_most_frequent_target(baselines):
     _, correct, _ = baselines.score([batch([0, 0, 1], [[4, 2, 1], [5, 2, 1], [3, 0, 2]])])
     # "4 2" is right twice, and once about the end; "3 3 2" has two of three right.
     np.testing.assert_array_equal(correct, [3, 2])
