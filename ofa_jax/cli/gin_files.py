@@ -16,6 +16,7 @@ import gin
 from ofa_jax.cli.errors import ConfigError
 from ofa_jax.utils import renamed
 from ofa_jax.utils.modules import find_module
+from ofa_jax.utils.renamed import COMMAND_LINE
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "translate",
 ]
 
-COMMAND_LINE = "the command line"
 _FOLDER = "gin_configs"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 __all__ = [
+    "COMMAND_LINE",
     "GIN_FILES",
     "GIN_NAMES",
     "GIN_STRINGS",
@@ -70,6 +71,9 @@ SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 TOOL_FLAGS: Mapping[str, str] = {"lesson_dirs": "stage_dirs", "pictures": "images"}
 """Flags of tools.report_scenes and tools.benchmark_loader, without the dashes."""
 
+COMMAND_LINE = "the command line"
+"""The place of a name that is not in a file."""
+
 _OWN_MODULE = "ofa_jax"  # what a selector may begin with, as in ofa_jax.train.loop
 
 
@@ -110,7 +114,12 @@ def former_names(name: str, table: Mapping[str, str]) -> tuple[str, ...]:
 
 def rename_sentence(old: str, new: str, places: Iterable[str]) -> str:
     """Returns the sentence on a renamed thing, with the places where to rename it."""
-    return f"{old} is now called {new}: rename it in {'; '.join(dict.fromkeys(places))}."
+    distinct = dict.fromkeys(places)
+    files = "; ".join(place for place in distinct if place != COMMAND_LINE)
+    found = [f"in {files}"] if files else []
+    if COMMAND_LINE in distinct:
+        found.append(f"on {COMMAND_LINE}")
+    return f"{old} is now called {new}: rename it {' and '.join(found)}."
 
 
 def warn(sentence: str) -> None:

@@ -115,8 +115,8 @@ def test_each_old_name_yields_one_sentence_with_the_new_one(tmp_path):
     )
     base = tmp_path / "base.gin"
     assert sentences == [
-        f"train.schedule is now called train.loop: rename it in {run}, line 3; {base}, line 1; "
-        "the command line."
+        f"train.schedule is now called train.loop: rename it in {run}, line 3; {base}, line 1 "
+        "and on the command line."
     ]
 
 
@@ -157,3 +157,10 @@ def test_task_modules_are_found_below_the_package_and_under_old_names(monkeypatc
         "warning: tasks.judged_objectives is now called tasks.pretraining_eval: rename it in "
         "MIXTURE_OR_TASK_MODULE.\n"
     )
+
+
+def test_a_rename_sentence_gives_each_place_once():
+    sentence = renamed.rename_sentence("a", "b", ["x.gin, line 1", "x.gin, line 1"])
+    assert sentence == "a is now called b: rename it in x.gin, line 1."
+    sentence = renamed.rename_sentence("a", "b", [renamed.COMMAND_LINE])
+    assert sentence == "a is now called b: rename it on the command line."
