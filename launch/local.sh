@@ -34,8 +34,15 @@ if [[ "$gin_file" == scenes_stage5_all ]]; then
   python -m tools.pretrain_resnet --data_dir="$OFA_DATA_DIR"
   initial="--gin.INITIAL_RESNET_PATH='$OFA_DATA_DIR/scenes/resnet.pt'"
   stage_dirs=()
-  for stage in stage1_nouns stage2_matching stage3_questions stage4_regions; do
+  # Each stage, and how earlier versions ended the name of its directory: it is continued there.
+  for names in stage1_nouns:names stage2_matching:agreement stage3_questions:statements \
+    stage4_regions:which; do
+    stage="${names%:*}"
     stage_dir="${model_dir}_$stage"
+    former_dir="${model_dir%_full}_${names#*:}"
+    if [[ ! -d "$stage_dir" && -d "$former_dir" ]]; then
+      stage_dir="$former_dir"
+    fi
     python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_$stage.gin" \
       "$initial" "$@" "--gin.MODEL_DIR='$stage_dir'"
     initial="--gin.INITIAL_CHECKPOINT_PATH='$stage_dir'"

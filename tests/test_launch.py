@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,3 +288,31 @@ def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkey
         assert jax.config.jax_compilation_cache_dir == "/of/the/user"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_staged_run_continues_in_the_directories_of_earlier_versions(tmp_path, former):
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "environment.sh").write_text('python() { echo "$@"; }\n')
+    names = ["names", "agreement", "statements", "which"]
+    folders = [f"runs/mine_{name}" for name in names]
+    for folder in folders if former else []:
+        (tmp_path / folder).mkdir(parents=True)
+    if not former:
+        stages = ["stage1_nouns", "stage2_matching", "stage3_questions", "stage4_regions"]
+        folders = [f"runs/mine_full_{stage}" for stage in stages]
+    done = subprocess.run(
+        ["bash", "launch/local.sh", "full", "--gin.MODEL_DIR='runs/mine_full'"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("-m ofa_jax.train")]
+    assert len(lines) == 5
+    for line, folder in zip(lines, folders, strict=False):
+        assert line.endswith(f"--gin.MODEL_DIR='{folder}'")
+    for line, folder in zip(lines[1:], folders, strict=True):
+        assert f"--gin.INITIAL_CHECKPOINT_PATH='{folder}'" in line
+    assert done.stdout.endswith(f"--stage_dirs {' '.join(folders)}\n")
