@@ -1,8 +1,8 @@
-"""Runs a command and restarts it when it crashes, also as several processes on this machine.
+r"""Runs a command and restarts it when it crashes, also as several processes on this machine.
 
     python -m launch.supervisor [--processes=N] [--restarts=R] [--dry_run] -- COMMAND ...
 
-    python -m launch.supervisor --processes=2 -- \\
+    python -m launch.supervisor --processes=2 -- \
       python -m ofa_jax.train --gin_file=gin_configs/runs/pretrain_scenes.gin
 
 On a pod each host has its own supervisor around the same command. When one process dies, the others

@@ -1,7 +1,7 @@
-"""What a run would need and cost on a pod, without the pod.
+r"""What a run would need and cost on a pod, without the pod.
 
-    python -m ofa_jax.plan --gin_file=gin_configs/models/base.gin \\
-      --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 \\
+    python -m ofa_jax.plan --gin_file=gin_configs/models/base.gin \
+      --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 \
       [--slices=2] [--json] [--sweep] [--program=decode]
 
 Compiles the training step of `ofa_jax.train` (or, with --program=decode, the program that decodes

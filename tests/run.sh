@@ -18,6 +18,7 @@ fi
 
 ruff check .
 ruff format --check --quiet .
+mypy
 
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT

@@ -189,7 +189,6 @@ class Again:
 
 def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[WeightedTask]:
     """Returns the five objectives of the stream at their rates."""
-
     return [
         WeightedTask(
             name,
@@ -206,9 +205,11 @@ def make_tasks(data_set: OfaArrayRecords, config: ObjectiveConfig) -> list[Weigh
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Attributes:
-    milliseconds: of processor time, each time it runs; the mean.
-    runs: how often an example needs it, on average.
+    """The cost of a stage.
+
+    Attributes:
+      milliseconds: mean processor time of one run.
+      runs: mean number of runs for an example.
     """
 
     milliseconds: float

@@ -89,10 +89,12 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Attributes:
-    seconds: the median of the runs.
-    flops: of one run, as XLA counts the program before it is optimised.
-    compile_seconds: until the program could run.
+    """The timing of a program.
+
+    Attributes:
+      seconds: median of the runs.
+      flops: of one run, as XLA counts the program before optimisation.
+      compile_seconds: until the program could run.
     """
 
     seconds: float

@@ -1,8 +1,8 @@
-"""Converts the official pretraining TSV files to ArrayRecord files with fast random access.
+r"""Converts the official pretraining TSV files to ArrayRecord files with fast random access.
 
-    python -m tools.convert_tsv --output_dir=data/ofa --num_workers=16 \\
-      --vision_language vision_language_examples.tsv --text text_examples.tsv \\
-      --images image_examples.tsv --detection detection_examples.tsv \\
+    python -m tools.convert_tsv --output_dir=data/ofa --num_workers=16 \
+      --vision_language vision_language_examples.tsv --text text_examples.tsv \
+      --images image_examples.tsv --detection detection_examples.tsv \
       --negative_samples negative_sample
 
 writes ArrayRecord files (see ofa_jax/data/sources/array_records.py), a quarter smaller than the

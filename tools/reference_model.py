@@ -80,7 +80,8 @@ def search_seconds(
     Args:
       config: of the model.
       batch: "encoder_input_tokens" int [B, T] and "encoder_images" uint8 [B, H, W, 3].
-      beam, tokens: hypotheses, and the length of every output without its eos.
+      beam: number of hypotheses.
+      tokens: length of every output without its eos.
       repeats: runs.
 
     Returns:

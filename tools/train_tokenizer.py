@@ -51,6 +51,7 @@ def _lines(paths: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.train_tokenizer",
         description=__doc__,

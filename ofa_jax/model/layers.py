@@ -173,8 +173,8 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *rest"], rate: float | Float[Array, ""], train: bool
-    ) -> Float[Array, "batch *rest"]:
+        self, x: Float[Array, " batch *rest"], rate: float | Float[Array, ""], train: bool
+    ) -> Float[Array, " batch *rest"]:
         """Keeps each example with probability 1 - rate and zeroes the others."""
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x

@@ -123,7 +123,7 @@ def patch_grid(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def grid_position_ids(rows: int, columns: int, bucket_size: int) -> Int[np.ndarray, "rows*columns"]:
+def grid_position_ids(rows: int, columns: int, bucket_size: int) -> Int[np.ndarray, " patches"]:
     """Returns the image position ids of a grid, row by row.
 
     Example:

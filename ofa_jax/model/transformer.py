@@ -103,7 +103,7 @@ def select_per_example(
     text: Float[Array, "*shape"],
     code: Float[Array, "*shape"],
     is_image_code: Bool[Array, " batch"],
-) -> Float[Array, "batch *shape"]:
+) -> Float[Array, " batch *shape"]:
     """Selects `code` for the examples with image codes and `text` for the others."""
     return jnp.where(is_image_code.reshape(-1, *[1] * text.ndim), code, text)
 

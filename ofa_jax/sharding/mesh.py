@@ -237,7 +237,7 @@ class Partitioner:
 
         return {name: put(array) for name, array in batch.items()}
 
-    def local_rows(self, array: Shaped[Array, "batch *rest"]) -> Shaped[np.ndarray, "rows *rest"]:
+    def local_rows(self, array: Shaped[Array, " batch *rest"]) -> Shaped[np.ndarray, " rows *rest"]:
         """Returns this host's rows of an array with `batch_sharding`; inverts `put_batch`."""
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -207,7 +207,7 @@ class OFAVocabulary:
         max_length: int | None = None,
         add_bos: bool = False,
         add_eos: bool = False,
-    ) -> Int[np.ndarray, "n"]:
+    ) -> Int[np.ndarray, " n"]:
         """Encodes text. Nothing is stripped: a leading space matters.
 
         Args:
@@ -230,7 +230,7 @@ class OFAVocabulary:
         max_length: int | None = None,
         add_bos: bool = False,
         add_eos: bool = False,
-    ) -> Int[np.ndarray, "n"]:
+    ) -> Int[np.ndarray, " n"]:
         """Encodes symbols separated by white space, such as `<bin_12> <bin_300>`.
 
         Anything else becomes `<unk>`: use `encode` for text.
@@ -357,7 +357,7 @@ class OFAVocabulary:
             )
         return (bins / (self.num_bins - 1) * max_image_size).astype(np.float32)
 
-    def encode_codes(self, codes: ArrayLike) -> Int[np.ndarray, "n"]:
+    def encode_codes(self, codes: ArrayLike) -> Int[np.ndarray, " n"]:
         """Encodes image codes in [0, num_codes), of any shape, row by row.
 
         Raises:
@@ -371,7 +371,7 @@ class OFAVocabulary:
             )
         return (codes + self.code_ids.start).astype(np.int32)
 
-    def decode_codes(self, ids: ArrayLike) -> Int[np.ndarray, "n"]:
+    def decode_codes(self, ids: ArrayLike) -> Int[np.ndarray, " n"]:
         """Decodes ids to image codes.
 
         Raises:

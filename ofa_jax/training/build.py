@@ -91,7 +91,8 @@ def build_run(
         task's `EvalSpec` lists.
       self_critical: trains on the CIDEr-D of the model's own captions, see
         `training.self_critical`; None to train on the captions of the data.
-      train_split, validation_split: names of the data's splits; None for no validation.
+      train_split: name of the split that is trained on.
+      validation_split: name of the split for validation; None for no validation.
       validation_examples: number of examples of each task, the first ones of the split.
       baseline_examples: number of training examples of each task, the first ones, from which the
         baselines beside the validation losses are computed.

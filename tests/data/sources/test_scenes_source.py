@@ -14,7 +14,7 @@ import pytest
 
 from ofa_jax.data.sources.scenes import SPLITS, VERSION, Scenes
 from ofa_jax.preprocessing import prompts
-from tools import build_scenes
+from tools import build_scenes, output_folders
 from tools.build_scenes import BuildOptions
 
 # More than 100 training scenes: the parquet writer of TFDS loses rows from there on.
