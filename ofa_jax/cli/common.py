@@ -68,8 +68,11 @@ def parse_arguments(
     options = _parse_flags(program, description, rest)
     search_paths = [*_search_paths(options.gin_search_paths), "."]
     files = [gin_files.find_file(name, search_paths) for name in options.gin_file]
-    for name, path in zip(options.gin_file, files, strict=True):
-        gin_lint.warn_of_renamings(gin_files.file_renamings(name, path, gin_files.COMMAND_LINE))
+    renamings = [
+        renaming
+        for name, path in zip(options.gin_file, files, strict=True)
+        for renaming in gin_files.file_renamings(name, path, gin_files.COMMAND_LINE)
+    ]
     left_open = gin_lint.check(
         files,
         bindings,
@@ -77,6 +80,7 @@ def parse_arguments(
         gin.get_configurable,
         gin_registry.names,
         {*values, *may_stay_open},
+        renamings,
     )
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in values.items()]

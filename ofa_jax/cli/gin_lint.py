@@ -22,7 +22,7 @@ from ofa_jax.cli.gin_files import COMMAND_LINE
 from ofa_jax.utils import renamed
 from ofa_jax.utils.suggestions import nearest
 
-__all__ = ["REQUIRED", "check", "warn_of_renamings"]
+__all__ = ["REQUIRED", "check"]
 
 REQUIRED = "gin.REQUIRED"
 
@@ -150,6 +150,7 @@ def check(
     lookup: Callable[[str], Any],
     names: Callable[[], Iterable[str]],
     not_needed: Collection[str] = (),
+    renamings: Iterable[gin_files.Renaming] = (),
     warn: Callable[[str], None] = renamed.warn,
 ) -> list[str]:
     """Checks every name in gin files and command line bindings.
@@ -163,6 +164,7 @@ def check(
       lookup: configurable name -> the function or class (raises ValueError when unknown).
       names: the names of all configurables, for suggestions.
       not_needed: macros that may be left `%gin.REQUIRED`.
+      renamings: old names that were found elsewhere, for the same warnings.
       warn: gets the sentences on old names.
 
     Returns:
@@ -172,7 +174,7 @@ def check(
       ConfigError: an unknown configurable, parameter or macro; a macro that nothing uses but
         resembles one; a `%gin.REQUIRED` that nothing has set.
     """
-    reader = _Reader(search_paths)
+    reader = _Reader(search_paths, list(renamings))
     found: list[_Binding] = []
     sources = [reader.read_file(path) for path in files]
     sources += [reader.read_binding(binding) for binding in bindings]
@@ -181,15 +183,15 @@ def check(
             found.append(statement)
         else:
             _import(statement)
-    warn_of_renamings(reader.renamings, warn)
+    _warn_of_renamings(reader.renamings, warn)
     _check_configurables(found, lookup, names)
     return _check_macros(found, not_needed)
 
 
-def warn_of_renamings(
-    renamings: Iterable[gin_files.Renaming], warn: Callable[[str], None] = renamed.warn
+def _warn_of_renamings(
+    renamings: Iterable[gin_files.Renaming], warn: Callable[[str], None]
 ) -> None:
-    """Gives one sentence for each old name, with all places where it stands."""
+    """Passes one sentence per old name to `warn`, with all places of the name."""
     places: dict[tuple[str, str], list[str]] = {}
     for renaming in renamings:
         places.setdefault((renaming.old, renaming.new), []).append(renaming.where)
