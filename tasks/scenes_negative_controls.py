@@ -1,6 +1,6 @@
 """Negative controls over Scenes: tasks that a model must fail if it uses its images.
 
-    `<objective>_swapped_picture`   the objective's instructions with the image of the next record
+    <objective> + SWAPPED           the objective's instructions with the image of the next record
     visual_grounding_absent_noun    phrases that name an object that the image does not show
     scenes_controls                 all of them, for an evaluation's stream
 

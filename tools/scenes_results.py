@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files
+from ofa_jax.utils import files, renamed
 
 THRESHOLDS: Mapping[tuple[str, str], float] = {
     ("visual_grounding", "acc@0.5"): 0.5,
@@ -121,7 +121,7 @@ def _about(run: Mapping[str, Any] | None) -> str:
         f"- Trained: {run['steps']} of {run['total_steps']} steps, {_minutes(run)}",
         *(
             f"- Earlier stage: {stage['steps']} steps, {stage['checkpoint']}, {_minutes(stage)}"
-            for stage in run.get("stages", run.get("lessons", ()))  # "lessons" before the rename
+            for stage in renamed.with_new_names(run, renamed.RESULTS).get("stages", ())
         ),
         f"- {run['parameters']:,} parameters; seed {run['seed']}; commit {run['commit']}; "
         f"{run['device']}",

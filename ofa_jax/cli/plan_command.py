@@ -112,7 +112,7 @@ def configured_run(devices: Sequence[Any], slices: int, vocab_size: int | None) 
 
 
 def _is_bound(parameter: str) -> bool:
-    """Whether a gin file or the command line sets a parameter."""
+    """Returns whether a gin file or the command line sets a parameter."""
     try:
         gin.query_parameter(parameter)
     except ValueError:  # as gin reports a parameter that is not bound

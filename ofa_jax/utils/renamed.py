@@ -17,7 +17,9 @@ __all__ = [
     "GIN_STRINGS",
     "MODULES",
     "PLANS",
+    "RESULTS",
     "SCENES",
+    "SWAPPED_IMAGE_SUFFIX",
     "TOOL_FLAGS",
     "current_gin_name",
     "current_module",
@@ -67,6 +69,16 @@ PLANS: Mapping[str, str] = {"exchanges": "collectives", "binds": "bottleneck"}
 
 SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""
+
+RESULTS: Mapping[str, str] = {"lessons": "stages"}
+"""Keys of results/scenes.json."""
+
+SWAPPED_IMAGE_SUFFIX = "_swapped_picture"
+"""The suffix of tasks whose records have the image of another record, which is not renamed.
+
+Evaluations on disk have folders and results under the names of these tasks, and the names seed the
+random draws of their examples.
+"""
 
 TOOL_FLAGS: Mapping[str, str] = {"lesson_dirs": "stage_dirs", "pictures": "images"}
 """Flags of tools.report_scenes and tools.benchmark_loader, without the dashes."""

@@ -11,13 +11,10 @@ import numpy as np
 
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.utils import renamed
 
-SWAPPED = "_swapped_picture"
-"""The suffix of tasks whose records have the image of another record.
-
-It keeps the word of earlier versions: evaluations on disk have folders and results under the names
-of these tasks, and the names seed the random draws of their examples.
-"""
+SWAPPED = renamed.SWAPPED_IMAGE_SUFFIX
+"""The suffix of tasks whose records have the image of another record."""
 SWAPPED_OBJECTIVES = (
     "visual_question_answering",
     "image_text_matching",
