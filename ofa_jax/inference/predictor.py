@@ -34,6 +34,7 @@ from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import renamed
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
 """In tokens. An instruction is padded to the next length; beyond the last one it is truncated."""
@@ -107,6 +108,7 @@ class Predictor:
         self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
         self._num_batches = 0
 
+    @renamed.accept_former_keywords
     def predict(
         self,
         image: Any,
@@ -141,6 +143,7 @@ class Predictor:
         )
         return prediction
 
+    @renamed.accept_former_keywords
     def predict_batch(
         self,
         images: Sequence[Any],

@@ -6,11 +6,14 @@ on the command line) also yields one sentence that gives the new one. To rename 
 stored, add a line here.
 """
 
+import functools
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import ParamSpec, TypeVar
 
 __all__ = [
+    "KEYWORDS",
     "COMMAND_LINE",
     "GIN_FILES",
     "GIN_NAMES",
@@ -24,12 +27,14 @@ __all__ = [
     "current_gin_name",
     "current_module",
     "former_names",
+    "accept_former_keywords",
     "rename_sentence",
     "warn",
     "with_new_names",
 ]
 
 _Value = TypeVar("_Value")
+_Parameters = ParamSpec("_Parameters")
 
 GIN_NAMES: Mapping[str, str] = {
     "infer.answers": "infer.candidates",
@@ -66,6 +71,9 @@ MODULES: Mapping[str, str] = {
 
 PLANS: Mapping[str, str] = {"exchanges": "collectives", "binds": "bottleneck"}
 """Keys of a plan (docs/plans.jsonl, `ofa_jax.plan --json`) and of its roofline."""
+
+KEYWORDS: Mapping[str, str] = {"answers": "candidates"}
+"""Keyword arguments of the Predictor's methods."""
 
 SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""
@@ -137,3 +145,25 @@ def rename_sentence(old: str, new: str, places: Iterable[str]) -> str:
 def warn(sentence: str) -> None:
     """Prints a warning on standard error."""
     print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def accept_former_keywords(
+    function: Callable[_Parameters, _Value],
+) -> Callable[_Parameters, _Value]:
+    """Lets a function take the former names of its keyword arguments, with a FutureWarning."""
+
+    @functools.wraps(function)
+    def renaming(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Value:
+        for former, current in KEYWORDS.items():
+            if former in kwargs:
+                if current in kwargs:
+                    raise TypeError(f"Give {current} alone: {former} is its former name.")
+                warnings.warn(
+                    f"{former}= is now called {current}=: rename it in the call.",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+                kwargs[current] = kwargs.pop(former)
+        return function(*args, **kwargs)
+
+    return renaming

@@ -243,3 +243,12 @@ def test_the_package_exports_its_classes_lazily():
         "assert all(hasattr(i, name) for name in i.__all__)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_the_former_name_of_candidates_is_accepted_with_a_warning(predictor, image):
+    candidates = [" yes", " no"]
+    with pytest.warns(FutureWarning, match="answers= is now called candidates="):
+        former = predictor.predict(image, "is it red?", answers=candidates)
+    assert former.text == predictor.predict(image, "is it red?", candidates=candidates).text
+    with pytest.raises(TypeError, match="Give candidates alone"):
+        predictor.predict(image, "is it red?", answers=candidates, candidates=candidates)
