@@ -2,6 +2,7 @@
 
 import pytest
 
+from ofa_jax.data.sources import negative_controls
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.negative_controls import AbsentNouns, SwappedImages
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -37,3 +38,8 @@ def test_images_that_show_every_noun_or_do_not_match_make_a_record_invalid():
     ):
         with pytest.raises(InvalidRecordError, match=problem):
             AbsentNouns(regions, InMemoryRecords([shown]), ("owl",))[0]
+
+
+def test_tasks_keep_the_names_of_evaluations_on_disk():
+    # Another name would also change the random draws of the examples.
+    assert negative_controls.SWAPPED == "_swapped_picture"
