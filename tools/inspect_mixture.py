@@ -13,7 +13,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import seqio
@@ -21,10 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.preprocessing.records import InvalidRecordError
-
-Example = dict[str, Any]
 
 
 def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:

@@ -25,6 +25,7 @@ from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.evaluation import eval_spec, postprocess, trivial_baselines
 from ofa_jax.evaluation.metrics.images import psnr
 from ofa_jax.evaluation.metrics.spans import exact_spans, extract_spans
+from ofa_jax.evaluation.prediction_files import Line
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
@@ -33,7 +34,6 @@ from ofa_jax.utils import renamed
 from . import scenes_results
 from .scenes_results import THRESHOLDS, Row
 
-Line = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Line]]
 """Task -> its predictions, without invalid records."""
 

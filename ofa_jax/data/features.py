@@ -34,15 +34,15 @@ A *batch* stacks the features of B examples. Its shapes are the same at every st
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ofa_jax.preprocessing.examples import Example as Example
+
 PAD_ID, BOS_ID, EOS_ID = 1, 0, 2
 PATCH_SIZE = 16
 
-Example = Mapping[str, Any]
 Features = dict[str, np.ndarray]
 """The arrays of one example, named as in the module's docstring, without the axis B."""
 Batch = dict[str, np.ndarray]

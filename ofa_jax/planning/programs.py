@@ -30,7 +30,7 @@ from ofa_jax.training.train_program import build_train_program, loss_groups_of
 NUM_STAND_IN_CANDIDATES = 3129
 """The number of answers that the published fine-tuning on VQA chooses from."""
 
-Batch = dict[str, jax.ShapeDtypeStruct]
+AbstractBatch = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def trace_decoding(run: PlannedRun) -> TracedProgram:
     )
 
 
-def abstract_batch(stream: Stream, run: PlannedRun) -> Batch:
+def abstract_batch(stream: Stream, run: PlannedRun) -> AbstractBatch:
     """Returns the shapes and shardings of a batch; raises ValueError if it does not divide."""
     shards = run.partitioner.num_data_shards * run.gradient_accumulation
     if stream.batch_size % shards:
@@ -197,7 +197,9 @@ def stand_in_trie(vocab_size: int) -> Trie:
     return Trie.from_sequences(sequences, vocab_size)
 
 
-def _sampled_targets(network: OFA, variables: Any, batch: Batch, run: PlannedRun) -> Batch:
+def _sampled_targets(
+    network: OFA, variables: Any, batch: AbstractBatch, run: PlannedRun
+) -> AbstractBatch:
     """Returns the decoder's arrays of self-critical training, [B, G, T] of G samples each."""
     assert run.self_critical is not None
     decode = make_decoder(network, run.self_critical.decoding)

@@ -24,6 +24,7 @@ from jaxtyping import Int32, UInt8
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 Example = dict[str, Any]
+"""What a task makes of a record, by the names in the module's docstring."""
 
 
 def make_example(
