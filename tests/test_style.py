@@ -25,8 +25,6 @@ TEXTS = [
 DATA_TEXTS = ("ofa_jax/scenes/", "ofa_jax/preprocessing/prompts.py")
 OLD_NAMES = ("ofa_jax/utils/renamed.py",)
 
-pytestmark = pytest.mark.xfail(reason="the tree is being cleaned, folder by folder", strict=False)
-
 # First words that look like a verb in the third person and are none.
 NOUNS = {"Bins", "Boxes", "Codes", "Examples", "Images", "Ids", "Indices", "Its", "Losses", "Names"}
 NOUNS |= {"Options", "Records", "Rows", "Shapes", "Steps", "This", "Values"}

@@ -36,7 +36,7 @@ _NUMBERS = (
 
 
 def configurations(only: Sequence[str] = ()) -> list[str]:
-    """Names of the ablations, the full model first.
+    """Returns the names of the ablations, the full model first.
 
     Raises:
       ValueError: there is no ablation of that name.

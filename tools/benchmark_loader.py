@@ -273,7 +273,7 @@ def time_stages(rows: StreamSampler, config: ObjectiveConfig, count: int) -> dic
 
 
 def time_loader(loader: Loader, batch_size: int, warm_up: int, steps: int) -> float:
-    """Examples per second of all cores together, once the first batches are there."""
+    """Measures the examples per second of all cores together, after the warm-up."""
     batches = loader.batches()
     for _ in itertools.islice(batches, warm_up):
         pass

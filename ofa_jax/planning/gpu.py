@@ -44,16 +44,16 @@ _PLUGIN = "jax_plugins.xla_cuda12"
 
 
 def set_flags() -> None:
-    """Before JAX has been asked for any device: XLA reads its flags once."""
-    # Triton's products need tiles that only timing could choose.
+    """Sets XLA's flags; call it before JAX looks for devices, because XLA reads them once."""
+    # Triton's matrix products need tile sizes that only timing can choose.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    # The libraries of CUDA need not be there.
+    # CUDA's libraries are not needed.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 
 def devices(shape: str, slices: int) -> list[Any]:
-    """All GPUs of `slices` machines.
+    """Returns all GPUs of `slices` machines.
 
     Args:
       shape: how many a machine has, "8".

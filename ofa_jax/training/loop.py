@@ -183,7 +183,7 @@ class Trainer:
     # -------------------------------------------------------------------------------- when to act
 
     def _is_log_step(self) -> bool:
-        """Whether this step is logged; the first one always, to show that the run works."""
+        """Returns whether this step is logged; the first one always, to show that the run works."""
         first = self.step == (self._start or 0) + 1
         return self.step % self._config.log_period == 0 or first or self.step == self._last_step
 
@@ -191,12 +191,12 @@ class Trainer:
         return self.step % self._config.checkpoint_period == 0 or self.step == self._last_step
 
     def _is_validation_step(self) -> bool:
-        """Whether to validate between two steps; validating after the last is not in the loop."""
+        """Returns whether to validate after this step; the loop does not after the last one."""
         period = self._config.validation_period
         return bool(period) and self.step % period == 0 and self.step < self._last_step
 
     def _is_time_up(self, trained_seconds: float) -> bool:
-        """Whether the run has trained for as long as it may."""
+        """Returns whether the run has trained for as long as it may."""
         limit = self._config.max_minutes
         return limit is not None and trained_seconds >= 60 * limit
 
