@@ -37,9 +37,9 @@ AbstractBatch = dict[str, jax.ShapeDtypeStruct]
 class PlannedRun:
     """What decides the cost of a run: parameters of `train`, and of decoding.
 
+    Fields that are not listed are those of `training.build.build_run`.
+
     Attributes:
-      model, streams, optimizer, loss, gradient_accumulation, restrict_to_candidates, self_critical,
-        seed: as of `training.build.build_run`.
       partitioner: the mesh.
       decoding: of the program `decode`.
       num_tasks: number of tasks of all streams.
