@@ -1,4 +1,4 @@
-"""What every test shares: where the golden numbers are, and one quiet, deterministic JAX."""
+"""Settings and fixtures of all tests: JAX on CPU, golden numbers, a small model and data set."""
 
 import functools
 import gc
@@ -7,8 +7,8 @@ import os
 import pathlib
 import sys
 
-# Two simulated hosts or eight simulated devices are made by the tests that need them, in processes
-# of their own: the device count is fixed when JAX starts.
+# Tests that need several hosts or devices simulate them in subprocesses, because the device count
+# is fixed when JAX starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache/ofa_jax/jax"))
@@ -31,12 +31,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Nearly all of the time goes into compiling small programs, half of it into LLVM's passes, and
-    # a third of the rest into the newer emitters of fusions; a third of what remains into cutting
-    # each program into parts for more cores than there are. What takes long runs as users run it.
+    # Nearly all of the time goes into compiling small programs: half of it into LLVM's passes, and
+    # most of the rest into the newer fusion emitters and into splitting programs for parallel code
+    # generation. Slow tests compile as users do.
     quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     jaxlib = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-    if jaxlib < (0, 11):  # XLA ends the program at a flag that it no longer has
+    if jaxlib < (0, 11):  # XLA aborts at an unknown flag
         quick += " --xla_cpu_use_fusion_emitters=false"
     given = os.environ.get("XLA_FLAGS", "")
     # Workers of xdist inherit what the first process has set.
@@ -45,8 +45,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    # Tracing makes so many objects that a third of its time went into looking for garbage among
-    # them and all that was imported.
+    # Tracing creates many objects. With default settings, the garbage collector took a third of its
+    # time, scanning them and all imported modules.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
@@ -66,14 +66,14 @@ _LONGEST = (
     "test_infer",
     "model/test_inside_golden",
 )
-"""Modules of tests that take a minute or more."""
+"""Test modules that take a minute or more."""
 
 
 def pytest_collection_modifyitems(config, items):
     wanted = config.getoption("--slow")
     selected = [item for item in items if ("slow" in item.keywords) == wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
-    # The longest modules first, or one worker would end long after the other.
+    # The longest modules first, so that all workers end at about the same time.
     place = {f"tests/{module}.py": number for number, module in enumerate(_LONGEST)}
     items[:] = sorted(selected, key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
 
@@ -83,7 +83,7 @@ _differences: dict[str, list[float]] = {}
 
 @pytest.fixture(autouse=True)
 def differences(request, monkeypatch):
-    """Keeps, under --differences, what `assert_allclose` and `assert_array_equal` let pass."""
+    """Records the differences that numpy's assertions accept, if --differences is given."""
     if not request.config.getoption("--differences"):
         return
     import numpy as np
@@ -117,7 +117,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def verbosity():
-    """A command line sets its own; the tests after it must not inherit that."""
+    """Restores absl's verbosity, which the command lines under test set."""
     before = logging.get_verbosity()
     yield
     logging.set_verbosity(before)
@@ -125,26 +125,26 @@ def verbosity():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Compiled programs go with the module that wanted them.
+    """Clears the compiled programs after each module.
 
-    Each maps some memory, of which a process may have 65,530 pieces: after a thousand tests the
-    next program was a segmentation fault.
+    Each program maps memory, and a process may have at most 65,530 mappings: after a thousand tests
+    the next compilation ended in a segmentation fault.
     """
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-        gc.collect()  # which else comes seldom, see above
+        gc.collect()  # automatic collection is rare, see above
 
 
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
-    """The committed numbers of the official implementation, `tests/golden`."""
+    """Returns the folder `tests/golden` with numbers of the official implementation."""
     return ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
 def shared_golden() -> pathlib.Path:
-    """The golden folder beside the checkout, for what may not be committed (the BPE files)."""
+    """Returns the golden folder beside the checkout, which has the uncommitted BPE files."""
     path = ROOT.parent / "shared" / "golden"
     if not path.is_dir():
         pytest.skip(f"needs the official BPE files in {path}")
@@ -153,7 +153,7 @@ def shared_golden() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def official(golden):
-    """The small official model with its weights and cases."""
+    """Returns the small official model with its weights and cases."""
     from official_model import Official
 
     return Official(golden / "model_tiny")
@@ -161,7 +161,7 @@ def official(golden):
 
 @pytest.fixture(scope="session")
 def small():
-    """A randomised small model: (jitted apply, variables)."""
+    """Returns a small model with random variables: (jitted apply, variables)."""
     import jax
     from official_model import random_variables
     from small_model import SMALL
@@ -173,7 +173,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def small_scenes(tmp_path_factory) -> pathlib.Path:
-    """A data folder with a few scenes of 64 pixels (a `--data_dir`)."""
+    """Returns a data folder (a `--data_dir`) with a few scenes of 64 pixels."""
     from tools import build_scenes
 
     folder = tmp_path_factory.mktemp("data")

@@ -51,7 +51,7 @@ def test_the_readme_is_short():
     assert len(README.split()) < 900
 
 
-def test_the_figure_is_what_its_script_draws():
+def test_the_figure_equals_the_output_of_its_script():
     spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw_architecture.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -97,7 +97,7 @@ def test_modules_and_scripts_of_commands_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_what_bash_reads(page):
+def test_commands_are_valid_bash(page):
     for block in blocks(page, "bash"):
         done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + block
@@ -151,7 +151,7 @@ def test_gin_files_and_parameters_of_commands_exist(page, pages):
 
 
 @pytest.mark.parametrize("table", ["GIN_NAMES", "GIN_FILES", "MODULES"])
-def test_the_changelog_lists_what_was_renamed(table):
+def test_the_changelog_lists_all_renamed_things(table):
     changelog = (ROOT / "CHANGELOG.md").read_text()
     for old, new in getattr(renamed, table).items():
         assert f"`{old}`" in changelog and f"`{new}`" in changelog, (old, new)

@@ -1,4 +1,4 @@
-"""The runs of gin_configs/finetune: each configures over the original's files, and two learn."""
+"""The runs of gin_configs/finetune: each configures over official files, and two are trained."""
 
 import collections
 import json
@@ -142,7 +142,7 @@ LENGTHS = {
 
 
 def configured(name, monkeypatch):
-    """What gin gives the run, of which nothing is opened."""
+    """Returns the arguments that gin gives to the run, whose data are not opened."""
     monkeypatch.chdir(ROOT)
     gin.clear_config()
     gin_registry.register({"train": build_run, "model_config": model_config})
@@ -159,7 +159,7 @@ def configured(name, monkeypatch):
 
 
 def made(reference):
-    """The object that `@Name()` in a gin file stands for."""
+    """Returns the object that `@Name()` in a gin file stands for."""
     if isinstance(reference, list):
         return [made(one) for one in reference]
     return reference.scoped_configurable_fn()
@@ -187,7 +187,7 @@ def test_settings_are_the_published_ones(name, monkeypatch):
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-def test_each_file_says_how_it_is_run(file):
+def test_each_file_states_its_command(file):
     header = " ".join(line[1:].strip() for line in file.read_text().split("\n\n")[0].splitlines())
     assert f"--gin_file=gin_configs/finetune/{file.stem}.gin" in header
     for mentioned in re.findall(r"gin_configs/models/\w+\.gin", header):

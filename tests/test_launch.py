@@ -1,4 +1,4 @@
-"""The supervisor, and what the launchers would do."""
+"""The supervisor, and the commands that the launchers would run."""
 
 import os
 import pathlib
@@ -42,7 +42,7 @@ def supervise(*command, **options):
 
 
 def failing(tmp_path, times, code):
-    """A program that fails so many times."""
+    """Returns a program that fails a number of times before it succeeds."""
     return [
         "-c",
         (
@@ -89,7 +89,7 @@ def test_when_one_process_dies_the_others_are_ended_and_all_begin_again(tmp_path
     assert [(tmp_path / f"lives{k}").read_text() for k in "01"] == ["2", "2"]
 
 
-def test_what_does_not_end_after_sigterm_is_killed(tmp_path):
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path):
     program = (
         "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
@@ -112,8 +112,8 @@ def test_what_does_not_end_after_sigterm_is_killed(tmp_path):
     while not (tmp_path / "ready").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGKILL and "killing it" in said
+    _, output = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGKILL and "killing it" in output
 
 
 def test_the_supervisors_dry_run_prints_each_processs_command(capsys):
@@ -217,7 +217,7 @@ def test_a_dry_run_prints_the_commands(script):
         ("local_processes.sh", ["--gin_file=x"], [], "the number of processes"),
     ],
 )
-def test_what_is_missing_is_said(script, arguments, without, sentence):
+def test_a_missing_requirement_is_reported(script, arguments, without, sentence):
     done = dry(script, *arguments, without=without)
     assert done.returncode == 2 and sentence in done.stderr and not done.stdout
 
@@ -231,12 +231,12 @@ def cluster(*arguments, **environment):
     return distributed.from_arguments(parser.parse_args(arguments), environment)
 
 
-def test_a_program_is_alone_unless_it_is_told_otherwise():
+def test_a_program_is_a_single_process_by_default():
     assert not cluster().several
     distributed.initialize(cluster())  # does nothing
 
 
-def test_flags_or_the_environment_say_who_takes_part():
+def test_flags_or_the_environment_set_the_processes():
     expected = distributed.Cluster(False, "10.0.0.1:8476", 4, 3)
     assert expected.several and expected.heartbeat_timeout_seconds == 30
     assert (

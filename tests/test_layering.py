@@ -92,7 +92,7 @@ def test_every_package_has_a_layer():
         ("ofa_jax", HEAVY | {"jax", "numpy", "ofa_jax.model", "ofa_jax.inference"}),
     ],
 )
-def test_importing_a_module_does_not_load_what_it_must_not_need(module, forbidden):
+def test_importing_a_module_does_not_load_forbidden_packages(module, forbidden):
     program = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True

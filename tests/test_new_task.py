@@ -42,7 +42,7 @@ def test_it_is_under_thirty_lines():
     assert len([line for line in CODE.splitlines() if line.strip()]) < 30
 
 
-def test_the_task_can_be_looked_at(run):
+def test_the_task_can_be_inspected(run):
     done = run(INSPECT, "--sample=20")
     assert done.returncode == 0, done.stderr
     assert "how many objects are a" in done.stdout

@@ -119,7 +119,7 @@ def loaded_files(roots):
 # ------------------------------------------------------------------------------ the declarations
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+def test_declared_dependencies_equal_the_imports():
     files = [
         path
         for folder in ("ofa_jax", "tasks", "tools", "launch")
@@ -133,7 +133,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     assert for_users - imported - {"jaxtyping"} == set(NOT_IMPORTED), "nothing imports these"
 
 
-def test_tests_import_what_the_extra_dev_brings():
+def test_tests_import_only_packages_of_the_extra_dev():
     here = {path.stem for path in (ROOT / "tests").rglob("*.py")}
     imported = set().union(*(third_party_imports(p) for p in (ROOT / "tests").rglob("*.py")))
     imported -= {canonicalize_name(name) for name in here}

@@ -1,4 +1,4 @@
-"""`python -m ofa_jax.plan` as people call it, on this machine's device in the place of a pod's.
+"""`python -m ofa_jax.plan` as users call it, on this machine's device instead of a pod's.
 
 The slow test compiles for a real TPU topology; it needs libtpu (the extra `plan`).
 """
@@ -55,7 +55,7 @@ def call(monkeypatch, capsys):
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_a_plan_needs_no_data_and_says_what_the_step_costs(call):
+def test_a_plan_needs_no_data_and_reports_the_cost_of_a_step(call):
     code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--json")
     result = json.loads(out)
     assert code == 0 and result["fits"] and result["batch"] == {"text": 4}
@@ -94,7 +94,7 @@ def test_decoding_is_planned_too(call):
     assert result["flops"]["model"] > 0
 
 
-def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, monkeypatch):
+def test_a_sweep_ranks_fitting_plans_and_accumulates_only_if_necessary(call, monkeypatch):
     asked = []
 
     def answer(arguments):
@@ -127,7 +127,7 @@ def test_a_sweep_ranks_what_fits_and_accumulates_only_where_less_does_not(call, 
     assert progress.count("...") == len(asked)
 
 
-def test_what_does_not_fit_ends_with_code_3_and_what_would_make_it_fit(call, monkeypatch):
+def test_a_plan_that_does_not_fit_exits_with_code_3_and_advice(call, monkeypatch):
     def full(self):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm."
@@ -164,7 +164,7 @@ def test_importing_the_command_leaves_the_environment_alone():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_a_plan_names_what_stands_in_for_data(call):
+def test_a_plan_names_its_substitutes_for_data(call):
     code, out, _ = call(
         *RUN, *SMALL, "--topology=v5e:1x1", "--gin.train.restrict_to_candidates=True"
     )
@@ -198,7 +198,7 @@ def test_gpus_are_those_of_a_machine_and_want_a_plugin(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
-def test_without_libtpu_the_sentence_says_how_to_get_it():
+def test_without_libtpu_the_error_explains_how_to_install_it():
     with pytest.raises(ImportError, match=r"pip install '\.\[plan\]'"):
         topologies.topology_devices(parse_topology("v5e:2x2")[0], "2x2", 1)
 

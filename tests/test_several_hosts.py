@@ -1,4 +1,4 @@
-"""The real entry point as several processes of one run, over loopback: the code that a pod runs."""
+"""The real entry point as several processes over loopback, with the code that a pod runs."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ STREAMS = "--gin.train.streams=[@pairs/Stream(), @text/Stream()]"
 
 
 def train(processes, data_dir, model_dir, *flags, restarts=0):
-    """A run of two devices in all, on so many processes; the finished process."""
+    """Trains on two devices in all, shared by the processes; returns the finished process."""
     flags_of_tests = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "OFA_DATA_DIR": str(data_dir),
@@ -60,14 +60,16 @@ def train(processes, data_dir, model_dir, *flags, restarts=0):
 
 
 def losses(model_dir):
-    """step -> every training loss, as TensorBoard has them."""
+    """Returns {step: training losses}, as TensorBoard has them."""
     events = EventAccumulator(str(model_dir)).Reload()
-    told = {}
+    losses_by_step = {}
     for tag in events.Tags()["tensors"]:
         if tag.startswith("train/loss"):
             for event in events.Tensors(tag):
-                told.setdefault(event.step, {})[tag] = float(make_ndarray(event.tensor_proto))
-    return told
+                losses_by_step.setdefault(event.step, {})[tag] = float(
+                    make_ndarray(event.tensor_proto)
+                )
+    return losses_by_step
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def _flatten(tree, path=""):
             yield f"{path}/{name}", np.asarray(node)
 
 
-def test_a_mistake_of_the_user_is_not_tried_again_and_said_by_every_host(small_scenes, tmp_path):
+def test_a_user_error_is_not_retried_and_every_host_reports_it(small_scenes, tmp_path):
     done = train(
         2, small_scenes, tmp_path, "--gin.pairs/Stream.batch_size=3", "--gin.SEED=1", restarts=1
     )

@@ -1,4 +1,4 @@
-"""`python -m ofa_jax.train` as people call it: a whole run, one that was stopped, every mistake."""
+"""`python -m ofa_jax.train` as users call it: a whole run, a stopped one, and user errors."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def test_a_run_learns_from_all_eight_objectives_and_says_how_well(call, runs, capsys):
+def test_a_run_learns_all_eight_objectives_and_reports_their_metrics(call, runs, capsys):
     call(RUN, *SMALL, model_dir(runs / "whole"))
     text = capsys.readouterr().out
     results = json.loads((runs / "whole" / "validation.json").read_text())
@@ -89,7 +89,7 @@ def test_a_run_learns_from_all_eight_objectives_and_says_how_well(call, runs, ca
     assert any(name.startswith("events.out.tfevents") for name in names)
 
 
-def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(call, runs, capsys):
+def test_a_stopped_run_ends_as_an_uninterrupted_one(call, runs, capsys):
     # What a kill after the first checkpoint leaves.
     stopped = runs / "stopped"
     shutil.copytree(runs / "whole", stopped)
@@ -113,7 +113,7 @@ def test_the_operative_configuration_is_a_gin_file_of_the_same_run(call, runs, c
     assert "already complete (checkpoint of step 4 of 4, " in capsys.readouterr().out
 
 
-def test_the_run_directory_alone_is_enough_to_ask_the_model(call, runs, small_scenes, tmp_path):
+def test_the_run_directory_alone_suffices_for_inference(call, runs, small_scenes, tmp_path):
     moved = shutil.copytree(runs / "whole", tmp_path / "moved")
     scenes = Scenes(str(small_scenes))
     predictor = ofa_jax.Predictor(moved, source_lengths=[32], beam_size=2)
@@ -224,7 +224,7 @@ def test_the_published_run_configures_over_the_official_files(
     assert set(names) == set(objectives.OBJECTIVES)
 
 
-def test_an_original_file_that_is_missing_is_one_sentence(
+def test_a_missing_official_file_is_reported_in_one_sentence(
     call, golden, shared_golden, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "train", None)
@@ -250,7 +250,7 @@ def test_an_original_file_that_is_missing_is_one_sentence(
 
 
 def tune(call, runs, name, *options, begin="whole"):
-    """One step of visual question answering from the checkpoint of another run."""
+    """Trains one step of visual question answering from the checkpoint of another run."""
     call(
         "--gin_file=gin_configs/models/scenes.gin",
         "--gin_file=gin_configs/runs/finetune.gin",
@@ -269,7 +269,7 @@ def tune(call, runs, name, *options, begin="whole"):
     )
 
 
-def test_one_task_in_the_manner_of_t5x_from_a_checkpoint(call, runs, capsys):
+def test_one_task_is_trained_from_a_checkpoint_with_the_flags_of_t5x(call, runs, capsys):
     tune(call, runs, "tuned", "--gin.LEARNING_RATE=1e-12")
     assert list(json.loads((runs / "tuned" / "validation.json").read_text())) == [
         "visual_question_answering"

@@ -26,13 +26,13 @@ STEPS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def grain_flags():
-    """Grain reads them."""
+    """Parses absl's flags, which Grain reads."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
 
 
 def make_run(directory, steps, batches=lambda batches: batches):
-    """A run in this process; its output is kept in `console.file`."""
+    """Returns a run in this process whose output goes to `console.file`."""
     run = fault_run.make_run(fault_run.parse([str(directory), f"--steps={steps}"]), Partitioner())
     original = run.batches
     object.__setattr__(run, "batches", lambda start: batches(original(start)))
@@ -41,7 +41,7 @@ def make_run(directory, steps, batches=lambda batches: batches):
 
 
 def train(directory, steps, **options):
-    """What it said."""
+    """Trains and returns the output."""
     run = make_run(directory, steps, **options)
     loop.train(run)
     return run.console.file.getvalue()
@@ -56,26 +56,28 @@ def steps_of(directory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted")
     train(directory, STEPS)
     return directory
 
 
 @pytest.fixture
-def stopped(undisturbed, tmp_path):
-    """The same run after four steps: checkpoints of steps 2 and 4."""
+def stopped(uninterrupted, tmp_path):
+    """Returns the same run after four steps, with checkpoints of steps 2 and 4."""
     for step in ("2", "4"):
-        shutil.copytree(undisturbed / "checkpoints" / step, tmp_path / "run" / "checkpoints" / step)
+        shutil.copytree(
+            uninterrupted / "checkpoints" / step, tmp_path / "run" / "checkpoints" / step
+        )
     return tmp_path / "run"
 
 
-def assert_same_end(directory, undisturbed):
-    jax.tree.map(np.testing.assert_array_equal, saved(directory), saved(undisturbed))
+def assert_same_end(directory, uninterrupted):
+    jax.tree.map(np.testing.assert_array_equal, saved(directory), saved(uninterrupted))
 
 
 def data_file(directory, step):
-    """The one that holds the arrays."""
+    """Returns the file that holds the arrays."""
     files = (directory / "checkpoints" / str(step) / "state").rglob("*")
     return max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
 
@@ -95,19 +97,19 @@ DAMAGES = {"truncated": truncate, "a flipped byte": flip_byte, "missing": pathli
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_logged_and_the_previous_one_gives_the_same_result(
-    damage, stopped, undisturbed
+    damage, stopped, uninterrupted
 ):
     path = data_file(stopped, 4)
     DAMAGES[damage](path)
-    said = train(stopped, STEPS)
+    output = train(stopped, STEPS)
     name = path.relative_to(stopped / "checkpoints" / "4")
     problem = "is missing" if damage == "missing" else "is not as it was written"
-    assert f"The checkpoint of step 4 is damaged: {name} {problem}." in said
-    assert "Falling back to the checkpoint of step 2: that of step 4 is damaged" in said
-    assert f"Resuming from step 2 of {STEPS}" in said
+    assert f"The checkpoint of step 4 is damaged: {name} {problem}." in output
+    assert "Falling back to the checkpoint of step 2: that of step 4 is damaged" in output
+    assert f"Resuming from step 2 of {STEPS}" in output
     assert steps_of(stopped) == {"2", "4", "4.damaged", "6"}
-    assert_same_end(stopped, undisturbed)
-    jax.tree.map(np.testing.assert_array_equal, saved(stopped, 4), saved(undisturbed, 4))
+    assert_same_end(stopped, uninterrupted)
+    jax.tree.map(np.testing.assert_array_equal, saved(stopped, 4), saved(uninterrupted, 4))
 
 
 def test_a_damaged_checkpoint_is_not_begun_from(stopped):
@@ -129,21 +131,21 @@ def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped
     assert steps_of(stopped) == {"2", "4"}, "nothing is moved while nothing is chosen"
 
 
-def test_checkpoints_without_checksums_are_used_and_logged_as_unverified(stopped, undisturbed):
+def test_checkpoints_without_checksums_are_used_and_logged_as_unverified(stopped, uninterrupted):
     for step in ("2", "4"):
         (stopped / "checkpoints" / step / checksums.FILE).unlink()
-    said = train(stopped, STEPS)
-    assert "The checkpoint of step 4 has no checksums (SHA256SUMS)" in said
-    assert f"Resuming from step 4 of {STEPS}" in said
-    assert_same_end(stopped, undisturbed)
+    output = train(stopped, STEPS)
+    assert "The checkpoint of step 4 has no checksums (SHA256SUMS)" in output
+    assert f"Resuming from step 4 of {STEPS}" in output
+    assert_same_end(stopped, uninterrupted)
 
 
-def test_a_checkpoint_without_checksums_is_skipped_if_another_has_them(stopped, undisturbed):
+def test_a_checkpoint_without_checksums_is_skipped_if_another_has_them(stopped, uninterrupted):
     (stopped / "checkpoints" / "4" / checksums.FILE).unlink()
-    said = train(stopped, STEPS)
-    assert "Falling back to the checkpoint of step 2: that of step 4 is unverified" in said
+    output = train(stopped, STEPS)
+    assert "Falling back to the checkpoint of step 2: that of step 4 is unverified" in output
     assert "4.unverified" in steps_of(stopped)
-    assert_same_end(stopped, undisturbed)
+    assert_same_end(stopped, uninterrupted)
 
 
 def test_damaged_checksums_are_damage(stopped):
@@ -151,8 +153,8 @@ def test_damaged_checksums_are_damage(stopped):
     assert "The checkpoint of step 4 is damaged: SHA256SUMS is damaged." in train(stopped, STEPS)
 
 
-def test_a_person_can_check_the_files_too(undisturbed):
-    folder = undisturbed / "checkpoints" / str(STEPS)
+def test_sha256sum_can_verify_the_files(uninterrupted):
+    folder = uninterrupted / "checkpoints" / str(STEPS)
     done = subprocess.run(
         ["sha256sum", "--check", checksums.FILE], cwd=folder, capture_output=True, text=True
     )
@@ -185,17 +187,17 @@ def full_disk(monkeypatch):
     return fill
 
 
-def test_a_failed_save_is_logged_and_training_continues(full_disk, undisturbed, tmp_path):
+def test_a_failed_save_is_logged_and_training_continues(full_disk, uninterrupted, tmp_path):
     full_disk(4)
-    said = train(tmp_path, STEPS)
-    assert "The checkpoint of step 4 could not be written" in said
-    assert "No space left on device" in said
-    assert "Training goes on" in said and "the newest one is of step 2" in said
+    output = train(tmp_path, STEPS)
+    assert "The checkpoint of step 4 could not be written" in output
+    assert "No space left on device" in output
+    assert "Training goes on" in output and "the newest one is of step 2" in output
     assert steps_of(tmp_path) == {"2", "6"}, "what was written of it is in the way of the next one"
-    assert_same_end(tmp_path, undisturbed)
+    assert_same_end(tmp_path, uninterrupted)
 
 
-def test_three_in_a_row_stop_the_run_with_what_to_do(full_disk, tmp_path):
+def test_three_failed_saves_in_a_row_stop_the_run_with_advice(full_disk, tmp_path):
     full_disk(4, 6, 8)
     with pytest.raises(SaveError, match="step 8 could not be written .*Free some space"):
         train(tmp_path, 12)
@@ -219,7 +221,7 @@ def test_the_last_ones_every_so_many_and_the_best_stay(tmp_path):
     assert steps_of(tmp_path) == {"3", "4", "7"}
 
 
-def test_what_a_kill_left_of_a_save_is_removed(stopped):
+def test_an_unfinished_save_of_a_killed_run_is_removed(stopped):
     leftover = stopped / "checkpoints" / "5.orbax-checkpoint-tmp" / "state"
     leftover.mkdir(parents=True)
     (leftover / "half").write_text("x")
@@ -230,7 +232,7 @@ def test_what_a_kill_left_of_a_save_is_removed(stopped):
 # ----------------------------------------------------------------------------------------- SIGTERM
 
 
-def test_sigterm_saves_and_the_run_resumes_from_there(tmp_path, undisturbed):
+def test_sigterm_saves_and_the_run_resumes_from_that_step(tmp_path, uninterrupted):
     def terminated(batches):
         for number, batch in enumerate(batches, 1):
             if number == 3:
@@ -238,9 +240,9 @@ def test_sigterm_saves_and_the_run_resumes_from_there(tmp_path, undisturbed):
             yield batch
 
     handler = signal.getsignal(signal.SIGTERM)
-    said = train(tmp_path, STEPS, batches=terminated)
-    assert "Asked to stop (SIGTERM): saving step 3." in said
+    output = train(tmp_path, STEPS, batches=terminated)
+    assert "Asked to stop (SIGTERM): saving step 3." in output
     assert steps_of(tmp_path) == {"2", "3"}
     assert signal.getsignal(signal.SIGTERM) == handler
     assert f"Resuming from step 3 of {STEPS}" in train(tmp_path, STEPS)
-    assert_same_end(tmp_path, undisturbed)
+    assert_same_end(tmp_path, uninterrupted)

@@ -1,4 +1,4 @@
-"""What a run may begin from."""
+"""The checkpoints that a run may start from."""
 
 import flax
 import jax

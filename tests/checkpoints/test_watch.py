@@ -49,14 +49,14 @@ def test_a_run_without_checkpoints_is_reported(tmp_path):
         steps(CheckpointSelector(str(tmp_path), "all"))
 
 
-def test_watching_takes_what_is_there_and_what_comes_until_the_last_step(tmp_path, capsys):
+def test_watching_yields_existing_and_new_checkpoints_until_the_last_step(tmp_path, capsys):
     coming = iter([(), (10,), (), (20, 30)])
     selector = CheckpointSelector(str(tmp_path), "watch", last_step=30)
     assert steps(selector, sleep=lambda seconds: write(tmp_path, *next(coming))) == [10, 20, 30]
     assert next(coming, None) is None
-    told = capsys.readouterr().out.splitlines()
-    assert len([line for line in told if "Waiting for checkpoints" in line]) == 2
-    assert told[-1] == "Step 30 has been evaluated: done."
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "Waiting for checkpoints" in line]) == 2
+    assert lines[-1] == "Step 30 has been evaluated: done."
 
 
 def test_watching_ends_when_nothing_comes_for_long(run, capsys, monkeypatch):

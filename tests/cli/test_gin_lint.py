@@ -95,6 +95,6 @@ def test_includes_are_followed_and_missing_files_named(tmp_path):
         gin_files.find_file("bsae.gin", [str(tmp_path)])
 
 
-def test_an_import_that_fails_says_where(check):
+def test_a_failed_import_is_reported_with_its_place(check):
     with pytest.raises(ConfigError, match=r"line 1: cannot import no_such_tasks"):
         check("import no_such_tasks\n")

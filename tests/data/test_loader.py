@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 from absl import flags
-from loader_tasks import LENGTHS, PAIRS, TEXT, Tell, numbered, tasks, tensorflow_is_loaded
+from loader_tasks import LENGTHS, PAIRS, TEXT, EncodeNumber, numbered, tasks, tensorflow_is_loaded
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
@@ -32,7 +32,7 @@ def assert_same(first, second):
 
 
 def seen(batches, stream="pairs"):
-    """(task id, number of the record) of every row."""
+    """Returns (task id, number of the record) of every row."""
     return [
         (int(task), int(number) - 1000)
         for batch in batches
@@ -43,12 +43,12 @@ def seen(batches, stream="pairs"):
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
+def uninterrupted():
     return take(9)
 
 
 def take_from_hosts(hosts, count, **options):
-    """What so many hosts make, put together."""
+    """Returns the global batches, put together from those of several hosts."""
     parts = [
         take(count, num_data_shards=hosts, data_shards=(host,), **options) for host in range(hosts)
     ]
@@ -65,34 +65,36 @@ def take_from_hosts(hosts, count, **options):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_several_hosts_together_make_the_batches_of_one_host(undisturbed, hosts):
-    assert_same(take_from_hosts(hosts, 9), undisturbed)
+def test_several_hosts_together_make_the_batches_of_one_host(uninterrupted, hosts):
+    assert_same(take_from_hosts(hosts, 9), uninterrupted)
 
 
-def test_a_host_may_own_shards_that_are_not_adjacent(undisturbed):
+def test_a_host_may_own_shards_that_are_not_adjacent(uninterrupted):
     part = take(9, num_data_shards=4, data_shards=(1, 3))
     rows = [2, 3, 6, 7]
-    for ours, whole in zip(part, undisturbed, strict=True):
+    for ours, whole in zip(part, uninterrupted, strict=True):
         np.testing.assert_array_equal(
             ours["pairs"]["decoder_target_tokens"], whole["pairs"]["decoder_target_tokens"][rows]
         )
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
-def test_a_restart_continues_with_the_same_examples(undisturbed, start):
-    assert_same(take(9 - start, start=start), undisturbed[start:])
+def test_a_restart_continues_with_the_same_examples(uninterrupted, start):
+    assert_same(take(9 - start, start=start), uninterrupted[start:])
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_a_restart_on_another_number_of_hosts_continues_with_the_same_examples(undisturbed, hosts):
+def test_a_restart_on_another_number_of_hosts_continues_with_the_same_examples(
+    uninterrupted, hosts
+):
     part = take(3, start=6, num_data_shards=2, data_shards=tuple(range(2))[-hosts:])
-    for ours, whole in zip(part, undisturbed[6:], strict=True):
+    for ours, whole in zip(part, uninterrupted[6:], strict=True):
         for name, array in ours["pairs"].items():
             np.testing.assert_array_equal(array, whole["pairs"][name][8 - 4 * hosts :])
 
 
-def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(undisturbed):
-    rows = seen(undisturbed)
+def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(uninterrupted):
+    rows = seen(uninterrupted)
     often = [number for task, number in rows if task == 0]
     rarely = [number for task, number in rows if task == 1]
     # 72 rows at 2 to 1: exactly four epochs of 12 and of 6 records.
@@ -101,7 +103,7 @@ def test_every_record_comes_once_in_an_epoch_and_tasks_at_their_rates(undisturbe
         epochs = [numbers[k : k + size] for k in range(0, len(numbers), size)]
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
         assert epochs[0] != epochs[1]
-    counts = collections.Counter(seen(undisturbed, "text"))
+    counts = collections.Counter(seen(uninterrupted, "text"))
     # 36 rows of 5 records: seven epochs and one more.
     assert sorted(counts.values()) == [7, 7, 7, 7, 8]
 
@@ -143,14 +145,14 @@ def test_every_row_has_its_own_random_draws():
     assert_same(steps, take(9))
 
 
-def test_another_seed_is_another_order(undisturbed):
-    assert seen(take(9, seed=8)) != seen(undisturbed)
+def test_another_seed_is_another_order(uninterrupted):
+    assert seen(take(9, seed=8)) != seen(uninterrupted)
 
 
 def draws_and_numbers(name="s", seed=7, task="t", size=1):
-    """The random draws and the records of the first 16 rows."""
+    """Returns the random draws and the records of the first 16 rows."""
     stream = Stream(name, "m", 16, LENGTHS)
-    rated = WeightedTask(task, 1.0, numbered(size), Tell(image=False))
+    rated = WeightedTask(task, 1.0, numbered(size), EncodeNumber(image=False))
     batch = next(Loader([stream], {name: [rated]}, seed).batches())[name]
     return batch["decoder_target_tokens"][:, 1].tolist(), seen([{name: batch}], name)
 
@@ -179,19 +181,19 @@ def test_record_ids_are_known_without_making_batches(host):
         assert record_ids["pairs"] == expected
 
 
-def test_threads_and_prefetching_change_nothing(undisturbed):
-    assert_same(take(9, num_threads=5, prefetch_steps=9), undisturbed)
+def test_threads_and_prefetching_change_nothing(uninterrupted):
+    assert_same(take(9, num_threads=5, prefetch_steps=9), uninterrupted)
 
 
 @pytest.fixture
 def absl_flags():
-    """Grain's worker processes want absl's flags parsed."""
+    """Parses absl's flags, which Grain's worker processes need."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["tests"])
 
 
-def test_worker_processes_change_nothing_and_do_without_tensorflow(undisturbed, absl_flags):
-    assert_same(take(3, start=2, num_workers=1), undisturbed[2:5])
+def test_worker_processes_change_nothing_and_do_without_tensorflow(uninterrupted, absl_flags):
+    assert_same(take(3, start=2, num_workers=1), uninterrupted[2:5])
     stream = Stream("s", "m", 2, LENGTHS)
     task = WeightedTask("t", 1.0, numbered(4), tensorflow_is_loaded)
     loader = Loader([stream], {"s": [task]}, 0, num_workers=1)
@@ -199,12 +201,12 @@ def test_worker_processes_change_nothing_and_do_without_tensorflow(undisturbed, 
     assert set(batch["s"]["decoder_target_tokens"][:, 0]) == {10}
 
 
-def test_an_invalid_record_becomes_an_empty_row_and_is_counted_and_logged(undisturbed, caplog):
+def test_an_invalid_record_becomes_an_empty_row_and_is_counted_and_logged(uninterrupted, caplog):
     loader = Loader(STREAMS, tasks(bad={3}), 7)
     with caplog.at_level(logging.WARNING):
         steps = list(itertools.islice(loader.batches(), 9))
     empty = 0
-    for ours, whole in zip(steps, undisturbed, strict=True):
+    for ours, whole in zip(steps, uninterrupted, strict=True):
         bad = (whole["pairs"]["task_ids"] == 0) & (
             whole["pairs"]["decoder_target_tokens"][:, 0] == 1003
         )
@@ -221,7 +223,7 @@ def test_an_invalid_record_becomes_an_empty_row_and_is_counted_and_logged(undist
 
 def test_each_invalid_record_is_logged_once_up_to_a_limit(caplog):
     stream = Stream("s", "m", 64, LENGTHS)
-    task = WeightedTask("t", 1.0, numbered(32, bad=range(1, 26)), Tell(image=False))
+    task = WeightedTask("t", 1.0, numbered(32, bad=range(1, 26)), EncodeNumber(image=False))
     loader = Loader([stream], {"s": [task]}, 0)
     with caplog.at_level(logging.WARNING):
         next(loader.batches())
@@ -233,7 +235,7 @@ def test_each_invalid_record_is_logged_once_up_to_a_limit(caplog):
 
 
 class TornRecords:
-    """Four records, of which the third cannot be read."""
+    """Four records; the third cannot be read."""
 
     def __len__(self):
         return 4
@@ -246,7 +248,9 @@ class TornRecords:
 
 def test_a_record_that_cannot_be_read_is_invalid():
     stream = Stream("s", "m", 4, LENGTHS)
-    loader = Loader([stream], {"s": [WeightedTask("t", 1.0, TornRecords(), Tell(False))]}, 0)
+    loader = Loader(
+        [stream], {"s": [WeightedTask("t", 1.0, TornRecords(), EncodeNumber(False))]}, 0
+    )
     batch = next(loader.batches())["s"]
     assert sorted(batch["decoder_target_tokens"][:, 0]) == [1, 1000, 1001, 1003]
     assert loader.skipped_records == {"t": 1}
@@ -280,7 +284,7 @@ def test_a_host_continues_if_only_its_own_records_are_all_invalid():
 
 
 def test_all_hosts_raise_if_a_step_has_no_valid_record():
-    broken = [WeightedTask("often", 1.0, numbered(12, bad=set(range(12))), Tell(True))]
+    broken = [WeightedTask("often", 1.0, numbered(12, bad=set(range(12))), EncodeNumber(True))]
     for host in range(4):
         loader = Loader([PAIRS], {"pairs": broken}, 0, num_data_shards=4, data_shards=(host,))
         with pytest.raises(ValueError, match="Every record of step 0"):
@@ -289,7 +293,9 @@ def test_all_hosts_raise_if_a_step_has_no_valid_record():
 
 def test_a_batch_of_one_invalid_record_does_not_raise():
     stream = Stream("s", "m", 1, LENGTHS)
-    loader = Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(2, {0}), Tell(False))]}, 0)
+    loader = Loader(
+        [stream], {"s": [WeightedTask("t", 1.0, numbered(2, {0}), EncodeNumber(False))]}, 0
+    )
     weights = [b["s"]["decoder_loss_weights"].any() for b in itertools.islice(loader.batches(), 2)]
     assert sorted(weights) == [False, True]
 

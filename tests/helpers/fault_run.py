@@ -1,10 +1,9 @@
-"""A run for the tests that break things: the real loop, loader, checkpoints and mesh around a
-network that compiles in a second.
+"""A run for fault injection: the real loop, loader, checkpoints and mesh, and a tiny network.
 
     PYTHONPATH=. python tests/helpers/fault_run.py MODEL_DIR --steps=20 [flags of several hosts]
 
-Into MODEL_DIR it also writes, for every step of every life of the run, `losses.txt` ("step loss")
-and `rows.<process>.txt` ("step row" and its target tokens); and `pid.<process>`.
+For every step, also of restarted runs, it writes into MODEL_DIR `losses.txt` ("step loss") and
+`rows.<process>.txt` ("step row" and its target tokens); and `pid.<process>`.
 """
 
 import argparse
@@ -39,8 +38,8 @@ BAD = (3, 11)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tell:
-    """The record's number and a random draw as the answer."""
+class EncodeNumber:
+    """Makes an example whose targets are the record's number and a random draw."""
 
     def __call__(self, record, rng):
         if record["number"] in BAD:
@@ -54,9 +53,11 @@ class Tell:
 
 
 def make_loader(partitioner):
-    """40 and 20 records at 2 to 1, two of them bad."""
+    """Returns a loader of 40 and 20 records at rates of 2 to 1, two of them invalid."""
     tasks = [
-        WeightedTask(name, rate, InMemoryRecords([{"number": k} for k in range(count)]), Tell())
+        WeightedTask(
+            name, rate, InMemoryRecords([{"number": k} for k in range(count)]), EncodeNumber()
+        )
         for name, rate, count in (("often", 2.0, 40), ("rarely", 1.0, 20))
     ]
     return Loader(
@@ -68,7 +69,7 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def new_params(key):
-    """An embedding and a kernel."""
+    """Returns random parameters: an embedding and a kernel."""
     shapes = {"embedding": (VOCABULARY, WIDTH), "kernel": (WIDTH, VOCABULARY)}
     keys = jax.random.split(key, len(shapes))
     return {
@@ -78,13 +79,13 @@ def new_params(key):
 
 
 def make_state(key):
-    """Of step 0."""
+    """Returns the state of step 0."""
     params = new_params(key)
     return TrainState(jnp.int32(0), jnp.int32(0), params, {}, OPTIMIZER.init(params))
 
 
 def abstract_state(partitioner):
-    """Matrices split over fsdp, the rest whole."""
+    """Returns the abstract state: matrices are split over fsdp, other arrays replicated."""
 
     def place(x):
         spec = PartitionSpec("fsdp") if x.ndim == 2 else PartitionSpec()
@@ -119,7 +120,7 @@ def train_step(state, batches):
 
 
 class Losses:
-    """A writer that keeps the losses."""
+    """A metric writer that appends the losses to a file."""
 
     def __init__(self, path):
         self._path = path
@@ -133,8 +134,8 @@ class Losses:
         pass
 
 
-def told(batches, start, path, partitioner):
-    """The same batches; what they hold is written down."""
+def log_rows(batches, start, path, partitioner):
+    """Yields the batches unchanged, and logs the target tokens of every row."""
     for step, batch in enumerate(batches, start + 1):
         tokens = batch["text"]["decoder_target_tokens"]
         parts = np.split(tokens, len(partitioner.data_shards))
@@ -147,7 +148,7 @@ def told(batches, start, path, partitioner):
 
 
 def make_run(options, partitioner):
-    """Everything that the loop works with."""
+    """Returns the run that the loop trains."""
     directory = epath.Path(options.model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     loader = make_loader(partitioner)
@@ -157,10 +158,10 @@ def make_run(options, partitioner):
     pid = directory / f"pid.{jax.process_index()}"
     temporary = pid.with_name(f"{pid.name}.tmp")
     temporary.write_text(str(os.getpid()))
-    temporary.replace(pid)  # never half of it
+    temporary.replace(pid)  # atomic
 
     def batches(start):
-        for batch in told(loader.batches(start), start, rows, partitioner):
+        for batch in log_rows(loader.batches(start), start, rows, partitioner):
             time.sleep(options.step_seconds)
             yield batch
 
@@ -190,7 +191,7 @@ def make_run(options, partitioner):
 
 
 def parse(arguments):
-    """The options of a run."""
+    """Parses the options of a run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model_dir")
     parser.add_argument("--steps", type=int, required=True)
@@ -202,7 +203,7 @@ def parse(arguments):
 
 
 def main(arguments):
-    """Trains."""
+    """Trains as the command line says; a `RunError` exits with code 2."""
     options = parse(arguments)
     distributed.initialize(distributed.from_arguments(options))
     flags.FLAGS(["fault_run"])

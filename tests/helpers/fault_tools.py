@@ -1,4 +1,4 @@
-"""Starting `fault_run.py` as processes, breaking them, and comparing how they ended."""
+"""Starts `fault_run.py` as processes, injects faults, and compares the final results."""
 
 import dataclasses
 import os
@@ -16,65 +16,65 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DRIVER = [sys.executable, str(ROOT / "tests" / "helpers" / "fault_run.py")]
 SUPERVISOR = [sys.executable, "-m", "launch.supervisor", "--backoff_seconds=0.1"]
 DEVICES = 2
-"""Of the whole run, however many processes share them: sums are made in the same order, so that
-any difference at all is an error."""
+"""Devices of the whole run, for any number of processes: sums have the same order, so results must
+be equal bit for bit."""
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Of one of so many processes."""
+    """Returns the environment of each of several processes."""
     return with_devices(DEVICES // processes) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
 def with_devices(count: int) -> dict[str, str]:
-    """The environment of these tests, and so many simulated devices."""
+    """Returns the environment of these tests with a number of simulated devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     return os.environ | {"XLA_FLAGS": flags.strip()}
 
 
 @dataclasses.dataclass
 class Started:
-    """A supervised run that is going on."""
+    """A supervised run in progress."""
 
     directory: pathlib.Path
     process: subprocess.Popen
     log: pathlib.Path
 
     def wait(self, timeout: float = 120) -> int:
-        """Its exit code."""
+        """Waits for the end of the run and returns its exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             self.end()
-            raise AssertionError(f"The run hangs:\n{self.said()[-3000:]}") from error
+            raise AssertionError(f"The run hangs:\n{self.output()[-3000:]}") from error
 
     def end(self) -> None:
-        """Leaves nothing running."""
+        """Kills all processes of the run."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def said(self) -> str:
-        """All output so far."""
+    def output(self) -> str:
+        """Returns all output so far."""
         return self.log.read_text()
 
     def pid(self, number: int) -> int:
-        """Of the process of this number in its present life."""
+        """Returns the current id of a process, by its number in the run."""
         return int((self.directory / f"pid.{number}").read_text())
 
-    def wait_for_another_life(self, pid: int, timeout: float = 120) -> None:
-        """Until the first process has another id than this."""
+    def wait_for_restart(self, pid: int, timeout: float = 120) -> None:
+        """Waits until the first process has another id than `pid`."""
         end = time.monotonic() + timeout
         while self.pid(0) == pid:
-            assert time.monotonic() < end, f"It is not started again:\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, f"It is not restarted:\n{self.output()[-3000:]}"
             time.sleep(0.05)
 
     def wait_for_steps(self, count: int, timeout: float = 120) -> None:
-        """Until so many steps more have been reported, in whatever life."""
-        wanted = len(losses_told(self.directory)) + count
+        """Waits until `count` more steps have been reported, across restarts."""
+        wanted = len(logged_losses(self.directory)) + count
         end = time.monotonic() + timeout
-        while len(losses_told(self.directory)) < wanted:
-            assert self.process.poll() is None, f"The run ended:\n{self.said()[-3000:]}"
-            assert time.monotonic() < end, f"No step:\n{self.said()[-3000:]}"
+        while len(logged_losses(self.directory)) < wanted:
+            assert self.process.poll() is None, f"The run ended:\n{self.output()[-3000:]}"
+            assert time.monotonic() < end, f"No step:\n{self.output()[-3000:]}"
             time.sleep(0.02)
 
 
@@ -102,15 +102,15 @@ def start(directory, processes: int, steps: int, *flags: str) -> Started:
     return Started(directory, process, log)
 
 
-def losses_told(directory) -> list[tuple[int, float]]:
-    """(step, loss) in the order in which they were reported."""
+def logged_losses(directory) -> list[tuple[int, float]]:
+    """Returns (step, loss) in the order in which they were reported."""
     path = directory / "losses.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(step), float(loss)) for step, loss in map(str.split, lines)]
 
 
-def rows_told(directory) -> dict[tuple[int, int], set[str]]:
-    """(step, row of the batch) -> what was seen there, in all lives and processes."""
+def logged_rows(directory) -> dict[tuple[int, int], set[str]]:
+    """Returns {(step, row of the batch): tokens seen there}, over all restarts and processes."""
     rows: dict[tuple[int, int], set[str]] = {}
     for path in directory.glob("rows.*.txt"):
         for line in path.read_text().splitlines():
@@ -120,7 +120,7 @@ def rows_told(directory) -> dict[tuple[int, int], set[str]]:
 
 
 def arrays(directory, step: int) -> dict[str, np.ndarray]:
-    """The state of a checkpoint, by path."""
+    """Returns the arrays of a checkpoint's state by their paths."""
     folder = directory / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata.tree
@@ -130,14 +130,14 @@ def arrays(directory, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def assert_same(directory, undisturbed, steps: int) -> None:
-    """Bit for bit: every reported loss, every example of every step, the state at the end."""
-    expected = dict(losses_told(undisturbed))
-    told = losses_told(directory)
-    assert set(expected) == {step for step, _ in told} == set(range(1, steps + 1))
-    assert not [(step, loss) for step, loss in told if loss != expected[step]]
-    assert rows_told(directory) == rows_told(undisturbed)
-    ours, theirs = arrays(directory, steps), arrays(undisturbed, steps)
+def assert_same(directory, uninterrupted, steps: int) -> None:
+    """Asserts equal losses, examples of every step and final state, bit for bit."""
+    expected = dict(logged_losses(uninterrupted))
+    logged = logged_losses(directory)
+    assert set(expected) == {step for step, _ in logged} == set(range(1, steps + 1))
+    assert not [(step, loss) for step, loss in logged if loss != expected[step]]
+    assert logged_rows(directory) == logged_rows(uninterrupted)
+    ours, theirs = arrays(directory, steps), arrays(uninterrupted, steps)
     assert ours.keys() == theirs.keys() and any("kernel" in name for name in ours)
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)

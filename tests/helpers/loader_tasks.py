@@ -16,13 +16,13 @@ TEXT = Stream("text", "text_mixture", 4, LENGTHS, loss_group="others")
 
 
 def numbered(count, bad=()):
-    """Records that know their number; bad ones lack it."""
+    """Returns records that contain their number; invalid ones lack it."""
     return InMemoryRecords([{} if k in bad else {"number": k} for k in range(count)])
 
 
 @dataclasses.dataclass(frozen=True)
-class Tell:
-    """The record's number and a random draw as the answer: what was read is seen in the batch."""
+class EncodeNumber:
+    """Makes an example whose targets are the record's number and a random draw."""
 
     image: bool
 
@@ -40,17 +40,17 @@ class Tell:
 
 
 def tensorflow_is_loaded(record, rng):
-    """Answers 11 if TensorFlow is in this process, 10 if not."""
+    """Returns an example with target 11 if TensorFlow is loaded in this process, else 10."""
     loaded = 10 + ("tensorflow" in sys.modules)
     return {"inputs": np.array([0, 2], np.int32), "targets": np.array([loaded, 2], np.int32)}
 
 
 def tasks(bad=()):
-    """Stream name -> tasks: 12 and 6 images at 2 to 1, 5 texts."""
+    """Returns {stream name: tasks}: 12 and 6 images at rates of 2 to 1, and 5 texts."""
     return {
         "pairs": [
-            WeightedTask("often", 2.0, numbered(12, bad), Tell(True)),
-            WeightedTask("rarely", 1.0, numbered(6), Tell(True)),
+            WeightedTask("often", 2.0, numbered(12, bad), EncodeNumber(True)),
+            WeightedTask("rarely", 1.0, numbered(6), EncodeNumber(True)),
         ],
-        "text": [WeightedTask("texts", 1.0, numbered(5), Tell(False))],
+        "text": [WeightedTask("texts", 1.0, numbered(5), EncodeNumber(False))],
     }

@@ -1,4 +1,4 @@
-"""Lowers the training step twice: as the loop would run it, and as a plan does."""
+"""Lowers the training step, as the loop runs it and as a plan does."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def planned_step(vocab_size, **replaced) -> str:
 
     Args:
       vocab_size: as on the command line.
-      **replaced: fields of `PlannedRun` that only the data would tell.
+      **replaced: fields of `PlannedRun` that depend on the data.
     """
     with gin.unlock_config():
         gin_registry.register({"plan": PlannedRun})

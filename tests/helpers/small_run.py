@@ -23,7 +23,7 @@ GROUPS = {"pairs": "pairs", "text": "others"}
 
 
 def stream_batch(seed, pixels, size=4):
-    """A batch of one stream with its targets."""
+    """Returns a batch of one stream with its targets."""
     batch = random_batch(seed, size=size, pixels=pixels, codes=bool(pixels))
     targets = np.roll(batch["decoder_input_tokens"], -1, axis=1)
     targets[:, -1] = SMALL.pad_id
@@ -37,7 +37,7 @@ def stream_batch(seed, pixels, size=4):
 
 
 def batches(start=0):
-    """{stream: batch} of every step from `start` on."""
+    """Yields {stream: batch} for every step from `start` on."""
     number = start
     while True:
         yield {"pairs": stream_batch(2 * number, 48), "text": stream_batch(2 * number + 1, 0)}
@@ -45,7 +45,7 @@ def batches(start=0):
 
 
 class Events:
-    """A writer that remembers."""
+    """A metric writer that keeps all scalars in memory."""
 
     def __init__(self):
         self.scalars: dict[int, dict[str, float]] = {}
@@ -60,7 +60,7 @@ class Events:
 def make_parts(
     config=SMALL, loss=None, partitioner=None, groups=GROUPS, gradient_accumulation=1, **options
 ):
-    """(abstract state, function that makes a state, train step, eval step)."""
+    """Returns (abstract state, function that makes a state, train step, eval step)."""
     model, loss = OFA(config), loss or LossConfig()
     optimizer_config = OptimizerConfig(1e-2, total_steps=100, warmup=0, **options)
     optimizer = make_optimizer(optimizer_config)
@@ -84,9 +84,9 @@ def make_parts(
 
 
 def new_state(config, abstract):
-    """A state of step 0, of parameters that every test of a model begins from.
+    """Returns a state of step 0, whose parameters are the same in all tests of a configuration.
 
-    To be called outside of a mesh for the first time.
+    The first call must be outside of a mesh.
     """
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     variables = layout.from_plain(
@@ -104,13 +104,13 @@ def new_state(config, abstract):
     first = zeros.replace(
         **variables, ema_params=None if zeros.ema_params is None else variables["params"]
     )
-    # Copies, for the step takes its state's memory.
+    # Copies, because the step donates its state.
     return jax.tree.map(lambda x, like: jax.device_put(np.array(x), like.sharding), first, abstract)
 
 
 @functools.cache
 def _plain_variables(config):
-    """Distributed as the model's own, which would take as long to compile as a step does."""
+    """Returns parameters distributed as the model's own, whose compilation would take longer."""
     rng = np.random.default_rng(0)
     shapes = nn.meta.unbox(jax.eval_shape(OFA(config).init, jax.random.key(0), random_batch()))
 
@@ -128,14 +128,14 @@ def _plain_variables(config):
 
 @functools.cache
 def _parts_of_a_run():
-    """The same for all runs, which need not trace and compile their steps anew."""
+    """Returns the parts that all runs share, so that their steps are compiled only once."""
     parts = make_parts(SMALL.replace(dropout_rate=0.1))
     parts[1]()  # its parameters cannot be made within the loop's mesh
     return parts
 
 
 def make_run(model_dir, validation=False, run_fingerprint=None, peak_flops=None, **config) -> Run:
-    """A run, its output kept in `run.console.file` and `run.writer`."""
+    """Returns a run whose output goes to `run.console.file` and `run.writer`."""
     abstract, first_state, train_step, eval_step = _parts_of_a_run()
     held_out = [("pairs", stream_batch(1000, 48)), ("text", stream_batch(1001, 0))]
     tokens = np.array([20.0, 20.0])

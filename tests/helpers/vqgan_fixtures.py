@@ -1,4 +1,4 @@
-"""The original's small VQGAN, in a file as its training writes it."""
+"""A small official VQGAN, in a file as its training writes it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The official names and shapes, one to one, and the way there and back."""
+"""Official names and shapes, one to one, and conversion in both directions."""
 
 import json
 

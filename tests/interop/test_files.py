@@ -1,4 +1,4 @@
-"""Checkpoint files there and back, bit for bit; what does not fit is said at once."""
+"""Converts checkpoint files in both directions, bit for bit; invalid files raise clear errors."""
 
 import argparse
 import json
@@ -97,7 +97,7 @@ def test_arguments_go_there_and_back(size):
     assert config_from_fairseq(args_for_fairseq(config), config.vocab_size) == config
 
 
-def test_a_resnet_that_the_original_lacks_cannot_be_written():
+def test_a_resnet_unknown_to_the_official_code_cannot_be_written():
     with pytest.raises(ValueError, match="has no ResNet of"):
         args_for_fairseq(OFAConfig.scenes())
 
@@ -117,7 +117,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(tiny):
     assert "misshapen: encoder.image_proj.bias [65] (must be [64])" in message
 
 
-def test_another_vocabulary_says_what_to_do_and_can_be_extended(tiny):
+def test_another_vocabulary_is_reported_with_advice_and_can_be_extended(tiny):
     args, state_dict = tiny
     config = config_from_fairseq(args, 411)
     sentence = "vocabulary of 401 ids, and the model one of 411.*--vocab_size=411"
@@ -167,7 +167,7 @@ def test_bart_gives_the_text_part(tiny):
         initialise_from_bart(state_dict, narrow, 304)
 
 
-def test_what_cannot_be_converted_is_one_sentence(tiny, tmp_path, capsys):
+def test_unconvertible_inputs_are_reported_in_one_sentence(tiny, tmp_path, capsys):
     args, state_dict = tiny
     torch_file.save(tmp_path / "no_model.pt", {"weights": state_dict})
     torch_file.save(tmp_path / "no_args.pt", {"model": state_dict})
@@ -218,7 +218,7 @@ def test_a_full_size_checkpoint_goes_there_and_back_in_little_time_and_memory(go
     assert_same_tensors(tmp_path / "base.pt", tmp_path / "back.pt")
 
 
-def test_a_converted_model_scores_as_the_original(official, golden, tmp_path):
+def test_a_converted_model_scores_as_the_official_one(official, golden, tmp_path):
     """Through the files: logits of case a, as in the model's own tests."""
     from official_model import Official
 

@@ -36,8 +36,8 @@ def loaded(official, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["a", "c", "d"])
-def test_the_peer_scores_what_we_wrote_as_the_original(loaded, official, name):
-    """float32, 1e-4 absolute on logits of size 15, as between us and the original."""
+def test_the_peer_scores_a_model_that_we_wrote_as_the_official_one(loaded, official, name):
+    """float32, 1e-4 absolute on logits of size 15, as in the golden tests of the model."""
     import torch
 
     case, _ = official.case(name)

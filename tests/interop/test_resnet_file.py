@@ -34,7 +34,7 @@ def test_a_resnet_is_written_as_torchvision_names_it_and_read_again(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, _resnet(variables))
 
 
-def test_what_a_classifier_has_besides_is_passed_over_and_wrappers_are_opened(tmp_path):
+def test_other_tensors_of_a_classifier_are_ignored_and_wrappers_are_opened(tmp_path):
     variables = random_variables(CONFIG)
     resnet_file.write(tmp_path / "resnet.pt", variables, CONFIG)
     held = dict(torch_file.load(tmp_path / "resnet.pt"))

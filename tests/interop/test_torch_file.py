@@ -32,7 +32,7 @@ def assert_equal(loaded, expected):
         assert loaded[key].dtype == array.dtype
 
 
-def test_what_torch_wrote_is_read(by_torch):
+def test_files_written_by_torch_are_read(by_torch):
     content = torch_file.load(by_torch)
     assert_equal(content["model"], WRITTEN)
     assert content["extra_state"] == {"best": 0.5, "epoch": 3} and content["args"] is None
@@ -49,7 +49,7 @@ def test_configuration_objects_become_plain_values(by_torch):
     }
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     value = {
         "model": collections.OrderedDict(WRITTEN),
         "args": argparse.Namespace(a=1, b=["x"]),
@@ -70,7 +70,7 @@ def test_tied_arrays_are_written_once(tmp_path):
 
 
 class Evil:
-    """What pickles can do."""
+    """A class whose unpickling would execute code."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -102,7 +102,7 @@ def test_builtins_are_refused(tmp_path, by_torch, name):
         torch_file.load(tmp_path / "x.pt")
 
 
-def test_what_is_inert_does_nothing(tmp_path, by_torch):
+def test_inert_globals_do_nothing(tmp_path, by_torch):
     """A class of OmegaConf's by name: it is not imported, and stays a record of its state."""
     pickled = b"\x80\x02comegaconf.nodes\nAnyNode\n)\x81}U\x04_valK\x07sb."
     repacked(tmp_path / "x.pt", pickled, by_torch)

@@ -1,4 +1,4 @@
-"""A compiler that is slow with what a plan does not need is not waited for."""
+"""A plan does not wait for those stages of a compiler that it does not need."""
 
 import os
 import pathlib
@@ -52,7 +52,7 @@ def test_a_program_is_read_while_its_instructions_are_still_made(compiler):
     never.set()
 
 
-def test_what_the_compiler_refuses_is_raised(compiler):
+def test_errors_of_the_compiler_are_raised(compiler):
     def compile_():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
 
@@ -67,6 +67,6 @@ def test_a_compiler_that_writes_nothing_is_waited_for(compiler):
     assert compiled.buffer_bytes >= 2 * 4 * 64  # the argument and the result
 
 
-def test_a_report_without_memory_is_said():
+def test_a_report_without_memory_is_reported():
     with pytest.raises(ValueError, match="does not name the default memory"):
         compiling.hbm_total("nothing")

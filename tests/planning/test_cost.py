@@ -108,7 +108,7 @@ def test_topologies_are_named_by_chip_and_shape():
         parse_topology("h100")
 
 
-def test_memory_is_told_by_kind_and_the_rest_is_activations():
+def test_memory_is_split_by_kind_and_the_rest_is_activations():
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     array = jax.ShapeDtypeStruct((3, 4), np.float32, sharding=here)
     assert cost.memory(500.0, {"parameters": [array], "average": None}, array) == {
@@ -162,8 +162,8 @@ ENTRY %main (g: f32[512,1024]) -> f32[512,1024] {
 )
 
 
-def test_what_hosts_send_between_slices_is_a_collective_over_the_network():
-    """As XLA writes it for two slices of 16 chips: of a sum, each chip hands over its 16th."""
+def test_transfers_between_slices_are_collectives_over_the_network():
+    """As XLA writes it for two slices of 16 chips: each chip sends its 16th of a sum."""
     program = Program(CARRIED)
     between, *within = cost.collective_costs(program, mesh((32, 1, 1), slices=2), V5E)
     part = 32 * 1024 * 4
@@ -180,7 +180,7 @@ def test_what_hosts_send_between_slices_is_a_collective_over_the_network():
     assert program.hbm_bytes() == 2 * part + 2 * (16 + 1) * part
 
 
-def test_memory_traffic_is_told_by_part_of_the_step_and_what_is_fetched_by_who_reads_it():
+def test_memory_traffic_is_split_by_part_of_the_step_and_fetches_count_for_their_reader():
     array = 16 * 4
     assert cost.traffic(Program(STEP)) == {
         # What was fetched lies in VMEM: the fetch reads, and the sum reads and writes one each.

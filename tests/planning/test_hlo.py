@@ -202,7 +202,7 @@ def test_a_sum_of_which_each_device_wants_a_part_sends_half_of_a_sum_for_all():
     assert program.hbm_bytes() == whole + whole / 8
 
 
-def test_what_goes_on_beside_other_work_is_counted_once():
+def test_asynchronous_work_is_counted_once():
     program = Program(ASYNCHRONOUS)
     (gather,) = program.collectives()
     assert (gather.times, gather.wire_bytes) == (1, 7 / 8 * 2048)
@@ -256,7 +256,7 @@ def test_products_in_library_calls_of_gpus_are_counted():
     assert program.hbm_bytes() == 3 * (x + y + k) + 2 * y + a + b + out
 
 
-def test_loops_that_stop_when_they_like_run_as_often_as_is_said():
+def test_loops_of_unknown_length_run_as_often_as_the_caller_states():
     def loop(x, kernel):
         return jax.lax.while_loop(lambda x: x.sum() < 5, lambda x: jnp.tanh(x @ kernel), x)
 
@@ -302,6 +302,6 @@ def test_a_loop_runs_from_where_its_counter_begins(begin):
     assert Program(PEELED.replace("BEGIN", str(begin))).flops() == (1 + 5 - begin) * product
 
 
-def test_what_is_no_program_is_said():
+def test_text_that_is_not_a_program_is_reported():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         Program("nothing")

@@ -217,7 +217,7 @@ def test_negative_captions_are_false(scenes):
             )
 
 
-def test_negatives_cannot_be_told_by_their_length_alone(scenes):
+def test_negatives_cannot_be_recognised_by_their_length_alone(scenes):
     """At least half of the negatives have as many words as a true caption."""
     same = [
         len(negative.split()) in {len(caption.split()) for caption in record["captions"]}

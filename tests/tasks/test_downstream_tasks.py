@@ -1,4 +1,4 @@
-"""Every downstream task over the original's files: through the loader, plain seqio, and judged."""
+"""Every downstream task over official files: through the loader and plain seqio, and evaluated."""
 
 import contextvars
 import json
@@ -261,7 +261,7 @@ def test_settings_with_unknown_names_are_refused(settings, mistake):
         DownstreamSettings(settings.vocabulary, **change)
 
 
-def test_errors_say_what_is_missing(settings):
+def test_errors_name_the_missing_setting(settings):
     empty = DownstreamSettings(settings.vocabulary, {"rte": {"train": "no.tsv"}})
     with pytest.raises(ValueError, match="no files of cola for the split train .*tfds = {'cola'"):
         empty.records("cola", "train")

@@ -170,7 +170,7 @@ def test_seqio_and_the_loader_give_the_same_kind_of_example(name):
 
 
 def test_the_rates_of_matching_and_grounding_follow_the_official_code():
-    """Each pair gives two examples, the second a matching one or the grounded twin."""
+    """Each pair gives two examples, the second one for matching or grounding."""
     rates = seqio_bridge.rates("ofa_pretrain_pairs")
     assert (
         rates["image_text_matching"]
@@ -198,7 +198,7 @@ def test_a_rate_of_zero_leaves_an_objective_out(settings, small_scenes):
 @pytest.mark.parametrize("name", ["image_captioning", "object_detection"])
 def test_training_is_augmented_and_validation_is_not(settings, small_scenes, name):
     def different_images(split):
-        """Of one record: through seqio, and through the loader."""
+        """Returns how many images of one record differ, through seqio and through the loader."""
         (task,) = seqio_bridge.weighted_tasks(name, split)
         seeds = range(6)
         return (
@@ -272,7 +272,7 @@ def test_a_run_trains_on_its_training_split_whatever_it_is_called(settings, tmp_
 
 
 def test_pairs_are_not_augmented_by_default():
-    """What is said of a scene need not be true of an augmented one."""
+    """A statement about a scene may be false of the augmented image."""
     (task,) = seqio_bridge.weighted_tasks("image_captioning", "train")
     # Half of the draws of RandAugment leave an image as it is, so two would not tell.
     images = {

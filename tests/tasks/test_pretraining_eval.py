@@ -1,4 +1,4 @@
-"""What is right in the eight objectives, over Scenes: the true answer is judged right."""
+"""Evaluation of the eight objectives over Scenes: the target itself scores as correct."""
 
 import json
 
@@ -29,7 +29,7 @@ def settings(scenes_settings):
 
 
 def read(kind, ids, vocabulary):
-    """The answer that a target says, boxes in pixels of 64."""
+    """Parses a target as a prediction, with boxes in pixels of an image of 64."""
     is_bin = np.isin(ids, vocabulary.bin_ids)
     if kind == "text":
         return vocabulary.decode(ids).strip()

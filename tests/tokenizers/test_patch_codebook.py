@@ -80,7 +80,7 @@ def test_saves_loads_and_pickles(codebook, tmp_path):
         assert copy.codebook.dtype == np.float32
 
 
-def test_errors_say_what_to_do(codebook, tmp_path):
+def test_errors_give_advice(codebook, tmp_path):
     with pytest.raises(ValueError, match="multiples of 8"):
         codebook.encode(np.zeros((1, 12, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="or fewer codes"):

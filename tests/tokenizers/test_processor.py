@@ -1,4 +1,4 @@
-"""A run directory keeps what asking the model needs."""
+"""A run directory stores the vocabulary, image tokenizer and image sizes for inference."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_the_official_vocabulary_comes_back_from_one_file(shared_golden, tmp_pat
     assert again.decode(again.encode(text)) == text
 
 
-def test_what_is_no_vocabulary_is_a_sentence(processor, tmp_path):
+def test_an_invalid_vocabulary_is_reported_in_one_sentence(processor, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="was not written by OFAVocabulary.save"):
         OFAVocabulary.load(tmp_path / "a.json")

@@ -1,4 +1,4 @@
-"""The VQGAN against the original's numbers, through a file as the original has it."""
+"""The VQGAN against numbers of the official one, read from a file in the official format."""
 
 import json
 import pickle
@@ -56,7 +56,7 @@ def test_the_default_is_the_published_model(golden):
 
 
 @pytest.mark.parametrize("case", ["sq", "rect"])
-def test_encoder_codes_and_decoder_are_the_originals(vqgan, numbers, case):
+def test_encoder_codes_and_decoder_match_the_official_code(vqgan, numbers, case):
     """float32 through some twenty convolutions: 1e-5 of the largest value."""
     network = Network(vqgan.config)
 
@@ -82,7 +82,7 @@ def test_encoder_codes_and_decoder_are_the_originals(vqgan, numbers, case):
     np.testing.assert_array_equal(found[2].argmax(-1), known["argmax_codes"])
 
 
-def test_images_of_codes_are_the_originals(vqgan, numbers):
+def test_images_of_codes_match_the_official_code(vqgan, numbers):
     pixels = vqgan.decode(numbers["random_codes"])
     expected = numbers["random_codes_recon_u8_custom_to_pil"]
     # Where a value is cut off just beside a whole number, rounding decides: by 1.
@@ -113,7 +113,7 @@ def test_it_is_the_same_after_it_was_saved(vqgan, tmp_path):
         VQGAN.load(tmp_path / "missing.npz")
 
 
-def test_what_does_not_fit_is_said(vqgan, vqgan_state, tmp_path):
+def test_a_file_of_another_model_is_reported(vqgan, vqgan_state, tmp_path):
     with pytest.raises(ValueError, match="30x32 pixels cannot be cut into codes of 4x4"):
         vqgan.encode(np.zeros((1, 30, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="quantize.embed.weight is missing"):

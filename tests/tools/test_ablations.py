@@ -1,4 +1,4 @@
-"""The ablations: what their files leave out, and the command that runs them."""
+"""The ablations: the objectives that their files omit, and the command that runs them."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ SIZES = [flag for flag in SMALL if "batch_size" not in flag and "TRAIN_STEPS" no
 
 @pytest.fixture(scope="module")
 def prepared(small_scenes, tmp_path_factory):
-    """Name -> the run that a file configures."""
+    """Returns {name: the run that a file configures}."""
     runs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFA_DATA_DIR", str(small_scenes))
@@ -62,7 +62,7 @@ def test_there_is_a_file_for_every_ablation_and_the_full_model_comes_first():
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_an_ablation_leaves_out_what_its_name_says_and_a_stream_that_is_empty(prepared, name):
+def test_an_ablation_omits_the_objective_of_its_name_and_empty_streams(prepared, name):
     rates = prepared[name].run_fingerprint["rates"]
     trained = {task for rates_of_stream in rates.values() for task in rates_of_stream}
     assert trained == set(objectives.OBJECTIVES) - LEFT_OUT[name]
@@ -91,7 +91,7 @@ def test_with_equal_steps_each_remaining_objective_has_equally_many_examples(pre
 
 @pytest.fixture(scope="module")
 def stages():
-    """What the gin files of the full run say."""
+    """Returns the bindings in the gin files of the full run."""
     found = {}
     for name in STAGES:
         gin.clear_config()
@@ -113,24 +113,24 @@ def stages():
 
 
 def test_the_full_run_ends_within_90_minutes_and_each_stage_continues_from_the_one_before(stages):
-    assert sum(said["LoopConfig.max_minutes"] for said in stages.values()) <= 84
+    assert sum(bindings["LoopConfig.max_minutes"] for bindings in stages.values()) <= 84
     begins = [stages[name]["train.initial_checkpoint_path"] for name in STAGES]
     assert begins == [None, *(stages[name]["train.model_dir"] for name in STAGES[:-1])]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_batch_of_the_full_run_has_as_many_of_each_objective(stages, name):
-    said = stages[name]
+    bindings = stages[name]
     for stream in STREAMS:
-        assert said[f"{stream}/Stream.mixture_or_task_name"] == f"ofa_pretrain_{stream}"
-    rates = said["scenes_settings.rates"]
+        assert bindings[f"{stream}/Stream.mixture_or_task_name"] == f"ofa_pretrain_{stream}"
+    rates = bindings["scenes_settings.rates"]
     for stream, own in (("pairs", pretraining.PAIR_RATES), ("images", pretraining.IMAGE_RATES)):
         shares = sum((own | {task: rates[task] for task in own if task in rates}).values())
-        assert said[f"{stream}/Stream.batch_size"] % shares == 0
+        assert bindings[f"{stream}/Stream.batch_size"] % shares == 0
 
 
 def fake(tmp_path, calls, fail=()):
-    """Stands in for training and evaluating."""
+    """Replaces training and evaluation."""
 
     def call(command):
         calls.append(command)

@@ -1,4 +1,4 @@
-"""What `python -m tools.benchmark_decoding` measures and says."""
+"""The measurements and the output of `python -m tools.benchmark_decoding`."""
 
 import json
 
@@ -9,7 +9,7 @@ from tools import benchmark_decoding
 SMALL = ["--size=scenes", "--batch=1", "--beam=2", "--tokens=2", "--patches=4", "--repeats=1"]
 
 
-def test_it_times_the_encoder_and_answers_of_the_length_asked_for(capsys):
+def test_encoder_and_outputs_of_the_requested_length_are_timed(capsys):
     benchmark_decoding.main([*SMALL, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["encoder"] > 0 and result["decoder"] > 0
@@ -27,7 +27,7 @@ def test_it_times_the_encoder_and_answers_of_the_length_asked_for(capsys):
         ("--beam=0", "beam_size is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_a_sentence(capsys, option, sentence):
+def test_unmeasurable_options_are_reported_in_one_sentence(capsys, option, sentence):
     with pytest.raises(SystemExit):
         benchmark_decoding.main([*SMALL, option])
     assert sentence in " ".join(capsys.readouterr().err.split())

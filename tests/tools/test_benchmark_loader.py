@@ -1,4 +1,4 @@
-"""What `python -m tools.benchmark_loader` measures and says."""
+"""The measurements and the output of `python -m tools.benchmark_loader`."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def test_its_images_are_jpegs_of_the_published_kind():
         ("--num_workers=0", "count from 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_a_sentence(capsys, option, sentence):
+def test_unmeasurable_options_are_reported_in_one_sentence(capsys, option, sentence):
     with pytest.raises(SystemExit):
         benchmark_loader.main([*SMALL, option])
     assert sentence in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,4 @@
-"""`python -m tools.convert_tsv`: the same records, read from another place."""
+"""`python -m tools.convert_tsv`: converted files have the same records."""
 
 import json
 import os
@@ -31,7 +31,7 @@ FAULTY = {
 
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
-    """The original's files with some lines that cannot be used."""
+    """Returns official files with some invalid lines."""
     folder = write_official_files(golden, tmp_path_factory.mktemp("original"))
     pairs = folder / "vision_language_examples.tsv"
     lines = pairs.read_text().splitlines()
@@ -51,7 +51,7 @@ def arguments(folder, output_dir, *others, kinds=NAMES):
 
 @pytest.fixture(scope="module")
 def converted(folder, tmp_path_factory):
-    """Converted by two processes into several shards."""
+    """Returns the folder after conversion by two processes into several shards."""
     output = tmp_path_factory.mktemp("data") / "ofa"
     negatives = f"--negative_samples={folder / 'negative_sample'}"
     # A megabyte is more than the files have: the tests make smaller shards.
@@ -75,7 +75,7 @@ def tsv(folder):
 
 
 def good(source):
-    """The records that can be read."""
+    """Returns the records that can be read."""
     found = []
     for index in range(len(source)):
         try:
@@ -111,7 +111,7 @@ def test_both_forms_have_the_same_negatives(tsv, converted):
     assert pool.answers_by_type == other.answers_by_type
 
 
-def test_what_was_skipped_is_counted_by_reason_and_named(folder, converted):
+def test_skipped_lines_are_counted_by_reason_and_listed(folder, converted):
     data = OfaArrayRecords(str(converted))
     assert data.splits == ("train",)
     for kind in NAMES:
@@ -197,7 +197,7 @@ def test_a_conversion_that_dies_leaves_nothing_that_looks_complete(
         OfaArrayRecords(str(tmp_path)).records("text", "train")
 
 
-def test_what_cannot_work_is_one_sentence(folder, tmp_path, capsys):
+def test_unusable_arguments_are_reported_in_one_sentence(folder, tmp_path, capsys):
     (tmp_path / "bad.tsv").write_text("t0\t \n" * 9)
     (tmp_path / "theirs" / "text" / "train").mkdir(parents=True)
     for given, sentence in (

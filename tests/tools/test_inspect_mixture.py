@@ -1,4 +1,4 @@
-"""What `python -m tools.inspect_mixture` shows."""
+"""The output of `python -m tools.inspect_mixture`."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
 
 
 def length_of_text(record, rng):
-    """So many zeros as the text says; some texts are bad, and one is a mistake of ours."""
+    """Makes as many zeros as the text says; some texts are invalid, and one raises a bug."""
     if record["text"] == "bad":
         raise InvalidRecordError("is bad")
     tokens = np.zeros(int(record["text"]), np.int32)
@@ -112,7 +112,7 @@ def test_a_task_without_a_good_record_is_refused(register, capsys):
     assert "inspected yields nothing on the split 'train'" in capsys.readouterr().err
 
 
-def test_what_is_not_there_is_one_sentence(capsys):
+def test_missing_tasks_and_data_are_reported_in_one_sentence(capsys):
     for arguments, sentence in (
         (["ofa_pretrain_image"], "Did you mean ofa_pretrain_images?"),
         (["ofa_pretrain_images", "--split=tset"], "There is no split 'tset'"),

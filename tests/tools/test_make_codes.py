@@ -1,4 +1,4 @@
-"""The command that gives images their codes, and that training reads what it writes."""
+"""Encoding images to codes, and reading the written files in training."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def make_image(seed, size=(SIZE, SIZE)):
 
 @pytest.fixture
 def lines(tmp_path):
-    """Seven lines, of which two cannot be used."""
+    """Seven lines; two are invalid."""
     files = [
         make_image(0),
         make_image(1, (48, 40)),
@@ -52,9 +52,10 @@ def call(lines, output, vqgan_path, *options):
 
 def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path, tmp_path, capsys):
     assert call(lines, tmp_path / "coded.tsv", vqgan_path) == 0
-    said = capsys.readouterr().out
-    assert "5 images with codes; 2 lines skipped." in said
-    assert "1 skipped: unreadable image" in said and "1 skipped: wrong number of columns" in said
+    output = capsys.readouterr().out
+    assert "5 images with codes; 2 lines skipped." in output
+    assert "1 skipped: unreadable image" in output
+    assert "1 skipped: wrong number of columns" in output
     records = TsvRecords.open(str(tmp_path / "coded.tsv"), "images")
     assert [records[n]["id"] for n in range(len(records))] == ["0", "1", "3", "4", "5"]
     for number in range(len(records)):
@@ -78,7 +79,7 @@ def test_text_to_image_gets_all_codes_and_parts_make_the_whole(lines, vqgan, vqg
     np.testing.assert_array_equal(record["codes"], vqgan.encode(known[None]).reshape(-1))
 
 
-def test_what_is_wrong_is_said_and_nothing_is_left(lines, vqgan_path, tmp_path, capsys):
+def test_errors_are_reported_and_no_file_is_left(lines, vqgan_path, tmp_path, capsys):
     output = tmp_path / "coded.tsv"
     for options, sentence in (
         (["--part=3/3"], "--part=3/3: write 0/4"),

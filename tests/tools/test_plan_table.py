@@ -1,4 +1,4 @@
-"""The table of plans: which commands, what a row says, and where a later call goes on."""
+"""The table of plans: its commands, its rows, and how a later call resumes."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def files(monkeypatch, tmp_path):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """What is run; answers that a step does not fit unless it computes activations again."""
+    """Records the commands; a step fits only if activations are rematerialised."""
     ran = []
 
     def run(command, **_):
@@ -69,7 +69,7 @@ def test_rows_are_kept_as_they_come_and_not_run_again(files, commands, capsys):
     assert files.read_text().count("| base |") == 2
 
 
-def test_a_command_that_fails_is_told_and_nothing_is_kept(files, monkeypatch):
+def test_a_failed_command_is_reported_and_nothing_is_kept(files, monkeypatch):
     monkeypatch.setattr(
         subprocess,
         "run",
@@ -87,7 +87,7 @@ def test_the_page_has_a_place_for_the_table():
         plan_table.with_table("nothing", "x")
 
 
-def test_what_does_not_fit_has_a_row_too():
+def test_a_plan_that_does_not_fit_has_a_row_too():
     result = {
         "size": "huge",
         "system": "v5e-256",

@@ -1,4 +1,4 @@
-"""The ResNet learns what images show, and OFA can begin with it."""
+"""The ResNet learns the nouns in images, and OFA can be initialised from it."""
 
 import itertools
 
@@ -12,8 +12,8 @@ from ofa_jax.model import OFAConfig
 from tools import pretrain_resnet
 
 
-def test_it_learns_which_of_its_images_show_what(small_scenes):
-    """Eight images by heart, with a head on patches: without the ResNet they are noise."""
+def test_the_resnet_overfits_eight_images(small_scenes):
+    """Overfits eight images, with a head on patches: without the ResNet they are noise."""
     from ofa_jax.data.sources.scenes import Scenes
 
     data = Scenes(str(small_scenes))
@@ -39,7 +39,7 @@ def test_it_learns_which_of_its_images_show_what(small_scenes):
     assert pretrain_resnet.noun_f1(model, variables, iter([(images, swapped)])) < 0.7
 
 
-def test_the_command_writes_what_a_run_can_begin_with_and_keeps_it(small_scenes, tmp_path, capsys):
+def test_the_command_writes_an_initial_checkpoint_and_keeps_it(small_scenes, tmp_path, capsys):
     output = tmp_path / "folder" / "resnet.pt"
     arguments = [f"--data_dir={small_scenes}", f"--output={output}", "--steps=1", "--batch_size=2"]
     assert pretrain_resnet.main(arguments) == 0
@@ -54,7 +54,7 @@ def test_the_command_writes_what_a_run_can_begin_with_and_keeps_it(small_scenes,
     assert output.stat() == written
 
 
-def test_without_scenes_it_says_how_to_build_them(tmp_path, capsys):
+def test_without_scenes_the_error_explains_how_to_build_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         pretrain_resnet.main(["--size=enormous"])
     assert pretrain_resnet.main([f"--data_dir={tmp_path}"]) == 2

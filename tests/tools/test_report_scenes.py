@@ -1,4 +1,4 @@
-"""The report's numbers from answers that were made up."""
+"""The report's numbers, computed from synthetic predictions."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def settings(small_scenes):
 
 
 def make_lines(task, settings, answer):
-    """Predictions, of which `answer(reference)` says what they are."""
+    """Returns prediction lines; `answer(reference)` gives each prediction."""
     config, judged = settings.evaluation_config, eval_spec.find(task)
     objective = report_scenes.objectives.OBJECTIVES[task]
     kind = report_scenes.objectives.RECORD_KIND[task]
@@ -67,7 +67,7 @@ def right(task, reference):
 
 @pytest.fixture(scope="module")
 def rows(settings):
-    """Of a model that knows everything; of its controls, of which one looks and one does not."""
+    """Returns the rows of a perfect model; one of its controls uses the image, one does not."""
     lines = {task: make_lines(task, settings, right) for task in TASKS}
     lines["visual_grounding" + SWAPPED] = make_lines(
         "visual_grounding", settings, lambda task, reference: np.zeros(4, np.float32)
@@ -106,7 +106,7 @@ def test_every_number_has_a_baseline_and_those_of_images_a_control(rows):
     )
 
 
-def test_what_was_not_evaluated_is_said_and_not_left_out(settings):
+def test_missing_evaluations_are_listed(settings):
     found = list(Reporter(settings, 10).rows(SPLIT, {}))
     assert {row.task for row in found} == set(TASKS) and {row.value for row in found} == {None}
     page = scenes_results.page({"splits": {SPLIT: list(map(scenes_results.as_json, found))}})
@@ -130,7 +130,7 @@ def test_thresholds_apply_to_the_test_split_only(settings):
     assert by_split["test_shifted"][0].threshold is None
 
 
-def test_page_and_json_have_the_same_numbers_and_keep_what_others_wrote(rows, tmp_path):
+def test_page_and_json_have_the_same_numbers_and_keep_other_sections(rows, tmp_path):
     run = {
         "steps": 3,
         "total_steps": 4,
@@ -165,8 +165,8 @@ def test_page_and_json_have_the_same_numbers_and_keep_what_others_wrote(rows, tm
     assert "| a: acc@0.5 | 25.0 % | - |" in page and "| b: cider d | - | 1.500 |" in page
 
 
-def test_the_command_asks_both_splits_and_writes_the_report(settings, tmp_path, monkeypatch):
-    """With made-up predictions in the place of an evaluation."""
+def test_the_command_evaluates_both_splits_and_writes_the_report(settings, tmp_path, monkeypatch):
+    """Replaces the evaluation by synthetic predictions."""
     model_dir = tmp_path / "run"
     (model_dir / "checkpoints" / "7").mkdir(parents=True)
     (model_dir / "config.gin").write_text("")
@@ -236,7 +236,7 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
         assert f"error: there is no trained run in {stage}" in capsys.readouterr().err
 
 
-def test_control_tasks_ask_as_their_objectives_do(settings):
+def test_control_tasks_have_the_instructions_of_their_objectives(settings):
     from ofa_jax.data import seqio_bridge
 
     tasks = {t.name: t for t in seqio_bridge.weighted_tasks("scenes_controls", SPLIT)}

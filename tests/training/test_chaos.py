@@ -1,4 +1,4 @@
-"""Ten random faults in one run, which must end as one that nothing happened to.
+"""Ten random faults in one run, which must end as an uninterrupted run does.
 
     OFA_CHAOS_SEED=7 bash tests/run.sh chaos -s
 
@@ -30,7 +30,7 @@ FAULTS = [
 
 
 class Chaos:
-    """The run, whatever life it is in, and what happens to it."""
+    """A run, across restarts, and the faults that are injected into it."""
 
     def __init__(self, directory, random_numbers):
         self.directory, self.random = directory, random_numbers
@@ -48,12 +48,12 @@ class Chaos:
         )
 
     def stop(self):
-        """SIGTERM to one process of the run: it saves and ends well."""
+        """Sends SIGTERM to one process of the run, which saves and exits with code 0."""
         os.kill(self.run.pid(self.random.randrange(self.processes)), signal.SIGTERM)
-        assert self.run.wait() == 0, self.run.said()
+        assert self.run.wait() == 0, self.run.output()
 
     def two_processes(self):
-        """The faults of a worker need one."""
+        """Switches to two processes: faults of a worker need a worker."""
         if self.processes == 1:
             self.change_count()
             self.run.wait_for_steps(1)
@@ -64,7 +64,7 @@ class Chaos:
         self.begin()
 
     def damage(self, how):
-        """To the newest checkpoint, while the run is down."""
+        """Damages the newest checkpoint while the run is stopped."""
         self.stop()
         steps = [path for path in (self.directory / "checkpoints").iterdir() if path.name.isdigit()]
         newest = max(steps, key=lambda path: int(path.name))
@@ -80,16 +80,16 @@ class Chaos:
             content = bytearray(file.read_bytes())
             content[self.random.randrange(size)] ^= 1 << self.random.randrange(8)
             file.write_bytes(content)
-        said = len(self.run.said())
+        offset = len(self.run.output())
         self.begin()
         self.run.wait_for_steps(1)
-        assert f"The checkpoint of step {newest.name} is damaged" in self.run.said()[said:]
+        assert f"The checkpoint of step {newest.name} is damaged" in self.run.output()[offset:]
 
     def restarted(self, victim, number):
-        """A signal after which the supervisor must begin again."""
+        """Sends a signal after which the supervisor must restart the run."""
         before = self.run.pid(0)
         os.kill(victim, number)
-        self.run.wait_for_another_life(before)
+        self.run.wait_for_restart(before)
 
     def strike(self, fault):
         if fault.startswith("kill"):
@@ -100,13 +100,13 @@ class Chaos:
             self.restarted(self.run.pid(1), signal.SIGSTOP)
         elif fault == "SIGTERM":
             self.run.process.terminate()
-            assert self.run.wait() == 0, self.run.said()
+            assert self.run.wait() == 0, self.run.output()
             self.begin()
         elif fault == "change of process count":
             self.change_count()
         elif fault == "bad records":
             # They come in every epoch of the run; here it must have met and counted them.
-            assert "Skipped often, record 3: is one of the bad ones" in self.run.said()
+            assert "Skipped often, record 3: is one of the bad ones" in self.run.output()
         else:
             self.damage("truncated" if fault.startswith("truncated") else "flipped")
 
@@ -115,24 +115,24 @@ class Chaos:
 @pytest.mark.chaos
 def test_ten_random_faults_change_nothing(tmp_path):
     """Every loss that was ever reported, every example of every step, and the state at the end are
-    those of the undisturbed run, bit for bit."""
+    those of the uninterrupted run, bit for bit."""
     seed = int(os.environ.get("OFA_CHAOS_SEED", time.time_ns() % 10_000))
     print(f"OFA_CHAOS_SEED={seed}")
     random_numbers = random.Random(seed)
-    undisturbed = start(tmp_path / "undisturbed", 1, STEPS)
-    assert undisturbed.wait() == 0, undisturbed.said()
+    uninterrupted = start(tmp_path / "uninterrupted", 1, STEPS)
+    assert uninterrupted.wait() == 0, uninterrupted.output()
 
     faults = random_numbers.sample(FAULTS, len(FAULTS))
     chaos = Chaos(tmp_path / "run", random_numbers)
     try:
-        # Damage needs two checkpoints, of which the first are made in the first steps.
+        # Damage needs two checkpoints; the first ones are made in the first steps.
         chaos.run.wait_for_steps(5)
         for number, fault in enumerate(faults, 1):
             chaos.run.wait_for_steps(random_numbers.randint(1, 4))
             print(f"{number}: {fault}, with {chaos.processes} process(es)")
             chaos.strike(fault)
-        assert chaos.run.wait(300) == 0, chaos.run.said()[-5000:]
+        assert chaos.run.wait(300) == 0, chaos.run.output()[-5000:]
     finally:
         chaos.run.end()
         print((tmp_path / "run" / "log.txt").read_text()[-2000:])
-    assert_same(tmp_path / "run", tmp_path / "undisturbed", STEPS)
+    assert_same(tmp_path / "run", tmp_path / "uninterrupted", STEPS)

@@ -1,4 +1,4 @@
-"""Several processes, killed and counted anew: each run ends as one that nothing happened to.
+"""Several processes, killed and resized: each run ends as an uninterrupted run does.
 
 See `fault_run.py` for the run. The same two devices in all, so equality is exact.
 """
@@ -17,8 +17,8 @@ from fault_tools import (
     arrays,
     assert_same,
     environment,
-    losses_told,
-    rows_told,
+    logged_losses,
+    logged_rows,
     start,
     with_devices,
 )
@@ -28,7 +28,7 @@ STEPS = 12
 
 @pytest.fixture
 def begin(tmp_path):
-    """Starts runs, and leaves none behind."""
+    """Returns a function that starts runs; all are killed after the test."""
     begun = []
 
     def begin(processes, steps=STEPS, *flags):
@@ -41,19 +41,19 @@ def begin(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """One process, never stopped."""
-    directory = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    """Returns the directory of a run of one process that was never stopped."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
     run = start(directory, 1, STEPS)
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, run.output()
     return directory
 
 
-def test_the_undisturbed_run_meets_bad_records_and_reads_an_epoch_once(undisturbed):
+def test_the_uninterrupted_run_meets_invalid_records_and_reads_an_epoch_once(uninterrupted):
     """8 rows a step at 2 to 1: after 7.5 steps the 40 records of the first task are through."""
-    said = (undisturbed / "log.txt").read_text()
-    assert "Skipped often, record 3: is one of the bad ones" in said
-    rows = rows_told(undisturbed)
+    log = (uninterrupted / "log.txt").read_text()
+    assert "Skipped often, record 3: is one of the bad ones" in log
+    rows = logged_rows(uninterrupted)
     assert len(rows) == 8 * STEPS and all(len(seen) == 1 for seen in rows.values())
     first_epoch = [
         json.loads(next(iter(rows[step, row])))[0] - 4
@@ -66,57 +66,59 @@ def test_the_undisturbed_run_meets_bad_records_and_reads_an_epoch_once(undisturb
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
-def test_a_killed_process_is_started_again_and_nothing_is_lost(begin, undisturbed, victim):
-    """At a random moment (drawn anew by whoever wants it: nothing may depend on it)."""
+def test_a_killed_process_is_restarted_and_nothing_is_lost(begin, uninterrupted, victim):
+    """Kills at a random moment, on which nothing may depend."""
     run = begin(2, STEPS, "--step_seconds=0.05")
     run.wait_for_steps(random.Random(victim).randint(3, 8))
     os.kill(run.pid(victim), signal.SIGKILL)
-    assert run.wait() == 0, run.said()
-    assert "supervisor: The run " in run.said() and "restart 1 of" in run.said()
+    assert run.wait() == 0, run.output()
+    assert "supervisor: The run " in run.output() and "restart 1 of" in run.output()
     # On a busy machine the first checkpoint may not have been complete: then it begins anew.
-    begun = [run.said().count(said) for said in ("Starting a new run", "Resuming from step")]
+    begun = [
+        run.output().count(sentence) for sentence in ("Starting a new run", "Resuming from step")
+    ]
     assert begun in ([1, 1], [2, 0])
-    assert_same(run.directory, undisturbed, STEPS)
+    assert_same(run.directory, uninterrupted, STEPS)
 
 
 def go_on(begin, stopped, processes):
-    """The rest of a run that was asked to stop, on so many processes."""
-    last, _ = losses_told(stopped.directory)[-1]
+    """Resumes a stopped run on a number of processes until its end."""
+    last, _ = logged_losses(stopped.directory)[-1]
     assert last < STEPS
     run = begin(processes)
-    assert run.wait() == 0, run.said()
-    assert f"Resuming from step {last} of {STEPS}" in run.said()
+    assert run.wait() == 0, run.output()
+    assert f"Resuming from step {last} of {STEPS}" in run.output()
     return run
 
 
 def test_sigterm_to_one_process_saves_the_same_step_on_all_and_one_alone_goes_on(
-    begin, undisturbed
+    begin, uninterrupted
 ):
     run = begin(2, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
     run.wait_for_steps(3)
     os.kill(run.pid(1), signal.SIGTERM)
-    assert run.wait() == 0, run.said()
-    assert "Asked to stop (SIGTERM): saving step" in run.said()
-    assert_same(go_on(begin, run, 1).directory, undisturbed, STEPS)
+    assert run.wait() == 0, run.output()
+    assert "Asked to stop (SIGTERM): saving step" in run.output()
+    assert_same(go_on(begin, run, 1).directory, uninterrupted, STEPS)
 
 
-def test_sigterm_to_the_supervisor_saves_and_ends_well_and_two_processes_go_on(begin, undisturbed):
+def test_sigterm_to_the_supervisor_saves_and_two_processes_resume(begin, uninterrupted):
     run = begin(1, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")
     run.wait_for_steps(2)
     run.process.terminate()
-    assert run.wait() == 0, run.said()
-    last, _ = losses_told(run.directory)[-1]
+    assert run.wait() == 0, run.output()
+    last, _ = logged_losses(run.directory)[-1]
     assert last < STEPS and arrays(run.directory, last)["['step']"] == last
-    assert_same(go_on(begin, run, 2).directory, undisturbed, STEPS)
+    assert_same(go_on(begin, run, 2).directory, uninterrupted, STEPS)
 
 
-def test_a_process_that_is_silent_is_given_up_after_the_heartbeat_timeout(begin, undisturbed):
+def test_a_silent_process_is_dropped_after_the_heartbeat_timeout(begin, uninterrupted):
     run = begin(2, STEPS, "--step_seconds=0.05", "--heartbeat_timeout_seconds=3")
     run.wait_for_steps(3)
     os.kill(run.pid(1), signal.SIGSTOP)
-    assert run.wait() == 0, run.said()
-    assert "restart 1 of" in run.said()
-    assert_same(run.directory, undisturbed, STEPS)
+    assert run.wait() == 0, run.output()
+    assert "restart 1 of" in run.output()
+    assert_same(run.directory, uninterrupted, STEPS)
 
 
 RESHARD = """
@@ -160,7 +162,7 @@ SHARDS = {
 
 @pytest.fixture(scope="module")
 def resharded(tmp_path_factory):
-    """Begun on four devices along data, finished on other meshes."""
+    """Returns runs begun on four devices along data and finished on other meshes."""
     directory = tmp_path_factory.mktemp("resharded")
     done = subprocess.run(
         [sys.executable, "-c", RESHARD, str(directory)],
@@ -174,7 +176,7 @@ def resharded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", SHARDS)
-def test_a_run_goes_on_on_any_other_mesh(resharded, mesh):
+def test_a_run_resumes_on_any_other_mesh(resharded, mesh):
     """The saved state is the same to the bit. After it sums are made in another order: float32,
     1e-5 relative to the largest entry of each array over four steps of Adam."""
     directory, shards = resharded
@@ -184,11 +186,11 @@ def test_a_run_goes_on_on_any_other_mesh(resharded, mesh):
     for name, array in ours.items():
         atol = 1e-5 * np.abs(whole[name]).max()
         np.testing.assert_allclose(array, whole[name], rtol=0, atol=atol, err_msg=name)
-    expected, told = dict(losses_told(directory / "whole")), losses_told(directory / mesh)
-    assert [step for step, _ in told] == list(range(1, 9))
-    for step, loss in told:
+    expected, logged = dict(logged_losses(directory / "whole")), logged_losses(directory / mesh)
+    assert [step for step, _ in logged] == list(range(1, 9))
+    for step, loss in logged:
         assert loss == pytest.approx(expected[step], rel=1e-6)
-    assert rows_told(directory / mesh) == rows_told(directory / "whole")
+    assert logged_rows(directory / mesh) == logged_rows(directory / "whole")
     before = arrays(directory / mesh, 4)
     for name, array in arrays(directory / "whole", 4).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""The formula against what the compiler counts in the very program: equal, operation by operation.
+"""The formula equals the operations that are counted in the program itself.
 
 The forward program before any optimisation is read, so nothing is compiled.
 """
@@ -48,7 +48,7 @@ def counted(config, batch):
     ],
     ids=str,
 )
-def test_the_formula_counts_what_the_program_has(options, arrays):
+def test_the_formula_equals_the_count_of_the_program(options, arrays):
     config, batch = DEEP.replace(**options), shapes(**arrays)
     assert sum(flops.forward_flops(batch, config).values()) == counted(config, batch)[0]
 
@@ -103,7 +103,7 @@ def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
         ((), ("biases",), dict(resnet=2, encoder=2, decoder=2, logits=2, positions=2)),
     ],
 )
-def test_what_is_frozen_has_no_gradient_of_its_weights_and_hands_on_what_learns_before_it(
+def test_frozen_parts_have_no_weight_gradients_but_propagate_to_earlier_trained_ones(
     frozen, trained, expected
 ):
     params = jax.eval_shape(OFA(DEEP).init, jax.random.key(0), shapes(1))["params"]

@@ -1,4 +1,4 @@
-"""The loop: what is saved, that going on is the same as not stopping, and what it says."""
+"""The loop: checkpoints, resuming without a difference, and reports."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def losses(run):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Five steps without a stop."""
+    """Returns a run of five steps without a stop."""
     run = make_run(
         tmp_path_factory.mktemp("whole"),
         validation=True,
@@ -79,7 +79,7 @@ def test_validation_stands_in_the_file_the_events_and_the_table(whole):
         assert f"{row['loss']:.3f}" in output(run)
 
 
-def test_reports_tell_speed_losses_and_what_was_skipped(whole):
+def test_reports_have_speed_losses_and_skipped_records(whole):
     run, _ = whole
     text = output(run)
     assert "step 5/5" in text and "examples/s" in text and "7 records skipped" in text

@@ -1,4 +1,4 @@
-"""The loss against the original's, with every option.
+"""The loss against the official one, with every option.
 
 Tolerance 1e-5 relative: sums of some hundred float32 terms, each within 2^-23 of its value.
 """

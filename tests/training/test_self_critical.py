@@ -29,7 +29,7 @@ GROUPS = {"captions": "pairs"}
 
 
 def captions_batch(seed=0, size=4, target=6):
-    """A batch whose answers are not looked at."""
+    """Returns a batch whose targets are not used."""
     batch = random_batch(seed, size=size, pixels=0, codes=False, target=target)
     return batch | {
         "decoder_target_tokens": batch["decoder_input_tokens"],
@@ -70,7 +70,7 @@ class Remember:
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
-    """-(r_i - b_i) d log p(y_i) summed over answers scored one by one, over 17 tokens."""
+    """-(r_i - b_i) d log p(y_i) summed over samples scored one by one, over 17 tokens."""
     model, batch = OFA(SMALL), captions_batch(size=2)
     tokens = np.full((2, 3, 4), PAD, np.int32)
     for (i, k), answer in {
@@ -239,7 +239,7 @@ print(json.dumps(results))
 """
 
 
-def test_the_same_attempts_and_losses_on_one_and_on_eight_devices():
+def test_samples_and_losses_are_equal_on_one_and_on_eight_devices():
     """float32 sums in another order: 1e-5 relative, a few times over three steps."""
     results = run_on_eight_devices(PROGRAM, json.dumps(MESHES))
     one = results["one"]
@@ -279,7 +279,7 @@ def reference_ids(length):
 
 
 class ReferencesFirst:
-    """A few steps of ordinary learning: before that, the model never finds a caption."""
+    """Trains a few ordinary steps first: before that, the model never samples a caption."""
 
     def __init__(self, after, steps, samples, length):
         self.scalars = after.scalars
@@ -300,7 +300,7 @@ def _with_weight_one(tokens):
 
 @pytest.mark.slow
 def test_a_few_dozen_steps_raise_cider(tmp_path):
-    """Once the references are half learned: the reward of samples, and of the greedy answers."""
+    """Once the references are half learned: the reward of samples, and of greedy decoding."""
     model, partitioner, samples, before, total = OFA(SMALL), Partitioner(), 12, 20, 60
     batch = captions_batch()
     references = CaptionReward({"captions": REFERENCES}, decode_words)
@@ -363,6 +363,6 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
         (lambda: SelfCriticalConfig().check(LossConfig(rdrop_alpha=1.0)), "set it to 0"),
     ],
 )
-def test_what_does_not_go_together_is_said(make, sentence):
+def test_incompatible_settings_are_reported(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

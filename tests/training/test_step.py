@@ -1,4 +1,4 @@
-"""One step: what it learns from, what it leaves alone, and what it counts."""
+"""One step: gradients, frozen parameters, and sums per task."""
 
 import functools
 
@@ -38,7 +38,7 @@ def test_the_loss_goes_down_on_a_batch_seen_again_and_again():
     for _ in range(24):
         state, step_metrics = train_step(state, FIRST)
         seen.append(float(step_metrics.loss))
-    # Both groups begin near log(60) = 4.1 and must learn 20 tokens by heart.
+    # Both groups begin near log(60) = 4.1 and must overfit 20 tokens.
     assert seen[-1] < 0.7 * seen[0]
     assert state.step == 24 and state.skipped_steps == 0
 
@@ -88,7 +88,7 @@ def test_each_task_has_its_own_sums():
     np.testing.assert_allclose(sum(means.values()), step_metrics.loss, rtol=1e-5)
 
 
-def test_a_confidence_scales_the_loss_and_not_what_is_logged():
+def test_a_confidence_scales_the_loss_but_not_the_logged_one():
     new_state, train_step, _ = jitted()
     weighted = jax.tree.map(np.copy, FIRST)
     for batch in weighted.values():
@@ -158,8 +158,8 @@ def test_evaluation_sums_loss_and_right_tokens(pixels):
         assert sums.tokens[task] == 2 * scored[rows].sum()
 
 
-def test_accumulated_parts_teach_what_the_whole_batch_teaches():
-    """Parts of unequal numbers of tokens: a mean of means would be another loss.
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    """Parts of unequal numbers of tokens: a mean of means would be a different loss.
 
     float32 sums in another order: 1e-5 of each array's largest value.
     """

@@ -1,4 +1,4 @@
-"""Where the time goes, what padding costs, profiles and the watchdog."""
+"""Goodput, padding, profiles and the watchdog."""
 
 import subprocess
 import sys
@@ -46,13 +46,13 @@ def test_the_timer_starts_each_interval_at_zero_and_keeps_the_total():
 
 
 class _Devices:
-    """Each step takes so long, from when its batch is there and the step before is made."""
+    """Simulated devices: a step starts when its batch and the previous step are ready."""
 
     def __init__(self, seconds):
         self._seconds, self.free_at = seconds, 0.0
 
     def step(self):
-        """What it makes; asking for it waits."""
+        """Returns the result of a step; reading it waits."""
         self.free_at = max(self.free_at, time.perf_counter()) + self._seconds
         return _Made(self.free_at)
 
@@ -96,7 +96,7 @@ def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
 
 
 class _Result:
-    """An array that is ready when it is told to be."""
+    """An array that the test marks as ready."""
 
     def __init__(self):
         self.ready = threading.Event()
@@ -130,7 +130,7 @@ def test_the_host_is_at_most_two_steps_ahead():
     pace.close()
 
 
-def test_what_fails_on_the_devices_is_raised_by_the_host():
+def test_device_errors_are_raised_on_the_host():
     class Failing:
         def block_until_ready(self):
             raise RuntimeError("the device is gone")
@@ -203,7 +203,7 @@ def test_no_profile_is_recorded_by_default(tmp_path):
     assert not (tmp_path / "profile").exists()
 
 
-def test_a_process_that_makes_no_step_ends_and_says_where_it_was():
+def test_a_process_without_progress_ends_and_reports_its_stack():
     program = (
         "import time\nfrom ofa_jax.training.watchdog import Watchdog\n"
         "def stuck(): time.sleep(60)\n"
@@ -248,11 +248,11 @@ def test_the_best_step_is_by_the_configured_metric_and_known_after_a_restart(tmp
         (dict(profile_steps=(5,)), "give the first and the last step"),
     ],
 )
-def test_what_the_loop_cannot_do_is_a_sentence(options, sentence):
+def test_invalid_loop_options_are_reported_in_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         LoopConfig(total_steps=10, **options)
 
 
-def test_a_metric_of_no_task_of_the_run_is_a_sentence():
+def test_a_metric_of_an_unknown_task_is_reported_in_one_sentence():
     with pytest.raises(ValueError, match="the run's tasks are a, b"):
         validation.check_metric("c/loss", "LoopConfig.best_metric", ["a", "b"])

@@ -75,7 +75,7 @@ def test_a_known_peak_gives_the_share_of_it():
     assert Throughput(1.0, 1.0, 1.0, 1, 2.5e12).arithmetic == "2.5 TFLOP/s a chip"
 
 
-def test_the_end_says_where_the_time_went():
+def test_the_summary_shows_where_the_time_went():
     console = Console(file=io.StringIO(), width=40)
     with Progress(console) as progress:
         progress.log_total(Interval(200.0, {"waiting_for_data": 2.0, "compilation": 30.0}))

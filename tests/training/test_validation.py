@@ -62,7 +62,7 @@ def test_model_and_baselines_must_have_seen_the_same(baselines):
         validation.summarise(sums.replace(tokens=np.array([2, 4])), scores, ("a", "b"))
 
 
-def test_the_table_marks_what_was_not_learned():
+def test_the_table_marks_objectives_that_were_not_learned():
     rows = {
         "good": dict(loss=1.0, unigram_loss=2.0, token_accuracy=0.5, majority_accuracy=0.25),
         "bad": dict(loss=3.0, unigram_loss=2.0, token_accuracy=0.5, majority_accuracy=0.25),
