@@ -351,7 +351,7 @@ MISTAKES = {
     "no gin file": ([], "No gin file given: add --gin_file=FILE"),
     "a flag": ([RUN, "--gin_flie=x"], "There is no flag --gin_flie.", "Did you mean --gin_file?"),
     "a flag without a value": ([RUN, "--gin.TRAIN_STEPS"], "write --gin.TRAIN_STEPS=VALUE"),
-    "a search path": ([RUN, "--gin_search_paths=nowhere"], "names nowhere, which is no folder"),
+    "a search path": ([RUN, "--gin_search_paths=nowhere"], "names nowhere, which is not a folder"),
     "a macro": (
         [RUN, "--gin.TRAIN_STPES=3"],
         "TRAIN_STPES is set (the command line) but nothing uses it.",
