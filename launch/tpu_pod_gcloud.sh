@@ -4,11 +4,11 @@
 #
 #   export PROJECT=my-project ZONE=us-west4-a NAME=ofa ACCELERATOR_TYPE=v5litepod-256
 #   export RUNTIME_VERSION=v2-alpha-tpuv5-lite IMAGE=us-docker.pkg.dev/my-project/ofa/ofa_jax
-#   bash launch/tpu_pod_gcloud.sh [--dry_run] create     # asks for the slice(s)
+#   bash launch/tpu_pod_gcloud.sh [--dry_run] create     # requests the slice(s)
 #   bash launch/tpu_pod_gcloud.sh [--dry_run] status     # until it says ACTIVE
 #   bash launch/tpu_pod_gcloud.sh [--dry_run] run --gin_file=... --gin.MODEL_DIR="'gs://...'"
 #   bash launch/tpu_pod_gcloud.sh [--dry_run] logs       # of the first host
-#   bash launch/tpu_pod_gcloud.sh [--dry_run] stop       # saves, then ends; `run` goes on
+#   bash launch/tpu_pod_gcloud.sh [--dry_run] stop       # saves, then ends; `run` resumes
 #   bash launch/tpu_pod_gcloud.sh [--dry_run] delete
 #
 # Settings (environment):
@@ -18,7 +18,7 @@
 #   SLICES                how many slices, joined by the data-centre network; 1
 #   IMAGE                 made by `launch/build_image.sh tpu`; the hosts must be allowed to pull it
 #   CREATE_FLAGS          more flags for `create`, e.g. --spot or --reserved
-#   CACHE_DIR             gs://... for compiled programs; they are compiled anew without it
+#   CACHE_DIR             gs://... for compiled programs; without it they are recompiled
 #
 # The plan (`python -m ofa_jax.plan`) says beforehand whether a configuration fits. MODEL_DIR and
 # data must be where all hosts can reach them (gs://...). On every host a supervisor starts the run

@@ -13,7 +13,7 @@
 #   WORKLOAD                how the job is called
 #   TPU_TYPE, SLICES        one slice's type, and how many (1)
 #   IMAGE                   made by `launch/build_image.sh tpu`
-#   CACHE_DIR               gs://... for compiled programs; they are compiled anew without it
+#   CACHE_DIR               gs://... for compiled programs; without it they are recompiled
 #   XPK_FLAGS               more flags for `xpk workload create`, e.g. --priority=high
 #
 # Needs `pip install xpk`. MODEL_DIR and data must be where all hosts can reach them (gs://...). In

@@ -67,7 +67,7 @@ def _inherit_training_parameters() -> None:
                 gin.bind_parameter(f"evaluate.{name}", gin.query_parameter(source))
     if not (_is_bound("evaluate.model_dir") and _is_bound("evaluate.streams")):
         raise ValueError(
-            "Nothing says what to evaluate: give the gin files of a run (or the config.gin in its "
+            "There is nothing to evaluate: give the gin files of a run (or the config.gin in its "
             "directory) before gin_configs/runs/evaluate.gin, or use "
             "gin_configs/runs/evaluate_task.gin."
         )

@@ -1,4 +1,4 @@
-r"""What a run would need and cost on a pod, without the pod.
+r"""Estimates what a run needs and costs on a pod, without access to the pod.
 
     python -m ofa_jax.plan --gin_file=gin_configs/models/base.gin \
       --gin_file=gin_configs/runs/pretrain.gin --topology=v5e:16x16 \

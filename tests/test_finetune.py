@@ -227,5 +227,5 @@ def test_restricting_to_candidates_needs_a_list_of_them(call, capsys):
         call("refcoco", "--gin.train.restrict_to_candidates=True")
     error = capsys.readouterr().err.strip()
     assert error.startswith(
-        "error: train.restrict_to_candidates is set, but any text may answer refcoco"
+        "error: train.restrict_to_candidates is set, but there are no candidates for refcoco"
     )

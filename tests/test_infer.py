@@ -161,7 +161,7 @@ def test_every_input_has_its_line_and_invalid_ones_an_error(uninterrupted):
         "lost": "'lost.png' is neither a file nor base64",
         "half": "image cannot be decoded",
         "mute": "It has no instruction",
-        "out": "is no box x0, y0, x1, y1 within the image of 100 x 80 pixels",
+        "out": "is not a box x0, y0, x1, y1 within the image of 100 x 80 pixels",
     }.items():
         assert sentence in errors.pop(identity)
     assert not errors
@@ -413,7 +413,7 @@ MISTAKES = {
     "a checkpoint": (["--gin.CHECKPOINT='nowhere'"], "There is no checkpoint in nowhere"),
     "shards of partial batches": (
         ["--gin.BATCH_SIZE=4"],
-        "infer.shard_size is 6, which is no multiple of infer.batch_size",
+        "infer.shard_size is 6, which is not a multiple of infer.batch_size",
     ),
     "a host": (
         ["--gin.infer.host=2", "--gin.infer.num_hosts=2"],
@@ -475,7 +475,7 @@ def test_another_job_in_the_same_directory_is_refused(
     with pytest.raises(SystemExit) as ended:
         call(*flags(run_directory, requests, uninterrupted[0], "--gin.SOURCE_LENGTH=40"))
     assert ended.value.code == 2
-    assert "was begun with source_length = 32, and is 40 now" in capsys.readouterr().err
+    assert "was started with source_length = 32, but now it is 40" in capsys.readouterr().err
 
 
 def test_a_job_with_only_invalid_inputs_fails(call, run_directory, tmp_path, capsys):

@@ -258,7 +258,7 @@ def test_flags_or_the_environment_set_the_processes():
         (["--process_id=1"], "--coordinator_address and --num_processes are missing"),
         (
             ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
-            "none of the 2 processes",
+            "give a number from 0 to 1.",
         ),
         (["--coordinator_address=a", "--num_processes=2", "--process_id=1"], "give HOST:PORT"),
     ],

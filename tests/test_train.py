@@ -411,9 +411,9 @@ MISTAKES = {
         "Stream 'pairs' expects images of (96, 96, 3)",
         "make the stream's image_size",
     ),
-    "an image that is no multiple of a patch": (
+    "an image that is not a multiple of a patch": (
         [RUN, "--gin.pairs/Stream.image_size=100"],
-        "is no multiple of 16 pixels",
+        "is not a multiple of 16 pixels",
     ),
     "codes that are not expected": (
         [RUN, "--gin.images/Stream.code_targets=False"],
@@ -483,4 +483,4 @@ def test_another_run_in_the_same_place_is_refused(call, runs, capsys):
     with pytest.raises(SystemExit) as ended:
         call(RUN, *SMALL, model_dir(runs / "whole"), "--gin.SEED=1", "--gin.TRAIN_STEPS=6")
     assert ended.value.code == 2
-    assert "was begun with seed = 0, and is 1 now" in capsys.readouterr().err
+    assert "was started with seed = 0, but now it is 1" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Times the encoder and the decoder on this machine.
 
-    python -m tools.benchmark_decoding                       # base, beam 5, on what there is
+    python -m tools.benchmark_decoding                       # base, beam 5, default device
     python -m tools.benchmark_decoding --size=tiny --batch=8 --beam=1 --json
     .venv-peer/bin/python -m tools.benchmark_decoding --peer      # see CONTRIBUTING.md
 

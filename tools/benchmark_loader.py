@@ -1,10 +1,10 @@
-"""How many examples a second does the loader make on this machine, and what takes its time?
+"""Measures the loader on this machine: examples per second, and the time of each stage.
 
     python -m tools.benchmark_loader
     python -m tools.benchmark_loader --image_size=256 --num_workers 2 4 8 --json
 
 The stream is the published `pairs`: five objectives at their rates, images resized to 384 to 480
-pixels, cropped to 384, RandAugment, GPT-2's BPE, 196 of 576 patches. Its records are made for it:
+pixels, cropped to 384, RandAugment, GPT-2's BPE, 196 of 576 patches. Its records are synthetic:
 640x480 JPEGs of quality 90, crops of real photographs with the noise of a camera, converted to
 ArrayRecord files by `tools.convert_tsv` in a temporary folder and read from there.
 
@@ -390,7 +390,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.image_size % 16 or options.image_size < 16:
         parser.error(
-            f"--image_size={options.image_size} is no multiple of 16, the size of a patch."
+            f"--image_size={options.image_size} is not a multiple of 16, the size of a patch."
         )
     for name in ("batch_size", "examples", "steps", "warm_up"):
         if getattr(options, name) < 1:

@@ -5,10 +5,10 @@
     python -m tools.benchmark_step --size=tiny --batch_size=8 --dtype=bfloat16 --json
 
 The step is the real one: dropout, stochastic depth, batch statistics, clipping and Adam, on one
-batch of images with sampled patches. FLOPs are those of the program as it is written, as XLA
-counts them. The share is of the matrix product that the same machine reaches in float32, measured
-just before. The parts are timed as programs of their own: what the whole step overlaps or shares
-is in none of them, so they need not add up.
+batch of images with sampled patches. FLOPs are those that XLA
+counts before optimisation. `share_of_matmul_rate` is relative to a float32 matrix product that is
+measured on the same machine just before. The parts are timed as separate programs; the whole step
+may overlap them or share work between them, so their times need not add up.
 """
 
 import argparse

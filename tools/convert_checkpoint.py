@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
         help="what to write; follows from OUTPUT if not given",
     )
     parser.add_argument(
-        "--vocab_size", type=int, help="extend the embedding to so many ids; new rows at the end"
+        "--vocab_size", type=int, help="extend the embedding to this many ids; new rows at the end"
     )
     parser.add_argument(
         "--bart",

@@ -71,7 +71,7 @@ def make_codes(
       output: a file of bytes.
       layout: one of `_COLUMNS`.
       image_size: to which images are brought, in pixels a side.
-      code_size: of the middle that is turned into codes; `image_size` for all of it.
+      code_size: side of the centre that is encoded; `image_size` for the whole image.
       batch_size: images that are encoded at once.
       show: called after each batch with the number of lines done.
 
@@ -115,7 +115,7 @@ def _part(text: str, count: int) -> range:
     """Returns the lines of part NUMBER of COUNT, counted from 0.
 
     Raises:
-      ValueError: it is no such part.
+      ValueError: the text is not such a part.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--code_size",
         type=int,
-        help="of the middle that is turned into codes "
+        help="side of the centre that is encoded "
         "(default: half of image_size; all of it for text_to_image)",
     )
     parser.add_argument("--batch_size", type=int, default=16)

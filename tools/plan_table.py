@@ -1,12 +1,12 @@
 """Fills the table of docs/pods.md: a plan for each row, made by the command that the row names.
 
-    python -m tools.plan_table                                    # all rows that are not there yet
+    python -m tools.plan_table                                    # all missing rows
     python -m tools.plan_table --sizes=base,large --systems=v5e-256
 
 Needs libtpu (the extra `plan`) and a minute or two of two cores for a row. Results are kept in
 docs/plans.jsonl, so that a later call continues where this one stopped; the table is rewritten
-after each. Where a row does not fit, it is tried again with less kept for the backward
-pass, and then in parts. GPUs need the extra `plan-cuda`.
+after each. Where a row does not fit, it is planned again with more rematerialisation,
+and then with gradient accumulation. GPUs need the extra `plan-cuda`.
 """
 
 import argparse
@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "plans.jsonl", ROOT / "docs" / "pods.md"
 BEGIN, END = "<!-- tools.plan_table -->", "<!-- end -->"
 
-# The shape of a mesh that a size wants. What every chip would hold of the optimiser, it would read
-# and write in every step: only small models are held whole.
+# The mesh preset of each size. A replicated optimiser state would be read and written by every chip
+# in every step, so only small models are replicated.
 PRESETS = {
     "tiny": "data",
     "medium": "data",
@@ -44,7 +44,7 @@ SYSTEMS = {
     "2 x v5e-256": ["--topology=v5e:16x16", "--slices=2", "--gin.Partitioner.tensor=2"],
     "8 x H100": ["--topology=h100:8"],
 }
-# Eight GPUs are no more than the weights are split over elsewhere.
+# Systems with so few devices that all of them are on the fsdp axis.
 _FEW = {"8 x H100"}
 # (remat, parts of the batch), until it fits; the first is that of pretrain.gin.
 ATTEMPTS = (("weight_dots", 1), ("full", 1), ("full", 4), ("full", 16))

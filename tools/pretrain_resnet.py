@@ -3,10 +3,10 @@
     python -m tools.pretrain_resnet --data_dir=data
     python -m ofa_jax.train ... --gin.INITIAL_RESNET_PATH="'data/scenes/resnet.pt'"
 
-The images are the training scenes, and what is learned are the nouns of the things in them. A
+The images are the training scenes, and the targets are the nouns of their objects. A
 noun is in an image if some patch shows it, so its score is the highest of all patches (multiple
-instance learning, Maron and Lozano-Perez 1998). What is written is the ResNet alone, as torchvision
-would write it. Ends with the F1 of the nouns on validation scenes; a file that is there is kept.
+instance learning, Maron and Lozano-Perez 1998). The file has the ResNet alone, in torchvision's
+format. The command ends with the F1 of the nouns on validation scenes; an existing file is kept.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def batches(
     Args:
       records: of objects.
       names: all of them.
-      batch_size: B; a last smaller batch is given where there is no seed.
+      batch_size: B; without a seed, the last batch may be smaller.
       seed: of the order, which then never ends; None for all records once, as they are.
     """
     numbers = {name: number for number, name in enumerate(names)}
@@ -93,7 +93,7 @@ def learn(
     seed: int,
     show: Any,
 ) -> dict[str, Any]:
-    """Learns from so many batches; returns the variables."""
+    """Trains for `steps` batches; returns the variables."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, round(_WARMUP * steps), max(steps, 2)
     )

@@ -1,7 +1,7 @@
 """OFA as the package `modelscope` has it: the official model and search, for comparison.
 
-Needs the extra `peer`, in an environment of its own (CONTRIBUTING.md). Of the package only the
-model and its search are imported: its other parts want fairseq.
+Needs the extra `peer`, in an environment of its own (CONTRIBUTING.md). Only the model and its
+search are imported: other parts of the package need fairseq.
 """
 
 import importlib

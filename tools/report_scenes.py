@@ -157,7 +157,7 @@ class Reporter:
     def _psnr(
         self, split: str, lines: Sequence[Line], predictions: Sequence[np.ndarray]
     ) -> dict[str, float]:
-        """Computes the PSNR of the decoded centre; tokens that are no codes count as code 0."""
+        """Computes the PSNR of the decoded centre; tokens that are not codes count as code 0."""
         config = self.settings.evaluation_config
         side = config.code_image_size // 8
         records = self.settings.data_set.records("images", split)

@@ -23,7 +23,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | pathlib.P
     Args:
       texts: the training text, in any pieces; give it as the model will see it (lower-cased, with
         a leading space).
-      vocab_size: pieces, of which 256 are the bytes. Fewer come out of a text that is too small.
+      vocab_size: pieces, including the 256 bytes; a small text gives fewer.
       path: where the JSON goes.
 
     Raises:
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.input:
         if not pathlib.Path(path).is_file():
-            parser.error(f"--input names {path}, which is no file.")
+            parser.error(f"--input names {path}, which is not a file.")
     train_tokenizer(_lines(options.input), options.vocab_size, options.output)
     print(f"Wrote {options.output}.")
 

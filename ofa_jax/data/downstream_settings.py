@@ -1,4 +1,4 @@
-"""What the downstream tasks run over: the data of each task, its files, vocabulary and sizes.
+"""Settings of the downstream tasks: the data of each task, its files, vocabulary and sizes.
 
 data                                      kind of TSV     in TFDS
 caption                                   caption         coco_captions
@@ -75,7 +75,7 @@ class DownstreamSettings:
         ones, e.g. {"imagenet": "0,1"}.
       index_dir: where indices of TSV files are written; None for beside the files.
       vqa_answers: the file of the candidate answers of VQA: JSON (a list, or a dict whose
-        keys are answers), or text with one a line. The official pickles are not read.
+        keys are answers), or text with one per line. The official pickles are not read.
       class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
       options: fields of `DownstreamConfig` that differ from the published ones.
       task_modules: modules that register tasks, besides those that the run names.
@@ -191,7 +191,7 @@ class DownstreamSettings:
 
 
 def read_choices(path: pathlib.Path) -> list[str]:
-    """Reads candidates from a file: JSON (a list, or the keys of a dict), or text with one a line.
+    """Reads candidates from a file: JSON (a list, or the keys of a dict), or text, one per line.
 
     Raises:
       FileNotFoundError: there is none.
@@ -202,8 +202,8 @@ def read_choices(path: pathlib.Path) -> list[str]:
     content = path.read_bytes()
     if path.suffix in (".pkl", ".pickle") or content[:1] == b"\x80":
         raise ValueError(
-            f"{path} is a pickle, which is not read, for it could run anything: write its keys to "
-            "a JSON list or to a text file, one a line."
+            f"{path} is a pickle, which is not read because it could execute code: write its keys "
+            "to a JSON list, or to a text file with one per line."
         )
     try:
         text = content.decode("utf-8")
@@ -212,7 +212,7 @@ def read_choices(path: pathlib.Path) -> list[str]:
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path} must be a JSON list of answers, a JSON dict whose keys are answers, or text "
-            f"with one a line ({error})."
+            f"with one per line ({error})."
         ) from error
     answers = list(dict.fromkeys(answer for answer in answers if answer))
     if not answers:

@@ -88,8 +88,8 @@ class Stream:
             raise ValueError(f"{where}: batch_size is {self.batch_size}; it must be at least 1.")
         if self.image_size is not None and self.image_size % PATCH_SIZE:
             raise ValueError(
-                f"{where}: image_size {self.image_size} is no multiple of {PATCH_SIZE} pixels, "
-                "the size of a patch."
+                f"{where}: image_size {self.image_size} is not a multiple of {PATCH_SIZE} "
+                "pixels, the size of a patch."
             )
         if self.num_sampled_patches is not None:
             if self.image_size is None or not 0 < self.num_sampled_patches <= self.num_patches:

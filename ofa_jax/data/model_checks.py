@@ -19,8 +19,8 @@ def check_codes(model: OFAConfig, size: int, streams: Sequence[Stream]) -> None:
     """
     if any(stream.code_targets for stream in streams) and size != model.code_image_size:
         raise ValueError(
-            f"model_config.code_image_size is {model.code_image_size}, but what is turned into "
-            f"codes is {size} pixels a side: make them equal."
+            f"model_config.code_image_size is {model.code_image_size}, but images of "
+            f"{size} pixels a side are encoded to codes: make the two equal."
         )
 
 

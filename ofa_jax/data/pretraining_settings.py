@@ -1,4 +1,4 @@
-"""What the eight pretraining objectives run over, and the settings that fit Scenes."""
+"""Settings of the eight pretraining objectives, and those for Scenes."""
 
 import dataclasses
 import functools

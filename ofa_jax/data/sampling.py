@@ -3,7 +3,7 @@
 A stream is an endless sequence of rows; a step takes the next `batch_size` of them. What row r
 holds depends on (run seed, stream, r) alone:
 
-    1. The records of each task are shuffled anew in every epoch, with a seed derived from the run
+    1. The records of each task are reshuffled in every epoch, with a seed derived from the run
        seed and the names of stream and task.
     2. The tasks are interleaved by their rates; the k-th row that a task gets is its k-th shuffled
        record.

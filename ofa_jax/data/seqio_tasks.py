@@ -89,7 +89,9 @@ class RecordDataSource(seqio.DataSource):
         """
         super().__init__(splits=splits)
         if kind not in FIELDS:
-            raise ValueError(f"No kind of record is called {kind!r}: {', '.join(FIELDS)}.")
+            raise ValueError(
+                f"There is no kind of record {kind!r}: choose one of {', '.join(FIELDS)}."
+            )
         self._open = open_records
         self._takes_context = takes_context
         self.kind = kind

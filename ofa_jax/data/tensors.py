@@ -1,4 +1,4 @@
-"""How records and examples look as tensors, and the way between tensors and plain values."""
+"""The tensor types of records and examples, and conversion between tensors and plain values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -113,11 +113,11 @@ def build_evaluation(
       dtype: dtype of the computation; None for that of the run.
       directory: folder of the results; `<model_dir>/evaluations/<split>` when None.
       last_step: watching ends after the checkpoint of this step.
-      timeout_seconds: watching ends when there is no new checkpoint for so long.
+      timeout_seconds: watching ends when no new checkpoint appears for this time.
       poll_seconds: time between two looks for new checkpoints.
       seed: seed of the preprocessors' draws and of sampling.
       candidates_at_once: candidates that are scored together, see `make_scorer`.
-      batches_per_part: predictions are written every so many batches.
+      batches_per_part: batches per written part of the predictions.
       num_threads: threads that prepare batches.
       num_workers: processes that prepare batches, instead of threads; 0 for none.
       override_decoding: changes a task's decoding settings.

@@ -129,7 +129,7 @@ class Evaluator:
           directory: predictions go to `<directory>/<step>/<task>`; all hosts share it.
           seed: seed of sampling.
           candidates_at_once: see `BatchDecoder`.
-          batches_per_part: predictions are written every so many batches.
+          batches_per_part: batches per written part of the predictions.
         """
         self._model = model
         self._partitioner = partitioner
@@ -285,7 +285,7 @@ class _PartWriter:
     """Collects the predictions of a part, and writes them as lines."""
 
     def __init__(self, task: EvalTask, files: PredictionFiles, is_own_row: Sequence[bool]):
-        """Creates a writer for this host's rows, of which it writes those marked as its own."""
+        """Creates a writer for this host's rows that are marked as its own."""
         self._task = task
         self._files = files
         self._is_own_row = is_own_row

@@ -53,7 +53,7 @@ class CaptionReward:
         """Reads the captions of all records once.
 
         Args:
-          records: task -> its records, of which the field `captions` is read.
+          records: task -> its records; their field `captions` is read.
           decode: converts token ids to text.
         """
         references = {

@@ -175,7 +175,7 @@ def _check_shapes(
     """Raises ValueError for shapes that do not fit each other or the mesh."""
     if batch_size < 1 or shard_size < 1 or shard_size % batch_size:
         raise ValueError(
-            f"infer.shard_size is {shard_size}, which is no multiple of infer.batch_size = "
+            f"infer.shard_size is {shard_size}, which is not a multiple of infer.batch_size = "
             f"{batch_size}: a file holds whole batches."
         )
     if batch_size % partitioner.num_data_shards:
@@ -215,7 +215,7 @@ def _num_inputs(inputs: RequestSource | LoadedTask) -> int:
     if isinstance(inputs, str) or not hasattr(inputs, "__getitem__"):
         raise ValueError(
             f"INPUTS is {inputs!r}; give one of {', '.join(f'@{name}()' for name in INPUTS)}, and "
-            "say what it reads, as in --gin.JsonLines.path=\"'requests.jsonl'\"."
+            "set what it reads, as in --gin.JsonLines.path=\"'requests.jsonl'\"."
         )
     if not len(inputs):
         what = "no image" if isinstance(inputs, ImageFolder) else "no request"

@@ -175,7 +175,7 @@ class Predictor:
         if not len(images) == len(instructions) == len(boxes):
             raise ValueError(
                 f"{len(images)} images, {len(instructions)} instructions and {len(boxes)} regions: "
-                "give as many of each."
+                "give the same number of each."
             )
         batch = [
             Request(instruction, requests.open_image(image), box)

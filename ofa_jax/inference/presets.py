@@ -90,7 +90,7 @@ def _image_codes(
 
 
 def _at_most(max_length: int, model: OFAConfig) -> int:
-    """Limits a length to the decoder's positions, one of which eos takes."""
+    """Limits a length to the decoder's positions; eos takes one of them."""
     return min(max_length, model.max_target_positions - 1)
 
 

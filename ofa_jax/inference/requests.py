@@ -149,8 +149,8 @@ def _encode_region(
         or ((box < -1) | (box > limits + 1)).any()
     ):
         raise ValueError(
-            f"The region {region} is no box x0, y0, x1, y1 within the image of {width} x {height} "
-            "pixels."
+            f"The region {region} is not a box x0, y0, x1, y1 within the image of {width} x "
+            f"{height} pixels."
         )
     clipped = np.clip(transform.to_model(box), 0, np.array(transform.size * 2))
     return processor.vocabulary.encode_box(clipped, processor.max_image_size)

@@ -122,7 +122,7 @@ def write_job_file(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
 
 
 def check_job_file(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
-    """Checks a job's configuration against the one that was begun in its directory, if any.
+    """Checks a job's configuration against that of the job started in its directory, if any.
 
     Args:
       directory: the output directory.
@@ -133,12 +133,12 @@ def check_job_file(directory: pathlib.Path, job: Mapping[str, Any]) -> None:
     """
     path = directory / _JOB_FILE
     current = json.loads(json.dumps(job))
-    begun = json.loads(path.read_text()) if path.exists() else current
-    for name in sorted({*begun, *current}):
-        if begun.get(name) != current.get(name):
+    started = json.loads(path.read_text()) if path.exists() else current
+    for name in sorted({*started, *current}):
+        if started.get(name) != current.get(name):
             raise ValueError(
-                f"The job in {directory} was begun with {name} = {begun.get(name)}, and is "
-                f"{current.get(name)} now: choose another OUTPUT_DIR, or restore the value."
+                f"The job in {directory} was started with {name} = {started.get(name)}, but now "
+                f"it is {current.get(name)}: choose another OUTPUT_DIR, or restore the value."
             )
 
 

@@ -30,8 +30,8 @@ _STORAGES = {
 }  # fmt: skip
 _STORAGE_OF = {np.dtype(dtype): name for name, dtype in _STORAGES.items()}
 
-# Other names that are allowed, and become inert objects: the training configuration, of which only
-# the plain values are needed.
+# Other names that are allowed, and become inert objects: the training configuration, whose plain
+# values alone are needed.
 _INERT_PREFIXES = ("omegaconf.", "fairseq.dataclass.", "fairseq.meters")
 _INERT = {
     ("typing", "Any"), ("typing", "Dict"), ("typing", "List"), ("typing", "Optional"),
@@ -106,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
             or module.startswith(_INERT_PREFIXES)
             or (module == "torch" and name in ("float32", "float16", "bfloat16", "int64"))
         ):
-            # A class, for the pickle may call __new__ on it.
+            # A class, because the pickle may call __new__ on it.
             return type(name, (_InertObject,), {})
         raise ValueError(
             f"{self._path} asks for {module}.{name}, which a checkpoint does not need: it is not "

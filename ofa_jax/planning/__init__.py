@@ -1,4 +1,4 @@
-"""Planning: memory, arithmetic and collectives of a run on hardware that is not there.
+"""Planning: memory, arithmetic and collectives of a run on hardware that is not available.
 
 programs     traces the training step (that of `training.train_program`) and decoding
 topologies   described devices of TPU slices and GPUs (`gpu`), and their compilers

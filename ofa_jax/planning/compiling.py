@@ -1,8 +1,8 @@
 """Compiles as far as a plan needs: to the optimized HLO of a device and its buffer assignment.
 
-A compiler then generates machine code from it, on which libtpu spends nine tenths of its time for a
-training step, and which a plan does not need. XLA writes the optimized program and its buffers into
-a folder (`--xla_dump_to`) just before; a plan stops waiting once they are complete.
+After that the compiler generates machine code, which a plan does not need, although libtpu spends
+nine tenths of the time for a training step on it. Just before, XLA writes the optimized program and
+its buffers into a folder (`--xla_dump_to`); a plan stops waiting once they are complete.
 """
 
 import dataclasses

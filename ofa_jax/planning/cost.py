@@ -140,7 +140,7 @@ def part_of_step(source: str, depth: int) -> str:
     *path, _ = source.split("/")  # the last is the operation
     names: list[str] = []
     for name in path:
-        # Methods of modules are "module.method"; only those of the whole model tell more.
+        # Methods of modules are "module.method"; only those of the whole model add information.
         name = re.sub(r"^OFA\._?", "", name)
         if re.fullmatch(r"[a-z]\w*", name) and name not in _NO_MODULES and name not in names:
             names.append(name)

@@ -1,12 +1,12 @@
-"""H100s that exist only as a description, to compile for.
+"""Describes H100s to XLA, so that it compiles for them without a GPU.
 
-What XLA must know of a GPU, in the words of its `GpuTargetConfigProto`:
+The description is a `GpuTargetConfigProto`. Its values are
 
-* of every GPU of compute capability 9.0, from the tables of the CUDA C++ Programming Guide
+* those of every GPU of compute capability 9.0, from the tables of the CUDA C++ Programming Guide
   (docs.nvidia.com/cuda/cuda-c-programming-guide, "Compute Capabilities"): sizes of warps, blocks
-  and grids, 65,536 registers, 228 KiB of shared memory of a multiprocessor, of which a block may
-  have 227 when it asks and 48 when it does not;
-* of an H100 SXM: 132 multiprocessors of 128 units for float32, 1.98 GHz, 80 GB and 3.35 TB/s
+  and grids, 65,536 registers, 228 KiB of shared memory of a multiprocessor (a block gets
+  48 KiB by default, and up to 227 on request);
+* those of an H100 SXM: 132 multiprocessors of 128 units for float32, 1.98 GHz, 80 GB and 3.35 TB/s
   (glennklockwood.com/garden/processors/h100, after NVIDIA's white paper), 50 MiB of L2
   (docs.nvidia.com/launchpad/ai/h100-mig/latest/h100-mig-gpu.html).
 
@@ -65,7 +65,7 @@ def devices(shape: str, slices: int) -> list[Any]:
     """
     if not re.fullmatch(r"\d+", shape):
         raise ValueError(
-            f"--topology=h100:{shape}: write the GPUs of one machine, as in h100:8, and "
+            f"--topology=h100:{shape}: write the number of GPUs of one machine, as in h100:8, and "
             "--slices=2 for two machines."
         )
     if not _installed():

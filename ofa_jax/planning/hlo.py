@@ -25,7 +25,7 @@ from ofa_jax.planning.hlo_traffic import COLLECTIVES, Traffic
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-# What TPUs make of a sum of which each device wants a part: a fusion of the sum and the cut.
+# A reduce-scatter on TPUs: one fusion that sums and keeps the part of each device.
 _SCATTERED = re.compile(r"all-reduce-scatter\b")
 # Between slices, hosts carry what devices send: "ALL_REDUCE", "ALL_GATHER" ...
 _CARRIED = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
@@ -89,7 +89,7 @@ class Program:
             elif name := _NAME.match(line):
                 current[name[1]] = hlo_text.instruction(name[1], line[name.end() :])
         if not self.entry:
-            raise ValueError("This is no text of an HLO program: it has no ENTRY computation.")
+            raise ValueError("This is not the text of an HLO program: it has no ENTRY computation.")
 
     @functools.cached_property
     def times(self) -> dict[str, float]:
@@ -167,7 +167,7 @@ class Program:
                 yield times * count(instruction, *sides), instruction
 
     def uncounted_calls(self) -> set[str]:
-        """Returns the calls of cuBLAS and cuDNN that are no products, which `flops` leaves out."""
+        """Returns the calls of cuBLAS and cuDNN that are not products, which `flops` leaves out."""
         calls = (i for _, _, i in self._instructions() if i.opcode == "custom-call")
         return {
             found[1]
@@ -228,7 +228,7 @@ class Program:
                 instruction.source,
                 name in self._memory.fused and self._memory.root(name).opcode == "tuple",
             )
-            # One that is begun before a loop may go on beside the loop's work.
+            # A collective that starts before a loop may overlap with the loop.
             if key not in found or times < found[key].times:
                 found[key] = collective
         return [c for c in found.values() if c.wire_bytes]

@@ -49,7 +49,7 @@ class SceneOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.max_objects <= 6:
             raise ValueError(
-                "A scene has room for 1 to 6 objects: set --max_objects so, not "
+                "A scene has room for 1 to 6 objects: set --max_objects to 1 to 6, not "
                 f"{self.max_objects}."
             )
         if self.image_size < 64 or self.image_size % 16:

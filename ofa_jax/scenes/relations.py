@@ -156,6 +156,6 @@ def related_pairs(scene: Scene) -> list[tuple[SceneObject, str, SceneObject]]:
 
 
 def absent_nouns(scene: Scene) -> list[Noun]:
-    """Returns the nouns of which the image shows no object."""
+    """Returns the nouns without an object in the image."""
     shown = {item.noun for item in scene.objects}
     return [noun for noun in scene.vocabulary if noun not in shown]

@@ -51,7 +51,7 @@ class PatchCodebook:
         """
         batch, height, width, _ = images.shape
         patches = to_patches(images, self.pixels_per_code)
-        # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, of which |x|^2 does not matter. Around 128, every
+        # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, where |x|^2 does not matter. Around 128, every
         # number here is a (half) integer below 2^23: float32 is exact, ties go to the first code.
         centred = self.codebook - 128.0
         scores = (patches.astype(np.float32) - 128.0) @ centred.T
@@ -84,7 +84,7 @@ class PatchCodebook:
           images: uint8 [H, W, 3] each, H and W multiples of 8.
           num_codes: size of the codebook.
           seed: of the k-means and of the choice of patches.
-          max_patches: if there are more, so many are sampled uniformly.
+          max_patches: the limit; if there are more patches, this many are sampled.
 
         Returns:
           The codebook.

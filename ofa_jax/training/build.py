@@ -230,7 +230,7 @@ def _candidate_tries(
         spec = eval_spec.find(stream.mixture_or_task_name, settings)
         if spec.candidates is None:
             raise ValueError(
-                "train.restrict_to_candidates is set, but any text may answer "
+                "train.restrict_to_candidates is set, but there are no candidates for "
                 f"{stream.mixture_or_task_name}: leave it out, or give the task's EvalSpec "
                 "candidates."
             )

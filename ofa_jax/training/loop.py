@@ -129,7 +129,7 @@ class Trainer:
         self._progress.log(
             f"The run in {run.model_dir} is already complete (checkpoint of step {self.step} of "
             f"{config.total_steps}, {self._seconds_before / 60:.1f} minutes): nothing to do. Raise "
-            f"{limit} to go on, or choose another MODEL_DIR."
+            f"{limit} to continue, or choose another MODEL_DIR."
         )
         self._close()
         return json.loads(run.results_path.read_text())
@@ -235,9 +235,9 @@ class Trainer:
         for name, value in json.loads(json.dumps(dict(run.run_fingerprint))).items():
             if saved.get(name) != value:
                 raise RunError(
-                    f"The run in {run.model_dir} was begun with {name} = {saved.get(name)}, and is "
-                    f"{value} now: its examples would not be those it has not seen yet. Go on with "
-                    "its own config.gin, or choose another MODEL_DIR."
+                    f"The run in {run.model_dir} was started with {name} = {saved.get(name)}, but "
+                    f"now it is {value}: some examples would be repeated and others skipped. "
+                    "Continue with its own config.gin, or choose another MODEL_DIR."
                 )
         return state
 
@@ -332,7 +332,7 @@ class Trainer:
         """Logs why the run ends before its last step."""
         if stopped:
             self._progress.log(
-                f"Asked to stop (SIGTERM): saving step {self.step}. Call again to go on."
+                f"Asked to stop (SIGTERM): saving step {self.step}. Run the same command to resume."
             )
         else:
             self._progress.log(

@@ -47,7 +47,7 @@ class LoopConfig:
         for name in ("total_steps", "log_period", "checkpoint_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LoopConfig.{name} is {getattr(self, name)}; give at least 1.")
-        # None of the newest would leave nothing to go on from.
+        # Keeping no checkpoint would leave nothing to resume from.
         for name in ("checkpoints_to_keep", "checkpoint_keep_period"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"LoopConfig.{name} is {value}; give at least 1, or None.")

@@ -92,7 +92,7 @@ def epochs_to_steps(epochs: float, examples: int, batch_size: int) -> int:
     if not (epochs > 0 and examples >= 1 and batch_size >= 1):
         raise ValueError(
             f"epochs_to_steps: {epochs} epochs of {examples} examples in batches of {batch_size} "
-            "are no steps; give positive numbers."
+            "give no steps; all three must be positive."
         )
     return math.ceil(epochs * examples / batch_size)
 

@@ -1,7 +1,7 @@
 """The compiled part of a run: network, state and training step, built by one function.
 
 `ofa_jax.train` runs what `build_train_program` returns and `ofa_jax.plan` compiles it for other
-chips, so that a plan is a plan of the very step that trains.
+chips, so that a plan describes exactly the step that trains.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Connects the processes of several hosts; to be done before JAX is used for anything.
+"""Connects the processes of several hosts; call `initialize` before any other use of JAX.
 
 The program runs once per host (on TPU) or per process. On a cluster that describes itself (Cloud
 TPU, GKE, SLURM, Kubernetes, MPI), `--distributed` reads the description; elsewhere give all of
@@ -60,8 +60,8 @@ class Cluster:
         assert self.num_processes is not None and self.process_id is not None
         if not 0 <= self.process_id < self.num_processes:
             raise ValueError(
-                f"--process_id is {self.process_id}, which is none of the {self.num_processes} "
-                "processes: they are counted from 0."
+                f"--process_id is {self.process_id}; give a number from 0 to "
+                f"{self.num_processes - 1}."
             )
         host, _, port = self.coordinator_address.rpartition(":")
         if not host or not port.isdigit():
@@ -135,8 +135,8 @@ def initialize(cluster: Cluster) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            f"--distributed found no cluster to ask ({error}): give --coordinator_address, "
-            "--num_processes and --process_id."
+            f"--distributed found no description of a cluster ({error}): give "
+            "--coordinator_address, --num_processes and --process_id."
         ) from error
 
 

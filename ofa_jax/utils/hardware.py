@@ -14,8 +14,8 @@ Read in November 2026. "TPU pages" are docs.cloud.google.com/tpu/docs/{v3,v4,v5e
   (100 Gbit/s); the book's "typically" 6.25 GB/s for v3 and v4.
 * H100 SXM: dense bf16 989.4 TFLOP/s, 80 GB and 3.35 TB/s (glennklockwood.com/garden/processors/
   h100, after NVIDIA's white paper), NVLink 450 GB/s one way (github.com/NVIDIA/nccl/issues/1264).
-  NVIDIA's own data sheet could not be opened. UNCONFIRMED: 400 Gbit/s of network for each GPU, of
-  no weight within one machine of eight.
+  NVIDIA's own data sheet could not be opened. UNCONFIRMED: 400 Gbit/s of network for each GPU,
+  which does not matter within one machine of eight.
 
 TPU v2 is left out: its bandwidths could not be confirmed.
 """

@@ -66,5 +66,5 @@ def find_module(name: str) -> str:
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its package does not exist; or it is no package
+    except (ModuleNotFoundError, ValueError):  # its package does not exist; or it is not a package
         return False

@@ -218,7 +218,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one():
 def test_an_unknown_split_or_kind_of_record_is_refused():
     with pytest.raises(ValueError, match="no split 'test': choose from train, validation"):
         seqio_bridge.weighted_tasks("bridge_spell", "test")
-    with pytest.raises(ValueError, match="No kind of record is called 'texts'"):
+    with pytest.raises(ValueError, match="There is no kind of record 'texts'"):
         RecordDataSource(records, "texts")
 
 

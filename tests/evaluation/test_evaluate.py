@@ -298,7 +298,7 @@ def test_a_killed_evaluation_resumes_on_two_processes_with_the_same_predictions(
 
 
 MISTAKES = {
-    "no run": ([EVALUATE], "Nothing says what to evaluate: give the gin files of a run"),
+    "no run": ([EVALUATE], "There is nothing to evaluate: give the gin files of a run"),
     "an unknown word for checkpoints": (
         [*SMALL, "--gin.CHECKPOINTS='newst'"],
         "CHECKPOINTS is 'newst'; give one of",

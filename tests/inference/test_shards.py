@@ -75,7 +75,9 @@ def test_another_job_in_the_same_directory_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
     for _ in range(2):
         shards.write_job_file(tmp_path / "new", job)
-    with pytest.raises(ValueError, match=r"begun with checkpoint = runs/x/checkpoints/3, and is y"):
+    with pytest.raises(
+        ValueError, match=r"started with checkpoint = runs/x/checkpoints/3, but now it is y"
+    ):
         shards.write_job_file(tmp_path / "new", job | {"checkpoint": "y"})
     # Settings that an earlier version did not have are None.
     shards.check_job_file(tmp_path / "new", job | {"task": None})

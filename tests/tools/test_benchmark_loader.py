@@ -65,7 +65,7 @@ def test_its_images_are_jpegs_of_the_published_kind():
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--image_size=100", "--image_size=100 is no multiple of 16"),
+        ("--image_size=100", "--image_size=100 is not a multiple of 16"),
         ("--images=2", "--images must be at least 3"),
         ("--steps=0", "--steps must be at least 1"),
         ("--num_workers=0", "count from 1"),

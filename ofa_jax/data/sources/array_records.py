@@ -130,7 +130,7 @@ class ArrayRecords:
         if self._types is None:
             raise FileNotFoundError(
                 f"There is no {TYPES} in {self.directory}, which lists the types of its records: "
-                "convert the files anew with `python -m tools.convert_tsv`."
+                "convert the files again with `python -m tools.convert_tsv`."
             )
         selected = [PAIR_TYPES.index(kind) for kind in self.types]
         numbers = np.flatnonzero(np.isin(self._types, selected))

@@ -1,6 +1,6 @@
 """Records with a single target each, so that predictions can be evaluated.
 
-A record of Scenes has six questions, of which an objective samples one. An evaluation must know
+A record of Scenes has six questions, and an objective samples one of them. An evaluation must know
 which, so the question is sampled here, from a generator that depends only on the record's index.
 """
 
