@@ -204,7 +204,7 @@ def test_each_file_states_its_command(file):
         ("glue_rte", "glue_rte", ["--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 40}"]),
     ],
 )
-def test_a_fine_tuning_learns(call, tmp_path, name, task, others, capsys):
+def test_fine_tuning_reduces_the_loss(call, tmp_path, name, task, others, capsys):
     call(
         name,
         *others,

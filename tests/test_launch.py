@@ -59,23 +59,23 @@ def test_a_crash_is_followed_by_a_restart(tmp_path):
     assert "The run failed with exit code 7: restart 2 of 10" in done.stderr
 
 
-def test_it_gives_up_after_so_many_in_a_row_with_the_code_of_the_last(tmp_path):
+def test_the_supervisor_gives_up_after_a_number_of_crashes_with_the_last_exit_code(tmp_path):
     done = supervise(*failing(tmp_path, 9, 7), restarts=1)
     assert done.returncode == 7 and (tmp_path / "lives").read_text() == "2"
     assert "2 times in a row: giving up" in done.stderr
 
 
-def test_a_run_that_was_well_has_all_its_restarts_again(tmp_path):
+def test_a_healthy_period_resets_the_count_of_restarts(tmp_path):
     done = supervise(*failing(tmp_path, 4, 7), restarts=1, healthy_seconds=0)
     assert done.returncode == 0 and (tmp_path / "lives").read_text() == "5"
 
 
-def test_a_mistake_is_not_tried_again(tmp_path):
+def test_a_user_error_is_not_retried(tmp_path):
     done = supervise(*failing(tmp_path, 9, 2))
     assert done.returncode == 2 and (tmp_path / "lives").read_text() == "1"
 
 
-def test_when_one_process_dies_the_others_are_ended_and_all_begin_again(tmp_path):
+def test_when_one_process_dies_all_are_ended_and_restarted(tmp_path):
     program = (
         "import os, pathlib, sys, time; k = sys.argv[-1][-1]; "
         f"p = pathlib.Path({str(tmp_path)!r}) / ('lives' + k); "
@@ -263,17 +263,17 @@ def test_flags_or_the_environment_set_the_processes():
         (["--coordinator_address=a", "--num_processes=2", "--process_id=1"], "give HOST:PORT"),
     ],
 )
-def test_a_cluster_that_cannot_be_is_a_sentence(arguments, sentence):
+def test_an_impossible_cluster_is_reported_in_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         cluster(*arguments)
 
 
-def test_a_number_that_is_none_is_a_sentence():
+def test_an_invalid_number_is_reported_in_one_sentence():
     with pytest.raises(ConfigError, match="invalid int value: 'two'"):
         cluster("--num_processes=two")
 
 
-def test_compiled_programs_are_kept_unless_the_environment_says_otherwise(monkeypatch):
+def test_compiled_programs_are_cached_unless_the_environment_disables_it(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         for elsewhere in ("", "gs://bucket/programs"):

@@ -342,7 +342,7 @@ def test_an_editable_installation_imports_from_any_folder(source, tmp_path):
     ]
 
 
-def test_a_missing_package_is_one_sentence(call):
+def test_a_missing_package_is_reported_in_one_sentence(call):
     program = (
         "import sys; sys.modules['gin'] = None; sys.argv = ['ofa-train'];"
         "from ofa_jax import console; console.train()"

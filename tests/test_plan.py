@@ -95,11 +95,11 @@ def test_decoding_is_planned_too(call):
 
 
 def test_a_sweep_ranks_fitting_plans_and_accumulates_only_if_necessary(call, monkeypatch):
-    asked = []
+    planned = []
 
-    def answer(arguments):
+    def plan(arguments):
         settings = dict(a.removeprefix("--gin.").split("=", 1) for a in arguments if "--gin." in a)
-        asked.append(settings)
+        planned.append(settings)
         parts = int(settings["train.gradient_accumulation"])
         fits = parts >= 2
         return {
@@ -117,14 +117,14 @@ def test_a_sweep_ranks_fitting_plans_and_accumulates_only_if_necessary(call, mon
             },
         }
 
-    monkeypatch.setattr(sweep, "plan_in_subprocess", answer)
+    monkeypatch.setattr(sweep, "plan_in_subprocess", plan)
     code, out, progress = call(*RUN, *SMALL, "--topology=v5e:1x1", "--sweep")
     lines = out.splitlines()
-    assert code == 0 and len(asked) == len(lines) - 1
-    tried = [int(settings["train.gradient_accumulation"]) for settings in asked]
-    assert tried == [1, 2]  # two parts fit: four were not asked for, nor another remat
+    assert code == 0 and len(planned) == len(lines) - 1
+    tried = [int(settings["train.gradient_accumulation"]) for settings in planned]
+    assert tried == [1, 2]  # two parts fit: neither four nor another remat was planned
     assert "compute" in lines[1] and "does not fit" in lines[2]
-    assert progress.count("...") == len(asked)
+    assert progress.count("...") == len(planned)
 
 
 def test_a_plan_that_does_not_fit_exits_with_code_3_and_advice(call, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_plan_names_its_substitutes_for_data(call):
         (["--topology=v5e:1x1", "--swep"], "There is no flag --swep."),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(call, arguments, sentence):
+def test_a_user_error_is_one_sentence_and_exit_code_2(call, arguments, sentence):
     code, _, error = call(*RUN, *SMALL, *arguments)
     assert code == 2 and sentence in error
     assert error.count("\n") == 1

@@ -146,8 +146,8 @@ def test_every_partitioning_preset_configures_a_run(call, runs, tmp_path, monkey
     preset_file = f"--gin_file=gin_configs/partitioning/{preset}.gin"
     call(RUN, preset_file, *tensor, *SMALL, model_dir(tmp_path))
     assert dict(seen[0].partitioner.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    asked = seen[0].partitioner
-    assert (asked.data, asked.fsdp) == ((1, -1) if "fsdp" in preset else (-1, 1))
+    partitioner = seen[0].partitioner
+    assert (partitioner.data, partitioner.fsdp) == ((1, -1) if "fsdp" in preset else (-1, 1))
 
 
 def test_the_published_run_configures_over_any_data_set(
@@ -306,7 +306,7 @@ def test_a_run_learns_from_the_cider_of_its_own_captions(call, runs, capsys):
 
 
 @pytest.mark.slow
-def test_small_parts_alone_are_tuned_and_averaged_from_a_checkpoint_without_them(
+def test_added_small_parts_are_tuned_and_averaged_from_a_checkpoint_without_them(
     call, runs, monkeypatch
 ):
     added_parts = [
@@ -461,7 +461,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2_before_anything_compiles(
+def test_a_user_error_is_one_sentence_and_exit_code_2_before_compilation(
     mistake, call, tmp_path, capsys, monkeypatch
 ):
     arguments, *parts = MISTAKES[mistake]

@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_not_begun_from(stopped):
     assert storage.load_numpy_variables(str(stopped / "checkpoints" / "2"))["params"]
 
 
-def test_a_run_of_which_every_checkpoint_is_damaged_does_not_begin_again(stopped):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(stopped):
     flip_byte(data_file(stopped, 2))
     truncate(data_file(stopped, 4))
     with pytest.raises(loop.RunError, match="Every checkpoint in .* is damaged"):
@@ -204,13 +204,13 @@ def test_three_failed_saves_in_a_row_stop_the_run_with_advice(full_disk, tmp_pat
     assert "2" in steps_of(tmp_path)
 
 
-def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_well(full_disk, tmp_path):
+def test_a_run_fails_if_its_last_checkpoint_cannot_be_written(full_disk, tmp_path):
     full_disk(STEPS)
     with pytest.raises(SaveError, match="The last checkpoint could not be written"):
         train(tmp_path, STEPS)
 
 
-def test_the_last_ones_every_so_many_and_the_best_stay(tmp_path):
+def test_the_newest_the_periodic_and_the_best_checkpoints_are_kept(tmp_path):
     state = {"x": np.arange(3.0)}
     manager = Checkpoints(
         str(tmp_path), keep=1, keep_period=4, best=lambda steps: 3 if 3 in steps else None

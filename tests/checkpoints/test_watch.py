@@ -59,7 +59,7 @@ def test_watching_yields_existing_and_new_checkpoints_until_the_last_step(tmp_pa
     assert lines[-1] == "Step 30 has been evaluated: done."
 
 
-def test_watching_ends_when_nothing_comes_for_long(run, capsys, monkeypatch):
+def test_watching_ends_without_a_new_checkpoint_within_the_timeout(run, capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
 

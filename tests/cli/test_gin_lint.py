@@ -71,7 +71,7 @@ def test_a_complete_configuration_passes(check):
         (["MODEL_DIR = runs/mine"], "the command line: cannot read `MODEL_DIR = runs/mine`"),
     ],
 )
-def test_each_mistake_is_named(check, bindings, sentence):
+def test_each_invalid_option_is_named(check, bindings, sentence):
     with pytest.raises(ConfigError) as raised:
         check(RUN, *bindings)
     message = str(raised.value)

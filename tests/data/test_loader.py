@@ -192,7 +192,7 @@ def absl_flags():
         flags.FLAGS(["tests"])
 
 
-def test_worker_processes_change_nothing_and_do_without_tensorflow(uninterrupted, absl_flags):
+def test_worker_processes_give_the_same_batches_without_tensorflow(uninterrupted, absl_flags):
     assert_same(take(3, start=2, num_workers=1), uninterrupted[2:5])
     stream = Stream("s", "m", 2, LENGTHS)
     task = WeightedTask("t", 1.0, numbered(4), tensorflow_is_loaded)

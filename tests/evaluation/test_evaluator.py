@@ -144,7 +144,7 @@ def test_predictions_of_other_settings_are_refused(
         (dict(main_metric="other"), "main_metric is 'other', but its metrics give count"),
     ],
 )
-def test_compute_metrics_reports_what_it_cannot_score(options, message):
+def test_compute_metrics_reports_invalid_specs_and_predictions(options, message):
     spec = EvalSpec("task", "text", str, (lambda r, p: {"count": len(p)},)).replace(**options)
     line = {"index": 0, "references": "a", "prediction": "b"}
     with pytest.raises(EvaluationError, match=message):

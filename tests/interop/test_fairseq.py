@@ -140,7 +140,7 @@ def test_variants_round_trip_from_either_side(tiny, changes):
         {"layernorm_embedding": False},
     ],
 )
-def test_options_that_are_not_built_are_refused_by_name(tiny, change):
+def test_unsupported_options_are_refused_by_name(tiny, change):
     args, vocab_size, _ = tiny
     with pytest.raises(ValueError, match=next(iter(change))):
         config_from_fairseq(args | change, vocab_size)

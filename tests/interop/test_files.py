@@ -67,7 +67,7 @@ def assert_same_tensors(first, second):
         assert one[key].tobytes() == two[key].tobytes(), key
 
 
-def test_there_and_back_gives_the_same_tensors_bit_for_bit(official, tmp_path, capsys):
+def test_conversion_both_ways_gives_the_same_tensors_bit_for_bit(official, tmp_path, capsys):
     ours, back = str(tmp_path / "ours"), str(tmp_path / "back.pt")
     convert_checkpoint.main([str(official), ours])
     convert_checkpoint.main([ours, back])
@@ -92,7 +92,7 @@ def test_through_the_other_layout_and_back(official, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["tiny", "medium", "base", "large", "huge"])
-def test_arguments_go_there_and_back(size):
+def test_arguments_are_converted_both_ways(size):
     config = getattr(OFAConfig, size)()
     assert config_from_fairseq(args_for_fairseq(config), config.vocab_size) == config
 
@@ -102,7 +102,7 @@ def test_a_resnet_unknown_to_the_official_code_cannot_be_written():
         args_for_fairseq(OFAConfig.scenes())
 
 
-def test_everything_that_does_not_fit_is_listed_at_once(tiny):
+def test_all_mismatches_are_listed_at_once(tiny):
     args, state_dict = tiny
     config = config_from_fairseq(args, 401)
     broken = dict(state_dict)
@@ -140,7 +140,7 @@ def test_the_command_extends_a_vocabulary(official, tmp_path):
     assert len(files.read(tmp_path / "x.pt").state_dict["encoder.embed_tokens.weight"]) == 450
 
 
-def test_bart_gives_the_text_part(tiny):
+def test_bart_initialises_the_text_part(tiny):
     _, state_dict = tiny
     rng = np.random.default_rng(0)
     bart = {
@@ -195,7 +195,7 @@ def test_unconvertible_inputs_are_reported_in_one_sentence(tiny, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_full_size_checkpoint_goes_there_and_back_in_little_time_and_memory(golden, tmp_path):
+def test_a_full_size_checkpoint_is_converted_both_ways_in_little_time_and_memory(golden, tmp_path):
     """Base, from the recipe. Each way in a process of its own: its peak is that of the command."""
     args, state_dict = recipe.official("base", golden)
     torch_file.save(tmp_path / "base.pt", {"args": argparse.Namespace(**args), "model": state_dict})

@@ -18,7 +18,7 @@ def _resnet(variables):
     }
 
 
-def test_a_resnet_is_written_as_torchvision_names_it_and_read_again(tmp_path):
+def test_a_resnet_is_written_with_torchvision_names_and_read_back(tmp_path):
     variables = random_variables(CONFIG)
     resnet_file.write(tmp_path / "resnet.pt", variables, CONFIG)
     held = torch_file.load(tmp_path / "resnet.pt")
@@ -48,7 +48,7 @@ def test_other_tensors_of_a_classifier_are_ignored_and_wrappers_are_opened(tmp_p
     jax.tree.map(np.testing.assert_array_equal, read, _resnet(variables))
 
 
-def test_a_resnet_of_another_shape_is_refused_in_a_sentence(tmp_path):
+def test_a_resnet_of_another_shape_is_refused_with_an_error(tmp_path):
     resnet_file.write(tmp_path / "resnet.pt", random_variables(CONFIG), CONFIG)
     with pytest.raises(
         ValueError,

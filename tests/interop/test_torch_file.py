@@ -87,7 +87,7 @@ def repacked(path, pickled, source):
             )
 
 
-def test_a_file_that_wants_to_execute_something_is_refused(tmp_path, by_torch):
+def test_a_file_that_would_execute_code_is_refused(tmp_path, by_torch):
     mark = tmp_path / "executed"
     repacked(tmp_path / "x.pt", pickle.dumps({"model": Evil(mark)}, protocol=2), by_torch)
     with pytest.raises(ValueError, match=r"asks for posix.system.* it is not loaded"):

@@ -39,7 +39,7 @@ class Lowered:
         self.compile = does
 
 
-def test_a_program_is_read_while_its_instructions_are_still_made(compiler):
+def test_a_program_is_read_before_code_generation_ends(compiler):
     never = threading.Event()
 
     def compile_():

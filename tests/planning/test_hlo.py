@@ -195,7 +195,7 @@ ENTRY %main (q: bf16[64,32]) -> bf16[64,4] {
 )
 
 
-def test_a_sum_of_which_each_device_wants_a_part_sends_half_of_a_sum_for_all():
+def test_a_reduce_scatter_sends_half_of_an_all_reduce():
     program, whole = Program(SCATTERED), 64 * 32 * 2
     (found,) = program.collectives()
     assert (found.kind, found.bytes, found.wire_bytes) == ("reduce-scatter", whole, whole * 7 / 8)

@@ -116,6 +116,6 @@ def test_grey_and_transparent_images_become_rgb():
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", b"\x89PNG\r\n\x1a\n corrupt"])
-def test_bytes_that_are_no_image_make_a_record_invalid(encoded):
+def test_bytes_that_are_not_an_image_make_a_record_invalid(encoded):
     with pytest.raises(InvalidRecordError, match="cannot be decoded"):
         images.decode(encoded)

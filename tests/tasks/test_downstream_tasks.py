@@ -46,7 +46,7 @@ TASKS = {
 }
 CAPTIONS = ["A dog.", "the dog on it"]
 VQA = {"answers": ["cup", "two cups"], "confidences": [float(np.float32(0.3)), 1.0]}
-# Task -> the first reference, the right answer to it, and the main value that it gets.
+# Task -> the first reference, the correct prediction, and the main value that it gets.
 RIGHT = {
     "coco_captioning": (CAPTIONS, "a dog", None),
     **{name: (VQA, "two cups", ("accuracy", 1.0)) for name in ("vqa", "vqa_trie", "vqa_free")},
@@ -144,7 +144,7 @@ def test_the_correct_target_gets_the_full_score(settings, name):
     assert described.task == name
     records = opened(name, "validation").records
     references = [described.references(records[k]) for k in range(len(records))]
-    expected, answer, value = RIGHT[name]
+    expected, prediction, value = RIGHT[name]
     if isinstance(expected, list) and isinstance(expected[0], float):
         np.testing.assert_allclose(references[0], expected, rtol=1e-6)
     elif name != "coco_captioning":
@@ -153,7 +153,7 @@ def test_the_correct_target_gets_the_full_score(settings, name):
     if value is not None:
         scores = {}
         for metric in described.metrics:
-            scores |= metric(references[:1], [answer])
+            scores |= metric(references[:1], [prediction])
         key, right = value
         assert key in scores, scores
         if right is not None:

@@ -65,8 +65,8 @@ def instruction(example, vocabulary):
     return vocabulary.decode(example["inputs"][1:-1])
 
 
-def is_true(name, asked, answer, record, vocabulary):
-    """Whether the record says so; `asked` are the groups of the instruction's pattern."""
+def is_true(name, groups, target, record, vocabulary):
+    """Whether the record says so; `groups` are the groups of the instruction's pattern."""
 
     def regions():
         return {
@@ -74,27 +74,29 @@ def is_true(name, asked, answer, record, vocabulary):
             for phrase, box in zip(record["phrases"], record["phrase_boxes"], strict=True)
         }
 
-    def answers():
+    def question_answer_pairs():
         return set(zip(record["questions"], record["answers"], strict=True))
 
     if name == "image_captioning":
-        return answer[1:] in record["captions"]
+        return target[1:] in record["captions"]
     if name == "visual_question_answering":
-        return (asked[0], answer[1:]) in answers()
+        return (groups[0], target[1:]) in question_answer_pairs()
     if name == "image_text_matching":
-        caption, *question = asked
-        known = caption in record["captions"] if caption else tuple(question) in answers()
-        return answer == (" yes" if known else " no")
+        caption, *question = groups
+        known = (
+            caption in record["captions"] if caption else tuple(question) in question_answer_pairs()
+        )
+        return target == (" yes" if known else " no")
     if name == "visual_grounding":
-        return (asked[0], answer) in regions()
+        return (groups[0], target) in regions()
     if name == "grounded_captioning":
-        return (answer[1:], asked[0]) in regions()
+        return (target[1:], groups[0]) in regions()
     if name == "object_detection":
-        found = [label.strip() for label in re.split(r"(?:<bin_\d+>){4}", answer)[1:]]
+        found = [label.strip() for label in re.split(r"(?:<bin_\d+>){4}", target)[1:]]
         return sorted(found) == sorted(record["object_labels"])
     if name == "image_infilling":
-        return re.fullmatch(r"(<code_\d+>){16}", answer)
-    return answer[1:] in record["text"].lower()
+        return re.fullmatch(r"(<code_\d+>){16}", target)
+    return target[1:] in record["text"].lower()
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
@@ -107,8 +109,8 @@ def test_each_objective_has_the_documented_instruction_and_a_true_target(setting
         assert inputs[0] == vocabulary.bos_id and inputs[-1] == targets[-1] == vocabulary.eos_id
         found = re.fullmatch(INSTRUCTIONS[name], instruction(example, vocabulary))
         assert found, instruction(example, vocabulary)
-        answer = vocabulary.decode(targets[:-1])
-        assert is_true(name, found.groups(), answer, records[number], vocabulary), (found, answer)
+        target = vocabulary.decode(targets[:-1])
+        assert is_true(name, found.groups(), target, records[number], vocabulary), (found, target)
         assert example["image"].shape == ((0, 0, 3) if name == "text_infilling" else (64, 64, 3))
         assert example["code_mask"] == (name == "image_infilling")
         others = name in MIXTURES["ofa_pretrain_images"] | MIXTURES["ofa_pretrain_text"]

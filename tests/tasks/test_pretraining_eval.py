@@ -53,20 +53,20 @@ def test_the_training_target_gets_the_full_score(settings, name, split):
     described = eval_spec.find(name)
     assert described.max_image_size == 64
     (task,) = seqio_bridge.weighted_tasks(name, split)
-    references, answers = [], []
+    references, predictions = [], []
     for index in range(min(len(task.records), 6)):
         record = task.records[index]
         # Another draw than that of the example must not change what is right.
         for seed in (0, 1):
             example = task.preprocess(record, np.random.default_rng(seed))
             references.append(described.references(record))
-            answers.append(read(described.kind, example["targets"][:-1], settings.vocabulary))
+            predictions.append(read(described.kind, example["targets"][:-1], settings.vocabulary))
             if described.candidates is not None:
-                assert f" {answers[-1]}" in described.candidates()
+                assert f" {predictions[-1]}" in described.candidates()
     json.dumps(references)
     scores = {}
     for metric in described.metrics:
-        scores |= metric(references, answers)
+        scores |= metric(references, predictions)
     if name == "image_captioning":
         # A caption need not name all that is there, but what it names is.
         assert scores["noun_precision"] == 1.0 and scores["cider_d"] > 1

@@ -22,7 +22,7 @@ def test_a_saved_processor_is_loaded_unchanged(processor, tmp_path):
     assert again.vocabulary.encode(text).tolist() == processor.vocabulary.encode(text).tolist()
 
 
-def test_a_vqgan_comes_back_as_it_was(processor, golden, tmp_path):
+def test_a_saved_vqgan_is_loaded_unchanged(processor, golden, tmp_path):
     with np.load(golden / "vqgan" / "state_dict_f16.npz") as arrays:
         vqgan = vqgan_file.from_state_dict({name: arrays[name] for name in arrays.files})
     processor.replace(image_tokenizer=vqgan).save(tmp_path)
@@ -42,7 +42,7 @@ def test_an_image_tokenizer_of_another_kind_is_left_out(processor, tmp_path):
     assert Processor.load(tmp_path).image_tokenizer is None
 
 
-def test_the_official_vocabulary_comes_back_from_one_file(shared_golden, tmp_path):
+def test_the_official_vocabulary_is_saved_to_and_loaded_from_one_file(shared_golden, tmp_path):
     official = OFAVocabulary.from_ofa_directory(shared_golden / "bpe")
     official.save(tmp_path / "vocabulary.json")
     again = OFAVocabulary.load(tmp_path / "vocabulary.json")

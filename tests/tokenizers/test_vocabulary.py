@@ -77,7 +77,7 @@ def test_text_survives_a_round_trip_in_a_small_vocabulary(small):
         assert small.decode(small.encode(text)) == text
 
 
-def test_boxes_and_codes_read_well(small):
+def test_boxes_and_codes_are_shown_readably(small):
     ids = [
         small.bos_id,
         *small.encode_box([0, 16, 32, 64], 64),
@@ -117,12 +117,12 @@ def test_codes_come_back(small):
         (lambda v: v.decode([v.vocab_size]), "outside this vocabulary"),
     ],
 )
-def test_bad_input_gets_a_sentence(small, call, sentence):
+def test_invalid_input_is_reported_in_one_sentence(small, call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(small)
 
 
-def test_missing_and_wrong_files_get_a_sentence(tmp_path):
+def test_missing_and_wrong_files_are_reported_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no encoder\.json in"):
         OFAVocabulary.from_ofa_directory(tmp_path)
     path = tmp_path / "words.json"

@@ -184,7 +184,7 @@ def test_one_command_trains_evaluates_and_writes_the_table(tmp_path, capsys):
     assert "| visual grounding: acc@0.5 | 50.0 % | - |" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_ends_the_command_and_leaves_the_table_so_far(tmp_path, capsys):
+def test_a_failed_run_ends_the_command_and_keeps_the_table_so_far(tmp_path, capsys):
     arguments = [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
     assert ablations.main(arguments, fake(tmp_path, [], fail=("no_detection",))) == 3
     assert "no_detection" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_it_times_every_stage_and_the_whole_loader(capsys):
     assert all(stage in shown for stage in STAGES) and "examples/s" in shown
 
 
-def test_its_images_are_jpegs_of_the_published_kind():
+def test_synthetic_images_are_jpegs_of_the_published_kind():
     images = [
         Image.open(io.BytesIO(benchmark_loader.photograph(np.random.default_rng(seed))))
         for seed in range(3)

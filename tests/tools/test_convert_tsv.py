@@ -183,7 +183,7 @@ def test_a_second_call_does_nothing_and_other_files_are_refused(
     assert OfaArrayRecords(str(tmp_path / "out")).splits == ("train", "validation")
 
 
-def test_a_conversion_that_dies_leaves_nothing_that_looks_complete(
+def test_a_failed_conversion_leaves_no_folder_that_looks_complete(
     folder, tmp_path, monkeypatch, capsys
 ):
     def full_disk(*_):

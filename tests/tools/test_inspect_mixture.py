@@ -75,7 +75,7 @@ def test_lengths_are_of_the_good_records(register, capsys):
     assert skipped.strip() == "Skipped inspected, record 0: is bad"
 
 
-def test_a_mistake_in_the_function_is_shown_where_it_is(register, capsys):
+def test_an_error_in_the_function_keeps_its_traceback(register, capsys):
     register("inspected", ["1", "many"])
     with pytest.raises(SystemExit) as ended:
         inspect_mixture.main(["inspected"])
@@ -105,7 +105,7 @@ def test_a_task_without_an_instruction_is_refused(register, capsys):
     assert "The task inspected has no inputs among its output" in capsys.readouterr().err
 
 
-def test_a_task_without_a_good_record_is_refused(register, capsys):
+def test_a_task_without_a_valid_record_is_refused(register, capsys):
     register("inspected", ["bad"])
     with pytest.raises(SystemExit):
         inspect_mixture.main(["inspected"])

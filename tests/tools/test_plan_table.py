@@ -53,7 +53,7 @@ def commands(monkeypatch):
     return ran
 
 
-def test_rows_are_kept_as_they_come_and_not_run_again(files, commands, capsys):
+def test_finished_rows_are_kept_and_not_planned_again(files, commands, capsys):
     plan_table.main(["--sizes=base", "--systems=v5e-256"])
     assert len(commands) == 2 and commands[1][-2] == "--gin.model_config.remat='full'"
     page = files.read_text()

@@ -28,9 +28,9 @@ def settings(small_scenes):
         yield settings
 
 
-def make_lines(task, settings, answer):
-    """Returns prediction lines; `answer(reference)` gives each prediction."""
-    config, judged = settings.evaluation_config, eval_spec.find(task)
+def make_lines(task, settings, predict):
+    """Returns prediction lines; `predict(task, reference)` gives each prediction."""
+    config, spec = settings.evaluation_config, eval_spec.find(task)
     objective = report_scenes.objectives.OBJECTIVES[task]
     kind = report_scenes.objectives.RECORD_KIND[task]
     records = SingleTarget(settings.data_set.records(kind, SPLIT), kind)
@@ -38,14 +38,14 @@ def make_lines(task, settings, answer):
     for index in range(min(len(records), 4)):
         record = records[index]
         example = objective(record, np.random.default_rng(index), config)
-        reference = json.loads(json.dumps(judged.references(record), default=np.ndarray.tolist))
+        reference = json.loads(json.dumps(spec.references(record), default=np.ndarray.tolist))
         lines.append(
             {
                 "index": index,
                 "id": record["id"],
                 "references": reference,
                 "instruction": config.vocabulary.decode(example["inputs"]).strip(),
-                "prediction": postprocess.to_json(judged.kind, answer(task, reference)),
+                "prediction": postprocess.to_json(spec.kind, predict(task, reference)),
             }
         )
     return lines
@@ -78,9 +78,9 @@ def rows(settings):
 
 
 def test_perfect_predictions_meet_every_threshold(rows):
-    for (task, metric), aim in scenes_results.THRESHOLDS.items():
+    for (task, metric), threshold in scenes_results.THRESHOLDS.items():
         row = rows[task, metric]
-        assert row.threshold == aim and row.value >= 0.8 and row.met
+        assert row.threshold == threshold and row.value >= 0.8 and row.met
     assert rows["visual_grounding", "acc@0.5"].value == 1
     assert rows["object_detection", "f1@0.5"].value == 1
     assert rows["text_infilling", "exact_spans"].value == 1
@@ -225,7 +225,7 @@ def test_the_command_evaluates_both_splits_and_writes_the_report(settings, tmp_p
     assert f"{stage_dir}/checkpoints/3, 1.5 minutes" in page
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+def test_a_folder_without_a_run_is_reported_in_one_sentence(tmp_path, capsys):
     assert report_scenes.main([f"--model_dir={tmp_path}"]) == 2
     assert f"error: there is no trained run in {tmp_path}" in capsys.readouterr().err
     run, stage = tmp_path / "run", tmp_path / "stage"
@@ -250,8 +250,8 @@ def test_control_tasks_have_the_instructions_of_their_objectives(settings):
     for own, other in zip(*examples, strict=True):
         np.testing.assert_array_equal(own["inputs"], other["inputs"])
     np.testing.assert_array_equal(examples[1][0]["image"], examples[0][1]["image"])
-    judged = eval_spec.find("visual_question_answering" + SWAPPED)
-    assert judged.task.endswith(SWAPPED) and judged.kind == "text"
+    spec = eval_spec.find("visual_question_answering" + SWAPPED)
+    assert spec.task.endswith(SWAPPED) and spec.kind == "text"
     shown = settings.data_set.records("objects", SPLIT)
     absent = tasks[ABSENT_NOUN].records
     for n in range(len(absent)):
@@ -259,7 +259,7 @@ def test_control_tasks_have_the_instructions_of_their_objectives(settings):
         assert phrase.removeprefix("the ") not in shown[n]["object_labels"]
 
 
-def test_a_commit_is_changed_by_code_and_not_by_the_results_that_are_written(tmp_path):
+def test_a_commit_is_marked_as_changed_by_code_but_not_by_written_results(tmp_path):
     for name in ("tools", "results"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("as committed")

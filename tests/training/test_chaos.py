@@ -113,7 +113,7 @@ class Chaos:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_ten_random_faults_change_nothing(tmp_path):
+def test_ten_random_faults_do_not_change_the_results(tmp_path):
     """Every loss that was ever reported, every example of every step, and the state at the end are
     those of the uninterrupted run, bit for bit."""
     seed = int(os.environ.get("OFA_CHAOS_SEED", time.time_ns() % 10_000))

@@ -91,7 +91,7 @@ def go_on(begin, stopped, processes):
     return run
 
 
-def test_sigterm_to_one_process_saves_the_same_step_on_all_and_one_alone_goes_on(
+def test_sigterm_to_one_process_saves_the_same_step_on_all_and_one_process_resumes(
     begin, uninterrupted
 ):
     run = begin(2, STEPS, "--step_seconds=0.2", "--checkpoint_period=100")

@@ -70,7 +70,7 @@ def test_a_step_is_three_forward_passes_of_every_stream():
     assert flops.training_flops({"a": batch, "b": batch}, DEEP, passes=2) == 12 * one
 
 
-def test_a_token_of_a_beam_is_counted_as_the_program_has_it():
+def test_the_count_of_a_token_of_a_beam_equals_that_of_the_program():
     """The loop's body, of three beams less of one: what is done for every beam and token."""
     config, batch, length = DEEP, shapes(), 5  # with the eos
     batch = {name: array for name, array in batch.items() if name.startswith("encoder_")}

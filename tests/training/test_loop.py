@@ -59,7 +59,7 @@ def test_resuming_gives_the_same_losses_and_parameters_as_not_stopping(whole, tm
     jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(resumed))
 
 
-def test_a_complete_run_is_shown_again_and_not_run_again(whole):
+def test_a_complete_run_is_reported_without_running_again(whole):
     run, results = whole
     again = make_run(run.model_dir, validation=True, total_steps=5, **PERIODS)
     assert loop.train(again) == results
@@ -68,7 +68,7 @@ def test_a_complete_run_is_shown_again_and_not_run_again(whole):
     assert "first" in output(again)
 
 
-def test_validation_stands_in_the_file_the_events_and_the_table(whole):
+def test_validation_is_written_to_the_file_the_events_and_the_table(whole):
     run, results = whole
     assert json.loads((run.model_dir / "validation.json").read_text()) == results
     assert set(results) == set(TASKS)
@@ -116,7 +116,7 @@ def test_a_run_with_another_fingerprint_is_not_continued(whole):
         loop.train(other)
 
 
-def test_a_checkpoint_of_another_model_is_refused_in_words(whole):
+def test_a_checkpoint_of_another_model_is_refused_with_an_error(whole):
     run, _ = whole
     state = run.abstract_state
     wider = state.replace(
@@ -210,6 +210,6 @@ def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypa
     assert trained_seconds(resumed, 2) == 60 and set(losses(resumed)) == {2}
 
 
-def test_a_time_limit_that_is_no_time_is_refused():
+def test_an_invalid_time_limit_is_refused():
     with pytest.raises(ValueError, match="max_minutes is 0; give a positive number"):
         LoopConfig(total_steps=1, max_minutes=0)

@@ -164,7 +164,7 @@ def test_encouraging_loss_is_its_formula_and_has_no_kink():
     assert np.isfinite(pushed).all() and (np.asarray(pushed) < np.asarray(usual)).all()
 
 
-def test_a_group_without_a_token_teaches_nothing():
+def test_a_group_without_a_token_has_no_loss():
     config = LossConfig()
     empty = losses.token_losses(
         jnp.ones((2, 3, 7)), jnp.ones((2, 3), jnp.int32), jnp.zeros((2, 3)), config
@@ -183,7 +183,7 @@ def test_a_group_without_a_token_teaches_nothing():
         dict(constraint_range=(0, 5)),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(ValueError, match=f"LossConfig.{next(iter(options))}"):
         LossConfig(**options)
 

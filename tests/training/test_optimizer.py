@@ -8,7 +8,7 @@ import pytest
 from ofa_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 
-def test_the_rate_rises_linearly_and_falls_linearly_to_nothing():
+def test_the_learning_rate_rises_linearly_and_falls_linearly_to_zero():
     """fairseq's polynomial_decay: done / warmup, then peak * (1 - (done - warmup) / rest)."""
     schedule = learning_rate_schedule(OptimizerConfig(2e-4, total_steps=100, warmup=10))
     expected = [2e-4 * max(done, 1) / 10 for done in range(10)]
@@ -52,6 +52,6 @@ def test_an_update_is_clipped_adam_with_decoupled_decay():
         dict(clip_norm=0),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options):
+def test_invalid_settings_are_refused(options):
     with pytest.raises(ValueError, match=f"OptimizerConfig.{next(iter(options))}"):
         OptimizerConfig(**{"learning_rate": 1e-4, "total_steps": 100} | options)

@@ -47,13 +47,13 @@ def test_the_baseline_of_a_sample_is_the_mean_of_the_others():
 
 def test_samples_become_targets_with_weights():
     tokens = np.array([[[7, 8, EOS, PAD], [9, EOS, PAD, PAD]]], np.int32)
-    answers = self_critical.as_targets(tokens, np.array([[-0.5, 0.5]], np.float32))
+    targets = self_critical.as_targets(tokens, np.array([[-0.5, 0.5]], np.float32))
     np.testing.assert_array_equal(
-        answers["decoder_input_tokens"], [[[BOS, 7, 8, PAD], [BOS, 9, PAD, PAD]]]
+        targets["decoder_input_tokens"], [[[BOS, 7, 8, PAD], [BOS, 9, PAD, PAD]]]
     )
-    np.testing.assert_array_equal(answers["decoder_target_tokens"], tokens)
+    np.testing.assert_array_equal(targets["decoder_target_tokens"], tokens)
     np.testing.assert_array_equal(
-        answers["decoder_loss_weights"], [[[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]]
+        targets["decoder_loss_weights"], [[[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]]
     )
 
 
@@ -73,7 +73,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
     """-(r_i - b_i) d log p(y_i) summed over samples scored one by one, over 17 tokens."""
     model, batch = OFA(SMALL), captions_batch(size=2)
     tokens = np.full((2, 3, 4), PAD, np.int32)
-    for (i, k), answer in {
+    for (i, k), sample in {
         (0, 0): [7, 8, EOS],
         (0, 1): [9, EOS],
         (0, 2): [7, 11, 12, EOS],
@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
         (1, 1): [31, 32, EOS],
         (1, 2): [33, 30, EOS],
     }.items():
-        tokens[i, k, : len(answer)] = answer
+        tokens[i, k, : len(sample)] = sample
     rewards = np.array([[1.0, 2.0, 6.0], [0.5, 0.5, 3.5]])
     # By hand: 1 - (2 + 6) / 2 = -3, 2 - (1 + 6) / 2 = -1.5 ...
     weights = np.array([[-3, -1.5, 4.5], [-1.5, -1.5, 3]], np.float32)
@@ -98,14 +98,14 @@ def test_the_gradient_is_that_of_the_policy_gradient(accumulation):
 
     @jax.jit
     @jax.value_and_grad
-    def log_probability(params, instruction, answer):
-        inputs = jnp.concatenate([jnp.array([BOS]), answer[:-1]])
+    def log_probability(params, instruction, sample):
+        inputs = jnp.concatenate([jnp.array([BOS]), sample[:-1]])
         logits = model.apply(
             {**start.variables, "params": params},
             {"encoder_input_tokens": instruction[None], "decoder_input_tokens": inputs[None]},
         )[0]
-        picked = jax.nn.log_softmax(logits)[np.arange(4), answer]
-        return jnp.where(answer == PAD, 0, picked).sum()
+        picked = jax.nn.log_softmax(logits)[np.arange(4), sample]
+        return jnp.where(sample == PAD, 0, picked).sum()
 
     value, expected = 0.0, jax.tree.map(jnp.zeros_like, start.params)
     for i, k in itertools.product(range(2), range(3)):
@@ -146,10 +146,10 @@ def prepared(batch_transform, number, start, batch):
 
 
 def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
-    asked = []
+    sampled = []
 
     def reward(number, samples):
-        asked.append((number, samples))
+        sampled.append((number, samples))
         return np.arange(samples[..., 0].size, dtype=float).reshape(samples.shape[:2])
 
     start, batch = new_state(), captions_batch()
@@ -158,8 +158,8 @@ def test_the_attempts_are_those_of_the_decoder_and_repeat_by_step():
         start.variables, batch
     ).tokens
     np.testing.assert_array_equal(beams["decoder_target_tokens"], expected)
-    assert asked[0][0] == 7
-    np.testing.assert_array_equal(asked[0][1], expected)
+    assert sampled[0][0] == 7
+    np.testing.assert_array_equal(sampled[0][1], expected)
     # 0, 1, 2 and so on: each row is -1.5, 0, 1.5 off the others' mean.
     scored = beams["decoder_target_tokens"] != PAD
     np.testing.assert_allclose(
@@ -214,12 +214,12 @@ from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
 from ofa_jax.training.step import jit_train_step
 
 def reward(number, samples):
-    asked.append(samples.tolist())
+    sampled.append(samples.tolist())
     return (samples % 7).sum(-1) / 7  # of nothing but the tokens
 
 results, batch = {}, captions_batch(size=8)
 for name, make in json.loads(sys.argv[1]).items():
-    asked, losses, partitioner = [], [], eval(make)
+    sampled, losses, partitioner = [], [], eval(make)
     abstract, new_state, train_step, _ = make_parts(
         SMALL, partitioner=partitioner, groups={"captions": "pairs"})
     state = new_state()
@@ -233,7 +233,7 @@ for name, make in json.loads(sys.argv[1]).items():
             state, metrics = step(state, given)
             losses.append(float(metrics.loss))
     results[name] = {
-        "samples": asked, "losses": losses, "shards": len({
+        "samples": sampled, "losses": losses, "shards": len({
             str(s.index) for s in given["captions"]["decoder_target_tokens"].addressable_shards})}
 print(json.dumps(results))
 """
@@ -284,8 +284,8 @@ class ReferencesFirst:
     def __init__(self, after, steps, samples, length):
         self.scalars = after.scalars
         self._after, self._steps = after, steps
-        answers = np.resize(reference_ids(length).swapaxes(0, 1), (samples, 4, length))
-        self._learned = _with_weight_one(answers.swapaxes(0, 1))
+        samples_first = np.resize(reference_ids(length).swapaxes(0, 1), (samples, 4, length))
+        self._learned = _with_weight_one(samples_first.swapaxes(0, 1))
 
     def __call__(self, number, state, batches):
         if number >= self._steps:

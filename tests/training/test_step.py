@@ -43,7 +43,7 @@ def test_the_loss_goes_down_on_a_batch_seen_again_and_again():
     assert state.step == 24 and state.skipped_steps == 0
 
 
-def test_the_loss_is_that_of_the_groups_and_batch_norm_goes_through_the_streams():
+def test_the_loss_is_the_sum_of_groups_and_batch_norm_is_updated_by_each_stream():
     new_state, train_step, _ = jitted()
     state = new_state()
     new, step_metrics = train_step(state, FIRST)

@@ -79,9 +79,7 @@ def slow_batches(seconds):
         (0.02, 0.10, 0.10 + 5 * 0.08),  # all but the time that the step before still took
     ],
 )
-def test_only_time_in_which_the_devices_stood_still_is_waiting_for_data(
-    step_seconds, batch_seconds, waited
-):
+def test_only_idle_time_of_the_devices_is_waiting_for_data(step_seconds, batch_seconds, waited):
     devices, batches = _Devices(step_seconds), slow_batches(batch_seconds)
     clock = timers.GoodputTimer()
     pace = telemetry.DispatchThrottle(clock)

@@ -40,7 +40,7 @@ def test_a_log_gets_plain_lines():
     ]
 
 
-def test_a_terminal_gets_one_view_that_is_replaced():
+def test_a_terminal_shows_one_view_that_is_updated():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Progress(console) as progress:
         progress.show(REPORT)
