@@ -152,7 +152,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
             for name in ("baseline", "control")
         )
         verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
-        threshold = row.get("threshold", row.get("aim"))  # files before the rename have "aim"
+        threshold = renamed.with_new_names(row, renamed.RESULTS).get("threshold")
         bar = "" if threshold is None else f"{shown(metric, threshold)}: {verdict}"
         lines.append(
             f"| {row['task'].replace('_', ' ')} | {metric.replace('_', ' ')} | "

@@ -78,8 +78,8 @@ KEYWORDS: Mapping[str, str] = {"answers": "candidates"}
 SCENES: Mapping[str, str] = {"pictures": "images", "picture_size": "image_size"}
 """The folder of a TFDS config, keys of scenes.json, and options of tools.build_scenes."""
 
-RESULTS: Mapping[str, str] = {"lessons": "stages"}
-"""Keys of results/scenes.json."""
+RESULTS: Mapping[str, str] = {"aim": "threshold", "lessons": "stages"}
+"""Keys of results/scenes.json and of its rows."""
 
 SWAPPED_IMAGE_SUFFIX = "_swapped_picture"
 """The suffix of tasks whose records have the image of another record, which is not renamed.

@@ -93,7 +93,7 @@ def test_the_longest_time_is_the_bottleneck_and_bounds_the_rest():
     assert (line.compute, line.memory) == (pytest.approx(0.1), pytest.approx(0.05))
     assert (line.interconnect, line.network, line.bottleneck) == (0.04, 0.03, "compute")
     assert line.examples_per_second == pytest.approx(640)
-    # Half of what the chips computed was asked for.
+    # Half of the operations of the chips are those of the model.
     assert line.mfu == pytest.approx(0.5)
     assert cost.roofline(1e12, 819e9, sent, V5E, 4, 1e12, 1).bottleneck == "memory"
 

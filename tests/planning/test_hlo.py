@@ -126,8 +126,8 @@ def test_collectives_and_memory_traffic_of_a_tpu_program():
     assert program.hbm_bytes() == 2 * 256 + 2048 + 6 * (2048 + 4 + 4 + 1)
 
 
-# A slice that is fetched into VMEM while something else goes on; a copy likewise; and a gather
-# begun before a loop, which goes on beside its four rounds: fusions hand its arrays on.
+# A slice and a copy that are fetched into VMEM during other work; and a gather that starts before a
+# loop and overlaps with its four rounds, whose fusions pass its arrays along.
 ASYNCHRONOUS = (
     """HloModule jit_f, is_scheduled=true
 

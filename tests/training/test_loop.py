@@ -186,7 +186,7 @@ def test_a_run_whose_time_is_up_is_saved_validated_and_finished(whole, tmp_path)
     assert loop.train(again) == results
     assert "already complete (checkpoint of step 1 of 5" in output(again)
     assert "Raise LoopConfig.max_minutes" in output(again) and not losses(again)
-    # With more time it goes on as if nothing had been.
+    # With more time it resumes and gives the same results.
     more = make_run(tmp_path, total_steps=5, max_minutes=60, **PERIODS)
     loop.train(more)
     run, _ = whole
