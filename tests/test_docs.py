@@ -111,7 +111,7 @@ def test_python_code_parses(page):
 
 @pytest.fixture(scope="module")
 def pages():
-    """The module that writes the generated pages."""
+    """Returns the module that writes the generated pages."""
     path = ROOT / "docs" / "generate_pages.py"
     spec = importlib.util.spec_from_file_location("generate_pages", path)
     module = importlib.util.module_from_spec(spec)
@@ -172,7 +172,7 @@ def test_the_model_runs_as_shown():
 
 @pytest.fixture
 def beside_a_run(run_directory, image, tmp_path, monkeypatch):
-    """A folder with a run and an image, under the names of the README."""
+    """Returns a folder with a run and an image, under the names of the README."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "pretrain_scenes").symlink_to(run_directory)
     image.resize((480, 360)).save(tmp_path / "room.jpg")
@@ -189,7 +189,7 @@ def test_the_predictor_runs_as_shown(page, beside_a_run, capsys):
 
 @pytest.fixture
 def own_data(tmp_path):
-    """The guide's folder: ten images with captions, and the two files that it shows."""
+    """Returns the guide's folder: ten images with captions, and the two files that it shows."""
     page = PAGES["docs/guides/own_data.md"]
     (tmp_path / "my_data.py").write_text(blocks("docs/guides/own_data.md", "python")[0])
     (config,) = re.findall(r"^```\n(import my_data.*?)^```", page, re.S | re.M)

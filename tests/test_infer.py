@@ -37,7 +37,7 @@ SHAPES = ["--gin.BATCH_SIZE=3", f"--gin.SHARD_SIZE={SHARD}", "--gin.SOURCE_LENGT
 
 @pytest.fixture(scope="module")
 def run_directory(small_scenes, tmp_path_factory):
-    """Random parameters, with the vocabulary and the codes of the small scenes."""
+    """Writes a run of random parameters, with vocabulary and codes of the small scenes."""
     directory = tmp_path_factory.mktemp("run")
     scenes = Scenes(str(small_scenes))
     processor = Processor(
@@ -62,7 +62,7 @@ def run_directory(small_scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory):
-    """JSON lines with images as files or base64, without images, and with invalid ones."""
+    """Writes JSON lines with images as files or base64, without images, and invalid ones."""
     folder = tmp_path_factory.mktemp("requests")
     rng = np.random.default_rng(0)
     lines = []

@@ -181,7 +181,7 @@ def test_the_lock_pins_versions_that_the_declarations_allow():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of the sources, where building may leave its files."""
+    """Returns a copy of the sources, in which a build may leave files."""
     source = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("ofa_jax", "tasks", "tools", "gin_configs"):
@@ -193,7 +193,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory):
-    """The wheel, built without network access."""
+    """Returns the wheel, built without network access."""
     target = tmp_path_factory.mktemp("dist")
     command = [
         sys.executable,
@@ -230,7 +230,7 @@ def new_environment(folder, *installed):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The scripts of an environment that has the wheel, and the project's packages beneath it."""
+    """Returns the scripts of an environment with the wheel and the project's packages."""
     return new_environment(tmp_path_factory.mktemp("installed"), wheel)
 
 

@@ -74,7 +74,7 @@ def losses(model_dir):
 
 @pytest.fixture(scope="module")
 def runs(small_scenes, tmp_path_factory):
-    """The directories of the same run on one process and on two."""
+    """Returns the directories of the same run on one process and on two."""
     directories = {}
     for processes in (1, 2):
         directories[processes] = tmp_path_factory.mktemp(f"on_{processes}")

@@ -32,7 +32,7 @@ RENAMED_IN_CONFIG = {
 
 @pytest.fixture(scope="module")
 def old_data(small_scenes, tmp_path_factory):
-    """The folder of `small_scenes` under the names that commit 08d1356 gave its parts."""
+    """Returns the folder of `small_scenes` under the names that commit 08d1356 gave its parts."""
     folder = tmp_path_factory.mktemp("old_data")
     shutil.copytree(small_scenes, folder, dirs_exist_ok=True)
     (folder / "scenes" / "images").rename(folder / "scenes" / "pictures")
@@ -47,7 +47,7 @@ def old_data(small_scenes, tmp_path_factory):
 
 @pytest.fixture
 def old_run(golden, tmp_path):
-    """A copy of the old run directory."""
+    """Returns a copy of the old run directory."""
     with tarfile.open(golden / "run_08d1356" / "run.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "small"
@@ -55,14 +55,14 @@ def old_run(golden, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The numbers of the commit that made the run."""
+    """Returns the numbers of the commit that made the run."""
     path = ROOT / "tests" / "golden" / "run_08d1356" / "expected.json"
     return json.loads(path.read_text())
 
 
 @pytest.fixture
 def clean_gin(old_data, monkeypatch):
-    """No configuration, and the old data set."""
+    """Clears the configuration and selects the old data set."""
     monkeypatch.setenv("OFA_DATA_DIR", str(old_data))
     monkeypatch.chdir(ROOT)
     gin.clear_config()

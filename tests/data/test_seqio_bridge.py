@@ -58,7 +58,7 @@ def number(record, rng):
 
 @numpy_preprocessor
 def everything(record, rng):
-    """An example of every field, whose instruction is too long."""
+    """Makes an example with every field and with an instruction that is too long."""
     return {
         "inputs": np.array([0, *range(50, 58), 2], np.int32),
         "targets": np.array([int(record["id"]) + 10, 11, 12, 13, 14, 2], np.int32),
@@ -72,7 +72,7 @@ def everything(record, rng):
 
 @numpy_preprocessor
 def halve(example, rng):
-    """A second preprocessor, after one of the others."""
+    """Halves the loss weight, as a second preprocessor after one of the others."""
     return {**example, "loss_weight": np.float32(example["loss_weight"] / 2)}
 
 

@@ -55,6 +55,6 @@ def run_directory(processor, config, variables, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image():
-    """96 x 72 pixels of noise in large squares."""
+    """Returns an image of 96 x 72 pixels of noise in large squares."""
     pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(pixels.repeat(12, axis=0).repeat(12, axis=1))

@@ -18,7 +18,7 @@ BATCH = {
 
 @pytest.fixture(scope="module")
 def tiny(golden):
-    """(args, vocabulary size, state dict) of the small official model."""
+    """Returns (args, vocabulary size, state dict) of the small official model."""
     folder = golden / "model_tiny"
     description = json.loads((folder / "config.json").read_text())
     return (

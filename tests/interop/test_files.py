@@ -28,7 +28,7 @@ from tools import convert_checkpoint
 
 @pytest.fixture(scope="module")
 def tiny(golden):
-    """(args, float32 state dict with its buffers and counters) of the small official model."""
+    """Returns (args, float32 state dict with buffers and counters) of the small official model."""
     folder = golden / "model_tiny"
     description = json.loads((folder / "config.json").read_text())
     saved = dict(np.load(folder / "state_dict_f16.npz"))
@@ -42,7 +42,7 @@ def tiny(golden):
 
 @pytest.fixture(scope="module", params=["args", "cfg", "half"])
 def official(request, tiny, tmp_path_factory):
-    """A `.pt` as old and new fairseq write it, in float32 and in float16."""
+    """Writes a `.pt` as old and new fairseq do, in float32 and in float16."""
     args, state_dict = tiny
     if request.param == "half":
         state_dict = {

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def loaded(official, tmp_path_factory):
-    """The peer's model with what we have written; every name must be one of its own."""
+    """Loads our weights into the peer's model, which must know every name."""
     if absent := reference_model.missing():
         pytest.skip(f"the extra `peer` is not installed: {', '.join(absent)}")
     import torch

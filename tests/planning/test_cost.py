@@ -49,7 +49,7 @@ def collective(groups, on, kind="all-gather", operand="f32[1,1024]", result="f32
     ],
 )
 def test_a_collective_has_the_links_of_the_dimensions_of_its_axes(groups, axes, links):
-    """Four chips in a line are no ring, and send half of what their links could."""
+    """Four chips in a line do not form a ring, and send half of what their links could."""
     found = collective(groups, mesh((4, 1, 4)))
     size = 16 if "+" in axes else 4
     assert (found.axes, found.count, found.bytes) == (axes, 1, 4 * 4096)

@@ -10,7 +10,7 @@ from ofa_jax.data.task_settings import default_settings
 
 @pytest.fixture(scope="module")
 def scenes_settings(small_scenes):
-    """The pretraining tasks over a few small scenes, for a module."""
+    """Sets the pretraining tasks of a module to a few small scenes; returns the settings."""
     settings = pretraining_settings.scenes_settings(
         Scenes(str(small_scenes)), image_size=64, code_image_size=32, text_window=32
     )

@@ -66,7 +66,7 @@ def instruction(example, vocabulary):
 
 
 def is_true(name, groups, target, record, vocabulary):
-    """Whether the record says so; `groups` are the groups of the instruction's pattern."""
+    """Returns whether the target is true; `groups` are those of the instruction's pattern."""
 
     def regions():
         return {

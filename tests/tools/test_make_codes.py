@@ -24,7 +24,7 @@ def make_image(seed, size=(SIZE, SIZE)):
 
 @pytest.fixture
 def lines(tmp_path):
-    """Seven lines; two are invalid."""
+    """Writes seven lines; two are invalid."""
     files = [
         make_image(0),
         make_image(1, (48, 40)),

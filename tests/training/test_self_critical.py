@@ -269,7 +269,7 @@ def decode_words(ids):
 
 
 def reference_ids(length):
-    """int32 [4, 3, length]."""
+    """Returns the ids of the reference captions, int32 [4, 3, length]."""
     ids = np.full((4, 3, length), PAD, np.int32)
     for row, own in enumerate(REFERENCES):
         for place, caption in enumerate(own):

@@ -131,7 +131,7 @@ def test_rdrop_counts_both_passes_and_punishes_their_difference():
         # The log has the plain nats of both passes.
         return metrics.loss, metrics.tasks.nll.sum() / metrics.tasks.tokens.sum()
 
-    # Untrained passes differ by some 4e-4 of their loss, a hundred times that is no rounding.
+    # Untrained passes differ by some 4e-4 of their loss; a hundred times that exceeds rounding.
     loss, plain = first_step(0.3, rdrop_alpha=100.0)
     assert loss > 1.01 * plain
     # Without dropout the passes agree, and their divergence is nothing: plain nats remain.
