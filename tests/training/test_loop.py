@@ -112,7 +112,7 @@ def test_the_configured_steps_are_profiled(whole):
 def test_a_run_with_another_fingerprint_is_not_continued(whole):
     run, _ = whole
     other = make_run(run.model_dir, run_fingerprint={"seed": 4, "shape": (1, 2)}, total_steps=9)
-    with pytest.raises(loop.RunError, match="seed = 3, and is 4 now"):
+    with pytest.raises(loop.RunError, match="seed = 3, but now it is 4"):
         loop.train(other)
 
 
