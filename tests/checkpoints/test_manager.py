@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_logged_and_the_previous_one_gives_the_same_resu
     jax.tree.map(np.testing.assert_array_equal, saved(stopped, 4), saved(uninterrupted, 4))
 
 
-def test_a_damaged_checkpoint_is_not_used_for_a_warm_start(stopped):
+def test_variables_of_a_damaged_checkpoint_are_not_loaded(stopped):
     flip_byte(data_file(stopped, 4))
     for load in (
         lambda path: storage.load_numpy_variables(path),
