@@ -316,6 +316,11 @@ def test_modules_of_the_wheel_import_from_any_folder(call):
     assert done.stdout.strip() == ofa_jax.__version__
 
 
+def test_a_tool_of_the_wheel_finds_the_tasks(call):
+    done = call("python", "-m", "ofa_jax.tools.inspect_mixture", "image_captionin")
+    assert done.returncode == 2 and "Did you mean image_captioning?" in done.stderr
+
+
 def test_an_editable_installation_imports_from_any_folder(source, tmp_path):
     scripts = new_environment(tmp_path / "environment", "--editable", source)
     program = (

@@ -2,7 +2,9 @@
 
     python -m tools.inspect_mixture ofa_pretrain_pairs --data_dir=data
     PYTHONPATH=. python -m tools.inspect_mixture counting_and_captions --module=counting
+    PYTHONPATH=. python -m tools.inspect_mixture image_captioning --gin_file=my_run.gin
 
+The data set is Scenes, or that of the run in the gin files (`--gin.NAME=value` overrides them).
 The lengths are what `TASK_FEATURE_LENGTHS` must hold; the examples are what the model will read.
 """
 
@@ -13,16 +15,22 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
 from rich.console import Console
 from rich.table import Table
 
+from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.data.task_settings import default_settings
+from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.training.build import build_run
+from ofa_jax.utils import modules
 
 
 def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
@@ -113,6 +121,22 @@ def show(name: str, split: str, examples: int, sample: int, seed: int, console: 
     console.print(lengths_table(lengths))
 
 
+def run_settings(arguments: Sequence[str]) -> list[Any]:
+    """Returns the settings of the run that gin files configure, and imports its task modules.
+
+    Args:
+      arguments: `--gin_file=FILE` and `--gin.NAME=value`; without any, there are no settings.
+    """
+    if not arguments:
+        return []
+    gin_registry.register({"train": build_run, "model_config": model_config})
+    common.parse_arguments(
+        "python -m tools.inspect_mixture", __doc__ or "", arguments, {"MODEL_DIR": ""}
+    )
+    modules.import_modules(gin_registry.bound_value("train.mixture_or_task_module"))
+    return [gin_registry.bound_value("train.settings")]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -129,13 +153,25 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sample", type=int, default=200, help="to measure of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data_dir", default=None, help="where scenes are, if not OFA_DATA_DIR")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--gin_file", action="append", default=[], help="of the run whose data to show"
+    )
+    options, rest = parser.parse_known_args(arguments)
     if options.data_dir is not None:
         os.environ["OFA_DATA_DIR"] = options.data_dir
     try:
         for module in ("tasks.pretraining", *options.module):
-            importlib.import_module(module)
-        show(options.name, options.split, options.examples, options.sample, options.seed, Console())
+            importlib.import_module(modules.find_module(module))
+        settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
+        with default_settings(*settings):
+            show(
+                options.name,
+                options.split,
+                options.examples,
+                options.sample,
+                options.seed,
+                Console(),
+            )
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

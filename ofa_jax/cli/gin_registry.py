@@ -86,9 +86,8 @@ def bound_value(parameter: str) -> Any:
       ValueError: it is not bound.
     """
     value = gin.query_parameter(parameter)
-    if _IDENTITY not in _names:
-        _register(_IDENTITY, lambda value: value)
     with gin.unlock_config():
+        _register(_IDENTITY, lambda value: value)
         gin.bind_parameter(f"{_IDENTITY}.value", value)
     return gin.get_configurable(_IDENTITY)()
 

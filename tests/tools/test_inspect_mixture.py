@@ -1,5 +1,6 @@
 """The output of `python -m tools.inspect_mixture`."""
 
+import gin
 import numpy as np
 import pytest
 import seqio
@@ -30,6 +31,20 @@ def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
     assert "64 x 64 pixels" in text
     # 16 codes and the end.
     assert "17 / 17 / 17" in text
+
+
+def test_it_shows_the_data_of_a_run(small_scenes, tmp_path, capsys):
+    (tmp_path / "run.gin").write_text(
+        "include 'gin_configs/runs/pretrain_scenes.gin'\n"
+        "scenes_settings.data_set = @Scenes()\n"
+        f"Scenes.data_dir = '{small_scenes}'\n"
+    )
+    arguments = [f"--gin_file={tmp_path / 'run.gin'}", "--gin.scenes_settings.image_size=96"]
+    try:
+        inspect_mixture.main(["image_captioning", *arguments, "--examples=1", "--sample=5"])
+    finally:
+        gin.clear_config()
+    assert "96 x 96 pixels" in capsys.readouterr().out
 
 
 def length_of_text(record, rng):
@@ -117,6 +132,7 @@ def test_missing_tasks_and_data_are_reported_in_one_sentence(capsys):
         (["ofa_pretrain_image"], "Did you mean ofa_pretrain_images?"),
         (["ofa_pretrain_images", "--split=tset"], "There is no split 'tset'"),
         (["x", "--module=no_such_module"], "No module named 'no_such_module'"),
+        (["x", "--exmaples=1"], "--exmaples"),
     ):
         with pytest.raises(SystemExit) as ended:
             inspect_mixture.main(arguments)
