@@ -25,7 +25,7 @@ __all__ = ["ArgumentParser", "parse_arguments"]
 _GIN_PREFIX = "--gin."
 _EPILOG = (
     "Every --gin.NAME=value overrides what the files say; strings need quotes "
-    "(--gin.MODEL_DIR='\"runs/mine\"'). Each file in gin_configs/ says in its header what it is "
+    "(--gin.MODEL_DIR='\"runs/mine\"').\nEach file in gin_configs/ says in its header what it is "
     "for and the command that runs it."
 )
 
@@ -51,7 +51,7 @@ def parse_arguments(
 
     Args:
       program: the command, for the usage line.
-      description: one paragraph for `--help`.
+      description: for `--help`, as it is.
       arguments: the command line without the program; `gin_registry.register` was called.
       not_needed: macro that this program does not read, and that may therefore be left required ->
         its value.
@@ -117,7 +117,11 @@ def _parse_flags(program: str, description: str, arguments: Sequence[str]) -> ar
       ConfigError: a flag is unknown or has a wrong value, or there is no gin file.
     """
     parser = ArgumentParser(
-        prog=program, description=description, allow_abbrev=False, epilog=_EPILOG
+        prog=program,
+        description=description,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # commands keep their lines
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE", help="read in the order given"
