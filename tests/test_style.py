@@ -55,7 +55,7 @@ UNPUBLISHED = (
     r"\bSTYLE\.md",
     r"RENAMES\.md",
 )
-MACHINE_PATHS = (r"/work/", r"/root/", r"/home/\w+")
+MACHINE_PATHS = (r"/(?:work|root)/", r"/home/\w+")
 
 
 def relative(path):
