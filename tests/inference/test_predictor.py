@@ -201,8 +201,8 @@ def test_an_official_checkpoint_needs_its_bpe(shared_golden, tmp_path):
         (dict(image=np.zeros((8, 8, 3))), r"uint8 \[height, width, 3\], not float64"),
         (dict(image="nowhere.png"), "There is no image nowhere.png"),
         (dict(image=b"no image"), "cannot be decoded"),
-        (dict(region=(0, 0, 500, 10)), "no box x0, y0, x1, y1 within the image of 96 x 72"),
-        (dict(region=(50, 0, 40, 10)), "no box x0, y0, x1, y1"),
+        (dict(region=(0, 0, 500, 10)), "not a box x0, y0, x1, y1 within the image of 96 x 72"),
+        (dict(region=(50, 0, 40, 10)), "not a box x0, y0, x1, y1"),
         (dict(image=None, region=(0, 0, 5, 10)), "no image that it lies in"),
         (
             dict(image=None, instruction="what is the image in the middle part?"),
