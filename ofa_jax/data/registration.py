@@ -86,9 +86,4 @@ def add_pretraining_task(
       function: `(record, rng, config) -> example`, with the run's `ObjectiveConfig`.
       open_records: (split, context) -> records; by default the data set's of that kind.
     """
-    seqio.TaskRegistry.add(
-        name,
-        source=pretraining_source(kind, open_records),
-        preprocessors=[pretraining_preprocessor(function)],
-        output_features=PRETRAINING_FEATURES,
-    )
+    add_task(name, PRETRAINING, open_records or kind, kind, PRETRAINING_SPLITS, function)
