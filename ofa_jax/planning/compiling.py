@@ -42,7 +42,7 @@ class PartialCompiler:
     """
 
     def __init__(self) -> None:
-        """Sets the flags of XLA; call it before JAX is asked for any device."""
+        """Sets the flags of XLA; call it before JAX looks for devices."""
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="ofa_jax_plan_"))
         flags = f"--xla_dump_to={self._folder} --xla_dump_hlo_as_text"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()

@@ -44,7 +44,7 @@ def topology_devices(chip: Chip, shape: str, slices: int) -> list[Any]:
 
 
 def compiler_for(chip: Chip) -> Compiler:
-    """Returns the compiler for a chip; call it before JAX is asked for any device."""
+    """Returns the compiler for a chip; call it before JAX looks for devices."""
     if chip.platform == "cuda":
         gpu.set_flags()
         return lambda lowered: compiling.completed(lowered.compile())
