@@ -15,10 +15,23 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".c
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import hypothesis
 import pytest
 from absl import logging
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# The same examples in every run: a failure is the change's, not chance's. New ones are tried by
+# `bash tests/run.sh fuzz`.
+hypothesis.settings.register_profile(
+    "tests",
+    derandomize=True,
+    max_examples=50,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):

@@ -47,7 +47,6 @@ from ofa_jax.data.sources.ofa_tsv import (
     read_negatives,
 )
 from ofa_jax.data.sources.tsv_columns import PAIR_TYPES
-from ofa_jax.data.sources.tsv_file import InvalidLineError
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -58,7 +57,6 @@ from .progress import progress
 _UNFINISHED = ".unfinished-"
 _NAMED = 10
 _MEGABYTE = 1 << 20
-_UNREADABLE = "unreadable image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +226,8 @@ def _write_shard(
             record = records[index]
             if conversion.check_images and "image" in record:
                 _check_image(record["image"], records, index)
-        except InvalidLineError as error:
-            shard.skipped[error.reason] += 1
+        except InvalidRecordError as error:
+            shard.skipped[error.reason.name] += 1
             if len(shard.named) < _NAMED:
                 shard.named.append(str(error))
             continue
@@ -246,7 +244,7 @@ def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
     try:
         images.decode(encoded)
     except InvalidRecordError as error:
-        raise InvalidLineError(_UNREADABLE, f"{records.location(index)}: {error}") from error
+        raise InvalidRecordError(f"{records.location(index)}: {error}", error.reason) from error
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from ofa_jax.data.sources.tsv_file import InvalidLineError, OpenTsv, TsvFile, decode_base64
+from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.interop import vqgan_file
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -98,8 +98,7 @@ def make_codes(
             )
             waiting.append((columns, images.to_array(image)[place, place]))
         except InvalidRecordError as error:
-            reason = error.reason if isinstance(error, InvalidLineError) else "unreadable image"
-            skipped[reason] += 1
+            skipped[error.reason.name] += 1
             if skipped.total() <= _NAMED:
                 logging.warning("%s, line %d is left out: %s", lines.path, number + 1, error)
         if len(waiting) == batch_size:

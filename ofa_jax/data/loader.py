@@ -23,9 +23,10 @@ from absl import logging
 
 from ofa_jax.data.features import Batch, Features, Stream, empty_features, stack
 from ofa_jax.data.sampling import StreamSampler, WeightedTask, features_of_record
+from ofa_jax.utils.bad_input import Finding
 
-_SKIPPED = "skipped"
-"""Key, beside those of the streams or features, of the reasons why records were skipped."""
+_FINDINGS = "findings"
+"""Key, beside those of the streams or features, of the findings about their records."""
 _MAX_LOGGED = 20
 
 
@@ -55,34 +56,34 @@ class StepSource:
         ]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        batches: dict[str, Any] = {_SKIPPED: []}
+        batches: dict[str, Any] = {_FINDINGS: []}
         for sampler in self.samplers:
-            batch, reasons = self._make_batch(sampler, step)
+            batch, findings = self._make_batch(sampler, step)
             batches[sampler.stream.name] = batch
-            batches[_SKIPPED] += reasons
+            batches[_FINDINGS] += findings
         return batches
 
-    def _make_batch(self, sampler: StreamSampler, step: int) -> tuple[Batch, list[str]]:
-        """Returns this host's part of a stream's batch, and why records were skipped.
+    def _make_batch(self, sampler: StreamSampler, step: int) -> tuple[Batch, list[Finding]]:
+        """Returns this host's part of a stream's batch, and the findings about its records.
 
         Raises:
           ValueError: every record of the whole batch is invalid.
         """
         size = sampler.stream.batch_size
         rows = [sampler[row] for row in self.host_rows(step, size)]
-        reasons = [reason for _, reason in rows if reason]
+        skipped = [finding for _, found in rows for finding in found if finding.is_skipped]
         # The few rows of one host may all be invalid by chance, so the rows of all hosts decide,
         # and every host comes to the same result. They are rarely read, so this costs nothing.
         if (
-            len(reasons) == len(rows)
+            len(skipped) == len(rows)
             and size > 1
-            and all(sampler[row][1] for row in range(step * size, (step + 1) * size))
+            and all(_is_skipped(sampler[row]) for row in range(step * size, (step + 1) * size))
         ):
             raise ValueError(
                 f"Every record of step {step} in stream {sampler.stream.name!r} is invalid, e.g. "
-                f"{reasons[0]}: the data does not fit the task."
+                f"{skipped[0].detail}: the data does not fit the task."
             )
-        return stack(features for features, _ in rows), reasons
+        return stack(features for features, _ in rows), _findings(rows)
 
 
 def shard_rows(batch_size: int, shard: int, num_data_shards: int) -> range:
@@ -99,6 +100,8 @@ class Loader:
       sequential: see `__init__`.
       task_names: of all tasks of the run; the `task_ids` of a batch are indices into it.
       skipped_records: task -> number of its invalid records in the batches yielded so far.
+      findings: (task, name of the reason) -> number of records that were skipped, or of parts that
+        were dropped or replaced, in the batches yielded so far.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Loader:
         self.sequential = dict(sequential or {})
         self.task_names = task_names(streams, tasks)
         self.skipped_records: collections.Counter[str] = collections.Counter()
+        self.findings: collections.Counter[tuple[str, str]] = collections.Counter()
         self._logged: set[str] = set()
         self._shards = (num_data_shards, tuple(data_shards))
         self._threads = (num_threads, prefetch_steps, num_workers)
@@ -170,7 +174,7 @@ class Loader:
         steps = self._prefetched(self._steps, start_step)
         others = {name: make(start_step) for name, make in self.sequential.items()}
         for batch in steps:
-            self._count(batch.pop(_SKIPPED))
+            self._count(batch.pop(_FINDINGS))
             yield batch | {name: next(batches) for name, batches in others.items()}
 
     def record_ids(self, step: int) -> dict[str, list[tuple[str, int]]]:
@@ -204,14 +208,17 @@ class Loader:
             )
         return iter(dataset)
 
-    def _count(self, reasons: Sequence[str]) -> None:
-        """Counts skipped records by task, and logs the first few."""
-        for reason in reasons:
-            self.skipped_records[reason.partition(",")[0]] += 1
+    def _count(self, findings: Sequence[Finding]) -> None:
+        """Counts findings by task and reason, and logs the first few."""
+        for finding in findings:
+            self.findings[finding.task, finding.reason.name] += 1
+            if finding.is_skipped:
+                self.skipped_records[finding.task] += 1
             # Each once; else a single record that recurs in every epoch would use up the limit.
-            if reason not in self._logged and len(self._logged) < _MAX_LOGGED:
-                self._logged.add(reason)
-                logging.warning("Skipped %s", reason)
+            if finding.detail not in self._logged and len(self._logged) < _MAX_LOGGED:
+                self._logged.add(finding.detail)
+                verb = "Skipped" if finding.is_skipped else "Changed"
+                logging.warning("%s %s (%s)", verb, finding.detail, finding.reason.name)
                 if len(self._logged) == _MAX_LOGGED:
                     logging.warning("Further invalid records are counted, but no longer logged.")
 
@@ -240,7 +247,7 @@ class Loader:
         ]
         for source in sources:
             for batch in self._prefetched(source):
-                self._count(batch.pop(_SKIPPED))
+                self._count(batch.pop(_FINDINGS))
                 yield source.stream.name, batch
 
 
@@ -270,9 +277,9 @@ class _ValidationBatches:
             for offset in shard_rows(size, shard, self.num_data_shards)
         ]
         batch = stack(features for features, _ in rows)
-        return batch | {_SKIPPED: [reason for _, reason in rows if reason]}
+        return batch | {_FINDINGS: _findings(rows)}
 
-    def _row(self, row: int) -> tuple[Features, str | None]:
+    def _row(self, row: int) -> tuple[Features, list[Finding]]:
         """Returns a row as `features_of_record` does; empty features behind the last record."""
         for task, task_id, count in zip(self.tasks, self.task_ids, self._counts(), strict=True):
             if row < count:
@@ -280,7 +287,17 @@ class _ValidationBatches:
                 rng = np.random.default_rng([zlib.crc32(task.name.encode()), row])
                 return features_of_record(self.stream, task, task_id, row, rng)
             row -= count
-        return empty_features(self.stream, self.task_ids[0]), None
+        return empty_features(self.stream, self.task_ids[0]), []
+
+
+def _is_skipped(row: tuple[Features, Sequence[Finding]]) -> bool:
+    """Returns whether the record of a row was skipped."""
+    return any(finding.is_skipped for finding in row[1])
+
+
+def _findings(rows: Sequence[tuple[Features, Sequence[Finding]]]) -> list[Finding]:
+    """Returns all findings about the records of rows."""
+    return [finding for _, found in rows for finding in found]
 
 
 def task_names(

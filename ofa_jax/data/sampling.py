@@ -28,6 +28,7 @@ import numpy as np
 from ofa_jax.data.features import Example, Features, Stream, empty_features, to_features
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.utils.bad_input import Finding, as_invalid_record, collect
 
 Preprocess = Callable[[Record, np.random.Generator], Example]
 
@@ -141,7 +142,7 @@ class StreamSampler:
         """Returns the generator that a row draws all of its random numbers from."""
         return np.random.default_rng([self.seed, _crc32(self.stream.name), row])
 
-    def __getitem__(self, row: int) -> tuple[Features, str | None]:
+    def __getitem__(self, row: int) -> tuple[Features, list[Finding]]:
         """Returns a row as `features_of_record` does."""
         number, index = self.locate(row)
         return features_of_record(
@@ -151,17 +152,24 @@ class StreamSampler:
 
 def features_of_record(
     stream: Stream, task: WeightedTask, task_id: int, index: int, rng: np.random.Generator
-) -> tuple[Features, str | None]:
+) -> tuple[Features, list[Finding]]:
     """Reads and preprocesses a record and converts the example to features.
 
     Returns:
-      (features, None), or (empty features, the reason) if the record is invalid.
+      The features and what was dropped or replaced in the record; empty features and also the
+      reason why it was skipped if the record is invalid.
     """
-    try:
-        _, example = read_example(task, index, rng)
-    except InvalidRecordError as error:
-        return empty_features(stream, task_id), f"{task.name}, record {index}: {error}"
-    return to_features(example, stream, task_id, rng), None
+    with collect() as findings:
+        try:
+            _, example = read_example(task, index, rng)
+            features = to_features(example, stream, task_id, rng)
+        except InvalidRecordError as error:
+            findings.append(Finding(error.reason, str(error)))
+            features = empty_features(stream, task_id)
+    where = f"{task.name}, record {index}"
+    return features, [
+        Finding(finding.reason, f"{where}: {finding.detail}", task.name) for finding in findings
+    ]
 
 
 def read_example(
@@ -172,23 +180,17 @@ def read_example(
     Raises:
       InvalidRecordError: with what is wrong with the record and where it is stored.
     """
-    record = _read(task.records, index)
+    try:
+        record = task.records[index]
+    except Exception as error:  # noqa: BLE001  a damaged file may raise anything
+        raise as_invalid_record(error, "cannot be read") from error
     try:
         return record, task.preprocess(record, rng)
-    except InvalidRecordError as error:
+    except Exception as error:  # noqa: BLE001  a record of odd types may raise anything
+        invalid = as_invalid_record(error, "cannot be preprocessed")
         if (location := getattr(task.records, "location", None)) is None:
-            raise
-        raise InvalidRecordError(f"{location(index)}: {error}") from error
-
-
-def _read(records: RecordSource, index: int) -> Record:
-    """Returns a record; raises InvalidRecordError for whatever its source raises."""
-    try:
-        return records[index]
-    except InvalidRecordError:
-        raise
-    except Exception as error:  # noqa: BLE001  a damaged file may raise anything
-        raise InvalidRecordError(f"cannot be read ({type(error).__name__}: {error})") from error
+            raise invalid from error
+        raise InvalidRecordError(f"{location(index)}: {invalid}", invalid.reason) from error
 
 
 def _crc32(*parts: Any) -> int:

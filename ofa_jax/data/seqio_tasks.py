@@ -24,7 +24,7 @@ from ofa_jax.data.sampling import Preprocess
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.task_settings import TaskContext
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
-from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import as_invalid_record
 
 __all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
 
@@ -213,8 +213,9 @@ class numpy_preprocessor:  # noqa: N801  a decorator
                 }
                 try:
                     example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
-                except InvalidRecordError as error:
-                    logging.warning("Skipped a record: %s", error)
+                except Exception as error:  # noqa: BLE001  a record of odd types may raise any
+                    invalid = as_invalid_record(error, "cannot be preprocessed")
+                    logging.warning("Skipped a record: %s (%s)", invalid, invalid.reason.name)
                     example = {"_good": np.bool_(False)}
                 return [
                     tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()

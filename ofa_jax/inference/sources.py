@@ -24,6 +24,7 @@ from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.inference.requests import Box
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import INVALID_RECORD, Reason
 
 FIELDS = ("id", "instruction", "image", "region")
 _MAX_PATH_LENGTH = 4096
@@ -83,12 +84,12 @@ class InvalidEntry(InvalidRecordError):
       id: id of the entry.
     """
 
-    def __init__(self, identity: str, reason: str):
-        super().__init__(identity, reason)
+    def __init__(self, identity: str, problem: str, reason: Reason = INVALID_RECORD):
+        super().__init__(problem, reason)
         self.id = identity
 
-    def __str__(self) -> str:
-        return self.args[1]
+    def __reduce__(self) -> tuple:
+        return InvalidEntry, (self.id, str(self), self.reason)
 
 
 class RequestSource(Protocol):
@@ -181,7 +182,7 @@ class _LineFiles:
             if not isinstance(instruction, str) or not isinstance(image, str | None):
                 raise InvalidRecordError("its instruction and its image must be text")
         except InvalidRecordError as error:
-            raise InvalidEntry(identity, str(error)) from error
+            raise InvalidEntry(identity, str(error), error.reason) from error
         folder = self.image_dir or os.path.dirname(path) or "."
         return Entry(identity, instruction, image or None, fields.get("region"), folder)
 

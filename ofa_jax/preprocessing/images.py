@@ -16,6 +16,7 @@ from PIL import Image
 
 from ofa_jax.preprocessing import boxes as box_ops
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import Treatment, declare
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 """The boxes to pass with an image whose boxes do not matter."""
@@ -27,6 +28,10 @@ _BLANK = 128
 Image.MAX_IMAGE_PIXELS = None
 
 JITTER_SCALES = (1.0, 1.5)
+
+UNREADABLE = declare(
+    "unreadable image", Treatment.SKIPPED, "The bytes are not a complete image.", __name__
+)
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -43,7 +48,7 @@ def decode(encoded: bytes) -> Image.Image:
         return image
     except Exception as error:  # noqa: BLE001  Pillow's decoders raise exceptions of any type
         raise InvalidRecordError(
-            f"its image cannot be decoded ({type(error).__name__}: {error})"
+            f"its image cannot be decoded ({type(error).__name__}: {error})", UNREADABLE
         ) from error
 
 

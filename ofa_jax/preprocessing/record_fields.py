@@ -11,11 +11,14 @@ from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.preprocessing.text import clean_question
+from ofa_jax.utils.bad_input import INVALID_RECORD, Reason
 
 
-def record_error(record: Record, problem: str) -> InvalidRecordError:
+def record_error(
+    record: Record, problem: str, reason: Reason = INVALID_RECORD
+) -> InvalidRecordError:
     """Returns the error to raise: a sentence that names the record and its problem."""
-    return InvalidRecordError(f"record {record.get('id', '?')}: {problem}")
+    return InvalidRecordError(f"record {record.get('id', '?')}: {problem}", reason)
 
 
 def get_required(record: Record, field: str) -> Any:
@@ -80,7 +83,7 @@ def decode_image(record: Record) -> Image.Image:
     try:
         return images.decode(encoded)
     except InvalidRecordError as error:
-        raise record_error(record, str(error)) from error
+        raise record_error(record, str(error), error.reason) from error
 
 
 def check_box(record: Record, box: Float32[np.ndarray, "4"], image: Image.Image) -> None:

@@ -28,6 +28,10 @@ Boxes are x0, y0, x1, y1 in pixels of the stored image.
 from collections.abc import Mapping
 from typing import Any
 
+from ofa_jax.utils.bad_input import InvalidRecordError
+
+__all__ = ["DOWNSTREAM_FIELDS", "RECORD_FIELDS", "InvalidRecordError", "Record"]
+
 Record = Mapping[str, Any]
 
 RECORD_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +95,3 @@ DOWNSTREAM_FIELDS: Mapping[str, tuple[str, ...]] = {
     "articles": ("id", "text", "summary"),
 }
 """The kinds of records that only downstream tasks read, and their fields."""
-
-
-class InvalidRecordError(ValueError):
-    """A record that cannot be used. The loader skips, counts and logs it; training goes on."""

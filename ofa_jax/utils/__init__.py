@@ -1,6 +1,9 @@
 """Small things that every package may use.
 
-files         atomic writes
+bad_input     reasons why input is refused, skipped or changed
+files         atomic writes, reads of regular files
+text_files    text and JSON as people write them
+locks         one process in a folder
 timers        goodput: where a host's time goes
 hardware      published figures of chips, and topologies
 distributed   connects the processes of several hosts
@@ -11,12 +14,15 @@ suggestions   the nearest right name
 """
 
 __all__ = [
+    "bad_input",
     "distributed",
     "files",
     "hardware",
+    "locks",
     "modules",
     "platforms",
     "renamed",
     "suggestions",
+    "text_files",
     "timers",
 ]

@@ -7,7 +7,16 @@ import logging
 import numpy as np
 import pytest
 from absl import flags
-from loader_tasks import LENGTHS, PAIRS, TEXT, EncodeNumber, numbered, tasks, tensorflow_is_loaded
+from loader_tasks import (
+    LENGTHS,
+    PAIRS,
+    TEXT,
+    EncodeNumber,
+    note_a_dropped_part,
+    numbered,
+    tasks,
+    tensorflow_is_loaded,
+)
 
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
@@ -256,13 +265,37 @@ def test_a_record_that_cannot_be_read_is_invalid():
     assert loader.skipped_records == {"t": 1}
 
 
-def test_any_other_exception_of_a_preprocessor_is_raised():
+def test_a_mistake_in_a_preprocessor_ends_training_with_its_name_and_traceback(caplog):
     def mistake(record, rng):
         return record["nubmer"]
 
     stream = Stream("s", "m", 4, LENGTHS)
-    with pytest.raises(KeyError, match="nubmer"):
+    with pytest.raises(ValueError, match="Every record of step 0 .*KeyError: 'nubmer'"):
         next(Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(4), mistake)]}, 0).batches())
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_an_unexpected_exception_for_one_record_skips_that_record():
+    encode = EncodeNumber(image=False)
+
+    def preprocess(record, rng):
+        return encode({"number": None} if record["number"] == 1 else record, rng)
+
+    stream = Stream("s", "m", 4, LENGTHS)
+    loader = Loader([stream], {"s": [WeightedTask("t", 1.0, numbered(4), preprocess)]}, 0)
+    next(loader.batches())
+    assert loader.skipped_records == {"t": 1}
+    assert loader.findings == {("t", "unexpected error"): 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dropped_parts_are_counted_by_task_and_reason(workers):
+    stream = Stream("s", "m", 4, LENGTHS)
+    task = WeightedTask("t", 1.0, numbered(4), note_a_dropped_part)
+    loader = Loader([stream], {"s": [task]}, 0, num_workers=workers)
+    next(loader.batches())
+    assert loader.findings == {("t", "test: a dropped part"): 4}
+    assert not loader.skipped_records.total()
 
 
 def test_a_step_without_a_valid_record_raises():

@@ -9,6 +9,7 @@ from ofa_jax.data.features import Stream
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import Treatment, declare, note
 
 LENGTHS = {"inputs": 8, "targets": 4}
 PAIRS = Stream("pairs", "pairs_mixture", 8, LENGTHS, image_size=16, num_sampled_patches=1)
@@ -37,6 +38,15 @@ class EncodeNumber:
         if self.image:
             example["image"] = rng.integers(0, 256, (16, 16, 3), np.uint8)
         return example
+
+
+DROPPED = declare("test: a dropped part", Treatment.DROPPED, "In tests alone.", __name__)
+
+
+def note_a_dropped_part(record, rng):
+    """Encodes the record's number after it has reported that a part was dropped."""
+    note(DROPPED, f"part of {record['number']}")
+    return EncodeNumber(image=False)(record, rng)
 
 
 def tensorflow_is_loaded(record, rng):

@@ -19,6 +19,47 @@ from jaxtyping import Float32, Int32
 from ofa_jax.data.sources.tsv_file import InvalidLineError, decode_base64
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils.bad_input import Treatment, declare
+
+BAD_TEXT = declare(
+    "bad text", Treatment.SKIPPED, "A text column of the TSV line is not UTF-8.", __name__
+)
+EMPTY_TEXT = declare(
+    "empty text",
+    Treatment.SKIPPED,
+    "A column of the TSV line that the task needs is empty.",
+    __name__,
+)
+BAD_BOX = declare(
+    "bad box",
+    Treatment.SKIPPED,
+    "A box of the TSV line is not `x0,y0,x1,y1`, with category id and category for objects.",
+    __name__,
+)
+BAD_CODES = declare(
+    "bad image codes",
+    Treatment.SKIPPED,
+    "The image codes of the TSV line are not integers.",
+    __name__,
+)
+BAD_ANSWERS = declare(
+    "bad answers",
+    Treatment.SKIPPED,
+    "The answers of the TSV line are not `confidence|!+answer`.",
+    __name__,
+)
+UNKNOWN_LABEL = declare(
+    "unknown label",
+    Treatment.SKIPPED,
+    "The label of the TSV line is not one of the task's.",
+    __name__,
+)
+UNKNOWN_TYPE = declare(
+    "unknown type",
+    Treatment.SKIPPED,
+    "The type column of the TSV line is not one of the known types.",
+    __name__,
+)
 
 TsvRow = Mapping[str, bytes]
 """The selected columns of a line by name."""
@@ -53,14 +94,14 @@ def decode_text(row: TsvRow, column: str) -> str:
     try:
         return row[column].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidLineError("bad text", f"its {column} is not UTF-8") from error
+        raise InvalidLineError(BAD_TEXT, f"its {column} is not UTF-8") from error
 
 
 def decode_nonempty(row: TsvRow, column: str) -> str:
     """Decodes a column that must not be empty. Raises InvalidLineError."""
     value = decode_text(row, column)
     if not value.strip():
-        raise InvalidLineError("empty text", f"its {column} is empty")
+        raise InvalidLineError(EMPTY_TEXT, f"its {column} is empty")
     return value
 
 
@@ -82,7 +123,7 @@ def _parse_corners(numbers: Sequence[str], entry: str) -> list[float]:
     except ValueError:
         corners = []
     if len(corners) != 4 or not all(map(math.isfinite, corners)):
-        raise InvalidLineError("bad box", f"{_shorten(entry)} are not four numbers x0,y0,x1,y1")
+        raise InvalidLineError(BAD_BOX, f"{_shorten(entry)} are not four numbers x0,y0,x1,y1")
     return corners
 
 
@@ -94,7 +135,7 @@ def parse_codes(row: TsvRow, column: str) -> Int32[np.ndarray, " n"]:
     except (ValueError, OverflowError):
         values = np.array([-1])
     if not len(values) or (values < 0).any():
-        raise InvalidLineError("bad image codes", f"{_shorten(text)!r} are not image codes")
+        raise InvalidLineError(BAD_CODES, f"{_shorten(text)!r} are not image codes")
     return values
 
 
@@ -112,14 +153,14 @@ def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not separator or not answer or not 0 <= value < math.inf:
-            raise InvalidLineError("bad answers", f"{_shorten(entry)!r} is not confidence|!+answer")
+            raise InvalidLineError(BAD_ANSWERS, f"{_shorten(entry)!r} is not confidence|!+answer")
         found[answer] = value
     return found
 
 
 def _most_confident(found: Mapping[str, float], column: str) -> tuple[str, float]:
     if not found:
-        raise InvalidLineError("bad answers", f"its {column} have no answer")
+        raise InvalidLineError(BAD_ANSWERS, f"its {column} have no answer")
     answer = max(found, key=found.__getitem__)
     return answer, found[answer]
 
@@ -129,7 +170,7 @@ def _parse_label(row: TsvRow, targets: Mapping[str, str]) -> str:
     label = decode_text(row, "label").strip()
     if label not in targets:
         raise InvalidLineError(
-            "unknown label",
+            UNKNOWN_LABEL,
             f"its label is {_shorten(label)!r} instead of one of {', '.join(targets)}",
         )
     return targets[label]
@@ -147,7 +188,7 @@ def parse_pair(row: TsvRow) -> Record:
     kind = decode_text(row, "type").strip()
     if kind not in PAIR_TYPES:
         raise InvalidLineError(
-            "unknown type",
+            UNKNOWN_TYPE,
             f"its type is {_shorten(kind)!r} instead of {', '.join(PAIR_TYPES)}",
         )
     record: dict[str, Any] = {
@@ -186,11 +227,11 @@ def parse_objects(row: TsvRow) -> Record:
     """Parses an image and its objects: `x0,y0,x1,y1,category-id,category`, joined by `&&`."""
     entries = [entry.strip().split(",", 5) for entry in split_list(row, "objects")]
     if not entries:
-        raise InvalidLineError("empty text", "it has no objects")
+        raise InvalidLineError(EMPTY_TEXT, "it has no objects")
     for entry in entries:
         if len(entry) != 6 or not entry[5]:
             raise InvalidLineError(
-                "bad box",
+                BAD_BOX,
                 f"{_shorten(','.join(entry))!r} is not x0,y0,x1,y1,category-id,category",
             )
     return {
@@ -208,7 +249,7 @@ def parse_captioned_image(row: TsvRow) -> Record:
     """Parses an image and its captions: one in training, all of them in evaluation."""
     captions = split_list(row, "captions")
     if not captions:
-        raise InvalidLineError("empty text", "it has no captions")
+        raise InvalidLineError(EMPTY_TEXT, "it has no captions")
     return {
         "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),

@@ -27,21 +27,33 @@ from ofa_jax.data.sources.tsv_index import (
     read_index,
 )
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import Reason, Treatment, declare
+
+ENDS_TOO_EARLY = declare(
+    "line ends too early",
+    Treatment.SKIPPED,
+    "The TSV file has become shorter since it was indexed.",
+    __name__,
+)
+WRONG_COLUMNS = declare(
+    "wrong number of columns",
+    Treatment.SKIPPED,
+    "The TSV line does not have as many columns as the format, or as most lines of the file.",
+    __name__,
+)
+BAD_BASE64 = declare(
+    "bad base64", Treatment.SKIPPED, "The image column of the TSV line is not base64.", __name__
+)
 
 
 class InvalidLineError(InvalidRecordError):
-    """A line that cannot be used.
+    """A line that cannot be used."""
 
-    Attributes:
-      reason: a short text, the same for all lines with this fault, for counting them.
-    """
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail, reason)
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.args[1]
+    def __reduce__(self) -> tuple:
+        return InvalidLineError, (self.reason, str(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +156,7 @@ class OpenTsv:
             part = os.pread(self._descriptor, stop - start, start)
             if not part:
                 raise InvalidLineError(
-                    "ends too early", "the file has become shorter since it was indexed"
+                    ENDS_TOO_EARLY, "the file has become shorter since it was indexed"
                 )
             parts.append(part)
             start += len(part)
@@ -159,7 +171,7 @@ class OpenTsv:
         columns = self.line(number).split(b"\t")
         if len(columns) != self.num_columns:
             raise InvalidLineError(
-                "wrong number of columns",
+                WRONG_COLUMNS,
                 f"it has {len(columns)} columns instead of {self.num_columns}",
             )
         return columns
@@ -216,4 +228,4 @@ def decode_base64(text: bytes) -> bytes:
     try:
         return binascii.a2b_base64(text.translate(_STANDARD_ALPHABET), strict_mode=True)
     except binascii.Error as error:
-        raise InvalidLineError("bad base64", f"its image is not base64 ({error})") from error
+        raise InvalidLineError(BAD_BASE64, f"its image is not base64 ({error})") from error

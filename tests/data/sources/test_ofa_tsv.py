@@ -232,7 +232,7 @@ def test_an_invalid_line_error_has_file_line_and_reason(faulty_file, fault):
     assert len(whole) == 2 * len(FAULTS)
     with pytest.raises(InvalidLineError) as raised:
         whole[number]
-    assert raised.value.reason == fault.strip()
+    assert raised.value.reason.name == fault.strip()
     assert str(raised.value).startswith(f"{faulty_file}, line {number + 1}: ")
     assert FAULTS[fault][1] in str(raised.value)
 
@@ -249,7 +249,7 @@ def test_lines_without_a_type_are_among_the_pairs_only(faulty_file, folder):
             try:
                 record = source[index]
             except InvalidLineError as error:
-                reasons[kind].add(error.reason)
+                reasons[kind].add(error.reason.name)
             else:
                 names = {"captions": "captions", "questions": "questions", "regions": "phrases"}
                 assert kind == "pairs" or names[kind] in record

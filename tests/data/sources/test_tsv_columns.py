@@ -127,7 +127,7 @@ def test_an_unknown_label_makes_a_line_invalid(name):
         return
     with pytest.raises(InvalidLineError, match="its label is 'label' instead of one of ") as raised:
         parse(name, [*columns[:-1], "label"])
-    assert raised.value.reason == "unknown label"
+    assert raised.value.reason.name == "unknown label"
 
 
 @pytest.mark.parametrize(

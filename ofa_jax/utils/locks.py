@@ -1,0 +1,61 @@
+"""Locks a folder, so that two processes never write to it at the same time."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from absl import logging
+from etils import epath
+
+from ofa_jax.utils.files import is_local
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LockedError", "directory_lock"]
+
+
+class LockedError(OSError):
+    """Another process works in the folder."""
+
+
+@contextlib.contextmanager
+def directory_lock(directory: epath.PathLike, option: str) -> Iterator[None]:
+    """Holds a folder's lock in the block.
+
+    The lock is on the folder itself (`flock`): no file is written, and the system releases it when
+    the process ends in any way. Folders in an object store, and file systems without locks, are not
+    locked.
+
+    Args:
+      directory: an existing folder.
+      option: the option that names it, e.g. "MODEL_DIR", for the error.
+
+    Raises:
+      LockedError: another process holds the lock.
+    """
+    if fcntl is None or not is_local(directory):
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, directory, option)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: epath.PathLike, option: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise LockedError(
+                errno.EWOULDBLOCK,
+                f"Another process is writing to {directory}: wait until it has ended, or choose "
+                f"another {option}",
+            ) from None
+        logging.warning("%s cannot be locked (%s): start one process in it only.", directory, error)

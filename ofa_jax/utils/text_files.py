@@ -1,0 +1,112 @@
+"""Reads text files as people write them: byte order marks, CRLF, lone surrogates, damaged JSON.
+
+A line ends at a line feed, with or without a carriage return before it, and nowhere else: the
+characters U+2028, U+0085, vertical tab and form feed are part of the text, whereas
+`str.splitlines` would end a line there.
+"""
+
+import json
+import re
+from typing import Any, NoReturn
+
+from etils import epath
+
+from ofa_jax.utils.files import read_bytes
+
+__all__ = [
+    "DamagedFileError",
+    "decode_text",
+    "read_json",
+    "read_lines",
+    "read_text",
+    "replace_surrogates",
+    "strip_byte_order_mark",
+]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OTHER_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32",
+                b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # fmt: skip
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class DamagedFileError(ValueError):
+    """A file whose content cannot be read; the sentence names the file and what is wrong."""
+
+
+def strip_byte_order_mark(data: bytes) -> bytes:
+    """Drops UTF-8's byte order mark, which Excel, Notepad and PowerShell write."""
+    return data.removeprefix(_BYTE_ORDER_MARK)
+
+
+def replace_surrogates(text: str) -> str:
+    r"""Replaces every lone surrogate by U+FFFD; such a text cannot be encoded as UTF-8.
+
+    JSON's `"\ud83d"` and file names that are not UTF-8 contain them.
+    """
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decodes UTF-8 and drops its byte order mark.
+
+    Args:
+      data: the content of a file.
+      name: of the file, for the error.
+
+    Raises:
+      DamagedFileError: the text is in another encoding.
+    """
+    for mark, encoding in _OTHER_MARKS.items():
+        if data.startswith(mark):
+            raise DamagedFileError(f"{name} is {encoding}: save it as UTF-8.")
+    try:
+        return strip_byte_order_mark(data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DamagedFileError(
+            f"{name}, line {line}: byte {data[error.start]:#04x} is not UTF-8: save it as UTF-8."
+        ) from None
+
+
+def read_text(path: epath.PathLike) -> str:
+    """Reads a UTF-8 file without its byte order mark; line ends are kept as they are.
+
+    Raises:
+      OSError: it does not exist or is not a regular file.
+      DamagedFileError: the text is in another encoding.
+    """
+    return decode_text(read_bytes(path), str(path))
+
+
+def read_lines(path: epath.PathLike) -> list[str]:
+    """Reads the lines of a UTF-8 file, without their ends; see the module for what ends a line.
+
+    Raises:
+      OSError, DamagedFileError: see `read_text`.
+    """
+    text = read_text(path)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: it does not exist or is not a regular file.
+      DamagedFileError: it is not valid JSON: torn, of another encoding, nested too deeply, or with
+        numbers that are not finite.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise DamagedFileError(f"{path} is not valid JSON: it is nested too deeply.") from None
+    except ValueError as error:
+        empty = not text.strip("\x00 \t\r\n")
+        problem = "it is empty" if empty else str(error)
+        raise DamagedFileError(f"{path} is not valid JSON: {problem}.") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
