@@ -13,12 +13,12 @@ gigaword                                  gigaword        gigaword
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ofa_jax.data.choices import read_choices, read_class_names
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.tfds import TFDS_DATA_SETS, ClassifiedImageRecord
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
@@ -75,7 +75,8 @@ class DownstreamSettings:
         ones, e.g. {"imagenet": "0,1"}.
       index_dir: where indices of TSV files are written; None for beside the files.
       vqa_answers: the file of the candidate answers of VQA: JSON (a list, or a dict whose
-        keys are answers), or text with one per line. The official pickles are not read.
+        keys are answers), or text with one per line; see `choices`. The official pickles are not
+        read.
       class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
       options: fields of `DownstreamConfig` that differ from the published ones.
       task_modules: modules that register tasks, besides those that the run names.
@@ -145,7 +146,8 @@ class DownstreamSettings:
         if name in self.tfds:
             to_record = None
             if TFDS_DATA_SETS[name].to_record is None:
-                to_record = ClassifiedImageRecord(tuple(self.choices("class_names")))
+                names = read_class_names(self._choices_path("class_names"))
+                to_record = ClassifiedImageRecord(tuple(names))
             return TFDS_DATA_SETS[name].open(split, self.tfds[name], self.tfds_data_dir, to_record)
         paths = self.files.get(name, {}).get(split)
         if paths is None:
@@ -181,43 +183,17 @@ class DownstreamSettings:
         Raises:
           FileNotFoundError, ValueError: no file is named, or it is missing or invalid.
         """
+        return read_choices(self._choices_path(name))
+
+    def _choices_path(self, name: str) -> pathlib.Path:
+        """Returns the path that the field `name` names. Raises ValueError if it names none."""
         path = getattr(self, name)
         if path is None:
             raise ValueError(
                 f"The candidates are not known: set DownstreamSettings.{name} to a file of them, "
                 "JSON or text with one per line."
             )
-        return read_choices(pathlib.Path(self.data_dir, path))
-
-
-def read_choices(path: pathlib.Path) -> list[str]:
-    """Reads candidates from a file: JSON (a list, or the keys of a dict), or text, one per line.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: the file is a pickle or lists no candidates.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of answers {path}: check the path.")
-    content = path.read_bytes()
-    if path.suffix in (".pkl", ".pickle") or content[:1] == b"\x80":
-        raise ValueError(
-            f"{path} is a pickle, which is not read because it could execute code: write its keys "
-            "to a JSON list, or to a text file with one per line."
-        )
-    try:
-        text = content.decode("utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
-        answers = [answer.strip() for answer in found]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path} must be a JSON list of answers, a JSON dict whose keys are answers, or text "
-            f"with one per line ({error})."
-        ) from error
-    answers = list(dict.fromkeys(answer for answer in answers if answer))
-    if not answers:
-        raise ValueError(f"{path} has no answers.")
-    return answers
+        return pathlib.Path(self.data_dir, path)
 
 
 def _no_settings() -> DownstreamSettings:

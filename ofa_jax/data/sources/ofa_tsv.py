@@ -14,15 +14,16 @@ logs them.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from ofa_jax.data.choices import describe_json, parse_json, shorten
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
 from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.preprocessing.negatives import NegativePool
+from ofa_jax.utils import text_files
 
 PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
 CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
@@ -191,20 +192,32 @@ def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> 
             )
     captions = TextFileLines(str(folder / CAPTIONS_FILE), index_dir)
     len(captions)  # builds the index now
-    lines = (folder / NAMES_FILE).read_text(encoding="utf-8").split("\n")
-    return NegativePool(
-        captions=captions,
-        object_names=tuple(name for name in map(str.strip, lines) if name),
-        answers_by_type=_read_answers(folder / ANSWERS_FILE),
+    names = tuple(
+        name for name in map(str.strip, text_files.read_lines(folder / NAMES_FILE)) if name
     )
+    if not names:
+        raise ValueError(f"{folder / NAMES_FILE} has no names: give one per line.")
+    return NegativePool(captions, names, _read_answers(folder / ANSWERS_FILE))
 
 
 def _read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
     """Reads question type -> answers. Raises ValueError if the file has another form."""
+    form = f"{path} must be JSON of the form {{question type: [answer, ...]}}"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(answer, str) for answers in given.values() for answer in answers):
-            return {kind: tuple(answers) for kind, answers in given.items()}
-    except (ValueError, AttributeError, TypeError):
-        pass
-    raise ValueError(f"{path} must be JSON of the form {{question type: [answer, ...]}}.")
+        given = parse_json(text_files.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{form} ({error}).") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{form}, but it is {describe_json(given)}.")
+    found = {}
+    for kind, answers in given.items():
+        # A text would be taken for the list of its letters.
+        if not isinstance(answers, list):
+            raise ValueError(f"{form}, but {shorten(kind)} has {describe_json(answers)}.")
+        for answer in answers:
+            if not isinstance(answer, str):
+                raise ValueError(f"{form}, but {shorten(kind)} lists {describe_json(answer)}.")
+        found[text_files.replace_surrogates(kind)] = tuple(
+            map(text_files.replace_surrogates, answers)
+        )
+    return found
