@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers
 
+from ofa_jax.utils import files, text_files
+
 __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -117,9 +119,11 @@ class OFAVocabulary:
         """
         directory = pathlib.Path(bpe_dir)
         tokenizer = _gpt2_tokenizer(directory / "encoder.json", directory / "vocab.bpe")
-        lines = _existing(directory / "dict.txt").read_text(encoding="utf-8").splitlines()
+        lines = text_files.read_lines(_existing(directory / "dict.txt"))
         names = [line.rsplit(" ", 1)[0] for line in lines]
-        symbols: list[int | str] = [int(name) if name.isdigit() else name for name in names]
+        symbols: list[int | str] = [
+            int(name) if name.isascii() and name.isdecimal() else name for name in names
+        ]
         return cls(tokenizer, symbols, num_codes, num_bins)
 
     @classmethod
@@ -134,7 +138,7 @@ class OFAVocabulary:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a byte-level BPE.
         """
-        tokenizer = tokenizers.Tokenizer.from_file(str(_existing(pathlib.Path(path))))
+        tokenizer = _parse_tokenizer(path, text_files.read_text(_existing(pathlib.Path(path))))
         if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
             raise ValueError(
                 f"{path} is not a byte-level BPE; make one with `python -m tools.train_tokenizer`."
@@ -154,7 +158,7 @@ class OFAVocabulary:
             "text_symbols": self._symbols,
             "tokenizer": json.loads(self._tokenizer.to_str()),
         }
-        epath.Path(path).write_text(json.dumps(content, ensure_ascii=False))
+        files.write_text(path, json.dumps(content, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "OFAVocabulary":
@@ -167,14 +171,27 @@ class OFAVocabulary:
         path = epath.Path(path)
         if not path.is_file():
             raise _missing(path)
-        content = json.loads(path.read_text())
+        content = text_files.read_json(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
                 f"{path} was not written by OFAVocabulary.save: a tokenizer.json is read by "
                 "OFAVocabulary.from_tokenizer_json."
             )
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
-        return cls(tokenizer, content["text_symbols"], content["num_codes"], content["num_bins"])
+        symbols, num_codes, num_bins = (
+            content.get(name) for name in ("text_symbols", "num_codes", "num_bins")
+        )
+        if (
+            not isinstance(symbols, list)
+            or not all(type(symbol) in (int, str) for symbol in symbols)
+            or type(num_codes) is not int
+            or type(num_bins) is not int
+        ):
+            raise text_files.DamagedFileError(
+                f"{path} is damaged: its numbers of codes and bins or its list of text ids are not "
+                "as OFAVocabulary.save writes them."
+            )
+        tokenizer = _parse_tokenizer(path, json.dumps(content.get("tokenizer")))
+        return cls(tokenizer, symbols, num_codes, num_bins)
 
     # ------------------------------------------------------------------------------ id ranges
 
@@ -418,10 +435,38 @@ def _missing(path: epath.PathLike) -> FileNotFoundError:
     )
 
 
+def _parse_tokenizer(path: epath.PathLike, text: str) -> tokenizers.Tokenizer:
+    """Parses a `tokenizers` JSON. Raises DamagedFileError, which names the file, if it is none."""
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  the library raises plain Exception
+        raise text_files.DamagedFileError(
+            f"{path} is damaged, or not a JSON file of the library tokenizers: {error}."
+        ) from None
+
+
 def _gpt2_tokenizer(encoder_json: pathlib.Path, vocab_bpe: pathlib.Path) -> tokenizers.Tokenizer:
-    vocabulary, merges = models.BPE.read_file(
-        str(_existing(encoder_json)), str(_existing(vocab_bpe))
-    )
+    vocabulary = text_files.read_json(_existing(encoder_json))
+    if (
+        not isinstance(vocabulary, dict)
+        or not all(type(number) is int for number in vocabulary.values())
+        or set(vocabulary.values()) != set(range(len(vocabulary)))
+    ):
+        raise text_files.DamagedFileError(
+            f"{encoder_json} is not GPT-2's encoder.json: a JSON object from pieces to the numbers "
+            "from 0 on."
+        )
+    merges = []
+    for number, line in enumerate(text_files.read_lines(_existing(vocab_bpe)), 1):
+        if line.startswith("#version") or not line:
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise text_files.DamagedFileError(
+                f"{vocab_bpe}, line {number} is not a pair of pieces of {encoder_json.name}: the "
+                "file is damaged, or of another vocabulary."
+            )
+        merges.append((pair[0], pair[1]))
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
