@@ -8,6 +8,7 @@
       tsv_columns         the formats of the official files and their parsers
       tsv_file            the lines of large text files
       tsv_index           the line index that gives random access to them
+      tsv_conventions     recognises CSV, quoted cells and other encodings
     array_records       the official data, converted to ArrayRecord
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
@@ -29,6 +30,7 @@ __all__ = [
     "tfds",
     "tfds_parquet",
     "tsv_columns",
+    "tsv_conventions",
     "tsv_file",
     "tsv_index",
     "tsv_records",

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import stat
 import threading
 import weakref
 import zlib
@@ -16,23 +17,46 @@ from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, UInt8
 
 from ofa_jax.data.sources.tsv_index import (
     MAX_WIDTH,
     SUFFIX,
+    FileState,
     IndexOptions,
     LineIndex,
+    UnusableIndexError,
     build_index,
     read_index,
 )
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.utils.bad_input import Reason, Treatment, declare
+from ofa_jax.utils.bad_input import Reason, Treatment, declare, note
 
 ENDS_TOO_EARLY = declare(
     "line ends too early",
     Treatment.SKIPPED,
     "The TSV file has become shorter since it was indexed.",
+    __name__,
+)
+CHANGED_FILE = declare(
+    "changed file",
+    Treatment.SKIPPED,
+    "The TSV file has changed since it was opened: what is where the line was is not one line.",
+    __name__,
+)
+REBUILT_INDEX = declare(
+    "rebuilt line index",
+    Treatment.RECOVERED,
+    "The line index of a text file is damaged, of another version, of other options, or does not "
+    "fit the file (size, modification time, samples of the content); a warning says so.",
+    __name__,
+)
+REPLACED_BYTES = declare(
+    "line is not UTF-8",
+    Treatment.REPLACED,
+    "Bytes of a line of plain text (captions to sample from) are not UTF-8: U+FFFD stands for "
+    "them.",
     __name__,
 )
 WRONG_COLUMNS = declare(
@@ -64,13 +88,15 @@ class TsvFile:
       path: a file on a local disk or a mount.
       key_column: a column with few different values, which the index stores for every line.
       index_dir: the folder of the index; None for that of the file.
-      skip_blank: blank lines do not count as lines; they become part of the line before.
+      skip_blank: blank lines do not count as lines.
+      known_keys: keys that the index stores in any case, however many others the file has.
     """
 
     path: str
     key_column: int | None = None
     index_dir: str | None = None
     skip_blank: bool = False
+    known_keys: tuple[str, ...] = ()
 
     @property
     def index_path(self) -> pathlib.Path:
@@ -85,7 +111,7 @@ class TsvFile:
     @property
     def index_options(self) -> IndexOptions:
         """The options of the index."""
-        return IndexOptions(self.key_column, self.skip_blank)
+        return IndexOptions(self.key_column, self.skip_blank, self.known_keys)
 
     def open(self) -> "OpenTsv":
         """Opens the file; all threads of a process share one handle.
@@ -96,31 +122,49 @@ class TsvFile:
           OSError: the index cannot be written.
         """
         try:
-            stat = os.stat(self.path)
-        except FileNotFoundError:
+            status = os.stat(self.path)
+        except (FileNotFoundError, ValueError):  # ValueError: a null byte in the path
             remote = " (only files on a disk or a mount can be read)" if "://" in self.path else ""
             raise FileNotFoundError(
                 f"There is no file {self.path}{remote}: check the path."
             ) from None
-        if not stat.st_size:
+        if not stat.S_ISREG(status.st_mode):
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or a device"
+            raise ValueError(
+                f"{self.path} is a {kind}: its lines can be read in any order only from a file."
+            )
+        if not status.st_size:
             raise ValueError(f"The file {self.path} is empty.")
         with _OPEN_LOCK:
-            return _open(self, stat.st_size, stat.st_mtime_ns)
+            # The inode too: another file may have been moved here, with the same size and time.
+            return _open(self, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 _OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=64)
-def _open(file: TsvFile, size: int, mtime_ns: int) -> "OpenTsv":
-    """Opens a file, and builds its index if there is none for this size and time."""
-    index = read_index(file.index_path, size, mtime_ns, file.index_options)
-    if index is None:
-        build_index(file.path, file.index_path, file.index_options)
-        index = read_index(file.index_path, size, mtime_ns, file.index_options)
-        if index is None:
-            raise OSError(f"{file.path} is being written to: wait until it is complete.")
-    return OpenTsv(file.path, index)
+def _open(file: TsvFile, size: int, mtime_ns: int, inode: int) -> "OpenTsv":
+    """Opens a file, and builds its index if there is none for its present state."""
+    del size, mtime_ns, inode  # only for the cache
+    refuse_binary(file.path)
+    state = FileState.of(file.path)
+    try:
+        return OpenTsv(file.path, read_index(file.index_path, state, file.index_options))
+    except FileNotFoundError:
+        pass
+    except UnusableIndexError as error:
+        logging.warning(
+            "The index %s %s: it is built again (%s).",
+            file.index_path,
+            error,
+            REBUILT_INDEX.name,
+        )
+    build_index(file.path, file.index_path, file.index_options)
+    try:
+        return OpenTsv(file.path, read_index(file.index_path, state, file.index_options))
+    except (FileNotFoundError, UnusableIndexError) as error:
+        raise OSError(f"{file.path} is being written to: wait until it is complete.") from error
 
 
 class OpenTsv:
@@ -141,15 +185,25 @@ class OpenTsv:
         self.widths: UInt8[np.ndarray, " lines"] = index.widths
         self.key_codes: UInt8[np.ndarray, " lines"] = index.key_codes
         self._starts = index.starts
+        self._blanks = index.blanks
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return len(self.widths)
 
+    def line_number(self, number: int) -> int:
+        """Returns where an editor shows line `number`: counted from 1, blank lines included."""
+        return number + 1 + int(np.searchsorted(self._blanks, number, side="right"))
+
     def line(self, number: int) -> bytes:
-        """Returns line `number`, counted from 0, without its end."""
+        """Returns line `number`, counted from 0, without its end.
+
+        Raises:
+          InvalidLineError: the file has changed since it was indexed.
+        """
         start, stop = int(self._starts[number]), int(self._starts[number + 1])
+        start -= number > 0  # with the end of the line before
         parts = []
         while start < stop:
             # pread does not move a shared position, so threads do not interfere.
@@ -160,7 +214,13 @@ class OpenTsv:
                 )
             parts.append(part)
             start += len(part)
-        return b"".join(parts).rstrip(b"\r\n")
+        # After the line there may be blank ones that do not count, and nothing else.
+        text = b"".join(parts)
+        before, text = (text[:1], text[1:]) if number else (b"\n", text)
+        line, end, blank = text.partition(b"\n")
+        if before != b"\n" or blank.strip() or not (end or number == len(self) - 1):
+            raise InvalidLineError(CHANGED_FILE, "the file has changed since it was indexed")
+        return line.rstrip(b"\r")
 
     def columns(self, number: int) -> list[bytes]:
         """Returns the columns of line `number`.
@@ -212,7 +272,40 @@ class TextFileLines(Sequence[str]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has no line {index}.")
-        return self._lines.line(index).decode("utf-8", "replace").strip()
+        line = self._lines.line(index)
+        try:
+            return line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            where = f"{self.path}, line {self._lines.line_number(index)}"
+            note(REPLACED_BYTES, f"{where}: what is not UTF-8 in it is replaced by U+FFFD")
+            return line.decode("utf-8", "replace").strip()
+
+
+_BINARY = {
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"BZh": "compressed with bzip2: unpack it",
+    b"\xfd7zXZ": "compressed with xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: save it as text, its columns separated by tabs",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"PAR1": "a Parquet file: give text, its columns separated by tabs",
+}
+"""How files begin that are not text in UTF-8 -> what they are, and what to do."""
+
+
+def refuse_binary(path: str) -> None:
+    """Raises ValueError, which says what the file is, if it is not text in UTF-8 or alike."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    for begin, advice in _BINARY.items():
+        if head.startswith(begin):
+            raise ValueError(f"{path} is {advice}.")
+    if b"\0" in head:
+        what = "UTF-16 text" if head[1::2].count(0) + head[::2].count(0) > len(head) // 3 else ""
+        raise ValueError(
+            f"{path} is {what or 'not text: it has null bytes'}: save it as text in UTF-8."
+        )
 
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")

@@ -17,6 +17,7 @@ from absl import logging
 from jaxtyping import Bool, Integer
 
 from ofa_jax.data.sources.tsv_columns import PAIR_TYPES, TSV_FORMATS
+from ofa_jax.data.sources.tsv_conventions import describe_conventions
 from ofa_jax.data.sources.tsv_file import InvalidLineError, OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import Record
 
@@ -71,7 +72,11 @@ class TsvRecords:
         columns = parse_selected_cols(format, selected_cols)
         key = TSV_FORMATS[format].key
         key_column = None if key is None else columns[TSV_FORMATS[format].columns.index(key)]
-        files = tuple(TsvFile(path, key_column, index_dir) for path in find_files(paths))
+        known_keys = () if key is None else PAIR_TYPES
+        files = tuple(
+            TsvFile(path, key_column, index_dir, known_keys=known_keys)
+            for path in find_files(paths)
+        )
         records = cls(files, format, columns, types, with_malformed)
         records.check()
         return records
@@ -102,9 +107,9 @@ class TsvRecords:
         return opened, int(lines[index - self._ends[number]])
 
     def location(self, index: int) -> str:
-        """Returns the file and the line of a record, for messages."""
+        """Returns the file of a record and its line, counted from 1, for messages."""
         opened, line = self._find(index)
-        return f"{opened.path}, line {line + 1}"
+        return f"{opened.path}, line {opened.line_number(line)}"
 
     def __getitem__(self, index: int) -> Record:
         opened, line = self._find(index)
@@ -115,7 +120,7 @@ class TsvRecords:
             return tsv_format.parse({name: columns[index] for name, index in indices})
         except InvalidLineError as error:
             raise InvalidLineError(
-                error.reason, f"{opened.path}, line {line + 1}: {error}"
+                error.reason, f"{opened.path}, line {opened.line_number(line)}: {error}"
             ) from error
 
     @property
@@ -130,6 +135,7 @@ class TsvRecords:
         """
         tsv_format = TSV_FORMATS[self.format]
         for opened, _ in self._opened:
+            signs = _log_conventions(opened)
             last = max(self._column_indices)
             if opened.num_columns <= last:
                 names = ", ".join(tsv_format.columns)
@@ -137,6 +143,7 @@ class TsvRecords:
                     f"The lines of {opened.path} have {opened.num_columns} columns, but column "
                     f"{last} is selected (counted from 0): it is not a file of the kind "
                     f"{self.format} ({names}), or its selected_cols are others."
+                    + "".join(f" {sign}" for sign in signs)
                 )
             if tsv_format.key is not None:
                 key_column = self._column_indices[tsv_format.columns.index(tsv_format.key)]
@@ -195,6 +202,15 @@ def _check_types(opened: OpenTsv, key_column: int) -> None:
             f"{opened.path}: column {key_column} should have one of {', '.join(PAIR_TYPES)}, but "
             f"no line does ({_format_counts(counts)}): check the file and its selected_cols."
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _log_conventions(opened: OpenTsv) -> tuple[str, ...]:
+    """Returns `describe_conventions`, and logs it the first time."""
+    signs = tuple(describe_conventions(opened))
+    for sign in signs:
+        logging.warning("%s", sign)
+    return signs
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,11 +15,12 @@ from official_files import encoded, write_official_files
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import WeightedTask
-from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
+from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv, read_negatives
 from ofa_jax.data.sources.tsv_file import InvalidLineError
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images, objectives
 from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError
+from ofa_jax.utils import bad_input
 
 KIND = {"caption": "captions", "qa": "questions", "visual_grounding": "regions"}
 # The first draw of matching determines whether the target is yes.
@@ -168,6 +169,22 @@ def test_negative_samples_are_read_unchanged(data_set):
     assert pool.type_by_answer["no"] == "yes/no"
     again = pickle.loads(pickle.dumps(pool))
     assert again.captions[2] == "two birds"
+
+
+def test_negative_samples_may_have_a_byte_order_mark_and_other_separators(golden, tmp_path):
+    folder = write_official_files(golden, tmp_path) / "negative_sample"
+    (folder / "all_captions.txt").write_bytes("\ufeffa cat\r\nrock\u2028roll\r\n".encode())
+    (folder / "object.txt").write_bytes("\ufeffcat\r\ntraffic\u0085light\r\n".encode())
+    (folder / "type2ans.json").write_bytes(b"\xef\xbb\xbf" + b'{"other": ["a \\ud83d"]}')
+    pool = read_negatives(folder)
+    assert list(pool.captions) == ["a cat", "rock\u2028roll"]
+    assert pool.object_names == ("cat", "traffic\u0085light")
+    assert pool.answers_by_type == {"other": ("a \ufffd",)}
+    (folder / "all_captions.txt").write_bytes(b"a caf\xe9\n")
+    with bad_input.collect() as notes:
+        assert list(read_negatives(folder).captions) == ["a caf\ufffd"]
+    assert [note.reason.name for note in notes] == ["line is not UTF-8"]
+    assert notes[0].detail.startswith(f"{folder / 'all_captions.txt'}, line 1: ")
 
 
 # -------------------------------------------------------------------------------- invalid lines
@@ -453,6 +470,11 @@ def test_a_file_without_lines_of_a_type_raises_an_error_with_advice(golden, tmp_
         ("type2ans.json", "[]", "must be JSON of the form"),
         ("type2ans.json", '{"other": [3]}', "must be JSON of the form"),
         ("type2ans.json", "{", "must be JSON of the form"),
+        ("type2ans.json", '"other"', 'of the form .*, but it is the text "other"'),
+        ("type2ans.json", '{"other": "yes"}', 'but "other" has the text "yes"'),
+        ("type2ans.json", '{"other": {"yes": 3}}', 'but "other" has an object'),
+        ("type2ans.json", '{"a": [], "a": ["b"]}', 'it has the key "a" twice'),
+        ("object.txt", " \n", "object.txt has no names"),
         ("all_captions.txt", "\n", "has only blank lines"),
     ],
 )
