@@ -1,26 +1,36 @@
 """Reads and writes torch's checkpoint files without torch, and without executing their content.
 
-A `.pt` or `.bin` file is a zip archive of a pickle and of raw storages. A pickle may call any
-function; here only tensors, plain containers and argument namespaces are created, and a file that
-names anything else is refused. Tensors are views of the mapped file: reading a checkpoint takes no
-memory until a tensor is used.
+A `.pt` or `.bin` file is a pickle and raw storages. A pickle may call any function; here it is read
+as data (`inert_pickle`): tensors, plain containers, argument namespaces, and records of training's
+configuration; a file that names anything else is refused. Tensors are views of the mapped file:
+reading a checkpoint takes no memory until a tensor is used.
 """
 
 import argparse
 import collections
+import dataclasses
 import io
+import math
 import mmap
+import os
 import pathlib
 import pickle
-import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from ofa_jax.utils.files import atomic_path
+from ofa_jax.interop import inert_pickle
+from ofa_jax.interop.inert_pickle import ContentError, ForbiddenNameError, Name, plain
+from ofa_jax.interop.torch_archive import FindStorage, LegacyFile, Storage, ZipArchive, is_legacy
+from ofa_jax.utils import wrong_files
+from ofa_jax.utils.files import atomic_path, open_regular
+from ofa_jax.utils.text_files import DamagedFileError
+from ofa_jax.utils.wrong_files import shorten
+
+__all__ = ["OpenedFile", "VerifiedTensors", "load", "load_state_dict", "open_file", "plain", "save"]
 
 _STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
@@ -29,164 +39,249 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }  # fmt: skip
 _STORAGE_OF = {np.dtype(dtype): name for name, dtype in _STORAGES.items()}
+_DTYPES = {Name("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()}
 
-# Other names that are allowed, and become inert objects: the training configuration, whose plain
-# values alone are needed.
-_INERT_PREFIXES = ("omegaconf.", "fairseq.dataclass.", "fairseq.meters")
+# Names that may become records: the training configuration, whose plain values alone are needed.
+_INERT_PREFIXES = (
+    "omegaconf.", "fairseq.dataclass.", "fairseq.meters", "pytorch_lightning.callbacks."
+)  # fmt: skip
 _INERT = {
-    ("typing", "Any"), ("typing", "Dict"), ("typing", "List"), ("typing", "Optional"),
-    ("collections", "defaultdict"), ("builtins", "set"), ("builtins", "dict"),
-    ("builtins", "list"), ("builtins", "int"), ("builtins", "long"), ("builtins", "str"),
-    ("builtins", "float"), ("builtins", "bool"), ("torch", "device"), ("torch", "Size"),
-    ("_codecs", "encode"),
-    ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"), ("copyreg", "_reconstructor"),
-}  # fmt: skip
+    Name(module, name)
+    for module, names in {
+        "typing": ("Any", "Dict", "List", "Optional"),
+        "collections": ("defaultdict",),
+        "builtins": ("set", "dict", "list", "int", "long", "str", "float", "bool", "object"),
+        "torch": ("device", "Size", "float32", "float16", "bfloat16", "int64"),
+        "_codecs": ("encode",),
+        "numpy": ("dtype",),
+        "numpy.core.multiarray": ("scalar",),
+        "numpy._core.multiarray": ("scalar",),
+        "copyreg": ("_reconstructor",),
+    }.items()
+    for name in names
+}
+_MAX_DIMENSIONS = 32
+_MAX_REPEATED = 2**20
+"""Elements of a tensor that is larger than its storage."""
 
 
-class _InertObject:
-    """Stands for an object that is not created: records what the pickle does to it."""
-
-    args: tuple[Any, ...]
-    items: dict[Any, Any]
-
-    def __new__(cls, *args: Any) -> "_InertObject":
-        # Not __init__, which the pickle need not call.
-        made = super().__new__(cls)
-        made.args, made.items = args, {}
-        return made
-
-    def __init__(self, *args: Any):
-        pass
-
-    def __call__(self, *args: Any) -> "_InertObject":
-        return _InertObject(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        self.items["state"] = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items[key] = value
-
-    def append(self, value: Any) -> None:
-        """Stores an item, like a list or a set."""
-        self.items[len(self.items)] = value
-
-    def extend(self, values: Any) -> None:
-        """Stores items, like a list."""
-        for value in values:
-            self.append(value)
-
-    add = append
+def _is_allowed(name: Name) -> bool:
+    return name in _INERT or name in _DTYPES or name.module.startswith(_INERT_PREFIXES)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Creates tensors, containers and namespaces, and refuses all other names."""
+class _Reader:
+    """Makes the values of a file's pickles, and keeps which storage each tensor is of."""
 
-    def __init__(self, file: io.BufferedIOBase, storage: Callable[..., np.ndarray], path: str):
-        super().__init__(file, encoding="utf-8")
-        self._storage, self._path = storage, path
+    def __init__(self) -> None:
+        self.tensors: dict[int, tuple[np.ndarray, Storage]] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Returns what a name stands for. Raises ValueError if it is not allowed."""
-        # Protocol 2, torch's, has the names of Python 2.
-        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("argparse", "Namespace"):
-            return argparse.Namespace
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, requires_grad, hooks: data
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        if (
-            (module, name) in _INERT
-            or module.startswith(_INERT_PREFIXES)
-            or (module == "torch" and name in ("float32", "float16", "bfloat16", "int64"))
-        ):
-            # A class, because the pickle may call __new__ on it.
-            return type(name, (_InertObject,), {})
-        raise ValueError(
-            f"{self._path} asks for {module}.{name}, which a checkpoint does not need: it is not "
-            "loaded. If you trust it, load it with the program that wrote it and save its state "
-            "dict and its arguments alone."
-        )
+    def interpret(
+        self, stream: io.BytesIO, find_storage: FindStorage, with_tensors: bool = False
+    ) -> Any:
+        """Reads a pickle.
 
-    def persistent_load(self, identity: tuple[Any, ...]) -> np.ndarray:
-        """Returns the storage that a reference names."""
-        kind, dtype, key, _, length = identity
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise ValueError(f"{self._path} has a reference of an unknown kind ({kind}).")
-        return self._storage(str(key), dtype, int(length))
+        Args:
+          stream: at the pickle.
+          find_storage: returns the storage of a key, a dtype and a length.
+          with_tensors: whether to make tensors; None in their place otherwise.
+
+        Raises:
+          ContentError, DamagedFileError: it cannot be read.
+        """
+        storages: dict[tuple[str, np.dtype], Storage] = {}
+
+        def storage(reference: Any) -> Storage:
+            key, dtype, length = _parse_reference(reference)
+            if (key, dtype) not in storages:
+                storages[key, dtype] = find_storage(key, dtype, length)
+            return storages[key, dtype]
+
+        def tensor(args: tuple[Any, ...]) -> np.ndarray | None:
+            if len(args) < 4 or not isinstance(args[0], Storage):
+                raise ContentError("it makes a tensor of something else than a storage")
+            if not with_tensors:
+                return None
+            array = _rebuild_tensor(args[0].array, *args[1:4])
+            self.tensors[id(array)] = array, args[0]
+            return array
+
+        makers = {
+            Name("torch._utils", "_rebuild_tensor"): tensor,
+            Name("torch._utils", "_rebuild_tensor_v2"): tensor,
+            Name("torch._utils", "_rebuild_parameter"): _first_argument,
+            Name("torch._utils", "_rebuild_parameter_with_state"): _first_argument,
+            Name("collections", "OrderedDict"): inert_pickle.make_dict,
+            Name("argparse", "Namespace"): _make_namespace,
+        }
+        return inert_pickle.Interpreter(makers, _is_allowed, storage).load(stream)
 
 
-def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any
-) -> np.ndarray:
-    """Returns a view of a storage with torch's strides."""
-    size, stride = tuple(size), tuple(stride)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n)
-    if offset < 0 or any(step < 0 for step in stride) or (0 not in size and last >= len(storage)):
-        raise ValueError("a tensor reaches beyond its storage: the file is damaged.")
-    bytes_per = storage.dtype.itemsize
+def _make_namespace(args: tuple[Any, ...]) -> argparse.Namespace:
+    """Returns a new namespace, whose attributes come as its state."""
+    return argparse.Namespace()
+
+
+def _parse_reference(reference: Any) -> tuple[str, np.dtype, int]:
+    """Returns key, dtype and length of the storage that a pickle refers to."""
+    # Before torch 1.6, a sixth part says whether the storage is part of another one.
+    if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
+        raise ContentError("it has a reference of an unknown kind")
+    _, kind, key, _, length = reference[:5]
+    dtype = _DTYPES.get(kind) if isinstance(kind, Name) else None
+    if dtype is None or type(key) not in (str, int) or type(length) is not int:
+        raise ContentError("it has a reference to something else than a storage")
+    if reference[5:] not in ((), (None,)):
+        raise ContentError("it has a storage that is part of another one, as torch 0.4 wrote them")
+    return str(key), dtype, length
+
+
+def _first_argument(args: tuple[Any, ...]) -> Any:
+    if not args:
+        raise ContentError("it makes a parameter of nothing")
+    return args[0]
+
+
+def _rebuild_tensor(storage: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
+    """Returns a view of a storage with torch's strides.
+
+    Raises:
+      ContentError: it would not lie within the storage.
+    """
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+        raise ContentError("it has a tensor without a shape")
+    if len(size) > _MAX_DIMENSIONS or any(type(n) is not int for n in (offset, *size, *stride)):
+        raise ContentError("it has a tensor whose shape is not one of numbers")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min(offset, *size, *stride, 0) < 0 or (count and last >= len(storage)):
+        raise ContentError("a tensor reaches beyond its storage")
+    # A stride of 0 repeats elements: a copy could take any amount of memory.
+    if math.prod(max(n, 1) for n in size) > max(len(storage), _MAX_REPEATED):
+        raise ContentError("it has a tensor that repeats its storage too often")
+    steps = [step * storage.itemsize * (n > 1) for n, step in zip(size, stride, strict=True)]
     return np.lib.stride_tricks.as_strided(
-        storage[offset:], size, [step * bytes_per for step in stride], writeable=False
+        storage[offset if count else 0 :], size, steps, writeable=False
     )
 
 
-def load(path: str | pathlib.Path) -> Any:
-    """Loads a `.pt` or `.bin` file.
+@dataclasses.dataclass(frozen=True)
+class OpenedFile:
+    """A file of torch's.
+
+    Attributes:
+      content: as `load` returns it; no bytes of its tensors were compared with a checksum yet.
+    """
+
+    content: Any
+    _tensors: Mapping[int, tuple[np.ndarray, Storage]]
+
+    def verify(self, array: np.ndarray) -> None:
+        """Compares a tensor's storage with its checksum, the first time.
+
+        Raises:
+          DamagedFileError: it differs.
+        """
+        if id(array) in self._tensors:
+            self._tensors[id(array)][1].verify()
+
+    def verify_all(self) -> None:
+        """Compares all storages that tensors are of; this reads them once."""
+        for _, storage in self._tensors.values():
+            storage.verify()
+
+
+class VerifiedTensors(Mapping[str, np.ndarray]):
+    """Arrays by name, each of which is compared with its checksum when it is first taken.
+
+    The cost is one more pass over the bytes that are used, about a second for 2 GB, and none over
+    those that are not (an optimizer's state); the disk is read once, because the second pass finds
+    the bytes in memory.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], verify: Callable[[np.ndarray], None]):
+        self._arrays, self._verify = arrays, verify
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._arrays[name]
+        self._verify(array)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def open_file(path: str | os.PathLike[str]) -> OpenedFile:
+    """Opens a `.pt`, `.pth` or `.bin` file; see `load`."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    with open_regular(path) as file:
+        head = file.read(wrong_files.HEAD_BYTES)
+        if problem := wrong_files.describe_placeholder(head):
+            raise DamagedFileError(f"{path} {problem}.")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = _Reader()
+        try:
+            archive: ZipArchive | LegacyFile
+            if head.startswith(b"PK\x03\x04"):
+                archive = ZipArchive(path, file, mapped)
+            elif is_legacy(head):
+                archive = LegacyFile(path, mapped, reader.interpret)
+            else:
+                raise DamagedFileError(_describe_other(path, head))
+            content = reader.interpret(archive.pickled(), archive.storage, with_tensors=True)
+        except ForbiddenNameError as error:
+            raise ValueError(
+                f"{path} asks for {error}, which a checkpoint does not need: it is not loaded. If "
+                "you trust it, load it with the program that wrote it and save its state dict and "
+                "its arguments alone."
+            ) from error
+        except ContentError as error:
+            raise DamagedFileError(
+                f"{path} cannot be read: {error}. It is damaged, or torch did not write it."
+            ) from error
+    return OpenedFile(content, reader.tensors)
+
+
+def _describe_other(path: pathlib.Path, head: bytes) -> str:
+    """Returns the sentence about a file that is in none of torch's formats."""
+    if head.startswith(b"\x80"):
+        return (
+            f"{path} is a pickle, but not a file of torch.save: save the state dict and the "
+            "arguments with torch.save."
+        )
+    known = wrong_files.describe_bytes(head) or "is not a file that torch.save wrote"
+    return f"{path} {known}: give the checkpoint as a file of torch.save."
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Loads a `.pt`, `.pth` or `.bin` file, and compares its tensors with their checksums.
 
     Args:
-      path: of a file that `torch.save` wrote (torch 1.6 or later).
+      path: of a file that `torch.save` wrote, of any version since 0.4.
 
     Returns:
       Containers with numpy arrays in place of tensors (read-only views of the file; bfloat16 as
-      ml_dtypes' type), argparse.Namespaces, and inert objects for training's configuration
-      (`plain` turns them into dictionaries).
+      ml_dtypes' type), argparse.Namespaces, and records for training's configuration (`plain`
+      turns them into dictionaries).
 
     Raises:
       FileNotFoundError: the file does not exist.
       ValueError: it is not such a file, is damaged, or names something that is not allowed.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is not in the format of torch 1.6 or later (a zip archive): load and save it "
-            "again with a newer torch."
-        )
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        (root,) = {name.rsplit("/", 1)[0] for name in members if name.endswith("/data.pkl")} or {""}
-        if not root:
-            raise ValueError(f"{path} has no data.pkl: torch did not write it.")
-        pickled = archive.read(f"{root}/data.pkl")
-
-    def storage(key: str, dtype: np.dtype, length: int) -> np.ndarray:
-        info = members.get(f"{root}/data/{key}")
-        if info is None or info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{path} lacks the storage {key}: it is damaged.")
-        # The local header's extra field differs from the directory's: torch pads with it.
-        name_length, extra_length = struct.unpack_from("<HH", mapped, info.header_offset + 26)
-        start = info.header_offset + 30 + name_length + extra_length
-        if length * dtype.itemsize > info.file_size or start + info.file_size > len(mapped):
-            raise ValueError(f"{path}: the storage {key} is cut off; the file is damaged.")
-        return np.frombuffer(mapped, dtype, length, start)
-
-    try:
-        return _Unpickler(io.BytesIO(pickled), storage, str(path)).load()
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+    opened = open_file(path)
+    opened.verify_all()
+    return opened.content
 
 
 def load_state_dict(
-    path: str | pathlib.Path, what: str, holders: Sequence[str] = ("state_dict",)
+    path: str | os.PathLike[str], what: str, holders: Sequence[str] = ("state_dict",)
 ) -> Mapping[str, Any]:
     """Loads the arrays of a file that is a state dict or holds one.
 
@@ -195,36 +290,37 @@ def load_state_dict(
       what: the kind of model, for the error.
       holders: keys under which a file may hold its state dict.
 
+    Returns:
+      Arrays by name, each of which is compared with its checksum when it is first taken.
+
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
     """
-    held = load(path)
+    opened = open_file(path)
+    held = opened.content
     for name in holders:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{path} does not hold the state dict of a {what}.")
-    return held
+    if not isinstance(held, Mapping) or not any(isinstance(x, np.ndarray) for x in held.values()):
+        raise ValueError(f"{path} does not hold the state dict of a {what}: {describe(held)}.")
+    return VerifiedTensors(tensors_of(held), opened.verify)
 
 
-def plain(value: Any) -> Any:
-    """Converts namespaces, OmegaConf nodes and other inert objects to plain containers."""
-    if isinstance(value, argparse.Namespace):
-        return {key: plain(item) for key, item in vars(value).items()}
-    if isinstance(value, _InertObject):
-        state = value.items.get("state")
-        if isinstance(state, tuple):
-            state = state[0] or state[-1]
-        if isinstance(state, Mapping) and "_content" in state:
-            return plain(state["_content"])
-        if isinstance(state, Mapping) and "_val" in state:
-            return plain(state["_val"])
-        return None
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+def tensors_of(held: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """Returns the entries of a state dict that are tensors with a name."""
+    return {
+        name: array
+        for name, array in held.items()
+        if isinstance(name, str) and isinstance(array, np.ndarray)
+    }
+
+
+def describe(content: Any) -> str:
+    """Returns what a file holds, for an error."""
+    if not isinstance(content, Mapping):
+        return f"it holds {shorten(content)}"
+    names = ", ".join(shorten(name) for name in list(content)[:5])
+    return f"it holds {names}{' ...' * (len(content) > 5)}" if names else "it is empty"
 
 
 # --------------------------------------------------------------------------------------- writing

@@ -41,6 +41,15 @@ def test_files_written_by_torch_are_read(by_torch):
     assert np.shares_memory(content["model"]["weight"], content["model"]["tied"])
 
 
+@pytest.mark.parametrize("name", ["legacy.pt", "protocol_4.pt"])
+def test_files_of_other_formats_are_read(golden, name):
+    content = torch_file.load(golden / "torch_file" / name)
+    assert_equal(content["model"], WRITTEN)
+    assert content["args"] == argparse.Namespace(encoder_layers=6)
+    assert content["extra_state"] == {"best": 0.5, "epoch": 3}
+    assert np.shares_memory(content["model"]["weight"], content["model"]["tied"])
+
+
 def test_configuration_objects_become_plain_values(by_torch):
     cfg = torch_file.plain(torch_file.load(by_torch)["cfg"])
     assert cfg == {
@@ -112,8 +121,8 @@ def test_inert_globals_do_nothing(tmp_path, by_torch):
 def test_damaged_and_foreign_files_are_named(tmp_path, by_torch):
     whole = by_torch.read_bytes()
     cases = {
-        "not.pt": (b"\x80\x02}q\x00.", "not in the format of torch 1.6"),
-        "short.pt": (whole[: len(whole) // 2], "not in the format of torch 1.6"),
+        "not.pt": (b"\x80\x02}q\x00.", "is a pickle, but not a file of torch.save"),
+        "short.pt": (whole[: len(whole) // 2], "is a damaged or cut off zip archive"),
     }
     for name, (content, sentence) in cases.items():
         (tmp_path / name).write_bytes(content)
