@@ -3,19 +3,24 @@
 * `reference/configuration.md`: every class and function that gin can configure, with the types,
   defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
+* `bad_input.md`: the reasons for which the code refuses, skips or changes input;
 * `scenes.md`: a copy of results/scenes.md.
 """
 
+import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 import sys
+from collections.abc import Sequence
 
 import mkdocs_gen_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+_REASONS = "<!-- reasons -->"
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$", re.M)
 
 
@@ -130,6 +135,41 @@ def write_configuration() -> None:
             page.write(section(name, found[name]) + "\n")
 
 
+# ------------------------------------------------------------------------------------- bad input
+
+
+def declared_reasons() -> list:
+    """Returns the reasons that any module of the library declares."""
+    import ofa_jax
+    from ofa_jax.utils import bad_input
+
+    for module in pkgutil.walk_packages(ofa_jax.__path__, "ofa_jax."):
+        if module.name.split(".")[1] not in ("tasks", "tools", "gin_configs"):
+            importlib.import_module(module.name)
+    return list(bad_input.declared_reasons().values())
+
+
+def reasons_table(reasons: Sequence) -> str:
+    """Returns the reasons in Markdown, grouped by what is done."""
+    from ofa_jax.utils import bad_input
+
+    lines = []
+    for treatment in bad_input.Treatment:
+        chosen = sorted((r for r in reasons if r.treatment is treatment), key=lambda r: r.name)
+        if chosen:
+            lines += ["", f"### {treatment.value.capitalize()}", ""]
+            lines += ["| reason | condition |", "| --- | --- |"]
+            lines += [f"| {cell(r.name)} | {cell(r.description)} |" for r in chosen]
+    return "\n".join([*lines, ""])
+
+
+def write_bad_input() -> None:
+    """Adds the declared reasons to the page about bad input."""
+    text = (ROOT / "docs" / "bad_input.md").read_text().split(_REASONS)[0]
+    with mkdocs_gen_files.open("bad_input.md", "w") as page:
+        page.write(text + reasons_table(declared_reasons()))
+
+
 # ----------------------------------------------------------------------------------------- the API
 
 
@@ -173,4 +213,5 @@ def write_scenes() -> None:
 if __name__ != "generate_pages":  # a test imports the functions
     write_configuration()
     write_api()
+    write_bad_input()
     write_scenes()

@@ -119,6 +119,17 @@ def pages():
     return module
 
 
+def test_the_page_about_bad_input_lists_every_reason(pages):
+    reasons = pages.declared_reasons()
+    table = pages.reasons_table(reasons)
+    for reason in reasons:
+        if reason.name.startswith("test: "):
+            continue
+        assert reason.description.endswith("."), f"{reason.name}: describe it in a sentence"
+        assert importlib.import_module(reason.declared_in), reason.name
+        assert f"\n| {pages.cell(reason.name)} | {pages.cell(reason.description)} |" in table
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if "--gin" in PAGES[page]])
 def test_gin_files_and_parameters_of_commands_exist(page, pages):
     pages.configurables()  # registers them
