@@ -74,7 +74,8 @@ _TYPES = ("caption", "qa", "visual_grounding")
 def photograph(rng: np.random.Generator) -> bytes:
     """Returns a JPEG of a random crop of a random photograph, with some noise."""
     name = PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]
-    with Image.open(package_folder("skimage") / "data" / name) as stored:
+    path = package_folder("skimage") / "data" / name
+    with Image.open(path, formats=("PNG", "JPEG")) as stored:
         image = stored.convert("RGB")
     largest = min(image.width / WIDTH, image.height / HEIGHT)
     scale = largest * rng.uniform(0.6, 1.0)

@@ -317,14 +317,12 @@ def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.
 
 
 def _learn_codebook(encoded_images: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:
-    import numpy as np
-    from PIL import Image
-
+    from ofa_jax.preprocessing import images
     from ofa_jax.tokenizers import PatchCodebook
 
     print("scenes: learning the patch codebook", flush=True)
-    images = (np.asarray(Image.open(io.BytesIO(image))) for image in encoded_images)
-    PatchCodebook.fit(images, options.num_codes, seed=options.seed).save(path)
+    decoded = (images.to_array(images.decode(image)) for image in encoded_images)
+    PatchCodebook.fit(decoded, options.num_codes, seed=options.seed).save(path)
 
 
 if __name__ == "__main__":

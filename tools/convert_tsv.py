@@ -242,7 +242,7 @@ def _write_shard(
 
 def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
     try:
-        images.decode(encoded)
+        images.decode(encoded, images.AS_STORED)
     except InvalidRecordError as error:
         raise InvalidRecordError(f"{records.location(index)}: {error}", error.reason) from error
 

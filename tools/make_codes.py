@@ -94,7 +94,7 @@ def make_codes(
         try:
             columns = lines.columns(number)
             image = images.resize_and_center_crop(
-                images.decode(decode_base64(columns[1])), image_size
+                images.decode(decode_base64(columns[1]), images.AS_STORED), image_size
             )
             waiting.append((columns, images.to_array(image)[place, place]))
         except InvalidRecordError as error:

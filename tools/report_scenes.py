@@ -216,7 +216,8 @@ def _masked(line: Line) -> str:
 def _center(record: Mapping[str, Any], config: ObjectiveConfig) -> np.ndarray:
     """Returns the true centre of an image that infilling blanks, uint8 [side, side, 3]."""
     place = images.center_slice(config.infill_image_size, config.code_image_size)
-    image = images.resize_and_center_crop(images.decode(record["image"]), config.infill_image_size)
+    decoded = images.decode(record["image"], config.decode_options)
+    image = images.resize_and_center_crop(decoded, config.infill_image_size)
     return images.to_array(image)[place, place]
 
 

@@ -28,6 +28,7 @@ from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
 from ofa_jax.training.self_critical import SelfCriticalConfig
+from ofa_jax.utils.decode_options import DecodeOptions
 
 __all__ = ["check_parameter", "names", "register"]
 
@@ -40,6 +41,7 @@ _CLASSES = (
     LoopConfig,
     LossConfig,
     OptimizerConfig,
+    DecodeOptions,
     PretrainingSettings,
     DownstreamSettings,
     DecodingConfig,

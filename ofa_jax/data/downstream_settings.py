@@ -25,6 +25,7 @@ from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.preprocessing.downstream import DownstreamConfig
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.decode_options import AS_SEEN
 from ofa_jax.utils.suggestions import refuse_unknown
 
 SPLITS = (
@@ -78,7 +79,8 @@ class DownstreamSettings:
         keys are answers), or text with one per line; see `choices`. The official pickles are not
         read.
       class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
-      options: fields of `DownstreamConfig` that differ from the published ones.
+      options: fields of `DownstreamConfig` that differ from the published ones. Images are decoded
+        as the reference implementation does, and as people see them if all data is in TFDS.
       task_modules: modules that register tasks, besides those that the run names.
     """
 
@@ -119,7 +121,10 @@ class DownstreamSettings:
     @functools.cached_property
     def config(self) -> DownstreamConfig:
         """The configuration for training."""
-        return DownstreamConfig(self.vocabulary, **self.options)
+        options = dict(self.options)
+        if self.tfds and not self.files:
+            options.setdefault("decode_options", AS_SEEN)
+        return DownstreamConfig(self.vocabulary, **options)
 
     @property
     def evaluation_config(self) -> DownstreamConfig:

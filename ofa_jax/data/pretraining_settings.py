@@ -13,6 +13,7 @@ from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.decode_options import AS_SEEN
 from ofa_jax.utils.suggestions import refuse_unknown
 
 
@@ -24,7 +25,8 @@ class PretrainingSettings:
       data_set: yields the record fields of `ofa_jax.preprocessing.records`.
       vocabulary: of instructions and targets.
       image_tokenizer: for image infilling without codes in the records; may be None.
-      options: fields of `ObjectiveConfig` that differ from the published ones.
+      options: fields of `ObjectiveConfig` that differ from the published ones. Images are decoded
+        as people see them, unless the data set has other `decode_options`: the official data has.
       rates: objective -> rate, where they differ from the defaults; 0 leaves an objective out.
       task_modules: modules that register tasks, besides those that the run names.
     """
@@ -51,11 +53,12 @@ class PretrainingSettings:
     @functools.cached_property
     def objective_config(self) -> ObjectiveConfig:
         """The configuration of the objectives in training."""
+        own = {"decode_options": getattr(self.data_set, "decode_options", AS_SEEN)}
         return ObjectiveConfig(
             self.vocabulary,
             negatives=self.data_set.negatives(),
             image_tokenizer=self.image_tokenizer,
-            **self.options,
+            **(own | dict(self.options)),
         )
 
     @property

@@ -8,7 +8,6 @@ randomness of an example follows from (seed, task, index).
 """
 
 import dataclasses
-import io
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import grain
 import numpy as np
 from jaxtyping import Int32
-from PIL import Image
 
 from ofa_jax.data.features import (
     Batch,
@@ -31,6 +29,7 @@ from ofa_jax.data.features import (
 from ofa_jax.data.loader import shard_rows
 from ofa_jax.data.sampling import WeightedTask, read_example
 from ofa_jax.evaluation.postprocess import BoxTransform
+from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
@@ -163,8 +162,7 @@ def _box_transform(record: Record, example: Example) -> BoxTransform | None:
         return BoxTransform((x0, y0, x1, y1), (width, height))
     stored = record.get("image")
     if isinstance(stored, bytes):
-        with Image.open(io.BytesIO(stored)) as opened:  # reads the header only
-            return BoxTransform.of_whole_image(opened.size, (width, height))
+        return BoxTransform.of_whole_image(images.read_size(stored), (width, height))
     if isinstance(stored, np.ndarray) and stored.ndim == 3:
         return BoxTransform.of_whole_image((stored.shape[1], stored.shape[0]), (width, height))
     return BoxTransform.of_whole_image((width, height), (width, height))

@@ -10,6 +10,7 @@
     prompts             all instructions
     instructions        instructions as users write them
     record_fields       checked access to a record's fields
+    image_files         decoding of images, within limits
     images, boxes       image transforms, and those of boxes
     randaugment         RandAugment
     masking             the span masks of text infilling
@@ -24,6 +25,7 @@ __all__ = [
     "classification",
     "downstream",
     "examples",
+    "image_files",
     "images",
     "instructions",
     "language_tasks",

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
 from ofa_jax.preprocessing import images, prompts
-from ofa_jax.preprocessing.downstream import DownstreamConfig, get_target, load_square_image
+from ofa_jax.preprocessing.downstream import DownstreamConfig, get_target_text, load_square_image
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.record_fields import decode_image
@@ -32,11 +32,12 @@ _FILL = (124, 116, 104)
 
 def classification(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
     """Returns `what does the image describe?` -> the name of its class."""
-    label = get_target(record, "label", config)
+    label = get_target_text(record, "label", config)
     if config.training and config.augment:
-        image = augment_image(decode_image(record), config.image_size, rng)
+        decoded = decode_image(record, config.decode_options)
+        image = augment_image(decoded, config.image_size, rng)
     else:
-        image = load_square_image(record, config.image_size)
+        image = load_square_image(record, config.image_size, config.decode_options)
     return make_example(
         config.vocabulary, prompts.CLASSIFICATION, f" {label}" if label else "", image
     )

@@ -6,6 +6,8 @@ cropped, and a box is scaled by the ratios of the sides.
 """
 
 import dataclasses
+import functools
+import math
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, clean_question
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED, DecodeOptions
 
 DECODER_PROMPTS = ("none", "source", "previous_output")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -52,6 +55,9 @@ class DownstreamConfig:
         included; set it to the length of the stream's inputs.
       target_noise: the share of a summary's tokens that the decoder reads as random ones in
         training.
+      decode_options: how images are decoded, and how large they may be. The default is what the
+        reference implementation does; `DownstreamSettings` takes `AS_SEEN` where no data is in the
+        official files.
       augment: whether classification augments its training images.
       training: False for evaluation: no noise, no augmentation, and targets may be missing.
     """
@@ -72,6 +78,7 @@ class DownstreamConfig:
     decoder_prompt: str = "none"
     max_prompt_tokens: int = 512
     target_noise: float = 0.2
+    decode_options: DecodeOptions = AS_STORED
     augment: bool = True
     training: bool = True
 
@@ -97,15 +104,23 @@ class DownstreamConfig:
 
 def captioning(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
     """Returns `what does the image describe?` -> a caption without its punctuation."""
-    captions = get_target(record, "captions", config)
-    caption = captions[int(rng.integers(len(captions)))] if captions else ""
-    words = caption.lower().translate(_PUNCTUATION).split()[: config.max_caption_words]
+    caption = ""
+    if config.training or fields.has_entries(record, "captions"):
+        captions = fields.usable_texts(
+            record, "captions", _without_punctuation, may_be_none=not config.training
+        )
+        caption = captions[int(rng.integers(len(captions)))] if captions else ""
+    words = _without_punctuation(caption).split()[: config.max_caption_words]
     return make_example(
         config.vocabulary,
         prompts.IMAGE_CAPTIONING,
         f" {' '.join(words)}" if words else "",
-        load_square_image(record, config.image_size),
+        load_square_image(record, config.image_size, config.decode_options),
     )
+
+
+def _without_punctuation(caption: str) -> str:
+    return caption.lower().translate(_PUNCTUATION)
 
 
 def question_answering(
@@ -113,46 +128,68 @@ def question_answering(
 ) -> Example:
     """Returns the question, with a question mark -> its answer, weighted by its confidence."""
     del rng
-    question = clean_question(fields.get_required(record, "questions")[0], config.max_source_words)
+    question, answer, weight = _first_question(record, config)
     if not question.endswith("?"):
         question += "?"
     instruction = [f" {question}"]
-    objects = record.get("object_labels")
-    if config.detected_objects and objects:
+    if config.detected_objects and (objects := fields.optional_texts(record, "object_labels")):
         names = " ".join(objects[: config.max_objects])
         instruction.append(prompts.DETECTED_OBJECTS.format(objects=names))
-    answers = get_target(record, "answers", config)
-    confidences = record.get("answer_confidences")
-    weight = 1.0 if confidences is None or not len(confidences) else float(confidences[0])
     example = make_example(
         config.vocabulary,
         instruction,
-        f" {answers[0]}" if answers else "",
-        load_square_image(record, config.image_size),
+        f" {answer}" if answer else "",
+        load_square_image(record, config.image_size, config.decode_options),
         weight,
     )
     return add_decoder_prompt(example, config)
+
+
+def _first_question(record: Record, config: DownstreamConfig) -> tuple[str, str, float]:
+    """Returns the first usable question, its answer and the answer's confidence.
+
+    In evaluation it is the first one whatever its answer, which may be missing.
+    """
+    if config.training:
+        question, answer, confidence, _ = fields.usable_questions(record, config.max_source_words)[
+            0
+        ]
+        return question, answer, confidence
+    first = {**record, "questions": fields.get_texts(record, "questions")[:1]}
+    clean = functools.partial(clean_question, max_words=config.max_source_words)
+    question = clean(fields.usable_texts(first, "questions", clean)[0])
+    answers = fields.optional_texts(record, "answers")
+    confidence = 1.0
+    if fields.has_entries(record, "answer_confidences"):
+        confidence = fields.as_confidence(record["answer_confidences"][0])
+    confidence = 1.0 if math.isnan(confidence) else confidence
+    return question, answers[0] if answers else "", confidence
 
 
 def grounding(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
     """Returns `which region does the text " {phrase} " describe?` -> its box."""
     del rng
     size = config.grounding_image_size
-    phrase = clean_caption(fields.get_required(record, "phrases")[0], config.max_source_words)
-    image = fields.decode_image(record)
+    image = fields.decode_image(record, config.decode_options)
     targets: Sequence[np.ndarray] = ()
-    if len(get_target(record, "phrase_boxes", config)):
-        box = box_ops.as_boxes(record["phrase_boxes"])[:1]
-        box = box_ops.scale(box, size / image.width, size / image.height)
+    if config.training or fields.has_entries(record, "phrase_boxes"):
+        phrases, boxes = fields.usable_regions(
+            record, image.size, "phrases", "phrase_boxes", clean_caption, not config.training
+        )
+        box = box_ops.scale(boxes[:1], size / image.width, size / image.height)
         # Boxes of the data sets reach a fraction of a pixel beyond their images.
         box = box_ops.crop(box, 0, 0, size, size)
-        if not box_ops.nonempty(box)[0]:
-            raise fields.record_error(record, f"box {box[0].tolist()} has no area within its image")
         targets = [config.vocabulary.encode_box(box[0], config.max_image_size)]
+    else:
+        phrases = fields.usable_texts(record, "phrases", clean_caption)
+    phrase = clean_caption(phrases[0], config.max_source_words)
     instruction = prompts.VISUAL_GROUNDING.format(phrase=phrase)
-    return make_example(
+    example = make_example(
         config.vocabulary, instruction, targets, images.resize_to_square(image, size)
     )
+    if not config.training:
+        example["view"] = np.array([0, 0, *image.size], np.float32)
+    return example
 
 
 def entailment(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
@@ -173,16 +210,14 @@ def _classify_texts(
     record: Record, config: DownstreamConfig, prompt: str, text_fields: tuple[str, ...]
 ) -> Example:
     """Returns an example about the image and some texts, whose target is the label."""
-    texts = {
-        field: clean_caption(fields.get_required(record, field), config.max_source_words)
-        for field in text_fields
-    }
-    label = get_target(record, "label", config)
+    clean = functools.partial(clean_caption, max_words=config.max_source_words)
+    texts = {field: fields.get_cleaned(record, field, clean) for field in text_fields}
+    label = get_target_text(record, "label", config)
     example = make_example(
         config.vocabulary,
         prompt.format(**texts),
         f" {label}" if label else "",
-        load_square_image(record, config.image_size),
+        load_square_image(record, config.image_size, config.decode_options),
     )
     return add_decoder_prompt(example, config)
 
@@ -190,14 +225,15 @@ def _classify_texts(
 def text_to_image(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
     """Returns `what is the complete image? caption: {caption}` -> the codes of the whole image."""
     del rng
-    words = fields.get_required(record, "captions")[0].split()[: config.max_prompt_words]
-    codes = get_target(record, "codes", config)
-    if len(codes) not in (0, config.num_codes):
-        raise fields.record_error(record, f"{len(codes)} image codes instead of {config.num_codes}")
+    words = fields.usable_texts(record, "captions")[0].split()[: config.max_prompt_words]
+    targets: Sequence[np.ndarray] = ()
+    if len(get_target(record, "codes", config)):
+        codes = fields.get_codes(record, config.num_codes, config.vocabulary.num_codes)
+        targets = [config.vocabulary.encode_codes(codes)]
     return make_example(
         config.vocabulary,
         prompts.TEXT_TO_IMAGE.format(caption=" ".join(words)),
-        [config.vocabulary.encode_codes(codes)] if len(codes) else (),
+        targets,
         code_mask=np.bool_(True),
     )
 
@@ -236,15 +272,27 @@ def get_target(record: Record, field: str, config: DownstreamConfig) -> Any:
     Raises:
       InvalidRecordError: it is missing in training.
     """
-    if config.training:
+    if config.training or fields.has_entries(record, field):
         return fields.get_required(record, field)
-    value = record.get(field)
-    return () if value is None else value
+    return ()
 
 
-def load_square_image(record: Record, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def get_target_text(record: Record, field: str, config: DownstreamConfig) -> str:
+    """Returns a text that is the target; in evaluation "" if it is missing or empty.
+
+    Raises:
+      InvalidRecordError: it is missing or empty in training, or it is not a text.
+    """
+    if config.training or fields.has_entries(record, field):
+        return fields.get_text(record, field)
+    return ""
+
+
+def load_square_image(
+    record: Record, size: int, options: DecodeOptions = AS_SEEN
+) -> UInt8[np.ndarray, "size size 3"]:
     """Decodes the whole image of a record and resizes it to a square."""
-    return images.resize_to_square(fields.decode_image(record), size)
+    return images.resize_to_square(fields.decode_image(record, options), size)
 
 
 DownstreamTask = Callable[[Record, np.random.Generator, DownstreamConfig], Example]

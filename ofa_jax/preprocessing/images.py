@@ -6,7 +6,6 @@ The caller draws all random numbers and passes them in.
 """
 
 import dataclasses
-import io
 import math
 from typing import Any
 
@@ -15,41 +14,64 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from ofa_jax.preprocessing import boxes as box_ops
-from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.utils.bad_input import Treatment, declare
+from ofa_jax.preprocessing.image_files import UNREADABLE, decode, read_size, to_rgb
+from ofa_jax.utils.bad_input import InvalidRecordError, Treatment, declare
+from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED, DecodeOptions
+
+__all__ = [
+    "AS_SEEN",
+    "AS_STORED",
+    "JITTER_SCALES",
+    "NO_BOXES",
+    "UNREADABLE",
+    "DecodeOptions",
+    "LazyResize",
+    "blank_center",
+    "center_crop",
+    "center_slice",
+    "check_resized_size",
+    "decode",
+    "horizontal_flip",
+    "jitter_window",
+    "large_scale_jitter",
+    "object_center_crop",
+    "object_window",
+    "read_size",
+    "resize_and_center_crop",
+    "resize_shorter_side",
+    "resize_to_square",
+    "shorter_side_size",
+    "to_array",
+    "to_rgb",
+]
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 """The boxes to pass with an image whose boxes do not matter."""
 # How a blanked pixel is displayed; the model sees exactly 0 there (`blank_box` of an example).
 _BLANK = 128
 
-# Pretraining data has large scans in it, so Pillow's limit against decompression bombs is off, as
-# in the reference implementation.
-Image.MAX_IMAGE_PIXELS = None
-
 JITTER_SCALES = (1.0, 1.5)
+_MAX_PIXELS = AS_SEEN.max_resized_pixels
 
-UNREADABLE = declare(
-    "unreadable image", Treatment.SKIPPED, "The bytes are not a complete image.", __name__
+TOO_NARROW = declare(
+    "image is too long and narrow",
+    Treatment.SKIPPED,
+    "With its shorter side resized to the model's size, it would have more pixels than "
+    "`DecodeOptions.max_resized_pixels`. Nothing is resized.",
+    __name__,
 )
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Decodes any format that Pillow opens to an RGB image.
-
-    Raises:
-      InvalidRecordError: the bytes are not a complete image.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        if image.mode != "RGB":
-            return image.convert("RGB")
-        image.load()
-        return image
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise exceptions of any type
+def check_resized_size(
+    stored: tuple[int, int], resized: tuple[int, int], max_pixels: int = _MAX_PIXELS
+) -> None:
+    """Raises InvalidRecordError if an image of (width, height) would become too large."""
+    if resized[0] * resized[1] > max_pixels:
         raise InvalidRecordError(
-            f"its image cannot be decoded ({type(error).__name__}: {error})", UNREADABLE
-        ) from error
+            f"its image of {stored[0]} x {stored[1]} pixels would become {resized[0]} x "
+            f"{resized[1]}; the limit is {max_pixels:,} pixels (DecodeOptions.max_resized_pixels)",
+            TOO_NARROW,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +158,20 @@ def shorter_side_size(width: int, height: int, size: int, max_size: int | None) 
 
 
 def resize_shorter_side(
-    image: Image.Image, boxes: Float32[np.ndarray, "n 4"], size: int, max_size: int | None = None
+    image: Image.Image,
+    boxes: Float32[np.ndarray, "n 4"],
+    size: int,
+    max_size: int | None = None,
+    max_pixels: int = _MAX_PIXELS,
 ) -> tuple[LazyResize, Float32[np.ndarray, "n 4"]]:
-    """Resizes the shorter side to `size` (bicubic); see `shorter_side_size`."""
+    """Resizes the shorter side to `size` (bicubic); see `shorter_side_size`.
+
+    Raises:
+      InvalidRecordError: the result would have more than `max_pixels` pixels.
+    """
     width, height = image.size
     new_width, new_height = shorter_side_size(width, height, size, max_size)
+    check_resized_size(image.size, (new_width, new_height), max_pixels)
     boxes = box_ops.scale(boxes, new_width / width, new_height / height)
     return LazyResize(image, (new_width, new_height)), boxes
 
@@ -169,11 +200,17 @@ def center_crop(
     return _crop(image, boxes, round((width - size) / 2), round((height - size) / 2), size)
 
 
-def resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` and crops the central square."""
+def resize_and_center_crop(
+    image: Image.Image, size: int, max_pixels: int = _MAX_PIXELS
+) -> Image.Image:
+    """Resizes the shorter side to `size` and crops the central square.
+
+    Raises:
+      InvalidRecordError: the resized image would have more than `max_pixels` pixels.
+    """
     if image.size == (size, size):
         return image
-    resized, _ = resize_shorter_side(image, NO_BOXES, size)
+    resized, _ = resize_shorter_side(image, NO_BOXES, size, max_pixels=max_pixels)
     return center_crop(resized, NO_BOXES, size)[0]
 
 
@@ -242,6 +279,7 @@ def large_scale_jitter(
     size: int,
     scale_draw: float,
     offset_draws: tuple[float, float],
+    max_pixels: int = _MAX_PIXELS,
 ) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
     """Resizes the shorter side to 1.0-1.5 times `size` and crops `size` x `size` anywhere.
 
@@ -253,13 +291,19 @@ def large_scale_jitter(
       size: the side of the result.
       scale_draw: in [0, 1), the position in the range of scales.
       offset_draws: in [0, 1), the (vertical, horizontal) position of the crop.
+      max_pixels: the limit on the pixels of the resized image.
 
     Returns:
       The image and all boxes; those outside have no area.
+
+    Raises:
+      InvalidRecordError: the resized image would have more than `max_pixels` pixels.
     """
     extent = np.array(image.size[::-1], np.float32)
     scaled, offsets = jitter_window(image.size, size, scale_draw, offset_draws)
-    image = image.resize((int(scaled[1]), int(scaled[0])), Image.Resampling.BICUBIC)
+    resized = int(scaled[1]), int(scaled[0])
+    check_resized_size(image.size, resized, max_pixels)
+    image = image.resize(resized, Image.Resampling.BICUBIC)
     ratio_height, ratio_width = scaled.astype(np.float32) / extent
     boxes = box_ops.scale(boxes, ratio_width, ratio_height)
     return _crop(image, boxes, int(offsets[1]), int(offsets[0]), size)
@@ -279,6 +323,7 @@ def jitter_window(
         np.float32(size) * (np.float32(scale_draw) * np.float32(high - low) + np.float32(low))
     )
     extent = np.array(image_size[::-1], np.float32)
-    scaled = np.round(extent * np.max(target / extent)).astype(np.int32)
+    scaled = np.round(extent * np.max(target / extent))
+    scaled = np.minimum(scaled, np.float32(2**30)).astype(np.int32)
     offsets = np.floor((scaled - size) * np.asarray(offset_draws, np.float32))
     return scaled, offsets.astype(np.int32)

@@ -16,11 +16,11 @@ from ofa_jax.preprocessing.downstream import (
     DownstreamConfig,
     DownstreamTask,
     add_decoder_prompt,
-    get_target,
+    get_target_text,
 )
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.preprocessing.text import clean_caption
+from ofa_jax.preprocessing.text import clean_caption, has_no_words
 from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
 
 
@@ -41,9 +41,9 @@ def classify_sentences(
     """
     del rng
     names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name]
-    words = {name: fields.get_required(record, name).lower().split() for name in names}
+    words = {name: fields.get_text(record, name).lower().split() for name in names}
     sentences = {name: " ".join(words[name][: config.max_sentence_words]) for name in names}
-    label = get_target(record, "label", config)
+    label = get_target_text(record, "label", config)
     example = make_example(
         config.vocabulary, prompt.format(**sentences), f" {label}" if label else ""
     )
@@ -66,10 +66,12 @@ def summarization(record: Record, rng: np.random.Generator, config: DownstreamCo
     (`target_noise`); its targets stay correct.
     """
     vocabulary = config.vocabulary
-    article = clean_caption(fields.get_required(record, "text"), config.max_article_tokens)
-    if not article:
-        raise fields.record_error(record, "its text is empty")
-    summary = clean_caption(get_target(record, "summary", config) or "", config.max_summary_words)
+    article = fields.get_cleaned(
+        record, "text", functools.partial(clean_caption, max_words=config.max_article_tokens)
+    )
+    summary = clean_caption(get_target_text(record, "summary", config), config.max_summary_words)
+    if config.training and has_no_words(summary):
+        raise fields.record_error(record, "its summary is empty after cleaning", fields.EMPTY)
     instruction = prompts.SUMMARIZATION.format(article=article.replace("<unk>", "unk"))
     ids = vocabulary.encode(instruction, max_length=config.max_article_tokens)
     target = f" {summary.replace('<unk>', 'unk')}" if summary else ""

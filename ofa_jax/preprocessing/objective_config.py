@@ -8,6 +8,7 @@ from ofa_jax.preprocessing import masking
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
 from ofa_jax.utils.suggestions import refuse_unknown
 
 
@@ -39,6 +40,8 @@ class ObjectiveConfig:
         records that have both. Only in training; it is one half otherwise.
       question_weights: answer type -> relative probability that a question of this type is sampled
         among those of a record; 1 for types that are not listed. Only in training.
+      decode_options: how images are decoded, and how large they may be. The default is what the
+        reference implementation does; `PretrainingSettings` takes `AS_SEEN` for data of one's own.
       randaugment: whether captioning, questions and matching apply RandAugment.
       training: False for evaluation: the smallest size, central crops, no flips, no RandAugment.
     """
@@ -61,6 +64,7 @@ class ObjectiveConfig:
     distant_negatives: float = 0.0
     matching_answers: float = 0.5
     question_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    decode_options: DecodeOptions = AS_STORED
     randaugment: bool = True
     training: bool = True
 

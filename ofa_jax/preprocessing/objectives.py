@@ -17,7 +17,7 @@ from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.preprocessing.text import clean_caption
+from ofa_jax.preprocessing.text import clean_caption, has_no_words
 
 # The published weight of text, image and detection examples; that of a pair is 1.
 _GROUP_WEIGHT = 2.0
@@ -30,7 +30,8 @@ _UNSCORED_TOKENS = {"cc12m": 2}
 
 def image_captioning(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `what does the image describe?` -> a caption."""
-    caption = clean_caption(fields.sample_value(record, "captions", rng), config.max_target_words)
+    caption = fields.sample_value(record, "captions", rng, clean_caption)
+    caption = clean_caption(caption, config.max_target_words)
     example = make_example(
         config.vocabulary,
         prompts.IMAGE_CAPTIONING,
@@ -65,14 +66,17 @@ def image_text_matching(
     is sampled. False captions come from the record's own `negative_captions` if it has some, and
     otherwise from the pool. A label "yes" or "no" in the record determines the target.
     """
-    about_question = bool(record.get("questions"))
-    if about_question and record.get("captions"):
+    captions, questions = _matching_texts(record, config)
+    about_question = bool(questions)
+    if captions and questions:
         about_question = rng.random() < (config.matching_answers if config.training else 0.5)
     positive = bool(rng.random() >= 0.5)
-    if label := record.get("label"):
-        positive = label == "yes"
-    make = _match_answer if about_question else _match_caption
-    instruction, confidence = make(record, positive, rng, config)
+    if record.get("label"):
+        positive = fields.get_text(record, "label") == "yes"
+    if about_question:
+        instruction, confidence = _match_answer(record, questions, positive, rng, config)
+    else:
+        instruction, confidence = _match_caption(record, captions, positive, rng, config), 1.0
     return make_example(
         config.vocabulary,
         instruction,
@@ -82,22 +86,47 @@ def image_text_matching(
     )
 
 
+def _matching_texts(
+    record: Record, config: ObjectiveConfig
+) -> tuple[list[str], list[fields.QuestionAnswer]]:
+    """Returns the captions and the questions that matching may use; one may be empty.
+
+    Raises:
+      InvalidRecordError: there is neither a usable caption nor a usable question.
+    """
+    has_questions = fields.has_entries(record, "questions")
+    if not has_questions:
+        return fields.usable_texts(record, "captions", clean_caption), []
+    if not fields.has_entries(record, "captions"):
+        return [], fields.usable_questions(record, config.max_source_words)
+    captions = fields.usable_texts(record, "captions", clean_caption, may_be_none=True)
+    may_be_none = bool(captions)
+    return captions, fields.usable_questions(record, config.max_source_words, may_be_none)
+
+
 def _match_caption(
-    record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
-) -> tuple[str, float]:
-    """Returns the instruction about a true or false caption, and the example's confidence."""
-    caption = fields.sample_value(record, "captions", rng)
+    record: Record,
+    captions: Sequence[str],
+    positive: bool,
+    rng: np.random.Generator,
+    config: ObjectiveConfig,
+) -> str:
+    """Returns the instruction about a true or false caption."""
+    caption = captions[int(rng.integers(len(captions)))]
     if not positive:
         caption = _false_caption(record, caption, rng, config)
     cleaned = clean_caption(caption, config.max_source_words)
-    return prompts.MATCHING_CAPTION.format(caption=cleaned), 1.0
+    if has_no_words(cleaned):
+        raise fields.record_error(record, "its false caption is empty", fields.EMPTY)
+    return prompts.MATCHING_CAPTION.format(caption=cleaned)
 
 
 def _false_caption(
     record: Record, caption: str, rng: np.random.Generator, config: ObjectiveConfig
 ) -> str:
     """Samples a false caption: a distant one, one of the record's own, or one from the pool."""
-    own, objects = record.get("negative_captions"), record.get("object_labels", ())
+    own = fields.optional_texts(record, "negative_captions", clean_caption)
+    objects = fields.optional_texts(record, "object_labels")
     share = config.distant_negatives if own and config.training else 0.0
     if share and rng.random() < share:
         distant = negatives.sample_distant_caption(objects, _pool(config), rng)
@@ -112,10 +141,14 @@ def _false_caption(
 
 
 def _match_answer(
-    record: Record, positive: bool, rng: np.random.Generator, config: ObjectiveConfig
+    record: Record,
+    questions: Sequence[fields.QuestionAnswer],
+    positive: bool,
+    rng: np.random.Generator,
+    config: ObjectiveConfig,
 ) -> tuple[str, float]:
     """Returns the instruction about a correct or wrong answer, and the answer's confidence."""
-    question, answer, confidence, kind = fields.sample_question(record, rng, config)
+    question, answer, confidence, kind = fields.choose_question(questions, rng, config)
     if not positive:
         sampled = negatives.sample_negative_answer(answer, confidence, kind, _pool(config), rng)
         if sampled is None:
@@ -149,10 +182,11 @@ def _load_pair_image(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Returns the image of a pair: decoded, resized, cropped and augmented."""
     resized, _ = images.resize_shorter_side(
-        fields.decode_image(record),
+        fields.decode_image(record, config.decode_options),
         images.NO_BOXES,
         _sample_size(rng, config),
         config.resize_max_size,
+        config.decode_options.max_resized_pixels,
     )
     image, _ = images.center_crop(resized, images.NO_BOXES, config.image_size)
     array = images.to_array(image)
@@ -168,13 +202,19 @@ def _sample_region(
     Float32[np.ndarray, "4"],
 ]:
     """Samples a phrase: returns it, its box's ids, the image cropped around it, and the view."""
-    phrases = fields.get_required(record, "phrases")
+    image = fields.decode_image(record, config.decode_options)
+    phrases, boxes = fields.usable_regions(
+        record, image.size, "phrases", "phrase_boxes", clean_caption
+    )
     index = int(rng.integers(len(phrases)))
-    box = box_ops.as_boxes(fields.get_required(record, "phrase_boxes"))[index : index + 1]
-    image = fields.decode_image(record)
-    fields.check_box(record, box[0], image)
     size = _sample_size(rng, config)
-    resized, box = images.resize_shorter_side(image, box, size, config.resize_max_size)
+    resized, box = images.resize_shorter_side(
+        image,
+        boxes[index : index + 1],
+        size,
+        config.resize_max_size,
+        config.decode_options.max_resized_pixels,
+    )
     window = images.object_window(box[0], resized.size, config.image_size)
     view = _view(image.size, resized.size, window, config.image_size)
     cropped, box = images.object_center_crop(resized, box, config.image_size)
@@ -202,13 +242,8 @@ def _sample_size(rng: np.random.Generator, config: ObjectiveConfig) -> int:
 
 def object_detection(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `what are the objects in the image?` -> the box and name of each object in order."""
-    labels = fields.get_required(record, "object_labels")
-    boxes = box_ops.as_boxes(fields.get_required(record, "object_boxes"))
-    if len(labels) != len(boxes):
-        raise fields.record_error(record, f"{len(labels)} names for {len(boxes)} boxes")
-    image = fields.decode_image(record)
-    for box in boxes:
-        fields.check_box(record, box, image)
+    image = fields.decode_image(record, config.decode_options)
+    labels, boxes = fields.usable_regions(record, image.size, "object_labels", "object_boxes")
     if config.training:
         if rng.random() < 0.5:
             image, boxes = images.horizontal_flip(image, boxes)
@@ -217,7 +252,9 @@ def object_detection(record: Record, rng: np.random.Generator, config: Objective
         scale, vertical, horizontal = 0.0, 0.5, 0.5
     draws = scale, (vertical, horizontal)
     size, stored = config.detection_image_size, image.size
-    image, boxes = images.large_scale_jitter(image, boxes, size, *draws)
+    image, boxes = images.large_scale_jitter(
+        image, boxes, size, *draws, config.decode_options.max_resized_pixels
+    )
     example = detection_example(images.to_array(image), boxes, labels, config)
     if not config.training:
         (height, width), (top, left) = images.jitter_window(stored, size, *draws)
@@ -245,9 +282,13 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
     del rng
     size, side = config.infill_image_size, config.code_image_size
     center = images.center_slice(size, side)
-    array = images.to_array(images.resize_and_center_crop(fields.decode_image(record), size))
-    codes = record.get("codes")
-    if codes is None or not len(codes):
+    image = images.resize_and_center_crop(
+        fields.decode_image(record, config.decode_options),
+        size,
+        config.decode_options.max_resized_pixels,
+    )
+    array = images.to_array(image)
+    if not fields.has_entries(record, "codes"):
         if config.image_tokenizer is None:
             raise ValueError(
                 "Image infilling needs codes in the records, or an image_tokenizer in the settings "
@@ -255,9 +296,7 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
             )
         codes = config.image_tokenizer.encode(array[None, center, center])
     else:
-        expected = (side // 8) ** 2
-        if len(codes) != expected:
-            raise fields.record_error(record, f"{len(codes)} image codes instead of {expected}")
+        codes = fields.get_codes(record, (side // 8) ** 2, config.vocabulary.num_codes)
     array, blank_box = images.blank_center(array, side)
     return make_example(
         config.vocabulary,
@@ -272,7 +311,7 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
 
 def text_infilling(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `what is the complete text of " {text with masked spans} "?` -> the text."""
-    text = fields.get_required(record, "text").strip().lower()
+    text = fields.get_text(record, "text").strip().lower()
     vocabulary = config.vocabulary
     ids = vocabulary.encode(f" {text}", max_length=config.text_length)[-config.text_window :]
     framed = np.concatenate([[vocabulary.bos_id], ids, [vocabulary.eos_id]])

@@ -85,7 +85,7 @@ def render_sprite(code: str, style: str, size: int) -> UInt8[np.ndarray, "height
     rendered = resvg_py.svg_to_bytes(
         svg_path=str(sprite_path(code, style)), width=2 * size, height=2 * size
     )
-    image = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
+    image = Image.open(io.BytesIO(bytes(rendered)), formats=("PNG",)).convert("RGBA")
     visible = image.getchannel("A").point(lambda alpha: 255 * (alpha >= 32)).getbbox()
     image = image.crop(visible)
     scale = size / max(image.size)
@@ -106,5 +106,5 @@ def load_photograph(index: int) -> Image.Image:
     """Loads the texture region of PHOTOGRAPHS[index] as an RGB image."""
     entry = PHOTOGRAPHS[index]
     path = package_folder("skimage") / "data" / entry.file
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
         return image.convert("RGB").crop(entry.box)

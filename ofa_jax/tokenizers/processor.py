@@ -19,6 +19,7 @@ from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.tokenizers.vqgan import VQGAN
+from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 
 __all__ = ["FOLDER", "IMAGE_SIZE_FIELDS", "Processor"]
 
@@ -47,6 +48,7 @@ class Processor:
       max_image_size: coordinate of the last location bin, in pixels.
       detection_image_size: input size for object detection.
       infill_image_size: input size for image infilling.
+      decode_options: how images are decoded, and how large they may be; not saved with the run.
     """
 
     vocabulary: OFAVocabulary
@@ -55,6 +57,7 @@ class Processor:
     max_image_size: int = 512
     detection_image_size: int = 256
     infill_image_size: int = 256
+    decode_options: DecodeOptions = AS_SEEN
 
     def replace(self, **overrides: Any) -> "Processor":
         """Returns a copy with some fields changed."""

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers
 
 from ofa_jax.utils import files, text_files
+from ofa_jax.utils.bad_input import Treatment, declare, note
 
 __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 
@@ -31,6 +32,21 @@ _NOT_TEXT = -1
 _FORMAT = "ofa_jax vocabulary 1"
 # A byte-level BPE writes the space byte as this character.
 _SPACE = "Ġ"
+# No piece of GPT-2's vocabulary is longer, and no use of a text is.
+_MAX_PIECE, _MAX_CHARACTERS = 256, 1_000_000
+
+NOT_TEXT = declare(
+    "lone surrogate in a text",
+    Treatment.REPLACED,
+    "Half of a surrogate pair, which JSON can write but which is not a character, becomes U+FFFD.",
+    __name__,
+)
+TOO_LONG = declare(
+    "text is too long to encode",
+    Treatment.REPLACED,
+    "Only the first million characters of a text are encoded.",
+    __name__,
+)
 
 
 class OFAVocabulary:
@@ -227,6 +243,9 @@ class OFAVocabulary:
     ) -> Int[np.ndarray, " n"]:
         """Encodes text. Nothing is stripped: a leading space matters.
 
+        Lone surrogates, which are not text, become U+FFFD. What is longer than any use of it is cut
+        off before it is encoded. `bad_input.note` reports both.
+
         Args:
           text: any string.
           max_length: maximum number of ids, before bos and eos are added.
@@ -236,7 +255,7 @@ class OFAVocabulary:
         Returns:
           int32 [n].
         """
-        encoded = self._tokenizer.encode(text, add_special_tokens=False).ids
+        encoded = self._tokenizer.encode(_encodable(text, max_length), add_special_tokens=False).ids
         ids = self._from_tokenizer[np.asarray(encoded[:max_length], np.int64)]
         return self._add_bos_and_eos(ids, add_bos, add_eos)
 
@@ -418,6 +437,27 @@ class OFAVocabulary:
             f"OFAVocabulary({self.num_text} text ids, {self.num_codes} codes, {self.num_bins} "
             f"bins, {self.vocab_size} in all)"
         )
+
+
+def _encodable(text: str, max_length: int | None) -> str:
+    """Returns what the tokenizer can encode, of bounded length.
+
+    Args:
+      text: any string.
+      max_length: how many ids of it are wanted; None for all.
+    """
+    limit = _MAX_CHARACTERS
+    if max_length is not None:
+        # Of the ids that are wanted, none depends on what is cut off.
+        limit = min(limit, _MAX_PIECE * (max_length + 1))
+    if len(text) > limit:
+        if max_length is None:
+            note(TOO_LONG, f"a text has {len(text):,} characters")
+        text = text[:limit]
+    replaced = text_files.replace_surrogates(text)
+    if replaced != text:
+        note(NOT_TEXT, f"a text has a lone surrogate: {replaced[:50]!r}")
+    return replaced
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

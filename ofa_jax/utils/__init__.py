@@ -3,6 +3,7 @@
 bad_input     reasons why input is refused, skipped or changed
 files         atomic writes, reads of regular files
 text_files    text and JSON as people write them
+decode_options  how images are decoded, and the limits
 locks         one process in a folder
 timers        goodput: where a host's time goes
 hardware      published figures of chips, and topologies
@@ -15,6 +16,7 @@ suggestions   the nearest right name
 
 __all__ = [
     "bad_input",
+    "decode_options",
     "distributed",
     "files",
     "hardware",

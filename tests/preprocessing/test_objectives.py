@@ -39,8 +39,14 @@ def test_matching_gives_the_golden_examples(fixed, config, to_record):
         record = to_record(row) | {"negative_captions": drawn}
         pool = NegativePool(answers_by_type={"other": drawn})
         given = dataclasses.replace(config, negatives=pool)
-        match = objectives._match_answer if row["type"] == "qa" else objectives._match_caption
-        instruction, weight = match(record, positive, rng(), given)
+        captions, questions = objectives._matching_texts(record, given)
+        if row["type"] == "qa":
+            instruction, weight = objectives._match_answer(
+                record, questions, positive, rng(), given
+            )
+        else:
+            instruction = objectives._match_caption(record, captions, positive, rng(), given)
+            weight = 1.0
         target = " yes" if positive else " no"
         assert target == expected["target_text"]
         assert (
@@ -240,8 +246,8 @@ def test_questions_are_sampled_by_the_weight_of_their_type_in_training(config, t
         ("image_captioning", {"image": b"corrupt"}, "cannot be decoded"),
         ("image_captioning", {"captions": []}, "it has no captions"),
         ("visual_question_answering", {"answers": ["a", "b"]}, "2 answers to 1 questions"),
-        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2, 9])}, "empty or upside down"),
-        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2000, 9])}, "outside its image"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([5, 5, 2, 9])}, "no area within its image"),
+        ("visual_grounding", {"phrase_boxes": as_boxes([1e3, 5, 2e3, 9])}, "no area within its"),
         ("object_detection", {"object_labels": ["a", "b"]}, "2 names for 1 boxes"),
         ("image_infilling", {"codes": np.zeros(3, np.int32)}, "3 image codes instead of 256"),
         ("text_infilling", {"text": ""}, "it has no text"),

@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -32,6 +32,7 @@ from ofa_jax.data.sources.tfds_parquet import parse_example
 from ofa_jax.data.sources.tsv_columns import CAPTION, PAIR_TYPES, QUESTION, REGION
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
 
 DESCRIPTION, TYPES, NEGATIVES = "conversion.json", "types.npy", "negative_samples"
 
@@ -163,6 +164,9 @@ class OfaArrayRecords:
     """
 
     data_dir: str | None = None
+
+    decode_options: ClassVar[DecodeOptions] = AS_STORED
+    """How its images are decoded, where a run says nothing else."""
 
     @property
     def directory(self) -> pathlib.Path:

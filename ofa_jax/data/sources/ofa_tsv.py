@@ -17,6 +17,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ofa_jax.data.choices import describe_json, parse_json, shorten
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
@@ -24,6 +25,7 @@ from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.utils import text_files
+from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
 
 PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
 CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
@@ -78,6 +80,9 @@ class OfaTsv:
     selected_cols: Mapping[str, str | Sequence[int]] = dataclasses.field(default_factory=dict)
     index_dir: str | None = None
     data_dir: str = ""
+
+    decode_options: ClassVar[DecodeOptions] = AS_STORED
+    """How its images are decoded, where a run says nothing else."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.selected_cols) - set(PRETRAINING_FILES)):
