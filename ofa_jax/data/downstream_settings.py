@@ -16,7 +16,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from ofa_jax.data.choices import read_choices, read_class_names
 from ofa_jax.data.sources.base import RecordSource
@@ -26,6 +26,8 @@ from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.preprocessing.downstream import DownstreamConfig
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.decode_options import AS_SEEN
+from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.options import FieldsOf, Folder, Help, ModuleName, Name, Natural, Path
 from ofa_jax.utils.suggestions import refuse_unknown
 
 SPLITS = (
@@ -54,12 +56,16 @@ DATA: Mapping[str, tuple[str, str]] = {
     "gigaword": ("gigaword", "articles"),
     **{name: (name, "sentences") for name in GLUE},
 }
-_OPTIONS = {field.name for field in dataclasses.fields(DownstreamConfig)} - {
-    "vocabulary",
-    "training",
-}
+_GIVEN = ("vocabulary", "training")
+"""Fields of `DownstreamConfig` that are not options."""
 
 
+_FILES_HELP = Help(
+    f"Give a dict from data to a dict from splits to files; splits are {', '.join(SPLITS)}."
+)
+
+
+@checked
 @dataclasses.dataclass(frozen=True)
 class DownstreamSettings:
     """What the downstream tasks run over. Data are named as in the table above.
@@ -85,27 +91,30 @@ class DownstreamSettings:
     """
 
     vocabulary: OFAVocabulary
-    files: Mapping[str, Mapping[str, str | Sequence[str]]] = dataclasses.field(default_factory=dict)
-    data_dir: str = ""
-    tfds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tfds_data_dir: str | None = None
-    selected_cols: Mapping[str, str | Sequence[int]] = dataclasses.field(default_factory=dict)
-    index_dir: str | None = None
-    vqa_answers: str | None = None
-    class_names: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    task_modules: tuple[str, ...] = ()
+    files: Annotated[Mapping[str, Mapping[str, Path | Sequence[Path]]], _FILES_HELP] = (
+        dataclasses.field(default_factory=dict)
+    )
+    data_dir: Folder = ""
+    tfds: Mapping[str, Name] = dataclasses.field(default_factory=dict)
+    tfds_data_dir: Path | None = None
+    selected_cols: Mapping[str, Name | Sequence[Natural]] = dataclasses.field(default_factory=dict)
+    index_dir: Path | None = None
+    vqa_answers: Path | None = None
+    class_names: Path | None = None
+    options: Annotated[Mapping[str, Any], FieldsOf(DownstreamConfig, _GIVEN)] = dataclasses.field(
+        default_factory=dict
+    )
+    task_modules: Annotated[tuple[Name, ...], ModuleName()] = ()
 
     def __post_init__(self) -> None:
         for what, names, known in (
             ("files", self.files, DATA),
             ("tfds", self.tfds, TFDS_DATA_SETS),
             ("selected_cols", self.selected_cols, DATA),
-            ("options", self.options, _OPTIONS),
         ):
             refuse_unknown(f"DownstreamSettings.{what}", names, known)
         for data, splits in self.files.items():
-            if not isinstance(splits, Mapping) or set(splits) - set(SPLITS):
+            if set(splits) - set(SPLITS):
                 raise ValueError(
                     f"DownstreamSettings.files[{data!r}] is {splits!r}; give a dict from splits "
                     f"to files; splits are {', '.join(SPLITS)}."

@@ -34,11 +34,14 @@ A *batch* stacks the features of B examples. Its shapes are the same at every st
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ofa_jax.preprocessing.examples import Example as Example
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 PAD_ID, BOS_ID, EOS_ID = 1, 0, 2
 PATCH_SIZE = 16
@@ -49,6 +52,10 @@ Batch = dict[str, np.ndarray]
 """The stacked features of several examples."""
 
 
+_PATCHES = options.Help(f"A patch has {PATCH_SIZE} x {PATCH_SIZE} pixels.")
+
+
+@checked
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """A mixture with its static shapes and batch size; every step takes one batch of it.
@@ -67,32 +74,25 @@ class Stream:
         tokens. Pretraining has two groups: pairs; and text, images and detection.
     """
 
-    name: str
-    mixture_or_task_name: str
-    batch_size: int
-    task_feature_lengths: Mapping[str, int]
-    image_size: int | None = None
-    num_sampled_patches: int | None = None
+    name: options.Name
+    mixture_or_task_name: options.Name
+    batch_size: options.Count
+    task_feature_lengths: Mapping[str, options.Count]
+    image_size: Annotated[options.Pixels, options.MultipleOf(PATCH_SIZE), _PATCHES] | None = None
+    num_sampled_patches: options.Count | None = None
     code_targets: bool = False
-    loss_group: str = "pairs"
+    loss_group: options.Name = "pairs"
 
     def __post_init__(self) -> None:
         where = f"Stream {self.name!r}"
         lengths = self.task_feature_lengths
-        if set(lengths) != {"inputs", "targets"} or min(lengths.values()) < 1:
+        if set(lengths) != {"inputs", "targets"}:
             raise ValueError(
                 f"{where}: task_feature_lengths is {dict(lengths)}; give "
                 "{'inputs': S, 'targets': T} with both at least 1."
             )
-        if self.batch_size < 1:
-            raise ValueError(f"{where}: batch_size is {self.batch_size}; it must be at least 1.")
-        if self.image_size is not None and self.image_size % PATCH_SIZE:
-            raise ValueError(
-                f"{where}: image_size {self.image_size} is not a multiple of {PATCH_SIZE} "
-                "pixels, the size of a patch."
-            )
         if self.num_sampled_patches is not None:
-            if self.image_size is None or not 0 < self.num_sampled_patches <= self.num_patches:
+            if self.image_size is None or self.num_sampled_patches > self.num_patches:
                 raise ValueError(
                     f"{where}: cannot sample {self.num_sampled_patches} of {self.num_patches} "
                     "patches."

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ofa_jax.data.sources.base import DataSet, RecordSource
 from ofa_jax.data.sources.scenes import Scenes
@@ -14,9 +14,15 @@ from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.decode_options import AS_SEEN
+from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.options import Count, FieldsOf, ModuleName, Name, Pixels, Share, Weights
 from ofa_jax.utils.suggestions import refuse_unknown
 
+_GIVEN = ("vocabulary", "negatives", "image_tokenizer")
+"""Fields of `ObjectiveConfig` that are not options."""
 
+
+@checked
 @dataclasses.dataclass(frozen=True)
 class PretrainingSettings:
     """What the pretraining tasks run over.
@@ -34,16 +40,14 @@ class PretrainingSettings:
     data_set: DataSet
     vocabulary: OFAVocabulary
     image_tokenizer: ImageTokenizer | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    task_modules: tuple[str, ...] = ("tasks.pretraining",)
+    options: Annotated[Mapping[str, Any], FieldsOf(ObjectiveConfig, _GIVEN)] = dataclasses.field(
+        default_factory=dict
+    )
+    rates: Weights = dataclasses.field(default_factory=dict)
+    task_modules: Annotated[tuple[Name, ...], ModuleName()] = ("tasks.pretraining",)
 
     def __post_init__(self) -> None:
-        for what, names, known in (
-            ("rates", self.rates, objectives.OBJECTIVES),
-            ("options", self.options, {f.name for f in dataclasses.fields(ObjectiveConfig)}),
-        ):
-            refuse_unknown(f"PretrainingSettings.{what}", names, known)
+        refuse_unknown("PretrainingSettings.rates", self.rates, objectives.OBJECTIVES)
 
     @property
     def code_image_size(self) -> int:
@@ -85,17 +89,18 @@ class PretrainingSettings:
         return records if training else SingleTarget(records, name)
 
 
+@checked
 def scenes_settings(
     data_set: Scenes | None = None,
-    num_bins: int = 64,
-    image_size: int = 128,
-    code_image_size: int = 64,
-    text_window: int = 32,
+    num_bins: Count = 64,
+    image_size: Pixels = 128,
+    code_image_size: Pixels = 64,
+    text_window: Count = 32,
     randaugment: bool = False,
-    distant_negatives: float = 0.0,
-    matching_answers: float = 0.5,
-    question_weights: Mapping[str, float] | None = None,
-    rates: Mapping[str, float] | None = None,
+    distant_negatives: Share = 0.0,
+    matching_answers: Share = 0.5,
+    question_weights: Weights | None = None,
+    rates: Weights | None = None,
 ) -> PretrainingSettings:
     """Returns settings for Scenes with the vocabulary and codebook that were built with it.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax
 import numpy as np
@@ -11,8 +11,11 @@ from jaxtyping import ArrayLike, Float, Int
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.checks import check_length
 from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
     """How outputs are generated. The defaults suit captioning, apart from its n-gram rule.
@@ -42,40 +45,30 @@ class DecodingConfig:
         one. False (zero-shot in the reference implementation) keeps their original probabilities.
     """
 
-    method: str = "beam"
-    beam_size: int = 5
-    max_length: int = 16
-    max_length_per_source_token: float = 0.0
-    min_length: int = 1
+    method: Annotated[
+        str,
+        options.OneOf(("beam", "sample")),
+        options.Help("For greedy search use method = 'beam' with beam_size = 1."),
+    ] = "beam"
+    beam_size: options.Count = 5
+    max_length: options.Natural = 16
+    max_length_per_source_token: options.NonNegative = 0.0
+    min_length: options.Natural = 1
     exact_length: bool = False
     length_penalty: float = 1.0
     normalize_scores: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    no_repeat_ngram_size: int = 0
+    temperature: Annotated[
+        options.Positive,
+        options.Help("For the most probable token use method = 'beam' with beam_size = 1."),
+    ] = 1.0
+    top_k: options.Natural = 0
+    top_p: Annotated[float, options.Above(0), options.AtMost(1)] = 1.0
+    no_repeat_ngram_size: options.Natural = 0
     unk_penalty: float = 0.0
-    constraint_range: tuple[int, int] | None = None
+    constraint_range: tuple[options.TokenId, options.TokenId] | None = None
     renormalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.method not in ("beam", "sample"):
-            raise ValueError(
-                f"DecodingConfig.method is {self.method!r}; use 'beam' (greedy is "
-                "beam_size = 1) or 'sample'."
-            )
-        for name, least in (
-            ("beam_size", 1),
-            ("max_length", 0),
-            ("min_length", 0),
-            ("top_k", 0),
-            ("max_length_per_source_token", 0),
-            ("no_repeat_ngram_size", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"DecodingConfig.{name} is {getattr(self, name)}; it must be at least {least}."
-                )
         self._check_sampling()
         if self.constraint_range is not None:
             # gin passes lists; a tuple keeps the config hashable.
@@ -83,18 +76,7 @@ class DecodingConfig:
             object.__setattr__(self, "constraint_range", (first, end))
 
     def _check_sampling(self) -> None:
-        """Raises ValueError for sampling options that are out of range or unused."""
-        if self.temperature <= 0:
-            raise ValueError(
-                f"DecodingConfig.temperature is {self.temperature}; it must be "
-                "positive. For the most probable token use method = 'beam' with "
-                "beam_size = 1."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"DecodingConfig.top_p is {self.top_p}; it must be a probability above 0 and at "
-                "most 1."
-            )
+        """Raises ValueError for sampling options that are unused."""
         if self.method == "beam" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 "DecodingConfig.top_k and top_p are for sampling; set method = "
@@ -183,9 +165,7 @@ class DynamicParams(flax.struct.PyTreeNode):
 
 def _check_range(constraint_range: Sequence[int]) -> Sequence[int]:
     """Raises ValueError unless a range has two ids in order, after the special symbols."""
-    if len(constraint_range) != 2 or not (
-        len(SPECIAL_SYMBOLS) <= constraint_range[0] < constraint_range[1]
-    ):
+    if not len(SPECIAL_SYMBOLS) <= constraint_range[0] < constraint_range[1]:
         raise ValueError(
             f"DecodingConfig.constraint_range is {constraint_range}; give the first id and the one "
             f"after the last, e.g. ({len(SPECIAL_SYMBOLS)}, 100). Special symbols are always "

@@ -11,10 +11,12 @@ seqio task. Its `kind` says what a decoded token sequence is parsed as:
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.suggestions import nearest
 
 KINDS = ("text", "box", "objects", "codes")
@@ -23,6 +25,7 @@ Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 """(references, predictions), one of each per example in the same order -> {name: value}."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
     """How a task is evaluated.
@@ -41,22 +44,17 @@ class EvalSpec:
       max_image_size: pixels that the last location bin stands for.
     """
 
-    task: str
-    kind: str
+    task: options.Name
+    kind: Annotated[str, options.OneOf(KINDS)]
     references: Callable[[Record], Any]
     metrics: tuple[Metric, ...]
     decoding: DecodingConfig = DecodingConfig()
     candidates: Callable[[], Sequence[str]] | None = None
     score_all: bool = False
-    main_metric: str | None = None
-    max_image_size: float = 512.0
+    main_metric: options.Name | None = None
+    max_image_size: options.Positive = 512.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"EvalSpec of task {self.task!r}: kind is {self.kind!r}; choose from "
-                f"{', '.join(KINDS)}."
-            )
         if self.score_all and self.candidates is None:
             raise ValueError(
                 f"EvalSpec of task {self.task!r}: score_all is set without candidates; give "

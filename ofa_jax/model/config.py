@@ -6,7 +6,10 @@ set by the released pretraining scripts.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
+
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 RELATIVE_POSITION_RANGE = 1024
 """Largest distance between tokens that the logarithmic buckets of the 1-D table distinguish."""
@@ -29,6 +32,7 @@ _PUBLISHED_REGULARIZATION: dict[str, Any] = dict(
 """Regularisation of the released pretraining scripts."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class OFAConfig:
     """Architecture and regularisation of an OFA model. The defaults are OFA-base without dropout.
@@ -87,21 +91,21 @@ class OFAConfig:
         over devices (59,457 is odd); padding rows are never predicted.
     """
 
-    vocab_size: int = 59457
-    width: int = 768
-    ffn_width: int = 3072
-    num_heads: int = 12
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    resnet_layers: tuple[int, int, int] = (3, 4, 23)
-    resnet_width: int = 64
+    vocab_size: options.Count = 59457
+    width: options.Count = 768
+    ffn_width: options.Count = 3072
+    num_heads: options.Count = 12
+    encoder_layers: options.Layers = 6
+    decoder_layers: options.Layers = 6
+    resnet_layers: tuple[options.Layers, options.Layers, options.Layers] = (3, 4, 23)
+    resnet_width: options.Count = 64
 
-    max_source_positions: int = 1024
-    max_target_positions: int = 1024
-    token_bucket_size: int = 256
-    image_bucket_size: int = 42
-    code_image_size: int = 128
-    attn_scale_factor: float = 2.0
+    max_source_positions: options.Count = 1024
+    max_target_positions: options.Count = 1024
+    token_bucket_size: options.Count = 256
+    image_bucket_size: options.Count = 42
+    code_image_size: options.Pixels = 128
+    attn_scale_factor: options.Positive = 2.0
 
     scale_attn: bool = True
     scale_fc: bool = True
@@ -111,30 +115,30 @@ class OFAConfig:
     entangle_encoder_positions: bool = False
     entangle_decoder_positions: bool = False
     interpolate_positions: bool = False
-    interpolation_image_size: int = 256
+    interpolation_image_size: options.Pixels = 256
     type_embedding: bool = True
     text_norm: bool = True
     patch_norm: bool = True
     code_norm: bool = True
     second_image: bool = False
-    activation: str = "gelu"
+    activation: Annotated[str, options.OneOf(("gelu", "relu"))] = "gelu"
 
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    activation_dropout_rate: float = 0.0
-    encoder_drop_path_rate: float = 0.0
-    decoder_drop_path_rate: float = 0.0
-    resnet_drop_path_rate: float = 0.0
+    dropout_rate: options.Rate = 0.0
+    attention_dropout_rate: options.Rate = 0.0
+    activation_dropout_rate: options.Rate = 0.0
+    encoder_drop_path_rate: options.Rate = 0.0
+    decoder_drop_path_rate: options.Rate = 0.0
+    resnet_drop_path_rate: options.Rate = 0.0
     freeze_batch_norm: bool = False
 
-    prefix_length: int = 0
-    adapter_width: int = 0
+    prefix_length: options.Natural = 0
+    adapter_width: options.Natural = 0
 
-    pad_id: int = 1
-    dtype: str = "float32"
+    pad_id: options.TokenId = 1
+    dtype: options.Dtype = "float32"
     scan_layers: bool = False
-    remat: str = "none"
-    vocab_multiple: int = 1
+    remat: Annotated[str, options.OneOf(REMAT_POLICIES)] = "none"
+    vocab_multiple: options.Count = 1
 
     def __post_init__(self) -> None:
         # gin and json pass lists; a tuple keeps the config hashable.
@@ -144,36 +148,13 @@ class OFAConfig:
         self._check_options()
 
     def _check_sizes(self) -> None:
-        """Raises ValueError for widths, depths and counts that do not fit each other."""
-        for name in (
-            "vocab_size",
-            "width",
-            "ffn_width",
-            "num_heads",
-            "encoder_layers",
-            "decoder_layers",
-            "resnet_width",
-            "token_bucket_size",
-            "image_bucket_size",
-            "max_source_positions",
-            "max_target_positions",
-            "vocab_multiple",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"OFAConfig.{name} is {getattr(self, name)}; it must be at least 1."
-                )
+        """Raises ValueError for sizes that do not fit each other."""
         if self.width % self.num_heads:
             raise ValueError(
                 f"OFAConfig.width {self.width} does not divide into num_heads {self.num_heads}; "
                 "choose a width that is a multiple of the number of heads."
             )
-        if len(self.resnet_layers) != 3 or min(self.resnet_layers) < 1:
-            raise ValueError(
-                f"OFAConfig.resnet_layers is {self.resnet_layers}; give the number of "
-                "blocks (at least one) of each of the three stages."
-            )
-        if self.vocab_size <= self.pad_id or self.pad_id < 0:
+        if self.vocab_size <= self.pad_id:
             raise ValueError(
                 f"OFAConfig.vocab_size {self.vocab_size} leaves no row for pad_id "
                 f"{self.pad_id}; the vocabulary starts with <s>, <pad>, </s>, <unk>."
@@ -186,9 +167,7 @@ class OFAConfig:
                 f"OFAConfig.token_bucket_size is {self.token_bucket_size}; it must be "
                 f"even and at most {RELATIVE_POSITION_RANGE}."
             )
-        if self.code_image_size % PIXELS_PER_CODE or not (
-            0 < self.code_grid <= self.image_bucket_size
-        ):
+        if self.code_image_size % PIXELS_PER_CODE or not (self.code_grid <= self.image_bucket_size):
             raise ValueError(
                 f"OFAConfig.code_image_size is {self.code_image_size} pixels; it must be a "
                 f"multiple of {PIXELS_PER_CODE} and at most {PIXELS_PER_CODE} * image_bucket_size "
@@ -196,26 +175,11 @@ class OFAConfig:
             )
 
     def _check_options(self) -> None:
-        """Raises ValueError for options with unknown values or rates out of range."""
+        """Raises ValueError for options that do not go together."""
         if self.second_image and not self.type_embedding:
             raise ValueError(
                 "OFAConfig.second_image needs type_embedding, which distinguishes the images."
             )
-        for name, choices in (
-            ("activation", ("gelu", "relu")),
-            ("dtype", ("float32", "bfloat16")),
-            ("remat", REMAT_POLICIES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"OFAConfig.{name} is {getattr(self, name)!r}; use one of "
-                    f"{', '.join(map(repr, choices))}."
-                )
-        for field in dataclasses.fields(self):
-            if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"OFAConfig.{field.name} is {getattr(self, field.name)}; rates lie in [0, 1)."
-                )
 
     @property
     def head_dim(self) -> int:

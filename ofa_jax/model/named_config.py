@@ -1,13 +1,17 @@
 """The model's configuration by the name of its size, as gin files give it."""
 
-import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from ofa_jax.model.config import SIZES, OFAConfig
-from ofa_jax.utils.suggestions import nearest
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 
-def model_config(size: str, **overrides: Any) -> OFAConfig:
+@checked
+def model_config(
+    size: Annotated[str, options.OneOf(SIZES)],
+    **overrides: Annotated[Any, options.FieldsOf(OFAConfig)],
+) -> OFAConfig:
     """Returns one of the named sizes, with any field of `OFAConfig` overridden.
 
     Args:
@@ -18,13 +22,4 @@ def model_config(size: str, **overrides: Any) -> OFAConfig:
     Raises:
       ValueError: an unknown size or field, with the nearest right name.
     """
-    if size not in SIZES:
-        raise ValueError(
-            f"model_config.size is {size!r}; the sizes are {', '.join(SIZES)}."
-            f"{nearest(str(size), SIZES)}"
-        )
-    fields = {field.name for field in dataclasses.fields(OFAConfig)}
-    for name in overrides:
-        if name not in fields:
-            raise ValueError(f"model_config has no parameter {name}.{nearest(name, fields)}")
     return getattr(OFAConfig, size)(**overrides)

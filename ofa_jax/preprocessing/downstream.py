@@ -10,7 +10,7 @@ import functools
 import math
 import string
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,12 +22,15 @@ from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, clean_question
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import options
 from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED, DecodeOptions
+from ofa_jax.utils.option_checks import checked
 
 DECODER_PROMPTS = ("none", "source", "previous_output")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DownstreamConfig:
     """Sizes of the downstream tasks; the defaults are the published ones.
@@ -63,38 +66,31 @@ class DownstreamConfig:
     """
 
     vocabulary: OFAVocabulary
-    image_size: int = 480
-    grounding_image_size: int = 512
-    max_image_size: int = 512
-    code_image_size: int = 256
-    max_source_words: int = 80
-    max_caption_words: int = 20
-    max_prompt_words: int = 64
-    max_sentence_words: int = 512
-    max_article_tokens: int = 512
-    max_summary_words: int = 64
-    max_objects: int = 30
+    image_size: options.Pixels = 480
+    grounding_image_size: options.Pixels = 512
+    max_image_size: options.Pixels = 512
+    code_image_size: options.Pixels = 256
+    max_source_words: options.Count = 80
+    max_caption_words: options.Count = 20
+    max_prompt_words: options.Count = 64
+    max_sentence_words: options.Count = 512
+    max_article_tokens: options.Count = 512
+    max_summary_words: options.Count = 64
+    max_objects: options.Natural = 30
     detected_objects: bool = False
-    decoder_prompt: str = "none"
-    max_prompt_tokens: int = 512
-    target_noise: float = 0.2
+    decoder_prompt: Annotated[str, options.OneOf(DECODER_PROMPTS)] = "none"
+    max_prompt_tokens: options.Count = 512
+    target_noise: options.Rate = 0.2
     decode_options: DecodeOptions = AS_STORED
     augment: bool = True
     training: bool = True
 
     def __post_init__(self) -> None:
-        if self.decoder_prompt not in DECODER_PROMPTS:
-            raise ValueError(
-                f"decoder_prompt is {self.decoder_prompt!r}; choose from "
-                f"{', '.join(DECODER_PROMPTS)}."
-            )
         if self.grounding_image_size > self.max_image_size:
             raise ValueError(
                 f"max_image_size {self.max_image_size} is smaller than grounding_image_size "
                 f"{self.grounding_image_size}: boxes would not fit into the bins; raise it."
             )
-        if not 0 <= self.target_noise < 1:
-            raise ValueError(f"target_noise is {self.target_noise}; give 0 <= x < 1.")
 
     @property
     def num_codes(self) -> int:

@@ -1,17 +1,18 @@
 """The sizes and resources that the pretraining objectives share."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
 
 from ofa_jax.preprocessing import masking
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import options
 from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
+from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.suggestions import refuse_unknown
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """Sizes and resources of the objectives; the defaults are the published ones.
@@ -49,42 +50,31 @@ class ObjectiveConfig:
     vocabulary: OFAVocabulary
     negatives: NegativePool | None = None
     image_tokenizer: ImageTokenizer | None = None
-    image_size: int = 384
-    resize_range: tuple[int, int] = (384, 480)
-    resize_max_size: int = 672
-    max_image_size: int = 512
-    infill_image_size: int = 256
-    code_image_size: int = 128
-    detection_image_size: int = 256
-    max_source_words: int = 80
-    max_target_words: int = 30
-    text_length: int = 512
-    text_window: int = 256
-    mask_ratio: float = masking.MASK_RATIO
-    distant_negatives: float = 0.0
-    matching_answers: float = 0.5
-    question_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    image_size: options.Pixels = 384
+    resize_range: tuple[options.Pixels, options.Pixels] = (384, 480)
+    resize_max_size: options.Pixels = 672
+    max_image_size: options.Pixels = 512
+    infill_image_size: options.Pixels = 256
+    code_image_size: options.Pixels = 128
+    detection_image_size: options.Pixels = 256
+    max_source_words: options.Count = 80
+    max_target_words: options.Count = 30
+    text_length: options.Count = 512
+    text_window: options.Count = 256
+    mask_ratio: options.Share = masking.MASK_RATIO
+    distant_negatives: options.Share = 0.0
+    matching_answers: options.Share = 0.5
+    question_weights: options.Weights = dataclasses.field(default_factory=dict)
     decode_options: DecodeOptions = AS_STORED
     randaugment: bool = True
     training: bool = True
 
     def __post_init__(self) -> None:
         self._check_sizes()
-        for name in ("distant_negatives", "matching_answers"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must lie between 0 and 1: it is a share."
-                )
         if self.negatives is not None:
             refuse_unknown(
                 "question_weights", self.question_weights, self.negatives.answers_by_type
             )
-        for kind, weight in self.question_weights.items():
-            if not 0.0 <= weight < math.inf:
-                raise ValueError(
-                    f"question_weights[{kind!r}] is {weight}: a weight is a finite number that is "
-                    "not negative."
-                )
 
     def _check_sizes(self) -> None:
         """Raises ValueError if the image sizes do not fit each other."""

@@ -1,11 +1,14 @@
 """`LoopConfig`: when the training loop logs, saves, validates and ends."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Annotated
 
 from ofa_jax.training import validation
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """When the training loop logs, saves, validates and ends.
@@ -30,27 +33,23 @@ class LoopConfig:
         not count. None for no limit.
     """
 
-    total_steps: int
-    log_period: int = 50
-    checkpoint_period: int = 1000
-    validation_period: int = 0
-    checkpoints_to_keep: int | None = 3
-    checkpoint_keep_period: int | None = None
-    best_metric: str | None = None
-    max_skipped_steps: int = 100
-    watchdog_timeout_secs: float | None = 3600
-    profile_steps: Sequence[int] | None = None
-    max_minutes: float | None = None
+    total_steps: options.Steps
+    log_period: options.Steps = 50
+    checkpoint_period: options.Steps = 1000
+    validation_period: options.Natural = 0
+    checkpoints_to_keep: options.Count | None = 3
+    checkpoint_keep_period: options.Steps | None = None
+    best_metric: options.Name | None = None
+    max_skipped_steps: options.Natural = 100
+    watchdog_timeout_secs: options.Seconds | None = 3600
+    profile_steps: Annotated[
+        tuple[options.Steps, options.Steps] | None,
+        options.Help("For the profile give the first and the last step, e.g. (10, 12)."),
+    ] = None
+    max_minutes: options.Positive | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values that are impossible, alone or together."""
-        for name in ("total_steps", "log_period", "checkpoint_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LoopConfig.{name} is {getattr(self, name)}; give at least 1.")
-        # Keeping no checkpoint would leave nothing to resume from.
-        for name in ("checkpoints_to_keep", "checkpoint_keep_period"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"LoopConfig.{name} is {value}; give at least 1, or None.")
+        """Raises ValueError for values that are impossible together."""
         if self.best_metric is not None:
             validation.check_metric(self.best_metric, "LoopConfig.best_metric")
             if self.validation_period % self.checkpoint_period or not self.validation_period:
@@ -59,13 +58,9 @@ class LoopConfig:
                     f"validation_period ({self.validation_period}) to a multiple of "
                     f"checkpoint_period ({self.checkpoint_period})."
                 )
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(
-                f"LoopConfig.max_minutes is {self.max_minutes}; give a positive number, or None."
-            )
         if self.profile_steps is not None:
             steps = list(self.profile_steps)
-            if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+            if steps[0] > steps[1]:
                 raise ValueError(
                     f"LoopConfig.profile_steps is {self.profile_steps}; give the first and the "
                     "last step, e.g. (10, 12)."

@@ -18,7 +18,7 @@ mean(pairs) + mean(text, images). A confidence scales a token's loss, not the nu
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax
 import jax
@@ -26,10 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
+
 NUM_SPECIAL_IDS = 4
 """The first ids, bos, pad, eos and unk, may be predicted under any constraint."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Options of the loss.
@@ -46,25 +50,16 @@ class LossConfig:
       pad_id: targets that are not scored.
     """
 
-    label_smoothing: float = 0.0
-    drop_worst_ratio: float = 0.0
-    drop_worst_after: int = 0
-    rdrop_alpha: float = 0.0
-    constraint_range: tuple[int, int] | None = None
-    encouraging_end: float | None = None
-    pad_id: int = 1
+    label_smoothing: options.Rate = 0.0
+    drop_worst_ratio: options.Rate = 0.0
+    drop_worst_after: options.Natural = 0
+    rdrop_alpha: options.NonNegative = 0.0
+    constraint_range: tuple[options.TokenId, options.TokenId] | None = None
+    encouraging_end: Annotated[float, options.Above(0), options.Below(1)] | None = None
+    pad_id: options.TokenId = 1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values out of range."""
-        for name in ("label_smoothing", "drop_worst_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"LossConfig.{name} is {getattr(self, name)}; give 0 <= x < 1.")
-        if self.rdrop_alpha < 0:
-            raise ValueError(f"LossConfig.rdrop_alpha is {self.rdrop_alpha}; it must not be < 0.")
-        if self.encouraging_end is not None and not 0 < self.encouraging_end < 1:
-            raise ValueError(
-                f"LossConfig.encouraging_end is {self.encouraging_end}; give 0 < x < 1, or None."
-            )
+        """Raises ValueError for a range of ids that is empty."""
         if self.constraint_range is not None:
             start, end = self.constraint_range
             if not NUM_SPECIAL_IDS <= start < end:

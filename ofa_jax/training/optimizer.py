@@ -3,15 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ofa_jax.model import parameter_groups
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimiser and its schedule.
@@ -32,43 +35,27 @@ class OptimizerConfig:
       ema_start: updates before the average begins; until then it follows the parameters.
     """
 
-    learning_rate: float
-    total_steps: int
-    warmup: float = 0.01
-    end_learning_rate: float = 0.0
-    decay_power: float = 1.0
-    clip_norm: float | None = 5.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    frozen: Sequence[str] = ()
-    trainable_groups: Sequence[str] | None = None
-    ema_decay: float | None = None
-    ema_start: int = 0
+    learning_rate: options.Positive
+    total_steps: options.Steps
+    warmup: options.NonNegative = 0.01
+    end_learning_rate: options.NonNegative = 0.0
+    decay_power: options.Positive = 1.0
+    clip_norm: options.Positive | None = 5.0
+    beta1: options.Rate = 0.9
+    beta2: options.Rate = 0.999
+    epsilon: options.Positive = 1e-8
+    weight_decay: options.NonNegative = 0.01
+    frozen: Sequence[options.Name] = ()
+    trainable_groups: Annotated[Sequence[options.Name], options.NotEmpty()] | None = None
+    ema_decay: options.Rate | None = None
+    ema_start: options.Natural = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values out of range."""
-        if self.learning_rate <= 0:
-            raise ValueError(
-                f"OptimizerConfig.learning_rate is {self.learning_rate}; it must be positive."
-            )
-        if self.total_steps < 1:
-            raise ValueError(
-                f"OptimizerConfig.total_steps is {self.total_steps}; it must be at least 1."
-            )
-        if not 0 <= self.warmup_steps <= self.total_steps:
+        """Raises ValueError for values that do not fit each other."""
+        if self.warmup_steps > self.total_steps:
             raise ValueError(
                 f"OptimizerConfig.warmup is {self.warmup}, which makes {self.warmup_steps} of "
                 f"{self.total_steps} steps; give a share below 1, or a number of steps within them."
-            )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(
-                f"OptimizerConfig.clip_norm is {self.clip_norm}; it must be positive, or None."
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"OptimizerConfig.ema_decay is {self.ema_decay}; give 0 <= x < 1, or None."
             )
         parameter_groups.check_groups(self.frozen, "OptimizerConfig.frozen")
         parameter_groups.check_groups(
@@ -83,17 +70,11 @@ class OptimizerConfig:
         return int(self.warmup)
 
 
-def epochs_to_steps(epochs: float, examples: int, batch_size: int) -> int:
-    """Returns the number of steps that go through the examples `epochs` times.
-
-    Raises:
-      ValueError: a number that is not positive.
-    """
-    if not (epochs > 0 and examples >= 1 and batch_size >= 1):
-        raise ValueError(
-            f"epochs_to_steps: {epochs} epochs of {examples} examples in batches of {batch_size} "
-            "give no steps; all three must be positive."
-        )
+@checked
+def epochs_to_steps(
+    epochs: options.Positive, examples: options.Count, batch_size: options.Count
+) -> int:
+    """Returns the number of steps that go through the examples `epochs` times."""
     return math.ceil(epochs * examples / batch_size)
 
 

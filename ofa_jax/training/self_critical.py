@@ -28,11 +28,13 @@ from ofa_jax.decoding.hypotheses import BOS, PAD
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training.losses import LossConfig
+from ofa_jax.utils.option_checks import checked
 
 Reward = Callable[[int, np.ndarray], np.ndarray]
 """(step, samples int32 [B, G, T]) -> rewards float [B, G], for this host's rows of the step."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class SelfCriticalConfig:
     """How the model draws its samples.

@@ -47,6 +47,7 @@ class _Problem:
       wanted: what follows "it must be".
       right_kind: whether only the range is wrong, or a part.
       advice: a sentence after a space, or "".
+      statement: what replaces "WHERE is VALUE; it must be WANTED".
     """
 
     where: str
@@ -54,6 +55,7 @@ class _Problem:
     wanted: str
     right_kind: bool = False
     advice: str = ""
+    statement: str = ""
 
 
 def checked(thing: _Checked) -> _Checked:
@@ -160,6 +162,8 @@ def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], str | No
 
 def _sentence(problem: _Problem, place: str = "") -> str:
     where = f" ({place})" if place else ""
+    if problem.statement:
+        return f"{problem.statement}{where}.{problem.advice}"
     return (
         f"{problem.where} is {show(problem.value)}{where}; it must be {problem.wanted}."
         f"{problem.advice}"
@@ -171,6 +175,15 @@ def _sentence(problem: _Problem, place: str = "") -> str:
 
 def _problem(where: str, value: Any, hint: Any) -> _Problem | None:
     """Returns what is wrong with a value, or None."""
+    problem = _first_problem(where, value, hint)
+    help_texts = [c.text for c in getattr(hint, "__metadata__", ()) if isinstance(c, options.Help)]
+    if problem is None or not help_texts:
+        return problem
+    return dataclasses.replace(problem, advice=" ".join([problem.advice, *help_texts]))
+
+
+def _first_problem(where: str, value: Any, hint: Any) -> _Problem | None:
+    """Returns what is wrong with a value, without the help of its annotation, or None."""
     constraints: tuple[Any, ...] = ()
     origin = typing.get_origin(hint)
     if origin is Annotated:
@@ -208,7 +221,7 @@ def _union_problem(where: str, value: Any, alternatives: Sequence[Any]) -> _Prob
         problem = right_kind[0]
         suffix = optional if problem.where == where else ""
         return dataclasses.replace(problem, wanted=problem.wanted + suffix)
-    advice = next((problem.advice for problem in problems if problem.advice), "")
+    advice = next((one.advice for one in problems if one.advice), "")
     wanted = " or ".join(
         dict.fromkeys(p.wanted for p in sorted(problems, key=lambda p: p.wanted == "None"))
     )
@@ -322,13 +335,10 @@ def _fields_problem(where: str, value: Mapping[str, Any], fields: FieldsOf) -> _
     for name, item in value.items():
         if name not in hints or name in fields.without:
             known = sorted(set(hints) - set(fields.without))
-            return _Problem(
-                f"a key of {where}",
-                name,
-                f"one of {', '.join(known)}",
-                True,
-                nearest(str(name), known),
-            )
+            shown = show(name)[1:-1] if isinstance(name, str) else show(name)
+            statement = f"{where} names {shown}; known are {', '.join(known)}"
+            advice = nearest(str(name), known)
+            return _Problem(where, name, "", True, advice, statement)
         problem = _problem(f"{where}[{name!r}]", item, hints[name])
         if problem is not None:
             return dataclasses.replace(problem, right_kind=True)

@@ -89,7 +89,7 @@ class Above(Constraint):
     @property
     def phrase(self) -> str:
         """What follows "it must be"."""
-        return f"above {self.low}" if self.low else "positive"
+        return f"above {self.low}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +212,17 @@ class FieldsOf:
     without: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """A sentence that follows every error of an option.
+
+    Attributes:
+      text: what to do.
+    """
+
+    text: str
+
+
 class ModuleName:
     """Marks names of modules that will be imported; see `ofa_jax.utils.modules`."""
 
@@ -227,11 +238,17 @@ def is_finite(value: Any) -> bool:
 Count = Annotated[int, AtLeast(1), AtMost(LARGEST)]
 """How many, at least one."""
 
-CountOrNone = Annotated[int, AtLeast(0), AtMost(LARGEST)]
+Natural = Annotated[int, AtLeast(0), AtMost(LARGEST)]
 """How many; 0 is allowed."""
 
 Steps = Count
 """A number of training steps."""
+
+Layers = Annotated[int, AtLeast(1), AtMost(1000)]
+"""A number of layers or blocks."""
+
+Dtype = Annotated[str, OneOf(("float32", "bfloat16"))]
+"""Of computation."""
 
 Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
 """Of a random generator: JAX uses 32 bits of it."""

@@ -146,9 +146,15 @@ def test_an_example_that_does_not_fit_its_stream_is_refused(stream, parts, sente
     ("options", "sentence"),
     [
         (dict(task_feature_lengths={"inputs": 5}), "give {'inputs': S, 'targets': T}"),
-        (dict(task_feature_lengths={"inputs": 5, "targets": 0}), "both at least 1"),
+        (
+            dict(task_feature_lengths={"inputs": 5, "targets": 0}),
+            r"task_feature_lengths\['targets'\] is 0; it must be at least 1",
+        ),
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(image_size=40), "not a multiple of 16 pixels"),
+        (
+            dict(image_size=40),
+            "is 40; .* a multiple of 16, or None. A patch has 16 x 16 pixels",
+        ),
         (dict(num_sampled_patches=3), "cannot sample 3 of 0 patches"),
         (dict(image_size=48, num_sampled_patches=10), "cannot sample 10 of 9 patches"),
     ],

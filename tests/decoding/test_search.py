@@ -294,7 +294,7 @@ def test_meshes_decode_equally_and_keep_the_batch_sharded():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "greedy"}, "greedy is beam_size = 1"),
+        ({"method": "greedy"}, "For greedy search use method = 'beam' with beam_size = 1"),
         ({"beam_size": 0}, "beam_size is 0; it must be at least 1"),
         ({"temperature": 0.0}, "must be positive"),
         ({"top_p": 0.0}, "above 0 and at most 1"),

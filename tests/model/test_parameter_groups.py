@@ -131,7 +131,7 @@ def test_skipped_steps_do_not_change_the_average():
             dict(trainable_groups=("adapter",)),
             "trainable_groups names 'adapter'.*Did you mean adapters?",
         ),
-        (dict(ema_decay=1.0), "ema_decay is 1.0; give 0 <= x < 1"),
+        (dict(ema_decay=1.0), "ema_decay is 1.0; it must be at least 0 and below 1, or None"),
     ],
 )
 def test_unknown_groups_and_invalid_decays_raise(options, message):

@@ -351,7 +351,10 @@ def test_an_invalid_record_raises_an_error_with_its_problem(task, change, senten
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"decoder_prompt": "src"}, "decoder_prompt is 'src'; choose from none, source, prev"),
+        (
+            {"decoder_prompt": "src"},
+            "decoder_prompt is 'src'; it must be one of none, source",
+        ),
         ({"grounding_image_size": 96}, "max_image_size 64 is smaller than grounding_image_size"),
         ({"target_noise": 1.0}, "target_noise is 1.0"),
     ],

@@ -276,11 +276,11 @@ def test_an_invalid_record_raises_an_error_with_its_problem(
     ("change", "sentence"),
     [
         ({"resize_range": (200, 300)}, "must lie between image_size"),
-        ({"distant_negatives": 1.5}, "must lie between 0 and 1"),
-        ({"matching_answers": -0.5}, "must lie between 0 and 1"),
+        ({"distant_negatives": 1.5}, "must be between 0 and 1"),
+        ({"matching_answers": -0.5}, "must be between 0 and 1"),
         (
             {"negatives": None, "question_weights": {"count": -1.0}},
-            "a finite number that is not negative",
+            r"question_weights\['count'\] is -1.0; it must be at least 0",
         ),
         (
             {

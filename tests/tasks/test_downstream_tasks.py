@@ -249,7 +249,10 @@ MISTAKES = {
     "data": (dict(files={"coco": {}}), "files names coco; known are caption"),
     "tfds": (dict(tfds={"vqa": "vqa"}), "tfds names vqa; known are caption"),
     "a split": (dict(files={"vqa": {"trian": "a.tsv"}}), "splits are train, validation"),
-    "a path alone": (dict(files={"vqa": "a.tsv"}), "give a dict from splits to files"),
+    "a path alone": (
+        dict(files={"vqa": "a.tsv"}),
+        "Give a dict from data to a dict from splits",
+    ),
     "columns": (dict(selected_cols={"rte": "1,2"}), "must be 3 column numbers"),
 }
 

@@ -240,7 +240,7 @@ def test_the_best_step_is_by_the_configured_metric_and_known_after_a_restart(tmp
         (dict(best_metric="accuracy"), "LoopConfig.best_metric is 'accuracy'; give one of loss"),
         (dict(best_metric="loss"), r"set validation_period \(0\) to a multiple"),
         (dict(best_metric="loss", validation_period=150, checkpoint_period=100), "a multiple"),
-        (dict(checkpoints_to_keep=0), "checkpoints_to_keep is 0; give at least 1, or None"),
+        (dict(checkpoints_to_keep=0), "checkpoints_to_keep is 0; it must be at least 1, or None"),
         (dict(checkpoint_keep_period=0), "checkpoint_keep_period is 0"),
         (dict(profile_steps=(5, 4)), "give the first and the last step"),
         (dict(profile_steps=(5,)), "give the first and the last step"),
