@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -10,10 +11,17 @@ from jax.experimental import multihost_utils
 
 from ofa_jax.checkpoints import checksums, storage
 from ofa_jax.interop import files
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
-__all__ = ["SELECTIONS", "Checkpoint", "CheckpointSelector", "find_problem", "follow"]
+__all__ = ["SELECTIONS", "Checkpoint", "CheckpointSelector", "Selection", "find_problem", "follow"]
 
 SELECTIONS = ("newest", "all", "watch")
+Selection = (
+    Annotated[str, options.OneOf(SELECTIONS)]
+    | Annotated[Sequence[options.Natural], options.NotEmpty()]
+)
+"""Which checkpoints: one of SELECTIONS, or steps."""
 _STOP, _WAIT = -1, -2
 
 
@@ -25,6 +33,7 @@ class Checkpoint:
     path: str
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointSelector:
     """Selects checkpoints.
@@ -37,18 +46,11 @@ class CheckpointSelector:
       poll_seconds: time between two polls.
     """
 
-    path: str
-    which: str | Sequence[int] = "newest"
-    last_step: int | None = None
-    timeout_seconds: float = 3600
-    poll_seconds: float = 10
-
-    def __post_init__(self) -> None:
-        if self.which not in SELECTIONS if isinstance(self.which, str) else not list(self.which):
-            raise ValueError(
-                f"CHECKPOINTS is {self.which!r}; give one of "
-                f"{', '.join(map(repr, SELECTIONS))}, or a list of steps."
-            )
+    path: options.Path
+    which: Selection = "newest"
+    last_step: options.Natural | None = None
+    timeout_seconds: options.Timeout = 3600
+    poll_seconds: options.Timeout = 10
 
     @property
     def watching(self) -> bool:

@@ -104,8 +104,6 @@ def configured_run(devices: Sequence[Any], slices: int, vocab_size: int | None) 
     if not _is_bound("plan.partitioner") or gin.query_parameter("plan.partitioner") is None:
         given["partitioner"] = Partitioner(slices=slices, devices=tuple(devices))
     run: PlannedRun = gin.get_configurable("plan")(**given)
-    if not run.streams:
-        raise ValueError("train.streams is empty: give at least one Stream.")
     if vocab_size is not None:
         run = dataclasses.replace(run, model=run.model.replace(vocab_size=vocab_size))
     return run

@@ -54,6 +54,8 @@ Batch = dict[str, np.ndarray]
 
 _PATCHES = options.Help(f"A patch has {PATCH_SIZE} x {PATCH_SIZE} pixels.")
 
+AT_LEAST_ONE_STREAM = options.Help("Give at least one Stream.")
+
 
 @checked
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ select checkpoints ─▶ load the tasks of all streams ─▶ check the model a
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated
 
 import jax
 from clu import metric_writers
@@ -13,16 +13,18 @@ from etils import epath
 from rich.console import Console
 
 from ofa_jax.checkpoints.load import load_config
-from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector
+from ofa_jax.checkpoints.watch import Checkpoint, CheckpointSelector, Selection
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.features import Stream, empty_features, stack
+from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream, empty_features, stack
 from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
+from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
+from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.suggestions import nearest
 
 
@@ -69,28 +71,29 @@ class Evaluation:
         _print_line(self.console, message)
 
 
+@checked
 def build_evaluation(
-    model_dir: str,
-    streams: Sequence[Stream],
-    checkpoint_path: str | None = None,
-    checkpoints: Any = "newest",
-    split: str = "validation",
-    tasks: Any = None,
-    num_examples: int | None = None,
-    batch_size: int | None = None,
+    model_dir: options.Path,
+    streams: Annotated[Sequence[Stream], options.NotEmpty(), AT_LEAST_ONE_STREAM],
+    checkpoint_path: options.Path | None = None,
+    checkpoints: Selection = "newest",
+    split: options.Name = "validation",
+    tasks: options.Name | Annotated[Sequence[options.Name], options.NotEmpty()] | None = None,
+    num_examples: options.Count | None = None,
+    batch_size: options.Count | None = None,
     settings: TaskSettings | None = None,
-    mixture_or_task_module: Any = None,
+    mixture_or_task_module: options.Modules | None = None,
     partitioner: Partitioner | None = None,
-    dtype: str | None = None,
-    directory: str | None = None,
-    last_step: int | None = None,
-    timeout_seconds: float = 3600,
-    poll_seconds: float = 10,
-    seed: int = 0,
-    candidates_at_once: int = 32,
-    batches_per_part: int = 16,
-    num_threads: int = 2,
-    num_workers: int = 0,
+    dtype: options.Dtype | None = None,
+    directory: options.Path | None = None,
+    last_step: options.Natural | None = None,
+    timeout_seconds: options.Timeout = 3600,
+    poll_seconds: options.Timeout = 10,
+    seed: options.Seed = 0,
+    candidates_at_once: options.Count = 32,
+    batches_per_part: options.Count = 16,
+    num_threads: options.Threads = 2,
+    num_workers: options.Workers = 0,
     override_decoding: OverrideDecoding = lambda task, config: config,
 ) -> Evaluation:
     """Builds every part of an evaluation and checks that the parts fit; compiles nothing.
@@ -127,10 +130,6 @@ def build_evaluation(
         to do.
     """
     import_task_modules(mixture_or_task_module, settings)
-    if not streams:
-        raise ValueError("evaluate.streams is empty: give at least one Stream.")
-    if batches_per_part < 1:
-        raise ValueError(f"evaluate.batches_per_part is {batches_per_part}; it must be at least 1.")
     selector = CheckpointSelector(
         checkpoint_path or model_dir, checkpoints, last_step, timeout_seconds, poll_seconds
     )
@@ -194,8 +193,6 @@ def _check_task_names(
     """Raises ValueError if `evaluate.tasks` names a task that no stream has."""
     if only is None:
         return
-    if not only:
-        raise ValueError("evaluate.tasks is empty: name tasks, or give None for all.")
     known = [
         task
         for stream in streams

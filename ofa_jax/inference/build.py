@@ -8,12 +8,12 @@ import os
 import pathlib
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.data.features import Stream
+from ofa_jax.data.features import PATCH_SIZE, Stream
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
@@ -34,37 +34,52 @@ from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
+from ofa_jax.utils.option_checks import checked
 
 INPUTS = {"JsonLines": JsonLines, "Tsv": Tsv, "ImageFolder": ImageFolder, "TaskInputs": TaskInputs}
 """Name in gin -> class of inputs."""
 
 _MAX_TRIED = 100
+_INPUTS_HELP = options.Help(
+    f"Give one of {', '.join(f'@{name}()' for name in INPUTS)}, and set what it reads, as in "
+    "--gin.JsonLines.path=\"'requests.jsonl'\"."
+)
+InputSize = Annotated[
+    int,
+    options.AtLeast(0),
+    options.AtMost(2**16),
+    options.MultipleOf(PATCH_SIZE),
+    options.Help(f"A patch has {PATCH_SIZE} x {PATCH_SIZE} pixels; 0 is for text alone."),
+]
+"""The side of the images that a model reads; 0 for none."""
 
 
+@checked
 def build_job(
-    checkpoint: str,
-    output_dir: str,
-    inputs: RequestSource | TaskInputs,
-    vocabulary: OFAVocabulary | str | None = None,
+    checkpoint: options.Path,
+    output_dir: options.Path,
+    inputs: Annotated[RequestSource | TaskInputs, _INPUTS_HELP],
+    vocabulary: OFAVocabulary | options.Path | None = None,
     image_tokenizer: ImageTokenizer | None = None,
-    task: str | None = None,
+    task: Annotated[str, options.OneOf(tuple(presets.PRESETS))] | None = None,
     candidates: Sequence[str] | None = None,
-    candidates_file: str | None = None,
+    candidates_file: options.Path | None = None,
     score_all: bool = False,
     decoding: DecodingConfig | None = None,
-    image_size: int | None = None,
-    source_length: int = 128,
-    batch_size: int = 32,
-    shard_size: int = 1024,
-    seed: int = 0,
-    dtype: str | None = None,
-    host: int | None = None,
-    num_hosts: int | None = None,
-    num_threads: int = 2,
+    image_size: InputSize | None = None,
+    source_length: Annotated[int, options.AtLeast(2), options.AtMost(options.LARGEST)] = 128,
+    batch_size: options.Count = 32,
+    shard_size: options.Count = 1024,
+    seed: options.Seed = 0,
+    dtype: options.Dtype | None = None,
+    host: options.Natural | None = None,
+    num_hosts: options.Count | None = None,
+    num_threads: options.Threads = 2,
     partitioner: Partitioner | None = None,
     settings: TaskSettings | None = None,
-    mixture_or_task_module: str | Sequence[str] | None = None,
+    mixture_or_task_module: options.Modules | None = None,
 ) -> Job:
     """Builds every part of a job and checks that the parts fit together; compiles nothing.
 
@@ -110,7 +125,7 @@ def build_job(
     host = jax.process_index() if host is None else host
     num_hosts = jax.process_count() if num_hosts is None else num_hosts
     partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()))
-    _check_shapes(batch_size, shard_size, source_length, partitioner)
+    _check_shapes(batch_size, shard_size, partitioner)
     _check_hosts(host, num_hosts, partitioner)
     directory = _local_directory(output_dir)
     examples: RequestSource | LoadedTask = (
@@ -169,11 +184,9 @@ def build_job(
     return Job(RequestPipeline(loaded, decoder, source, batch_size), outputs, host, num_hosts)
 
 
-def _check_shapes(
-    batch_size: int, shard_size: int, source_length: int, partitioner: Partitioner
-) -> None:
+def _check_shapes(batch_size: int, shard_size: int, partitioner: Partitioner) -> None:
     """Raises ValueError for shapes that do not fit each other or the mesh."""
-    if batch_size < 1 or shard_size < 1 or shard_size % batch_size:
+    if shard_size % batch_size:
         raise ValueError(
             f"infer.shard_size is {shard_size}, which is not a multiple of infer.batch_size = "
             f"{batch_size}: a file holds whole batches."
@@ -183,8 +196,6 @@ def _check_shapes(
             f"infer.batch_size {batch_size} does not divide over the "
             f"{partitioner.num_data_shards} data shards of the mesh; choose a multiple."
         )
-    if source_length < 2:
-        raise ValueError(f"infer.source_length is {source_length}; give at least 2 tokens.")
 
 
 def _check_hosts(host: int, num_hosts: int, partitioner: Partitioner) -> None:
@@ -212,11 +223,6 @@ def _num_inputs(inputs: RequestSource | LoadedTask) -> int:
     """Returns the number of inputs; raises ValueError if there is none."""
     if isinstance(inputs, LoadedTask):
         return inputs.num_examples
-    if isinstance(inputs, str) or not hasattr(inputs, "__getitem__"):
-        raise ValueError(
-            f"INPUTS is {inputs!r}; give one of {', '.join(f'@{name}()' for name in INPUTS)}, and "
-            "set what it reads, as in --gin.JsonLines.path=\"'requests.jsonl'\"."
-        )
     if not len(inputs):
         what = "no image" if isinstance(inputs, ImageFolder) else "no request"
         where = getattr(inputs, "path", "it")

@@ -15,7 +15,7 @@ import os
 import pathlib
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,9 @@ from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.inference.requests import Box
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils import options
 from ofa_jax.utils.bad_input import INVALID_RECORD, Reason
+from ofa_jax.utils.option_checks import checked
 
 FIELDS = ("id", "instruction", "image", "region")
 _MAX_PATH_LENGTH = 4096
@@ -124,10 +126,10 @@ class _LineFiles:
       index_dir: folder of the index of the lines; beside the file when None.
     """
 
-    path: str
-    instruction: str | None = None
-    image_dir: str | None = None
-    index_dir: str | None = None
+    path: options.Path
+    instruction: options.Name | None = None
+    image_dir: options.Path | None = None
+    index_dir: options.Path | None = None
 
     @functools.cached_property
     def _files(self) -> tuple[tuple[str, ...], np.ndarray]:
@@ -202,6 +204,7 @@ class _LineFiles:
             ) from error
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class JsonLines(_LineFiles):
     """Files with one JSON object per line: image, instruction, and optionally id and region.
@@ -220,6 +223,7 @@ class JsonLines(_LineFiles):
         return self._entry(index, fields)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Tsv(_LineFiles):
     """Files with columns separated by tabs, like the official data files.
@@ -233,15 +237,11 @@ class Tsv(_LineFiles):
       header: whether the first line of each file names its columns.
     """
 
-    columns: Mapping[str, int | str] | None = None
-    layout: str | None = None
+    columns: Mapping[options.Name, int | options.Name] | None = None
+    layout: Annotated[str, options.OneOf(tuple(TSV_FORMATS))] | None = None
     header: bool = False
 
     def __post_init__(self) -> None:
-        if self.layout is not None and self.layout not in TSV_FORMATS:
-            raise ValueError(
-                f"Tsv.layout is {self.layout!r}; choose from {', '.join(TSV_FORMATS)}."
-            )
         if self.columns is None and self.layout is None and not self.header:
             raise ValueError(
                 "Tsv needs to know its columns: give columns = {'id': 0, 'image': 1, 'instruction':"
@@ -312,6 +312,7 @@ class Tsv(_LineFiles):
         return self._entry(index, fields)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
     """All images below a folder in the order of their paths, with one instruction.
@@ -322,9 +323,9 @@ class ImageFolder:
       suffixes: file name suffixes of images; all that Pillow knows when None.
     """
 
-    path: str
-    instruction: str
-    suffixes: Sequence[str] | None = None
+    path: options.Path
+    instruction: options.Name
+    suffixes: Annotated[Sequence[options.Name], options.NotEmpty()] | None = None
 
     def __post_init__(self) -> None:
         if not pathlib.Path(self.path).is_dir():

@@ -18,10 +18,13 @@ from ofa_jax.evaluation.eval_sources import (
     SeqioEvalSource,
 )
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 _MAX_TRIED = 100
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class TaskInputs:
     """Selects the examples of a task.
@@ -32,9 +35,9 @@ class TaskInputs:
       num_examples: how many examples, from the first; all when None.
     """
 
-    task: str
-    split: str = "test"
-    num_examples: int | None = None
+    task: options.Name
+    split: options.Name = "test"
+    num_examples: options.Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)

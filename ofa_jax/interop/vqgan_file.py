@@ -4,7 +4,7 @@ Names in the file are like encoder.down.0.block.1.conv1.weight; what only traini
 discriminator, `loss.*`) is ignored. The configuration follows from the arrays.
 """
 
-import pathlib
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,14 @@ import numpy as np
 
 from ofa_jax.interop import torch_file
 from ofa_jax.tokenizers.vqgan import VQGAN, Network, VQGANConfig
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
-def read(path: str | pathlib.Path) -> VQGAN:
+@checked
+def read(path: options.PathLike) -> VQGAN:
     """Reads the VQGAN of a checkpoint.
 
     Args:
@@ -29,7 +32,7 @@ def read(path: str | pathlib.Path) -> VQGAN:
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
     """
-    held = torch_file.load_state_dict(path, "VQGAN")
+    held = torch_file.load_state_dict(os.fspath(path), "VQGAN")
     try:
         return from_state_dict(held)
     except ValueError as error:

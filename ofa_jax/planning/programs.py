@@ -11,13 +11,13 @@ data; where the step depends on data, a stand-in takes its place:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from ofa_jax.data import features
-from ofa_jax.data.features import Stream
+from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream
 from ofa_jax.decoding import DecodingConfig, Trie, make_decoder
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, train_state
@@ -26,6 +26,8 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.training.train_program import build_train_program, loss_groups_of
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
 
 NUM_STAND_IN_CANDIDATES = 3129
 """The number of answers that the published fine-tuning on VQA chooses from."""
@@ -33,6 +35,7 @@ NUM_STAND_IN_CANDIDATES = 3129
 AbstractBatch = dict[str, jax.ShapeDtypeStruct]
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
     """What decides the cost of a run: parameters of `train`, and of decoding.
@@ -47,16 +50,16 @@ class PlannedRun:
     """
 
     model: OFAConfig
-    streams: Sequence[Stream]
+    streams: Annotated[Sequence[Stream], options.NotEmpty(), AT_LEAST_ONE_STREAM]
     optimizer: OptimizerConfig
     partitioner: Partitioner
     loss: LossConfig | None = None
-    gradient_accumulation: int = 1
+    gradient_accumulation: options.Count = 1
     restrict_to_candidates: bool = False
     self_critical: SelfCriticalConfig | None = None
-    seed: int = 0
+    seed: options.Seed = 0
     decoding: DecodingConfig = DecodingConfig()
-    num_tasks: int = 8
+    num_tasks: options.Count = 8
     candidates: Mapping[str, Trie] | None = None
 
     @property

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -28,8 +28,14 @@ from ofa_jax.sharding.axis_rules import (
     check_axis_rules,
 )
 from ofa_jax.sharding.param_gathering import make_gather_params
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
+
+AxisSize = Annotated[int, options.AtLeast(-1), options.AtMost(options.LARGEST)]
+"""Devices along an axis of the mesh; -1 for the remaining ones."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
     """The device mesh and the rules for placing arrays on it.
@@ -45,10 +51,10 @@ class Partitioner:
       devices: devices to use; None for all devices of all hosts.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = 1
+    slices: options.Count = 1
     gather_params_once: bool = False
     logical_axis_rules: AxisRules = DEFAULT_AXIS_RULES
     devices: tuple[Any, ...] | None = None

@@ -11,6 +11,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
+
 __all__ = ["PatchCodebook", "check_sizes", "to_patches"]
 
 
@@ -122,18 +125,19 @@ class PatchCodebook:
             np.savez_compressed(file, codebook=self.codebook.astype(np.uint8))
 
     @classmethod
-    def load(cls, path: epath.PathLike) -> "PatchCodebook":
+    @checked
+    def load(cls, path: options.PathLike) -> "PatchCodebook":
         """Reads a codebook that `save` wrote.
 
         Raises:
           FileNotFoundError: there is no such file.
         """
-        path = epath.Path(path)
-        if not path.is_file():
+        file_path = epath.Path(path)
+        if not file_path.is_file():
             raise FileNotFoundError(
                 f"There is no patch codebook at {path}: `python -m tools.build_scenes` makes one."
             )
-        with path.open("rb") as file, np.load(file) as arrays:
+        with file_path.open("rb") as file, np.load(file) as arrays:
             return cls(arrays["codebook"].astype(np.float32))
 
 

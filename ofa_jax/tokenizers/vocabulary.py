@@ -13,6 +13,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import tokenizers
@@ -21,8 +22,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers
 
-from ofa_jax.utils import files, text_files
+from ofa_jax.utils import files, options, text_files
 from ofa_jax.utils.bad_input import Treatment, declare, note
+from ofa_jax.utils.option_checks import checked
 
 __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 
@@ -47,6 +49,10 @@ TOO_LONG = declare(
     "Only the first million characters of a text are encoded.",
     __name__,
 )
+
+
+NumBins = Annotated[int, options.AtLeast(2), options.AtMost(options.LARGEST)]
+"""A number of location bins."""
 
 
 class OFAVocabulary:
@@ -107,8 +113,13 @@ class OFAVocabulary:
                 self._to_tokenizer[index] = symbol
 
     @classmethod
+    @checked
     def from_gpt2_files(
-        cls, encoder_json: str, vocab_bpe: str, num_codes: int = 8192, num_bins: int = 1000
+        cls,
+        encoder_json: options.Path,
+        vocab_bpe: options.Path,
+        num_codes: options.Natural = 8192,
+        num_bins: NumBins = 1000,
     ) -> "OFAVocabulary":
         """Reads GPT-2's `encoder.json` and `vocab.bpe`; text ids are in GPT-2's order.
 
@@ -122,8 +133,9 @@ class OFAVocabulary:
         return cls(tokenizer, range(tokenizer.get_vocab_size()), num_codes, num_bins)
 
     @classmethod
+    @checked
     def from_ofa_directory(
-        cls, bpe_dir: str, num_codes: int = 8192, num_bins: int = 1000
+        cls, bpe_dir: options.Path, num_codes: options.Natural = 8192, num_bins: NumBins = 1000
     ) -> "OFAVocabulary":
         """Reads the official `encoder.json`, `vocab.bpe` and `dict.txt` from a folder.
 
@@ -143,8 +155,9 @@ class OFAVocabulary:
         return cls(tokenizer, symbols, num_codes, num_bins)
 
     @classmethod
+    @checked
     def from_tokenizer_json(
-        cls, path: str, num_codes: int = 8192, num_bins: int = 1000
+        cls, path: options.Path, num_codes: options.Natural = 8192, num_bins: NumBins = 1000
     ) -> "OFAVocabulary":
         """Reads a byte-level BPE that the `tokenizers` library saved; text ids are in its order.
 

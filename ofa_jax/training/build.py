@@ -7,7 +7,7 @@ open the datasets ─▶ check the first batch against the model ─▶ candidat
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from clu import metric_writers
@@ -17,7 +17,7 @@ from rich.console import Console
 from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
 from ofa_jax.data import seqio_bridge
-from ofa_jax.data.features import Stream
+from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream
 from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
@@ -40,32 +40,35 @@ from ofa_jax.training.train_program import (
     loss_groups_of,
     training_model,
 )
+from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
+from ofa_jax.utils.option_checks import checked
 
 
+@checked
 def build_run(
-    model_dir: str,
+    model_dir: options.Path,
     model: OFAConfig,
-    streams: Sequence[Stream],
+    streams: Annotated[Sequence[Stream], options.NotEmpty(), AT_LEAST_ONE_STREAM],
     optimizer: OptimizerConfig,
     loop: LoopConfig,
     loss: LossConfig | None = None,
     partitioner: Partitioner | None = None,
     settings: TaskSettings | None = None,
-    mixture_or_task_module: str | Sequence[str] | None = None,
-    initial_checkpoint_path: str | None = None,
-    initial_resnet_path: str | None = None,
-    seed: int = 0,
-    gradient_accumulation: int = 1,
+    mixture_or_task_module: options.Modules | None = None,
+    initial_checkpoint_path: options.Path | None = None,
+    initial_resnet_path: options.Path | None = None,
+    seed: options.Seed = 0,
+    gradient_accumulation: options.Count = 1,
     restrict_to_candidates: bool = False,
     self_critical: SelfCriticalConfig | None = None,
-    train_split: str = "train",
-    validation_split: str | None = "validation",
-    validation_examples: int = 500,
-    baseline_examples: int = 2000,
-    num_threads: int = 2,
-    num_workers: int = 0,
-    peak_flops: float | None = None,
+    train_split: options.Name = "train",
+    validation_split: options.Name | None = "validation",
+    validation_examples: options.Count = 500,
+    baseline_examples: options.Natural = 2000,
+    num_threads: options.Threads = 2,
+    num_workers: options.Workers = 0,
+    peak_flops: options.Positive | None = None,
 ) -> Run:
     """Builds every part of a run and checks that the parts fit together; compiles nothing.
 
@@ -106,8 +109,6 @@ def build_run(
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
     import_task_modules(mixture_or_task_module, settings)
-    if not streams:
-        raise ValueError("train.streams is empty: give at least one Stream.")
     if self_critical is not None and restrict_to_candidates:
         raise ValueError(
             "train.self_critical and train.restrict_to_candidates do not go together: captions "

@@ -34,15 +34,7 @@ def checked_peak_flops(peak_flops: float | None) -> float | None:
 
     Returns:
       None for a kind of device that is not listed.
-
-    Raises:
-      ValueError: a number that is not positive.
     """
     if peak_flops is None:
         return hardware.peak_flops(jax.devices()[0].device_kind)
-    if peak_flops <= 0:
-        raise ValueError(
-            f"train.peak_flops is {peak_flops}; give the operations per second of one device, e.g. "
-            "1.3e11, or None."
-        )
     return peak_flops

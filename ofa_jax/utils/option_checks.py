@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,6 +245,8 @@ def _type_problem(
     if hint in (str, bool, bytes):
         # A bool of numpy is one; subclasses of str are strings.
         fits = isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool_")
+        if options.IsPath() in constraints:
+            fits = isinstance(value, str | os.PathLike)
         return None if fits else _Problem(where, value, kind_phrase(hint))
     if kind is typing.Literal:
         names = typing.get_args(hint)

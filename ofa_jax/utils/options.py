@@ -14,6 +14,7 @@ them. Floats are finite unless `MayBeInfinite` is declared, and a bool is no num
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Annotated, Any
 
@@ -163,7 +164,7 @@ class NotBlank(Constraint):
 
     def holds(self, value: Any) -> bool:
         """Returns whether the text has more than white space."""
-        return bool(value.strip())
+        return bool(os.fspath(value).strip())
 
     @property
     def phrase(self) -> str:
@@ -173,11 +174,12 @@ class NotBlank(Constraint):
 
 @dataclasses.dataclass(frozen=True)
 class IsPath(Constraint):
-    """Text that a file system or an object store takes as a path."""
+    """Text that a file system or an object store takes as a path, or an object of a path."""
 
     def holds(self, value: Any) -> bool:
         """Returns whether the text has neither NUL nor characters that UTF-8 cannot write."""
-        return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+        text = os.fspath(value)
+        return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
     @property
     def phrase(self) -> str:
@@ -277,11 +279,17 @@ Share = Annotated[float, AtLeast(0), AtMost(1)]
 Seconds = Annotated[float, Above(0), AtMost(10**9)]
 """A time to wait."""
 
+Timeout = Annotated[float, AtLeast(0), AtMost(10**9)]
+"""A time in seconds; 0 for none."""
+
 Name = Annotated[str, NotBlank()]
 """Text that identifies something."""
 
 Path = Annotated[str, NotBlank(), IsPath()]
 """A file or a folder."""
+
+PathLike = Annotated[str | os.PathLike, NotBlank(), IsPath()]
+"""A file or a folder, from Python also as a path object."""
 
 Folder = Annotated[str, IsPath()]
 """A folder; "" for the current one."""

@@ -155,7 +155,7 @@ def test_a_tsv_with_wrong_columns_is_reported(tmp_path):
         source[1]
     with pytest.raises(ValueError, match="Tsv needs to know its columns"):
         Tsv(path)
-    with pytest.raises(ValueError, match="Tsv.layout is 'refcco'; choose from"):
+    with pytest.raises(ValueError, match="Tsv.layout is 'refcco'; .* Did you mean refcoco?"):
         Tsv(path, layout="refcco")
     with pytest.raises(ValueError, match="takes id from 'nr', which is not a column: there are id"):
         Tsv(path, layout="refcoco", columns={"id": "nr"})

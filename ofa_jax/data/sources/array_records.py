@@ -32,7 +32,9 @@ from ofa_jax.data.sources.tfds_parquet import parse_example
 from ofa_jax.data.sources.tsv_columns import CAPTION, PAIR_TYPES, QUESTION, REGION
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils import options
 from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
+from ofa_jax.utils.option_checks import checked
 
 DESCRIPTION, TYPES, NEGATIVES = "conversion.json", "types.npy", "negative_samples"
 
@@ -154,6 +156,7 @@ class ArrayRecords:
         return f"{self.directory}, record {int(self._numbers[index])}"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class OfaArrayRecords:
     """The converted files as a DataSet, with the same records as `OfaTsv`.
@@ -163,7 +166,7 @@ class OfaArrayRecords:
         OFA_DATA_DIR, else in "data".
     """
 
-    data_dir: str | None = None
+    data_dir: options.Path | None = None
 
     decode_options: ClassVar[DecodeOptions] = AS_STORED
     """How its images are decoded, where a run says nothing else."""

@@ -17,15 +17,16 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ofa_jax.data.choices import describe_json, parse_json, shorten
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
 from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.preprocessing.negatives import NegativePool
-from ofa_jax.utils import text_files
+from ofa_jax.utils import options, text_files
 from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
+from ofa_jax.utils.option_checks import checked
 
 PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
 CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
@@ -49,9 +50,12 @@ TYPES_OF_KIND: Mapping[str, tuple[str, ...]] = {
 }
 """Kind of record -> the types of its lines in a vision-language file."""
 
-Files = Mapping[str, str | Sequence[str]] | str | None
+_Columns = Mapping[str, options.Name | Sequence[options.Natural]]
+_Paths = options.Path | Annotated[Sequence[options.Path], options.NotEmpty()]
+Files = Mapping[options.Name, _Paths] | _Paths | None
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class OfaTsv:
     """The official pretraining files.
@@ -76,10 +80,10 @@ class OfaTsv:
     text: Files = None
     images: Files = None
     detection: Files = None
-    negative_samples: str | None = None
-    selected_cols: Mapping[str, str | Sequence[int]] = dataclasses.field(default_factory=dict)
-    index_dir: str | None = None
-    data_dir: str = ""
+    negative_samples: options.Path | None = None
+    selected_cols: _Columns = dataclasses.field(default_factory=dict)
+    index_dir: options.Path | None = None
+    data_dir: options.Folder = ""
 
     decode_options: ClassVar[DecodeOptions] = AS_STORED
     """How its images are decoded, where a run says nothing else."""

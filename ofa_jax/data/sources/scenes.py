@@ -22,7 +22,8 @@ from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils import renamed
+from ofa_jax.utils import options, renamed
+from ofa_jax.utils.option_checks import checked
 
 MARKER = "scenes.json"
 VERSION = "1.1.0"
@@ -55,6 +56,7 @@ _FIELDS = {
 }
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Scenes:
     """The Scenes data set in a data directory, read without TensorFlow.
@@ -63,7 +65,7 @@ class Scenes:
       data_dir: where it was built; by default the environment's OFA_DATA_DIR, else "data".
     """
 
-    data_dir: str | None = None
+    data_dir: options.Path | None = None
 
     @property
     def directory(self) -> pathlib.Path:
