@@ -57,7 +57,7 @@ class PretrainingSettings:
     @functools.cached_property
     def objective_config(self) -> ObjectiveConfig:
         """The configuration of the objectives in training."""
-        own = {"decode_options": getattr(self.data_set, "decode_options", AS_SEEN)}
+        own: dict[str, Any] = {"decode_options": getattr(self.data_set, "decode_options", AS_SEEN)}
         return ObjectiveConfig(
             self.vocabulary,
             negatives=self.data_set.negatives(),

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from ofa_jax.utils import options
+from ofa_jax.utils.option_checks import checked
+
 __all__ = ["AS_SEEN", "AS_STORED", "DecodeOptions"]
 
 # The number of pixels at which Pillow itself speaks of a decompression bomb. The large scans among
@@ -9,6 +12,7 @@ __all__ = ["AS_SEEN", "AS_STORED", "DecodeOptions"]
 _MAX_PIXELS = 178_956_970
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
     """How encoded images become RGB pixels, and how large they may be.
@@ -30,24 +34,10 @@ class DecodeOptions:
 
     honour_orientation: bool = True
     compose_on_white: bool = True
-    max_pixels: int = _MAX_PIXELS
-    max_encoded_bytes: int = 256 << 20
-    max_decoded_bytes: int = 1 << 30
-    max_resized_pixels: int = 32 << 20
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is bool or field.type == "bool":
-                if not isinstance(value, bool):
-                    raise ValueError(
-                        f"DecodeOptions.{field.name} is {value!r}; it must be True or False."
-                    )
-            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"DecodeOptions.{field.name} is {value!r}; it must be a whole number of at "
-                    "least 1."
-                )
+    max_pixels: options.Amount = _MAX_PIXELS
+    max_encoded_bytes: options.Amount = 256 << 20
+    max_decoded_bytes: options.Amount = 1 << 30
+    max_resized_pixels: options.Amount = 32 << 20
 
 
 AS_SEEN = DecodeOptions()

@@ -246,6 +246,9 @@ Natural = Annotated[int, AtLeast(0), AtMost(LARGEST)]
 Steps = Count
 """A number of training steps."""
 
+Amount = Annotated[int, AtLeast(1), AtMost(2**62)]
+"""A number of bytes or pixels."""
+
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 """A number of layers or blocks."""
 
