@@ -11,6 +11,10 @@ Resumable: finished evaluations are skipped. Results go to MODEL_DIR/evaluations
     STEP/TASK/result.json            metrics, counts and times
     events.out.tfevents...           for TensorBoard
     config.gin                       the operative configuration
+
+Exit codes: 0 if everything that has a reference was scored, also if nothing has one; 1 if a metric
+or a task failed (`failed` in its result.json says why; everything else was evaluated) or a file
+could not be read or written; 2 for a mistake in the configuration, before anything was written.
 """
 
 import dataclasses
@@ -19,7 +23,6 @@ import sys
 from collections.abc import Sequence
 
 import gin
-import jax
 import seqio
 from absl import flags, logging
 
@@ -31,6 +34,7 @@ from ofa_jax.evaluation.run import run_evaluation
 from ofa_jax.model.named_config import model_config
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import distributed
+from ofa_jax.utils.locks import LockedError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,12 +51,30 @@ def main(arguments: Sequence[str]) -> None:
         seqio.set_global_cache_dirs([])
         _inherit_training_parameters()
         evaluation = gin.get_configurable("evaluate")(override_decoding=override_decoding)
-        if jax.process_index() == 0:
-            (evaluation.directory / "config.gin").write_text(gin.operative_config_str())
+        evaluation = dataclasses.replace(evaluation, operative_config=gin.operative_config_str())
     try:
-        run_evaluation(evaluation)
+        results = run_evaluation(evaluation)
     except EvaluationError as error:
         errors.fail(error)
+    except LockedError as error:
+        errors.fail(EvaluationError(f"{error.strerror}."))
+    except OSError as error:
+        where = "" if error.filename is None else f" ({error.filename})"
+        errors.fail(
+            EvaluationError(
+                f"The evaluation cannot read or write its files: {error.strerror or error}{where}. "
+                "Finished predictions are kept: run the command again to continue."
+            ),
+            errors.FAILURE,
+        )
+    if results is not None and results.failures:
+        errors.fail(
+            EvaluationError(
+                f"{'; '.join(results.failures)}. Everything else is in {evaluation.directory}; the "
+                "predictions are kept, so running the command again repeats only what failed."
+            ),
+            errors.FAILURE,
+        )
 
 
 def _inherit_training_parameters() -> None:

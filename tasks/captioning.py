@@ -6,7 +6,7 @@ The published fine-tuning ends with self-critical training on CIDEr-D; this task
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.metrics.captions import caption_metrics
+from ofa_jax.evaluation.metrics.captions import METRICS
 from ofa_jax.preprocessing.downstream import captioning
 
 from . import downstream
@@ -23,8 +23,8 @@ def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
     return EvalSpec(
         NAME,
         kind="text",
-        references=lambda record: list(record["captions"]),
-        metrics=(caption_metrics,),
+        references=lambda record: list(record.get("captions", ())),
+        metrics=METRICS,
         decoding=DecodingConfig(max_length=16, no_repeat_ngram_size=3),
         main_metric="cider_d",
     )

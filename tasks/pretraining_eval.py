@@ -3,6 +3,7 @@
 Outside of training a record has one target (`single_target`), which determines the references.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,16 @@ import numpy as np
 from ofa_jax.data.pretraining_settings import PRETRAINING
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import eval_spec
-from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.metrics import boxes, captions, classification, exact, nouns, vqa
+from ofa_jax.evaluation.eval_spec import EvalSpec, Metric
+from ofa_jax.evaluation.metrics import (
+    boxes,
+    captions,
+    classification,
+    exact,
+    inputs,
+    nouns,
+    vqa,
+)
 from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
@@ -44,22 +53,37 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
     return dict(
         kind="text",
         references=lambda record: {
-            "captions": list(record["captions"]),
-            "nouns": list(record.get("object_labels", ())),
+            "captions": list(record.get("captions") or ()),
+            "nouns": list(record.get("object_labels") or ()),
         },
-        metrics=(score_captions, score_nouns),
+        metrics=(*map(_OfCaptions, captions.METRICS), score_nouns),
         decoding=DecodingConfig(max_length=_LONGEST_CAPTION, no_repeat_ngram_size=3),
         main_metric="cider_d",
     )
 
 
-def score_captions(
-    references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
-) -> dict[str, float]:
-    """Computes all metrics of captions; references also name the objects in the image."""
-    return captions.caption_metrics([own["captions"] for own in references], predictions)
+@dataclasses.dataclass(frozen=True)
+class _OfCaptions:
+    """A metric of captions, whose references also name the objects in the image."""
+
+    metric: Metric
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.metric, "__name__", self.metric))
+
+    def clean_reference(self, reference: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the captions that are not blank; None if there are none."""
+        usable = inputs.texts(reference["captions"])
+        return None if usable is None else {"captions": usable}
+
+    def __call__(
+        self, references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
+    ) -> Mapping[str, float]:
+        return self.metric([own["captions"] for own in references], predictions)
 
 
+@inputs.accepts(nouns.usable_nouns)
 def score_nouns(
     references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:

@@ -19,6 +19,7 @@ from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream, empty_features, s
 from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
+from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
@@ -41,8 +42,9 @@ class Evaluation:
       evaluator: evaluator of the model if it is known already.
       partitioner: the mesh.
       dtype: dtype of the computation; None for the model's own.
-      writer: writes TensorBoard events.
+      make_writer: creates the writer of TensorBoard's events in `directory`.
       console: prints progress and results.
+      operative_config: what is written to `config.gin` in `directory`, if anything.
     """
 
     selector: CheckpointSelector
@@ -53,8 +55,9 @@ class Evaluation:
     evaluator: Evaluator | None
     partitioner: Partitioner
     dtype: str | None
-    writer: metric_writers.MetricWriter
+    make_writer: Callable[[], metric_writers.MetricWriter]
     console: Console
+    operative_config: str = ""
 
     def model_config(self, checkpoint: Checkpoint) -> OFAConfig:
         """Returns the configuration of a checkpoint's model, with the dtype of the evaluation."""
@@ -96,7 +99,9 @@ def build_evaluation(
     num_workers: options.Workers = 0,
     override_decoding: OverrideDecoding = lambda task, config: config,
 ) -> Evaluation:
-    """Builds every part of an evaluation and checks that the parts fit; compiles nothing.
+    """Builds every part of an evaluation and checks that the parts fit.
+
+    Compiles nothing and writes nothing.
 
     gin knows it as `evaluate`.
 
@@ -150,16 +155,15 @@ def build_evaluation(
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_task_names(only, streams, settings)
     loaded = _load_tasks(loader, streams, only, lambda message: _print_line(console, message))
-    root = epath.Path(directory) if directory else epath.Path(model_dir) / "evaluations" / split
-    if not root.is_absolute():
-        root = root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
+    root = _results_folder(model_dir, directory, split)
 
     def make_evaluator(config: OFAConfig) -> Evaluator:
         if settings is not None:
             check_codes(config, settings.code_image_size, streams)
         model = OFA(config)
-        evaluator = Evaluator(model, partitioner, root, seed, candidates_at_once, batches_per_part)
+        evaluator = Evaluator(
+            model, partitioner, root, seed, candidates_at_once, batches_per_part, evaluation.log
+        )
         for task, stream in loaded:
             _check_model(config, task, stream)
             evaluator.decoder(task)
@@ -174,7 +178,7 @@ def build_evaluation(
         evaluator=None,
         partitioner=partitioner,
         dtype=dtype,
-        writer=metric_writers.create_default_writer(
+        make_writer=lambda: metric_writers.create_default_writer(
             str(root), just_logging=jax.process_index() > 0, asynchronous=False
         ),
         console=console,
@@ -184,7 +188,32 @@ def build_evaluation(
 
 def _print_line(console: Console, message: str) -> None:
     """Prints a message without colours and line breaks."""
-    console.print(message, highlight=False, soft_wrap=True)
+    # Without markup: "[/a]" in a path or in an exception's text would be taken for some.
+    console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+def _results_folder(model_dir: str, directory: str | None, split: str) -> epath.Path:
+    """Returns the folder of the results.
+
+    Raises:
+      ValueError: it is no folder of its own, so results would replace files of a run.
+    """
+    if directory is None and (split in ("", ".", "..") or "/" in split or "\0" in split):
+        raise ValueError(
+            f"evaluate.split is {split!r}, which cannot name a folder: set evaluate.directory."
+        )
+    root = epath.Path(directory) if directory else epath.Path(model_dir) / "evaluations" / split
+    if not root.is_absolute():
+        root = root.resolve()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"evaluate.directory is {root}, which is a file: give a folder.")
+    for name in ("checkpoints", "model.json", "state"):
+        if (root / name).exists():
+            raise ValueError(
+                f"evaluate.directory is {root}, which holds a run ({name}): its config.gin would "
+                "be replaced. Give another folder, or leave it out."
+            )
+    return root
 
 
 def _check_task_names(
@@ -249,7 +278,7 @@ def _with_evaluator(evaluation: Evaluation, existing: Sequence[Checkpoint]) -> E
         return evaluation
     evaluator = evaluation.make_evaluator(evaluation.model_config(existing[-1]))
     for checkpoint in existing:
-        name = evaluation.checkpoint_name(checkpoint)
+        name, weights = evaluation.checkpoint_name(checkpoint), of_weights(checkpoint.path)
         for task in evaluation.tasks:
-            evaluator.check_settings(task, checkpoint.step, name)
+            evaluator.check_settings(task, checkpoint.step, name, weights)
     return dataclasses.replace(evaluation, evaluator=evaluator)

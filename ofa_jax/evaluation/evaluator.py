@@ -6,13 +6,14 @@ Resumable: finished examples are skipped. Metrics are always computed from the w
 so an interrupted evaluation gives the same numbers as an uninterrupted one.
 """
 
+import collections
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
@@ -21,14 +22,18 @@ from numpy import ndarray
 
 from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
+from ofa_jax.evaluation.errors import EvaluationError
 from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.pipeline import COMPILATION, DATA, DECODING, decode_batches
 from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
+from ofa_jax.evaluation.scoring import compute_metrics
+from ofa_jax.evaluation.task_folder import TaskFolder
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils.files import write_json
+from ofa_jax.utils.bad_input import INVALID_RECORD
+from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.timers import GoodputTimer
 
 __all__ = [
@@ -45,10 +50,6 @@ __all__ = [
 
 METRICS = "metrics"
 _MAX_WARNINGS = 20
-
-
-class EvaluationError(ValueError):
-    """An evaluation cannot continue as configured; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +83,30 @@ class TaskResult:
     Attributes:
       metrics: name -> value.
       main_metric: the metric that selects the best checkpoint.
-      examples: number of scored examples.
+      examples: number of predicted examples.
       skipped: number of examples whose records are invalid.
+      scored: number of examples with a reference, over which the metrics are.
       decoded: number of examples that this call decoded; fewer than all if it resumed.
       seconds: this host's time by kind: "data" (waiting for batches), "decoding" (waiting for the
         device), "compilation", "metrics".
+      findings: reason -> number of records that were skipped, or of parts that were dropped or
+        replaced.
+      undefined: names of metrics that are NaN or infinite for these predictions.
+      failed: name of a metric that failed -> why; the other metrics are there.
+      unscored_reason: why no example was scored; None if some were.
     """
 
     metrics: Mapping[str, float]
-    main_metric: str
+    main_metric: str | None
     examples: int
     skipped: int
+    scored: int
     decoded: int
     seconds: Mapping[str, float]
+    findings: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    undefined: Sequence[str] = ()
+    failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unscored_reason: str | None = None
 
     @property
     def examples_per_second(self) -> float | None:
@@ -120,6 +132,7 @@ class Evaluator:
         seed: int = 0,
         candidates_at_once: int = 32,
         batches_per_part: int = 16,
+        log: Callable[[str], None] = logging.warning,
     ):
         """Creates an evaluator; compiles nothing.
 
@@ -130,7 +143,9 @@ class Evaluator:
           seed: seed of sampling.
           candidates_at_once: see `BatchDecoder`.
           batches_per_part: batches per written part of the predictions.
+          log: is called with a sentence about each damaged file.
         """
+        self._log = log
         self._model = model
         self._partitioner = partitioner
         self._directory = directory
@@ -160,13 +175,22 @@ class Evaluator:
             )
         return self._decoders[task.name]
 
-    def check_settings(self, task: EvalTask, step: int, checkpoint: str) -> bool:
-        """Checks that existing predictions were made with the same settings.
+    def _task_folder(self, task: EvalTask, step: int) -> TaskFolder:
+        """Returns the task's folder; only the first host logs what is damaged in it."""
+        log = self._log if jax.process_index() == 0 else _log_nothing
+        path = self.folder(step, task)
+        return TaskFolder(path, task.spec.kind, task.source.num_examples, log)
+
+    def check_settings(
+        self, task: EvalTask, step: int, checkpoint: str, weights: str | None = None
+    ) -> bool:
+        """Checks that existing predictions were made with the same settings; writes nothing.
 
         Args:
           task: the task.
           step: step of the checkpoint.
           checkpoint: name of the checkpoint in the settings.
+          weights: fingerprint of the checkpoint; None if it has none.
 
         Returns:
           Whether there are predictions of the task on this step, complete or not.
@@ -174,17 +198,33 @@ class Evaluator:
         Raises:
           EvaluationError: they were made with other settings.
         """
-        path = self.folder(step, task) / "settings.json"
-        if not path.exists():
-            return False
-        written, current = json.loads(path.read_text()), _settings(task, checkpoint)
-        if written != current:
-            raise EvaluationError(
-                f"{path.parent} holds predictions that were made with "
-                f"{_difference(written, current)}. Set evaluate.directory to another folder, or "
-                "delete this one."
-            )
-        return True
+        return self._task_folder(task, step).check_settings(_settings(task, checkpoint, weights))
+
+    def is_finished(
+        self, task: EvalTask, step: int, checkpoint: str, weights: str | None = None
+    ) -> bool:
+        """Returns whether the task's predictions and metrics on a step are complete and intact.
+
+        A collective call.
+
+        Raises:
+          EvaluationError: the predictions were made with other settings.
+        """
+        finished = self.check_settings(task, step, checkpoint, weights)
+        if finished and jax.process_index() == 0:
+            finished = self._task_folder(task, step).is_finished()
+        return _agree(finished)
+
+    def needs_model(self, task: EvalTask, step: int) -> bool:
+        """Returns whether some examples have no prediction yet; a collective call."""
+        missing = False
+        if jax.process_index() == 0:
+            missing = not self._task_folder(task, step).has_all_predictions()
+        return _agree(missing)
+
+    def result(self, task: EvalTask, step: int) -> Mapping[str, Any]:
+        """Returns the contents of the task's `result.json`; empty if there is none."""
+        return self._task_folder(task, step).result() or {}
 
     def evaluate(
         self,
@@ -193,10 +233,12 @@ class Evaluator:
         checkpoint: str,
         variables: Any,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        weights: str | None = None,
     ) -> TaskResult | None:
         """Decodes the examples without a prediction, and computes the metrics of all.
 
-        All hosts must call it.
+        All hosts must call it. A metric that fails is part of the result; the predictions are on
+        the disk before.
 
         Args:
           task: the task.
@@ -204,40 +246,51 @@ class Evaluator:
           checkpoint: as for `check_settings`.
           variables: {"params", "batch_stats"}, on the mesh.
           progress: is called after each batch with the number of batches done and to do.
+          weights: as for `check_settings`.
 
         Returns:
           The result on the first host; None on the others.
 
         Raises:
-          EvaluationError: there are predictions with other settings, or every record is invalid.
+          EvaluationError: there are predictions with other settings, or some have disappeared.
         """
         timer, is_first_host = GoodputTimer(), jax.process_index() == 0
-        self.check_settings(task, step, checkpoint)
-        folder, num_examples = self.folder(step, task), task.source.num_examples
-        files = PredictionFiles(folder, num_examples, self._batches_per_part * task.batch_size)
+        self.check_settings(task, step, checkpoint, weights)
+        folder, settings = self._task_folder(task, step), _settings(task, checkpoint, weights)
         if is_first_host:
-            write_json(folder / "settings.json", _settings(task, checkpoint))
+            folder.begin(settings)
+        files = folder.files(self._batches_per_part * task.batch_size)
         numbers = self._unfinished_batches(task, files)
         if numbers:
+            if is_first_host:
+                folder.delete_result()
             self._decode(task, files, numbers, variables, timer, progress)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"decoded {task.name} on step {step}")
         if not is_first_host:
             return None
-        lines = files.merge()
+        try:
+            lines, digest = files.merge()
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
         with timer.measure(METRICS):
-            metrics = compute_metrics(task.spec, lines)
-        skipped = sum("error" in line for line in lines)
-        size = task.batch_size
+            scores = compute_metrics(task.spec, lines)
+        size, skipped = task.batch_size, sum("error" in line for line in lines)
         result = TaskResult(
-            metrics=metrics,
-            main_metric=task.spec.main_metric or next(iter(metrics)),
+            metrics=scores.metrics,
+            main_metric=scores.main_metric,
             examples=len(lines) - skipped,
             skipped=skipped,
-            decoded=sum(min(size, num_examples - number * size) for number in numbers),
+            scored=scores.scored,
+            decoded=sum(min(size, folder.num_examples - number * size) for number in numbers),
             seconds=timer.total().parts,
+            findings=_count_findings(lines),
+            undefined=scores.undefined,
+            failed=scores.failed,
+            unscored_reason=scores.unscored_reason,
         )
-        write_json(folder / "result.json", result.to_json())
+        identity = {"predictions_sha256": digest, "settings": settings}
+        folder.write_result(result.to_json() | identity)
         return result
 
     def _unfinished_batches(self, task: EvalTask, files: PredictionFiles) -> list[int]:
@@ -281,6 +334,13 @@ class Evaluator:
             progress(done, len(numbers))
 
 
+def _agree(decision: bool) -> bool:
+    """Returns the first host's decision on all hosts."""
+    if jax.process_count() == 1:
+        return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(decision)))
+
+
 class _PartWriter:
     """Collects the predictions of a part, and writes them as lines."""
 
@@ -315,36 +375,12 @@ class _PartWriter:
             self._warnings += 1
 
 
-def compute_metrics(spec: EvalSpec, lines: Iterable[Line]) -> dict[str, float]:
-    """Computes the metrics of written predictions.
-
-    Raises:
-      EvaluationError: there is no prediction, no metric, or no metric named `main_metric`.
-    """
-    lines = [line for line in lines if "error" not in line]
-    if not lines:
-        raise EvaluationError(
-            f"Task {spec.task}: every record is invalid, so there is nothing to evaluate."
-        )
-    references = [line["references"] for line in lines]
-    predictions = [postprocess.from_json(spec.kind, line["prediction"]) for line in lines]
-    values: dict[str, float] = {}
-    for metric in spec.metrics:
-        values |= {name: float(value) for name, value in metric(references, predictions).items()}
-    if not values:
-        raise EvaluationError(f"EvalSpec of task {spec.task!r} has no metric: give at least one.")
-    if spec.main_metric is not None and spec.main_metric not in values:
-        raise EvaluationError(
-            f"EvalSpec of task {spec.task!r}: main_metric is {spec.main_metric!r}, but its metrics "
-            f"give {', '.join(values)}."
-        )
-    return values
-
-
 def _line(task: EvalTask, example: EvalExample, ids: Int[ndarray, " n"], score: float) -> Line:
     """Returns the line of an example: its prediction, or why it has none."""
+    notes = {"notes": [list(own) for own in example.notes]} if example.notes else {}
     if example.error is not None:
-        return {"index": example.index, "id": example.id, "error": example.error}
+        line: dict[str, Any] = {"index": example.index, "id": example.id, "error": example.error}
+        return line | {"reason": example.reason} | notes
     spec = task.spec
     prediction = postprocess.parse(
         spec.kind, ids, task.vocabulary, spec.max_image_size, example.box_transform
@@ -356,28 +392,25 @@ def _line(task: EvalTask, example: EvalExample, ids: Int[ndarray, " n"], score: 
         "references": example.references,
         "prediction": postprocess.to_json(spec.kind, prediction),
         "score": score if math.isfinite(score) else None,
+        **notes,
     }
 
 
-def _settings(task: EvalTask, checkpoint: str) -> dict[str, Any]:
-    """Returns the settings of a task's predictions as they are read back from JSON."""
-    return json.loads(json.dumps({"checkpoint": checkpoint, **task.settings}))
+def _count_findings(lines: Iterable[Line]) -> dict[str, int]:
+    """Counts by reason why records were skipped, and what was dropped or replaced in others."""
+    counts: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        if "error" in line:
+            counts[line.get("reason") or INVALID_RECORD.name] += 1
+        counts.update(reason for reason, _ in line.get("notes", ()))
+    return dict(sorted(counts.items()))
 
 
-def _difference(written: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Describes the settings that differ."""
-    flat_written, flat_current = _flatten(written), _flatten(current)
-    return ", ".join(
-        f"{name} = {flat_written.get(name)!r} and not {flat_current.get(name)!r}"
-        for name in {**flat_written, **flat_current}
-        if flat_written.get(name) != flat_current.get(name)
-    )
+def _settings(task: EvalTask, checkpoint: str, weights: str | None) -> dict[str, Any]:
+    """Returns everything that a task's predictions depend on, as JSON."""
+    identity = {"checkpoint": checkpoint} | ({} if weights is None else {"weights": weights})
+    return to_json(identity | dict(task.settings))
 
 
-def _flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Returns a nested dict as one dict with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        nested = isinstance(value, dict)
-        flat |= _flatten(value, f"{path}{name}.") if nested else {path + name: value}
-    return flat
+def _log_nothing(message: str) -> None:
+    """Takes the place of `log` on all hosts but the first."""

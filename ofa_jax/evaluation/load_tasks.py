@@ -17,7 +17,7 @@ import seqio
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example, Stream
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation import eval_spec, fingerprints
 from ofa_jax.evaluation.eval_sources import (
     EvalBatcher,
     EvalSource,
@@ -129,6 +129,7 @@ class TaskLoader:
                 name, self.split, self.settings, training=False
             )
         source: EvalSource
+        data: dict[str, Any] = {}
         if weighted_tasks is not None:
             source = RecordEvalSource.open(
                 weighted_tasks[0],
@@ -138,21 +139,27 @@ class TaskLoader:
                 num_threads=self.num_threads,
                 num_workers=self.num_workers,
             )
+            data["examples"] = fingerprints.of_examples(source.num_examples, source.content)
+            data["files"] = fingerprints.of_records(weighted_tasks[0].records)
         else:
-            source = self._open_sequential(name, stream, batcher)
+            source, data["examples"] = self._open_sequential(name, stream, batcher)
             spec = _with_examples(spec, source)
-        settings = self._settings(spec, source.num_examples, stream)
+        settings = self._settings(spec, source.num_examples, stream) | {"data": data}
         return EvalTask(spec, source, stream.batch_size, batcher.vocabulary, settings)
 
-    def _open_sequential(self, name: str, stream: Stream, batcher: EvalBatcher) -> SeqioEvalSource:
-        """Returns the examples of a task with tf.data preprocessors, after counting them."""
+    def _open_sequential(
+        self, name: str, stream: Stream, batcher: EvalBatcher
+    ) -> tuple[SeqioEvalSource, str]:
+        """Returns the examples of a task with tf.data preprocessors, and their fingerprint."""
         examples = functools.partial(
             seqio_bridge.examples_in_order, name, stream.task_feature_lengths, self.split, self.seed
         )
-        count = sum(1 for _ in itertools.islice(examples(), self.num_examples))
+        count, fingerprint = fingerprints.of_sequence(
+            itertools.islice(examples(), self.num_examples)
+        )
         if not count:
             raise ValueError(f"Task {name}: the split is empty, so there are no examples.")
-        return SeqioEvalSource(examples, batcher, count)
+        return SeqioEvalSource(examples, batcher, count), fingerprint
 
     def _settings(self, spec: EvalSpec, count: int, stream: Stream) -> dict[str, Any]:
         """Returns everything besides the checkpoint that the predictions depend on."""
@@ -169,8 +176,9 @@ class TaskLoader:
         }
         if spec.candidates is not None:
             texts = list(spec.candidates())
+            content = chr(10).join(texts).encode("utf-8", "surrogatepass")
             # The key of earlier versions.
-            settings["answers"] = f"{len(texts)}, {zlib.crc32(chr(10).join(texts).encode()):08x}"
+            settings["answers"] = f"{len(texts)}, {zlib.crc32(content):08x}"
         return settings
 
 

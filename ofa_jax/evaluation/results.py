@@ -1,15 +1,19 @@
 """The metrics of all evaluations in a directory, and how they are printed."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from absl import logging
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ofa_jax.evaluation.evaluator import COMPILATION, DATA, DECODING, METRICS, TaskResult
+from ofa_jax.evaluation.task_folder import DAMAGED_RECORD, RESULT, is_metrics
 from ofa_jax.utils import files
+from ofa_jax.utils.text_files import DamagedFileError, read_json
 
 METRICS_FILE = "metrics.json"
 _MAX_COLUMNS = 5
@@ -20,16 +24,34 @@ _TIME_LABELS = {
     METRICS: "metrics",
 }
 
+_Values = dict[int, dict[str, dict[str, float]]]
+
 
 class EvalResults:
-    """The contents of `metrics.json`: {step: {task: {metric: value}}}."""
+    """The contents of `metrics.json`: {step: {task: {metric: value}}}.
 
-    def __init__(self, directory: epath.Path):
-        """Reads the existing results of a directory."""
-        self._path = directory / METRICS_FILE
-        self._values: dict[int, dict[str, dict[str, float]]] = {}
-        if self._path.exists():
-            self._values = {int(k): v for k, v in json.loads(self._path.read_text()).items()}
+    Attributes:
+      failures: sentences about what could not be computed in this evaluation.
+    """
+
+    def __init__(self, directory: epath.Path, log: Callable[[str], None] = logging.warning):
+        """Reads the existing results of a directory.
+
+        A damaged `metrics.json` is put together again from the `result.json` of every task.
+        """
+        self._directory = directory
+        self._values: _Values = {}
+        self.failures: list[str] = []
+        path = directory / METRICS_FILE
+        if path.exists():
+            try:
+                self._values = _parse(read_json(path))
+            except (DamagedFileError, OSError, ValueError) as error:
+                log(
+                    f"{str(error).rstrip('.')} ({DAMAGED_RECORD.name}): it is made anew from the "
+                    "results of the tasks."
+                )
+                self._values = _collect(directory)
 
     def has(self, step: int, task: str) -> bool:
         """Returns whether a task was evaluated on the checkpoint of a step."""
@@ -42,7 +64,53 @@ class EvalResults:
     def add(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
         """Adds a result and rewrites the file atomically; only the first host calls it."""
         self._values.setdefault(step, {})[task] = dict(metrics)
-        files.write_json(self._path, {str(key): self._values[key] for key in sorted(self._values)})
+        values = {str(key): self._values[key] for key in sorted(self._values)}
+        files.write_json(self._directory / METRICS_FILE, values)
+
+    def counts(self, step: int, task: str) -> dict[str, int]:
+        """Returns what is known of the examples that no metric is over; empty if all were scored.
+
+        The counts are those of the task's `result.json`.
+        """
+        result = _read_result(self._directory / str(step) / task)
+        skipped, examples = result.get("skipped"), result.get("examples")
+        scored = result.get("scored", examples)  # earlier versions scored all examples
+        counts = {}
+        if isinstance(skipped, int) and skipped:
+            counts["examples skipped"] = skipped
+        if isinstance(scored, int) and isinstance(examples, int) and scored < examples:
+            counts["examples without reference"] = examples - scored
+        return counts
+
+
+def _parse(value: Any) -> _Values:
+    """Returns the metrics of a file; raises ValueError for anything else."""
+    if not isinstance(value, dict) or not all(
+        step.isdecimal() and isinstance(tasks, dict) and all(map(is_metrics, tasks.values()))
+        for step, tasks in value.items()
+    ):
+        raise ValueError(f"{METRICS_FILE} does not hold the metrics of tasks by step.")
+    return {int(step): tasks for step, tasks in value.items()}
+
+
+def _collect(directory: epath.Path) -> _Values:
+    """Returns the metrics that the results of the tasks hold."""
+    values: _Values = {}
+    for path in directory.glob(f"*/*/{RESULT}"):
+        folder = path.parent
+        result = _read_result(folder)
+        if folder.parent.name.isdecimal() and is_metrics(result.get("metrics")):
+            values.setdefault(int(folder.parent.name), {})[folder.name] = result["metrics"]
+    return values
+
+
+def _read_result(folder: epath.Path) -> dict[str, Any]:
+    """Returns the contents of a task's `result.json`; empty if it cannot be read."""
+    try:
+        result = read_json(folder / RESULT)
+    except (DamagedFileError, OSError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def tensorboard_scalars(task: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -57,7 +125,7 @@ def tensorboard_scalars(task: str, metrics: Mapping[str, float]) -> dict[str, fl
 def summarise(task: str, result: TaskResult) -> str:
     """Formats a task's metrics and where its time went, in one line."""
     values = "  ".join(f"{name} {format_value(value)}" for name, value in result.metrics.items())
-    line = f"{task}: {values}  ({result.examples} examples"
+    line = f"{task}: {values or 'no metric'}  ({result.examples} examples"
     if result.skipped:
         line += f", {result.skipped} skipped because their records are invalid"
     if result.examples_per_second is None:
@@ -70,6 +138,39 @@ def summarise(task: str, result: TaskResult) -> str:
     return f"{line}; {result.examples_per_second:.1f} examples/s; {times})"
 
 
+def describe_findings(task: str, result: TaskResult, predictions: epath.Path) -> list[str]:
+    """Returns sentences about what was not scored, skipped or changed; none if nothing was."""
+    sentences = []
+    if result.unscored_reason is not None:
+        sentences.append(
+            f"{task}: nothing was scored, because {result.unscored_reason}; the predictions are in "
+            f"{predictions}."
+        )
+    elif result.scored < result.examples:
+        missing = result.examples - result.scored
+        sentences.append(
+            f"{task}: {missing} of {result.examples} examples have no reference, so the metrics "
+            f"are over the other {result.scored}."
+        )
+    if result.undefined:
+        sentences.append(
+            f"{task}: {', '.join(result.undefined)} cannot be computed for these predictions "
+            "(not a finite number)."
+        )
+    if result.findings:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in result.findings.items())
+        sentences.append(f"{task}: records that were skipped or changed, by reason: {counts}.")
+    return sentences
+
+
+def describe_failures(task: str, step: int, failed: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each metric that failed."""
+    return [
+        f"{task} on step {step}: the metric {name} failed ({reason})"
+        for name, reason in failed.items()
+    ]
+
+
 def print_table(
     results: EvalResults,
     steps: Sequence[int],
@@ -79,6 +180,9 @@ def print_table(
 ) -> None:
     """Prints a row for every metric of every task and a column for each of the last steps.
 
+    Rows for the numbers of skipped examples and of those without a reference follow where there are
+    some.
+
     Args:
       results: the metrics.
       steps: steps to print.
@@ -87,24 +191,30 @@ def print_table(
       console: where to print.
     """
     shown = sorted(set(steps))[-_MAX_COLUMNS:]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
     for step in shown:
         table.add_column(f"step {step}", justify="right")
     for task, main_metric in tasks.items():
-        names: dict[str, None] = {}
-        for step in shown:
-            names.update(dict.fromkeys(results.of_step(step).get(task, {})))
+        columns = [results.of_step(step).get(task, {}) for step in shown]
+        counts = [results.counts(step, task) for step in shown]
+        names = dict.fromkeys(name for column in columns for name in column)
         main_metric = main_metric or next(iter(names), None)
-        for index, name in enumerate(names):
-            cells = [results.of_step(step).get(task, {}).get(name) for step in shown]
+        rows = [(name, [format_value(column.get(name)) for column in columns]) for name in names]
+        rows += [
+            (name, [str(column.get(name, 0)) for column in counts])
+            for name in dict.fromkeys(name for column in counts for name in column)
+        ]
+        if not names and any(results.has(step, task) for step in shown):
+            rows.insert(0, ("nothing was scored", ["-" for _ in shown]))
+        for index, (name, cells) in enumerate(rows):
             table.add_row(
-                task if index == 0 else "",
-                name,
-                *map(format_value, cells),
+                escape(task) if index == 0 else "",
+                escape(name),
+                *cells,
                 style="bold" if name == main_metric else None,
-                end_section=index == len(names) - 1,
+                end_section=index == len(rows) - 1,
             )
     console.print(table)
 

@@ -3,7 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from ofa_jax.checkpoints import watch
@@ -11,85 +15,211 @@ from ofa_jax.checkpoints.load import load_variables
 from ofa_jax.checkpoints.watch import Checkpoint
 from ofa_jax.evaluation import results as reporting
 from ofa_jax.evaluation.build import Evaluation
-from ofa_jax.evaluation.evaluator import EvaluationError, Evaluator
+from ofa_jax.evaluation.errors import EvaluationError
+from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
+from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.results import EvalResults
+from ofa_jax.utils import files
+from ofa_jax.utils.locks import directory_lock
 
 
 def run_evaluation(evaluation: Evaluation) -> EvalResults:
     """Evaluates every selected checkpoint and prints a table of the results.
+
+    Nothing is written before a checkpoint was accepted. What fails for one task, or one metric, is
+    among the `failures` of the results; all others are evaluated.
 
     Returns:
       All results in the directory; on other hosts than the first, only the earlier ones.
 
     Raises:
       EvaluationError: the evaluation cannot continue as configured.
+      LockedError: another process is evaluating into the directory.
     """
-    results = EvalResults(evaluation.directory)
-    evaluator, steps = evaluation.evaluator, []
-    main_metrics: dict[str, str | None] = {
-        task.name: task.spec.main_metric for task in evaluation.tasks
-    }
-    for checkpoint in watch.follow(evaluation.selector, evaluation.log):
-        try:
-            if evaluator is None:
-                evaluator = evaluation.make_evaluator(evaluation.model_config(checkpoint))
-        except ValueError as error:
-            raise EvaluationError(str(error)) from error
-        if _evaluate_checkpoint(evaluation, evaluator, checkpoint, results, main_metrics):
-            steps.append(checkpoint.step)
-    evaluation.writer.flush()
-    if steps:
-        title = f"Evaluation ({evaluation.directory.name})"
-        reporting.print_table(results, steps, main_metrics, title, evaluation.console)
-        evaluation.log(f"Results are in {evaluation.directory}.")
-    return results
+    evaluator, steps, started = evaluation.evaluator, [], None
+    with contextlib.ExitStack() as stack:
+        for checkpoint in watch.follow(evaluation.selector, evaluation.log):
+            with _left_out_if_unreadable(evaluation, checkpoint):
+                if evaluator is None:
+                    evaluator = _make_evaluator(evaluation, checkpoint)
+                if started is None:
+                    started = stack.enter_context(_Started.begin(evaluation, evaluator))
+                if started.evaluate(checkpoint):
+                    steps.append(checkpoint.step)
+        if started is None:
+            return EvalResults(evaluation.directory, evaluation.log)
+        if steps:
+            started.print_table(steps)
+        started.results.failures += started.failures_elsewhere()
+        return started.results
 
 
-def _evaluate_checkpoint(
-    evaluation: Evaluation,
-    evaluator: Evaluator,
-    checkpoint: Checkpoint,
-    results: EvalResults,
-    main_metrics: dict[str, str | None],
-) -> bool:
-    """Evaluates a checkpoint on the tasks without a result; returns whether it has results."""
-    step, name = checkpoint.step, evaluation.checkpoint_name(checkpoint)
-    todo = [
-        task
-        for task in evaluation.tasks
-        if not (evaluator.check_settings(task, step, name) and results.has(step, task.name))
-    ]
-    if not todo:
-        evaluation.log(f"Step {step} is evaluated already.")
-        return True
-    if (problem := watch.find_problem(checkpoint)) is not None:
-        if evaluation.selector.which in ("all", "watch"):
-            evaluation.log(f"The checkpoint of step {step} is left out: {problem}.")
-            return False
-        raise EvaluationError(f"{checkpoint.path} cannot be evaluated: {problem}.")
-    evaluation.log(f"Evaluating {checkpoint.path} ...")
-    config = evaluation.model_config(checkpoint)
+def _make_evaluator(evaluation: Evaluation, checkpoint: Checkpoint) -> Evaluator:
+    """Creates the evaluator; raises EvaluationError if the model does not fit."""
     try:
-        variables = load_variables(checkpoint.path, config, evaluation.partitioner)
-    except (FileNotFoundError, ValueError) as error:
+        return evaluation.make_evaluator(evaluation.model_config(checkpoint))
+    except ValueError as error:
         raise EvaluationError(str(error)) from error
-    for task in todo:
+
+
+@contextlib.contextmanager
+def _left_out_if_unreadable(evaluation: Evaluation, checkpoint: Checkpoint) -> Iterator[None]:
+    """Leaves a checkpoint out that vanished or was damaged, if others are evaluated as well.
+
+    Training deletes old checkpoints, also while they are being read.
+
+    Raises:
+      EvaluationError: the only selected checkpoint cannot be read, or it does not fit.
+    """
+    try:
+        yield
+    except (EvaluationError, OSError) as error:
+        if not isinstance(error, _UnreadableError | FileNotFoundError):
+            raise
+        if evaluation.selector.which not in ("all", "watch"):
+            raise EvaluationError(str(error)) from error
+        problem = watch.find_problem(checkpoint) or str(error).rstrip(".")
+        evaluation.log(f"The checkpoint of step {checkpoint.step} is left out: {problem}.")
+
+
+class _UnreadableError(EvaluationError):
+    """A checkpoint that vanished or is damaged."""
+
+
+class _Started:
+    """An evaluation that has been accepted and holds its directory's lock."""
+
+    def __init__(self, evaluation: Evaluation, evaluator: Evaluator):
+        """Writes the configuration and opens the results."""
+        self._evaluation = evaluation
+        self._evaluator = evaluator
+        self._main_metrics = {task.name: task.spec.main_metric for task in evaluation.tasks}
+        if jax.process_index() == 0 and evaluation.operative_config:
+            files.write_text(evaluation.directory / "config.gin", evaluation.operative_config)
+        self.results = EvalResults(evaluation.directory, evaluation.log)
+        self._writer = _ScalarWriter(evaluation)
+
+    @classmethod
+    @contextlib.contextmanager
+    def begin(cls, evaluation: Evaluation, evaluator: Evaluator) -> Iterator["_Started"]:
+        """Creates the directory and holds its lock in the block."""
+        evaluation.directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                stack.enter_context(directory_lock(evaluation.directory, "evaluate.directory"))
+            yield cls(evaluation, evaluator)
+
+    def print_table(self, steps: list[int]) -> None:
+        """Prints the results of some steps."""
+        evaluation = self._evaluation
+        title = f"Evaluation ({evaluation.directory.name})"
+        reporting.print_table(self.results, steps, self._main_metrics, title, evaluation.console)
+        evaluation.log(f"Results are in {evaluation.directory}.")
+
+    def failures_elsewhere(self) -> list[str]:
+        """Returns a sentence on all hosts but the first if something failed; collective."""
+        if jax.process_count() == 1:
+            return []
+        some = multihost_utils.broadcast_one_to_all(np.bool_(bool(self.results.failures)))
+        return ["see the first host's message"] if some and jax.process_index() else []
+
+    def evaluate(self, checkpoint: Checkpoint) -> bool:
+        """Evaluates a checkpoint on the tasks without a result; returns whether it has results."""
+        evaluation, evaluator = self._evaluation, self._evaluator
+        step, name = checkpoint.step, evaluation.checkpoint_name(checkpoint)
+        weights, todo = of_weights(checkpoint.path), []
+        for task in evaluation.tasks:
+            if not evaluator.is_finished(task, step, name, weights):
+                todo.append(task)
+            elif not self.results.has(step, task.name) and jax.process_index() == 0:
+                self.results.add(step, task.name, evaluator.result(task, step)["metrics"])
+        if not todo:
+            evaluation.log(f"Step {step} is evaluated already.")
+            return True
+        variables = None
+        if any([evaluator.needs_model(task, step) for task in todo]):
+            variables = self._load(checkpoint)
+        for task in todo:
+            try:
+                self._evaluate_task(task, step, name, weights, variables)
+            except EvaluationError as error:
+                self.results.failures.append(f"{task.name} on step {step}: {error}")
+        self._writer.flush()
+        return True
+
+    def _load(self, checkpoint: Checkpoint) -> object:
+        """Returns a checkpoint's variables; raises EvaluationError if they cannot be read."""
+        evaluation = self._evaluation
+        if (problem := watch.find_problem(checkpoint)) is not None:
+            raise _UnreadableError(f"{checkpoint.path} cannot be evaluated: {problem}.")
+        evaluation.log(f"Evaluating {checkpoint.path} ...")
+        config = evaluation.model_config(checkpoint)
+        try:
+            return load_variables(checkpoint.path, config, evaluation.partitioner)
+        except Exception as error:
+            # It may have been deleted or damaged since; then any library may raise anything.
+            if (problem := watch.find_problem(checkpoint)) is not None:
+                raise _UnreadableError(
+                    f"{checkpoint.path} cannot be evaluated: {problem}."
+                ) from error
+            if isinstance(error, FileNotFoundError | ValueError):
+                raise EvaluationError(str(error)) from error
+            raise
+
+    def _evaluate_task(
+        self, task: EvalTask, step: int, name: str, weights: str | None, variables: object
+    ) -> None:
+        """Evaluates a task; what was skipped, not scored or failed is logged."""
+        evaluation = self._evaluation
         with _progress_bar(evaluation.console, task.name) as progress:
-            result = evaluator.evaluate(task, step, name, variables, progress)
+            result = self._evaluator.evaluate(task, step, name, variables, progress, weights)
         if result is None:
-            continue  # only the first host has results
-        main_metrics[task.name] = result.main_metric
-        results.add(step, task.name, result.metrics)
-        scalars = reporting.tensorboard_scalars(task.name, result.metrics)
-        evaluation.writer.write_scalars(step, scalars)
+            return  # only the first host has results
+        self._main_metrics[task.name] = result.main_metric
+        self.results.add(step, task.name, result.metrics)
+        self._writer.write(step, reporting.tensorboard_scalars(task.name, result.metrics))
         evaluation.log(reporting.summarise(task.name, result))
-    evaluation.writer.flush()
-    return True
+        folder = self._evaluator.folder(step, task)
+        for sentence in reporting.describe_findings(task.name, result, folder):
+            evaluation.log(sentence)
+        self.results.failures += reporting.describe_failures(task.name, step, result.failed)
+
+
+class _ScalarWriter:
+    """Writes TensorBoard's events; a full disk costs them alone, not the evaluation."""
+
+    def __init__(self, evaluation: Evaluation):
+        """Creates the writer."""
+        self._log = evaluation.log
+        self._writer = None
+        with self._warn_of_failure():
+            self._writer = evaluation.make_writer()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes scalars."""
+        with self._warn_of_failure():
+            if self._writer is not None:
+                self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        with self._warn_of_failure():
+            if self._writer is not None:
+                self._writer.flush()
+
+    @contextlib.contextmanager
+    def _warn_of_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  TensorFlow raises errors of its own
+            self._writer = None
+            reason = " ".join(str(error).split())[:200]
+            self._log(f"TensorBoard's events are no longer written ({reason}).")
 
 
 @contextlib.contextmanager
 def _progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a progress bar on a terminal while a task is decoded; nothing elsewhere."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(name)
+        row = bar.add_task(escape(name))
         yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -10,8 +10,7 @@ from small_evaluation import PIXELS, make_evaluator, make_model, make_task, reco
 from ofa_jax.data.features import stack
 from ofa_jax.decoding import make_decoder
 from ofa_jax.evaluation import postprocess, prediction_files
-from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.evaluator import EvaluationError, compute_metrics
+from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.sharding import Partitioner
 
@@ -96,7 +95,9 @@ def test_an_invalid_record_has_a_line_with_its_error(uninterrupted):
         "index": 6,
         "id": "r6",
         "error": "it has no words",
+        "reason": "invalid record",
     }
+    assert result.findings == {"invalid record": 1}
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
@@ -135,22 +136,6 @@ def test_predictions_of_other_settings_are_refused(
     assert evaluator.check_settings(task, 7, "here") and not evaluator.check_settings(task, 8, "x")
     with pytest.raises(EvaluationError, match="checkpoint = 'here' and not 'there'"):
         evaluator.evaluate(task, 7, "there", variables)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(metrics=()), "has no metric"),
-        (dict(main_metric="other"), "main_metric is 'other', but its metrics give count"),
-    ],
-)
-def test_compute_metrics_reports_invalid_specs_and_predictions(options, message):
-    spec = EvalSpec("task", "text", str, (lambda r, p: {"count": len(p)},)).replace(**options)
-    line = {"index": 0, "references": "a", "prediction": "b"}
-    with pytest.raises(EvaluationError, match=message):
-        compute_metrics(spec, [line])
-    with pytest.raises(EvaluationError, match="every record is invalid"):
-        compute_metrics(spec, [{"index": 0, "error": "torn"}])
 
 
 # -------------------------------------------------------------------------------- several devices

@@ -1,5 +1,7 @@
 """Parts of predictions: complete ones are kept, partial ones are deleted."""
 
+import hashlib
+
 import jax
 import pytest
 from etils import epath
@@ -28,9 +30,11 @@ def test_parts_of_several_processes_are_merged_in_order(folder, monkeypatch):
         as_process(monkeypatch, process)
         files.write(0, lines(*indices))
     assert files.unfinished() == []
-    assert files.merge() == lines(*range(7)) == read_lines(files.path)
+    merged, digest = files.merge()
+    assert merged == lines(*range(7)) == read_lines(files.path)
+    assert digest == hashlib.sha256(files.path.read_bytes()).hexdigest()
     assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
-    assert files.unfinished() == [] and files.merge() == lines(*range(7))
+    assert files.unfinished() == [] and files.merge() == (lines(*range(7)), digest)
 
 
 def test_partial_parts_are_deleted_and_unfinished(folder, monkeypatch):
@@ -64,4 +68,4 @@ def test_arrays_are_written_as_lists(folder):
 
     files = PredictionFiles(folder, 1, 4)
     files.write(0, [{"index": 0, "references": np.array([1.5, 2], np.float32)}])
-    assert files.merge() == [{"index": 0, "references": [1.5, 2.0]}]
+    assert files.merge()[0] == [{"index": 0, "references": [1.5, 2.0]}]

@@ -34,6 +34,7 @@ def iou(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, " n"]:
     return common / (areas[0] + areas[1] - common + 1e-6)
 
 
+@inputs.accepts(inputs.box)
 def accuracy_at_iou(
     references: Sequence[Any], predictions: Sequence[Any], threshold: float = _MATCH_IOU
 ) -> dict[str, float]:
@@ -53,6 +54,7 @@ def accuracy_at_iou(
     return {f"acc@{threshold:g}": float((ious >= threshold).mean())}
 
 
+@inputs.accepts(inputs.objects)
 def detection(
     references: Sequence[Objects], predictions: Sequence[Objects | None]
 ) -> dict[str, float]:
@@ -80,7 +82,7 @@ def detection(
                     f"{num_labels} labels; give one label per box."
                 )
     if not any(len(reference["labels"]) for reference in references):
-        raise ValueError("detection: no example has an object in its reference.")
+        raise inputs.NothingToScoreError("detection: no example has an object in its reference.")
     return _average_precision(references, detections) | _f1(references, detections)
 
 

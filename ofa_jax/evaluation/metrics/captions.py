@@ -5,6 +5,7 @@ captions (pycocoevalcap). References are list[list[str]]: all captions of every 
 """
 
 import functools
+import importlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _BETA = 1.2
 """The weight of recall over precision in COCO's ROUGE-L."""
 
 
+@inputs.accepts(inputs.texts)
 def cider_d(
     references: References, predictions: Sequence[str | None], scorer: CiderD | None = None
 ) -> dict[str, float]:
@@ -41,6 +43,7 @@ def cider_d(
     return _cider_d(*_tokenise("cider_d", references, predictions), scorer)
 
 
+@inputs.accepts(inputs.texts)
 def bleu(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes "bleu_1" to "bleu_4": BLEU of the corpus (Papineni et al. 2002), by sacrebleu.
 
@@ -51,6 +54,7 @@ def bleu(references: References, predictions: Sequence[str | None]) -> dict[str,
     return _bleu(*_tokenise("bleu", references, predictions))
 
 
+@inputs.accepts(inputs.texts)
 def rouge_l(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes COCO's "rouge_l"; rouge-score has neither several references nor beta.
 
@@ -61,6 +65,7 @@ def rouge_l(references: References, predictions: Sequence[str | None]) -> dict[s
     return _rouge_l(*_tokenise("rouge_l", references, predictions))
 
 
+@inputs.accepts(inputs.texts)
 def meteor_and_spice(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes "meteor" and "spice" by the Java programs in pycocoevalcap.
 
@@ -70,10 +75,18 @@ def meteor_and_spice(references: References, predictions: Sequence[str | None]) 
     return _meteor_and_spice(*_tokenise("meteor_and_spice", references, predictions))
 
 
+@inputs.accepts(inputs.texts)
 def caption_metrics(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes all caption metrics; CIDEr-D comes first."""
     words = _tokenise("caption_metrics", references, predictions)
-    return _cider_d(*words, None) | _bleu(*words) | _rouge_l(*words) | _meteor_and_spice(*words)
+    values: dict[str, float] = {}
+    for own_metric in (_cider_d, _bleu, _rouge_l, _meteor_and_spice):
+        values |= own_metric(*words)
+    return values
+
+
+METRICS = (cider_d, bleu, rouge_l, meteor_and_spice)
+"""All metrics of captions one by one, CIDEr-D first: one that fails leaves the others alone."""
 
 
 def _tokenise(metric: str, references: References, predictions: Sequence[str | None]) -> Tokenised:
@@ -93,7 +106,7 @@ def _tokenise(metric: str, references: References, predictions: Sequence[str | N
 
 
 def _cider_d(
-    references: list[list[Words]], predictions: list[Words], scorer: CiderD | None
+    references: list[list[Words]], predictions: list[Words], scorer: CiderD | None = None
 ) -> dict[str, float]:
     """Computes CIDEr-D of tokenised captions."""
     scorer = scorer or CiderD.of_references(references)
@@ -162,18 +175,17 @@ def _meteor_and_spice(references: list[list[Words]], predictions: list[Words]) -
     """Runs the Java programs on tokenised captions."""
     if not _has_java_metrics():
         return {}
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.spice.spice import Spice
-
     true = {i: [" ".join(words) for words in captions] for i, captions in enumerate(references)}
     predicted = {i: [" ".join(words)] for i, words in enumerate(predictions)}
     values = {}
-    for name, metric in (("meteor", Meteor), ("spice", Spice)):
+    for name in ("meteor", "spice"):
         try:
-            values[name] = float(metric().compute_score(true, predicted)[0])
-        except Exception as error:  # noqa: BLE001  a Java program can fail in any way
+            module = importlib.import_module(f"pycocoevalcap.{name}.{name}")
+            metric = getattr(module, name.capitalize())()
+            values[name] = float(metric.compute_score(true, predicted)[0])
+        except (Exception, SystemExit) as error:  # noqa: BLE001  Java can fail in any way
             _warn_once(f"{name} is left out because it failed ({type(error).__name__}: {error}).")
-    return values
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _has_java_metrics() -> bool:

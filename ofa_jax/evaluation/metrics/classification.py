@@ -11,6 +11,7 @@ from ofa_jax.evaluation.metrics import inputs
 Labels = Sequence[str | None]
 
 
+@inputs.accepts(inputs.one_text)
 def accuracy(references: Labels, predictions: Labels) -> dict[str, float]:
     """Computes "accuracy"."""
     from sklearn.metrics import accuracy_score
@@ -18,6 +19,7 @@ def accuracy(references: Labels, predictions: Labels) -> dict[str, float]:
     return {"accuracy": float(accuracy_score(*_labels("accuracy", references, predictions)))}
 
 
+@inputs.accepts(inputs.one_text)
 def matthews_correlation(references: Labels, predictions: Labels) -> dict[str, float]:
     """Computes "matthews_correlation", CoLA's: -1 to 1; 0 where all predictions are the same."""
     from sklearn.metrics import matthews_corrcoef
@@ -26,6 +28,7 @@ def matthews_correlation(references: Labels, predictions: Labels) -> dict[str, f
     return {"matthews_correlation": float(matthews_corrcoef(*labels))}
 
 
+@inputs.accepts(inputs.one_text)
 def f1(references: Labels, predictions: Labels, positive: str = "yes") -> dict[str, float]:
     """Computes "f1" of the positive label; 0 where neither side has it."""
     from sklearn.metrics import f1_score
@@ -36,6 +39,7 @@ def f1(references: Labels, predictions: Labels, positive: str = "yes") -> dict[s
     return {"f1": float(f1_score(true, predicted, zero_division=0))}
 
 
+@inputs.accepts(inputs.one_text)
 def accuracy_and_f1(
     references: Labels, predictions: Labels, positive: str = "yes"
 ) -> dict[str, float]:

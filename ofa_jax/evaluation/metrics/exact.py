@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from ofa_jax.evaluation.metrics import inputs
 
 
+@inputs.accepts(inputs.one_text)
 def exact_match(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes "exact_match", the share of equal strings; surrounding spaces do not count."""
     inputs.check_pairs("exact_match", references, predictions)
@@ -18,6 +19,7 @@ def exact_match(references: Sequence[str], predictions: Sequence[str | None]) ->
     return {"exact_match": sum(equal) / len(equal)}
 
 
+@inputs.accepts(inputs.texts)
 def one_of_several(
     references: Sequence[Sequence[str]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
@@ -40,6 +42,7 @@ def one_of_several(
     return {"accuracy": correct / len(predictions), "exact_match": first / len(predictions)}
 
 
+@inputs.accepts(inputs.tokens)
 def token_accuracy(
     references: Sequence[ArrayLike], predictions: Sequence[ArrayLike | None]
 ) -> dict[str, float]:

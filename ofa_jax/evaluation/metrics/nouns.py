@@ -9,6 +9,12 @@ from ofa_jax.evaluation.metrics import inputs
 from ofa_jax.scenes.nouns import all_nouns, plural
 
 
+def usable_nouns(reference: Any) -> dict[str, Any]:
+    """Returns a reference without blank nouns; a scene without objects has none."""
+    return {**reference, "nouns": inputs.texts(reference["nouns"]) or []}
+
+
+@inputs.accepts(usable_nouns)
 def noun_f1(
     references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Text infilling: the share of masked spans that are filled exactly."""
 
-import re
 from collections.abc import Sequence
 
 from ofa_jax.evaluation.metrics import inputs
@@ -16,10 +15,25 @@ def extract_spans(masked: str, text: str) -> list[str] | None:
     >>> extract_spans("the <mask> fox<mask>", "the quick brown fox jumps")
     ['quick brown', 'jumps']
     """
-    unmasked = [re.escape(" ".join(part.split())) for part in masked.split(MASK)]
-    pattern = r"\s*(.*?)\s*".join(unmasked)
-    match = re.fullmatch(rf"\s*{pattern}\s*", " ".join(text.split()), re.DOTALL)
-    return None if match is None else list(match.groups())
+    first, *others = [" ".join(part.split()) for part in masked.split(MASK)]
+    rest = " ".join(text.split())
+    if not rest.startswith(first):
+        return None
+    rest = rest[len(first) :]
+    if not others:
+        return None if rest else []
+    # The leftmost place of each part leaves the most text to the parts after it, so if any split is
+    # possible, this one is. (A regular expression would try all splits: exponentially many.)
+    *inner, last = others
+    spans = []
+    for part in inner:
+        before, found, rest = rest.partition(part) if part else ("", "", rest)
+        if part and not found:
+            return None
+        spans.append(before.strip())
+    if not rest.endswith(last):
+        return None
+    return [*spans, rest[: len(rest) - len(last)].strip()]
 
 
 def exact_spans(

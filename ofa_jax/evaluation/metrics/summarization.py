@@ -10,6 +10,7 @@ from ofa_jax.evaluation.metrics import inputs
 _KINDS = ("rouge1", "rouge2", "rougeL")
 
 
+@inputs.accepts(inputs.one_text)
 def rouge(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes "rouge1", "rouge2" and "rougeL": mean F-measures of stemmed words.
 

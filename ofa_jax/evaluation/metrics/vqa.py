@@ -84,6 +84,28 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+def _usable_answers(reference: Any) -> dict[str, Any] | None:
+    """Returns a reference without blank answers and numbers that are not finite.
+
+    Empty confidences are those of a source that gives only the annotators' answers.
+    """
+    answers, confidences = reference["answers"], reference.get("confidences")
+    usable = {name: value for name, value in reference.items() if name != "confidences"}
+    if not isinstance(usable.get("type", ""), str):
+        del usable["type"]
+    if confidences is None or not len(confidences):
+        usable["answers"] = inputs.texts(answers)
+        return usable if usable["answers"] else None
+    pairs = [
+        (answer, float(confidence))
+        for answer, confidence in zip(answers, confidences, strict=True)
+        if inputs.one_text(answer) is not None and inputs.is_finite(confidence)
+    ]
+    usable["answers"] = [answer for answer, _ in pairs]
+    return usable | {"confidences": [confidence for _, confidence in pairs]} if pairs else None
+
+
+@inputs.accepts(_usable_answers)
 def vqa_accuracy(
     references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
 ) -> dict[str, float]:
