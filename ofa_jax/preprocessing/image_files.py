@@ -222,8 +222,9 @@ def _checked(image: Image.Image, options: DecodeOptions) -> Image.Image:
     _check_pixels(width, height, options)
     if image.format == "TIFF":
         # A tile is decompressed as a whole, however small the image is.
-        tile = [_tiff_tag(image, tag) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH)]
-        _check_pixels(*(side or 1 for side in tile), options)
+        tile_width = _tiff_tag(image, _TIFF_TILE_WIDTH) or 1
+        tile_height = _tiff_tag(image, _TIFF_TILE_LENGTH) or 1
+        _check_pixels(tile_width, tile_height, options)
     estimate = width * height * _bytes_per_pixel(image, options)
     estimate += _BYTES_PER_SIDE * max(width, height)
     if estimate > options.max_decoded_bytes:
@@ -253,7 +254,7 @@ def _bytes_per_pixel(image: Image.Image, options: DecodeOptions) -> int:
     if image.mode != "RGB":
         count += 4
     if _is_deep(image):
-        count += 8
+        count += 12
     if options.compose_on_white and _has_transparency(image):
         count += 9  # RGBA, the mask and the white canvas
     if options.honour_orientation and {"exif", "xmp", "Raw profile type exif"} & set(image.info):
@@ -266,6 +267,7 @@ def _bytes_per_pixel(image: Image.Image, options: DecodeOptions) -> int:
 
 def _to_rgb(image: Image.Image, options: DecodeOptions) -> Image.Image:
     """Converts an image of any mode to RGB."""
+    image.load()  # first: reading the EXIF data of a damaged PNG would hide that it is damaged
     orientation = _orientation(image) if options.honour_orientation else 1
     if image.mode in ("La", "RGBa"):  # colours are stored multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -277,8 +279,6 @@ def _to_rgb(image: Image.Image, options: DecodeOptions) -> Image.Image:
         image = _compose_on_white(image)
     elif image.mode != "RGB":
         image = image.convert("RGB")
-    else:
-        image.load()
     return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
 
 
@@ -339,13 +339,14 @@ def _scale_to_8_bits(values: np.ndarray, image: Image.Image) -> UInt8[np.ndarray
         scaled = (values.astype(np.uint32) * 255 + white // 2) // white
         return scaled.clip(0, 255).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
+    slack = 0.0
     if image.mode == "F":
         known = {1.0: 255.0, 255.0: 1.0}  # white -> factor
         slack = 1 / 512  # resampling overshoots a little
     else:
-        known, slack = {255.0: 1.0, 65535.0: 255 / 65535}, 0.0
-    for white, factor in known.items():
-        if low >= -slack * white and high <= (1 + slack) * white:  # false for NaN
+        known = {255.0: 1.0, 65535.0: 255 / 65535}
+    for highest, factor in known.items():
+        if low >= -slack * highest and high <= (1 + slack) * highest:  # false for NaN
             return np.rint(values.astype(np.float32) * factor).clip(0, 255).astype(np.uint8)
     raise InvalidRecordError(
         f"its image has values from {low:g} to {high:g}, so black and white are not known: save "

@@ -427,7 +427,7 @@ def _as_numbers(value: Any) -> Float32[np.ndarray, "..."]:
     try:
         return np.asarray(value, np.float32)
     except (TypeError, ValueError, OverflowError):
-        return np.float32([np.nan])
+        return np.full(1, np.nan, np.float32)
 
 
 def box_problem(box: Float32[np.ndarray, "4"], image_size: tuple[int, int]) -> _Problem:
