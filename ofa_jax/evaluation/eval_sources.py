@@ -140,17 +140,19 @@ class EvalBatcher:
             index=index,
             id=record_id(record, index),
             instruction=self.vocabulary.decode(example["inputs"]).strip(),
-            references=self._read_references(record),
+            references=self.read_references(record),
             box_transform=_box_transform(record, example),
         )
 
-    def _read_references(self, record: Record) -> Any:
+    def read_references(self, record: Record) -> Any:
         """Returns the references of a record as JSON; None if it has none that can be used.
 
         A test set may lack the very field that they are in.
         """
         try:
             return to_json(self.references(record))
+        except (KeyError, IndexError):
+            return None
         except Exception as error:  # noqa: BLE001  a record of odd types may raise anything
             note(NO_REFERENCES, f"its references cannot be read ({_describe(error)})")
             return None

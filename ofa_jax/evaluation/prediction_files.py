@@ -113,6 +113,11 @@ class PredictionFiles:
             found = sorted(index for path in part_files[part] for index in self._indices(path))
             if found and found == list(examples):
                 continue
+            if found:
+                self._log(
+                    f"The predictions of part {part} in {self._folder} are incomplete: they are "
+                    "made anew."
+                )
             for path in part_files[part]:
                 path.unlink()
             if part < num_parts and examples.stop <= len(intact):
@@ -141,7 +146,7 @@ class PredictionFiles:
         """Returns the examples in a part; none if it is damaged."""
         try:
             lines = read_lines(path)
-            if all(map(self._is_valid, lines)):
+            if lines and all(map(self._is_valid, lines)):
                 return [int(line["index"]) for line in lines]
         except (ValueError, KeyError, TypeError, RecursionError):
             pass

@@ -138,15 +138,20 @@ def summarise(task: str, result: TaskResult) -> str:
     return f"{line}; {result.examples_per_second:.1f} examples/s; {times})"
 
 
-def describe_findings(task: str, result: TaskResult, predictions: epath.Path) -> list[str]:
-    """Returns sentences about what was not scored, skipped or changed; none if nothing was."""
+def describe_unscored(task: str, result: TaskResult, folder: epath.Path) -> list[str]:
+    """Returns the sentence that nothing was scored, and why; none if something was."""
+    if result.unscored_reason is None:
+        return []
+    return [
+        f"{task}: nothing was scored, because {result.unscored_reason}; the predictions are in "
+        f"{folder}."
+    ]
+
+
+def describe_findings(task: str, result: TaskResult) -> list[str]:
+    """Returns sentences about what has no reference, was skipped or changed; none if nothing."""
     sentences = []
-    if result.unscored_reason is not None:
-        sentences.append(
-            f"{task}: nothing was scored, because {result.unscored_reason}; the predictions are in "
-            f"{predictions}."
-        )
-    elif result.scored < result.examples:
+    if result.unscored_reason is None and result.scored < result.examples:
         missing = result.examples - result.scored
         sentences.append(
             f"{task}: {missing} of {result.examples} examples have no reference, so the metrics "

@@ -96,6 +96,7 @@ class _Started:
         self._main_metrics = {task.name: task.spec.main_metric for task in evaluation.tasks}
         if jax.process_index() == 0 and evaluation.operative_config:
             files.write_text(evaluation.directory / "config.gin", evaluation.operative_config)
+        self._unscored: list[str] = []
         self.results = EvalResults(evaluation.directory, evaluation.log)
         self._writer = _ScalarWriter(evaluation)
 
@@ -115,6 +116,8 @@ class _Started:
         title = f"Evaluation ({evaluation.directory.name})"
         reporting.print_table(self.results, steps, self._main_metrics, title, evaluation.console)
         evaluation.log(f"Results are in {evaluation.directory}.")
+        for sentence in self._unscored:
+            evaluation.log(sentence)
 
     def failures_elsewhere(self) -> list[str]:
         """Returns a sentence on all hosts but the first if something failed; collective."""
@@ -179,9 +182,10 @@ class _Started:
         self.results.add(step, task.name, result.metrics)
         self._writer.write(step, reporting.tensorboard_scalars(task.name, result.metrics))
         evaluation.log(reporting.summarise(task.name, result))
-        folder = self._evaluator.folder(step, task)
-        for sentence in reporting.describe_findings(task.name, result, folder):
+        for sentence in reporting.describe_findings(task.name, result):
             evaluation.log(sentence)
+        folder = self._evaluator.folder(step, task)
+        self._unscored += reporting.describe_unscored(task.name, result, folder)
         self.results.failures += reporting.describe_failures(task.name, step, result.failed)
 
 

@@ -26,7 +26,7 @@ class Scores:
     Attributes:
       metrics: name -> value, all finite.
       main_metric: the metric that selects the best checkpoint; None if there is none.
-      scored: number of examples that at least one metric scored.
+      scored: number of examples with a reference that at least one metric can use.
       undefined: names of values that are NaN or infinite for these predictions.
       failed: name of a metric that raised an exception, or that the spec asks for in vain -> why.
       unscored_reason: why no example was scored; None if some were.
@@ -63,7 +63,7 @@ def compute_metrics(spec: EvalSpec, lines: Iterable[Line]) -> Scores:
             continue
         except (Exception, SystemExit) as error:  # noqa: BLE001  a metric may raise anything
             failed[_name(metric)] = _describe(error)
-            continue
+            numbers = {}
         scored.update(usable)
         values |= {name: value for name, value in numbers.items() if math.isfinite(value)}
         undefined += [name for name, value in numbers.items() if not math.isfinite(value)]
@@ -78,7 +78,7 @@ def compute_metrics(spec: EvalSpec, lines: Iterable[Line]) -> Scores:
         len(scored),
         tuple(undefined),
         failed,
-        None if scored or failed else _reason_unscored(spec, len(lines)),
+        None if scored else _reason_unscored(spec, len(lines)),
     )
 
 

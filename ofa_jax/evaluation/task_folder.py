@@ -182,18 +182,23 @@ def is_metrics(value: Any) -> bool:
 
 
 def _difference(written: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Describes the settings that differ; those unknown to an earlier version cannot."""
+    """Describes the settings that differ; those that are unknown on one side do not."""
     flat_written, flat_current = _flatten(written), _flatten(current)
     return ", ".join(
         f"{name} = {_short(flat_written.get(name))} and not {_short(flat_current.get(name))}"
         for name in {**flat_written, **flat_current}
         if flat_written.get(name) != flat_current.get(name)
-        and (name.partition(".")[0] in written or name.partition(".")[0] not in _ADDED)
+        and not _is_unknown(name.partition(".")[0], written, current)
     )
 
 
-_ADDED = frozenset(("data", "weights", "dtype", "vocabulary"))
-"""Settings that earlier versions did not write."""
+_MAYBE_UNKNOWN = frozenset(("data", "weights", "dtype"))
+"""Settings that earlier versions did not write, or that a checkpoint without checksums lacks."""
+
+
+def _is_unknown(name: str, written: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Returns whether a setting cannot be compared."""
+    return name in _MAYBE_UNKNOWN and not (name in written and name in current)
 
 
 def _short(value: Any) -> str:

@@ -149,6 +149,7 @@ def test_a_metric_that_fails_is_named_and_the_others_are_computed():
     assert scores.unscored_reason is None
     alone = compute_metrics(spec_of(divides), lines_of(["a", "b"], ["a", "b"]))
     assert alone.metrics == {} and set(alone.failed) == {"divides"} and not alone.unscored_reason
+    assert alone.scored == 2
 
 
 def test_values_that_are_not_finite_are_undefined_and_kept_out_of_json():

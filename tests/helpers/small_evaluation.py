@@ -67,9 +67,21 @@ def size_of(record):
 
 
 def make_task(
-    vocabulary, partitioner, kind="text", count=13, invalid=(), batch_size=8, metric=None
+    vocabulary,
+    partitioner,
+    kind="text",
+    count=13,
+    invalid=(),
+    batch_size=8,
+    metric=None,
+    data=None,
+    references=None,
+    settings=None,
 ):
-    """Returns a task of kind text, or of kind box, whose reference is the image's size."""
+    """Returns a task of kind text, or of kind box, whose reference is the image's size.
+
+    `data` takes the place of `records(count, invalid)`, and `references` of the words or the size.
+    """
     bins = (vocabulary.bin_ids.start, vocabulary.bin_ids.stop)
     decoding = {
         "text": DecodingConfig(beam_size=2, max_length=5),
@@ -78,7 +90,7 @@ def make_task(
     spec = EvalSpec(
         f"some_{kind}",
         kind,
-        words_of if kind == "text" else size_of,
+        references or (words_of if kind == "text" else size_of),
         (metric or (lambda references, predictions: {"count": len(predictions)}),),
         decoding,
         max_image_size=PIXELS,
@@ -87,8 +99,9 @@ def make_task(
     batcher = EvalBatcher(
         stream, vocabulary, spec.references, partitioner.num_data_shards, partitioner.data_shards
     )
-    task = WeightedTask(spec.task, 1.0, records(count, invalid), WordsPreprocessor(vocabulary))
-    settings = {"beam_size": decoding.beam_size}
+    data = records(count, invalid) if data is None else data
+    task = WeightedTask(spec.task, 1.0, data, WordsPreprocessor(vocabulary))
+    settings = {"beam_size": decoding.beam_size, **(settings or {})}
     return EvalTask(spec, RecordEvalSource.open(task, batcher), batch_size, vocabulary, settings)
 
 

@@ -26,7 +26,10 @@ from ofa_jax.data.downstream_settings import (
 )
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.task_settings import default_settings
-from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation import eval_spec, postprocess
+from ofa_jax.evaluation.eval_sources import EvalBatcher
+from ofa_jax.evaluation.scoring import compute_metrics
+from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 # Task -> (data, stem of its files).
@@ -136,6 +139,31 @@ def test_seqio_and_the_loader_give_the_same_example(settings, name, split):
             and (name, feature) != ("coco_captioning", "targets")
         ):
             np.testing.assert_array_equal(ours[feature], theirs[0][feature], err_msg=feature)
+
+
+# Of text_to_image the caption is the input.
+TARGETS = ("answers", "answer_confidences", "label", "phrase_boxes", "codes", "summary")
+REFERENCES = ("reference_answers", "reference_confidences")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_record_without_its_target_is_predicted_but_not_scored_or_trained_on(settings, name):
+    fields = {*TARGETS, *REFERENCES, *(("captions",) if name == "coco_captioning" else ())}
+    whole = opened(name, "validation").records[0]
+    record = {field: value for field, value in whole.items() if field not in fields}
+    assert record.keys() < whole.keys()
+    evaluated, trained = (opened(name, split).preprocess for split in ("validation", "train"))
+    example, full = (evaluated(own, np.random.default_rng(0)) for own in (record, whole))
+    np.testing.assert_array_equal(example["inputs"], full["inputs"])
+    with pytest.raises(InvalidRecordError):
+        trained(record, np.random.default_rng(0))
+    spec = eval_spec.find(name)
+    references = EvalBatcher(None, None, spec.references).read_references(record)
+    prediction = postprocess.to_json(spec.kind, np.array(RIGHT[name][1]))
+    line = {"references": references, "prediction": prediction}
+    scores = compute_metrics(spec, [line] * 2)
+    assert scores.scored == 0 and not scores.failed and not scores.metrics
+    assert scores.unscored_reason is not None
 
 
 @pytest.mark.parametrize("name", TASKS)

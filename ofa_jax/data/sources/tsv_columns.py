@@ -165,15 +165,25 @@ def _most_confident(found: Mapping[str, float], column: str) -> tuple[str, float
     return answer, found[answer]
 
 
-def _parse_label(row: TsvRow, targets: Mapping[str, str]) -> str:
-    """Returns the target of the row's label."""
+def _is_unpublished(row: TsvRow, column: str) -> bool:
+    """Returns whether a column of targets is empty, as in a test set without references.
+
+    Such a record can be evaluated, but not trained on: the preprocessors skip it there.
+    """
+    return not decode_text(row, column).strip()
+
+
+def _parse_label(row: TsvRow, targets: Mapping[str, str]) -> dict[str, str]:
+    """Returns the target of the row's label; none in a test set (TFDS writes -1 there)."""
     label = decode_text(row, "label").strip()
+    if label in ("", "-1"):
+        return {}
     if label not in targets:
         raise InvalidLineError(
             UNKNOWN_LABEL,
             f"its label is {_shorten(label)!r} instead of one of {', '.join(targets)}",
         )
-    return targets[label]
+    return {"label": targets[label]}
 
 
 def _shorten(value: str) -> str:
@@ -246,15 +256,10 @@ def parse_objects(row: TsvRow) -> Record:
 
 
 def parse_captioned_image(row: TsvRow) -> Record:
-    """Parses an image and its captions: one in training, all of them in evaluation."""
+    """Parses an image and its captions: one in training, all in evaluation, none in a test set."""
     captions = split_list(row, "captions")
-    if not captions:
-        raise InvalidLineError(EMPTY_TEXT, "it has no captions")
-    return {
-        "id": decode_text(row, "id"),
-        "image": decode_base64(row["image"]),
-        "captions": captions,
-    }
+    record = {"id": decode_text(row, "id"), "image": decode_base64(row["image"])}
+    return record | {"captions": captions} if captions else record
 
 
 def parse_vqa(row: TsvRow) -> Record:
@@ -282,12 +287,14 @@ def parse_vqa(row: TsvRow) -> Record:
 
 def parse_region(row: TsvRow) -> Record:
     """Parses an image, a phrase and its box."""
-    return {
+    record = {
         "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
         "phrases": [decode_nonempty(row, "phrase")],
-        "phrase_boxes": parse_box(row, "box"),
     }
+    return (
+        record if _is_unpublished(row, "box") else record | {"phrase_boxes": parse_box(row, "box")}
+    )
 
 
 def parse_entailment(row: TsvRow) -> Record:
@@ -297,27 +304,30 @@ def parse_entailment(row: TsvRow) -> Record:
         "image": decode_base64(row["image"]),
         "hypothesis": decode_nonempty(row, "hypothesis"),
         "premise": decode_text(row, "premise"),
-        "label": _parse_label(row, _ENTAILMENT_TARGETS),
-    }
+    } | _parse_label(row, _ENTAILMENT_TARGETS)
 
 
 def parse_classified_image(row: TsvRow) -> Record:
     """Parses an image and the name of its class."""
-    return {"image": decode_base64(row["image"]), "label": decode_nonempty(row, "label")}
+    record: dict[str, Any] = {"image": decode_base64(row["image"])}
+    return (
+        record if _is_unpublished(row, "label") else record | {"label": decode_text(row, "label")}
+    )
 
 
 def parse_coded_caption(row: TsvRow) -> Record:
     """Parses a caption and the codes of its whole image."""
-    return {
-        "id": decode_text(row, "id"),
-        "captions": [decode_nonempty(row, "caption")],
-        "codes": parse_codes(row, "codes"),
-    }
+    record = {"id": decode_text(row, "id"), "captions": [decode_nonempty(row, "caption")]}
+    return (
+        record if _is_unpublished(row, "codes") else record | {"codes": parse_codes(row, "codes")}
+    )
 
 
 def parse_article(row: TsvRow) -> Record:
     """Parses a text and its summary."""
-    return {"text": decode_nonempty(row, "text"), "summary": decode_nonempty(row, "summary")}
+    record = {"text": decode_nonempty(row, "text")}
+    summary = decode_text(row, "summary")
+    return record | {"summary": summary} if summary.strip() else record
 
 
 _ENTAILMENT_TARGETS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
@@ -339,7 +349,7 @@ class _SentenceParser:
 
     def __call__(self, row: TsvRow) -> Record:
         sentences = {column: decode_nonempty(row, column) for column in self.columns}
-        return sentences | {"label": _parse_label(row, self.targets)}
+        return sentences | _parse_label(row, self.targets)
 
 
 def _sentence_format(
