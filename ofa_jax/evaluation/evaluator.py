@@ -118,6 +118,7 @@ class TaskResult:
         """Returns the contents of `result.json`."""
         fields = dataclasses.asdict(self)
         fields["asked"] = fields.pop("decoded")  # the key of earlier versions
+        fields["bad_input"] = fields.pop("findings")
         return fields | {"examples_per_second": self.examples_per_second}
 
 

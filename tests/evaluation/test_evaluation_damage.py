@@ -375,7 +375,7 @@ def test_one_record_never_ends_an_evaluation(evaluate, vocabulary, partitioner, 
     sentences = "\n".join(describe_findings("t", result))
     assert "2 of" in sentences and "unreadable references: 1" in sentences
     stored = json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail)
-    assert stored["findings"] == result.findings and stored["scored"] == result.scored
+    assert stored["bad_input"] == result.findings and stored["scored"] == result.scored
 
 
 def test_a_failing_metric_keeps_the_predictions_and_is_repeated_without_decoding(
