@@ -18,7 +18,6 @@ import functools
 import importlib.metadata
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -28,12 +27,19 @@ import sys
 import time
 from collections.abc import Iterator
 
-from ofa_jax.data.sources.scenes import MARKER, SPLITS, VERSION, read_description
+from ofa_jax.data.sources.scenes import (
+    CHECKSUMS,
+    MARKER,
+    SPLITS,
+    VERSION,
+    checksum_of,
+    read_description,
+)
 from ofa_jax.preprocessing import prompts
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
-from ofa_jax.utils import renamed
+from ofa_jax.utils import files, renamed
 
 from . import output_folders
 from .progress import progress
@@ -250,8 +256,13 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
         },
         "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
         "seconds": round(time.monotonic() - started),
+        CHECKSUMS: {
+            path.relative_to(target).as_posix(): checksum_of(path)
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        },
     }
-    (target / MARKER).write_text(json.dumps(description, indent=2) + "\n")
+    files.write_json(target / MARKER, description)
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@
       tsv_file            the lines of large text files
       tsv_index           the line index that gives random access to them
       tsv_conventions     recognises CSV, quoted cells and other encodings
+    shards              checks that all files of a data set in shards are there
     array_records       the official data, converted to ArrayRecord
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
@@ -26,6 +27,7 @@ __all__ = [
     "negative_controls",
     "ofa_tsv",
     "scenes",
+    "shards",
     "single_target",
     "tfds",
     "tfds_parquet",

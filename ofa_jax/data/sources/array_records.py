@@ -13,10 +13,9 @@ a parquet column would have to fit into the memory of every process.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,15 +27,24 @@ from ofa_jax.data.sources.ofa_tsv import (
     TYPES_OF_KIND,
     read_negatives,
 )
+from ofa_jax.data.sources.shards import (
+    check_counts,
+    complete_shards,
+    damaged_record,
+    stored_counts,
+)
 from ofa_jax.data.sources.tfds_parquet import parse_example
 from ofa_jax.data.sources.tsv_columns import CAPTION, PAIR_TYPES, QUESTION, REGION
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.utils import options
+from ofa_jax.utils import options, text_files
 from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
+from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.option_checks import checked
 
 DESCRIPTION, TYPES, NEGATIVES = "conversion.json", "types.npy", "negative_samples"
+
+_CONVERT_AGAIN = "convert the files again with `python -m tools.convert_tsv --overwrite`"
 
 _PAIR = {"id": "string", "image": "bytes", "data_set": "string", "object_labels": "strings"}
 FIELDS_OF_TYPE: Mapping[str, Mapping[str, str]] = {
@@ -114,16 +122,50 @@ class ArrayRecords:
     @functools.cached_property
     def _source(self) -> Any:
         """The source of all records; it opens files lazily and is thread-safe."""
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(
-            sorted(str(path) for path in pathlib.Path(self.directory).glob("*.array_record-*-of-*"))
-        )
+        folder = pathlib.Path(self.directory)
+        paths = complete_shards(folder.glob("*.array_record-*-of-*"))
+        if not paths:
+            raise FileNotFoundError(
+                f"There are no ArrayRecord files in {folder}: convert the files again with "
+                "`python -m tools.convert_tsv`."
+            )
+        try:
+            source = open_shards(paths)
+        except RuntimeError:
+            for path in paths:  # one by one, to name the damaged one
+                _open_shard(path)
+            raise
+        stored = stored_counts(folder, folder.name)
+        if stored is not None and (len(stored) != len(paths) or sum(stored) != len(source)):
+            check_counts(paths, [len(_open_shard(path)) for path in paths], stored)
+        if (expected := read_description(folder)["records"]) != len(source):
+            raise ValueError(
+                f"{folder} has {len(source):,} records, but {DESCRIPTION} says {expected:,}: "
+                f"{_CONVERT_AGAIN}."
+            )
+        return source
 
     @functools.cached_property
     def _types(self) -> UInt8[np.ndarray, " stored"] | None:
+        """The type of each record; None for files without types."""
         path = pathlib.Path(self.directory) / TYPES
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            open_regular(path).close()
+            types = np.load(path, mmap_mode="r", allow_pickle=False)
+            valid = types.dtype == np.uint8 and types.shape == (len(self._source),)
+        except (ValueError, EOFError, OSError, AttributeError) as error:
+            raise text_files.DamagedFileError(
+                f"{path} is damaged ({error}): {_CONVERT_AGAIN}."
+            ) from error
+        counts = np.bincount(types, minlength=len(PAIR_TYPES)).tolist() if valid else []
+        expected = read_description(pathlib.Path(self.directory)).get("types")
+        if not valid or (expected and counts != [expected.get(kind) for kind in PAIR_TYPES]):
+            raise text_files.DamagedFileError(
+                f"{path} does not fit the records or {DESCRIPTION}: {_CONVERT_AGAIN}."
+            )
+        return types
 
     @functools.cached_property
     def _numbers(self) -> Integer[np.ndarray, " records"] | range:
@@ -149,11 +191,46 @@ class ArrayRecords:
         fields = FIELDS_OF_FILE[self.file_kind]
         if self._types is not None:
             fields = FIELDS_OF_TYPE[PAIR_TYPES[self._types[number]]]
-        return parse_example(self._source[number], fields)
+        try:
+            stored = self._source[number]
+        except RuntimeError as error:  # the reader's, for any damage
+            raise damaged_record(f"its stored bytes are damaged ({error})") from error
+        return parse_example(stored, fields)
 
     def location(self, index: int) -> str:
         """Returns the folder and the number of a record, for messages."""
         return f"{self.directory}, record {int(self._numbers[index])}"
+
+
+def open_shards(paths: Sequence[pathlib.Path]) -> Any:
+    """Opens ArrayRecord files as one sequence. Raises RuntimeError for a damaged one."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    for path in paths:
+        open_regular(path).close()
+    return ArrayRecordDataSource(list(map(str, paths)))
+
+
+def _open_shard(path: pathlib.Path) -> Any:
+    """Opens a single file. Raises DamagedFileError."""
+    try:
+        return open_shards([path])
+    except RuntimeError as error:
+        raise text_files.DamagedFileError(
+            f"{path} is damaged, or no ArrayRecord file ({error}): copy it again, or "
+            f"{_CONVERT_AGAIN}."
+        ) from error
+
+
+def read_description(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads conversion.json of a folder of records. Raises DamagedFileError."""
+    description = text_files.read_json(folder / DESCRIPTION)
+    types = description.get("types", {}) if isinstance(description, dict) else None
+    if not isinstance(types, dict) or type(description.get("records")) is not int:
+        raise text_files.DamagedFileError(
+            f"{folder / DESCRIPTION} is not what a conversion writes: {_CONVERT_AGAIN}."
+        )
+    return description
 
 
 @checked
@@ -219,7 +296,7 @@ class OfaArrayRecords:
 
     def description(self, file_kind: str, split: str) -> dict[str, Any]:
         """Returns the content of conversion.json."""
-        return json.loads((self.directory / file_kind / split / DESCRIPTION).read_text())
+        return read_description(self.directory / file_kind / split)
 
     def negatives(self) -> NegativePool:
         """Returns the negative samples; an empty pool if none were converted."""

@@ -12,9 +12,9 @@ A folder that was built under former names (see `ofa_jax.utils.renamed`) is read
 import collections
 import dataclasses
 import functools
-import json
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,10 +22,12 @@ from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils import options, renamed
+from ofa_jax.utils import files, options, renamed, text_files
 from ofa_jax.utils.option_checks import checked
 
 MARKER = "scenes.json"
+CHECKSUMS = "crc32"
+"""The key of scenes.json with the checksums of the files; builds before it have none."""
 VERSION = "1.1.0"
 SPLITS = ("train", "validation", "test", "test_shifted")
 
@@ -69,13 +71,19 @@ class Scenes:
 
     @property
     def directory(self) -> pathlib.Path:
-        """`<data_dir>/scenes`. Raises FileNotFoundError if there is no complete build."""
+        """`<data_dir>/scenes`.
+
+        Raises:
+          FileNotFoundError: there is no complete build.
+          DamagedFileError: a file is not as it was built.
+        """
         parent = pathlib.Path(self.data_dir or os.environ.get("OFA_DATA_DIR") or "data")
         if not (parent / "scenes" / MARKER).is_file():
             raise FileNotFoundError(
                 f"There are no scenes in {parent / 'scenes'}: build them with "
                 f"`python -m tools.build_scenes --data_dir={parent}`."
             )
+        check_files(parent / "scenes")
         return parent / "scenes"
 
     @property
@@ -138,11 +146,46 @@ class Scenes:
 
 
 def read_description(directory: pathlib.Path) -> dict[str, Any]:
-    """Reads scenes.json, under today's names if the folder was built under former ones."""
-    description = json.loads((directory / MARKER).read_text())
+    """Reads scenes.json, under today's names if the folder was built under former ones.
+
+    Raises:
+      DamagedFileError: it is not what a build writes.
+    """
+    description = text_files.read_json(directory / MARKER)
     for part in ("options", "counts"):
+        if not isinstance(description, dict) or not isinstance(description.get(part, {}), dict):
+            raise text_files.DamagedFileError(
+                f"{directory / MARKER} is not what a build writes: build the scenes again with "
+                "`python -m tools.build_scenes --overwrite`."
+            )
         description[part] = renamed.with_new_names(description.get(part, {}), renamed.SCENES)
     return description
+
+
+@functools.lru_cache(maxsize=8)
+def check_files(directory: pathlib.Path) -> None:
+    """Compares the files of a build with their checksums in scenes.json, once per process.
+
+    Raises:
+      DamagedFileError: a file is not as it was built.
+    """
+    stored = read_description(directory).get(CHECKSUMS, {})
+    for name, checksum in stored.items() if isinstance(stored, dict) else ():
+        path = directory / name
+        if path.is_file() and checksum_of(path) != checksum:
+            raise text_files.DamagedFileError(
+                f"{path} is damaged: it has another checksum than when it was built. Build the "
+                "scenes again with `python -m tools.build_scenes --overwrite`."
+            )
+
+
+def checksum_of(path: pathlib.Path) -> str:
+    """Returns the CRC-32 of a file's content."""
+    checksum = 0
+    with files.open_regular(path) as file:
+        while part := file.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
 
 
 def _open(

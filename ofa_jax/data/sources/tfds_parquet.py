@@ -14,6 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax.data.sources.shards import (
+    check_counts,
+    complete_shards,
+    damaged_record,
+    stored_counts,
+)
+from ofa_jax.utils import text_files
+from ofa_jax.utils.files import open_regular
+
 FIELD_KINDS = ("string", "strings", "bytes", "floats", "boxes", "ints")
 """How a field is parsed: str, list[str], bytes, list[float], float32[n, 4], or int32[n]."""
 
@@ -34,8 +43,13 @@ class TfdsParquetRecords:
     def from_directory(
         cls, directory: str | pathlib.Path, split: str, fields: Mapping[str, str]
     ) -> "TfdsParquetRecords":
-        """Opens a split in the folder of a data set, `<data_dir>/<name>/.../<version>`."""
-        paths = sorted(pathlib.Path(directory).glob(f"*-{split}.parquet-*-of-*"))
+        """Opens a split in the folder of a data set, `<data_dir>/<name>/.../<version>`.
+
+        Raises:
+          FileNotFoundError: there is no such split, or a shard of it is missing.
+          ValueError: shards of different sets are there.
+        """
+        paths = complete_shards(pathlib.Path(directory).glob(f"*-{split}.parquet-*-of-*"))
         if not paths:
             raise FileNotFoundError(
                 f"There are no parquet files of a split {split!r} in {directory}: build the data "
@@ -54,26 +68,44 @@ class TfdsParquetRecords:
 
 
 def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Parses the fields of a serialised tf.train.Example; a missing field becomes empty."""
+    """Parses the fields of a serialised tf.train.Example; a missing field becomes empty.
+
+    Raises:
+      InvalidRecordError: the bytes are damaged, or there is no image where one is wanted.
+    """
     # TFDS has the message's definition without TensorFlow; it is imported late as it takes 0.3 s.
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
-    stored = tf_example_pb2.Example.FromString(serialised).features.feature
-    record: dict[str, Any] = {}
-    for name, kind in fields.items():
-        feature = stored[name]
+    try:
+        stored = tf_example_pb2.Example.FromString(serialised).features.feature
+    except (DecodeError, TypeError) as error:
+        raise damaged_record("its stored bytes are not a tf.train.Example") from error
+    return {name: _parse_feature(stored[name], name, kind) for name, kind in fields.items()}
+
+
+def _parse_feature(feature: Any, name: str, kind: str) -> Any:
+    """Parses a feature of a tf.train.Example as one of FIELD_KINDS."""
+    texts = feature.bytes_list.value
+    try:
         if kind == "bytes":
-            record[name] = feature.bytes_list.value[0]
-        elif kind == "string":
-            record[name] = feature.bytes_list.value[0].decode()
-        elif kind == "strings":
-            record[name] = [value.decode() for value in feature.bytes_list.value]
-        elif kind == "ints":
-            record[name] = np.array(feature.int64_list.value, np.int32)
-        else:
-            values = np.array(feature.float_list.value, np.float32)
-            record[name] = values.reshape(-1, 4) if kind == "boxes" else values.tolist()
-    return record
+            if not texts:
+                raise damaged_record(f"its stored bytes have no {name}")
+            return texts[0]
+        if kind == "string":
+            return texts[0].decode() if texts else ""
+        if kind == "strings":
+            return [value.decode() for value in texts]
+        if kind == "ints":
+            return np.array(feature.int64_list.value, np.int32)
+    except (UnicodeDecodeError, OverflowError) as error:
+        raise damaged_record(f"its {name} is damaged ({type(error).__name__})") from error
+    values = np.array(feature.float_list.value, np.float32)
+    if kind != "boxes":
+        return values.tolist()
+    if len(values) % 4:
+        raise damaged_record(f"its {name} are not four numbers each")
+    return values.reshape(-1, 4)
 
 
 _READ_LOCK = threading.Lock()
@@ -87,11 +119,45 @@ def _column(paths: tuple[str, ...]) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _read_column(paths: tuple[str, ...]) -> Any:
-    """Reads the column `data` of all files into one array."""
+    """Reads the column `data` of all files into one array.
+
+    Raises:
+      DamagedFileError: a file is damaged, or not Parquet of TFDS.
+      ValueError: a file has another number of records than TFDS stored.
+    """
+    import pyarrow
+
+    tables = [_read_table(path) for path in paths]
+    files = list(map(pathlib.Path, paths))
+    if (split := _split_of(files[0])) is not None:
+        stored = stored_counts(files[0].parent, split)
+        check_counts(files, [table.num_rows for table in tables], stored)
+    return pyarrow.concat_tables(tables).column(0).combine_chunks()
+
+
+def _read_table(path: str) -> Any:
+    """Reads the column `data` of one file. Raises DamagedFileError."""
     import pyarrow
     import pyarrow.parquet
 
     # With 64-bit offsets one array may hold more than 2 GB.
     schema = pyarrow.schema([("data", pyarrow.large_binary())])
-    tables = [pyarrow.parquet.read_table(path, columns=["data"]).cast(schema) for path in paths]
-    return pyarrow.concat_tables(tables).column(0).combine_chunks()
+    try:
+        open_regular(path).close()
+        table = pyarrow.parquet.read_table(path, columns=["data"], page_checksum_verification=True)
+        return table.cast(schema)
+    except FileNotFoundError:
+        raise
+    # A damaged file may make it raise anything; ArrowInvalid and OSError are the usual ones.
+    except Exception as error:
+        problem = " ".join(str(error).split())
+        raise text_files.DamagedFileError(
+            f"{path} is damaged, or not a Parquet file of TFDS ({problem}): copy it again, or "
+            "build the data set again."
+        ) from error
+
+
+def _split_of(path: pathlib.Path) -> str | None:
+    """Returns the split in the name of a file, `<name>-<split>.parquet-00000-of-00001`."""
+    name, separator, _ = path.name.rpartition(".parquet-")
+    return name.rpartition("-")[2] if separator else None
