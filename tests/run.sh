@@ -2,10 +2,16 @@
 # bash tests/run.sh            checks (style, types, documentation) and every test but the slow ones
 # bash tests/run.sh slow       only the slow ones
 # bash tests/run.sh chaos      only the one that breaks a run in ten ways (one of the slow ones)
+# bash tests/run.sh fuzz       random damage to all files of users, for ten minutes (CONTRIBUTING.md)
 # bash tests/run.sh PATH ...   the checks, and what pytest finds there (pytest's options work too)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+
+if [[ "${1:-}" == fuzz ]]; then
+  export PYTHONPATH="tests:tests/helpers:.${PYTHONPATH:+:$PYTHONPATH}"
+  exec nice -n 10 python -m fuzz "${@:2}"
+fi
 
 # Most tests compile small programs, which keeps one core busy: two modules at a time.
 workers=(--numprocesses=2 --dist=loadfile --no-loadscope-reorder)

@@ -1,0 +1,27 @@
+"""The targets of the fuzzer by name; each module is imported when its target is used."""
+
+import importlib
+
+from fuzz.cases import Target
+
+TARGETS = {
+    "images": "image_files",
+    "tsv": "tsv_files",
+    "jsonl": "request_files",
+    "requests": "python_requests",
+    "gin": "gin_files",
+    "pt": "torch_files",
+    "safetensors": "safetensors_files",
+    "arrayrecord": "shards",
+    "parquet": "shards",
+    "run": "run_directories",
+    "checksums": "checksum_files",
+    "outputs": "output_files",
+}
+"""Name of a target -> the module that has it."""
+
+
+def make_target(name: str) -> Target:
+    """Returns a target by its name."""
+    module = importlib.import_module(f"fuzz.targets.{TARGETS[name]}")
+    return module.TARGETS[name]()
