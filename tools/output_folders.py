@@ -4,9 +4,11 @@ A folder is written beside its target, under a temporary name that ends with the
 renamed at the end.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 
 def remove_stale(folder: pathlib.Path, prefix: str) -> None:
@@ -33,3 +35,23 @@ def put_in_place(source: pathlib.Path, target: pathlib.Path) -> None:
         old = source.parent / "replaced"
         target.rename(old)
     source.rename(target)
+
+
+@contextlib.contextmanager
+def complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder beside `target`, which becomes `target` at the end, or is removed.
+
+    Args:
+      target: the folder to write; it does not exist.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}-"
+    remove_stale(target.parent, prefix)
+    folder = target.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

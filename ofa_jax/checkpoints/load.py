@@ -31,28 +31,39 @@ def load_config(path: str) -> OFAConfig:
     return storage.read_model_config(path)
 
 
-def load_variables(path: str, config: OFAConfig, partitioner: Partitioner) -> dict[str, Any]:
+def load_variables(
+    path: str, config: OFAConfig, partitioner: Partitioner, weights: str | None = None
+) -> dict[str, Any]:
     """Loads parameters and batch statistics onto the mesh.
 
-    The parameters are the averaged ones (EMA) if the run has them. Call this function outside of
-    `partitioner.mesh_context()`.
+    Call this function outside of `partitioner.mesh_context()`. Weights that the checkpoint holds
+    and that are not taken are logged.
 
     Args:
       path: as for `load_config`.
       config: of the checkpoint; only fields that do not affect parameters may differ.
       partitioner: the mesh.
+      weights: "model" for the last parameters, "ema" for the averaged ones; when None, those of a
+        run are the averaged ones if it has them, and those of an official checkpoint the last ones.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is damaged, or of another model.
+      ValueError: it is damaged, of another model, or does not hold these weights.
     """
+    if not files.is_official(path):
+        averaged = warm_start.takes_average(path, weights, default=True)
+        wanted = train_state.abstract_state(OFA(config), optax.identity(), partitioner).variables
+        return storage.restore_variables(path, wanted, averaged)
+    official = files.read(path, weights or "model")
+    variables = from_fairseq(official.state_dict, config)
+    warm_start.log_weights(path, official)
     wanted = train_state.abstract_state(OFA(config), optax.identity(), partitioner).variables
-    if files.is_official(path):
-        return warm_start.place(from_fairseq(files.read(path).state_dict, config), wanted)
-    return storage.restore_variables(path, wanted, averaged=True)
+    return warm_start.place(variables, wanted)
 
 
-def load_model(path: str, partitioner: Partitioner) -> tuple[OFA, dict[str, Any]]:
+def load_model(
+    path: str, partitioner: Partitioner, weights: str | None = None
+) -> tuple[OFA, dict[str, Any]]:
     """Loads a checkpoint's model and variables; see `load_config` and `load_variables`."""
     config = load_config(path)
-    return OFA(config), load_variables(path, config, partitioner)
+    return OFA(config), load_variables(path, config, partitioner, weights)

@@ -144,8 +144,19 @@ def save_variables(
     return folder
 
 
-def load_numpy_variables(path: epath.PathLike) -> dict[str, Any]:
+def has_average(path: epath.PathLike) -> bool:
+    """Returns whether a checkpoint has averaged parameters (EMA) besides the last ones."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(find_checkpoint(path) / "state").item_metadata.tree
+    return bool(saved.get(_AVERAGE))
+
+
+def load_numpy_variables(path: epath.PathLike, averaged: bool = False) -> dict[str, Any]:
     """Loads parameters and batch statistics of any model as numpy arrays.
+
+    Args:
+      path: as for `find_checkpoint`.
+      averaged: whether to load the averaged parameters (EMA), if the checkpoint has them.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -155,12 +166,14 @@ def load_numpy_variables(path: epath.PathLike) -> dict[str, Any]:
     folder = find_checkpoint(path) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata.tree
-        item = {name: saved[name] for name in ("params", "batch_stats")}
+        params = _AVERAGE if averaged and saved.get(_AVERAGE) else "params"
+        item = {name: saved[name] for name in (params, "batch_stats")}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        return checkpointer.restore(
+        restored = checkpointer.restore(
             folder,
             args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
         )
+    return {"params": restored[params], "batch_stats": restored["batch_stats"]}
 
 
 def write_model_config(directory: epath.PathLike, config: OFAConfig) -> None:

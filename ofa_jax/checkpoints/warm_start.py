@@ -11,13 +11,14 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.interop import files, from_fairseq, resnet_file
+from ofa_jax.interop import averages, files, from_fairseq, resnet_file
 from ofa_jax.model import OFAConfig, layout, parameter_groups
 from ofa_jax.sharding import TrainState
 
-__all__ = ["ResNetWarmStart", "WarmStart", "place"]
+__all__ = ["ResNetWarmStart", "WarmStart", "log_weights", "place", "takes_average"]
 
 # Fields in which a checkpoint's model may differ: they do not change the parameters, or only add
 # some.
@@ -41,34 +42,43 @@ class WarmStart:
       path: a run directory, a folder `checkpoints/<step>`, or an official checkpoint.
       official: the content of an official checkpoint, as views of its file; None for one of ours.
       config: the checkpoint's model; None if a checkpoint of ours has no model.json.
+      averaged: whether to take the averaged parameters of a checkpoint of ours.
     """
 
     path: str
     official: files.OfficialCheckpoint | None
     config: OFAConfig | None
+    averaged: bool = False
 
     @classmethod
-    def open(cls, path: str, model: OFAConfig) -> "WarmStart":
+    def open(cls, path: str, model: OFAConfig, weights: str = "model") -> "WarmStart":
         """Opens a checkpoint and checks that its configuration, if known, is that of the run.
+
+        Weights that the checkpoint holds and that are not taken are logged.
 
         Args:
           path: see the class.
           model: of the run.
+          weights: "model" for the last parameters, "ema" for the averaged ones.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ValueError: it is of another model.
+          ValueError: it is of another model, or does not hold these weights.
         """
-        official = files.read(path) if files.is_official(path) else None
+        official = files.read(path, weights) if files.is_official(path) else None
         config: OFAConfig | None
+        averaged = False
         if official is not None:
             config = official.config
         else:
             storage.find_checkpoint(path)
             config = _read_config(path)
+            averaged = takes_average(path, weights, default=False)
         if config is not None:
             _check_same_model(path, config, model)
-        return cls(path, official, config)
+        if official is not None:
+            log_weights(path, official, "train.initial_checkpoint_weights")
+        return cls(path, official, config, averaged)
 
     def initialize(self, new: TrainState, abstract: TrainState, model: OFAConfig) -> TrainState:
         """Returns a state with the checkpoint's parameters and batch statistics.
@@ -99,10 +109,12 @@ class WarmStart:
         if self.official is not None:
             variables = place(from_fairseq(self.official.state_dict, model), wanted)
         elif self.config is not None and not layout.same_layout(self.config, model):
-            held = layout.convert(storage.load_numpy_variables(self.path), self.config, model)
+            held = layout.convert(
+                storage.load_numpy_variables(self.path, self.averaged), self.config, model
+            )
             variables = place(held, wanted)
         else:
-            variables = storage.restore_variables(self.path, wanted)
+            variables = storage.restore_variables(self.path, wanted, self.averaged)
         variables = flax.traverse_util.unflatten_dict(
             flax.traverse_util.flatten_dict(dict(variables)) | added
         )
@@ -142,6 +154,37 @@ class ResNetWarmStart:
         taken = flatten(place(self.variables, wanted))
         variables = flax.traverse_util.unflatten_dict(flatten(new.variables) | taken)
         return _with_variables(new, variables)
+
+
+def takes_average(path: str, weights: str | None, default: bool) -> bool:
+    """Returns whether to take the averaged parameters of a checkpoint of ours.
+
+    Logs when it holds averaged parameters and the last ones are taken.
+
+    Args:
+      path: of the checkpoint.
+      weights: "model", "ema", or None for the default.
+      default: whether averaged parameters are taken where there are some.
+
+    Raises:
+      ValueError: there are no such weights.
+    """
+    if weights not in (None, averages.MODEL, averages.EMA):
+        raise ValueError(f"{path} does not hold the weights {weights!r}: give 'model' or 'ema'.")
+    if weights is None and default:
+        return True
+    has_average = storage.has_average(path)
+    if weights == averages.EMA and not has_average:
+        raise ValueError(f"{path} has no averaged weights: give 'model' in place of 'ema'.")
+    if has_average and weights != averages.EMA:
+        logging.warning("%s holds averaged weights, which are not taken: 'ema' takes them.", path)
+    return weights == averages.EMA
+
+
+def log_weights(path: str, official: files.OfficialCheckpoint, option: str = "weights") -> None:
+    """Logs which weights of an official checkpoint are taken, if it has several."""
+    if sentence := official.describe_weights(path, option):
+        logging.warning("%s", sentence)
 
 
 def _with_variables(new: TrainState, variables: Any) -> TrainState:

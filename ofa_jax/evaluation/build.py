@@ -42,6 +42,7 @@ class Evaluation:
       evaluator: evaluator of the model if it is known already.
       partitioner: the mesh.
       dtype: dtype of the computation; None for the model's own.
+      weights: which parameters of a checkpoint, see `load_variables`.
       make_writer: creates the writer of TensorBoard's events in `directory`.
       console: prints progress and results.
       operative_config: what is written to `config.gin` in `directory`, if anything.
@@ -55,6 +56,7 @@ class Evaluation:
     evaluator: Evaluator | None
     partitioner: Partitioner
     dtype: str | None
+    weights: str | None
     make_writer: Callable[[], metric_writers.MetricWriter]
     console: Console
     operative_config: str = ""
@@ -67,7 +69,8 @@ class Evaluation:
     def checkpoint_name(self, checkpoint: Checkpoint) -> str:
         """Returns the name of a checkpoint in the settings, relative to a run that may be moved."""
         path, root = epath.Path(checkpoint.path), epath.Path(self.model_dir).resolve()
-        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+        name = str(path.relative_to(root) if path.is_relative_to(root) else path)
+        return name if self.weights is None else f"{name} ({self.weights})"
 
     def log(self, message: str) -> None:
         """Prints a message without colours and line breaks."""
@@ -88,6 +91,7 @@ def build_evaluation(
     mixture_or_task_module: options.Modules | None = None,
     partitioner: Partitioner | None = None,
     dtype: options.Dtype | None = None,
+    weights: options.Name | None = None,
     directory: options.Path | None = None,
     last_step: options.Natural | None = None,
     timeout_seconds: options.Timeout = 3600,
@@ -119,6 +123,9 @@ def build_evaluation(
       mixture_or_task_module: module(s) to import, which register tasks and their EvalSpecs.
       partitioner: the mesh; all devices along `data` when None.
       dtype: dtype of the computation; None for that of the run.
+      weights: "model" for the last parameters of a checkpoint, "ema" for the averaged ones; when
+        None, those of a run are the averaged ones if it has them, and those of an official
+        checkpoint the last ones.
       directory: folder of the results; `<model_dir>/evaluations/<split>` when None.
       last_step: watching ends after the checkpoint of this step.
       timeout_seconds: watching ends when no new checkpoint appears for this time.
@@ -178,6 +185,7 @@ def build_evaluation(
         evaluator=None,
         partitioner=partitioner,
         dtype=dtype,
+        weights=weights,
         make_writer=lambda: metric_writers.create_default_writer(
             str(root), just_logging=jax.process_index() > 0, asynchronous=False
         ),

@@ -158,7 +158,9 @@ class _Started:
         evaluation.log(f"Evaluating {checkpoint.path} ...")
         config = evaluation.model_config(checkpoint)
         try:
-            return load_variables(checkpoint.path, config, evaluation.partitioner)
+            return load_variables(
+                checkpoint.path, config, evaluation.partitioner, evaluation.weights
+            )
         except Exception as error:
             # It may have been deleted or damaged since; then any library may raise anything.
             if (problem := watch.find_problem(checkpoint)) is not None:

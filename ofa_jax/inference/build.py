@@ -74,6 +74,7 @@ def build_job(
     shard_size: options.Count = 1024,
     seed: options.Seed = 0,
     dtype: options.Dtype | None = None,
+    weights: options.Name | None = None,
     host: options.Natural | None = None,
     num_hosts: options.Count | None = None,
     num_threads: options.Threads = 2,
@@ -106,6 +107,7 @@ def build_job(
       shard_size: requests of an output file; a multiple of batch_size.
       seed: seed of sampling.
       dtype: "float32" or "bfloat16"; as in training when None.
+      weights: "model" or "ema" (averaged) parameters, see `loading.load_model`.
       host: number of this host; that of the cluster when None. Hosts do not wait for each other, so
         they may be the tasks of a SLURM array.
       num_hosts: number of hosts, which share the output files; that of the cluster when None.
@@ -153,6 +155,8 @@ def build_job(
         "decoding": None if decoding is None else dataclasses.asdict(decoding),
         "answers": None if allowed is None else zlib.crc32("\n".join(allowed).encode()),
     }
+    if weights is not None:
+        fingerprint["weights"] = weights
     shards.check_job_file(outputs.directory, fingerprint)
     # Restoring is collective: all hosts read the checkpoint, or none.
     if not outputs.unfinished(range(outputs.count)):
@@ -162,6 +166,7 @@ def build_job(
         partitioner,
         vocabulary,
         dtype,
+        weights,
         image_tokenizer=image_tokenizer,
         image_size=image_size or None,
     )

@@ -44,9 +44,10 @@ def load_model(
     partitioner: Partitioner,
     vocabulary: OFAVocabulary | str | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
     **processor_fields: Any,
 ) -> LoadedModel:
-    """Loads a checkpoint; the averaged parameters, if the run kept them.
+    """Loads a checkpoint.
 
     Args:
       checkpoint: a run directory (its newest checkpoint), a folder `checkpoints/<step>`, or an
@@ -55,6 +56,8 @@ def load_model(
       vocabulary: for checkpoints that do not store theirs: a vocabulary, the folder of the official
         BPE, or a file written by `OFAVocabulary.save` or the `tokenizers` library.
       dtype: dtype of the computation, "float32" or "bfloat16"; as in training when None.
+      weights: "model" for the last parameters, "ema" for the averaged ones; when None, those of a
+        run are the averaged ones if it has them, and those of an official checkpoint the last ones.
       **processor_fields: fields of `Processor` that differ from the run's; None keeps the run's.
 
     Raises:
@@ -80,7 +83,7 @@ def load_model(
         )
     if dtype is not None:
         config = config.replace(dtype=dtype)
-    variables = load_variables(name, config, partitioner)
+    variables = load_variables(name, config, partitioner, weights)
     return LoadedModel(name, OFA(config), variables, processor, partitioner)
 
 
@@ -129,8 +132,12 @@ def _load_vocabulary(source: OFAVocabulary | str) -> OFAVocabulary:
     """Loads a vocabulary; one without codes and bins gets those of the published models."""
     if isinstance(source, OFAVocabulary):
         return source
-    if pathlib.Path(source).is_dir():
+    path = pathlib.Path(source)
+    if path.is_dir():
         return OFAVocabulary.from_ofa_directory(source)
+    if path.name in ("encoder.json", "vocab.bpe", "dict.txt", "vocab.txt") and path.is_file():
+        # One of the files of such a folder.
+        return OFAVocabulary.from_ofa_directory(str(path.parent))
     try:
         return OFAVocabulary.load(source)
     except ValueError:

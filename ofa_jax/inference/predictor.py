@@ -57,6 +57,7 @@ class Predictor:
         image_size: int | None = None,
         max_image_size: int | None = None,
         dtype: str | None = None,
+        weights: str | None = None,
         partitioner: Partitioner | None = None,
         beam_size: int = 5,
         batch_size: int = 8,
@@ -73,6 +74,7 @@ class Predictor:
           image_size: size of the model's images in pixels a side; the run's when None.
           max_image_size: pixels that the last location bin stands for; the run's when None.
           dtype: "float32" or "bfloat16"; the run's when None.
+          weights: "model" or "ema" (averaged) parameters, see `loading.load_model`.
           partitioner: the mesh; one device when None.
           beam_size: of beam search.
           batch_size: requests that `predict_batch` decodes at once.
@@ -89,6 +91,7 @@ class Predictor:
                 partitioner,
                 vocabulary,
                 dtype,
+                weights,
                 image_tokenizer=image_tokenizer,
                 image_size=image_size,
                 max_image_size=max_image_size,

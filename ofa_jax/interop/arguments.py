@@ -1,9 +1,11 @@
 """Converts official (fairseq's) arguments to our configuration and back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ofa_jax.model.config import OFAConfig
+from ofa_jax.utils.wrong_files import shorten
 
 RESNETS = {
     "resnet18": (2, 2, 2),
@@ -54,6 +56,58 @@ _SAME = {
 """Official arguments that are fields of ours under another name."""
 
 
+_LIMITS = {
+    "width": 2**16,
+    "ffn_width": 2**20,
+    "num_heads": 2**12,
+    "encoder_layers": 1000,
+    "decoder_layers": 1000,
+    "max_source_positions": 2**20,
+    "max_target_positions": 2**20,
+    "token_bucket_size": 2**12,
+    "image_bucket_size": 96,
+    "code_image_size": 2**12,
+}
+"""Largest values of whole numbers: beyond, a file is damaged, and its tables would fill memory."""
+_NUMBERS = (
+    "attn_scale_factor", "dropout", "attention_dropout", "activation_dropout", "relu_dropout",
+    "encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate",
+)  # fmt: skip
+_FLAGS = (
+    "scale_attn", "scale_fc", "scale_heads", "scale_resids", "no_scale_embedding",
+    "entangle_position_embedding", "disable_entangle", "interpolate_position",
+    "add_type_embedding", "layernorm_embedding", "patch_layernorm_embedding",
+    "code_layernorm_embedding", "freeze_resnet", "encoder_normalize_before",
+    "decoder_normalize_before", "share_all_embeddings",
+)  # fmt: skip
+
+
+def _check_types(args: Mapping[str, Any]) -> None:
+    """Raises ValueError for an argument of another type than fairseq's, or of absurd size."""
+    whole = {name: _LIMITS[field] for name, field in _SAME.items() if field in _LIMITS}
+    for name in (*whole, "orig_patch_image_size"):
+        value, limit = args.get(name), whole.get(name, 2**14)
+        if value is not None and (type(value) is not int or not 1 <= value <= limit):
+            raise _wrong_argument(name, value, f"a whole number from 1 to {limit:,}")
+    for name in _NUMBERS:
+        value = args.get(name)
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise _wrong_argument(name, value, "a number")
+    for name in _FLAGS:
+        value = args.get(name)
+        if value is not None and not (type(value) in (bool, int) and value in (0, 1)):
+            raise _wrong_argument(name, value, "true or false")
+    for name in ("resnet_type", "activation_fn"):
+        if not isinstance(args.get(name) or "", str):
+            raise _wrong_argument(name, args[name], "a word")
+    if (args.get("attn_scale_factor") or 1) <= 0:
+        raise _wrong_argument("attn_scale_factor", args["attn_scale_factor"], "positive")
+
+
+def _wrong_argument(name: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(f"the checkpoint's argument {name} is {shorten(value)}; it must be {wanted}.")
+
+
 def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
     """Returns the configuration of the model that official arguments describe.
 
@@ -73,6 +127,7 @@ def config_from_fairseq(args: Mapping[str, Any], vocab_size: int) -> OFAConfig:
         value = args.get(name, default)
         return default if value is None else value
 
+    _check_types(args)
     _refuse_unsupported(args)
     return OFAConfig(
         vocab_size=vocab_size,
@@ -144,18 +199,18 @@ def _refuse_unsupported(args: Mapping[str, Any]) -> None:
         ("encoder_attention_heads", "decoder_attention_heads"),
     )
     wrong = [
-        f"{name}={args.get(name)!r} (must be {value})"
+        f"{name}={shorten(args.get(name))} (must be {value})"
         for name, value in required.items()
         if bool(args.get(name, False)) != value
     ]
-    wrong += [f"{name}={args[name]!r} (must be off)" for name in forbidden if args.get(name)]
+    wrong += [f"{name}={shorten(args[name])} (must be off)" for name in forbidden if args.get(name)]
     wrong += [
         f"{a}={args[a]} and {b}={args[b]} (must be equal)"
         for a, b in equal
         if args.get(a) is not None and args.get(b) is not None and args[a] != args[b]
     ]
     if (resnet := args.get("resnet_type") or "resnet101") not in RESNETS:
-        wrong.append(f"resnet_type={resnet!r} (must be one of {', '.join(RESNETS)})")
+        wrong.append(f"resnet_type={shorten(resnet)} (must be one of {', '.join(RESNETS)})")
     if args.get("code_layernorm_embedding") and not args.get("layernorm_embedding"):
         wrong.append(
             "code_layernorm_embedding without layernorm_embedding (the official model "

@@ -15,6 +15,7 @@ from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 
 _TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _EMBEDDING = "encoder.embed_tokens.weight"
+_SIDE_BUFFERS = ("version", "token_rp_bucket", "image_rp_bucket")
 
 
 def _buffers(config: OFAConfig) -> dict[str, np.ndarray]:
@@ -38,6 +39,17 @@ def _buffers(config: OFAConfig) -> dict[str, np.ndarray]:
     return buffers
 
 
+def _buffer_names(config: OFAConfig) -> set[str]:
+    """Returns the names of `_buffers`, without computing the tables."""
+    names = {f"{side}.{name}" for side in ("encoder", "decoder") for name in _SIDE_BUFFERS}
+    counters = (
+        entry.key.replace("running_var", "num_batches_tracked")
+        for entry in resnet_entries(config)
+        if entry.key.endswith("running_var")
+    )
+    return {*names, "decoder.image_position_idx", *counters}
+
+
 def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dict[str, Any]:
     """Converts the official state dict to our variables.
 
@@ -53,7 +65,7 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
       ValueError: for tensors that are missing, unknown or of the wrong shape.
     """
     entries = list(tensor_entries(config))
-    optional = _buffers(config).keys() | set(_TIED)
+    optional = _buffer_names(config) | set(_TIED)
     keys = {entry.key for entry in entries}
     rows = np.shape(state_dict.get(_EMBEDDING, ()))
     if rows and rows[0] != config.vocab_size:
@@ -76,7 +88,7 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
         ),
     ]
     if any(names for _, names in problems):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
+        listed = "; ".join(f"{what}: {_names(names)}" for what, names in problems if names)
         raise ValueError(
             "the state dict does not fit this configuration; do the arguments belong to it? "
             f"{listed}."
@@ -181,8 +193,10 @@ def initialise_from_bart(
       (the state dict, the names of the tensors that were taken).
 
     Raises:
-      ValueError: BART is of another width.
+      ValueError: BART is of another width, or something else.
     """
+    if _EMBEDDING not in bart or np.ndim(bart[_EMBEDDING]) != 2:
+        raise ValueError(f"BART has no {_EMBEDDING}: give a checkpoint of fairseq's BART.")
     ours, theirs = np.asarray(state_dict[_EMBEDDING]), np.asarray(bart[_EMBEDDING])
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(

@@ -13,17 +13,22 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from ofa_jax.interop import huggingface, torch_file
+from ofa_jax.interop import averages, huggingface, huggingface_folder, torch_file
 from ofa_jax.interop.arguments import args_for_fairseq, config_from_fairseq
 from ofa_jax.interop.fairseq import to_fairseq
+from ofa_jax.interop.torch_file import OpenedFile, VerifiedTensors
 from ofa_jax.model.config import OFAConfig
+from ofa_jax.utils.files import write_json
+from ofa_jax.utils.text_files import read_json
+from ofa_jax.utils.wrong_files import shorten
 
 LAYOUTS = ("fairseq", "huggingface")
-WEIGHTS = "pytorch_model.bin"
+WEIGHTS = huggingface_folder.TORCH_WEIGHTS
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _EMBEDDING = "encoder.embed_tokens.weight"
+_MAX_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,67 +36,132 @@ class OfficialCheckpoint:
     """An official checkpoint.
 
     Attributes:
-      state_dict: arrays by fairseq's names, views of the file.
+      state_dict: arrays by fairseq's names, views of the file, each of which is compared with its
+        checksum when it is first taken.
       args: the official arguments.
       origin: {"layout", "args", "types": {name in the file: dtype}, "counters": {name: int}}, as
         JSON.
+      weights: where the state dict is in the file: "model", or the place of averaged weights.
+      other_weights: where the file has further sets of weights, such as "extra_state.ema".
+      unread: what else it holds, such as "last_optimizer_state".
     """
 
     state_dict: Mapping[str, np.ndarray]
     args: Mapping[str, Any]
     origin: Mapping[str, Any]
+    weights: str = averages.MODEL
+    other_weights: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def config(self) -> OFAConfig:
         """The configuration that arguments and embedding describe."""
         return config_from_fairseq(self.args, len(self.state_dict[_EMBEDDING]))
 
+    def describe_weights(self, path: object, option: str = "weights") -> str | None:
+        """Returns a sentence about which weights were taken; None if the file has only those.
+
+        Args:
+          path: of the file.
+          option: what selects other weights, for the sentence, such as "--weights".
+        """
+        others = ", ".join(self.other_weights)
+        if self.weights != averages.MODEL:
+            return f"Took the weights {self.weights} of {path}, not those of {others}."
+        if not others:
+            return None
+        return (
+            f"{path} holds averaged weights ({others}), which are not taken: {option}="
+            f"{averages.EMA} takes them, as the reference implementation's --ema-eval does."
+        )
+
 
 def is_official(path: str | pathlib.Path) -> bool:
     """Returns whether a path looks like an official checkpoint, not one of ours."""
     path = pathlib.Path(path)
-    return path.suffix in (".pt", ".bin", ".pth") or (path / WEIGHTS).is_file()
+    if path.suffix in _SUFFIXES or path.name in huggingface_folder.WEIGHTS:
+        return True
+    if huggingface_folder.has_weights(path):
+        return True
+    ours = (path / "checkpoints").is_dir() or (path / "state").is_dir()
+    return (path / huggingface_folder.CONFIG).is_file() and not ours
 
 
-def read(path: str | pathlib.Path) -> OfficialCheckpoint:
-    """Reads a `.pt` of fairseq, or a folder with `pytorch_model.bin` and `config.json`.
+def read(path: str | pathlib.Path, weights: str = averages.MODEL) -> OfficialCheckpoint:
+    """Reads a `.pt` of fairseq, or a folder with weights and `config.json`.
+
+    Args:
+      path: of the file or folder; a file of weights in such a folder stands for the folder.
+      weights: which weights to take where a file holds several: "model", "ema" (the averaged
+        ones), or where they are, such as "extra_state.ema_fp32_params".
 
     Raises:
       FileNotFoundError, ValueError: with a sentence, see `torch_file.load`; or the file holds no
-        model, or no arguments.
+        model, no arguments, or not these weights.
     """
     path = pathlib.Path(path)
-    if path.is_dir() or path.name == WEIGHTS:
-        return _read_huggingface(path if path.is_dir() else path.parent)
-    content = torch_file.load(path)
-    if not isinstance(content, Mapping) or "model" not in content:
-        held = ", ".join(list(content)[:5]) if isinstance(content, Mapping) else type(content)
-        raise ValueError(
-            f"{path} has no 'model' (it holds {held}): give a checkpoint that fairseq wrote, or a "
-            f"folder with {WEIGHTS} and config.json."
-        )
-    args = _arguments(content)
+    if path.is_dir():
+        return _read_huggingface(huggingface_folder.find_weights(path), weights)
+    if path.suffix == ".safetensors" or path.name in huggingface_folder.WEIGHTS:
+        return _read_huggingface(path, weights)
+    opened = torch_file.open_file(path)
+    content = opened.content
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise ValueError(_describe_no_model(path, content))
+    args = _arguments(path, content)
     if not args:
         raise ValueError(
             f"{path} lacks the arguments of its model ('args' or 'cfg'), which are needed to "
             "build it."
         )
-    return _checkpoint("fairseq", content["model"], content["model"], args)
+    found = averages.find(content)
+    place, tensors = averages.select(found, weights, path)
+    return dataclasses.replace(
+        _checkpoint("fairseq", tensors, tensors, args, opened),
+        weights=place,
+        other_weights=tuple(name for name in found if name != place),
+        unread=averages.describe_rest(content, found),
+    )
 
 
-def _read_huggingface(folder: pathlib.Path) -> OfficialCheckpoint:
-    config_file = folder / "config.json"
+def _describe_no_model(path: pathlib.Path, content: Any) -> str:
+    """Returns the sentence about a file of torch's that has no model."""
+    held = torch_file.describe(content)
+    names = content if isinstance(content, Mapping) else ()
+    if any("optim" in str(name) for name in names) and "model" not in names:
+        held += ", the state of an optimiser"
+    if "shard_metadata" in names:
+        held += ", one of several shards of a model"
+    return (
+        f"{path} has no 'model' ({held}): give a checkpoint that fairseq wrote, or a folder with "
+        f"{WEIGHTS} and config.json."
+    )
+
+
+def _read_huggingface(path: pathlib.Path, weights: str) -> OfficialCheckpoint:
+    """Reads a file of weights, and the config.json beside it."""
+    config_file = path.parent / huggingface_folder.CONFIG
     if not config_file.is_file():
-        raise FileNotFoundError(f"There is no {config_file}, which describes the model.")
-    args = huggingface.args_from_huggingface(json.loads(config_file.read_text()))
-    held = torch_file.load(folder / WEIGHTS)
-    return _checkpoint("huggingface", held, huggingface.from_huggingface(held), args)
+        raise FileNotFoundError(f"There is no {config_file}, which describes the model: add it.")
+    if weights != averages.MODEL:
+        raise ValueError(f"{path} does not hold the weights {shorten(weights)}: it has one set.")
+    opened = huggingface_folder.open_file(path)
+    config = read_json(config_file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file} does not describe a model: it is no JSON object.")
+    args = huggingface.args_from_huggingface(config)
+    held = torch_file.tensors_of(opened.content)
+    return _checkpoint("huggingface", held, huggingface.from_huggingface(held), args, opened)
 
 
-def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments, wherever this version of fairseq keeps them."""
-    for value in (content.get("args"), _get(torch_file.plain(content.get("cfg")), "model")):
-        found = torch_file.plain(value)
+    try:
+        cfg = torch_file.plain(content.get("cfg"))
+        places = torch_file.plain(content.get("args")), _get(cfg, "model")
+    except torch_file.ContentError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    for found in places:
         if isinstance(found, Mapping) and "encoder_layers" in found:
             return dict(found)
     return {}
@@ -103,9 +173,10 @@ def _get(value: Any, key: str) -> Any:
 
 def _checkpoint(
     layout: str,
-    tensors: Mapping[str, Any],
-    state_dict: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    state_dict: Mapping[str, np.ndarray],
     args: Mapping[str, Any],
+    opened: OpenedFile,
 ) -> OfficialCheckpoint:
     """Returns a checkpoint with its origin.
 
@@ -114,32 +185,55 @@ def _checkpoint(
       tensors: by their names in the file.
       state_dict: the same by fairseq's names.
       args: the official arguments.
+      opened: the file that the tensors are of.
     """
-    state_dict = {key: array for key, array in state_dict.items() if isinstance(array, np.ndarray)}
-    if _EMBEDDING not in state_dict:
+    if wrong := [name for name in state_dict if len(name) > _MAX_NAME or not name.isprintable()]:
+        raise ValueError(f"the checkpoint has a tensor named {shorten(wrong[0])}: it is damaged.")
+    if _EMBEDDING not in state_dict or state_dict[_EMBEDDING].ndim != 2:
         raise ValueError(
             f"the checkpoint has no {_EMBEDDING}: it is not an OFA model "
             f"(it has {', '.join(list(state_dict)[:3])} ...)."
         )
+    verified = VerifiedTensors(state_dict, opened.verify)
     origin = {
         "layout": layout,
         "args": {name: value for name, value in args.items() if _is_json(value)},
-        "types": {key: str(a.dtype) for key, a in tensors.items() if isinstance(a, np.ndarray)},
+        "types": {key: str(array.dtype) for key, array in tensors.items()},
         "counters": {
-            key: int(array)
+            key: int(verified[key])
             for key, array in state_dict.items()
-            if key.endswith("num_batches_tracked")
+            if key.endswith("num_batches_tracked") and array.size == 1 and array.dtype.kind == "i"
         },
     }
-    return OfficialCheckpoint(state_dict, args, origin)
+    return OfficialCheckpoint(verified, args, origin)
 
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value)
-    except TypeError:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
         return False
     return True
+
+
+def read_origin(path: str | pathlib.Path) -> dict[str, Any]:
+    """Reads the origin of converted variables, which stands beside them as JSON.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    origin = read_json(path)
+    kinds = {"layout": str, "args": dict, "types": dict, "counters": dict}
+    if not isinstance(origin, dict) or not all(
+        isinstance(origin.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"{path} is damaged: delete it to write float32 without the old counters.")
+    for name in origin["types"].values():
+        torch_file.dtype_of(name)
+    if not all(type(count) is int and abs(count) < 2**63 for count in origin["counters"].values()):
+        raise ValueError(f"{path} is damaged: it has counters that are no whole numbers.")
+    return origin
 
 
 def write(
@@ -179,9 +273,9 @@ def write(
     if origin.get("layout") == layout:
         state_dict = _with_types(state_dict, origin["types"])
     if layout == "huggingface":
-        path.mkdir(parents=True, exist_ok=True)
         described = huggingface.huggingface_from_args(args, config.vocab_size)
-        (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / huggingface_folder.CONFIG, described)
         torch_file.save(path / WEIGHTS, collections.OrderedDict(state_dict))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +311,7 @@ def _with_types(
     cast: dict[tuple[int, str], np.ndarray] = {}
 
     def cast_to(array: np.ndarray, name: str) -> np.ndarray:
-        dtype = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+        dtype = torch_file.dtype_of(name)
         if array.dtype == dtype:
             return array
         return cast.setdefault((id(array), name), array.astype(dtype))

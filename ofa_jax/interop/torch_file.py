@@ -30,7 +30,19 @@ from ofa_jax.utils.files import atomic_path, open_regular
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
-__all__ = ["OpenedFile", "VerifiedTensors", "load", "load_state_dict", "open_file", "plain", "save"]
+__all__ = [
+    "ContentError",
+    "OpenedFile",
+    "VerifiedTensors",
+    "describe",
+    "dtype_of",
+    "load",
+    "load_state_dict",
+    "open_file",
+    "plain",
+    "save",
+    "tensors_of",
+]
 
 _STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
@@ -170,10 +182,11 @@ class OpenedFile:
 
     Attributes:
       content: as `load` returns it; no bytes of its tensors were compared with a checksum yet.
+      storages: the storage of each tensor, by the tensor's id; empty where there are no checksums.
     """
 
     content: Any
-    _tensors: Mapping[int, tuple[np.ndarray, Storage]]
+    storages: Mapping[int, tuple[np.ndarray, Storage]]
 
     def verify(self, array: np.ndarray) -> None:
         """Compares a tensor's storage with its checksum, the first time.
@@ -181,12 +194,12 @@ class OpenedFile:
         Raises:
           DamagedFileError: it differs.
         """
-        if id(array) in self._tensors:
-            self._tensors[id(array)][1].verify()
+        if id(array) in self.storages:
+            self.storages[id(array)][1].verify()
 
     def verify_all(self) -> None:
         """Compares all storages that tensors are of; this reads them once."""
-        for _, storage in self._tensors.values():
+        for _, storage in self.storages.values():
             storage.verify()
 
 
@@ -304,6 +317,14 @@ def load_state_dict(
     if not isinstance(held, Mapping) or not any(isinstance(x, np.ndarray) for x in held.values()):
         raise ValueError(f"{path} does not hold the state dict of a {what}: {describe(held)}.")
     return VerifiedTensors(tensors_of(held), opened.verify)
+
+
+def dtype_of(name: Any) -> np.dtype:
+    """Returns the dtype of a name, such as "bfloat16". Raises ValueError if torch has none."""
+    for dtype in _STORAGE_OF:
+        if str(dtype) == name:
+            return dtype
+    raise ValueError(f"torch has no tensors of the type {shorten(name)}.")
 
 
 def tensors_of(held: Mapping[Any, Any]) -> dict[str, np.ndarray]:

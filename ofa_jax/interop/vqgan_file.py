@@ -19,6 +19,7 @@ from ofa_jax.tokenizers.vqgan import VQGAN, Network, VQGANConfig
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 
+_MAX_LEVELS = 10
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -74,7 +75,7 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
         found = (re.match(pattern, name) for name in arrays)
         return sorted({int(match[1]) for match in found if match})
 
-    levels = indices_of(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
+    levels = indices_of(r"encoder\.down\.(\d{1,3})\.block\.0\.conv1\.weight$")
     needed = (
         "encoder.conv_in.weight",
         "encoder.conv_out.weight",
@@ -83,8 +84,13 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
     )
     if missing := [name for name in needed if name not in arrays]:
         raise ValueError(f"{missing[0]} is missing.")
-    if levels != list(range(len(levels))) or not levels:
-        raise ValueError(f"it has the levels {levels} of an encoder.")
+    if levels != list(range(len(levels))) or not 0 < len(levels) <= _MAX_LEVELS:
+        raise ValueError(f"it has the levels {levels[:_MAX_LEVELS]} of an encoder.")
+    for name in (*needed, *(f"encoder.down.{level}.block.0.conv1.weight" for level in levels)):
+        if np.ndim(arrays[name]) not in (2, 4) or not np.size(arrays[name]):
+            raise ValueError(f"{name} has the shape {np.shape(arrays[name])}, which does not fit.")
+    if np.ndim(arrays["quantize.embed.weight"]) != 2:
+        raise ValueError("quantize.embed.weight is no table of codes.")
     width = len(arrays["encoder.conv_in.weight"])
     num_codes, code_width = np.shape(arrays["quantize.embed.weight"])
     return VQGANConfig(
@@ -92,8 +98,8 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
         multipliers=tuple(
             len(arrays[f"encoder.down.{level}.block.0.conv1.weight"]) // width for level in levels
         ),
-        num_blocks=len(indices_of(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")),
-        attention_levels=tuple(indices_of(r"encoder\.down\.(\d+)\.attn\.0\.q\.weight$")),
+        num_blocks=len(indices_of(r"encoder\.down\.0\.block\.(\d{1,3})\.conv1\.weight$")),
+        attention_levels=tuple(indices_of(r"encoder\.down\.(\d{1,3})\.attn\.0\.q\.weight$")),
         latent_width=len(arrays["encoder.conv_out.weight"]),
         code_width=int(code_width),
         num_codes=int(num_codes),

@@ -12,7 +12,9 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 
 from ofa_jax.utils import options
+from ofa_jax.utils.array_files import load_arrays
 from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.text_files import DamagedFileError
 
 __all__ = ["PatchCodebook", "check_sizes", "to_patches"]
 
@@ -131,14 +133,17 @@ class PatchCodebook:
 
         Raises:
           FileNotFoundError: there is no such file.
+          DamagedFileError: it is damaged, or `save` did not write it.
         """
         file_path = epath.Path(path)
         if not file_path.is_file():
             raise FileNotFoundError(
                 f"There is no patch codebook at {path}: `python -m tools.build_scenes` makes one."
             )
-        with file_path.open("rb") as file, np.load(file) as arrays:
-            return cls(arrays["codebook"].astype(np.float32))
+        codebook = load_arrays(file_path).get("codebook")
+        if codebook is None or codebook.ndim != 2 or codebook.dtype != np.uint8:
+            raise DamagedFileError(f"{path} is not a patch codebook that this library saved.")
+        return cls(codebook.astype(np.float32))
 
 
 def check_sizes(images: UInt8[np.ndarray, "b h w 3"], side: int) -> None:

@@ -31,6 +31,7 @@ __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 _NUM_SPECIALS = len(SPECIAL_SYMBOLS)
 _NOT_TEXT = -1
+_NEEDED = "give the folder with encoder.json, vocab.bpe and dict.txt of the English checkpoints"
 _FORMAT = "ofa_jax vocabulary 1"
 # A byte-level BPE writes the space byte as this character.
 _SPACE = "Ġ"
@@ -144,8 +145,11 @@ class OFAVocabulary:
 
         Raises:
           FileNotFoundError: a file is missing.
+          ValueError: the folder holds a vocabulary of another kind.
         """
         directory = pathlib.Path(bpe_dir)
+        if not (directory / "encoder.json").is_file():
+            _refuse_other_vocabulary(directory)
         tokenizer = _gpt2_tokenizer(directory / "encoder.json", directory / "vocab.bpe")
         lines = text_files.read_lines(_existing(directory / "dict.txt"))
         names = [line.rsplit(" ", 1)[0] for line in lines]
@@ -478,6 +482,20 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
         raise _missing(path)
     return path
+
+
+def _refuse_other_vocabulary(directory: pathlib.Path) -> None:
+    """Raises ValueError for a folder with the files of another vocabulary."""
+    if (directory / "vocab.txt").is_file():
+        raise ValueError(
+            f"{directory} holds BERT's vocabulary (vocab.txt), which the Chinese checkpoints of "
+            f"OFA use and this library does not read: {_NEEDED}."
+        )
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        raise ValueError(
+            f"{directory} holds vocab.json and merges.txt, in which Hugging Face's tokenizers keep "
+            f"another order of ids: {_NEEDED}."
+        )
 
 
 def _missing(path: epath.PathLike) -> FileNotFoundError:

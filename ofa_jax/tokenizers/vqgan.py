@@ -23,6 +23,8 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from ofa_jax.tokenizers.patch_codebook import check_sizes
+from ofa_jax.utils.array_files import load_arrays
+from ofa_jax.utils.text_files import DamagedFileError
 
 __all__ = ["VQGAN", "Network", "VQGANConfig"]
 
@@ -321,14 +323,20 @@ class VQGAN:
 
         Raises:
           FileNotFoundError: there is no such file.
+          DamagedFileError: it is damaged, or `save` did not write it.
         """
         path = epath.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no VQGAN at {path}.")
-        with path.open("rb") as file, np.load(file) as arrays:
-            flat = {name: arrays[name] for name in arrays.files}
-        config = json.loads(str(flat.pop(_CONFIG)))
-        fields: dict[str, Any] = {
-            name: tuple(x) if isinstance(x, list) else x for name, x in config.items()
-        }
-        return cls(VQGANConfig(**fields), flax.traverse_util.unflatten_dict(flat, sep="/"))
+        flat = load_arrays(path)
+        try:
+            config = json.loads(str(flat.pop(_CONFIG)))
+            fields: dict[str, Any] = {
+                name: tuple(x) if isinstance(x, list) else x for name, x in config.items()
+            }
+            return cls(VQGANConfig(**fields), flax.traverse_util.unflatten_dict(flat, sep="/"))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DamagedFileError(
+                f"{path} is not a VQGAN that this library saved: read the official one with "
+                "ofa_jax.interop.vqgan_file."
+            ) from error

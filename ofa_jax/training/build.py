@@ -57,6 +57,7 @@ def build_run(
     settings: TaskSettings | None = None,
     mixture_or_task_module: options.Modules | None = None,
     initial_checkpoint_path: options.Path | None = None,
+    initial_checkpoint_weights: options.Name = "model",
     initial_resnet_path: options.Path | None = None,
     seed: options.Seed = 0,
     gradient_accumulation: options.Count = 1,
@@ -85,6 +86,8 @@ def build_run(
       settings: what the tasks of this project run over; None for other tasks.
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
+      initial_checkpoint_weights: which parameters of that checkpoint: "model" for the last ones,
+        "ema" for the averaged ones.
       initial_resnet_path: where a new run takes its ResNet from, as torchvision saves a trained
         one; it replaces that of the checkpoint if both are given.
       seed: of parameters, order, augmentation and dropout.
@@ -154,7 +157,9 @@ def build_run(
         batch_transform = _build_self_critical(
             self_critical, program, training_data, seed, settings
         )
-    new_state = _initial_state(program, seed, initial_checkpoint_path, initial_resnet_path)
+    new_state = _initial_state(
+        program, seed, initial_checkpoint_path, initial_checkpoint_weights, initial_resnet_path
+    )
 
     directory = _prepare_directory(model_dir, model, streams, settings)
     return Run(
@@ -279,13 +284,14 @@ def _initial_state(
     program: TrainProgram,
     seed: int,
     initial_checkpoint_path: str | None,
+    initial_checkpoint_weights: str,
     initial_resnet_path: str | None,
 ) -> Callable[[], TrainState]:
     """Returns the function that makes the state of step 0; checkpoints are opened here already."""
     model, abstract = program.network.config, program.abstract_state
     checkpoint = resnet = None
     if initial_checkpoint_path is not None:
-        checkpoint = WarmStart.open(initial_checkpoint_path, model)
+        checkpoint = WarmStart.open(initial_checkpoint_path, model, initial_checkpoint_weights)
     if initial_resnet_path is not None:
         resnet = ResNetWarmStart.open(initial_resnet_path, model)
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from etils import epath
 
 from ofa_jax.utils.files import read_bytes
+from ofa_jax.utils.wrong_files import HEAD_BYTES, describe_placeholder, describe_pointer
 
 __all__ = [
     "DamagedFileError",
@@ -56,6 +57,8 @@ def decode_text(data: bytes, name: str) -> str:
     Raises:
       DamagedFileError: the text is in another encoding.
     """
+    if problem := describe_pointer(data):
+        raise DamagedFileError(f"{name} {problem}.")
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise DamagedFileError(f"{name} is {encoding}: save it as UTF-8.")
@@ -103,6 +106,8 @@ def read_json(path: epath.PathLike) -> Any:
     except RecursionError:
         raise DamagedFileError(f"{path} is not valid JSON: it is nested too deeply.") from None
     except ValueError as error:
+        if (known := describe_placeholder(text[:HEAD_BYTES].encode())) and text:
+            raise DamagedFileError(f"{path} {known}.") from None
         empty = not text.strip("\x00 \t\r\n")
         problem = "it is empty" if empty else str(error)
         raise DamagedFileError(f"{path} is not valid JSON: {problem}.") from None

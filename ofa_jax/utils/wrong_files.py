@@ -55,6 +55,8 @@ def describe_bytes(head: bytes) -> str | None:
     for signature, description in _SIGNATURES:
         if head.startswith(signature):
             return description
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 2**32:
+        return "is a safetensors file"
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first (tar -xf)"
     if not any(head):
@@ -76,11 +78,8 @@ def describe_placeholder(head: bytes) -> str | None:
     """
     if not head:
         return "is empty: its download or copy did not finish; get it again"
-    if head.startswith(_LFS):
-        return (
-            "is a pointer of Git LFS, not the file itself: run `git lfs pull` in the folder it was "
-            "cloned to, or download the file itself"
-        )
+    if pointer := describe_pointer(head):
+        return pointer
     page = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if page.startswith(_PAGE_STARTS):
         return (
@@ -91,6 +90,16 @@ def describe_placeholder(head: bytes) -> str | None:
             "is an XML document, such as a server answers with instead of a file; download it again"
         )
     return None
+
+
+def describe_pointer(head: bytes) -> str | None:
+    """Describes a pointer of Git LFS as `describe` does; None for any other content."""
+    if not head.startswith(_LFS):
+        return None
+    return (
+        "is a pointer of Git LFS, not the file itself: run `git lfs pull` in the folder it was "
+        "cloned to, or download the file itself"
+    )
 
 
 def check_placeholder(path: str | os.PathLike[str]) -> None:

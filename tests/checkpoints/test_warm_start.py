@@ -39,8 +39,8 @@ def test_an_official_checkpoint_is_read_once_and_initializes_the_run(
     files.write(path, official.variables, config)
     with pytest.raises(ValueError, match=r"is of another model: decoder_layers is \d there and 9"):
         WarmStart.open(str(path), config.replace(decoder_layers=9))
-    opened, load = [], torch_file.load
-    monkeypatch.setattr(torch_file, "load", lambda path: opened.append(path) or load(path))
+    opened, load = [], torch_file.open_file
+    monkeypatch.setattr(torch_file, "open_file", lambda path: opened.append(path) or load(path))
     initial = WarmStart.open(str(path), config)
     path.unlink()
     abstract = make_parts(config)[0]
