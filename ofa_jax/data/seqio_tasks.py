@@ -150,13 +150,17 @@ class RecordDataSource(seqio.DataSource):
             dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
 
         def read(index: np.ndarray) -> list[np.ndarray]:
+            def convert(record: Mapping[str, Any]) -> list[np.ndarray]:
+                return [
+                    tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names
+                ]
+
             try:
-                record = records[int(index)]
+                return convert(records[int(index)])
             except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
                 # Without its fields, the first preprocessor will skip it.
                 logging.warning("Record %d of %s cannot be read: %s", index, split, error)
-                record = {}
-            return [tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names]
+                return convert({})
 
         def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
             signature = {name: RECORD_SIGNATURE[name] for name in names}

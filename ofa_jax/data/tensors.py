@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofa_jax.preprocessing.records import DOWNSTREAM_FIELDS, RECORD_FIELDS
+from ofa_jax.utils.text_files import replace_surrogates
 
 _STRING, _STRINGS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
 _BOXES = tf.TensorSpec([None, 4], tf.float32)
@@ -86,17 +87,38 @@ def shaped(
 
 
 def to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
-    """Returns a field as `numpy_function` hands it over; None becomes an empty value."""
+    """Returns a field as `numpy_function` hands it over; None becomes an empty value.
+
+    Raises:
+      TypeError, ValueError: it does not have the type or the shape of its specification.
+    """
     shape = [0 if size is None else size for size in spec.shape]
     if spec.dtype == tf.string:
         if value is None:
             value = b"" if not shape else []
-        encode = lambda text: text.encode("utf-8") if isinstance(text, str) else text  # noqa: E731
-        encoded = encode(value) if not shape else [encode(text) for text in value]
+        if shape and isinstance(value, str | bytes):
+            raise TypeError(f"a {type(value).__name__} in place of a list of texts")
+        encoded = _encode(value) if not shape else [_encode(text) for text in value]
         return np.array(encoded, object)
     if value is None:
         return np.zeros(shape, spec.dtype.as_numpy_dtype)
-    return np.asarray(value, spec.dtype.as_numpy_dtype)
+    array = np.asarray(value, spec.dtype.as_numpy_dtype)
+    if not spec.shape.is_compatible_with(array.shape):
+        raise ValueError(f"an array of the shape {array.shape} in place of {spec.shape}")
+    return array
+
+
+def _encode(text: Any) -> Any:
+    """Returns a text as UTF-8, with U+FFFD for lone surrogates; None as an empty one.
+
+    Raises:
+      TypeError: it is not a text.
+    """
+    if isinstance(text, str):
+        return replace_surrogates(text).encode("utf-8")
+    if text is not None and not isinstance(text, bytes):
+        raise TypeError(f"a {type(text).__name__} in place of a text")
+    return text or b""
 
 
 def from_tensor(value: Any) -> Any:

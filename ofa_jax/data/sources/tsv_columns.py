@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 from ofa_jax.data.sources.tsv_file import InvalidLineError, decode_base64
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.utils.bad_input import Treatment, declare
+from ofa_jax.utils.bad_input import Treatment, declare, note
 
 BAD_TEXT = declare(
     "bad text", Treatment.SKIPPED, "A text column of the TSV line is not UTF-8.", __name__
@@ -58,6 +58,18 @@ UNKNOWN_TYPE = declare(
     "unknown type",
     Treatment.SKIPPED,
     "The type column of the TSV line is not one of the known types.",
+    __name__,
+)
+BAD_OBJECT = declare(
+    "malformed object",
+    Treatment.DROPPED,
+    "One of the objects of a TSV line is not `x0,y0,x1,y1,category-id,category`.",
+    __name__,
+)
+BAD_ANSWER = declare(
+    "malformed answer",
+    Treatment.DROPPED,
+    "One of the answers of a TSV line is not `confidence|!+answer`.",
     __name__,
 )
 
@@ -142,9 +154,12 @@ def parse_codes(row: TsvRow, column: str) -> Int32[np.ndarray, " n"]:
 def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
     """Parses answers with their confidences: `confidence|!+answer`, joined by `&&`.
 
-    Of two equal answers the later one counts.
+    Of two equal answers the later one counts. Malformed ones are dropped.
+
+    Raises:
+      InvalidLineError: all of them are malformed.
     """
-    found = {}
+    found, malformed = {}, []
     for entry in split_list(row, column):
         confidence, separator, answer = entry.partition("|!+")
         try:
@@ -153,8 +168,13 @@ def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not separator or not answer or not 0 <= value < math.inf:
-            raise InvalidLineError(BAD_ANSWERS, f"{_shorten(entry)!r} is not confidence|!+answer")
-        found[answer] = value
+            malformed.append(f"{_shorten(entry)!r} is not confidence|!+answer")
+        else:
+            found[answer] = value
+    if malformed and not found:
+        raise InvalidLineError(BAD_ANSWERS, malformed[0])
+    for problem in malformed:
+        note(BAD_ANSWER, problem)
     return found
 
 
@@ -234,22 +254,39 @@ def parse_coded_image(row: TsvRow) -> Record:
 
 
 def parse_objects(row: TsvRow) -> Record:
-    """Parses an image and its objects: `x0,y0,x1,y1,category-id,category`, joined by `&&`."""
-    entries = [entry.strip().split(",", 5) for entry in split_list(row, "objects")]
-    if not entries:
-        raise InvalidLineError(EMPTY_TEXT, "it has no objects")
-    for entry in entries:
-        if len(entry) != 6 or not entry[5]:
-            raise InvalidLineError(
-                BAD_BOX,
-                f"{_shorten(','.join(entry))!r} is not x0,y0,x1,y1,category-id,category",
-            )
+    """Parses an image and its objects: `x0,y0,x1,y1,category-id,category`, joined by `&&`.
+
+    Malformed objects are dropped. Raises InvalidLineError if none is left.
+    """
+    labels, boxes, malformed = [], [], []
+    for entry in split_list(row, "objects"):
+        try:
+            label, corners = _parse_object(entry.strip())
+        except InvalidLineError as error:
+            malformed.append(error)
+        else:
+            labels.append(label)
+            boxes.append(corners)
+    if not labels:
+        raise malformed[0] if malformed else InvalidLineError(EMPTY_TEXT, "it has no objects")
+    for error in malformed:
+        note(BAD_OBJECT, str(error))
     return {
         "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
-        "object_labels": [entry[5] for entry in entries],
-        "object_boxes": as_boxes([_parse_corners(entry[:4], ",".join(entry)) for entry in entries]),
+        "object_labels": labels,
+        "object_boxes": as_boxes(boxes),
     }
+
+
+def _parse_object(entry: str) -> tuple[str, list[float]]:
+    """Parses the name and the box of an object. Raises InvalidLineError."""
+    parts = entry.split(",", 5)
+    if len(parts) != 6 or not parts[5]:
+        raise InvalidLineError(
+            BAD_BOX, f"{_shorten(entry)!r} is not x0,y0,x1,y1,category-id,category"
+        )
+    return parts[5], _parse_corners(parts[:4], entry)
 
 
 # --------------------------------------------------------------------------------------- downstream

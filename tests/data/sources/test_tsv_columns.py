@@ -8,6 +8,7 @@ import pytest
 from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
 from ofa_jax.data.sources.tsv_file import InvalidLineError
 from ofa_jax.data.sources.tsv_records import TsvRecords
+from ofa_jax.utils.bad_input import collect
 
 PIXELS = b"not looked at"
 IMAGE = base64.urlsafe_b64encode(PIXELS).decode()
@@ -190,13 +191,33 @@ def test_invalid_image_codes_make_a_line_invalid(codes):
     ("objects", "sentence"),
     [
         ("1,2,3,4,7", "'1,2,3,4,7' is not x0,y0,x1,y1,category-id,category"),
-        ("1,2,3,4,7,cat&&1,2,y,4,7,dog", "1,2,y,4,7,dog are not four numbers"),
+        ("1,2,y,4,7,dog&&1,2", "1,2,y,4,7,dog are not four numbers"),
         ("", "it has no objects"),
     ],
 )
 def test_invalid_objects_make_a_line_invalid(objects, sentence):
     with pytest.raises(InvalidLineError, match=sentence):
         parse("detection", ["d", IMAGE, objects])
+
+
+@pytest.mark.parametrize("bad", ["1,2,y,4,7,dog", "1,2,3", "1,nan,3,4,7,dog", "1,2,3,4,7,"])
+def test_a_malformed_object_is_dropped_and_reported(bad):
+    with collect() as findings:
+        record = parse("detection", ["d", IMAGE, f"1,2,3,4,7,cat&&{bad}&&5,6,7,8,9,cup"])
+    assert record["object_labels"] == ["cat", "cup"]
+    np.testing.assert_array_equal(record["object_boxes"], [[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert [finding.reason.name for finding in findings] == ["malformed object"]
+
+
+@pytest.mark.parametrize("bad", ["yes", "x|!+yes", "nan|!+yes", "-1|!+yes", "1.0|!+"])
+def test_a_malformed_answer_is_dropped_and_reported(bad):
+    columns, _ = ROWS["vqa"]
+    with collect() as findings:
+        record = parse("vqa", [*columns[:3], f"0.6|!+no&&{bad}", *columns[4:]])
+    assert record["answers"] == ["no"] and record["reference_answers"] == ["no"]
+    assert [finding.reason.name for finding in findings] == ["malformed answer"]
+    with pytest.raises(InvalidLineError, match="is not confidence"):
+        parse("vqa", [*columns[:3], bad, *columns[4:]])
 
 
 def test_object_names_may_contain_commas():
