@@ -9,7 +9,9 @@
     language_tasks      GLUE and summarization
     prompts             all instructions
     instructions        instructions as users write them
-    record_fields       checked access to a record's fields
+    record_fields       checked access to a record's fields: texts and the image
+    record_questions    the same of questions and answers
+    record_regions      the same of boxes and image codes
     image_files         decoding of images, within limits
     images, boxes       image transforms, and those of boxes
     randaugment         RandAugment
@@ -36,6 +38,8 @@ __all__ = [
     "prompts",
     "randaugment",
     "record_fields",
+    "record_questions",
+    "record_regions",
     "records",
     "text",
 ]

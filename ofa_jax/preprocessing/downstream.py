@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ofa_jax.preprocessing import boxes as box_ops
-from ofa_jax.preprocessing import images, prompts
+from ofa_jax.preprocessing import images, prompts, record_questions, record_regions
 from ofa_jax.preprocessing import record_fields as fields
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.records import Record
@@ -147,17 +147,15 @@ def _first_question(record: Record, config: DownstreamConfig) -> tuple[str, str,
     In evaluation it is the first one whatever its answer, which may be missing.
     """
     if config.training:
-        question, answer, confidence, _ = fields.usable_questions(record, config.max_source_words)[
-            0
-        ]
-        return question, answer, confidence
-    first = {**record, "questions": fields.get_texts(record, "questions")[:1]}
+        first = record_questions.usable_questions(record, config.max_source_words)[0]
+        return first.question, first.answer, first.confidence
+    single = {**record, "questions": fields.get_texts(record, "questions")[:1]}
     clean = functools.partial(clean_question, max_words=config.max_source_words)
-    question = clean(fields.usable_texts(first, "questions", clean)[0])
+    question = clean(fields.usable_texts(single, "questions", clean)[0])
     answers = fields.optional_texts(record, "answers")
     confidence = 1.0
     if fields.has_entries(record, "answer_confidences"):
-        confidence = fields.as_confidence(record["answer_confidences"][0])
+        confidence = record_questions.as_confidence(record["answer_confidences"][0])
     confidence = 1.0 if math.isnan(confidence) else confidence
     return question, answers[0] if answers else "", confidence
 
@@ -169,7 +167,7 @@ def grounding(record: Record, rng: np.random.Generator, config: DownstreamConfig
     image = fields.decode_image(record, config.decode_options)
     targets: Sequence[np.ndarray] = ()
     if config.training or fields.has_entries(record, "phrase_boxes"):
-        phrases, boxes = fields.usable_regions(
+        phrases, boxes = record_regions.usable_regions(
             record, image.size, "phrases", "phrase_boxes", clean_caption, not config.training
         )
         box = box_ops.scale(boxes[:1], size / image.width, size / image.height)
@@ -224,7 +222,7 @@ def text_to_image(record: Record, rng: np.random.Generator, config: DownstreamCo
     words = fields.usable_texts(record, "captions")[0].split()[: config.max_prompt_words]
     targets: Sequence[np.ndarray] = ()
     if len(get_target(record, "codes", config)):
-        codes = fields.get_codes(record, config.num_codes, config.vocabulary.num_codes)
+        codes = record_regions.get_codes(record, config.num_codes, config.vocabulary.num_codes)
         targets = [config.vocabulary.encode_codes(codes)]
     return make_example(
         config.vocabulary,

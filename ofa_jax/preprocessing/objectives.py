@@ -11,7 +11,14 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ofa_jax.preprocessing import boxes as box_ops
-from ofa_jax.preprocessing import images, masking, negatives, prompts
+from ofa_jax.preprocessing import (
+    images,
+    masking,
+    negatives,
+    prompts,
+    record_questions,
+    record_regions,
+)
 from ofa_jax.preprocessing import record_fields as fields
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
@@ -47,7 +54,7 @@ def visual_question_answering(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> Example:
     """Returns the question -> its answer, weighted by its confidence."""
-    question, answer, confidence, _ = fields.sample_question(record, rng, config)
+    question, answer, confidence, _ = record_questions.sample_question(record, rng, config)
     return make_example(
         config.vocabulary,
         f" {question}",
@@ -88,7 +95,7 @@ def image_text_matching(
 
 def _matching_texts(
     record: Record, config: ObjectiveConfig
-) -> tuple[list[str], list[fields.QuestionAnswer]]:
+) -> tuple[list[str], list[record_questions.QuestionAnswer]]:
     """Returns the captions and the questions that matching may use; one may be empty.
 
     Raises:
@@ -98,10 +105,10 @@ def _matching_texts(
     if not has_questions:
         return fields.usable_texts(record, "captions", clean_caption), []
     if not fields.has_entries(record, "captions"):
-        return [], fields.usable_questions(record, config.max_source_words)
+        return [], record_questions.usable_questions(record, config.max_source_words)
     captions = fields.usable_texts(record, "captions", clean_caption, may_be_none=True)
     may_be_none = bool(captions)
-    return captions, fields.usable_questions(record, config.max_source_words, may_be_none)
+    return captions, record_questions.usable_questions(record, config.max_source_words, may_be_none)
 
 
 def _match_caption(
@@ -142,13 +149,13 @@ def _false_caption(
 
 def _match_answer(
     record: Record,
-    questions: Sequence[fields.QuestionAnswer],
+    questions: Sequence[record_questions.QuestionAnswer],
     positive: bool,
     rng: np.random.Generator,
     config: ObjectiveConfig,
 ) -> tuple[str, float]:
     """Returns the instruction about a correct or wrong answer, and the answer's confidence."""
-    question, answer, confidence, kind = fields.choose_question(questions, rng, config)
+    question, answer, confidence, kind = record_questions.choose_question(questions, rng, config)
     if not positive:
         sampled = negatives.sample_negative_answer(answer, confidence, kind, _pool(config), rng)
         if sampled is None:
@@ -203,7 +210,7 @@ def _sample_region(
 ]:
     """Samples a phrase: returns it, its box's ids, the image cropped around it, and the view."""
     image = fields.decode_image(record, config.decode_options)
-    phrases, boxes = fields.usable_regions(
+    phrases, boxes = record_regions.usable_regions(
         record, image.size, "phrases", "phrase_boxes", clean_caption
     )
     index = int(rng.integers(len(phrases)))
@@ -243,7 +250,9 @@ def _sample_size(rng: np.random.Generator, config: ObjectiveConfig) -> int:
 def object_detection(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `what are the objects in the image?` -> the box and name of each object in order."""
     image = fields.decode_image(record, config.decode_options)
-    labels, boxes = fields.usable_regions(record, image.size, "object_labels", "object_boxes")
+    labels, boxes = record_regions.usable_regions(
+        record, image.size, "object_labels", "object_boxes"
+    )
     if config.training:
         if rng.random() < 0.5:
             image, boxes = images.horizontal_flip(image, boxes)
@@ -296,7 +305,7 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
             )
         codes = config.image_tokenizer.encode(array[None, center, center])
     else:
-        codes = fields.get_codes(record, (side // 8) ** 2, config.vocabulary.num_codes)
+        codes = record_regions.get_codes(record, (side // 8) ** 2, config.vocabulary.num_codes)
     array, blank_box = images.blank_center(array, side)
     return make_example(
         config.vocabulary,

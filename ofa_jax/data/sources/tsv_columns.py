@@ -269,8 +269,8 @@ def parse_objects(row: TsvRow) -> Record:
             boxes.append(corners)
     if not labels:
         raise malformed[0] if malformed else InvalidLineError(EMPTY_TEXT, "it has no objects")
-    for error in malformed:
-        note(BAD_OBJECT, str(error))
+    for problem in malformed:
+        note(BAD_OBJECT, str(problem))
     return {
         "id": decode_text(row, "id"),
         "image": decode_base64(row["image"]),
