@@ -9,15 +9,17 @@ and repeats nothing.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
+from ofa_jax.utils import text_files
+from ofa_jax.utils.locks import directory_lock
 
-from . import report_scenes, scenes_results
+from . import output_folders, report_scenes, scenes_results
+from .command import user_command
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "gin_configs" / "ablations"
 REFERENCE = "full_model"
@@ -53,7 +55,13 @@ def configurations(only: Sequence[str] = ()) -> list[str]:
 
 def numbers_of(model_dir: pathlib.Path, split: str, step: int) -> dict[str, float]:
     """Returns the numbers that the table shows of a run; tasks not trained on are missing."""
-    found = json.loads((model_dir / "evaluations" / split / "metrics.json").read_text())[str(step)]
+    path = model_dir / "evaluations" / split / "metrics.json"
+    metrics = text_files.read_json(path)
+    found = metrics.get(str(step)) if isinstance(metrics, dict) else None
+    if not isinstance(found, dict):
+        raise text_files.DamagedFileError(
+            f"{path} has no metrics of step {step}: delete it and run this again."
+        )
     numbers = {}
     for name in _NUMBERS:
         task, metric = name.split("/")
@@ -62,6 +70,7 @@ def numbers_of(model_dir: pathlib.Path, split: str, step: int) -> dict[str, floa
     return numbers
 
 
+@user_command
 def main(
     arguments: Sequence[str],
     call: Callable[[Sequence[str]], int] = report_scenes.call_python,
@@ -84,11 +93,20 @@ def main(
         help="after --: options of the training runs",
     )
     options = parser.parse_args(arguments)
-    try:
-        names = configurations(options.only)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = configurations(options.only)
+    output_folders.create(options.results_dir, "--results_dir")
+    with directory_lock(options.results_dir, "--results_dir"):
+        scenes_results.load(options.results_dir / "scenes.json")  # raises before the training
+        return _run(options, names, arguments, call)
+
+
+def _run(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    arguments: Sequence[str],
+    call: Callable[[Sequence[str]], int],
+) -> int:
+    """Trains and evaluates the configurations; returns the exit code."""
     runs: list[dict[str, Any]] = []
     for name in names:
         model_dir = options.runs_dir / name
@@ -100,7 +118,9 @@ def main(
                     file=sys.stderr,
                 )
                 return code
-        step = max(storage.list_checkpoints(str(model_dir)))
+        step = max(storage.list_checkpoints(str(model_dir)), default=None)
+        if step is None:
+            raise ValueError(f"There is no checkpoint in {model_dir}, though training has ended.")
         runs.append(
             {
                 "name": name,

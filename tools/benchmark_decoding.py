@@ -34,6 +34,7 @@ from ofa_jax.model.config import PATCH_STRIDE
 from ofa_jax.utils import platforms
 
 from . import reference_model
+from .command import user_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,7 @@ def show(timings: Timings, title: str, console: Console) -> None:
     console.print(table)
 
 
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -204,4 +206,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -51,6 +51,7 @@ from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import renamed
 
 from . import convert_tsv
+from .command import user_command
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -352,6 +353,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
@@ -409,4 +411,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -35,6 +35,8 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ofa_jax.utils import platforms
 
+from .command import user_command
+
 NUM_SPECIAL_IDS = 4
 
 
@@ -244,6 +246,7 @@ def _time_update(gradients: Any, runs: int) -> Timing:
     return time_program(update, [(params, optimizer.init(params)), gradients], runs, donate=True)
 
 
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -326,4 +329,4 @@ def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

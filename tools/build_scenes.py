@@ -18,7 +18,6 @@ import functools
 import importlib.metadata
 import io
 import itertools
-import multiprocessing
 import os
 import pathlib
 import re
@@ -32,6 +31,7 @@ from ofa_jax.data.sources.scenes import (
     MARKER,
     SPLITS,
     VERSION,
+    check_files,
     checksum_of,
     read_description,
 )
@@ -42,6 +42,7 @@ from ofa_jax.scenes.records import make_record
 from ofa_jax.utils import files, renamed
 
 from . import output_folders
+from .command import user_command, worker_processes
 from .progress import progress
 
 _SOURCES = (
@@ -123,6 +124,7 @@ _HELP = {
 }
 
 
+@user_command
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -153,16 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="replace scenes that were built with other options"
     )
     chosen = vars(parser.parse_args(arguments))
-    try:
-        build(
-            pathlib.Path(chosen.pop("data_dir")),
-            num_workers=chosen.pop("num_workers"),
-            overwrite=chosen.pop("overwrite"),
-            options=BuildOptions(**chosen),
-        )
-    except (ValueError, FileNotFoundError) as error:
-        print(f"build_scenes: {error}", file=sys.stderr)
-        return 2
+    build(
+        pathlib.Path(chosen.pop("data_dir")),
+        num_workers=chosen.pop("num_workers"),
+        overwrite=chosen.pop("overwrite"),
+        options=BuildOptions(**chosen),
+    )
     return 0
 
 
@@ -171,16 +169,20 @@ def build(
 ) -> pathlib.Path:
     """Builds <data_dir>/scenes unless it is there already; returns its path.
 
-    Raises ValueError if scenes of other options are there and `overwrite` is not set.
+    Raises:
+      ValueError: scenes of other options are there and `overwrite` is not set, or something that
+        this command did not write.
+      OSError: the folder cannot be written.
     """
     target = data_dir / "scenes"
+    output_folders.refuse_foreign(target, MARKER, "--data_dir")
     if not overwrite and _is_complete(target, options):
         print(f"The scenes in {target} are complete and have these options: nothing to do.")
         return target
-    data_dir.mkdir(parents=True, exist_ok=True)
+    output_folders.create(data_dir, "--data_dir")
     output_folders.remove_stale(data_dir, ".scenes-unfinished-")
     # Written beside the target and renamed at the end: a folder with its final name is complete.
-    unfinished = data_dir / f".scenes-unfinished-{os.getpid()}"
+    unfinished = data_dir / output_folders.own_name(".scenes-unfinished-")
     started = time.monotonic()
     try:
         _write(unfinished, options, num_workers, started)
@@ -198,13 +200,8 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
     """Returns whether scenes of these options exist. Raises ValueError for other ones."""
     if not target.exists():
         return False
-    if not (target / MARKER).is_file():
-        raise ValueError(
-            f"{target} exists but was not written by this command (it has no {MARKER}): choose "
-            "another --data_dir, or --overwrite it."
-        )
     known = read_description(target)
-    before = {"version": known["version"], **known["options"]}
+    before = {"version": known.get("version"), **known["options"]}
     now = {"version": VERSION, **dataclasses.asdict(options)}
     differences = [
         f"{name} {before.get(name)} instead of {now[name]}"
@@ -216,6 +213,7 @@ def _is_complete(target: pathlib.Path, options: BuildOptions) -> bool:
             f"The scenes in {target} were built with {', '.join(differences)}: add --overwrite to "
             "replace them, or choose another --data_dir."
         )
+    check_files(target)
     return True
 
 
@@ -302,8 +300,8 @@ def _mapper(num_workers: int):
     if num_workers < 1:
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield functools.partial(pool.imap, chunksize=16)
+    with worker_processes(num_workers) as executor:
+        yield functools.partial(executor.map, chunksize=16)
 
 
 def _prepare(builder) -> None:

@@ -15,14 +15,13 @@ complete one is not written again.
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
+import filecmp
 import functools
-import json
-import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -36,6 +35,8 @@ from ofa_jax.data.sources.array_records import (
     FIELDS_OF_FILE,
     NEGATIVES,
     TYPES,
+    ArrayRecords,
+    read_description,
     serialise,
     type_of,
 )
@@ -43,15 +44,21 @@ from ofa_jax.data.sources.ofa_tsv import (
     ANSWERS_FILE,
     CAPTIONS_FILE,
     NAMES_FILE,
+    NEGATIVE_FILES,
     PRETRAINING_FILES,
+    TYPES_OF_KIND,
+    check_negative_files,
     read_negatives,
 )
 from ofa_jax.data.sources.tsv_columns import PAIR_TYPES
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images
-from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.utils import files
+from ofa_jax.utils.bad_input import as_invalid_record
 
 from . import output_folders
+from .command import user_command, worker_processes
 from .progress import progress
 
 _UNFINISHED = ".unfinished-"
@@ -114,6 +121,23 @@ class _Shard:
         return self.lines - self.skipped.total()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A conversion that was checked, and can be written.
+
+    Attributes:
+      conversion: what is converted.
+      records: its opened files.
+      target: the folder to write.
+      is_complete: whether it is there already.
+    """
+
+    conversion: Conversion
+    records: TsvRecords
+    target: pathlib.Path
+    is_complete: bool
+
+
 def convert(
     conversion: Conversion,
     output_dir: pathlib.Path,
@@ -127,39 +151,54 @@ def convert(
       FileNotFoundError, ValueError: the files are missing or something else; other records are
         there and `overwrite` is not set; nothing can be used.
     """
+    return _execute(_check(conversion, output_dir, overwrite), num_workers)
+
+
+def _check(conversion: Conversion, output_dir: pathlib.Path, overwrite: bool) -> _Plan:
+    """Checks a conversion before anything is written. Raises as `convert`."""
+    if not re.fullmatch(r"\w+", conversion.split):
+        raise ValueError(
+            f"--split={conversion.split}: the name of a split has letters, digits and underscores."
+        )
     target = output_dir / conversion.file_kind / conversion.split
     records = conversion.open()
-    if not overwrite and _is_complete(target, conversion.identity(records)):
-        print(f"{target} is complete: nothing to do.")
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{conversion.split}{_UNFINISHED}"
-    output_folders.remove_stale(target.parent, prefix)
-    unfinished = target.parent / f"{prefix}{os.getpid()}"
-    started = time.monotonic()
-    try:
-        description = _write(conversion, records, unfinished / "new", num_workers)
-        output_folders.put_in_place(unfinished / "new", target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    _report(target, description, time.monotonic() - started)
-    return target
+    output_folders.refuse_foreign(target, DESCRIPTION, "--output_dir")
+    complete = not overwrite and target.exists()
+    if complete:
+        _check_complete(target, conversion, conversion.identity(records))
+    return _Plan(conversion, records, target, complete)
 
 
-def _is_complete(target: pathlib.Path, identity: dict) -> bool:
-    if not target.exists():
-        return False
-    if not (target / DESCRIPTION).is_file():
-        raise ValueError(
-            f"{target} exists but was not written by this command: choose another --output_dir."
-        )
-    known = json.loads((target / DESCRIPTION).read_text())
+def _check_complete(target: pathlib.Path, conversion: Conversion, identity: dict) -> None:
+    """Raises ValueError if a folder has records of something else, or is damaged."""
+    known = read_description(target)
     if different := [name for name, value in identity.items() if known.get(name) != value]:
         raise ValueError(
             f"{target} was converted with other {' and '.join(different)}: add --overwrite to "
             "replace it, or choose another --output_dir."
         )
-    return True
+    types = TYPES_OF_KIND["captions"] if conversion.file_kind == "vision_language" else None
+    len(ArrayRecords(str(target), conversion.file_kind, types))  # raises if a shard is missing
+
+
+def _execute(plan: _Plan, num_workers: int) -> pathlib.Path:
+    """Writes what was checked; returns the folder."""
+    target, conversion = plan.target, plan.conversion
+    if plan.is_complete:
+        print(f"{target} is complete: nothing to do.")
+        return target
+    output_folders.create(target.parent, "--output_dir")
+    prefix = f".{conversion.split}{_UNFINISHED}"
+    output_folders.remove_stale(target.parent, prefix)
+    unfinished = target.parent / output_folders.own_name(prefix)
+    started = time.monotonic()
+    try:
+        description = _write(conversion, plan.records, unfinished / "new", num_workers)
+        output_folders.put_in_place(unfinished / "new", target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _report(target, description, time.monotonic() - started)
+    return target
 
 
 def _write(
@@ -204,7 +243,7 @@ def _write(
         counts = np.bincount(types, minlength=len(PAIR_TYPES)).tolist()
         description["types"] = dict(zip(PAIR_TYPES, counts, strict=True))
     _write_tfds_metadata(conversion, [shard for _, shard in kept], folder)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    files.write_json(folder / DESCRIPTION, description)
     return description
 
 
@@ -220,24 +259,36 @@ def _write_shard(
     types = bytearray()
     # One record a group, for random access; images are compressed already, texts are not.
     compression = "uncompressed" if "image" in fields else "zstd:3"
-    writer = ArrayRecordWriter(str(path), f"group_size:1,{compression}")
-    for index in range(start, stop):
-        try:
-            record = records[index]
-            if conversion.check_images and "image" in record:
-                _check_image(record["image"], records, index)
-        except InvalidRecordError as error:
-            shard.skipped[error.reason.name] += 1
-            if len(shard.named) < _NAMED:
-                shard.named.append(str(error))
-            continue
-        data = serialise(record, fields)
-        shard.num_bytes += len(data)
-        writer.write(data)
-        if conversion.file_kind == "vision_language":
-            types.append(PAIR_TYPES.index(type_of(record)))
-    writer.close()
+    try:
+        writer = ArrayRecordWriter(str(path), f"group_size:1,{compression}")
+        for index in range(start, stop):
+            try:
+                record = _read(conversion, records, index)
+                data = serialise(record, fields)
+            except InvalidRecordError as error:
+                shard.skipped[error.reason.name] += 1
+                if len(shard.named) < _NAMED:
+                    shard.named.append(str(error))
+                continue
+            shard.num_bytes += len(data)
+            writer.write(data)
+            if conversion.file_kind == "vision_language":
+                types.append(PAIR_TYPES.index(type_of(record)))
+        writer.close()
+    except RuntimeError as error:  # the writer's, e.g. for a full disk
+        raise OSError(f"{path.parent.parent} cannot be written to ({error}).") from error
     return dataclasses.replace(shard, types=bytes(types))
+
+
+def _read(conversion: Conversion, records: TsvRecords, index: int) -> Record:
+    """Reads a record. Raises InvalidRecordError if it cannot be used."""
+    try:
+        record = records[index]
+        if conversion.check_images and "image" in record:
+            _check_image(record["image"], records, index)
+        return record
+    except Exception as error:  # noqa: BLE001  one odd line must not end the conversion
+        raise as_invalid_record(error, f"{records.location(index)}: it cannot be read") from error
 
 
 def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
@@ -253,14 +304,8 @@ def _mapper(num_workers: int) -> Iterator:
     if num_workers < 1:
         yield map
         return
-    # Unlike a multiprocessing.Pool, an executor raises when a worker is killed.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context) as executor:
-        try:
-            yield executor.map
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    with worker_processes(num_workers) as executor:
+        yield executor.map
 
 
 def _write_tfds_metadata(
@@ -312,18 +357,39 @@ def _report(target: pathlib.Path, description: dict, seconds: float) -> None:
         print(f"    e.g. {line}")
 
 
+def check_negatives(folder: str, output_dir: pathlib.Path, overwrite: bool) -> bool:
+    """Checks negative samples before anything is written; returns whether they are to be copied.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing or not as it should be; other negative
+        samples are there and `overwrite` is not set.
+    """
+    source, target = pathlib.Path(folder), output_dir / NEGATIVES
+    check_negative_files(source)
+    output_folders.refuse_foreign(target, ANSWERS_FILE, "--output_dir")
+    if overwrite or not target.exists():
+        return True
+    for name in NEGATIVE_FILES:
+        if not filecmp.cmp(source / name, target / name, shallow=False):
+            raise ValueError(
+                f"{target} has another {name}: add --overwrite to replace it, or choose another "
+                "--output_dir."
+            )
+    print(f"{target} is complete: nothing to do.")
+    return False
+
+
 def copy_negatives(folder: str, output_dir: pathlib.Path) -> None:
-    """Copies the negative samples after checking them."""
+    """Copies the negative samples."""
     target = output_dir / NEGATIVES
-    output_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = output_dir / f".{NEGATIVES}{_UNFINISHED}{os.getpid()}"
+    output_folders.create(output_dir, "--output_dir")
+    prefix = f".{NEGATIVES}{_UNFINISHED}"
+    output_folders.remove_stale(output_dir, prefix)
+    unfinished = output_dir / output_folders.own_name(prefix)
     try:
         (unfinished / "new").mkdir(parents=True)
-        for name in (CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE):
-            source = pathlib.Path(folder) / name
-            if not source.is_file():
-                raise FileNotFoundError(f"There is no {name} in {folder}: check the path.")
-            shutil.copyfile(source, unfinished / "new" / name)
+        for name in NEGATIVE_FILES:
+            shutil.copyfile(pathlib.Path(folder) / name, unfinished / "new" / name)
         pool = read_negatives(unfinished / "new")
         output_folders.put_in_place(unfinished / "new", target)
     finally:
@@ -405,15 +471,15 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+@user_command
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = _parse(arguments)
     output_dir = pathlib.Path(options["output_dir"])
-    try:
-        if options["negative_samples"]:
-            copy_negatives(options["negative_samples"], output_dir)
-        for kind in (kind for kind in PRETRAINING_FILES if options[kind]):
-            conversion = Conversion(
+    # Everything is checked before the first file is written.
+    plans = [
+        _check(
+            Conversion(
                 kind,
                 options["split"],
                 tuple(options[kind]),
@@ -421,22 +487,18 @@ def main(arguments: Sequence[str]) -> int:
                 options["index_dir"],
                 options["shard_megabytes"] * _MEGABYTE,
                 not options["no_image_check"],
-            )
-            convert(
-                conversion,
-                output_dir,
-                num_workers=options["num_workers"],
-                overwrite=options["overwrite"],
-            )
-    except concurrent.futures.process.BrokenProcessPool:
-        print(
-            "error: a worker process was killed, perhaps for lack of memory: lower --num_workers.",
-            file=sys.stderr,
+            ),
+            output_dir,
+            options["overwrite"],
         )
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        for kind in PRETRAINING_FILES
+        if options[kind]
+    ]
+    negatives = options["negative_samples"]
+    if negatives and check_negatives(negatives, output_dir, options["overwrite"]):
+        copy_negatives(negatives, output_dir)
+    for plan in plans:
+        _execute(plan, options["num_workers"])
     return 0
 
 

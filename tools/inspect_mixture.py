@@ -32,6 +32,8 @@ from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import modules
 
+from .command import user_command
+
 
 def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
     """Returns a table of lengths (median, 95th percentile, largest) by task and feature."""
@@ -137,6 +139,7 @@ def run_settings(arguments: Sequence[str]) -> list[Any]:
     return [gin_registry.bound_value("train.settings")]
 
 
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -178,4 +181,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,6 @@ images, run several machines, each with --part=NUMBER/COUNT and its own output.
 
 import argparse
 import collections
-import os
 import pathlib
 import re
 import sys
@@ -26,10 +25,12 @@ from absl import logging
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.interop import vqgan_file
 from ofa_jax.preprocessing import images
-from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.vqgan import VQGAN
-from ofa_jax.utils import platforms
+from ofa_jax.utils import files, platforms
+from ofa_jax.utils.bad_input import as_invalid_record
 
+from . import output_folders
+from .command import user_command
 from .progress import progress
 
 _COLUMNS = {"images": ("id", "image"), "text_to_image": ("id", "image", "caption")}
@@ -97,10 +98,13 @@ def make_codes(
                 images.decode(decode_base64(columns[1]), images.AS_STORED), image_size
             )
             waiting.append((columns, images.to_array(image)[place, place]))
-        except InvalidRecordError as error:
+        except Exception as raised:  # noqa: BLE001  one odd line must not end the command
+            error = as_invalid_record(raised, "cannot be read")
             skipped[error.reason.name] += 1
             if skipped.total() <= _NAMED:
-                logging.warning("%s, line %d is left out: %s", lines.path, number + 1, error)
+                logging.warning(
+                    "%s, line %d is left out: %s", lines.path, lines.line_number(number), error
+                )
         if len(waiting) == batch_size:
             write()
             show(number - numbers.start + 1)
@@ -133,6 +137,7 @@ def _checked(lines: OpenTsv, layout: str) -> OpenTsv:
     return lines
 
 
+@user_command
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -158,23 +163,22 @@ def main(arguments: Sequence[str]) -> int:
     platforms.skip_missing_tpu()
     whole = options.layout == "text_to_image"
     code_size = options.code_size or options.image_size // (1 if whole else 2)
-    try:
-        if options.output.exists():
-            raise ValueError(f"{options.output} exists already: choose another name.")
-        vqgan = vqgan_file.read(options.vqgan)
-        if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
-            raise ValueError(
-                f"--code_size is {code_size}: give a multiple of {vqgan.pixels_per_code} pixels, "
-                f"at most --image_size={options.image_size}."
-            )
-        if options.batch_size < 1:
-            raise ValueError(f"--batch_size is {options.batch_size}; give at least 1.")
-        lines = _checked(TsvFile(options.input, None, options.index_dir).open(), options.layout)
-        numbers = _part(options.part, len(lines))
-        skipped = _write(vqgan, lines, numbers, code_size, options)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if options.output.exists() or options.output.is_symlink():
+        raise ValueError(f"{options.output} exists already: choose another name.")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size is {options.batch_size}; give at least 1.")
+    lines = _checked(TsvFile(options.input, None, options.index_dir).open(), options.layout)
+    numbers = _part(options.part, len(lines))
+    if not numbers:
+        raise ValueError(f"--part={options.part} has no line of the {len(lines)} of {lines.path}.")
+    vqgan = vqgan_file.read(options.vqgan)
+    if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
+        raise ValueError(
+            f"--code_size is {code_size}: give a multiple of {vqgan.pixels_per_code} pixels, "
+            f"at most --image_size={options.image_size}."
+        )
+    output_folders.create(options.output.parent, "OUTPUT")
+    skipped = _write(vqgan, lines, numbers, code_size, options)
     print(
         f"{options.output}: {len(numbers) - skipped.total():,} images with codes; "
         f"{skipped.total():,} lines skipped."
@@ -188,9 +192,7 @@ def _write(
     vqgan: VQGAN, lines: OpenTsv, numbers: range, code_size: int, options: argparse.Namespace
 ) -> collections.Counter:
     """Writes a temporary file beside the output and renames it at the end."""
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_name(f".{options.output.name}.unfinished-{os.getpid()}")
-    try:
+    with files.atomic_path(options.output) as unfinished:
         with unfinished.open("wb") as file, progress("make_codes", "encoding") as show:
             skipped = make_codes(
                 vqgan,
@@ -205,9 +207,6 @@ def _write(
             )
         if skipped.total() == len(numbers):
             raise ValueError(f"Not one line of {lines.path} can be used.")
-        unfinished.rename(options.output)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return skipped
 
 

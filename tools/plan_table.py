@@ -18,7 +18,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import renamed
+from ofa_jax.utils import files, renamed, text_files
+
+from .command import user_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "plans.jsonl", ROOT / "docs" / "pods.md"
@@ -151,6 +153,7 @@ def plan(size: str, system: str) -> dict[str, Any]:
     return {"size": size, "system": system, "arguments": command, "plan": answer}
 
 
+@user_command
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -161,20 +164,39 @@ def main(argv: Sequence[str]) -> None:
     for name, known in [*((s, PRESETS) for s in sizes), *((s, SYSTEMS) for s in systems)]:
         if name not in known:
             parser.error(f"there is no {name!r}; choose from {', '.join(known)}.")
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = read_results() if RESULTS.exists() else []
+    with_table(text_files.read_text(PAGE), table(results))  # raises if it has no place for it
     there = {(result["size"], result["system"]) for result in results}
     for size in sizes:
         for system in systems:
             if (size, system) in there:
                 continue
             results.append(plan(size, system))
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+            files.write_text(RESULTS, "".join(json.dumps(result) + "\n" for result in results))
             print(row(results[-1]), flush=True)
-            PAGE.write_text(with_table(PAGE.read_text(), table(results)))
-    PAGE.write_text(with_table(PAGE.read_text(), table(results)))
+            _write_page(results)
+    _write_page(results)
+
+
+def read_results() -> list[Mapping[str, Any]]:
+    """Reads the results so far. Raises DamagedFileError."""
+    results = []
+    for number, line in enumerate(text_files.read_lines(RESULTS), 1):
+        try:
+            result = json.loads(line)
+            if not {"size", "system", "plan"} <= set(result):
+                raise ValueError("it has other fields")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise text_files.DamagedFileError(
+                f"{RESULTS}, line {number} is not a result ({error}): delete the line."
+            ) from error
+        results.append(result)
+    return results
+
+
+def _write_page(results: Iterable[Mapping[str, Any]]) -> None:
+    files.write_text(PAGE, with_table(text_files.read_text(PAGE), table(results)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

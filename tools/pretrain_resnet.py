@@ -12,6 +12,7 @@ format. The command ends with the F1 of the nouns on validation scenes; an exist
 import argparse
 import functools
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -32,6 +33,8 @@ from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.preprocessing import images
 from ofa_jax.utils import platforms
 
+from . import output_folders
+from .command import user_command
 from .progress import progress
 
 _WARMUP = 0.05
@@ -140,6 +143,7 @@ def noun_f1(
     return 2 * right / max(total, 1.0)
 
 
+@user_command
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -162,16 +166,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     platforms.skip_missing_tpu()
-    try:
-        data = Scenes(options.data_dir)
-        output = options.output or data.directory / "resnet.pt"
-        train, validation = (data.records("objects", split) for split in ("train", "validation"))
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.steps < 1 or options.batch_size < 1 or not 0 < options.learning_rate < math.inf:
+        raise ValueError("--steps, --batch_size and --learning_rate must be positive.")
+    data = Scenes(options.data_dir)
+    output = options.output or data.directory / "resnet.pt"
+    train, validation = (data.records("objects", split) for split in ("train", "validation"))
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: give --output a file.")
     if output.exists():
         print(f"{output} is there already.")
         return 0
+    output_folders.create(output.parent, "--output")  # not only after the training
     names = data.negatives().object_names
     config = getattr(OFAConfig, options.size)()
     model = NamedImages(config, len(names))
@@ -190,7 +195,6 @@ def main(arguments: Sequence[str]) -> int:
         collection: {"encoder": {"resnet": jax.tree.map(np.asarray, tree["resnet"])}}
         for collection, tree in variables.items()
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     resnet_file.write(output, of_encoder, config)
     print(
         f"Wrote {output} after {time.monotonic() - start:.0f} s: nouns of validation scenes are "

@@ -29,9 +29,11 @@ from ofa_jax.evaluation.prediction_files import Line
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from ofa_jax.utils import renamed
+from ofa_jax.utils import renamed, text_files
+from ofa_jax.utils.locks import directory_lock
 
-from . import scenes_results
+from . import output_folders, scenes_results
+from .command import user_command
 from .scenes_results import THRESHOLDS, Row
 
 Lines = Mapping[str, Sequence[Line]]
@@ -228,8 +230,15 @@ def read_lines(model_dir: pathlib.Path, split: str, step: int) -> dict[str, list
     """Reads the predictions of every task that was evaluated at a step."""
     found = {}
     for path in sorted(model_dir.glob(f"evaluations/{split}/{step}/*/predictions.jsonl")):
-        text = path.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.split("\n") if line]
+        lines = []
+        for number, line in enumerate(text_files.read_lines(path), 1):
+            try:
+                lines.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise text_files.DamagedFileError(
+                    f"{path}, line {number} is damaged ({error}): delete the folder "
+                    f"{path.parent} and run this again."
+                ) from error
         found[path.parent.name] = [line for line in lines if "error" not in line]
     return found
 
@@ -369,24 +378,36 @@ def _results_of_splits(
     return splits, missing
 
 
+@user_command
 def main(arguments: Sequence[str], call: Callable[[Sequence[str]], int] = call_python) -> int:
     """Runs the command line; returns the exit code."""
     options = _parse(arguments)
+    _check(options)
+    output_folders.create(options.results_dir, "--results_dir")
+    with directory_lock(options.results_dir, "--results_dir"):
+        scenes_results.load(options.results_dir / "scenes.json")  # raises before the evaluations
+        return _run(options, call)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError if there is no trained run in a folder."""
+    for path in (options.model_dir, *options.stage_dirs):
+        if not storage.list_checkpoints(str(path)) or not (path / "config.gin").is_file():
+            raise ValueError(
+                f"there is no trained run in {path}: train it with `bash launch/local.sh full`, or "
+                "give --model_dir."
+            )
+    if options.baseline_examples < 1:
+        raise ValueError("--baseline_examples must be at least 1.")
+
+
+def _run(options: argparse.Namespace, call: Callable[[Sequence[str]], int]) -> int:
+    """Evaluates the run and writes the page; returns the exit code."""
     config = options.model_dir / "config.gin"
     trained = {
         path: storage.list_checkpoints(str(path))
         for path in (options.model_dir, *options.stage_dirs)
     }
-    lacking = [
-        path for path, steps in trained.items() if not steps or not (path / "config.gin").is_file()
-    ]
-    if lacking:
-        print(
-            f"error: there is no trained run in {lacking[0]}: train it with `bash "
-            "launch/local.sh full`, or give --model_dir.",
-            file=sys.stderr,
-        )
-        return 2
     commands = []
     for split in options.splits:
         command = evaluation_command(options.model_dir, "evaluate_scenes", split)

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files, renamed
+from ofa_jax.utils import files, renamed, text_files
 
 THRESHOLDS: Mapping[tuple[str, str], float] = {
     ("visual_grounding", "acc@0.5"): 0.5,
@@ -62,8 +62,22 @@ class Row:
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """Reads the JSON file; returns {} if there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Reads the JSON file; returns {} if there is none.
+
+    Raises:
+      DamagedFileError: it is torn, or not what `save` writes.
+    """
+    if not path.exists():
+        return {}
+    results = text_files.read_json(path)
+    try:
+        page(results)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise text_files.DamagedFileError(
+            f"{path} does not have the results of Scenes ({type(error).__name__}: {error}): move "
+            "it away, or choose another --results_dir."
+        ) from error
+    return results
 
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import dataclasses
 import enum
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 
@@ -33,6 +34,7 @@ __all__ = [
     "declare",
     "declared_reasons",
     "note",
+    "without_addresses",
 ]
 
 
@@ -111,6 +113,14 @@ UNEXPECTED_ERROR = declare(
 )
 
 
+_ADDRESS = re.compile(r"\s+at 0x[0-9A-Fa-f]+(?=>)")
+
+
+def without_addresses(message: str) -> str:
+    """Drops memory addresses (`<object at 0x7f01>`), which differ from run to run, from a text."""
+    return _ADDRESS.sub("", message) if "0x" in message else message
+
+
 class InvalidRecordError(ValueError):
     """A record that cannot be used. It is skipped, counted by its reason, and logged.
 
@@ -119,7 +129,7 @@ class InvalidRecordError(ValueError):
     """
 
     def __init__(self, message: str, reason: Reason = INVALID_RECORD):
-        super().__init__(message)
+        super().__init__(without_addresses(message))
         self.reason = reason
 
 
@@ -141,7 +151,10 @@ def as_invalid_record(error: Exception, while_doing: str) -> InvalidRecordError:
     if place not in _logged_tracebacks:
         _logged_tracebacks.add(place)
         logging.warning("A record %s:", while_doing, exc_info=error)
-    return InvalidRecordError(f"{while_doing} ({type(error).__name__}: {error})", UNEXPECTED_ERROR)
+    problem = " ".join(str(error).split())
+    return InvalidRecordError(
+        f"{while_doing} ({type(error).__name__}: {problem})", UNEXPECTED_ERROR
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,7 +26,7 @@ NAMES = {
     "detection": "detection",
 }
 FAULTY = {
-    "vision_language": ["wrong number of columns", "unknown type", "unreadable image"],
+    "vision_language": ["wrong number of columns", "unknown type", "image of another format"],
     "text": ["empty text"],
 }
 
@@ -212,6 +214,21 @@ def test_unusable_arguments_are_reported_in_one_sentence(folder, tmp_path, capsy
             ["--text", str(folder / "text_examples.tsv"), f"--output_dir={tmp_path / 'theirs'}"],
             "exists but was not written by this command",
         ),
+        (
+            [
+                *("--text", str(folder / "text_examples.tsv"), "--overwrite"),
+                f"--output_dir={tmp_path / 'theirs'}",
+            ],
+            "exists but was not written by this command",
+        ),
+        (
+            ["--text", str(folder / "text_examples.tsv"), "--split=../../elsewhere"],
+            "the name of a split has letters, digits and underscores",
+        ),
+        (
+            ["--text", str(folder / "text_examples.tsv"), f"--output_dir={tmp_path / 'bad.tsv'}"],
+            "bad.tsv/text cannot be created (Not a directory): choose another --output_dir",
+        ),
     ):
         options = [f"--output_dir={tmp_path / 'out'}", "--num_workers=0", *given]
         assert convert_tsv.main(options) == 2
@@ -220,6 +237,102 @@ def test_unusable_arguments_are_reported_in_one_sentence(folder, tmp_path, capsy
     with pytest.raises(SystemExit):
         convert_tsv.main([f"--output_dir={tmp_path}"])
     assert "nothing to convert" in capsys.readouterr().err
+
+
+def test_nothing_is_written_unless_everything_is_accepted(folder, tmp_path, capsys):
+    """One of several kinds is refused: the others are not converted either."""
+    output = tmp_path / "out"
+    (tmp_path / "bad.tsv").write_text("t0\t \n" * 9)
+    negatives = f"--negative_samples={folder / 'negative_sample'}"
+    options = arguments(folder, output, negatives, kinds=["vision_language", "detection"])
+    assert convert_tsv.main([*options, "--text", str(tmp_path / "bad.tsv")]) == 2
+    assert not output.exists()
+    broken = tmp_path / "negatives"
+    broken.mkdir()
+    for name in ("all_captions.txt", "object.txt"):
+        (broken / name).write_text("a\n")
+    (broken / "type2ans.json").write_text('{"other": "yes"}')
+    options = arguments(folder, output, f"--negative_samples={broken}", kinds=["text"])
+    assert convert_tsv.main(options) == 2
+    assert not output.exists()
+    assert 'but "other" has the text "yes"' in capsys.readouterr().err
+
+
+def test_other_negative_samples_are_not_replaced(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    options = [f"--output_dir={output}", f"--negative_samples={folder / 'negative_sample'}"]
+    assert convert_tsv.main(options) == 0
+    assert convert_tsv.main(options) == 0
+    assert "negative_samples is complete: nothing to do." in capsys.readouterr().out
+    written = output / "negative_samples" / "object.txt"
+    written.write_text("mine\n")
+    assert convert_tsv.main(options) == 2
+    assert "has another object.txt: add --overwrite" in capsys.readouterr().err
+    assert written.read_text() == "mine\n"
+    assert convert_tsv.main([*options, "--overwrite"]) == 0
+    assert written.read_text() == (folder / "negative_sample" / "object.txt").read_text()
+
+
+def test_a_complete_folder_that_has_lost_a_shard_is_not_called_complete(folder, tmp_path, capsys):
+    options = arguments(folder, tmp_path, kinds=["text"])
+    assert convert_tsv.main(options) == 0
+    (shard,) = (tmp_path / "text" / "train").glob("*.array_record-*")
+    shard.write_bytes(b"")
+    assert convert_tsv.main(options) == 2
+    assert f"{shard} is damaged" in capsys.readouterr().err
+    assert convert_tsv.main([*options, "--overwrite"]) == 0
+    description = tmp_path / "text" / "train" / "conversion.json"
+    description.write_text("{")
+    assert convert_tsv.main(options) == 2
+    assert "conversion.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_one_unexpected_error_skips_its_line(folder, tmp_path, monkeypatch):
+    decode = convert_tsv.images.decode
+
+    def fail(encoded, options):
+        image = decode(encoded, options)
+        if image.size == (300, 300):
+            raise KeyError(f"{object()}")
+        return image
+
+    monkeypatch.setattr(convert_tsv.images, "decode", fail)
+    assert convert_tsv.main(arguments(folder, tmp_path, kinds=["vision_language"])) == 0
+    description = OfaArrayRecords(str(tmp_path)).description("vision_language", "train")
+    assert description["skipped"]["unexpected error"] > 0
+    named = [line for line in description["skipped_lines"] if "KeyError" in line]
+    assert named and all("line " in line and "0x" not in line for line in named)
+
+
+def test_mistakes_and_interrupts_have_no_traceback(folder, tmp_path):
+    """In new processes: no test has imported anything there."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    call = [sys.executable, "-m", "tools.convert_tsv", f"--output_dir={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [*call, "--num_workers=0", f"--text={tmp_path / 'gone.tsv'}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: There is no file {tmp_path / 'gone.tsv'}: check the path.\n"
+    line = (folder / "vision_language_examples.tsv").read_text().split("\n")[0]
+    (tmp_path / "many.tsv").write_text(f"{line}\n" * 4000)
+    started = subprocess.Popen(
+        [*call, "--num_workers=2", "--vision_language", str(tmp_path / "many.tsv")],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    written = tmp_path / "out" / "vision_language"
+    while started.poll() is None and not list(written.glob(".train*/new/shard-*")):
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+    _, errors = started.communicate(timeout=60)
+    assert (started.returncode, errors) == (130, "Stopped (Ctrl-C).\n")
+    assert not list(written.iterdir())
 
 
 def test_help_explains_itself():

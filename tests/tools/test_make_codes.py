@@ -54,7 +54,7 @@ def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path,
     assert call(lines, tmp_path / "coded.tsv", vqgan_path) == 0
     output = capsys.readouterr().out
     assert "5 images with codes; 2 lines skipped." in output
-    assert "1 skipped: unreadable image" in output
+    assert "1 skipped: image of another format" in output
     assert "1 skipped: wrong number of columns" in output
     records = TsvRecords.open(str(tmp_path / "coded.tsv"), "images")
     assert [records[n]["id"] for n in range(len(records))] == ["0", "1", "3", "4", "5"]

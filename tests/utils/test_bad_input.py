@@ -151,3 +151,10 @@ def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
     holder.communicate()
     with directory_lock(tmp_path, "OUTPUT_DIR"):
         assert not list(tmp_path.iterdir())
+
+
+def test_messages_have_no_memory_addresses():
+    error = bad_input.InvalidRecordError(f"it is {object()} of 0x12 at 0x34")
+    assert str(error) == "it is <object object> of 0x12 at 0x34"
+    wrapped = bad_input.as_invalid_record(KeyError(f"a\n  {object()}"), "cannot be read")
+    assert "0x" not in str(wrapped) and "\n" not in str(wrapped)

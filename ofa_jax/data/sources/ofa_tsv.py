@@ -30,6 +30,7 @@ from ofa_jax.utils.option_checks import checked
 
 PRETRAINING_FILES = ("vision_language", "text", "images", "detection")
 CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE = "all_captions.txt", "object.txt", "type2ans.json"
+NEGATIVE_FILES = (CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE)
 
 FILE_OF_KIND: Mapping[str, str] = {
     "captions": "vision_language",
@@ -190,23 +191,34 @@ def read_negatives(folder: str | pathlib.Path, index_dir: str | None = None) -> 
 
     Raises:
       FileNotFoundError: one of the three files is missing.
-      ValueError: type2ans.json does not have the expected form.
+      ValueError: one of them has another form.
+    """
+    names, answers = check_negative_files(folder)
+    captions = TextFileLines(str(pathlib.Path(folder) / CAPTIONS_FILE), index_dir)
+    len(captions)  # builds the index now
+    return NegativePool(captions, names, answers)
+
+
+def check_negative_files(
+    folder: str | pathlib.Path,
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Reads the names of objects and the answers by type, and checks that the captions exist.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_negatives`.
     """
     folder = pathlib.Path(folder)
-    for name in (CAPTIONS_FILE, NAMES_FILE, ANSWERS_FILE):
+    for name in NEGATIVE_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"There is no {name} in {folder}: negative samples are {CAPTIONS_FILE}, "
-                f"{NAMES_FILE} and {ANSWERS_FILE}."
+                f"There is no {name} in {folder}: negative samples are "
+                f"{', '.join(NEGATIVE_FILES[:-1])} and {NEGATIVE_FILES[-1]}."
             )
-    captions = TextFileLines(str(folder / CAPTIONS_FILE), index_dir)
-    len(captions)  # builds the index now
-    names = tuple(
-        name for name in map(str.strip, text_files.read_lines(folder / NAMES_FILE)) if name
-    )
+    lines = text_files.read_lines(folder / NAMES_FILE)
+    names = tuple(name for name in map(str.strip, lines) if name)
     if not names:
         raise ValueError(f"{folder / NAMES_FILE} has no names: give one per line.")
-    return NegativePool(captions, names, _read_answers(folder / ANSWERS_FILE))
+    return names, _read_answers(folder / ANSWERS_FILE)
 
 
 def _read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,73 @@
+"""What every tool does on the command line: errors in a sentence, and a quiet Ctrl-C."""
+
+import contextlib
+import functools
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from typing import ParamSpec
+
+from ofa_jax.cli.errors import USAGE_ERROR
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+Parameters = ParamSpec("Parameters")
+
+
+def user_command(main: Callable[Parameters, int | None]) -> Callable[Parameters, int]:
+    """Wraps a tool's `main`, so that a user's mistake is one sentence and exit code 2.
+
+    ValueError, OSError and ImportError are taken for mistakes; other exceptions are bugs and keep
+    their traceback. Ctrl-C gives exit code 130 and no traceback.
+
+    Args:
+      main: runs a command line; returns an exit code, or None for 0.
+    """
+
+    @functools.wraps(main)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except KeyboardInterrupt:
+            print("Stopped (Ctrl-C).", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenProcessPool:
+            return fail(
+                "a worker process was killed, perhaps for lack of memory: lower --num_workers."
+            )
+        except (ValueError, OSError, ImportError) as error:
+            return fail(str(error))
+
+    return run
+
+
+def fail(message: str) -> int:
+    """Prints an error in one line; returns the exit code of a user's mistake."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+@contextlib.contextmanager
+def worker_processes(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yields an executor whose processes share nothing with this one but the code.
+
+    Ctrl-C and errors end the processes at once, whatever they are doing. Unlike a
+    multiprocessing.Pool, the executor raises when one of them is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _ignore_interrupts) as executor:
+        try:
+            yield executor
+        except BaseException:
+            for process in dict(executor._processes or {}).values():
+                process.terminate()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _ignore_interrupts() -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
