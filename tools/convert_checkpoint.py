@@ -41,6 +41,7 @@ from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.utils import platforms
 from ofa_jax.utils.files import write_text
 from tools import output_folders
+from tools.command import user_command
 
 BART_MASK_ID = 50264
 """<mask> in the official vocabulary: BART's text ids come before it."""
@@ -130,6 +131,7 @@ def save(path: str, loaded: Loaded, layout: str | None) -> str:
     return f"{pathlib.Path(path) / pathlib.Path(written).relative_to(folder.resolve())} (ours)"
 
 
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     logging.set_verbosity(logging.ERROR)
@@ -185,4 +187,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
