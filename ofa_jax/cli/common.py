@@ -1,7 +1,7 @@
 """Parses the command line that all entry points share, and configures gin with it.
 
     python -m ofa_jax.train --gin_file=FILE [--gin_file=FILE ...] [--gin_search_paths=DIR,DIR]
-                            [--gin.NAME=value ...]
+                            [--gin_import=MODULE ...] [--gin.NAME=value ...]
 
 The flags are those of t5x. Where several hosts run the command, it also takes the flags of
 `ofa_jax.utils.distributed`.
@@ -81,6 +81,7 @@ def parse_arguments(
         gin_registry.names,
         {*values, *may_stay_open},
         renamings,
+        allowed=options.gin_import,
     )
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in values.items()]
@@ -88,7 +89,7 @@ def parse_arguments(
     platforms.skip_missing_tpu()
     distributed.initialize(distributed.from_arguments(options))
     for path in files:
-        gin_files.parse(path, search_paths)
+        gin_files.parse(path, search_paths, allowed=options.gin_import)
     gin.parse_config([gin_files.translate(line, gin_files.COMMAND_LINE).text for line in bindings])
     gin.finalize()
     return options.gin_file
@@ -132,10 +133,25 @@ def _parse_flags(program: str, description: str, arguments: Sequence[str]) -> ar
         metavar="DIR,DIR",
         help="where gin files are looked for, before the current folder and the project's own",
     )
+    parser.add_argument(
+        "--gin_import",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that gin files may import, besides those of this project and those in the "
+        "folders of PYTHONPATH",
+    )
     distributed.add_arguments(parser)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        flags = ["--gin_file", "--gin_search_paths", _GIN_PREFIX, "--help", *distributed.FLAGS]
+        flags = [
+            "--gin_file",
+            "--gin_search_paths",
+            "--gin_import",
+            _GIN_PREFIX,
+            "--help",
+            *distributed.FLAGS,
+        ]
         flag = unknown[0].partition("=")[0]
         raise ConfigError(f"There is no flag {flag}.{nearest(flag, flags)} See `{program} --help`.")
     if not options.gin_file:

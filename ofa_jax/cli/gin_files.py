@@ -8,21 +8,25 @@ import ast
 import dataclasses
 import io
 import pathlib
+import stat
 import tokenize
 from collections.abc import Iterator, Sequence
 
 import gin
+from gin import config_parser
 
 from ofa_jax.cli.errors import ConfigError
-from ofa_jax.utils import renamed
+from ofa_jax.cli.gin_limits import check_import, enter
+from ofa_jax.cli.gin_parser import NamedText, lines_of, place_of, statements
+from ofa_jax.utils import renamed, text_files
 from ofa_jax.utils.modules import find_module
+from ofa_jax.utils.option_text import show
 from ofa_jax.utils.renamed import COMMAND_LINE
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
     "COMMAND_LINE",
     "GinText",
-    "NamedText",
     "Renaming",
     "file_renamings",
     "find_file",
@@ -33,6 +37,7 @@ __all__ = [
 ]
 
 _FOLDER = "gin_configs"
+_MAX_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +72,6 @@ class GinText:
     import_rows: frozenset[int] = frozenset()
 
 
-class NamedText(io.StringIO):
-    """Text with a file's name, which gin's messages give."""
-
-    def __init__(self, text: str, name: str):
-        super().__init__(text)
-        self.name = name
-
-
 def gin_configs_folder() -> pathlib.Path:
     """Returns the folder of the project's gin files, in a checkout or in an installed package."""
     package = pathlib.Path(__file__).resolve().parent.parent
@@ -82,23 +79,29 @@ def gin_configs_folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / _FOLDER
 
 
-def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
+def find_file(name: str, search_paths: Sequence[str], where: str = "") -> pathlib.Path:
     """Returns the gin file `name`, looked for as given, in `search_paths`, then in the project's.
 
     Args:
       name: e.g. "mine.gin", "runs/pretrain_scenes.gin" or "gin_configs/runs/pretrain_scenes.gin".
       search_paths: folders.
+      where: the place of the `include` that names it, for the error.
 
     Raises:
-      ConfigError: there is no such file; names the nearest gin file that exists.
+      ConfigError: there is no such file, with the nearest gin file that exists; or it is a folder,
+        a fifo or a device.
     """
     folder = gin_configs_folder()
     own = name.removeprefix(f"{_FOLDER}/")
     candidates = [pathlib.Path(directory) / name for directory in ("", *search_paths)]
     candidates += [folder / own, folder / renamed.GIN_FILES.get(own, own)]
-    for path in candidates:
-        if path.is_file():
-            return path.resolve()
+    kinds = [_kind(path) for path in candidates]
+    if "file" in kinds:
+        return candidates[kinds.index("file")].resolve()
+    place = f"{where}: " if where else ""
+    for path, kind in zip(candidates, kinds, strict=True):
+        if kind is not None:
+            raise ConfigError(f"{place}{path} is {kind}, not a gin file: give a file.")
     known = [
         str(path.relative_to(directory))
         for directory in (*map(pathlib.Path, search_paths), folder.parent)
@@ -109,7 +112,19 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
     )
     looked_in = [*map(pathlib.Path, search_paths), folder]
     places = ", ".join(str(path.resolve()) for path in looked_in)
-    raise ConfigError(f"There is no gin file {name} (looked in {places}).{hint}")
+    shown = show(name)[1:-1]
+    raise ConfigError(f"{place}There is no gin file {shown} (looked in {places}).{hint}")
+
+
+def _kind(path: pathlib.Path) -> str | None:
+    """Returns "file", what else a path is, or None where there is nothing."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # also a name that is too long, or that has a NUL
+        return None
+    if stat.S_ISREG(mode):
+        return "file"
+    return "a folder" if stat.S_ISDIR(mode) else "a fifo or a device"
 
 
 def file_renamings(name: str, path: pathlib.Path, where: str) -> tuple[Renaming, ...]:
@@ -127,8 +142,26 @@ def file_renamings(name: str, path: pathlib.Path, where: str) -> tuple[Renaming,
 
 
 def read(path: pathlib.Path) -> GinText:
-    """Reads a gin file, with new names in place of old ones."""
-    return translate(path.read_text(encoding="utf-8"), str(path))
+    """Reads a gin file, with new names in place of old ones.
+
+    Raises:
+      ConfigError: it is too large, is not text in UTF-8, or has NUL characters.
+    """
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise ConfigError(
+            f"{path} has {size:,} bytes; a gin file has at most {_MAX_BYTES:,}: is it another file?"
+        )
+    try:
+        text = text_files.read_text(path)
+    except text_files.DamagedFileError as error:
+        raise ConfigError(str(error)) from error
+    # Python's tokenizer takes a lone carriage return for the end of a line in some places only.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{path}, line {line}: there is a NUL character: is it a gin file?")
+    return translate(text, str(path))
 
 
 def translate(text: str, origin: str) -> GinText:
@@ -149,7 +182,7 @@ def translate(text: str, origin: str) -> GinText:
     try:
         for line in _logical_lines(text):
             translator.add(line)
-    except (tokenize.TokenError, SyntaxError):
+    except (tokenize.TokenError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return GinText(text)
     return GinText(
         translator.apply(text),
@@ -263,7 +296,7 @@ class _Translator:
 
     def apply(self, text: str) -> str:
         """Returns the text with all edits; each lies within a line."""
-        lines = text.splitlines(keepends=True)
+        lines = lines_of(text)
         for first, last, new in reversed(self._edits):
             row = first.start[0] - 1
             line = lines[row]
@@ -290,7 +323,11 @@ def _string(token: tokenize.TokenInfo) -> str:
 
 
 def parse(
-    path: pathlib.Path, search_paths: Sequence[str], skip_unknown: bool | Sequence[str] = False
+    path: pathlib.Path,
+    search_paths: Sequence[str],
+    skip_unknown: bool | Sequence[str] = False,
+    allowed: Sequence[str] = (),
+    trail: Sequence[pathlib.Path] = (),
 ) -> None:
     """Configures gin from a file, as `gin.parse_config_file` does, with new names for old ones.
 
@@ -298,12 +335,19 @@ def parse(
       path: the file.
       search_paths: where the files that it includes are looked up, see `find_file`.
       skip_unknown: as for gin.
+      allowed: modules that it may import, see `modules.may_import`.
+      trail: the files that include it.
 
     Raises:
-      ConfigError: there is no file that it includes.
+      ConfigError: it cannot be read, imports what it may not, or includes a file that is missing
+        or includes itself.
     """
+    trail = enter(path, trail, str(path))
     content = read(path)
-    lines = content.text.splitlines(keepends=True)
+    for statement in statements(content.text, str(path)):
+        if isinstance(statement, config_parser.ImportStatement):
+            check_import(statement, allowed)
+    lines = lines_of(content.text)
     start = 0
     for first, last, name in (*content.includes, (len(lines), len(lines), "")):
         # gin looks up includes its own way, so it gets what stands between them, on the same rows.
@@ -314,5 +358,6 @@ def parse(
         ]
         gin.parse_config(NamedText("".join(kept), str(path)), skip_unknown)
         if name:
-            parse(find_file(name, search_paths), search_paths, skip_unknown)
+            found = find_file(name, search_paths, place_of(str(path), first + 1))
+            parse(found, search_paths, skip_unknown, allowed, trail)
         start = last + 1

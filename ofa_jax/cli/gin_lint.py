@@ -16,72 +16,19 @@ from typing import Any, TypeAlias
 
 from gin import config_parser
 
-from ofa_jax.cli import gin_files
+from ofa_jax.cli import gin_files, gin_values
 from ofa_jax.cli.errors import ConfigError
-from ofa_jax.cli.gin_files import COMMAND_LINE
+from ofa_jax.cli.gin_limits import check_import, enter
+from ofa_jax.cli.gin_parser import Macro, Reference, mentioned, place_of, statements
+from ofa_jax.cli.gin_values import REQUIRED, Binding
 from ofa_jax.utils import renamed
+from ofa_jax.utils.renamed import COMMAND_LINE
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = ["REQUIRED", "check"]
 
-REQUIRED = "gin.REQUIRED"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Macro:
-    """`%NAME` in a value."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """`@scope/name` or `@scope/name()` in a value."""
-
-    name: str
-
-
-class _Names(config_parser.ParserDelegate):
-    """Returns the names in values as `_Reference` and `_Macro` instead of resolving them."""
-
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
-        del evaluate
-        return _Reference(scoped_configurable_name)
-
-    def macro(self, macro_name: str) -> _Macro:
-        return _Macro(macro_name)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Binding:
-    """One `scope/selector.parameter = value`; a macro has no parameter."""
-
-    scope: str
-    selector: str
-    parameter: str
-    value: Any
-    where: str
-
-    @property
-    def key(self) -> str:
-        """What the statement binds, as gin writes it."""
-        name = f"{self.scope}/{self.selector}" if self.scope else self.selector
-        return f"{name}.{self.parameter}" if self.parameter else name
-
-
-_Statement: TypeAlias = _Binding | config_parser.ImportStatement
-
-
-def _mentioned(value: Any, kind: type) -> Iterator[Any]:
-    """Yields all macros or references (as `kind` says) anywhere inside `value`."""
-    if isinstance(value, kind):
-        yield value
-    elif isinstance(value, Mapping):
-        for pair in value.items():
-            yield from _mentioned(pair, kind)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _mentioned(item, kind)
+_Found: TypeAlias = Binding | config_parser.ImportStatement
+_MAX_FILES = 1000
 
 
 @dataclasses.dataclass
@@ -91,56 +38,54 @@ class _Reader:
     Attributes:
       search_paths: where included files are looked up.
       renamings: the old names so far.
+      num_files: how many files were read so far.
     """
 
     search_paths: Sequence[str]
     renamings: list[gin_files.Renaming] = dataclasses.field(default_factory=list)
+    num_files: int = 0
 
-    def read_file(self, path: pathlib.Path) -> Iterator[_Statement]:
-        """Yields the statements of a file and of those that it includes."""
-        yield from self._parse(gin_files.read(path), str(path))
+    def read_file(
+        self, path: pathlib.Path, trail: Sequence[pathlib.Path] = (), where: str = ""
+    ) -> Iterator[_Found]:
+        """Yields the statements of a file and of those that it includes.
 
-    def read_binding(self, binding: str) -> Iterator[_Statement]:
+        Args:
+          path: of the file.
+          trail: the files that include it.
+          where: the place of the `include`.
+        """
+        trail = enter(path, trail, where or str(path))
+        self.num_files += 1
+        if self.num_files > _MAX_FILES:
+            raise ConfigError(f"{where}: more than {_MAX_FILES} files are included.")
+        yield from self._parse(gin_files.read(path), str(path), trail)
+
+    def read_binding(self, binding: str) -> Iterator[_Found]:
         """Yields the statement of a `NAME=value`."""
-        yield from self._parse(gin_files.translate(binding, COMMAND_LINE), COMMAND_LINE)
+        yield from self._parse(gin_files.translate(binding, COMMAND_LINE), COMMAND_LINE, ())
 
-    def _parse(self, content: gin_files.GinText, origin: str) -> Iterator[_Statement]:
+    def _parse(
+        self, content: gin_files.GinText, origin: str, trail: Sequence[pathlib.Path]
+    ) -> Iterator[_Found]:
         """Yields the statements of a text, and of included files at the place of the `include`."""
         self.renamings += content.renamings
-        source = gin_files.NamedText(content.text, origin)
-        try:
-            for statement in config_parser.ConfigParser(source, _Names()):
-                place = origin
-                if origin != COMMAND_LINE:
-                    place = f"{origin}, line {statement.location.line_num}"
-                if isinstance(statement, config_parser.IncludeStatement):
-                    path = gin_files.find_file(statement.filename, self.search_paths)
-                    self.renamings += gin_files.file_renamings(statement.filename, path, place)
-                    yield from self.read_file(path)
-                elif isinstance(statement, config_parser.BindingStatement):
-                    yield _Binding(
-                        statement.scope,
-                        statement.selector,
-                        statement.arg_name,
-                        statement.value,
-                        place,
-                    )
-                elif isinstance(statement, config_parser.ImportStatement):
-                    yield statement
-        except SyntaxError as error:
-            raise _syntax_error(error, origin) from error
-
-
-def _syntax_error(error: SyntaxError, origin: str) -> ConfigError:
-    """Converts an error of gin's parser to a sentence with the place and the text."""
-    location = error.args[1] if len(error.args) > 1 else None
-    text = getattr(location, "line_content", "") or (location[3] if location else "")
-    line = f", line {getattr(location, 'line_num', '?')}" if origin != COMMAND_LINE else ""
-    reason = " ".join(str(error.args[0]).split())
-    return ConfigError(
-        f"{origin}{line}: cannot read `{(text or '').strip()}` as gin ({reason}); "
-        "strings need quotes, as in --gin.MODEL_DIR='\"runs/mine\"'."
-    )
+        for statement in statements(content.text, origin):
+            place = place_of(origin, statement.location.line_num)
+            if isinstance(statement, config_parser.IncludeStatement):
+                path = gin_files.find_file(statement.filename, self.search_paths, place)
+                self.renamings += gin_files.file_renamings(statement.filename, path, place)
+                yield from self.read_file(path, trail, place)
+            elif isinstance(statement, config_parser.BindingStatement):
+                yield Binding(
+                    statement.scope,
+                    statement.selector,
+                    statement.arg_name,
+                    statement.value,
+                    place,
+                )
+            elif isinstance(statement, config_parser.ImportStatement):
+                yield statement
 
 
 def check(
@@ -152,8 +97,9 @@ def check(
     not_needed: Collection[str] = (),
     renamings: Iterable[gin_files.Renaming] = (),
     warn: Callable[[str], None] = renamed.warn,
+    allowed: Sequence[str] = (),
 ) -> list[str]:
-    """Checks every name in gin files and command line bindings.
+    """Checks every name and value in gin files and command line bindings.
 
     Old names are read as the new ones, and each is warned of once.
 
@@ -166,26 +112,38 @@ def check(
       not_needed: macros that may be left `%gin.REQUIRED`.
       renamings: old names that were found elsewhere, for the same warnings.
       warn: gets the sentences on old names.
+      allowed: modules that files may import, see `modules.may_import`.
 
     Returns:
       Those of `not_needed` that are left required.
 
     Raises:
-      ConfigError: an unknown configurable, parameter or macro; a macro that nothing uses but
-        resembles one; a `%gin.REQUIRED` that nothing has set.
+      ConfigError: a text that is not gin; an unknown configurable, parameter or macro; a macro
+        that nothing uses but resembles one; a `%gin.REQUIRED` that nothing has set; a value that
+        needs itself, or that its parameter cannot take; a module that may not be imported.
     """
     reader = _Reader(search_paths, list(renamings))
-    found: list[_Binding] = []
+    found: list[Binding] = []
+    imports: list[config_parser.ImportStatement] = []
     sources = [reader.read_file(path) for path in files]
     sources += [reader.read_binding(binding) for binding in bindings]
     for statement in itertools.chain.from_iterable(sources):
-        if isinstance(statement, _Binding):
+        if isinstance(statement, Binding):
             found.append(statement)
         else:
-            _import(statement)
+            check_import(statement, allowed)
+            imports.append(statement)
+    for statement in imports:
+        _import(statement)
     _warn_of_renamings(reader.renamings, warn)
     _check_configurables(found, lookup, names)
-    return _check_macros(found, not_needed)
+    # The last binding of a name counts, as in gin.
+    final = {binding.key: binding for binding in found}
+    left_open = _check_macros(final, not_needed)
+    gin_values.check_cycles(final)
+    gin_values.check_values(final, lookup)
+    gin_values.check_modules(final, lookup, allowed)
+    return left_open
 
 
 def _warn_of_renamings(
@@ -212,11 +170,11 @@ def _import(statement: config_parser.ImportStatement) -> None:
 
 
 def _check_configurables(
-    found: Sequence[_Binding], lookup: Callable[[str], Any], names: Callable[[], Iterable[str]]
+    found: Sequence[Binding], lookup: Callable[[str], Any], names: Callable[[], Iterable[str]]
 ) -> None:
     """Raises ConfigError for a configurable or parameter that does not exist."""
     for binding in found:
-        used = [(name.name, binding.where) for name in _mentioned(binding.value, _Reference)]
+        used = [(name.name, binding.where) for name in mentioned(binding.value, Reference)]
         if binding.parameter:
             used.append((binding.selector, binding.where))
         for name, where in used:
@@ -239,14 +197,12 @@ def _check_configurables(
             )
 
 
-def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> list[str]:
+def _check_macros(final: Mapping[str, Binding], not_needed: Collection[str]) -> list[str]:
     """Raises ConfigError for a macro that is unset, unused or required; see `check`."""
-    # The last binding of a name counts, as in gin.
-    final = {binding.key: binding for binding in found}
     macros = {key: binding for key, binding in final.items() if not binding.parameter}
     used: dict[str, str] = {}
     for binding in final.values():
-        for macro in _mentioned(binding.value, _Macro):
+        for macro in mentioned(binding.value, Macro):
             if macro.name != REQUIRED:
                 used.setdefault(macro.name, binding.where)
 
@@ -266,7 +222,7 @@ def _check_macros(found: Sequence[_Binding], not_needed: Collection[str]) -> lis
     left_open = [
         binding
         for binding in final.values()
-        if isinstance(binding.value, _Macro) and binding.value.name == REQUIRED
+        if isinstance(binding.value, Macro) and binding.value.name == REQUIRED
     ]
     for binding in left_open:
         if binding.key not in not_needed:

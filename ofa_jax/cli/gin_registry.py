@@ -4,10 +4,6 @@ The names are those of classes and functions, as in `Stream.batch_size = 32`. Mo
 can register more: write `import my_module` in a gin file and `@gin.configurable` in the module.
 """
 
-import functools
-import inspect
-import types
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +25,7 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
 from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.utils.decode_options import DecodeOptions
+from ofa_jax.utils.option_checks import check_option, checked_as
 
 __all__ = ["check_parameter", "names", "register"]
 
@@ -102,53 +99,14 @@ def _register(name: str, function: Callable[..., Any]) -> None:
 
 
 def _typed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function or class so that it checks the types of its numbers and strings.
+    """Wraps a function or class so that it checks its arguments, under the name in gin.
 
     Classes are wrapped in a function because gin would subclass them, and data workers could not
     unpickle the instances.
     """
-    signature = inspect.signature(function)
-    hints = _hints(function)
-
-    @functools.wraps(function, updated=())
-    def make(*args: Any, **kwargs: Any) -> Any:
-        for parameter, value in signature.bind_partial(*args, **kwargs).arguments.items():
-            _check_type(f"{name}.{parameter}", value, hints.get(parameter, Any))
-        return function(*args, **kwargs)
-
-    make.__signature__ = signature  # type: ignore[attr-defined]  # for inspect.signature
-    return make
+    return checked_as(name, function)
 
 
 def check_parameter(function: Callable[..., Any], parameter: str, value: Any) -> None:
-    """Raises ValueError if a number or a string has a type that the parameter does not take."""
-    _check_type(f"{function.__name__}.{parameter}", value, _hints(function).get(parameter, Any))
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns parameter -> type of a function or class."""
-    return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Raises ValueError if a number or string is of another type than its hint.
-
-    Values of other types are checked where they are used.
-    """
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = set(typing.get_args(hint)) if union else {hint}
-    if not kinds <= {int, float, str, bool, type(None)}:
-        return
-    fits = type(value) in kinds or (type(value) is int and float in kinds)
-    if not fits:
-        wanted = " or ".join(sorted(_KIND_NAMES[kind] for kind in kinds))
-        raise ValueError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-_KIND_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    bool: "True or False",
-    type(None): "None",
-}
+    """Raises ValueError if a parameter cannot take a value."""
+    check_option(function, parameter, value)

@@ -4,21 +4,20 @@
 `check_option` and `check_options` check values for others, as the commands do for gin files.
 """
 
-import collections.abc
-import dataclasses
 import functools
 import inspect
-import numbers
-import os
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from ofa_jax.utils import options
-from ofa_jax.utils.option_text import SEQUENCES, Result, describe, kind_phrase, range_phrase, show
-from ofa_jax.utils.options import Constraint, FieldsOf
-from ofa_jax.utils.suggestions import nearest
+from ofa_jax.utils.option_problems import (
+    Problem,
+    find_problem,
+    find_variadic_problem,
+    signature_hints,
+    type_hints,
+)
+from ofa_jax.utils.option_text import Result, show
 
 __all__ = [
     "OptionError",
@@ -26,37 +25,19 @@ __all__ = [
     "check_option",
     "check_options",
     "checked",
-    "describe",
-    "show",
+    "checked_as",
+    "is_checked",
     "type_hints",
 ]
 
 _Checked = TypeVar("_Checked", bound=Callable[..., Any])
 
 
+_CHECKED = "_checks_options"  # an attribute of functions
+
+
 class OptionError(ValueError):
     """An option has a value that it cannot take."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Problem:
-    """A value that an option cannot take.
-
-    Attributes:
-      where: the option, or the part of it.
-      value: what it is.
-      wanted: what follows "it must be".
-      right_kind: whether only the range is wrong, or a part.
-      advice: a sentence after a space, or "".
-      statement: what replaces "WHERE is VALUE; it must be WANTED".
-    """
-
-    where: str
-    value: Any
-    wanted: str
-    right_kind: bool = False
-    advice: str = ""
-    statement: str = ""
 
 
 def checked(thing: _Checked) -> _Checked:
@@ -86,7 +67,38 @@ def _checking(
         check_options(owner, arguments, name)
         return function(*args, **kwargs)
 
+    setattr(check_and_call, _CHECKED, True)
     return check_and_call
+
+
+def checked_as(name: str, thing: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function or class in a function that checks its arguments under another name.
+
+    Classes stay as they are, so that their instances can be pickled.
+    """
+    signature = inspect.signature(thing)
+
+    @functools.wraps(thing, updated=())
+    def check_and_make(*args: Any, **kwargs: Any) -> Any:
+        check_options(thing, signature.bind_partial(*args, **kwargs).arguments, name)
+        return thing(*args, **kwargs)
+
+    check_and_make.__signature__ = signature  # type: ignore[attr-defined]  # for inspect.signature
+    setattr(check_and_make, _CHECKED, True)
+    return check_and_make
+
+
+def is_checked(thing: Callable[..., Any]) -> bool:
+    """Returns whether a function or class, or what it wraps, checks its arguments."""
+    if inspect.isclass(thing):
+        return is_checked(thing.__init__)
+    while not hasattr(thing, _CHECKED):
+        if "__wrapped__" not in getattr(thing, "__dict__", ()):
+            return False
+        thing = vars(thing)["__wrapped__"]
+        if inspect.isclass(thing):
+            return is_checked(thing)
+    return True
 
 
 def check_options(
@@ -127,41 +139,19 @@ def check_option(
       OptionError: the value cannot be used.
     """
     name = name or function.__name__
-    hints, variadic = _annotations(function)
+    hints, variadic = signature_hints(function)
     if parameter not in hints and variadic is not None:
         hint = hints.get(variadic, Any)
-        problem = _variadic_problem(name, {parameter: value}, hint)
+        problem = find_variadic_problem(name, {parameter: value}, hint)
     elif parameter == variadic:
-        problem = _variadic_problem(name, value, hints.get(parameter, Any))
+        problem = find_variadic_problem(name, value, hints.get(parameter, Any))
     else:
-        problem = _problem(f"{name}.{parameter}", value, hints.get(parameter, Any))
+        problem = find_problem(f"{name}.{parameter}", value, hints.get(parameter, Any))
     if problem is not None:
         raise OptionError(_sentence(problem, place))
 
 
-def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns parameter -> annotation of a function or class, with constraints."""
-    return _annotations(function)[0]
-
-
-@functools.cache
-def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], str | None]:
-    """Returns the annotations, and the name of the `**parameters` if there are any."""
-    made_by = function.__init__ if inspect.isclass(function) else function
-    made_by = inspect.unwrap(made_by)
-    if not hasattr(made_by, "__annotations__"):
-        return {}, None
-    hints = typing.get_type_hints(made_by, include_extras=True)
-    hints.pop("return", None)
-    parameters = inspect.signature(made_by).parameters.values()
-    variadic = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            hints[parameter.name] = Any
-    return hints, variadic
-
-
-def _sentence(problem: _Problem, place: str = "") -> str:
+def _sentence(problem: Problem, place: str = "") -> str:
     where = f" ({place})" if place else ""
     if problem.statement:
         return f"{problem.statement}{where}.{problem.advice}"
@@ -169,256 +159,3 @@ def _sentence(problem: _Problem, place: str = "") -> str:
         f"{problem.where} is {show(problem.value)}{where}; it must be {problem.wanted}."
         f"{problem.advice}"
     )
-
-
-# ------------------------------------------------------------------------------ the check
-
-
-def _problem(where: str, value: Any, hint: Any) -> _Problem | None:
-    """Returns what is wrong with a value, or None."""
-    problem = _first_problem(where, value, hint)
-    help_texts = [c.text for c in getattr(hint, "__metadata__", ()) if isinstance(c, options.Help)]
-    if problem is None or not help_texts:
-        return problem
-    return dataclasses.replace(problem, advice=" ".join([problem.advice, *help_texts]))
-
-
-def _first_problem(where: str, value: Any, hint: Any) -> _Problem | None:
-    """Returns what is wrong with a value, without the help of its annotation, or None."""
-    constraints: tuple[Any, ...] = ()
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        constraints, hint = hint.__metadata__, hint.__origin__
-        origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        problem = _union_problem(where, value, typing.get_args(hint))
-    else:
-        problem = _type_problem(where, value, hint, constraints)
-    if problem is not None or isinstance(value, Result):
-        return problem
-    for constraint in constraints:
-        if isinstance(constraint, FieldsOf):
-            problem = _fields_problem(where, value, constraint)
-            if problem is not None:
-                return problem
-    broken = [c for c in constraints if isinstance(c, Constraint) and not c.holds(value)]
-    if not broken:
-        return None
-    wanted = range_phrase(constraints, broken)
-    return _Problem(where, value, wanted, True, "".join(c.advice(value) for c in broken))
-
-
-def _union_problem(where: str, value: Any, alternatives: Sequence[Any]) -> _Problem | None:
-    """Returns what is wrong with a value that may be of several types, or None."""
-    problems: list[_Problem] = []
-    for alternative in alternatives:
-        problem = _problem(where, value, alternative)
-        if problem is None:
-            return None
-        problems.append(problem)
-    optional = ", or None" if type(None) in alternatives else ""
-    right_kind = [problem for problem in problems if problem.right_kind]
-    if right_kind:
-        problem = right_kind[0]
-        suffix = optional if problem.where == where else ""
-        return dataclasses.replace(problem, wanted=problem.wanted + suffix)
-    advice = next((one.advice for one in problems if one.advice), "")
-    wanted = " or ".join(
-        dict.fromkeys(p.wanted for p in sorted(problems, key=lambda p: p.wanted == "None"))
-    )
-    return _Problem(where, value, wanted, advice=advice)
-
-
-def _type_problem(
-    where: str, value: Any, hint: Any, constraints: Sequence[Any] = ()
-) -> _Problem | None:
-    """Returns what is wrong with the type of a value, or of a part of it, or None."""
-    if isinstance(value, Result):
-        fits = _may_return(value, hint)
-        advice = "" if fits or value.called else f" Write @{value.name}() for what it returns."
-        return None if fits else _Problem(where, value, kind_phrase(hint), advice=advice)
-    kind = typing.get_origin(hint) or hint
-    if hint in (int, float):
-        return _number_problem(where, value, hint, constraints)
-    if hint is None or hint is type(None):
-        return None if value is None else _Problem(where, value, "None")
-    if hint in (str, bool, bytes):
-        # A bool of numpy is one; subclasses of str are strings.
-        fits = isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool_")
-        if options.IsPath() in constraints:
-            fits = isinstance(value, str | os.PathLike)
-        return None if fits else _Problem(where, value, kind_phrase(hint))
-    if kind is typing.Literal:
-        names = typing.get_args(hint)
-        if value in names:
-            return None
-        return _Problem(where, value, kind_phrase(hint), advice=nearest(str(value), names))
-    if kind is collections.abc.Callable:
-        return None if callable(value) else _Problem(where, value, kind_phrase(hint))
-    if not inspect.isclass(kind) or kind in (object, Any):
-        return None  # Any, a TypeVar, a shape of jaxtyping
-    if issubclass(kind, collections.abc.Mapping):
-        return _mapping_problem(where, value, hint)
-    if kind is tuple or kind in SEQUENCES:
-        return _sequence_problem(where, value, hint)
-    return _object_problem(where, value, kind)
-
-
-def _number_problem(
-    where: str, value: Any, hint: type, constraints: Sequence[Any]
-) -> _Problem | None:
-    """Returns what is wrong with a number, apart from its range."""
-    kind = numbers.Integral if hint is int else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool):
-        advice = ""
-        if isinstance(value, str) and _reads_as(value, hint):
-            advice = " Write it without quotes."
-        elif isinstance(value, float) and value.is_integer():
-            advice = f" Write {int(value)}." if abs(value) < 1e15 else ""
-        return _Problem(where, value, kind_phrase(hint), advice=advice)
-    may_be_infinite = any(
-        c is options.MayBeInfinite or isinstance(c, options.MayBeInfinite) for c in constraints
-    )
-    if hint is float and not options.is_finite(value):
-        if may_be_infinite and value == value:  # not NaN
-            return None
-        return _Problem(where, value, "a finite number", True)
-    return None
-
-
-def _reads_as(text: str, hint: type) -> bool:
-    """Returns whether a string has a number that an option would take without quotes."""
-    try:
-        hint(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _sequence_problem(where: str, value: Any, hint: Any) -> _Problem | None:
-    """Returns what is wrong with a list or tuple, or with one of its items."""
-    kind, items = typing.get_origin(hint) or hint, typing.get_args(hint)
-    listed = isinstance(value, collections.abc.Collection) and not isinstance(
-        value, str | bytes | collections.abc.Mapping
-    )
-    if not listed:
-        advice = ""
-        if isinstance(value, str) and items and _problem(where, value, items[0]) is None:
-            advice = f" Write {show([value])} for a single one."
-        return _Problem(where, value, kind_phrase(hint), advice=advice)
-    if kind is tuple and items and items[-1] is not Ellipsis:
-        if len(value) != len(items):
-            return _Problem(where, value, kind_phrase(hint), True)
-        hints: Iterator[Any] = iter(items)
-    else:
-        hints = iter([items[0] if items else Any] * len(value))
-    for index, (item, item_hint) in enumerate(zip(value, hints, strict=True)):
-        problem = _problem(f"{where}[{index}]", item, item_hint)
-        if problem is not None:
-            return dataclasses.replace(problem, right_kind=True)
-    return None
-
-
-def _mapping_problem(where: str, value: Any, hint: Any) -> _Problem | None:
-    """Returns what is wrong with a dict, or with one of its items."""
-    if not isinstance(value, Mapping):
-        return _Problem(where, value, kind_phrase(hint))
-    key_hint, item_hint = typing.get_args(hint) or (Any, Any)
-    for key, item in value.items():
-        problem = _problem(f"a key of {where}", key, key_hint)
-        problem = problem or _problem(f"{where}[{show(key)}]", item, item_hint)
-        if problem is not None:
-            return dataclasses.replace(problem, right_kind=True)
-    return None
-
-
-def _fields_problem(where: str, value: Mapping[str, Any], fields: FieldsOf) -> _Problem | None:
-    """Returns what is wrong with a dict of options, or None."""
-    hints = type_hints(fields.owner)
-    for name, item in value.items():
-        if name not in hints or name in fields.without:
-            known = sorted(set(hints) - set(fields.without))
-            shown = show(name)[1:-1] if isinstance(name, str) else show(name)
-            statement = f"{where} names {shown}; known are {', '.join(known)}"
-            advice = nearest(str(name), known)
-            return _Problem(where, name, "", True, advice, statement)
-        problem = _problem(f"{where}[{name!r}]", item, hints[name])
-        if problem is not None:
-            return dataclasses.replace(problem, right_kind=True)
-    return None
-
-
-def _variadic_problem(name: str, values: Mapping[str, Any], hint: Any) -> _Problem | None:
-    """Returns what is wrong with the arguments of `**parameters`."""
-    owners = [c for c in getattr(hint, "__metadata__", ()) if isinstance(c, FieldsOf)]
-    if not owners:
-        return None
-    hints = type_hints(owners[0].owner)
-    for parameter, value in values.items():
-        if parameter not in hints:
-            # As Python and gin say it of other functions.
-            raise OptionError(f"{name} has no parameter {parameter}.{nearest(parameter, hints)}")
-        problem = _problem(f"{name}.{parameter}", value, hints[parameter])
-        if problem is not None:
-            return problem
-    return None
-
-
-def _object_problem(where: str, value: Any, kind: type) -> _Problem | None:
-    """Returns what is wrong with an object that must be of a class, or fulfil a Protocol."""
-    if inspect.isclass(value):
-        advice = f" Write {value.__name__}(), with parentheses, for an object of it."
-        return _Problem(where, value, kind_phrase(kind), advice=advice)
-    if getattr(kind, "_is_protocol", False):
-        plain = value is None or isinstance(
-            value, str | bytes | numbers.Number | list | tuple | dict | set
-        )
-        fits = not plain and not [m for m in _members(kind) if not _has(value, m)]
-    else:
-        fits = isinstance(value, kind)
-    if fits:
-        return None
-    advice = ""
-    if inspect.isfunction(value):
-        advice = f" Write @{value.__name__}() in gin, with parentheses, for what it returns."
-    return _Problem(where, value, kind_phrase(kind), advice=advice)
-
-
-@functools.cache
-def _members(protocol: type) -> tuple[str, ...]:
-    """Returns the names of a Protocol's methods and properties."""
-    bases = [base for base in protocol.__mro__ if base.__dict__.get("_is_protocol", False)]
-    return tuple(
-        name
-        for base in bases
-        for name, member in vars(base).items()
-        if not name.startswith("_")
-        or (name in ("__call__", "__len__", "__getitem__") and inspect.isfunction(member))
-    )
-
-
-def _has(value: Any, name: str) -> bool:
-    """Returns whether an object has a method or property, without computing it."""
-    try:
-        inspect.getattr_static(value, name)
-    except AttributeError:
-        return hasattr(type(value), "__getattr__")
-    return True
-
-
-def _may_return(result: Result, hint: Any) -> bool:
-    """Returns whether what a function returns can be of a type; True if that is unknown."""
-    kind = typing.get_origin(hint) or hint
-    if not result.called:
-        return not inspect.isclass(kind) or kind in (object, Any, collections.abc.Callable)
-    if result.kind in (Any, inspect.Parameter.empty, None):
-        return True
-    given = result.kind.__origin__ if hasattr(result.kind, "__metadata__") else result.kind
-    if typing.get_origin(given) in (typing.Union, types.UnionType):
-        return any(_may_return(Result(one, result.name), hint) for one in typing.get_args(given))
-    given = typing.get_origin(given) or given
-    if not inspect.isclass(given) or not inspect.isclass(kind):
-        return True
-    if getattr(kind, "_is_protocol", False) or getattr(given, "_is_protocol", False):
-        return given not in (int, float, str, bool, bytes)
-    return issubclass(given, kind) or issubclass(kind, given) or (given, kind) == (int, float)

@@ -94,6 +94,8 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is Annotated:
         constraints, hint = hint.__metadata__, hint.__origin__
     alternatives = typing.get_args(hint)
+    if Any in alternatives:
+        return "any value"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         text = ", or ".join(
             describe(one) for one in sorted(alternatives, key=lambda one: one is type(None))

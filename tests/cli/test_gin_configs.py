@@ -91,7 +91,8 @@ def test_configurables_and_parameters_of_a_file_exist(file):
 def test_options_that_a_header_names_exist(file):
     options = re.findall(r"--gin\.([\w./]+)=", header(file))
     # Macros belong to the files of a command, which the test of commands reads.
-    check([file], [f"{name} = None" for name in options if "." in name], not_needed=_Everything())
+    bindings = [f"{name} = %gin.REQUIRED" for name in options if "." in name]
+    check([file], bindings, not_needed=_Everything())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -131,8 +132,8 @@ def test_commands_in_a_header_name_existing_files_and_flags(file, words):
 
 
 def without_own_modules(binding):
-    """Returns a binding without references to a reader's own modules."""
-    return re.sub(rf"@(?:{'|'.join(OWN_MODULES)})\.\w+\(\)", "None", binding)
+    """Returns a binding with one of our data sets for that of a reader's own module."""
+    return re.sub(rf"@(?:{'|'.join(OWN_MODULES)})\.\w+\(\)", "@Scenes()", binding)
 
 
 @functools.cache
