@@ -18,6 +18,7 @@ from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream, empty_features, stack
 from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
+from ofa_jax.evaluation import memory_checks
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
@@ -102,6 +103,7 @@ def build_evaluation(
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
     override_decoding: OverrideDecoding = lambda task, config: config,
+    check_memory: bool = True,
 ) -> Evaluation:
     """Builds every part of an evaluation and checks that the parts fit.
 
@@ -135,6 +137,8 @@ def build_evaluation(
       batches_per_part: batches per written part of the predictions.
       num_threads: threads that prepare batches.
       num_workers: processes that prepare batches, instead of threads; 0 for none.
+      check_memory: whether to refuse what needs more memory than there is, by an estimate from
+        below.
       override_decoding: changes a task's decoding settings.
 
     Raises:
@@ -147,6 +151,9 @@ def build_evaluation(
     )
     existing = selector.list_existing()
     partitioner = partitioner or Partitioner()
+    if check_memory:
+        batches = [_with_batch_size(stream, batch_size) for stream in streams]
+        memory_checks.check_host(batches, partitioner, num_workers, "evaluate.check_memory")
     console = Console(quiet=jax.process_index() > 0)
     loader = TaskLoader(
         split,
@@ -173,6 +180,15 @@ def build_evaluation(
         )
         for task, stream in loaded:
             _check_model(config, task, stream)
+            if check_memory:
+                memory_checks.check_task(
+                    config,
+                    _with_batch_size(stream, batch_size),
+                    task.spec.decoding,
+                    candidates_at_once if task.spec.score_all else None,
+                    partitioner,
+                    "evaluate.check_memory",
+                )
             evaluator.decoder(task)
         return evaluator
 
@@ -192,6 +208,11 @@ def build_evaluation(
         console=console,
     )
     return _with_evaluator(evaluation, existing)
+
+
+def _with_batch_size(stream: Stream, batch_size: int | None) -> Stream:
+    """Returns a stream with another batch size, if one is given."""
+    return stream if batch_size is None else dataclasses.replace(stream, batch_size=batch_size)
 
 
 def _print_line(console: Console, message: str) -> None:

@@ -16,7 +16,7 @@ from ofa_jax.checkpoints import storage
 from ofa_jax.data.features import PATCH_SIZE, Stream
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation import eval_spec, memory_checks
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.eval_sources import EvalBatcher, EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
@@ -81,6 +81,7 @@ def build_job(
     partitioner: Partitioner | None = None,
     settings: TaskSettings | None = None,
     mixture_or_task_module: options.Modules | None = None,
+    check_memory: bool = True,
 ) -> Job:
     """Builds every part of a job and checks that the parts fit together; compiles nothing.
 
@@ -115,6 +116,8 @@ def build_job(
       partitioner: the mesh; the devices of this host, along `data`, when None.
       settings: settings of the project's tasks; None for other inputs.
       mixture_or_task_module: module(s) to import, which register tasks.
+      check_memory: whether to refuse what needs more memory than there is, by an estimate from
+        below.
 
     Returns:
       The job; without a pipeline if it is finished.
@@ -129,6 +132,9 @@ def build_job(
     partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()))
     _check_shapes(batch_size, shard_size, partitioner)
     _check_hosts(host, num_hosts, partitioner)
+    if check_memory:
+        shapes = _shapes(batch_size, source_length, image_size)
+        memory_checks.check_host([shapes], partitioner, 0, "infer.check_memory")
     directory = _local_directory(output_dir)
     examples: RequestSource | LoadedTask = (
         task_inputs.load_task(inputs, source_length, num_threads, settings)
@@ -183,10 +189,26 @@ def build_job(
         stream = _request_stream(preset, batch_size, source_length, with_images=image_size != 0)
         source = RequestEvalSource(examples, loaded.processor, preset, stream, num_threads)
         spec = presets.inference_spec(preset.decoding, allowed, score_all)
+    if check_memory:
+        size = loaded.processor.image_size if image_size is None else image_size
+        memory_checks.check_task(
+            loaded.model.config,
+            _shapes(batch_size, source_length, size),
+            spec.decoding,
+            None,
+            partitioner,
+            "infer.check_memory",
+        )
     decoder = BatchDecoder(loaded.model, spec, loaded.processor.vocabulary, partitioner, seed)
     _check_lengths(spec.decoding, source_length, loaded.model.config)
     shards.write_job_file(outputs.directory, fingerprint)
     return Job(RequestPipeline(loaded, decoder, source, batch_size), outputs, host, num_hosts)
+
+
+def _shapes(batch_size: int, source_length: int, image_size: int | None) -> Stream:
+    """Returns the shapes of a batch, as far as they are known."""
+    lengths = {"inputs": source_length, "targets": 1}
+    return Stream("inputs", "infer", batch_size, lengths, image_size=image_size or None)
 
 
 def _check_shapes(batch_size: int, shard_size: int, partitioner: Partitioner) -> None:

@@ -26,7 +26,7 @@ from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
-from ofa_jax.training import checks, datasets
+from ofa_jax.training import checks, datasets, memory_checks
 from ofa_jax.training.datasets import RunData
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
@@ -70,6 +70,7 @@ def build_run(
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
     peak_flops: options.Positive | None = None,
+    check_memory: bool = True,
 ) -> Run:
     """Builds every part of a run and checks that the parts fit together; compiles nothing.
 
@@ -107,6 +108,8 @@ def build_run(
       peak_flops: operations per second of one device, which MFU is a share of; the published figure
         of the device's kind when None. For a CPU, use the rate that `tools.benchmark_step`
         measures.
+      check_memory: whether to refuse a run that needs more memory than there is, by an estimate
+        from below.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
@@ -123,6 +126,11 @@ def build_run(
     partitioner = partitioner or Partitioner()
     model = training_model(_with_vocabulary_size(model, streams, settings), optimizer)
     checks.check_accumulation(streams, partitioner, gradient_accumulation)
+    checks.check_ids(loss, model)
+    if check_memory:
+        memory_checks.check_memory(
+            model, streams, optimizer, partitioner, gradient_accumulation, num_workers
+        )
 
     open_split = functools.partial(
         RunData.open,

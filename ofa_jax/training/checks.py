@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax
 
 from ofa_jax.data.features import Stream
+from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
+from ofa_jax.training.losses import LossConfig
 from ofa_jax.utils import hardware
 
 
@@ -24,6 +26,21 @@ def check_accumulation(
                 f"divide into train.gradient_accumulation = {gradient_accumulation} parts over "
                 f"{partitioner.num_data_shards} devices: make it a multiple of {parts}."
             )
+
+
+def check_ids(loss: LossConfig | None, model: OFAConfig) -> None:
+    """Raises ValueError for ids of the loss that the vocabulary does not have."""
+    if loss is None:
+        return
+    if loss.pad_id >= model.vocab_size:
+        raise ValueError(
+            f"LossConfig.pad_id is {loss.pad_id}, but the vocabulary has {model.vocab_size} ids."
+        )
+    if loss.constraint_range is not None and loss.constraint_range[1] > model.vocab_size:
+        raise ValueError(
+            f"LossConfig.constraint_range {tuple(loss.constraint_range)} exceeds the vocabulary of "
+            f"{model.vocab_size} ids."
+        )
 
 
 def checked_peak_flops(peak_flops: float | None) -> float | None:
