@@ -400,7 +400,8 @@ MISTAKES = {
     ),
     "inputs that are a string": (
         ["--gin.INPUTS='requests.jsonl'"],
-        "INPUTS is 'requests.jsonl'; give one of @JsonLines(), @Tsv()",
+        "infer.inputs is 'requests.jsonl'; it must be an object of RequestSource or an object of "
+        "TaskInputs. Give one of @JsonLines(), @Tsv()",
     ),
     "an empty folder": (
         [

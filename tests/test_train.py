@@ -413,7 +413,7 @@ MISTAKES = {
     ),
     "an image that is not a multiple of a patch": (
         [RUN, "--gin.pairs/Stream.image_size=100"],
-        "is not a multiple of 16 pixels",
+        "it must be between 1 and 65536 and a multiple of 16",
     ),
     "codes that are not expected": (
         [RUN, "--gin.images/Stream.code_targets=False"],
@@ -451,7 +451,7 @@ MISTAKES = {
     ),
     "a peak": (
         [RUN, "--gin.train.peak_flops=0"],
-        "train.peak_flops is 0; give the operations per second of one device",
+        "train.peak_flops is 0; it must be positive, or None. Give the operations per second of",
     ),
     "a type": (
         [RUN, "--gin.TRAIN_STEPS='many'"],

@@ -6,6 +6,7 @@ kept as `Macro` and `Reference` instead of being resolved.
 
 import dataclasses
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -129,7 +130,7 @@ def _syntax_error(error: SyntaxError, text: str, origin: str) -> ConfigError:
         line, content = location[1] or 1, location[3]
     else:
         line, content = 1, ""
-    reason = " ".join(str(error.args[0]).split())
+    reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error.args[0]).split()))
     opened = _open_bracket(text, line)
     if opened is not None and opened[1] < line:
         reason = f"the bracket `{opened[0]}` of line {opened[1]} is not closed"

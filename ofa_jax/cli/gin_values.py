@@ -199,7 +199,8 @@ def _resolved(
 ) -> tuple[Any, str]:
     """Returns a value with the values of macros in it, and its place."""
     literal, name = _literal(binding, final)
-    where = f"{name}, {literal.where}" if name else literal.where
+    where = f"on {COMMAND_LINE}" if literal.where == COMMAND_LINE else f"in {literal.where}"
+    where = f"by {name} {where}" if name else where
     return _fill(literal.value, final, lookup), where
 
 

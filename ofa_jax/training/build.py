@@ -44,6 +44,12 @@ from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
 from ofa_jax.utils.option_checks import checked
 
+PeakFlops = Annotated[
+    options.Positive,
+    options.Help("Give the operations per second of one device, e.g. 1.3e11, or None."),
+]
+"""Operations per second that utilisation is a share of."""
+
 
 @checked
 def build_run(
@@ -69,7 +75,7 @@ def build_run(
     baseline_examples: options.Natural = 2000,
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
-    peak_flops: options.Positive | None = None,
+    peak_flops: PeakFlops | None = None,
     check_memory: bool = True,
 ) -> Run:
     """Builds every part of a run and checks that the parts fit together; compiles nothing.

@@ -80,7 +80,20 @@ def checked_as(name: str, thing: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(thing, updated=())
     def check_and_make(*args: Any, **kwargs: Any) -> Any:
-        check_options(thing, signature.bind_partial(*args, **kwargs).arguments, name)
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        check_options(thing, arguments, name)
+        missing = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and parameter.name not in arguments
+        ]
+        if missing:
+            raise OptionError(
+                f"{name} needs {', '.join(missing)}: set "
+                f"{' and '.join(f'{name}.{parameter}' for parameter in missing)}."
+            )
         return thing(*args, **kwargs)
 
     check_and_make.__signature__ = signature  # type: ignore[attr-defined]  # for inspect.signature
@@ -133,7 +146,7 @@ def check_option(
       parameter: of it, or one that its `**parameters` take.
       value: what it is given.
       name: what the sentence calls the function; its own name when None.
-      place: where the value stands, for the sentence.
+      place: what follows "It is set" in the sentence, e.g. "in run.gin, line 3".
 
     Raises:
       OptionError: the value cannot be used.
@@ -152,10 +165,8 @@ def check_option(
 
 
 def _sentence(problem: Problem, place: str = "") -> str:
-    where = f" ({place})" if place else ""
-    if problem.statement:
-        return f"{problem.statement}{where}.{problem.advice}"
-    return (
-        f"{problem.where} is {show(problem.value)}{where}; it must be {problem.wanted}."
-        f"{problem.advice}"
+    set_by = f" It is set {place}." if place else ""
+    statement = problem.statement or (
+        f"{problem.where} is {show(problem.value)}; it must be {problem.wanted}"
     )
+    return f"{statement}.{problem.advice}{set_by}"

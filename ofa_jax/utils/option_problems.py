@@ -59,8 +59,9 @@ def signature_hints(function: Callable[..., Any]) -> tuple[dict[str, Any], str |
     hints.pop("return", None)
     parameters = inspect.signature(made_by).parameters.values()
     for parameter in parameters:
-        if parameter.default is None and parameter.name in hints:
-            hints[parameter.name] = typing.Optional[hints[parameter.name]]  # noqa: UP045
+        hint = hints.get(parameter.name, Any)
+        if parameter.default is None and _first_problem("", None, hint) is not None:
+            hints[parameter.name] = typing.Optional[hint]  # noqa: UP045
     variadic = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -177,14 +177,17 @@ class IsPath(Constraint):
     """Text that a file system or an object store takes as a path, or an object of a path."""
 
     def holds(self, value: Any) -> bool:
-        """Returns whether the text has neither NUL nor characters that UTF-8 cannot write."""
+        """Returns whether the text is short, and has no NUL and no lone surrogates."""
         text = os.fspath(value)
-        return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+        if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            return False
+        names = text.encode().split(b"/")
+        return len(text) <= 4096 and max(map(len, names)) <= 255
 
     @property
     def phrase(self) -> str:
         """What follows "it must be"."""
-        return "a path in UTF-8 without NUL characters"
+        return "a path in UTF-8 without NUL characters and names of more than 255 bytes"
 
 
 @dataclasses.dataclass(frozen=True)

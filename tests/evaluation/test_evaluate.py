@@ -301,7 +301,7 @@ MISTAKES = {
     "no run": ([EVALUATE], "There is nothing to evaluate: give the gin files of a run"),
     "an unknown word for checkpoints": (
         [*SMALL, "--gin.CHECKPOINTS='newst'"],
-        "CHECKPOINTS is 'newst'; give one of",
+        "evaluate.checkpoints is 'newst'; it must be one of newest, all, watch",
     ),
     "a missing step": ([*SMALL, "--gin.CHECKPOINTS=[3]"], "There is no checkpoint of step 3 in"),
     "an unknown task": (

@@ -184,8 +184,10 @@ def test_fields_of_a_class_are_checked_where_a_function_takes_any():
 
 
 def test_the_place_stands_beside_the_value():
-    with pytest.raises(OptionError, match=r"^Config.count is 0 \(run.gin, line 3\); it must be"):
-        check_option(Config, "count", 0, place="run.gin, line 3")
+    with pytest.raises(
+        OptionError, match="; it must be at least 1. It is set in run.gin, line 3.$"
+    ):
+        check_option(Config, "count", 0, place="in run.gin, line 3")
 
 
 @pytest.mark.parametrize(
