@@ -6,6 +6,7 @@ Whatever a user can get wrong is found before the first compilation: `training.b
 builds every part of the run and checks the parts against each other. `training.loop` then trains.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from absl import flags, logging
 
 from ofa_jax.checkpoints.manager import SaveError
 from ofa_jax.cli import common, errors, gin_registry
+from ofa_jax.data.loader import LoaderError
 from ofa_jax.model.named_config import model_config
 from ofa_jax.training import loop
 from ofa_jax.training.build import build_run
@@ -27,20 +29,26 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.FLAGS(["train"])  # grain reads its options from absl
     logging.set_verbosity(logging.WARNING)
-    with errors.user_errors():
-        gin_registry.register({"train": build_run, "model_config": model_config})
-        common.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
-        seqio.set_global_cache_dirs([])
-        run = gin.get_configurable("train")()
-        if jax.process_index() == 0:
-            (run.model_dir / "config.gin").write_text(gin.operative_config_str())
-        _describe(run)
-    try:
-        loop.train(run)
-    except (loop.RunError, FloatingPointError) as error:
-        errors.fail(error)
-    except SaveError as error:
-        errors.fail(error, errors.FAILURE)
+    with errors.interruptible("Run the same command to resume from the newest checkpoint."):
+        with errors.user_errors():
+            run = _build(arguments)
+            _describe(run)
+        try:
+            loop.train(run)
+        except (loop.RunError, FloatingPointError) as error:
+            errors.fail(error)
+        except (SaveError, LoaderError) as error:
+            errors.fail(error, errors.FAILURE)
+
+
+def _build(arguments: Sequence[str]) -> Run:
+    """Returns the run that a command line describes; nothing is written."""
+    gin_registry.register({"train": build_run, "model_config": model_config})
+    common.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
+    seqio.set_global_cache_dirs([])
+    run = gin.get_configurable("train")()
+    # The loop writes it, once it has accepted the run.
+    return dataclasses.replace(run, config_text=gin.operative_config_str())
 
 
 def _describe(run: Run) -> None:

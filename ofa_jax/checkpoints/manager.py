@@ -1,19 +1,20 @@
 """Saves and restores a run's checkpoints, `checkpoints/<step>`, asynchronously with Orbax.
 
-A checkpoint appears atomically, with the checksums of its files; one that does not match its
-checksums is not restored.
+A checkpoint appears atomically, with the checksums of its files. Which one a run continues from is
+found by `resume`.
 """
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     EveryNSteps,
@@ -21,14 +22,25 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from ofa_jax.checkpoints import checksums
+from ofa_jax.checkpoints import checksums, storage
 from ofa_jax.checkpoints.storage import absolute_path, check_shapes
 from ofa_jax.sharding import TrainState
+from ofa_jax.utils.bad_input import Treatment, declare
 
 __all__ = ["Checkpoints", "SaveError"]
 
 _MAX_FAILED_SAVES = 3
-_NONE, _NONE_INTACT = -1, -2
+_MAX_WAIT_SECONDS = 60
+"""How long a host that fails waits for a save in which the others take part."""
+
+CHECKPOINT_NOT_WRITTEN = declare(
+    "checkpoint cannot be written",
+    Treatment.RECOVERED,
+    "A checkpoint cannot be written, mostly because the disk is full. One sentence says so, its "
+    "partial files are deleted, older checkpoints stay, and training goes on; after the third "
+    "failure in a row the run stops.",
+    __name__,
+)
 
 
 class SaveError(OSError):
@@ -45,6 +57,17 @@ class _Best(PreservationPolicy):
         """Returns for each checkpoint whether to preserve it."""
         best = self.choose([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pinned(PreservationPolicy):
+    """Preserves checkpoints whatever newer ones there are."""
+
+    steps: AbstractSet[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Returns for each checkpoint whether to preserve it."""
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -76,8 +99,10 @@ class Checkpoints:
         self.directory = absolute_path(model_dir) / "checkpoints"
         self._log = log
         self._saving: int | None = None
+        self._is_closed = False
         self._failed_saves = 0
-        policies: list[PreservationPolicy] = [LatestN(keep)]
+        self._pinned: set[int] = set()
+        policies: list[PreservationPolicy] = [LatestN(keep), _Pinned(self._pinned)]
         if keep_period is not None:
             policies.append(EveryNSteps(keep_period))
         if best is not None:
@@ -100,6 +125,20 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, intact or not; None if there is none."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def pinned(self) -> list[int]:
+        """Steps of the checkpoints that `pin` keeps."""
+        return sorted(self._pinned & set(self._manager.all_steps()))
+
+    def pin(self, step: int) -> None:
+        """Keeps a checkpoint for as long as this object exists, however many newer ones follow."""
+        self._pinned.add(step)
 
     # --------------------------------------------------------------------------------- saving
 
@@ -168,14 +207,23 @@ class Checkpoints:
             raise SaveError(
                 f"{what} Free some space, or repair the file system, and start the run again."
             ) from error
-        for folder in self._folders_of(step):
-            folder.rmtree()
-        self._manager.reload()
+        # On a vanished or broken disk these fail, too; the next save then says so.
+        with contextlib.suppress(OSError):
+            for folder in self._folders_of(step):
+                folder.rmtree()
+        with contextlib.suppress(Exception):
+            self._manager.reload()
         latest = self.latest_step
         self._log(
             f"{what} Training goes on, and the next one is written as scheduled; "
             + ("there is none yet." if latest is None else f"the newest one is of step {latest}.")
         )
+
+    def newest_complete(self) -> int | None:
+        """Waits for the current save, and returns the step of the newest checkpoint."""
+        with contextlib.suppress(SaveError):
+            self._finish_save()
+        return self.latest_step
 
     def close(self) -> None:
         """Waits for the current save and closes the manager.
@@ -185,77 +233,37 @@ class Checkpoints:
         """
         self._finish_save()
         self._manager.close()
+        self._is_closed = True
         if self._failed_saves:
             raise SaveError(
                 f"The last checkpoint could not be written to {self.directory}: the training since "
                 "the one before is lost. Free some space, and start the run again."
             )
 
-    # ------------------------------------------------------------------------------ restoring
+    def abandon(self) -> None:
+        """Completes the current save after an error elsewhere, and logs its own failure, if any.
 
-    def latest_intact_step(self) -> int | None:
-        """Returns the step of the newest checkpoint whose files match their checksums.
-
-        Newer checkpoints are renamed, and this is logged. A checkpoint without checksums (of an
-        early version) is used only if none has checksums. Collective: all hosts must call it.
-
-        Returns:
-          None if there is no checkpoint.
-
-        Raises:
-          ValueError: all checkpoints are damaged.
+        The others of several hosts may never complete their part, so there the wait is limited.
         """
-        chosen = self._choose() if jax.process_index() == 0 else _NONE
-        if jax.process_count() > 1:
-            chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        self._manager.reload()
-        if chosen == _NONE_INTACT:
-            raise ValueError(
-                f"Every checkpoint in {self.directory} is damaged, so the run cannot continue. To "
-                "start again, choose another MODEL_DIR, or move the folder away."
-            )
-        return None if chosen == _NONE else chosen
+        if self._is_closed:
+            return
+        waiting = threading.Thread(target=self._complete_quietly, daemon=True)
+        waiting.start()
+        waiting.join(_MAX_WAIT_SECONDS if jax.process_count() > 1 else None)
 
-    def _choose(self) -> int:
-        """Returns the step to restore, _NONE or _NONE_INTACT, and renames newer checkpoints."""
-        reasons: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            folder = self.directory / str(step)
-            if not checksums.has_checksums(folder):
-                reasons[step] = "unverified"
-            elif (problem := checksums.find_damage(folder)) is not None:
-                self._log(f"The checkpoint of step {step} is damaged: {problem}.")
-                reasons[step] = "damaged"
-            else:
-                self._set_aside(reasons, step)
-                return step
-        for step, reason in reasons.items():
-            if reason == "unverified":
-                self._log(
-                    f"The checkpoint of step {step} has no checksums ({checksums.FILE}): it is of "
-                    "an early version, and is used without being verified."
-                )
-                self._set_aside({k: v for k, v in reasons.items() if k > step}, step)
-                return step
-        return _NONE_INTACT if reasons else _NONE
+    def _complete_quietly(self) -> None:
+        """Waits for the current save; logs a failure."""
+        try:
+            self._finish_save()
+            self._manager.close()
+        except Exception as error:  # noqa: BLE001  the first error is the one to report
+            self._log(_first_line(error))
 
-    def _set_aside(self, reasons: Mapping[int, str], chosen: int) -> None:
-        """Renames unused checkpoints, so that the run can save at those steps again."""
-        for step, reason in reasons.items():
-            kept = self.directory / f"{step}.{reason}"
-            if kept.exists():
-                kept.rmtree()
-            (self.directory / str(step)).rename(kept)
-            self._log(
-                f"Falling back to the checkpoint of step {chosen}: that of step {step} is "
-                f"{reason}, and is kept as {kept}."
-            )
+    # ------------------------------------------------------------------------------ restoring
 
     def read_run_metadata(self, step: int) -> dict[str, Any]:
         """Reads what was saved as `run`."""
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
-            "run"
-        ]
+        return storage.read_run_metadata(self.directory / str(step))
 
     def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores a state with the shardings of `abstract_state`, on any mesh.
@@ -264,17 +272,22 @@ class Checkpoints:
           (state, what was saved as `run`).
 
         Raises:
-          ValueError: the checkpoint is of another model or optimizer.
+          ValueError: the checkpoint is of another model or optimizer, or damaged.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        folder = self.directory / str(step)
         # Orbax's own message is long, and names only the first mismatch.
-        check_shapes(saved, abstract_state, self.directory / str(step))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()
-            ),
-        )
+        check_shapes(storage.read_arrays_tree(folder), abstract_state, folder)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many types
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise  # the devices' memory, not the checkpoint
+            raise storage.unreadable(folder, error) from error
         return restored["state"], restored["run"]
 
 

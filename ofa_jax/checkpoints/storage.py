@@ -5,7 +5,6 @@ A run directory holds them as `checkpoints/<step>`, with the model's configurati
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,26 +12,39 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from ofa_jax.checkpoints import checksums
 from ofa_jax.model import OFAConfig
+from ofa_jax.utils import files
+from ofa_jax.utils.text_files import DamagedFileError, read_json
 
 __all__ = [
+    "MODEL_FILE",
     "absolute_path",
+    "check_readable",
     "check_shapes",
     "count_parameters",
     "find_checkpoint",
     "list_checkpoints",
     "load_numpy_variables",
+    "parse_model_config",
+    "read_arrays_tree",
     "read_model_config",
     "read_run_metadata",
     "restore_variables",
+    "has_state",
     "save_variables",
+    "step_of",
+    "unreadable",
     "write_model_config",
 ]
 
+MODEL_FILE = "model.json"
 _AVERAGE = "ema_params"
+_LAST_STEP = 2**31 - 1
+"""The largest step that a state can count."""
 
 
 def restore_variables(
@@ -55,22 +67,81 @@ def restore_variables(
     folder = find_checkpoint(path)
     _check_intact(folder)
     item: dict[str, Any] = dict(abstract_variables)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder / "state").item_metadata.tree
-        if averaged and saved.get(_AVERAGE):
-            item[_AVERAGE] = item.pop("params")
-        check_shapes({name: saved.get(name, {}) for name in item}, item, folder)
-        restored = checkpointer.restore(
-            folder / "state",
-            args=ocp.args.PyTreeRestore(
-                item=item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=True,
-            ),
-        )
+    saved = read_arrays_tree(folder)
+    if averaged and saved.get(_AVERAGE):
+        item[_AVERAGE] = item.pop("params")
+    check_shapes({name: saved.get(name, {}) for name in item}, item, folder)
+    restored = _restore(folder, item, ocp.checkpoint_utils.construct_restore_args(item))
     if _AVERAGE in restored:
         restored["params"] = restored.pop(_AVERAGE)
     return restored
+
+
+def _restore(
+    folder: epath.Path, item: Any, restore_args: Any, alone: bool = False
+) -> dict[str, Any]:
+    """Restores a part of a checkpoint's arrays. Collective, unless this host does it `alone`.
+
+    Raises:
+      DamagedFileError: they cannot be read.
+    """
+    options = ocp.options.MultiprocessingOptions()
+    if alone:
+        own = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(own, {own}, f"alone_{own}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+            return checkpointer.restore(folder / "state", args=args)
+    except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many types
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise  # the devices' memory, not the checkpoint
+        raise unreadable(folder, error) from error
+
+
+def unreadable(folder: epath.Path, error: Exception) -> DamagedFileError:
+    """Returns the error of a checkpoint whose files cannot be read as what they should be."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return DamagedFileError(
+        f"The checkpoint {folder} is damaged or incomplete, it cannot be read ({reason}): choose "
+        "another one beside it."
+    )
+
+
+def read_arrays_tree(folder: epath.Path) -> dict[str, Any]:
+    """Reads the tree of the arrays of a checkpoint: their shapes and types, without their values.
+
+    Args:
+      folder: `checkpoints/<step>`.
+
+    Raises:
+      DamagedFileError: it is damaged.
+    """
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            # None where Orbax could not read it.
+            tree = checkpointer.metadata(folder / "state").item_metadata.tree
+        if not isinstance(tree, dict):
+            raise TypeError("it holds no arrays by name")
+    except Exception as error:  # noqa: BLE001  see _restore
+        raise unreadable(folder, error) from error
+    return tree
+
+
+def check_readable(folder: epath.Path) -> None:
+    """Reads everything that training needs of a checkpoint, on this host alone.
+
+    Raises:
+      FileNotFoundError: training did not write it.
+      DamagedFileError: it is damaged.
+    """
+    read_run_metadata(folder)
+    for name, part in read_arrays_tree(folder).items():
+        if jax.tree.leaves(part):
+            item = {name: part}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            _restore(folder, item, as_numpy, alone=True)
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
@@ -113,7 +184,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns path -> shape, alike for our classes and for the plain containers of Orbax."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(
+            getattr(leaf, "shape", None) or ()
+        )
         for path, leaf in leaves
     }
 
@@ -162,24 +235,43 @@ def load_numpy_variables(path: epath.PathLike, averaged: bool = False) -> dict[s
       FileNotFoundError: there is no checkpoint.
       ValueError: it is damaged.
     """
-    _check_intact(find_checkpoint(path))
-    folder = find_checkpoint(path) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata.tree
-        params = _AVERAGE if averaged and saved.get(_AVERAGE) else "params"
-        item = {name: saved[name] for name in (params, "batch_stats")}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        restored = checkpointer.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
-        )
+    folder = find_checkpoint(path)
+    _check_intact(folder)
+    saved = read_arrays_tree(folder)
+    params = _AVERAGE if averaged and saved.get(_AVERAGE) else "params"
+    item = {name: _part(saved, name, folder) for name in (params, "batch_stats")}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restored = _restore(folder, item, as_numpy)
     return {"params": restored[params], "batch_stats": restored["batch_stats"]}
+
+
+def _part(saved: Mapping[str, Any], name: str, folder: epath.Path) -> Any:
+    """Returns a part of a checkpoint's tree; raises DamagedFileError if it lacks the part."""
+    if name not in saved:
+        raise unreadable(folder, ValueError(f"it has no {name}"))
+    return saved[name]
 
 
 def write_model_config(directory: epath.PathLike, config: OFAConfig) -> None:
     """Writes the model's configuration into a run directory, as `model.json`."""
-    path = epath.Path(directory) / "model.json"
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    files.write_json(epath.Path(directory) / MODEL_FILE, dataclasses.asdict(config))
+
+
+def parse_model_config(path: epath.PathLike) -> OFAConfig:
+    """Reads a `model.json`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      DamagedFileError: it is not a configuration of a model.
+    """
+    fields = read_json(path)
+    try:
+        return OFAConfig(**fields | {"resnet_layers": tuple(fields["resnet_layers"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} does not describe a model of OFA ({error}): it is damaged, or of another "
+            "program. Starting the training of its run again writes it anew."
+        ) from error
 
 
 def read_model_config(path: epath.PathLike) -> OFAConfig:
@@ -190,24 +282,44 @@ def read_model_config(path: epath.PathLike) -> OFAConfig:
 
     Raises:
       FileNotFoundError: there is no checkpoint, or no `model.json` beside it.
+      DamagedFileError: the `model.json` is damaged.
     """
     folder = find_checkpoint(path)
     for directory in (folder, *folder.parents[:2]):
-        if (directory / "model.json").is_file():
-            fields = json.loads((directory / "model.json").read_text())
-            return OFAConfig(**fields | {"resnet_layers": tuple(fields["resnet_layers"])})
+        if (directory / MODEL_FILE).exists():
+            try:
+                return parse_model_config(directory / MODEL_FILE)
+            except OSError as error:
+                raise DamagedFileError(f"{error}: the model of {folder} is unknown.") from error
     raise FileNotFoundError(f"There is no model.json beside {folder}, so its model is unknown.")
 
 
+def step_of(name: str) -> int | None:
+    """Returns the step of a checkpoint's folder; None for names that training does not give."""
+    if not (name.isascii() and name.isdecimal()) or str(int(name[:20])) != name:
+        return None
+    step = int(name)
+    return step if step <= _LAST_STEP else None
+
+
 def list_checkpoints(path: epath.PathLike) -> dict[int, epath.Path]:
-    """Returns step -> folder of all checkpoints in a run directory (or in its `checkpoints`)."""
+    """Returns step -> folder of all checkpoints in a run directory (or in its `checkpoints`).
+
+    Whatever else is there is ignored: files, and folders without a state.
+    """
     folder = absolute_path(path)
     for root in (folder / "checkpoints", folder):
         if root.is_dir():
-            found = {int(p.name): p for p in root.iterdir() if p.name.isdigit()}
+            steps = {p: step_of(p.name) for p in root.iterdir()}
+            found = {step: p for p, step in steps.items() if step is not None if has_state(p)}
             if found:
                 return dict(sorted(found.items()))
     return {}
+
+
+def has_state(folder: epath.Path) -> bool:
+    """Returns whether a folder is a checkpoint, intact or not."""
+    return (folder / "state").is_dir()
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path:
@@ -220,10 +332,14 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
       FileNotFoundError: there is no checkpoint.
     """
     folder = absolute_path(path)
-    if (folder / "state").is_dir():
+    if has_state(folder):
         return folder
     if found := list_checkpoints(path):
-        return found[max(found)]
+        newest = found[max(found)]
+        for other in sorted(newest.parent.iterdir()):
+            if (step_of(other.name) or 0) > max(found):
+                logging.warning("%s is not a complete checkpoint; %s is used.", other, newest.name)
+        return newest
     raise FileNotFoundError(
         f"There is no checkpoint in {path}: give a folder checkpoints/<step>, or a run directory "
         "that has one."
@@ -238,13 +354,23 @@ def read_run_metadata(path: epath.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no checkpoint, or training did not write it.
+      DamagedFileError: it is damaged.
     """
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(find_checkpoint(path) / "run")
+    folder = find_checkpoint(path)
+    if not (folder / "run").is_dir():
+        raise FileNotFoundError(f"The checkpoint {folder} was not written by training.")
+    # Not through Orbax, which would wait for the other hosts.
+    try:
+        metadata = read_json(folder / "run" / "metadata")
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from error
+    if not isinstance(metadata, dict):
+        raise unreadable(folder, ValueError("run/metadata is not an object"))
+    return metadata
 
 
 def count_parameters(path: epath.PathLike) -> int:
     """Returns the number of parameters of a checkpoint's model."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(find_checkpoint(path) / "state").item_metadata.tree
-    return sum(math.prod(shape) for shape in _shapes(saved["params"]).values())
+    folder = find_checkpoint(path)
+    shapes = _shapes(_part(read_arrays_tree(folder), "params", folder))
+    return sum(math.prod(shape) for shape in shapes.values())

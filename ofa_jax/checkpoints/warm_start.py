@@ -18,7 +18,14 @@ from ofa_jax.interop import averages, files, from_fairseq, resnet_file
 from ofa_jax.model import OFAConfig, layout, parameter_groups
 from ofa_jax.sharding import TrainState
 
-__all__ = ["ResNetWarmStart", "WarmStart", "log_weights", "place", "takes_average"]
+__all__ = [
+    "ResNetWarmStart",
+    "WarmStart",
+    "list_differences",
+    "log_weights",
+    "place",
+    "takes_average",
+]
 
 # Fields in which a checkpoint's model may differ: they do not change the parameters, or only add
 # some.
@@ -203,15 +210,24 @@ def _read_config(path: str) -> OFAConfig | None:
         return None
 
 
-def _check_same_model(path: str, config: OFAConfig, model: OFAConfig) -> None:
-    """Raises ValueError if a checkpoint's configuration differs in a field that matters."""
-    wrong = [
-        f"{field.name} is {getattr(config, field.name)} there and {getattr(model, field.name)} here"
+def list_differences(saved: OFAConfig, model: OFAConfig) -> list[str]:
+    """Returns a phrase for each field in which two models differ and that their parameters need."""
+    return [
+        f"{field.name} is {getattr(saved, field.name)} there and {getattr(model, field.name)} here"
         for field in dataclasses.fields(OFAConfig)
         if field.name not in _TRAINING_FIELDS
-        and getattr(config, field.name) != getattr(model, field.name)
+        and _plain(getattr(saved, field.name)) != _plain(getattr(model, field.name))
     ]
-    if wrong:
+
+
+def _plain(value: Any) -> Any:
+    """Returns a list as a tuple: gin files may write either."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_same_model(path: str, config: OFAConfig, model: OFAConfig) -> None:
+    """Raises ValueError if a checkpoint's configuration differs in a field that matters."""
+    if wrong := list_differences(config, model):
         extend = ""
         if config.vocab_size < model.vocab_size:
             extend = (

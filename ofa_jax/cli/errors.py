@@ -9,10 +9,20 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-__all__ = ["FAILURE", "USAGE_ERROR", "ConfigError", "fail", "user_errors"]
+__all__ = [
+    "FAILURE",
+    "INTERRUPTED",
+    "USAGE_ERROR",
+    "ConfigError",
+    "fail",
+    "interruptible",
+    "user_errors",
+]
 
 FAILURE, USAGE_ERROR = 1, 2
 """Exit codes; a supervisor restarts a run after a failure, but not after a user's mistake."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 
 
 class ConfigError(ValueError):
@@ -31,6 +41,20 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         fail(error)
+
+
+@contextlib.contextmanager
+def interruptible(advice: str = "") -> Iterator[None]:
+    """Ends the program after Ctrl-C with one line instead of a traceback, and exit code 130.
+
+    Args:
+      advice: a sentence that follows, e.g. how to continue.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Stopped (Ctrl-C). {advice}".strip(), file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:

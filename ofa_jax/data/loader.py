@@ -11,10 +11,12 @@ worker processes.
 """
 
 import collections
+import contextlib
 import dataclasses
+import signal
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -84,6 +86,15 @@ class StepSource:
                 f"{skipped[0].detail}: the data does not fit the task."
             )
         return stack(features for features, _ in rows), _findings(rows)
+
+
+class LoaderError(RuntimeError):
+    """A worker process died: the batches that it was to make are missing."""
+
+
+def _ignore_interrupts(worker: int, count: int) -> None:
+    """Lets a worker process ignore Ctrl-C, which the main process handles and then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def shard_rows(batch_size: int, shard: int, num_data_shards: int) -> range:
@@ -171,11 +182,11 @@ class Loader:
         Yields:
           {stream name: arrays with leading axis batch_size * len(data_shards) / num_data_shards}.
         """
-        steps = self._prefetched(self._steps, start_step)
         others = {name: make(start_step) for name, make in self.sequential.items()}
-        for batch in steps:
-            self._count(batch.pop(_FINDINGS))
-            yield batch | {name: next(batches) for name, batches in others.items()}
+        with contextlib.closing(self._prefetched(self._steps, start_step)) as steps:
+            for batch in steps:
+                self._count(batch.pop(_FINDINGS))
+                yield batch | {name: next(batches) for name, batches in others.items()}
 
     def record_ids(self, step: int) -> dict[str, list[tuple[str, int]]]:
         """Returns which records this host's rows of a step hold, in the order of `batches`.
@@ -197,16 +208,30 @@ class Loader:
     def _steps(self) -> StepSource:
         return StepSource(self._samplers, *self._shards)
 
-    def _prefetched(self, source: Any, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Iterates over a grain source with threads, or with worker processes."""
+    def _prefetched(self, source: Any, start: int = 0) -> Generator[dict[str, Any]]:
+        """Iterates over a grain source with threads, or with worker processes.
+
+        Raises:
+          LoaderError: a worker process died.
+        """
         threads, prefetch, workers = self._threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
         if workers:
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
+                worker_init_fn=_ignore_interrupts,
             )
-        return iter(dataset)
+        with contextlib.closing(iter(dataset)) as batches:
+            try:
+                yield from batches
+            except RuntimeError as error:
+                if "process was terminated" not in str(error):
+                    raise
+                raise LoaderError(
+                    f"A process that makes batches has ended ({error}) Most often memory ran out: "
+                    "lower train.num_workers, and start the run again, which resumes."
+                ) from error
 
     def _count(self, findings: Sequence[Finding]) -> None:
         """Counts findings by task and reason, and logs the first few."""

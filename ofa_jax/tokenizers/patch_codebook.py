@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from ofa_jax.utils import options
+from ofa_jax.utils import files, options
 from ofa_jax.utils.array_files import load_arrays
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError
@@ -123,7 +123,7 @@ class PatchCodebook:
 
     def save(self, path: epath.PathLike) -> None:
         """Writes the codebook to an .npz file."""
-        with epath.Path(path).open("wb") as file:
+        with files.atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, codebook=self.codebook.astype(np.uint8))
 
     @classmethod
@@ -135,12 +135,11 @@ class PatchCodebook:
           FileNotFoundError: there is no such file.
           DamagedFileError: it is damaged, or `save` did not write it.
         """
-        file_path = epath.Path(path)
-        if not file_path.is_file():
+        if not epath.Path(path).exists():
             raise FileNotFoundError(
                 f"There is no patch codebook at {path}: `python -m tools.build_scenes` makes one."
             )
-        codebook = load_arrays(file_path).get("codebook")
+        codebook = load_arrays(path).get("codebook")
         if codebook is None or codebook.ndim != 2 or codebook.dtype != np.uint8:
             raise DamagedFileError(f"{path} is not a patch codebook that this library saved.")
         return cls(codebook.astype(np.float32))

@@ -9,9 +9,11 @@ folder is still called `interface`, as in run directories of earlier versions:
 """
 
 import dataclasses
-import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import flax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -19,14 +21,20 @@ from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.tokenizers.vqgan import VQGAN
+from ofa_jax.utils import files
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
+from ofa_jax.utils.text_files import DamagedFileError, read_json
 
-__all__ = ["FOLDER", "IMAGE_SIZE_FIELDS", "Processor"]
+__all__ = ["FILES", "FOLDER", "IMAGE_SIZE_FIELDS", "Processor", "load_vocabulary"]
+
+T = TypeVar("T")
 
 FOLDER = "interface"
 IMAGE_SIZE_FIELDS = ("image_size", "max_image_size", "detection_image_size", "infill_image_size")
 """Fields of `Processor` that `ObjectiveConfig` also has."""
 _SIZES, _VOCABULARY, _TOKENIZER = "sizes.json", "vocabulary.json", "image_tokenizer.npz"
+FILES = (_SIZES, _VOCABULARY, _TOKENIZER)
+"""Names of the files in the folder."""
 _TOKENIZERS: dict[str, type[PatchCodebook] | type[VQGAN]] = {
     "patch_codebook": PatchCodebook,
     "vqgan": VQGAN,
@@ -82,8 +90,7 @@ class Processor:
             )
         # Written last: if it exists, the rest is complete.
         sizes = {name: getattr(self, name) for name in IMAGE_SIZE_FIELDS}
-        sizes["image_tokenizer"] = kind
-        (folder / _SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
+        files.write_json(folder / _SIZES, sizes | {"image_tokenizer": kind})
 
     @classmethod
     def load(cls, model_dir: epath.PathLike) -> "Processor":
@@ -91,6 +98,7 @@ class Processor:
 
         Raises:
           FileNotFoundError: the run directory has none.
+          DamagedFileError: one of its files is damaged or missing.
         """
         folder = epath.Path(model_dir) / FOLDER
         if not (folder / _SIZES).is_file():
@@ -99,10 +107,76 @@ class Processor:
                 "unknown: give the vocabulary it was trained with (a folder with encoder.json, "
                 "vocab.bpe and dict.txt, or a vocabulary.json)."
             )
-        sizes = json.loads((folder / _SIZES).read_text())
-        tokenizer = _TOKENIZERS.get(sizes.pop("image_tokenizer"))
-        return cls(
-            OFAVocabulary.load(folder / _VOCABULARY),
-            None if tokenizer is None else tokenizer.load(folder / _TOKENIZER),
-            **sizes,
+        sizes, kind = _read_sizes(folder / _SIZES)
+        tokenizer: PatchCodebook | VQGAN | None = None
+        if kind is not None:
+            load: Callable[[epath.Path], PatchCodebook | VQGAN] = _TOKENIZERS[kind].load
+            tokenizer = _read_part(folder / _TOKENIZER, load)
+        return cls(load_vocabulary(model_dir), tokenizer, **sizes)
+
+    def equals(self, other: "Processor") -> bool:
+        """Returns whether another processor would be saved as the same files."""
+        return (
+            self.vocabulary == other.vocabulary
+            and all(getattr(self, name) == getattr(other, name) for name in IMAGE_SIZE_FIELDS)
+            and _same_tokenizer(self.image_tokenizer, other.image_tokenizer)
         )
+
+
+def load_vocabulary(model_dir: epath.PathLike) -> OFAVocabulary:
+    """Reads the vocabulary of a run directory.
+
+    Raises:
+      DamagedFileError: it is damaged or missing.
+    """
+    return _read_part(epath.Path(model_dir) / FOLDER / _VOCABULARY, OFAVocabulary.load)
+
+
+def _read_part(path: epath.Path, load: Callable[[epath.Path], T]) -> T:
+    """Reads a file of the folder; raises DamagedFileError if it is damaged or missing."""
+    try:
+        return load(path)
+    except DamagedFileError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} cannot be read ({error}). Starting the training of its run again writes it "
+            "anew."
+        ) from error
+
+
+def _read_sizes(path: epath.Path) -> tuple[dict[str, Any], str | None]:
+    """Returns the image sizes and the kind of the image tokenizer.
+
+    Raises:
+      DamagedFileError: the file has something else.
+    """
+    sizes = _read_part(path, read_json)
+    kind = sizes.pop("image_tokenizer", None) if isinstance(sizes, dict) else None
+    if (
+        not isinstance(sizes, dict)
+        or not set(sizes) <= set(IMAGE_SIZE_FIELDS)
+        or not all(type(size) is int and size > 0 for size in sizes.values())
+        or not (kind is None or isinstance(kind, str) and kind in _TOKENIZERS)
+    ):
+        raise DamagedFileError(
+            f"{path} does not hold the image sizes of a model. Starting the training of its run "
+            "again writes it anew."
+        )
+    return sizes, kind
+
+
+def _same_tokenizer(one: ImageTokenizer | None, other: ImageTokenizer | None) -> bool:
+    """Returns whether two image tokenizers would be saved as the same file."""
+    if isinstance(one, PatchCodebook) and isinstance(other, PatchCodebook):
+        return np.array_equal(one.codebook, other.codebook)
+    if isinstance(one, VQGAN) and isinstance(other, VQGAN):
+        arrays = [flax.traverse_util.flatten_dict(dict(vqgan.params)) for vqgan in (one, other)]
+        return (
+            one.config == other.config
+            and arrays[0].keys() == arrays[1].keys()
+            and all(np.array_equal(array, arrays[1][name]) for name, array in arrays[0].items())
+        )
+    return not isinstance(one, PatchCodebook | VQGAN) and not isinstance(
+        other, PatchCodebook | VQGAN
+    )

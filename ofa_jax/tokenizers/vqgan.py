@@ -23,6 +23,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from ofa_jax.tokenizers.patch_codebook import check_sizes
+from ofa_jax.utils import files
 from ofa_jax.utils.array_files import load_arrays
 from ofa_jax.utils.text_files import DamagedFileError
 
@@ -313,7 +314,7 @@ class VQGAN:
         """Writes configuration and parameters to an .npz file."""
         flat = flax.traverse_util.flatten_dict(dict(self.params), sep="/")
         config = np.array(json.dumps(dataclasses.asdict(self.config)))
-        with epath.Path(path).open("wb") as file:
+        with files.atomic_path(path) as temporary, temporary.open("wb") as file:
             # mypy takes the arrays for savez's own options.
             np.savez(file, **flat, **{_CONFIG: config})  # type: ignore[arg-type]
 
@@ -326,7 +327,7 @@ class VQGAN:
           DamagedFileError: it is damaged, or `save` did not write it.
         """
         path = epath.Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"There is no VQGAN at {path}.")
         flat = load_arrays(path)
         try:

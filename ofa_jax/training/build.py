@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
-from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
-from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream
@@ -28,6 +26,7 @@ from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
 from ofa_jax.training import checks, datasets, memory_checks
 from ofa_jax.training.datasets import RunData
+from ofa_jax.training.event_writer import EventWriter
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig
@@ -49,6 +48,8 @@ PeakFlops = Annotated[
     options.Help("Give the operations per second of one device, e.g. 1.3e11, or None."),
 ]
 """Operations per second that utilisation is a share of."""
+_NUM_RECORDS = "num_records"
+"""Key of the fingerprint: the numbers of records, which earlier versions did not save."""
 
 
 @checked
@@ -175,10 +176,11 @@ def build_run(
         program, seed, initial_checkpoint_path, initial_checkpoint_weights, initial_resnet_path
     )
 
-    directory = _prepare_directory(model_dir, model, streams, settings)
+    # Nothing is written here: the loop writes once it has accepted the run.
+    directory = epath.Path(model_dir)
     return Run(
         model_dir=directory,
-        run_fingerprint=_run_fingerprint(seed, streams, settings),
+        run_fingerprint=_run_fingerprint(seed, streams, settings, training_data),
         config=loop,
         partitioner=partitioner,
         train_step=program.train_step,
@@ -202,11 +204,13 @@ def build_run(
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
         pad_id=model.pad_id,
-        writer=metric_writers.create_default_writer(
-            str(directory), just_logging=jax.process_index() > 0, asynchronous=False
-        ),
+        writer=EventWriter(directory),
         console=Console(quiet=jax.process_index() > 0),
         batch_transform=batch_transform,
+        new_in_fingerprint=(_NUM_RECORDS,),
+        findings=lambda: loader.findings,
+        model=model,
+        processor=_make_processor(streams, settings),
     )
 
 
@@ -320,26 +324,12 @@ def _initial_state(
     return new_state
 
 
-def _prepare_directory(
-    model_dir: str, model: OFAConfig, streams: Sequence[Stream], settings: TaskSettings | None
-) -> epath.Path:
-    """Makes the run directory; the first host writes what other commands need to know there."""
-    directory = epath.Path(model_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        storage.write_model_config(directory, model)
-        _save_processor(directory, streams, settings)
-    return directory
-
-
-def _save_processor(
-    directory: epath.Path, streams: Sequence[Stream], settings: TaskSettings | None
-) -> None:
-    """Saves what inference needs beside the model, unless the vocabulary is not one of OFA's."""
+def _make_processor(streams: Sequence[Stream], settings: TaskSettings | None) -> Processor | None:
+    """Returns what inference needs beside the model; None for a vocabulary that is not OFA's."""
     name = streams[0].mixture_or_task_name
     vocabulary = getattr(seqio_bridge.vocabulary_of(name, settings), "wrapped", None)
     if vocabulary is None:
-        return
+        return None
     processor = Processor(vocabulary)
     if settings is not None:
         config = settings.evaluation_config
@@ -350,11 +340,11 @@ def _save_processor(
     image_sizes = [stream.image_size for stream in streams if stream.image_size is not None]
     if image_sizes:
         processor = processor.replace(image_size=max(image_sizes))
-    processor.save(directory)
+    return processor
 
 
 def _run_fingerprint(
-    seed: int, streams: Sequence[Stream], settings: TaskSettings | None
+    seed: int, streams: Sequence[Stream], settings: TaskSettings | None, data: RunData
 ) -> dict[str, Any]:
     """Returns what must not change when a run is continued; its keys stand in checkpoints."""
     return {
@@ -363,6 +353,11 @@ def _run_fingerprint(
         "rates": {
             stream.name: seqio_bridge.rates(stream.mixture_or_task_name, settings)
             for stream in streams
+        },
+        # The order of a task's examples depends on how many records it has.
+        _NUM_RECORDS: {
+            stream: {task.name: len(task.records) for task in tasks}
+            for stream, tasks in data.tasks.items()
         },
     }
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -16,7 +14,7 @@ from ofa_jax.data.loader import Loader, task_names
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training import validation
-from ofa_jax.utils import files
+from ofa_jax.utils import state_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +126,8 @@ def baselines(
     lengths = [dict(stream.task_feature_lengths) for stream in training.loader.streams]
     key = {"tasks": list(task_names), "lengths": lengths}
     key["examples"] = [num_training, num_validation]
-    if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
+    known = state_files.read_own_json(path, _is_baselines)
+    if known is not None and known["key"] == key:
         return np.array(known["unigram"]), np.array(known["majority"]), np.array(known["tokens"])
     assert held_out is not None, "a run without validation has no baselines"
     counted = validation.Baselines(len(task_names), vocab_size)
@@ -142,6 +141,18 @@ def baselines(
     )
     names = ("unigram", "majority", "tokens")
     entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
-    if jax.process_index() == 0:
-        files.write_json(path, entry)
+    state_files.write_own_json(path, entry)
     return scores
+
+
+def _is_baselines(value: Any) -> bool:
+    """Returns whether a JSON value is what `baselines` stores."""
+    if not isinstance(value, dict) or not isinstance(value.get("key"), dict):
+        return False
+    tasks = value["key"].get("tasks")
+    return isinstance(tasks, list) and all(
+        isinstance(scores := value.get(name), list)
+        and len(scores) == len(tasks)
+        and all(type(score) in (int, float) for score in scores)
+        for name in ("unigram", "majority", "tokens")
+    )

@@ -5,33 +5,30 @@ The loop is given everything that it works with (see `Run`), and knows neither d
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ofa_jax.checkpoints.manager import Checkpoints
+from ofa_jax.checkpoints.resume import ResumePoint
 from ofa_jax.sharding import TrainState
-from ofa_jax.training import telemetry, validation
+from ofa_jax.training import run_directory, telemetry, validation
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
-from ofa_jax.training.run import HostBatch, Run
+from ofa_jax.training.run import TRAINED_SECONDS, HostBatch, Run, RunError
+from ofa_jax.training.saving import Saver
 from ofa_jax.training.step import StepMetrics, StreamBatches, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
-from ofa_jax.utils import files, timers
+from ofa_jax.utils import timers
 
-TRAINED_SECONDS = "trained_seconds"
-"""Key in every checkpoint: how long the run has trained, all its starts together."""
+__all__ = ["TRAINED_SECONDS", "RunError", "Trainer", "ValidationResults", "train"]
 
 ValidationResults = dict[str, dict[str, float]]
 """Task -> metric -> value, see `validation.summarise`."""
-
-
-class RunError(ValueError):
-    """The run cannot continue as configured; the message says what to do."""
 
 
 def train(run: Run) -> ValidationResults:
@@ -44,7 +41,8 @@ def train(run: Run) -> ValidationResults:
       where SIGTERM came before.
 
     Raises:
-      RunError: the checkpoint is of another run, or every one is damaged.
+      RunError: MODEL_DIR is of another run, or cannot be used; nothing was written. Or the data
+        cannot be read.
       SaveError: checkpoints cannot be written, see `Checkpoints`.
       FloatingPointError: too many steps were not finite.
     """
@@ -53,12 +51,13 @@ def train(run: Run) -> ValidationResults:
         Progress(run.console) as progress,
         Preemption() as preemption,
         Watchdog(run.config.watchdog_timeout_secs) as watchdog,
+        run_directory.open_run_directory(run, progress.log) as point,
     ):
-        trainer = Trainer(run, progress, preemption, watchdog)
-        if trainer.is_complete:
-            results = trainer.report_complete()
-        else:
-            results = trainer.train()
+        trainer = Trainer(run, point, progress, preemption, watchdog)
+        with trainer.closing():
+            results = trainer.completed_results()
+            if results is None:
+                results = trainer.train()
     if results:
         validation.print_table(results, f"Validation after {trainer.step} steps", run.console)
     return results
@@ -69,28 +68,30 @@ class Trainer:
 
     Attributes:
       step: number of the last step made; 0 before the first.
-      is_complete: whether the checkpoint found is of the last step and already validated.
     """
 
     def __init__(
-        self, run: Run, progress: Progress, preemption: Preemption, watchdog: Watchdog
+        self,
+        run: Run,
+        point: ResumePoint,
+        progress: Progress,
+        preemption: Preemption,
+        watchdog: Watchdog,
     ) -> None:
-        """Opens the checkpoints and finds the step to continue from; the state is restored later.
+        """Opens the checkpoints; the state is restored later.
 
         Args:
           run: what to train.
+          point: where it continues.
           progress: shows what happens.
           preemption: receives SIGTERM.
           watchdog: ends the process if it hangs.
-
-        Raises:
-          RunError: every checkpoint is damaged.
         """
         config = run.config
-        self._run, self._config = run, config
+        self._run, self._config, self._start = run, config, point.step
         self._progress, self._preemption, self._watchdog = progress, preemption, watchdog
         self._timer = timers.GoodputTimer()
-        self._history = validation.History(run.model_dir / "validations.json")
+        self._history = validation.History(run.model_dir / "validations.json", progress.log)
         best = None
         if config.best_metric is not None:
             validation.check_metric(config.best_metric, "LoopConfig.best_metric", run.task_names)
@@ -103,15 +104,15 @@ class Trainer:
                 best,
                 progress.log,
             )
-            self._start = _latest_intact_step(self._checkpoints)
-            self._seconds_before = self._saved_seconds()
+        if best is not None and self._history.was_damaged:
+            for step in self._checkpoints.steps:  # any of them may be the best one
+                self._checkpoints.pin(step)
+        self._saver = Saver(self._checkpoints, point.metadata, progress.log)
+        self._seconds_before = float(point.metadata.get(TRAINED_SECONDS, 0.0))
         self.step = self._start or 0
-        self._last_step = config.total_steps
-        if self._start is not None and (
-            self._start >= config.total_steps or self._is_time_up(self._seconds_before)
-        ):
-            self._last_step = self._start
-        self.is_complete = self._last_step == self._start and run.results_path.exists()
+        self._is_over = run_directory.is_over(run, point)
+        self._last_step = self.step if self._is_over else config.total_steps
+        self._skipped_before = 0
 
         self._throttle = telemetry.DispatchThrottle(self._timer)
         self._padding = telemetry.Padding(run.pad_id)
@@ -122,17 +123,19 @@ class Trainer:
 
     # ------------------------------------------------------------------------------ the whole run
 
-    def report_complete(self) -> ValidationResults:
-        """Logs that there is nothing to do; returns the results of the last validation."""
+    def completed_results(self) -> ValidationResults | None:
+        """Returns the last validation of a run that has nothing left to do; None of any other."""
         run, config = self._run, self._config
+        results = validation.read_results(run.results_path, self._progress.log)
+        if not self._is_over or results is None:
+            return None
         limit = "TRAIN_STEPS" if self.step >= config.total_steps else "LoopConfig.max_minutes"
         self._progress.log(
             f"The run in {run.model_dir} is already complete (checkpoint of step {self.step} of "
             f"{config.total_steps}, {self._seconds_before / 60:.1f} minutes): nothing to do. Raise "
             f"{limit} to continue, or choose another MODEL_DIR."
         )
-        self._close()
-        return json.loads(run.results_path.read_text())
+        return results
 
     def train(self) -> ValidationResults:
         """Makes all remaining steps, with their logs, checkpoints and validations.
@@ -142,6 +145,7 @@ class Trainer:
         """
         with self._timer.measure("restoring"):
             state = self._restore()
+        self._skipped_before = int(state.skipped_steps)
         results: ValidationResults = {}
         stopped = False
         batches = self._run.batches(self.step)
@@ -158,6 +162,8 @@ class Trainer:
                     self._is_time_up(self._trained_seconds())
                 )
             if self._is_checkpoint_step() or stopped or time_is_up:
+                self._saver.request()
+            if self._saver.is_requested:
                 self._save(state)
             if stopped or time_is_up:
                 self._log_end(stopped)
@@ -165,20 +171,31 @@ class Trainer:
             if self._is_validation_step():
                 self._throttle.drain()
                 results = self._validate(state)
+        if self._saver.is_requested and not stopped:
+            raise FloatingPointError(
+                f"The run ended with step {self.step}, whose loss, gradient or parameters are not "
+                f"finite: it is not saved. Lower the learning rate. {self._saver.describe_newest()}"
+            )
         if self._run.validation_batches is not None and not stopped:
             self._progress.log("Validating ...")
             results = self._validate(state)
-        self._close()
+        _close_iterator(batches)
+        with self._timer.measure("checkpoints"):
+            self._checkpoints.close()
+        self._log_findings()
         self._progress.log_total(self._timer.total())
         return {} if stopped else results
 
-    def _close(self) -> None:
-        """Ends profile and threads, and waits for the checkpoints that are being written."""
-        self._profiler.close()
-        self._throttle.close()
-        self._run.writer.flush()
-        with self._timer.measure("checkpoints"):
-            self._checkpoints.close()
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Ends profile and threads, and completes the checkpoint in flight, whatever happens."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):
+                self._profiler.close()
+            self._throttle.close()
+            self._checkpoints.abandon()  # does nothing after an orderly end
 
     # -------------------------------------------------------------------------------- when to act
 
@@ -200,12 +217,6 @@ class Trainer:
         limit = self._config.max_minutes
         return limit is not None and trained_seconds >= 60 * limit
 
-    def _saved_seconds(self) -> float:
-        """Returns how long the run had trained when it saved the checkpoint to continue from."""
-        if self._start is None:
-            return 0.0
-        return float(self._checkpoints.read_run_metadata(self._start).get(TRAINED_SECONDS, 0.0))
-
     def _trained_seconds(self) -> float:
         """Returns how long the run has trained, earlier starts included and validation not."""
         time = self._timer.total()
@@ -217,7 +228,7 @@ class Trainer:
         """Returns the state to continue from, or a new one.
 
         Raises:
-          RunError: the checkpoint does not fit the model, or is of another run.
+          RunError: the checkpoint cannot be restored.
         """
         run, step = self._run, self._start
         if step is None:
@@ -228,24 +239,28 @@ class Trainer:
             f"({self._checkpoints.directory / str(step)})."
         )
         try:
-            state, saved = self._checkpoints.restore(step, run.abstract_state)
+            state, _ = self._checkpoints.restore(step, run.abstract_state)
         except ValueError as error:
             raise RunError(str(error)) from error
-        # Through JSON: what was saved has lists where ours has tuples.
-        for name, value in json.loads(json.dumps(dict(run.run_fingerprint))).items():
-            if saved.get(name) != value:
-                raise RunError(
-                    f"The run in {run.model_dir} was started with {name} = {saved.get(name)}, but "
-                    f"now it is {value}: some examples would be repeated and others skipped. "
-                    "Continue with its own config.gin, or choose another MODEL_DIR."
-                )
         return state
+
+    def _next_batches(self, batches: Iterator[Mapping[str, HostBatch]]) -> Mapping[str, HostBatch]:
+        """Returns the batches of the next step; raises RunError if the data cannot be used."""
+        try:
+            return self._throttle.next(batches)
+        except StopIteration:
+            raise RunError(
+                f"The data ended after step {self.step} of {self._last_step}: give more of it, or "
+                "lower TRAIN_STEPS."
+            ) from None
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def _make_step(
         self, state: TrainState, batches: Iterator[Mapping[str, HostBatch]]
     ) -> TrainState:
         """Dispatches the next step; it may still be running on the devices afterwards."""
-        host_batches = self._throttle.next(batches)
+        host_batches = self._next_batches(batches)
         self._padding.add(host_batches)
         device_batches: StreamBatches = {
             name: self._run.partitioner.put_batch(batch) for name, batch in host_batches.items()
@@ -261,6 +276,7 @@ class Trainer:
         with measure() if compiles else contextlib.nullcontext():
             state, metrics = self._train_step(state, device_batches)
         self._throttle.after_dispatch(metrics)
+        self._saver.after_step(self.step, metrics)
         self._profiler.after(self.step, metrics)
         self._unreported.append(metrics)
         return state
@@ -281,12 +297,13 @@ class Trainer:
                 self.step, {f"train/{name}": value for name, value in more.items()}
             )
             self._progress.log("  ".join(f"{name} {value:.3f}" for name, value in more.items()))
-        if report.skipped_steps > self._config.max_skipped_steps:
+        # Those before this start do not count: it may have the rate that rescues the run.
+        skipped = report.skipped_steps - self._skipped_before
+        if skipped > self._config.max_skipped_steps:
             raise FloatingPointError(
-                f"{report.skipped_steps} steps had a loss or gradient that is not finite (allowed "
-                f"are {self._config.max_skipped_steps}): lower the learning rate, or look at the "
-                f"data of step {self.step}. The last good checkpoint is in "
-                f"{run.model_dir}/checkpoints."
+                f"{skipped} steps had a loss or gradient that is not finite (allowed are "
+                f"{self._config.max_skipped_steps}): lower the learning rate, or look at the data "
+                f"of step {self.step}. {self._saver.describe_newest()}"
             )
         self._watchdog.heartbeat()
 
@@ -321,24 +338,33 @@ class Trainer:
         )
 
     def _save(self, state: TrainState) -> None:
-        """Begins to write a checkpoint of this step."""
+        """Begins to write a checkpoint of this step, unless its parameters cannot be trusted."""
         # Steps under way would otherwise be counted as time of the checkpoint.
         self._throttle.drain()
         with self._timer.measure("checkpoints"):
             saved = {**self._run.run_fingerprint, TRAINED_SECONDS: self._trained_seconds()}
-            self._checkpoints.save(self.step, state, saved)
+            self._saver.save(state, saved)
 
     def _log_end(self, stopped: bool) -> None:
         """Logs why the run ends before its last step."""
-        if stopped:
-            self._progress.log(
-                f"Asked to stop (SIGTERM): saving step {self.step}. Run the same command to resume."
-            )
-        else:
+        if not stopped:
             self._progress.log(
                 f"The {self._config.max_minutes:g} minutes of this run are over: it ends with step "
                 f"{self.step} of {self._last_step}."
             )
+        elif self._saver.is_requested:
+            self._progress.log(
+                f"Asked to stop (SIGTERM) while steps are being skipped: step {self.step} is not "
+                f"saved. {self._saver.describe_newest()}"
+            )
+        else:
+            self._progress.log(
+                f"Asked to stop (SIGTERM): saving step {self.step}. Run the same command to resume."
+            )
+
+    def _log_findings(self) -> None:
+        """Logs and writes the counts of bad input."""
+        run_directory.write_findings(self._run, self._progress.log)
 
     def _validate(self, state: TrainState) -> ValidationResults:
         """Validates the state, and writes the results to files and events."""
@@ -360,17 +386,16 @@ class Trainer:
                 },
             )
             self._history.add(self.step, results)
-            if jax.process_index() == 0:
-                files.write_json(run.results_path, results)
+            validation.write_results(run.results_path, results, self._progress.log)
+            self._log_findings()
         return results
 
 
-def _latest_intact_step(checkpoints: Checkpoints) -> int | None:
-    """Returns the step to continue from; raises RunError if every checkpoint is damaged."""
-    try:
-        return checkpoints.latest_intact_step()
-    except ValueError as error:
-        raise RunError(str(error)) from error
+def _close_iterator(batches: Iterator[Any]) -> None:
+    """Ends the threads and processes that make batches."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
 
 
 def _first_host_decides(own: bool) -> bool:

@@ -9,12 +9,21 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
+from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
+from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.step import EvalStep, TrainStep
 
+TRAINED_SECONDS = "trained_seconds"
+"""Key in every checkpoint: how long the run has trained, all its starts together."""
+
 HostBatch = Mapping[str, np.ndarray]
 """The arrays of one stream's batch, as far as this host has their rows."""
+
+
+class RunError(ValueError):
+    """The run cannot start or continue as configured; the message says what to do."""
 
 
 class BatchTransform(Protocol):
@@ -65,6 +74,12 @@ class Run:
       writer: of events.
       console: to print to.
       batch_transform: replaces the batches of every step; None to train on them as they are.
+      new_in_fingerprint: keys of the fingerprint that checkpoints of earlier versions lack.
+      model: written to the run directory, and compared with that of an existing one; None to write
+        nothing.
+      processor: as `model`.
+      findings: returns (task, reason) -> number of cases of bad input so far, on this host.
+      config_text: the operative configuration, for `config.gin`; None to write nothing.
     """
 
     model_dir: epath.Path
@@ -87,6 +102,11 @@ class Run:
     writer: Writer
     console: Console
     batch_transform: BatchTransform | None = None
+    new_in_fingerprint: Sequence[str] = ()
+    model: OFAConfig | None = None
+    processor: Processor | None = None
+    findings: Callable[[], Mapping[tuple[str, str], int]] = dict
+    config_text: str | None = None
 
     @property
     def results_path(self) -> epath.Path:

@@ -5,21 +5,23 @@ from its frequency, *majority* always predicts the most frequent target.
 """
 
 import collections
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Float64
 from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.training.metrics import TaskSums
-from ofa_jax.utils import files
+from ofa_jax.utils import state_files
 
+_ROW = {"loss", "unigram_loss", "token_accuracy", "majority_accuracy"}
+"""Values of a task, see `summarise`."""
 SMOOTHING = 0.01
 """Added to every token's count, so that an unseen token has a probability."""
 
@@ -142,20 +144,32 @@ def check_metric(metric: str, where: str, task_names: Sequence[str] | None = Non
 
 
 class History:
-    """The results of every validation of a run, in `validations.json`."""
+    """The results of every validation of a run, in `validations.json`.
 
-    def __init__(self, path: epath.Path):
-        """Reads the results of earlier validations."""
-        self._path = path
+    Attributes:
+      was_damaged: whether the results of earlier validations are lost.
+    """
+
+    def __init__(self, path: epath.Path, log: Callable[[str], None] = logging.warning):
+        """Reads the results of earlier validations; a damaged file is set aside.
+
+        Args:
+          path: of the file.
+          log: prints a message.
+        """
+        self._path, self._log = path, log
+        self.was_damaged = False
         self._results: dict[int, Mapping[str, Mapping[str, float]]] = {}
         if path.exists():
-            self._results = {int(k): v for k, v in json.loads(path.read_text()).items()}
+            saved = state_files.read_own_json(path, _is_history, log)
+            self.was_damaged = saved is None
+            self._results = {int(k): _with_nan(v) for k, v in (saved or {}).items()}
 
     def add(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Adds or replaces a step's results; the first host writes them."""
         self._results[step] = results
-        if jax.process_index() == 0:
-            files.write_json(self._path, {str(k): self._results[k] for k in sorted(self._results)})
+        history = {str(k): self._results[k] for k in sorted(self._results)}
+        state_files.write_own_json(self._path, history, self._log)
 
     def best(self, metric: str, steps: Sequence[int]) -> int | None:
         """Returns the best of some steps, the earliest of equal ones; None if none is known.
@@ -168,10 +182,58 @@ class History:
         values = {}
         for step in steps:
             rows = self._results.get(step, {})
-            chosen = [row[name] for key, row in rows.items() if not task or key == task]
+            chosen = [
+                row.get(name, math.nan) for key, row in rows.items() if not task or key == task
+            ]
             if chosen and all(map(math.isfinite, chosen)):
                 values[step] = sum(chosen) / len(chosen)
         return METRICS[name](values, key=values.__getitem__) if values else None
+
+
+def _is_history(value: Any) -> bool:
+    """Returns whether a JSON value is {step: results}."""
+    return isinstance(value, dict) and all(
+        key.isascii() and key.isdecimal() and len(key) < 20 and _is_results(results)
+        for key, results in value.items()
+    )
+
+
+def _is_results(value: Any) -> bool:
+    """Returns whether a JSON value is {task: {metric: number, or null for one not finite}}."""
+    return isinstance(value, dict) and all(
+        isinstance(row, dict)
+        and all(type(number) in (int, float, type(None)) for number in row.values())
+        for row in value.values()
+    )
+
+
+def _with_nan(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Returns results as JSON has them with nan in place of null."""
+    return {
+        task: {name: math.nan if x is None else float(x) for name, x in row.items()}
+        for task, row in results.items()
+    }
+
+
+def read_results(
+    path: epath.Path, log: Callable[[str], None] = logging.warning
+) -> dict[str, dict[str, float]] | None:
+    """Reads the results of the last validation; None if there are none, or they are damaged."""
+
+    def is_complete(value: Any) -> bool:
+        return _is_results(value) and all(_ROW <= row.keys() for row in value.values())
+
+    results = state_files.read_own_json(path, is_complete, log)
+    return None if results is None else _with_nan(results)
+
+
+def write_results(
+    path: epath.Path,
+    results: Mapping[str, Mapping[str, float]],
+    log: Callable[[str], None] = logging.warning,
+) -> None:
+    """Writes the results of a validation on the first host; a failure is logged."""
+    state_files.write_own_json(path, results, log)
 
 
 def print_table(results: Mapping[str, Mapping[str, float]], title: str, console: Console) -> None:

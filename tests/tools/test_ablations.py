@@ -140,7 +140,7 @@ def fake(tmp_path, calls, fail=()):
         if model_dir.name in fail:
             return 3
         if "ofa_jax.train" in command:
-            (model_dir / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
+            (model_dir / "checkpoints" / "40" / "state").mkdir(parents=True, exist_ok=True)
             return 0
         folder = model_dir / "evaluations" / "test"
         folder.mkdir(parents=True, exist_ok=True)

@@ -168,10 +168,10 @@ def test_page_and_json_have_the_same_numbers_and_keep_other_sections(rows, tmp_p
 def test_the_command_evaluates_both_splits_and_writes_the_report(settings, tmp_path, monkeypatch):
     """Replaces the evaluation by synthetic predictions."""
     model_dir = tmp_path / "run"
-    (model_dir / "checkpoints" / "7").mkdir(parents=True)
+    (model_dir / "checkpoints" / "7" / "state").mkdir(parents=True)
     (model_dir / "config.gin").write_text("")
     stage_dir = tmp_path / "stage"
-    (stage_dir / "checkpoints" / "3").mkdir(parents=True)
+    (stage_dir / "checkpoints" / "3" / "state").mkdir(parents=True)
     (stage_dir / "config.gin").write_text("")
     lines = make_lines("grounded_captioning", settings, right)
     calls = []
@@ -229,7 +229,7 @@ def test_a_folder_without_a_run_is_reported_in_one_sentence(tmp_path, capsys):
     assert report_scenes.main([f"--model_dir={tmp_path}"]) == 2
     assert f"error: there is no trained run in {tmp_path}" in capsys.readouterr().err
     run, stage = tmp_path / "run", tmp_path / "stage"
-    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "checkpoints" / "7" / "state").mkdir(parents=True)
     (run / "config.gin").write_text("")
     for flag in ("--stage_dirs", "--lesson_dirs"):
         assert report_scenes.main([f"--model_dir={run}", f"{flag}={stage}"]) == 2
