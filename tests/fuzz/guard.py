@@ -5,6 +5,7 @@ files that are written outside the case's folder, connections, and code that is 
 string or from a file of the case. Python cannot remove a hook, so only workers install it.
 """
 
+import logging
 import os
 import pathlib
 import resource
@@ -12,8 +13,6 @@ import sys
 import tempfile
 import warnings
 from typing import Any
-
-from absl import logging
 
 from fuzz.cases import Violation
 
@@ -39,8 +38,12 @@ class Guard:
         self._project = str(pathlib.Path(__file__).resolve().parents[2] / "ofa_jax")
         sys.addaudithook(self._hook)
         warnings.showwarning = self._keep_warning
-        logging.get_absl_handler().emit = self._keep_message
-        logging.get_absl_logger().propagate = False
+        handler = logging.Handler()
+        handler.emit = self._keep_message  # type: ignore[method-assign]
+        logging.getLogger().handlers = [handler]
+        for name in ("absl", "py.warnings"):
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
 
     def limit_memory(self, megabytes: int) -> None:
         """Limits the address space to what is used now and `megabytes` more."""
