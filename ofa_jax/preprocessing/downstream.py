@@ -153,9 +153,7 @@ def _first_question(record: Record, config: DownstreamConfig) -> tuple[str, str,
     clean = functools.partial(clean_question, max_words=config.max_source_words)
     question = clean(fields.usable_texts(single, "questions", clean)[0])
     answers = fields.optional_texts(record, "answers")
-    confidence = 1.0
-    if fields.has_entries(record, "answer_confidences"):
-        confidence = record_questions.as_confidence(record["answer_confidences"][0])
+    confidence = record_questions.get_confidences(record, "answer_confidences")[0]
     confidence = 1.0 if math.isnan(confidence) else confidence
     return question, answers[0] if answers else "", confidence
 

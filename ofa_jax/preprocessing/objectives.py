@@ -136,12 +136,12 @@ def _false_caption(
     objects = fields.optional_texts(record, "object_labels")
     share = config.distant_negatives if own and config.training else 0.0
     if share and rng.random() < share:
-        distant = negatives.sample_distant_caption(objects, _pool(config), rng)
+        distant = negatives.sample_distant_caption(objects, _pool(record, config), rng)
         if distant is not None:
             return distant
     if own:
         return own[int(rng.integers(len(own)))]
-    sampled = negatives.sample_negative_caption(caption, objects, _pool(config), rng)
+    sampled = negatives.sample_negative_caption(caption, objects, _pool(record, config), rng)
     if sampled is None:
         raise fields.record_error(record, "there is no other caption to use as a negative")
     return sampled
@@ -157,7 +157,9 @@ def _match_answer(
     """Returns the instruction about a correct or wrong answer, and the answer's confidence."""
     question, answer, confidence, kind = record_questions.choose_question(questions, rng, config)
     if not positive:
-        sampled = negatives.sample_negative_answer(answer, confidence, kind, _pool(config), rng)
+        sampled = negatives.sample_negative_answer(
+            answer, confidence, kind, _pool(record, config), rng
+        )
         if sampled is None:
             raise fields.record_error(record, "there is no other answer to use as a negative")
         answer = sampled
@@ -299,9 +301,11 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
     array = images.to_array(image)
     if not fields.has_entries(record, "codes"):
         if config.image_tokenizer is None:
-            raise ValueError(
+            raise fields.record_error(
+                record,
                 "Image infilling needs codes in the records, or an image_tokenizer in the settings "
-                "that makes them."
+                "that makes them",
+                fields.MISSING,
             )
         codes = config.image_tokenizer.encode(array[None, center, center])
     else:
@@ -331,12 +335,14 @@ def text_infilling(record: Record, rng: np.random.Generator, config: ObjectiveCo
     return make_example(vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT)
 
 
-def _pool(config: ObjectiveConfig) -> negatives.NegativePool:
-    """Returns the configured pool of negatives. Raises ValueError if there is none."""
+def _pool(record: Record, config: ObjectiveConfig) -> negatives.NegativePool:
+    """Returns the configured pool of negatives. Raises InvalidRecordError if there is none."""
     if config.negatives is None:
-        raise ValueError(
+        raise fields.record_error(
+            record,
             "Image-text matching needs a NegativePool (settings.negatives) for records without "
-            "negative_captions."
+            "negative_captions",
+            fields.MISSING,
         )
     return config.negatives
 

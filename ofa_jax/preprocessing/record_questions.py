@@ -76,18 +76,23 @@ def usable_questions(
     ]
 
 
-def get_confidences(record: Record, field: str, count: int) -> list[float]:
+def get_confidences(record: Record, field: str, count: int | None = None) -> list[float]:
     """Returns confidences: 1 if the record has none, NaN for those that cannot be used.
 
+    Args:
+      record: may have the field.
+      field: a list of numbers.
+      count: how many there must be; None for any number.
+
     Raises:
-      InvalidRecordError: they are not `count`.
+      InvalidRecordError: they are not a list, or not `count`.
     """
     if not has_entries(record, field):
-        return [1.0] * count
+        return [1.0] * (1 if count is None else count)
     values = record[field]
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray):
         raise record_error(record, f"its {field} are a {kind_of(values)}, not a list", WRONG_TYPE)
-    if len(values) != count:
+    if count is not None and len(values) != count:
         raise record_error(record, f"{len(values)} {field} for {count} entries", WRONG_TYPE)
     return [as_confidence(value) for value in values]
 
