@@ -27,8 +27,10 @@ from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.objectives import image_infilling
+from ofa_jax.preprocessing.record_fields import get_texts
+from ofa_jax.preprocessing.record_regions import as_box, get_boxes
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.preprocessing.text import clean_caption
+from ofa_jax.preprocessing.text import clean_caption, is_blank
 
 # Longest targets of pretraining: what its streams have room for.
 _LONGEST_CAPTION, _LONGEST_DETECTION = 32, 256
@@ -143,13 +145,22 @@ def _grounded_captioning(config: ObjectiveConfig) -> dict[str, Any]:
     )
 
 
+def objects_of(record: Record) -> dict[str, Any]:
+    """Returns the boxes and names of the objects, without those that cannot be used."""
+    names = get_texts(record, "object_labels")
+    found = get_boxes(record, "object_boxes", len(names))
+    usable = [
+        index
+        for index, (name, box) in enumerate(zip(names, found, strict=True))
+        if name is not None and not is_blank(name) and as_box(box) is not None
+    ]
+    return {"boxes": found[usable].tolist(), "labels": [names[index] for index in usable]}
+
+
 def _detection(config: ObjectiveConfig) -> dict[str, Any]:
     return dict(
         kind="objects",
-        references=lambda record: {
-            "boxes": as_boxes(record["object_boxes"]).tolist(),
-            "labels": list(record["object_labels"]),
-        },
+        references=objects_of,
         metrics=(boxes.detection,),
         # Greedy decoding: beam search prefers to stop before the next object.
         decoding=DecodingConfig(beam_size=1, max_length=_LONGEST_DETECTION),

@@ -46,7 +46,7 @@ def get_boxes(record: Record, field: str, count: int) -> Float32[np.ndarray, "co
     if not _is_list(values):
         raise record_error(record, f"its {field} are a {kind_of(values)}, not boxes", WRONG_TYPE)
     if any(map(_is_list, values)):
-        boxes = np.stack([_as_box(value) for value in values])
+        boxes = np.stack([_four_numbers(value) for value in values])
     else:
         numbers = _as_numbers(values)
         if numbers.ndim != 1 or len(numbers) % 4:
@@ -63,7 +63,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
 
 
-def _as_box(value: Any) -> Float32[np.ndarray, "4"]:
+def as_box(value: Any) -> Float32[np.ndarray, "4"] | None:
+    """Returns a box with an area; None if the value is something else."""
+    box = _four_numbers(value)
+    return box if np.isfinite(box).all() and (box[:2] < box[2:]).all() else None
+
+
+def _four_numbers(value: Any) -> Float32[np.ndarray, "4"]:
     """Returns four numbers; NaN if the value is something else."""
     box = _as_numbers(value)
     return box if box.shape == (4,) else np.full(4, np.nan, np.float32)

@@ -5,9 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ofa_jax.data.seqio_vocabulary import SeqioVocabulary
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.bad_input import collect
+from ofa_jax.utils.text_files import replace_surrogates
 from tools.train_tokenizer import train_tokenizer
 
 TEXTS = [" a red apple and two green apples", " is there a dog in the picture? yes", " naïve café"]
@@ -160,3 +164,31 @@ def test_the_seqio_view(small):
     assert view.decode(view.encode(text) + [small.eos_id, small.pad_id]) == text
     assert view.decode_tf(view.encode_tf(tf.constant(text))).numpy().decode() == text
     assert view == SeqioVocabulary(small)
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_any_text_is_encoded(official, text):
+    r"""Tests texts with lone surrogates and NUL; a lone surrogate counts as U+FFFD."""
+    with collect() as findings:
+        ids = official.encode(text)
+        expected = official.encode(replace_surrogates(text))
+    np.testing.assert_array_equal(ids, expected)
+    assert official.decode(ids) == replace_surrogates(text)
+    changed = replace_surrogates(text) != text
+    assert [finding.reason.name for finding in findings] == ["lone surrogate in a text"] * changed
+
+
+def test_of_a_long_text_the_first_ids_are_those_of_the_whole_text(official):
+    text = " a red apple, 17 green ones" * 3000
+    whole = official.encode(text)
+    with collect() as findings:
+        np.testing.assert_array_equal(official.encode(text, max_length=100), whole[:100])
+    assert not findings
+
+
+def test_the_length_of_a_text_is_bounded_before_it_is_encoded(official):
+    with collect() as findings:
+        ids = official.encode("word " * 400_000)
+        official.encode("x" * 10**8, max_length=10)
+    assert len(ids) <= 400_000
+    assert [finding.reason.name for finding in findings] == ["text is too long to encode"]

@@ -5,16 +5,26 @@ which, so the question is sampled here, from a generator that depends only on th
 """
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.preprocessing.record_questions import as_confidence
+from ofa_jax.preprocessing.record_regions import as_box
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.preprocessing.text import clean_caption, clean_question, has_no_words, is_blank
 
 _PARALLEL = {
     "questions": ("questions", "answers", "answer_confidences", "answer_types"),
     "regions": ("phrases", "phrase_boxes"),
+}
+_CLEANED: Mapping[str, Callable[[str], str]] = {
+    "questions": clean_question,
+    "phrases": clean_caption,
+    "captions": clean_caption,
 }
 
 
@@ -62,12 +72,32 @@ def select_single_target(record: Record, kind: str, rng: np.random.Generator) ->
     return {**single, "label": "yes" if rng.random() < 0.5 else "no"}
 
 
+def _is_usable(field: str, value: Any) -> bool:
+    """Returns whether an entry of a field is not one that the preprocessors drop."""
+    if field == "answer_types":
+        return True
+    if field == "answer_confidences":
+        return not math.isnan(as_confidence(value))
+    if field == "phrase_boxes":
+        return as_box(value) is not None
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        return False
+    return not has_no_words(_CLEANED[field](text)) if field in _CLEANED else not is_blank(text)
+
+
 def _select(record: Record, fields: tuple[str, ...], rng: np.random.Generator) -> Record:
-    """Samples one entry and keeps only it in each of the parallel fields that the record has."""
+    """Samples one usable entry and keeps only it in each of the parallel fields."""
     present: dict[str, Any] = {
         field: record[field] for field in fields if len(record.get(field, ()))
     }
     if len({len(values) for values in present.values()}) != 1:
         return record
-    index = int(rng.integers(len(present[next(iter(present))])))
+    count = len(present[next(iter(present))])
+    usable = [
+        index
+        for index in range(count)
+        if all(_is_usable(field, values[index]) for field, values in present.items())
+    ] or range(count)  # the preprocessor says what is wrong with a record that has none
+    index = usable[int(rng.integers(len(usable)))]
     return {**record, **{field: values[index : index + 1] for field, values in present.items()}}

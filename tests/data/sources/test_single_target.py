@@ -3,9 +3,10 @@
 import pickle
 
 import numpy as np
+import pytest
 
 from ofa_jax.data.sources.memory import InMemoryRecords
-from ofa_jax.data.sources.single_target import SingleTarget
+from ofa_jax.data.sources.single_target import SingleTarget, select_single_target
 
 SCENE = {
     "id": "s",
@@ -86,3 +87,31 @@ def test_the_location_of_a_record_is_that_of_the_source():
 
     assert SingleTarget(Located([SCENE]), "questions").location(0) == "file, line 1"
     assert SingleTarget(InMemoryRecords([SCENE]), "questions").location(0) == "record 0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("questions", {"questions": ["???", "what?", None]}),
+        ("questions", {"answers": ["", "dog", " "]}),
+        ("questions", {"answer_confidences": [float("nan"), 1.0, -1.0]}),
+        ("regions", {"phrases": ["...", "a dog", b""]}),
+        ("regions", {"phrase_boxes": [[5, 5, 5, 9], [1, 2, 3, 4], [1, 2, 3]]}),
+        ("pairs", {"captions": ["", "a dog", "-"], "questions": []}),
+    ],
+)
+def test_the_target_is_one_that_can_be_used(kind, change):
+    """Of three entries the middle one is usable, so it is chosen whatever the draw."""
+    record = {
+        "id": "1",
+        "captions": ["a", "b", "c"],
+        "questions": ["a?", "b?", "c?"],
+        "answers": ["x", "y", "z"],
+        "answer_confidences": [1.0, 0.5, 0.25],
+        "phrases": ["a", "b", "c"],
+        "phrase_boxes": [[1, 2, 3, 4]] * 3,
+    } | change
+    ((field, values), *_) = change.items()
+    for seed in range(8):
+        single = select_single_target(record, kind, np.random.default_rng(seed))
+        assert list(single[field]) == [values[1]]
