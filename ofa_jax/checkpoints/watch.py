@@ -1,5 +1,6 @@
 """Selects checkpoints to evaluate: the newest, all, some, or each one as training writes it."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,8 @@ class CheckpointSelector:
             storage.find_checkpoint(self.path)  # raises
         chosen = list(found)
         if self.which == "newest":
-            chosen = chosen[-1:]
+            complete = [step for step in chosen if (found[step] / "state").is_dir()]
+            chosen = (complete or chosen)[-1:]
         elif not isinstance(self.which, str):
             if missing := sorted(set(self.which) - set(found)):
                 raise FileNotFoundError(
@@ -104,7 +106,7 @@ def follow(
       log: prints a message.
       sleep: waits for some seconds.
     """
-    if not selector.watching:
+    if not selector.watching or selector._single() is not None:
         yield from selector.list_existing()
         return
     seen: set[int] = set()
@@ -131,9 +133,11 @@ def follow(
 
 def _next(selector: CheckpointSelector, seen: set[int], since: float) -> int:
     """Returns the next step, _WAIT or _STOP."""
-    new = [
-        checkpoint.step for checkpoint in selector.list_existing() if checkpoint.step not in seen
-    ]
+    new: list[int] = []
+    # Training may delete a folder while its parent is being listed: that is seen next time.
+    with contextlib.suppress(OSError):
+        existing = selector.list_existing()
+        new = [checkpoint.step for checkpoint in existing if checkpoint.step not in seen]
     if new:
         return new[0]
     if selector.last_step is not None and seen and max(seen) >= selector.last_step:
@@ -172,7 +176,11 @@ def find_problem(checkpoint: Checkpoint) -> str | None:
             return 0
         if not (path / "state").is_dir():
             return gone
-        if not checksums.has_checksums(path) or (damage := checksums.find_damage(path)) is None:
+        try:
+            damage = checksums.find_damage(path) if checksums.has_checksums(path) else None
+        except (OSError, ValueError) as error:  # deleted or damaged while it is read
+            damage = f"its checksums cannot be read: {error}"
+        if damage is None:
             return 0
         damage_found.append(damage)
         return gone if not (path / "state").is_dir() else damaged

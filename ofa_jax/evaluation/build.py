@@ -305,7 +305,12 @@ def _with_evaluator(evaluation: Evaluation, existing: Sequence[Checkpoint]) -> E
     """
     if not existing:
         return evaluation
-    evaluator = evaluation.make_evaluator(evaluation.model_config(existing[-1]))
+    try:
+        evaluator = evaluation.make_evaluator(evaluation.model_config(existing[-1]))
+    except FileNotFoundError:
+        if not evaluation.selector.watching:
+            raise
+        return evaluation  # training has just deleted the checkpoint
     for checkpoint in existing:
         name, weights = evaluation.checkpoint_name(checkpoint), of_weights(checkpoint.path)
         for task in evaluation.tasks:
