@@ -84,3 +84,48 @@ def test_deleted_and_damaged_checkpoints_are_reported(run):
     assert watch.find_problem(other) is None  # from before there were checksums
     (run / "checkpoints" / "30" / "state").rmdir()
     assert "it is gone" in watch.find_problem(other)
+
+
+def test_an_empty_newest_folder_gives_way_to_the_newest_checkpoint(run):
+    (run / "checkpoints" / "300").mkdir()
+    assert steps(CheckpointSelector(str(run))) == [200]
+    assert steps(CheckpointSelector(str(run), [300])) == [300]  # reported when it is read
+
+
+def test_watching_a_single_checkpoint_ends_after_it(run):
+    assert steps(CheckpointSelector("some/official.pt", "watch")) == [0]
+    folder = run / "checkpoints" / "30"
+    (found,) = follow(CheckpointSelector(str(folder), "watch"), print)
+    assert found.path == str(folder)
+
+
+def test_watching_goes_on_where_a_folder_vanishes_while_it_is_listed(run, monkeypatch):
+    listed = watch.storage.list_checkpoints
+    answers = iter([FileNotFoundError("gone"), PermissionError("busy")])
+
+    def list_checkpoints(path):
+        if (error := next(answers, None)) is not None:
+            raise error
+        return listed(path)
+
+    monkeypatch.setattr(watch.storage, "list_checkpoints", list_checkpoints)
+    selector = CheckpointSelector(str(run), "watch", last_step=200)
+    assert steps(selector, sleep=lambda seconds: None) == [10, 30, 200]
+
+
+def test_checksums_that_cannot_be_read_are_a_problem_and_no_traceback(run, monkeypatch):
+    folder = run / "checkpoints" / "30"
+    (folder / "state" / "array").write_bytes(b"1")
+    checksums.write(folder)
+    (checkpoint,) = CheckpointSelector(str(folder)).list_existing()
+    for content in (b"", b"\xff\xfe\x80", b"\0" * 100, b"0" * 64):
+        (folder / checksums.FILE).write_bytes(content)
+        assert "it is damaged" in watch.find_problem(checkpoint)
+
+    def vanish(path):
+        (folder / "state" / "array").unlink()
+        (folder / "state").rmdir()
+        raise FileNotFoundError("gone")
+
+    monkeypatch.setattr(checksums, "find_damage", vanish)
+    assert "it is gone" in watch.find_problem(checkpoint)
