@@ -169,6 +169,7 @@ def build_evaluation(
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_task_names(only, streams, settings)
     loaded = _load_tasks(loader, streams, only, lambda message: _print_line(console, message))
+    loaded = [(task.replace_settings(dtype=dtype), stream) for task, stream in loaded]
     root = _results_folder(model_dir, directory, split)
 
     def make_evaluator(config: OFAConfig) -> Evaluator:

@@ -75,6 +75,10 @@ class EvalTask:
         """Name in the seqio registry."""
         return self.spec.task
 
+    def replace_settings(self, **added: Any) -> "EvalTask":
+        """Returns a copy with some settings added or changed."""
+        return dataclasses.replace(self, settings={**self.settings, **added})
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:

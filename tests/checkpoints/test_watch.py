@@ -34,8 +34,8 @@ def test_newest_all_and_some(run):
 @pytest.mark.parametrize(
     ("which", "sentence"),
     [
-        ("newst", "CHECKPOINTS is 'newst'; give one of 'newest', 'all', 'watch', or a list"),
-        ([], "CHECKPOINTS is \\[\\]"),
+        ("newst", "which is 'newst'; it must be one of newest, all, watch"),
+        ([], "which is \\[\\]; it must be not empty"),
         ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10"),
     ],
 )

@@ -254,7 +254,7 @@ REFUSED = {
     "the run's own folder": ["--gin.evaluate.directory=%MODEL_DIR"],
     "the folder of checkpoints": ["--gin.evaluate.directory='{run}/checkpoints/1'"],
     "a file": ["--gin.evaluate.directory='{run}/model.json'"],
-    "another dtype": ["--gin.evaluate.dtype='float16'"],
+    "another dtype": ["--gin.evaluate.dtype='bfloat16'"],
 }
 
 
@@ -340,11 +340,11 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_left_out(call, run, vari
     storage.save_variables(run, variables, 2)
     load = evaluation_run.load_variables
 
-    def vanish(path, config, partitioner):
+    def vanish(path, *others):
         if path.endswith("/1"):
             shutil.rmtree(path)
             raise KeyError("state")
-        return load(path, config, partitioner)
+        return load(path, *others)
 
     monkeypatch.setattr(evaluation_run, "load_variables", vanish)
     watching = ["--gin.CHECKPOINTS='watch'", "--gin.evaluate.last_step=2"]
