@@ -141,7 +141,7 @@ class EvalBatcher:
             id=record_id(record, index),
             instruction=self.vocabulary.decode(example["inputs"]).strip(),
             references=self.read_references(record),
-            box_transform=_box_transform(record, example),
+            box_transform=box_transform_of(record, example),
         )
 
     def read_references(self, record: Record) -> Any:
@@ -223,7 +223,7 @@ def record_id(record: Record, index: int) -> str:
     return text or str(index)
 
 
-def _box_transform(record: Record, example: Example) -> BoxTransform | None:
+def box_transform_of(record: Record, example: Example) -> BoxTransform | None:
     """Returns the transform between an example's image and its record's."""
     image = example.get("image")
     if image is None or not image.size:
