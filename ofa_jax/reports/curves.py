@@ -1,7 +1,7 @@
 """Interactive figures of scalars over steps, for one run or several beside each other."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,27 +137,35 @@ def _figure(runs: Sequence[RunFiles], chart: Chart) -> str | None:
             )
     if not traces:
         return None
-    figure = graph_objects.Figure(traces, _layout(chart, len(traces) > 1))
+    return as_html(
+        graph_objects.Figure(traces),
+        layout(chart.title, chart.unit, "step", chart.logarithmic)
+        | {"showlegend": len(traces) > 1},
+    )
+
+
+def as_html(figure: graph_objects.Figure, layout: Mapping[str, Any]) -> str:
+    """Returns the HTML of a figure with a layout; it needs `plotly_script` in its page."""
+    figure.update_layout(**layout)
     return figure.to_html(
         full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
     )
 
 
-def _layout(chart: Chart, with_legend: bool) -> dict[str, Any]:
+def layout(title: str, y_title: str, x_title: str, logarithmic: bool = False) -> dict[str, Any]:
+    """Returns the layout that all figures share; it fits the light and the dark page."""
     grid = {"gridcolor": "rgba(128,128,128,0.2)", "zerolinecolor": "rgba(128,128,128,0.3)"}
     return {
-        "title": {"text": chart.title, "font": {"size": 15}},
-        "xaxis": {"title": {"text": "step"}, **grid},
+        "title": {"text": title, "font": {"size": 15}},
+        "xaxis": {"title": {"text": x_title}, **grid},
         "yaxis": {
-            "title": {"text": chart.unit},
-            "type": "log" if chart.logarithmic else "linear",
+            "title": {"text": y_title},
+            "type": "log" if logarithmic else "linear",
             **grid,
         },
         "margin": {"l": 60, "r": 15, "t": 40, "b": 40},
         "height": 300,
-        "showlegend": with_legend,
         "legend": {"orientation": "h", "y": -0.25},
-        # The page has a light and a dark form.
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "#808080"},

@@ -1,0 +1,137 @@
+"""Samples a task or mixture as training reads it: shares, lengths, findings and some examples."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+
+from ofa_jax.data import seqio_bridge
+from ofa_jax.data.features import Example
+from ofa_jax.data.sampling import WeightedTask, read_example
+from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import Finding, collect
+
+FEATURES = ("inputs", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSample:
+    """The first examples of a task, as in training.
+
+    Attributes:
+      name: of the task.
+      share: of the mixture's examples.
+      num_records: of the split; None if unknown.
+      in_exact_order: whether the task has records with random access.
+      examples: the sample.
+      findings: name of a reason -> how often records were skipped, or parts dropped or replaced.
+      details: a sentence for some of the findings.
+      vocabulary: of the targets.
+    """
+
+    name: str
+    share: float
+    num_records: int | None
+    in_exact_order: bool
+    examples: Sequence[Example]
+    findings: Mapping[str, int]
+    details: Sequence[str]
+    vocabulary: seqio.Vocabulary
+
+    def lengths(self, feature: str) -> np.ndarray:
+        """Returns the length in tokens of a feature of every example, int64 [n]."""
+        return np.array([len(example[feature]) for example in self.examples], np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How the lengths of a sample fit a configured length.
+
+    Attributes:
+      length: the configured length in tokens.
+      cut: share of the examples that are longer.
+      padded: share of the positions that are padding.
+    """
+
+    length: int
+    cut: float
+    padded: float
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, length: int) -> "Fit":
+        """Computes the shares for lengths in tokens, int64 [n]."""
+        used = np.minimum(lengths, length).mean()
+        return cls(length, float((lengths > length).mean()), float(1 - used / length))
+
+
+def sample_mixture(
+    name: str, split: str, count: int, seed: int, settings: Any = None
+) -> list[TaskSample]:
+    """Draws the first examples of every task of a mixture.
+
+    Args:
+      name: of a task or mixture in seqio's registry.
+      split: of the data.
+      count: number of examples of each task.
+      seed: of the preprocessors' draws.
+      settings: of the run; None for default settings.
+
+    Raises:
+      ValueError: there is no such mixture, or a task yields nothing.
+    """
+    rates = seqio_bridge.rates(name, settings)
+    return [
+        _sample_task(task, rate / sum(rates.values()), split, count, seed, settings)
+        for task, rate in sorted(rates.items())
+    ]
+
+
+def _sample_task(
+    name: str, share: float, split: str, count: int, seed: int, settings: Any
+) -> TaskSample:
+    """Draws the first examples of a task."""
+    task = seqio.TaskRegistry.get(name)
+    findings: list[Finding] = []
+    weighted = seqio_bridge.weighted_tasks(name, split, settings)
+    if weighted is None:
+        dataset = task.get_dataset(
+            sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
+        )
+        examples = list(dataset.take(count).as_numpy_iterator())
+        num_records = task.source.num_input_examples(split)
+    else:
+        # Without TensorFlow around it, a mistake in the function has a short traceback.
+        (own,) = weighted
+        examples = list(itertools.islice(_examples(own, seed, findings), count))
+        num_records = len(own.records)
+    if not examples:
+        reason = f", e.g. {findings[0].detail}" if findings else ""
+        raise ValueError(f"The task {name} yields nothing on the split {split!r}{reason}.")
+    return TaskSample(
+        name,
+        share,
+        num_records,
+        weighted is not None,
+        examples,
+        collections.Counter(finding.reason.name for finding in findings),
+        [finding.detail for finding in findings[:5]],
+        task.output_features["targets"].vocabulary,
+    )
+
+
+def _examples(task: WeightedTask, seed: int, findings: list[Finding]) -> Iterator[Example]:
+    """Yields the examples of valid records, and collects the findings about all of them."""
+    for index in range(len(task.records)):
+        with collect() as found:
+            try:
+                _, example = read_example(task, index, np.random.default_rng([seed, index]))
+            except InvalidRecordError as error:
+                found.append(Finding(error.reason, f"record {index}: {error}"))
+                example = None
+        findings += found
+        if example is not None:
+            yield example
