@@ -24,6 +24,7 @@ LAYERS = (
     "training",
     "inference",
     "planning",
+    "reports",
     "cli",
     "entry points",
 )

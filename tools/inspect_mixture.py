@@ -1,23 +1,24 @@
-"""Shows what a task or mixture yields: rates, sizes, lengths, and some examples as text.
+"""Shows what a task or mixture yields: rates, sizes, lengths, skipped records and some examples.
 
-    python -m tools.inspect_mixture ofa_pretrain_pairs --data_dir=data
+    python -m tools.inspect_mixture ofa_pretrain_pairs --data_dir=data --output=pairs.html
     PYTHONPATH=. python -m tools.inspect_mixture counting_and_captions --module=counting
     PYTHONPATH=. python -m tools.inspect_mixture image_captioning --gin_file=my_run.gin
 
 The data set is Scenes, or that of the run in the gin files (`--gin.NAME=value` overrides them).
 The lengths are what `TASK_FEATURE_LENGTHS` must hold; the examples are what the model will read.
+The page (one HTML file that opens from disk) shows the same with images, boxes and token ids.
 """
 
 import argparse
+import ast
+import collections
 import importlib
-import itertools
 import os
+import pathlib
 import sys
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import seqio
 from rich.console import Console
 from rich.table import Table
@@ -25,62 +26,34 @@ from rich.table import Table
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
-from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.model.named_config import model_config
-from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.reports.mixture import FEATURES, TaskSample, length_summary, sample_mixture
+from ofa_jax.reports.mixture_page import write_mixture_page
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import modules
 
 from .command import user_command
 
+_MAX_FINDINGS = 20
 
-def lengths_table(lengths: dict[str, dict[str, Sequence[int]]]) -> Table:
+
+def lengths_table(samples: Sequence[TaskSample]) -> Table:
     """Returns a table of lengths (median, 95th percentile, largest) by task and feature."""
     table = Table(title="Lengths in tokens (median / 95 % / largest)", title_justify="left")
     table.add_column("task", no_wrap=True)
     table.add_column("examples", justify="right")
-    table.add_column("inputs", justify="right")
-    table.add_column("targets", justify="right")
-    for name, features in lengths.items():
-        cells = [
-            f"{np.median(values):.0f} / {np.percentile(values, 95):.0f} / {max(values)}"
-            for values in (features["inputs"], features["targets"])
-        ]
-        table.add_row(name, str(len(features["inputs"])), *cells)
+    for feature in FEATURES:
+        table.add_column(feature, justify="right")
+    for sample in samples:
+        cells = [length_summary(sample.lengths(feature)) for feature in FEATURES]
+        table.add_row(sample.name, str(len(sample.examples)), *cells)
     return table
 
 
-def draw(name: str, split: str, count: int, seed: int) -> list[Example]:
-    """Returns the first examples of a task as in training, without invalid records."""
-    rated = seqio_bridge.weighted_tasks(name, split)
-    if rated is None:
-        dataset = seqio.get_mixture_or_task(name).get_dataset(
-            sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
-        )
-        return list(dataset.take(count).as_numpy_iterator())
-    # Without TensorFlow around it, a mistake in the function has a short traceback.
-    (task,) = rated
-    return list(itertools.islice(_good_examples(task, seed), count))
-
-
-def _good_examples(task: WeightedTask, seed: int) -> Iterator[Example]:
-    for index in range(len(task.records)):
-        try:
-            yield task.preprocess(task.records[index], np.random.default_rng([seed, index]))
-        except InvalidRecordError as error:
-            print(f"Skipped {task.name}, record {index}: {error}", file=sys.stderr)
-        except Exception as error:
-            traceback.print_exc()
-            raise ValueError(
-                f"{task.name} fails on record {index}, see above: {type(error).__name__}: {error}"
-            ) from error
-
-
-def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
+def describe(example: Example, vocabulary: seqio.Vocabulary) -> Iterable[tuple[str, str]]:
     """Yields the parts of an example as (name, text)."""
-    for name in ("inputs", "targets"):
-        vocabulary = task.output_features[name].vocabulary
+    for name in FEATURES:
         yield name, vocabulary.decode([int(token) for token in example[name]])
     image = example.get("image")
     if image is not None and image.size:
@@ -89,38 +62,51 @@ def describe(example: Example, task: seqio.Task) -> Iterable[tuple[str, str]]:
         yield "weight", f"{example['loss_weight']:g}"
 
 
-def show(name: str, split: str, examples: int, sample: int, seed: int, console: Console) -> None:
+def show(title: str, samples: Sequence[TaskSample], examples: int, console: Console) -> None:
     """Prints rates, sizes, lengths and examples."""
-    rates = seqio_bridge.rates(name)
-    tasks = {task: seqio.TaskRegistry.get(task) for task in sorted(rates)}
-    table = Table(title=f"{name}, split {split}", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("task", no_wrap=True)
     for column in ("share", "records", "order"):
         table.add_column(column, justify="right")
-    exact = seqio_bridge.weighted_tasks(name, split) is not None
-    for task_name, task in tasks.items():
-        records = task.source.num_input_examples(split)
+    for sample in samples:
         table.add_row(
-            task_name,
-            f"{rates[task_name] / sum(rates.values()):.1%}",
-            "?" if records is None else f"{records:,}",
-            "exact" if exact else "seqio's own",
+            sample.name,
+            f"{sample.share:.1%}",
+            "?" if sample.num_records is None else f"{sample.num_records:,}",
+            "exact" if sample.in_exact_order else "seqio's own",
         )
     console.print(table)
-    lengths = {}
-    for task_name, task in tasks.items():
-        drawn = draw(task_name, split, max(sample, examples), seed)
-        if not drawn:
-            raise ValueError(f"The task {task_name} yields nothing on the split {split!r}.")
-        lengths[task_name] = {
-            feature: [len(example[feature]) for example in drawn]
-            for feature in ("inputs", "targets")
-        }
-        for number, example in enumerate(drawn[:examples], 1):
-            console.print(f"[bold]{task_name}[/bold] {number}")
-            for what, text in describe(example, task):
+    for sample in samples:
+        for finding in sample.findings[:_MAX_FINDINGS]:
+            verb = "Skipped" if finding.is_skipped else "Changed"
+            print(f"{verb} {finding.detail}", file=sys.stderr)
+        for number, example in enumerate(sample.examples[:examples], 1):
+            console.print(f"[bold]{sample.name}[/bold] {number}")
+            for what, text in describe(example, sample.vocabulary):
                 console.print(f"    {what:8}{text}", markup=False, highlight=False)
-    console.print(lengths_table(lengths))
+    console.print(lengths_table(samples))
+
+
+def configured_lengths(given: str | None, has_run: bool) -> Mapping[str, Mapping[str, int]]:
+    """Returns task -> feature -> length: as given for all tasks, or of the run's streams, if any.
+
+    Raises:
+      ValueError: `given` is not a dict of lengths.
+    """
+    if given is not None:
+        try:
+            lengths = {str(name): int(length) for name, length in ast.literal_eval(given).items()}
+        except (ValueError, SyntaxError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"--lengths is {given!r}; give, for example, \"{{'inputs': 16, 'targets': 24}}\"."
+            ) from error
+        return collections.defaultdict(lambda: lengths)
+    streams = gin_registry.bound_value("train.streams") if has_run else ()
+    return {
+        task: dict(stream.task_feature_lengths)
+        for stream in streams
+        for task in seqio_bridge.rates(stream.mixture_or_task_name)
+    }
 
 
 def run_settings(arguments: Sequence[str]) -> list[Any]:
@@ -139,6 +125,14 @@ def run_settings(arguments: Sequence[str]) -> list[Any]:
     return [gin_registry.bound_value("train.settings")]
 
 
+def _max_image_size(settings: Sequence[Any]) -> float:
+    """Returns the pixels that the last location bin stands for."""
+    for own in settings:
+        if own is not None:
+            return own.evaluation_config.max_image_size
+    return 512
+
+
 @user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
@@ -152,12 +146,22 @@ def main(arguments: Sequence[str]) -> None:
         "--module", action="append", default=[], help="to import first, besides tasks.pretraining"
     )
     parser.add_argument("--split", default="train")
-    parser.add_argument("--examples", type=int, default=3, help="to show of each task")
+    parser.add_argument("--examples", type=int, default=3, help="to print of each task")
+    parser.add_argument(
+        "--page_examples", type=int, default=12, help="to show of each task on the page"
+    )
     parser.add_argument("--sample", type=int, default=200, help="to measure of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data_dir", default=None, help="where scenes are, if not OFA_DATA_DIR")
     parser.add_argument(
         "--gin_file", action="append", default=[], help="of the run whose data to show"
+    )
+    parser.add_argument(
+        "--lengths",
+        help="configured lengths of all tasks, as a dict; by default those of the gin files",
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="the page to write; NAME.html by default"
     )
     options, rest = parser.parse_known_args(arguments)
     if options.data_dir is not None:
@@ -167,14 +171,17 @@ def main(arguments: Sequence[str]) -> None:
             importlib.import_module(modules.find_module(module))
         settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
         with default_settings(*settings):
-            show(
-                options.name,
-                options.split,
-                options.examples,
-                options.sample,
-                options.seed,
-                Console(),
+            samples = sample_mixture(
+                options.name, options.split, max(options.sample, options.examples), options.seed
             )
+            lengths = configured_lengths(options.lengths, bool(options.gin_file))
+            title = f"{options.name}, split {options.split}"
+            show(title, samples, options.examples, Console())
+            path = options.output or pathlib.Path(f"{options.name}.html")
+            write_mixture_page(
+                path, title, samples, lengths, options.page_examples, _max_image_size(settings)
+            )
+            print(f"The page is {path}.")
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

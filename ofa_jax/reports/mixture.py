@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import seqio
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
-from ofa_jax.data.sampling import WeightedTask, read_example
+from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils.bad_input import Finding, collect
 
@@ -28,8 +29,7 @@ class TaskSample:
       num_records: of the split; None if unknown.
       in_exact_order: whether the task has records with random access.
       examples: the sample.
-      findings: name of a reason -> how often records were skipped, or parts dropped or replaced.
-      details: a sentence for some of the findings.
+      findings: about records that were skipped, and parts that were dropped or replaced.
       vocabulary: of the targets.
     """
 
@@ -38,9 +38,13 @@ class TaskSample:
     num_records: int | None
     in_exact_order: bool
     examples: Sequence[Example]
-    findings: Mapping[str, int]
-    details: Sequence[str]
+    findings: Sequence[Finding]
     vocabulary: seqio.Vocabulary
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """Name of a reason -> number of its findings."""
+        return collections.Counter(finding.reason.name for finding in self.findings)
 
     def lengths(self, feature: str) -> np.ndarray:
         """Returns the length in tokens of a feature of every example, int64 [n]."""
@@ -66,6 +70,11 @@ class Fit:
         """Computes the shares for lengths in tokens, int64 [n]."""
         used = np.minimum(lengths, length).mean()
         return cls(length, float((lengths > length).mean()), float(1 - used / length))
+
+
+def length_summary(lengths: np.ndarray) -> str:
+    """Returns the median, the 95th percentile and the largest of some lengths."""
+    return f"{np.median(lengths):.0f} / {np.percentile(lengths, 95):.0f} / {lengths.max()}"
 
 
 def sample_mixture(
@@ -117,21 +126,35 @@ def _sample_task(
         num_records,
         weighted is not None,
         examples,
-        collections.Counter(finding.reason.name for finding in findings),
-        [finding.detail for finding in findings[:5]],
+        findings,
         task.output_features["targets"].vocabulary,
     )
 
 
 def _examples(task: WeightedTask, seed: int, findings: list[Finding]) -> Iterator[Example]:
-    """Yields the examples of valid records, and collects the findings about all of them."""
+    """Yields the examples of valid records, and collects the findings about all of them.
+
+    Raises:
+      ValueError: the preprocess function has a mistake, whose traceback is printed.
+    """
     for index in range(len(task.records)):
         with collect() as found:
             try:
-                _, example = read_example(task, index, np.random.default_rng([seed, index]))
+                rng = np.random.default_rng([seed, index])
+                example = task.preprocess(task.records[index], rng)
             except InvalidRecordError as error:
-                found.append(Finding(error.reason, f"record {index}: {error}"))
+                found.append(Finding(error.reason, str(error)))
                 example = None
-        findings += found
+            except Exception as error:
+                # Training would skip the record; here the author wants to see the mistake.
+                traceback.print_exc()
+                raise ValueError(
+                    f"{task.name} fails on record {index}, see above: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        findings += [
+            Finding(finding.reason, f"{task.name}, record {index}: {finding.detail}", task.name)
+            for finding in found
+        ]
         if example is not None:
             yield example

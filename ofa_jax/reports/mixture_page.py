@@ -13,7 +13,7 @@ from plotly import graph_objects
 from ofa_jax.data.features import Example
 from ofa_jax.evaluation.gallery import LabelledBox, data_uri
 from ofa_jax.reports import curves
-from ofa_jax.reports.mixture import FEATURES, Fit, TaskSample
+from ofa_jax.reports.mixture import FEATURES, Fit, TaskSample, length_summary
 from ofa_jax.reports.page import write_page
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
@@ -103,9 +103,8 @@ def _fits(sample: TaskSample, lengths: Mapping[str, int]) -> list[tuple[str, str
     rows = []
     for feature in FEATURES:
         own = sample.lengths(feature)
-        summary = f"{np.median(own):.0f} / {np.percentile(own, 95):.0f} / {own.max()}"
         length = lengths.get(feature)
-        rows.append((feature, summary, None if length is None else Fit.of(own, length)))
+        rows.append((feature, length_summary(own), None if length is None else Fit.of(own, length)))
     return rows
 
 

@@ -22,7 +22,16 @@ def scenes(small_scenes):
         yield
 
 
-def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def page(tmp_path, monkeypatch):
+    """Writes the page to a temporary folder; returns its path."""
+    path = tmp_path / "page.html"
+    main = inspect_mixture.main
+    monkeypatch.setattr(inspect_mixture, "main", lambda given: main([*given, f"--output={path}"]))
+    return path
+
+
+def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch, page):
     monkeypatch.setenv("COLUMNS", "120")
     inspect_mixture.main(["ofa_pretrain_images", "--examples=1", "--sample=5"])
     text = capsys.readouterr().out
@@ -31,6 +40,9 @@ def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch):
     assert "64 x 64 pixels" in text
     # 16 codes and the end.
     assert "17 / 17 / 17" in text
+    shown = page.read_text()
+    assert shown.count('<article class="card">') == 2 * 5
+    assert "http://" not in shown.split("<body>")[1].replace("http://www.w3.org", "")
 
 
 def test_it_shows_the_data_of_a_run(small_scenes, tmp_path, capsys):
