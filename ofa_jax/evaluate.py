@@ -9,8 +9,11 @@ Resumable: finished evaluations are skipped. Results go to MODEL_DIR/evaluations
     metrics.json                     {step: {task: {metric: value}}}
     STEP/TASK/predictions.jsonl      a line per example; boxes in pixels of the stored image
     STEP/TASK/result.json            metrics, counts and times
+    STEP/TASK/gallery.json           the worst and the best examples, for the report
     events.out.tfevents...           for TensorBoard
     config.gin                       the operative configuration
+
+MODEL_DIR/report.html shows all of it.
 
 Exit codes: 0 if everything that has a reference was scored, also if nothing has one; 1 if a metric
 or a task failed (`failed` in its result.json says why; everything else was evaluated) or a file
@@ -32,6 +35,7 @@ from ofa_jax.evaluation.build import build_evaluation
 from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.run import run_evaluation
 from ofa_jax.model.named_config import model_config
+from ofa_jax.reports import run_report
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import distributed
 from ofa_jax.utils.locks import LockedError
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str]) -> None:
             ),
             errors.FAILURE,
         )
+    if evaluation.directory.is_relative_to(evaluation.model_dir):
+        run_report.write_at_end(evaluation.model_dir, evaluation.log)
     if results is not None and results.failures:
         errors.fail(
             EvaluationError(

@@ -24,6 +24,7 @@ from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
+from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
 from ofa_jax.utils.option_checks import checked
@@ -47,6 +48,8 @@ class Evaluation:
       make_writer: creates the writer of TensorBoard's events in `directory`.
       console: prints progress and results.
       operative_config: what is written to `config.gin` in `directory`, if anything.
+      gallery_examples: number of examples in the gallery of each task; 0 for none.
+      image_tokenizer: shows image codes in galleries as images.
     """
 
     selector: CheckpointSelector
@@ -61,6 +64,8 @@ class Evaluation:
     make_writer: Callable[[], metric_writers.MetricWriter]
     console: Console
     operative_config: str = ""
+    gallery_examples: int = 0
+    image_tokenizer: ImageTokenizer | None = None
 
     def model_config(self, checkpoint: Checkpoint) -> OFAConfig:
         """Returns the configuration of a checkpoint's model, with the dtype of the evaluation."""
@@ -102,6 +107,7 @@ def build_evaluation(
     batches_per_part: options.Count = 16,
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
+    gallery_examples: options.Natural = 12,
     override_decoding: OverrideDecoding = lambda task, config: config,
     check_memory: bool = True,
 ) -> Evaluation:
@@ -139,6 +145,8 @@ def build_evaluation(
       num_workers: processes that prepare batches, instead of threads; 0 for none.
       check_memory: whether to refuse what needs more memory than there is, by an estimate from
         below.
+      gallery_examples: number of examples in the gallery of each task, half of them the worst and
+        half the best; 0 for no gallery.
       override_decoding: changes a task's decoding settings.
 
     Raises:
@@ -207,6 +215,8 @@ def build_evaluation(
             str(root), just_logging=jax.process_index() > 0, asynchronous=False
         ),
         console=console,
+        gallery_examples=gallery_examples,
+        image_tokenizer=getattr(settings, "image_tokenizer", None),
     )
     return _with_evaluator(evaluation, existing)
 

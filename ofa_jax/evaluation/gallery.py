@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -21,11 +22,13 @@ from ofa_jax.data.sampling import read_example
 from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.eval_sources import RecordEvalSource, box_transform_of
 from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.evaluation.prediction_files import Line
+from ofa_jax.evaluation.evaluator import EvalTask
+from ofa_jax.evaluation.prediction_files import PREDICTIONS, Line, read_lines
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.examples import Example
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
+from ofa_jax.utils import files
 
 GALLERY_FILE = "gallery.json"
 _LONGEST_SIDE = 384
@@ -200,6 +203,27 @@ class GalleryMaker:
             grid.reshape(1, side, side)
         )
         return data_uri(Image.fromarray(decoded[0]))
+
+
+def write(
+    folder: epath.Path, task: EvalTask, image_tokenizer: ImageTokenizer | None, count: int
+) -> None:
+    """Writes the gallery of a task's predictions beside them; a failure is only logged.
+
+    Args:
+      folder: with the predictions.
+      task: tasks in seqio's own order have no gallery, as their records cannot be looked up.
+      image_tokenizer: see `GalleryMaker`.
+      count: number of examples; 0 for no gallery.
+    """
+    if not count or not isinstance(task.source, RecordEvalSource):
+        return
+    try:
+        lines = read_lines(folder / PREDICTIONS)
+        made = GalleryMaker(task.spec, task.source, image_tokenizer).make(lines, count)
+        files.write_json(folder / GALLERY_FILE, to_json(made))
+    except Exception as error:  # noqa: BLE001  hours of decoding must not end in a drawing's error
+        logging.warning("No gallery of %s was written.", task.name, exc_info=error)
 
 
 def data_uri(image: Image.Image, longest_side: int = _LONGEST_SIDE) -> str:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from ofa_jax.checkpoints import watch
 from ofa_jax.checkpoints.load import load_variables
 from ofa_jax.checkpoints.watch import Checkpoint
+from ofa_jax.evaluation import gallery
 from ofa_jax.evaluation import results as reporting
 from ofa_jax.evaluation.build import Evaluation
 from ofa_jax.evaluation.errors import EvaluationError
@@ -187,6 +188,7 @@ class _Started:
         for sentence in reporting.describe_findings(task.name, result):
             evaluation.log(sentence)
         folder = self._evaluator.folder(step, task)
+        gallery.write(folder, task, evaluation.image_tokenizer, evaluation.gallery_examples)
         self._unscored += reporting.describe_unscored(task.name, result, folder)
         self.results.failures += reporting.describe_failures(task.name, step, result.failed)
 

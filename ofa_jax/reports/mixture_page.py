@@ -128,8 +128,8 @@ def _histogram(sample: TaskSample, lengths: Mapping[str, int]) -> str:
 
 def _shown(example: Example, vocabulary: seqio.Vocabulary, max_image_size: float) -> ShownExample:
     """Returns an example as the page shows it."""
-    image = example.get("image")
-    has_image = image is not None and image.ndim == 3 and image.size > 0
+    image = np.asarray(example.get("image", ()))
+    has_image = image.ndim == 3 and image.size > 0
     own = getattr(vocabulary, "wrapped", None)
     boxes: dict[str, list[LabelledBox]] = {feature: [] for feature in FEATURES}
     if isinstance(own, OFAVocabulary):

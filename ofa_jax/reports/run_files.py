@@ -151,11 +151,11 @@ class _Reader:
         for path in sorted(self._path.glob(f"{GALLERIES}/*/*/*.json")):
             split, step = path.parts[-3:-1]
             _keep_latest(latest, (split, path.stem), step, path)
-        found = []
-        for (split, task), (step, path) in sorted(latest.items()):
-            if examples := self.read(path, read_json, []):
-                found.append(Gallery(split, step, task, examples))
-        return found
+        return [
+            Gallery(split, latest_step, task, examples)
+            for (split, task), (latest_step, path) in sorted(latest.items())
+            if (examples := self.read(path, read_json, []))
+        ]
 
 
 def _keep_latest(

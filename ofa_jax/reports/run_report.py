@@ -4,14 +4,16 @@ import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from ofa_jax.reports import curves
 from ofa_jax.reports.page import write_page
 from ofa_jax.reports.run_files import Gallery, RunFiles, read_run
+from ofa_jax.utils import files
 
 REPORT_FILE = "report.html"
 _MAX_STEPS = 8
@@ -66,6 +68,23 @@ def write_report(
         gallery_json=[_gallery_json(run, gallery) for run in runs for gallery in run.galleries],
     )
     return target
+
+
+def write_at_end(model_dir: epath.Path, log: Callable[[str], None]) -> None:
+    """Writes the report of a run when a command ends; a failure is only logged.
+
+    The first host writes it. Runs in an object store get theirs by `tools.report` on a copy.
+
+    Args:
+      model_dir: the run directory.
+      log: is called with where the report is.
+    """
+    if jax.process_index() > 0 or not files.is_local(model_dir):
+        return
+    try:
+        log(f"The report is {write_report([model_dir])}.")
+    except Exception as error:  # noqa: BLE001  a page must not cost a run its exit code
+        log(f"No report was written ({type(error).__name__}: {error}).")
 
 
 def _read_runs(model_dirs: Sequence[pathlib.Path]) -> Iterator[RunFiles]:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from official_model import random_variables
+from report_files import json_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ofa_jax import evaluate
@@ -155,6 +156,21 @@ def test_lines_have_inputs_references_and_predictions(run, evaluated, small_scen
         if line not in invalid:
             assert line["instruction"].startswith("which region does the text")
             assert np.array(line["references"]).shape == np.array(line["prediction"]).shape == (4,)
+
+
+def test_the_report_shows_the_worst_and_best_examples_with_their_boxes(run, evaluated):
+    page = (run / "report.html").read_text()
+    galleries = {gallery["task"]: gallery["examples"] for gallery in json_in(page, "galleries")}
+    predictions = {line["id"]: line for line in lines(run, 2, "visual_grounding")}
+    assert galleries["visual_grounding"]
+    for example in galleries["visual_grounding"]:
+        line = predictions[example["id"]]
+        (target,) = example["target_boxes"]
+        np.testing.assert_allclose(target["corners"], line["references"], atol=0.05)  # rounded
+        assert example["width"] == example["height"] == 64
+    assert page.count('<rect class="true"') >= len(galleries["visual_grounding"])
+    qualities = [example["quality"] for example in galleries["visual_grounding"]]
+    assert qualities == sorted(qualities)
 
 
 def test_averaged_parameters_are_evaluated_if_the_run_has_them(run, evaluated):
