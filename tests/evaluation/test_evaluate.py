@@ -161,15 +161,15 @@ def test_lines_have_inputs_references_and_predictions(run, evaluated, small_scen
 def test_the_report_shows_the_worst_and_best_examples_with_their_boxes(run, evaluated):
     page = (run / "report.html").read_text()
     galleries = {gallery["task"]: gallery["examples"] for gallery in json_in(page, "galleries")}
-    predictions = {line["id"]: line for line in lines(run, 2, "visual_grounding")}
-    assert galleries["visual_grounding"]
-    for example in galleries["visual_grounding"]:
+    predictions = {line["id"]: line for line in lines(run, 2, "eval_regions")}
+    assert galleries["eval_regions"]
+    for example in galleries["eval_regions"]:
         line = predictions[example["id"]]
         (target,) = example["target_boxes"]
         np.testing.assert_allclose(target["corners"], line["references"], atol=0.05)  # rounded
         assert example["width"] == example["height"] == 64
-    assert page.count('<rect class="true"') >= len(galleries["visual_grounding"])
-    qualities = [example["quality"] for example in galleries["visual_grounding"]]
+    assert page.count('<rect class="true"') >= len(galleries["eval_regions"])
+    qualities = [example["quality"] for example in galleries["eval_regions"]]
     assert qualities == sorted(qualities)
 
 
