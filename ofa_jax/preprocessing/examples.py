@@ -10,8 +10,8 @@ An example is a dict of numpy arrays:
     blank_box    int32[4]         optional: y0 x0 y1 x1 of the pixels that the model sees as 0
     unscored_targets  int32       optional: number of leading target tokens without a loss
     noisy_targets     int32[T]    optional: what the decoder reads in place of the targets
-    view              float32[4]  optional, for evaluation: x0 y0 x1 y1, the part of the stored
-                                  image that `image` shows, in pixels of the stored image
+    view              float32[4]  optional, for evaluation: x0 y0 x1 y1, the part of the decoded
+                                  image that `image` shows, in pixels of the decoded image
     target_prefix     int32[P]    optional, for evaluation: the tokens that decoding starts from
 """
 

@@ -4,7 +4,7 @@ A record is a mapping of plain values. Every field is optional; an objective rai
 InvalidRecordError if a field that it needs is missing.
 
     id                str
-    image             bytes, any format that Pillow opens
+    image             bytes of a file in one of `image_files.FORMATS`
     captions          list[str]                        negative_captions  list[str], false captions
     questions         list[str]   answers list[str]    answer_confidences list[float]
                                                        answer_types       list[str]      parallel
@@ -22,7 +22,9 @@ InvalidRecordError if a field that it needs is missing.
                       str, the sentences of a language task, named as in TFDS
     reference_answers list[str]                        reference_confidences list[float], parallel
 
-Boxes are x0, y0, x1, y1 in pixels of the stored image.
+Boxes are x0, y0, x1, y1 in pixels of the image as `DecodeOptions` decodes it: as stored for the
+official data, rotated as its EXIF data says for others. Entries that belong together have the same
+position in parallel fields; entries that are malformed or empty are dropped (`record_fields`).
 """
 
 from collections.abc import Mapping
