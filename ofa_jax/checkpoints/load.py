@@ -27,7 +27,7 @@ def load_config(path: str) -> OFAConfig:
       ValueError: an official checkpoint is damaged or unsupported.
     """
     if files.is_official(path):
-        return files.read(path).config
+        return files.read(path, verify=False).config
     return storage.read_model_config(path)
 
 

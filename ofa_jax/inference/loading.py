@@ -11,9 +11,11 @@ from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.processor import FOLDER, Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.wrong_files import shorten
 
 OFFICIAL_IMAGE_SIZE, OFFICIAL_MAX_IMAGE_SIZE = 384, 512
 """Pixels, for official checkpoints that do not store their own."""
+_LARGEST_IMAGE = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +114,18 @@ def load_processor(checkpoint: str, vocabulary: OFAVocabulary | str | None = Non
 
 def _official_sizes(checkpoint: str) -> dict[str, int]:
     """Returns the image sizes of an official checkpoint."""
-    args = files.read(checkpoint).args
-    return {
-        "image_size": int(args.get("patch_image_size") or OFFICIAL_IMAGE_SIZE),
-        "max_image_size": int(args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE),
+    args = files.read(checkpoint, verify=False).args
+    sizes = {
+        "image_size": args.get("patch_image_size") or OFFICIAL_IMAGE_SIZE,
+        "max_image_size": args.get("max_image_size") or OFFICIAL_MAX_IMAGE_SIZE,
     }
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size <= _LARGEST_IMAGE:
+            raise ValueError(
+                f"{checkpoint} says that its {name} is {shorten(size)}, which is no size in "
+                f"pixels: give {name}."
+            )
+    return sizes
 
 
 def _processor_of_run(checkpoint: str) -> Processor | None:

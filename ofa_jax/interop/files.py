@@ -18,7 +18,6 @@ import numpy as np
 from ofa_jax.interop import averages, huggingface, huggingface_folder, torch_file
 from ofa_jax.interop.arguments import args_for_fairseq, config_from_fairseq
 from ofa_jax.interop.fairseq import to_fairseq
-from ofa_jax.interop.torch_file import OpenedFile, VerifiedTensors
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.utils.files import write_json
 from ofa_jax.utils.text_files import read_json
@@ -36,8 +35,7 @@ class OfficialCheckpoint:
     """An official checkpoint.
 
     Attributes:
-      state_dict: arrays by fairseq's names, views of the file, each of which is compared with its
-        checksum when it is first taken.
+      state_dict: arrays by fairseq's names, views of the file.
       args: the official arguments.
       origin: {"layout", "args", "types": {name in the file: dtype}, "counters": {name: int}}, as
         JSON.
@@ -87,13 +85,17 @@ def is_official(path: str | pathlib.Path) -> bool:
     return (path / huggingface_folder.CONFIG).is_file() and not ours
 
 
-def read(path: str | pathlib.Path, weights: str = averages.MODEL) -> OfficialCheckpoint:
+def read(
+    path: str | pathlib.Path, weights: str = averages.MODEL, verify: bool = True
+) -> OfficialCheckpoint:
     """Reads a `.pt` of fairseq, or a folder with weights and `config.json`.
 
     Args:
       path: of the file or folder; a file of weights in such a folder stands for the folder.
       weights: which weights to take where a file holds several: "model", "ema" (the averaged
         ones), or where they are, such as "extra_state.ema_fp32_params".
+      verify: whether to compare the weights with their checksums, which reads them once; False
+        where only the arguments and shapes are needed.
 
     Raises:
       FileNotFoundError, ValueError: with a sentence, see `torch_file.load`; or the file holds no
@@ -101,9 +103,9 @@ def read(path: str | pathlib.Path, weights: str = averages.MODEL) -> OfficialChe
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        return _read_huggingface(huggingface_folder.find_weights(path), weights)
+        return _read_huggingface(huggingface_folder.find_weights(path), weights, verify)
     if path.suffix == ".safetensors" or path.name in huggingface_folder.WEIGHTS:
-        return _read_huggingface(path, weights)
+        return _read_huggingface(path, weights, verify)
     opened = torch_file.open_file(path)
     content = opened.content
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
@@ -116,8 +118,10 @@ def read(path: str | pathlib.Path, weights: str = averages.MODEL) -> OfficialChe
         )
     found = averages.find(content)
     place, tensors = averages.select(found, weights, path)
+    if verify:
+        opened.verify(tensors.values())
     return dataclasses.replace(
-        _checkpoint("fairseq", tensors, tensors, args, opened),
+        _checkpoint(path, "fairseq", tensors, tensors, args),
         weights=place,
         other_weights=tuple(name for name in found if name != place),
         unread=averages.describe_rest(content, found),
@@ -138,7 +142,7 @@ def _describe_no_model(path: pathlib.Path, content: Any) -> str:
     )
 
 
-def _read_huggingface(path: pathlib.Path, weights: str) -> OfficialCheckpoint:
+def _read_huggingface(path: pathlib.Path, weights: str, verify: bool) -> OfficialCheckpoint:
     """Reads a file of weights, and the config.json beside it."""
     config_file = path.parent / huggingface_folder.CONFIG
     if not config_file.is_file():
@@ -149,9 +153,14 @@ def _read_huggingface(path: pathlib.Path, weights: str) -> OfficialCheckpoint:
     config = read_json(config_file)
     if not isinstance(config, dict):
         raise ValueError(f"{config_file} does not describe a model: it is no JSON object.")
-    args = huggingface.args_from_huggingface(config)
+    try:
+        args = huggingface.args_from_huggingface(config)
+    except ValueError as error:
+        raise ValueError(f"{config_file}: {error}") from error
     held = torch_file.tensors_of(opened.content)
-    return _checkpoint("huggingface", held, huggingface.from_huggingface(held), args, opened)
+    if verify:
+        opened.verify(held.values())
+    return _checkpoint(path, "huggingface", held, huggingface.from_huggingface(held), args)
 
 
 def _arguments(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,40 +181,39 @@ def _get(value: Any, key: str) -> Any:
 
 
 def _checkpoint(
+    path: pathlib.Path,
     layout: str,
     tensors: Mapping[str, np.ndarray],
     state_dict: Mapping[str, np.ndarray],
     args: Mapping[str, Any],
-    opened: OpenedFile,
 ) -> OfficialCheckpoint:
     """Returns a checkpoint with its origin.
 
     Args:
+      path: of the file, for the error.
       layout: of the file.
       tensors: by their names in the file.
       state_dict: the same by fairseq's names.
       args: the official arguments.
-      opened: the file that the tensors are of.
     """
     if wrong := [name for name in state_dict if len(name) > _MAX_NAME or not name.isprintable()]:
-        raise ValueError(f"the checkpoint has a tensor named {shorten(wrong[0])}: it is damaged.")
+        raise ValueError(f"{path} is damaged: it has a tensor named {shorten(wrong[0])}.")
     if _EMBEDDING not in state_dict or state_dict[_EMBEDDING].ndim != 2:
         raise ValueError(
-            f"the checkpoint has no {_EMBEDDING}: it is not an OFA model "
+            f"{path}: the checkpoint has no {_EMBEDDING}: it is not an OFA model "
             f"(it has {', '.join(list(state_dict)[:3])} ...)."
         )
-    verified = VerifiedTensors(state_dict, opened.verify)
     origin = {
         "layout": layout,
         "args": {name: value for name, value in args.items() if _is_json(value)},
         "types": {key: str(array.dtype) for key, array in tensors.items()},
         "counters": {
-            key: int(verified[key])
+            key: int(array)
             for key, array in state_dict.items()
             if key.endswith("num_batches_tracked") and array.size == 1 and array.dtype.kind == "i"
         },
     }
-    return OfficialCheckpoint(verified, args, origin)
+    return OfficialCheckpoint(state_dict, args, origin)
 
 
 def _is_json(value: Any) -> bool:

@@ -313,7 +313,8 @@ def _key(value: Any) -> Any:
     return value
 
 
-_KEY_TYPES = {str, int, float, bool, bytes, type(None), Name}
+_PLAIN_TYPES = {str, int, float, bool, bytes, type(None)}
+_KEY_TYPES = _PLAIN_TYPES | {Name}
 
 
 def _describe(value: Any) -> str:
@@ -337,6 +338,8 @@ def make_dict(args: tuple[Any, ...]) -> dict[Any, Any]:
 def plain(value: Any) -> Any:
     """Converts namespaces, OmegaConf nodes and other records to plain containers, a tree.
 
+    What is neither plain nor a container, such as a tensor, becomes None.
+
     Raises:
       ContentError: the value refers to itself, or is too large or too deep for a configuration.
     """
@@ -355,7 +358,7 @@ def plain(value: Any) -> Any:
             return {key: convert(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [convert(item, depth + 1) for item in value]
-        return value
+        return value if type(value) in _PLAIN_TYPES else None
 
     return convert(value, 0)
 

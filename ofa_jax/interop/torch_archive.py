@@ -2,8 +2,7 @@
 
 Since torch 1.6 a file is a zip archive of `data.pkl` and of storages, which are not compressed;
 before, it was a row of pickles with the storages behind them. Every size and place is compared with
-the file before anything is read or allocated, and every content with its checksum when it is first
-used.
+the file before anything is read or allocated.
 """
 
 import dataclasses
@@ -216,9 +215,9 @@ class LegacyFile:
 
         magic, protocol, machine = (interpret(self._stream, note) for _ in range(3))
         if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
-            raise self._damaged("is not in a format of torch's")
+            raise self._damaged("is of an unknown version")
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-            raise self._damaged("was not written on a little-endian machine")
+            raise self._damaged("does not say that a little-endian machine wrote it")
         self._start = self._stream.tell()
         interpret(self._stream, note)
         keys = interpret(self._stream, note)
@@ -255,5 +254,6 @@ class LegacyFile:
 
     def _damaged(self, predicate: str) -> DamagedFileError:
         return DamagedFileError(
-            f"{self._path} {predicate}: the file is damaged; copy or download it again."
+            f"{self._path}, in the format of torch before 1.6, {predicate}: the file is damaged; "
+            "copy or download it again."
         )

@@ -16,7 +16,7 @@ import os
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -33,7 +33,6 @@ from ofa_jax.utils.wrong_files import shorten
 __all__ = [
     "ContentError",
     "OpenedFile",
-    "VerifiedTensors",
     "describe",
     "dtype_of",
     "load",
@@ -136,13 +135,15 @@ def _make_namespace(args: tuple[Any, ...]) -> argparse.Namespace:
 def _parse_reference(reference: Any) -> tuple[str, np.dtype, int]:
     """Returns key, dtype and length of the storage that a pickle refers to."""
     # Before torch 1.6, a sixth part says whether the storage is part of another one.
-    if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
+    if type(reference) is not tuple or len(reference) not in (5, 6):
         raise ContentError("it has a reference of an unknown kind")
-    _, kind, key, _, length = reference[:5]
+    what, kind, key, _, length = reference[:5]
+    if type(what) is not str or what != "storage":
+        raise ContentError("it has a reference of an unknown kind")
     dtype = _DTYPES.get(kind) if isinstance(kind, Name) else None
     if dtype is None or type(key) not in (str, int) or type(length) is not int:
         raise ContentError("it has a reference to something else than a storage")
-    if reference[5:] not in ((), (None,)):
+    if len(reference) == 6 and reference[5] is not None:
         raise ContentError("it has a storage that is part of another one, as torch 0.4 wrote them")
     return str(key), dtype, length
 
@@ -188,45 +189,23 @@ class OpenedFile:
     content: Any
     storages: Mapping[int, tuple[np.ndarray, Storage]]
 
-    def verify(self, array: np.ndarray) -> None:
-        """Compares a tensor's storage with its checksum, the first time.
+    def verify(self, arrays: Iterable[np.ndarray] | None = None) -> None:
+        """Compares the storages of tensors with their checksums; reads each of them once.
+
+        The cost is one more pass over the bytes that are used, about a second for 2 GB, and none
+        over those that are not (an optimizer's state). Using the tensors afterwards finds the bytes
+        in memory.
+
+        Args:
+          arrays: the tensors; all of the file when None.
 
         Raises:
-          DamagedFileError: it differs.
+          DamagedFileError: the bytes differ.
         """
-        if id(array) in self.storages:
-            self.storages[id(array)][1].verify()
-
-    def verify_all(self) -> None:
-        """Compares all storages that tensors are of; this reads them once."""
-        for _, storage in self.storages.values():
-            storage.verify()
-
-
-class VerifiedTensors(Mapping[str, np.ndarray]):
-    """Arrays by name, each of which is compared with its checksum when it is first taken.
-
-    The cost is one more pass over the bytes that are used, about a second for 2 GB, and none over
-    those that are not (an optimizer's state); the disk is read once, because the second pass finds
-    the bytes in memory.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], verify: Callable[[np.ndarray], None]):
-        self._arrays, self._verify = arrays, verify
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        array = self._arrays[name]
-        self._verify(array)
-        return array
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+        names = self.storages if arrays is None else map(id, arrays)
+        for name in names:
+            if name in self.storages:
+                self.storages[name][1].verify()
 
 
 def open_file(path: str | os.PathLike[str]) -> OpenedFile:
@@ -289,7 +268,7 @@ def load(path: str | os.PathLike[str]) -> Any:
       ValueError: it is not such a file, is damaged, or names something that is not allowed.
     """
     opened = open_file(path)
-    opened.verify_all()
+    opened.verify()
     return opened.content
 
 
@@ -304,7 +283,7 @@ def load_state_dict(
       holders: keys under which a file may hold its state dict.
 
     Returns:
-      Arrays by name, each of which is compared with its checksum when it is first taken.
+      Arrays by name, compared with their checksums.
 
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
@@ -316,7 +295,9 @@ def load_state_dict(
             held = held[name]
     if not isinstance(held, Mapping) or not any(isinstance(x, np.ndarray) for x in held.values()):
         raise ValueError(f"{path} does not hold the state dict of a {what}: {describe(held)}.")
-    return VerifiedTensors(tensors_of(held), opened.verify)
+    tensors = tensors_of(held)
+    opened.verify(tensors.values())
+    return tensors
 
 
 def dtype_of(name: Any) -> np.dtype:
