@@ -1,7 +1,7 @@
 """Writes the pages of the documentation that follow from the code, while MkDocs builds it.
 
 * `reference/configuration.md`: every class and function that gin can configure, with the types,
-  defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
+  ranges, defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
 * `bad_input.md`: the reasons for which the code refuses, skips or changes input;
 * `scenes.md`: a copy of results/scenes.md.
@@ -73,12 +73,15 @@ def cell(text: str) -> str:
     return "`".join([part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts)])
 
 
-def type_name(annotation: object) -> str:
-    """Returns an annotation as it is written, without module names."""
-    if annotation is inspect.Parameter.empty:
+def allowed_values(function: object, parameter: inspect.Parameter) -> str:
+    """Returns what a parameter can be, in words, as the checks of options have it."""
+    from ofa_jax.utils.option_checks import type_hints
+    from ofa_jax.utils.option_text import describe
+
+    hint = type_hints(function).get(parameter.name, inspect.Parameter.empty)
+    if hint is inspect.Parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
         return ""
-    name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", name)
+    return describe(hint)
 
 
 def default(parameter: inspect.Parameter) -> str:
@@ -103,12 +106,12 @@ def section(name: str, function: object) -> str:
     lines = [f"## {name}", "", introduction(documentation), ""]
     parameters = inspect.signature(function).parameters.values()
     if parameters:
-        lines += ["| parameter | type | default | |", "| --- | --- | --- | --- |"]
+        lines += ["| parameter | value | default | |", "| --- | --- | --- | --- |"]
     for parameter in parameters:
         shown = f"**{parameter.name}" if parameter.kind is parameter.VAR_KEYWORD else parameter.name
         row = [
             f"`{shown}`",
-            f"`{type_name(parameter.annotation)}`" if type_name(parameter.annotation) else "",
+            allowed_values(function, parameter),
             default(parameter),
             descriptions.get(parameter.name, ""),
         ]
@@ -126,8 +129,10 @@ def write_configuration() -> None:
         page.write(
             "# Configuration reference\n\n"
             "Every class and function that gin can configure, as the code had it when this site "
-            "was built. Set a parameter with `NAME.PARAMETER = VALUE` in a gin file or "
-            "`--gin.NAME.PARAMETER=VALUE` on the command line; refer to a configured object with "
+            "was built. A value of another type or range is refused in one sentence before "
+            "anything is built; floats are finite. Set a parameter with `NAME.PARAMETER = VALUE` "
+            "in a gin file or `--gin.NAME.PARAMETER=VALUE` on the command line; refer to a "
+            "configured object with "
             "`@NAME()`. The macros in capital letters (`MODEL_DIR`, `TRAIN_STEPS`) are those of "
             "the gin files, which set these parameters from them.\n\n"
         )

@@ -39,6 +39,12 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except RecursionError:
+        fail(
+            ConfigError("The configuration refers to itself, or is nested too deeply: simplify it.")
+        )
+    except MemoryError:
+        fail(ConfigError("There is not enough memory for this: make the model or batch smaller."))
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         fail(error)
 

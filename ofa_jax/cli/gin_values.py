@@ -23,6 +23,7 @@ from ofa_jax.utils.renamed import COMMAND_LINE
 __all__ = ["Binding", "check_cycles", "check_modules", "check_values"]
 
 REQUIRED = "gin.REQUIRED"
+_MAX_CHAIN, _MAX_EVALUATIONS = 50, 100_000
 _COMMANDS = ("train", "evaluate", "infer", "plan")
 
 
@@ -47,26 +48,40 @@ class Binding:
 
 
 def check_cycles(final: Mapping[str, Binding]) -> None:
-    """Raises ConfigError for a macro or configurable whose value needs itself.
+    """Raises ConfigError for a name whose value needs itself, or grows beyond all bounds.
 
     Args:
       final: what is bound in the end, by key.
     """
-    done: set[str] = set()
+    done: dict[str, int] = {}
     for key, binding in final.items():
         start = f"%{key}" if not binding.parameter else f"@{key.rpartition('.')[0]}"
         _visit(start, final, done)
 
 
-def _visit(start: str, final: Mapping[str, Binding], done: set[str]) -> None:
-    """Follows all names that a name needs; without recursion, for chains of any length."""
-    stack = [(start, iter(_needs(start, final)))]
+def _visit(start: str, final: Mapping[str, Binding], done: dict[str, int]) -> None:
+    """Follows all names that a name needs; without recursion, for chains of any length.
+
+    Args:
+      start: the name.
+      final: see `check_cycles`.
+      done: names that were followed -> how many evaluations their values take; filled in here.
+    """
+    if start in done:
+        return
+    stack = [(start, iter(dict.fromkeys(_needs(start, final))))]
     trail = [start]
     while stack:
-        _, needed = stack[-1]
-        following = next((name for name in needed if name not in done), None)
+        name, needed = stack[-1]
+        following = next((other for other in needed if other not in done), None)
         if following is None:
-            done.add(trail.pop())
+            done[name] = 1 + sum(done[other] for other in _needs(name, final))
+            if done[name] > _MAX_EVALUATIONS:
+                raise ConfigError(
+                    f"The value of {name} ({_place(name, final)}) is made of more than "
+                    f"{_MAX_EVALUATIONS:,} others: simplify it."
+                )
+            trail.pop()
             stack.pop()
             continue
         if following in trail:
@@ -77,11 +92,16 @@ def _visit(start: str, final: Mapping[str, Binding], done: set[str]) -> None:
                 "give one of them a value of its own."
             )
         trail.append(following)
-        stack.append((following, iter(_needs(following, final))))
+        if len(trail) > _MAX_CHAIN:
+            raise ConfigError(
+                f"{start} ({_place(start, final)}) is the first of more than {_MAX_CHAIN} names "
+                "that need each other: simplify the chain."
+            )
+        stack.append((following, iter(dict.fromkeys(_needs(following, final)))))
 
 
 def _needs(name: str, final: Mapping[str, Binding]) -> list[str]:
-    """Returns the names that must be evaluated before a name is."""
+    """Returns the names that must be evaluated before a name is, each as often as it is used."""
     needed = []
     for binding in _bindings_of(name, final):
         for macro in mentioned(binding.value, Macro):
@@ -90,7 +110,7 @@ def _needs(name: str, final: Mapping[str, Binding]) -> list[str]:
         for reference in mentioned(binding.value, Reference):
             if reference.called:
                 needed.append(f"@{reference.name}")
-    return list(dict.fromkeys(needed))
+    return needed
 
 
 def _bindings_of(name: str, final: Mapping[str, Binding]) -> list[Binding]:
@@ -222,7 +242,8 @@ def _fill(value: Any, final: Mapping[str, Binding], lookup: Callable[[str], Any]
 def _items(value: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
     """Yields the items of a dict whose keys are literals."""
     for key, item in value.items():
-        yield (repr(key), item) if isinstance(key, Macro | Reference) else (key, item)
+        name = f"%{key.name}" if isinstance(key, Macro) else getattr(key, "name", "")
+        yield (name, item) if isinstance(key, Macro | Reference) else (key, item)
 
 
 def _returned_kind(lookup: Callable[[str], Any], name: str) -> Any:

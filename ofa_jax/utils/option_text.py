@@ -102,6 +102,8 @@ def describe(hint: Any) -> str:
         )
     else:
         text = kind_phrase(hint)
+    if options.IsPath() in constraints:
+        return "a path" if options.NotBlank() in constraints else "a path, which may be empty"
     limits = range_phrase(constraints)
     items = alternatives[-1:] if _is_container(hint) else ()
     if items and typing.get_origin(items[0]) is Annotated:
@@ -123,6 +125,8 @@ def range_phrase(constraints: Sequence[Any], broken: Sequence[Constraint] = ()) 
     found = [c for c in constraints if isinstance(c, Constraint)]
     # The largest count goes without saying where there is another bound.
     told = [c for c in found if c != options.AtMost(options.LARGEST) or c in broken]
+    if any(isinstance(c, options.NotBlank | options.IsPath) for c in broken):
+        told = list(broken)
     if told == [options.Above(0)]:
         return "positive"
     low, high = (

@@ -201,7 +201,7 @@ class NotEmpty(Constraint):
     @property
     def phrase(self) -> str:
         """What follows "it must be"."""
-        return "not empty"
+        return "non-empty"
 
 
 @dataclasses.dataclass(frozen=True)
