@@ -24,7 +24,7 @@ from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
-from ofa_jax.preprocessing.text import clean_caption, has_no_words
+from ofa_jax.preprocessing.text import clean_caption, has_no_words, is_blank
 
 # The published weight of text, image and detection examples; that of a pair is 1.
 _GROUP_WEIGHT = 2.0
@@ -162,6 +162,8 @@ def _match_answer(
         )
         if sampled is None:
             raise fields.record_error(record, "there is no other answer to use as a negative")
+        if is_blank(sampled):
+            raise fields.record_error(record, "its wrong answer is empty", fields.EMPTY)
         answer = sampled
     return prompts.MATCHING_ANSWER.format(question=question, answer=answer), confidence
 

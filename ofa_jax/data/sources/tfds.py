@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ofa_jax.preprocessing.record_fields import NOT_UTF8
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.utils.bad_input import note
 
 TfdsExample = Mapping[str, Any]
 ToRecord = Callable[[TfdsExample], Record]
@@ -58,8 +60,14 @@ class TfdsRecords:
 
 
 def decode_text(value: Any) -> str:
-    """Decodes a text of TFDS, which is bytes or str."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    """Decodes a text of TFDS, which is bytes or str; what is not UTF-8 becomes U+FFFD."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        note(NOT_UTF8, f"a text has bytes that are not UTF-8: {value[:40]!r}")
+        return value.decode("utf-8", "replace")
 
 
 def captioned_image_record(example: TfdsExample) -> Record:

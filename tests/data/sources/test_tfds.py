@@ -6,8 +6,14 @@ import downstream_files
 import numpy as np
 import pytest
 
-from ofa_jax.data.sources.tfds import TFDS_DATA_SETS, ClassifiedImageRecord, captioned_image_record
+from ofa_jax.data.sources.tfds import (
+    TFDS_DATA_SETS,
+    ClassifiedImageRecord,
+    captioned_image_record,
+    decode_text,
+)
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils.bad_input import collect
 
 IMAGE = downstream_files.make_image()
 GLUE_EXAMPLES = {
@@ -85,3 +91,10 @@ def test_an_article_has_its_summary():
         "text": "the nikkei rose",
         "summary": "nikkei up",
     }
+
+
+def test_text_that_is_not_utf8_is_replaced_and_reported():
+    with collect() as findings:
+        assert decode_text(b"caf\xe9 \xff") == "caf\ufffd \ufffd"
+        assert decode_text("café".encode()) == "café"
+    assert [finding.reason.name for finding in findings] == ["text is not UTF-8"]
