@@ -7,6 +7,7 @@ builds every part of the run and checks the parts against each other. `training.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from ofa_jax.checkpoints.manager import SaveError
 from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.data.loader import LoaderError
 from ofa_jax.model.named_config import model_config
+from ofa_jax.reports import run_report
 from ofa_jax.training import loop
 from ofa_jax.training.build import build_run
 from ofa_jax.training.run import Run
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
             errors.fail(error)
         except (SaveError, LoaderError) as error:
             errors.fail(error, errors.FAILURE)
+        run_report.write_at_end(run.model_dir, functools.partial(_print_line, run))
 
 
 def _build(arguments: Sequence[str]) -> Run:
@@ -51,6 +54,11 @@ def _build(arguments: Sequence[str]) -> Run:
     return dataclasses.replace(run, config_text=gin.operative_config_str())
 
 
+def _print_line(run: Run, message: str) -> None:
+    """Prints a message without colors and line breaks."""
+    run.console.print(message, highlight=False, soft_wrap=True)
+
+
 def _describe(run: Run) -> None:
     """Prints the size of the model, the devices and the batch."""
     parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state.params))
@@ -58,11 +66,10 @@ def _describe(run: Run) -> None:
     streams = ", ".join(
         f"{stream['name']} {stream['batch_size']}" for stream in run.run_fingerprint["streams"]
     )
-    run.console.print(
+    _print_line(
+        run,
         f"{parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s), "
         f"mesh {mesh}; examples per step: {streams}.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -87,6 +87,10 @@ def test_a_run_learns_all_eight_objectives_and_reports_their_metrics(call, runs,
     names = os.listdir(runs / "whole")
     assert {"checkpoints", "config.gin", "validation.json"} < set(names)
     assert any(name.startswith("events.out.tfevents") for name in names)
+    page = (runs / "whole" / "report.html").read_text()
+    assert f"The report is {runs / 'whole' / 'report.html'}." in text
+    for task in objectives.OBJECTIVES:
+        assert f'"text":"{task.replace("_", " ")}"' in page  # a figure's title
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(call, runs, capsys):
