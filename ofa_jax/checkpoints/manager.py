@@ -6,6 +6,8 @@ found by `resume`.
 
 import contextlib
 import dataclasses
+import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -256,8 +258,10 @@ class Checkpoints:
         try:
             self._finish_save()
             self._manager.close()
-        except Exception as error:  # noqa: BLE001  the first error is the one to report
-            self._log(_first_line(error))
+        except SaveError as error:
+            self._log(str(error))
+        except Exception:  # noqa: BLE001  a failure that was reported before
+            return
 
     # ------------------------------------------------------------------------------ restoring
 
@@ -292,6 +296,8 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, shortened."""
+    """Returns the first line of an error's message, shortened; of TensorStore's, the reason."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if code := re.search(r"os_error_code='(\d+)'", line):
+        return os.strerror(int(code[1]))
     return line if len(line) < 400 else f"{line[:200]} ... {line[-200:]}"

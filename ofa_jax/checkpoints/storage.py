@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ofa_jax.checkpoints import checksums
+from ofa_jax.checkpoints import checksums, orbax_logs
 from ofa_jax.model import OFAConfig
 from ofa_jax.utils import files
 from ofa_jax.utils.text_files import DamagedFileError, read_json
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.json"
+orbax_logs.quiet()
+
 _AVERAGE = "ema_params"
 _LAST_STEP = 2**31 - 1
 """The largest step that a state can count."""

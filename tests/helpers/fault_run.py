@@ -21,6 +21,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
+from ofa_jax.checkpoints.manager import SaveError
 from ofa_jax.data.features import PAD_ID, Stream
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import WeightedTask
@@ -203,7 +204,7 @@ def parse(arguments):
 
 
 def main(arguments):
-    """Trains as the command line says; a `RunError` exits with code 2."""
+    """Trains as the command line says; RunError exits with code 2, SaveError with 1."""
     options = parse(arguments)
     distributed.initialize(distributed.from_arguments(options))
     flags.FLAGS(["fault_run"])
@@ -212,6 +213,9 @@ def main(arguments):
     except loop.RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

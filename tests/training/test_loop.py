@@ -211,5 +211,5 @@ def test_time_before_a_restart_counts_and_validation_does_not(tmp_path, monkeypa
 
 
 def test_an_invalid_time_limit_is_refused():
-    with pytest.raises(ValueError, match="max_minutes is 0; give a positive number"):
+    with pytest.raises(ValueError, match="max_minutes is 0; it must be positive"):
         LoopConfig(total_steps=1, max_minutes=0)
