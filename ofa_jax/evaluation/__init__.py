@@ -4,12 +4,18 @@ build               builds an evaluation: checkpoints, tasks, model
 run                 evaluates every selected checkpoint
 eval_spec           EvalSpec: how a task is decoded, parsed and scored; the registry of all tasks
 load_tasks          from the names of seqio tasks to tasks that are ready to be evaluated
+eval_example        what is known of an example; the boundary at which bad records end
 eval_sources        the examples of a task as batches
 batch_decoder       decodes batches with one compiled program
 pipeline            decodes many batches while the host prepares the next ones
 postprocess         parses decoded tokens
 evaluator           evaluates a task on a checkpoint; resumable
-prediction_files    predictions as JSON lines
+scoring             the metrics of predictions, whatever a metric does
+prediction_lines    predictions as lines
+prediction_files    files of lines, in parts
+task_folder         settings and result of a task on a checkpoint
+fingerprints        of data and weights, so that predictions are never mixed
+errors              the error of an evaluation that cannot continue
 results             metrics of all checkpoints, as JSON and as a table
 rewards             the reward of self-critical training
 trivial_baselines   baselines that look neither at the image nor at the text

@@ -29,49 +29,21 @@ from ofa_jax.data.features import (
 from ofa_jax.data.loader import shard_rows
 from ofa_jax.data.sampling import WeightedTask, read_example
 from ofa_jax.evaluation.errors import EvaluationError
+from ofa_jax.evaluation.eval_example import (
+    EvalExample,
+    describe_error,
+    make_guarded_row,
+    read_references,
+    record_id,
+)
 from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils.bad_input import Treatment, as_invalid_record, collect, declare, note
-from ofa_jax.utils.json_values import to_json
-from ofa_jax.utils.text_files import replace_surrogates
-
-NO_REFERENCES = declare(
-    "unreadable references",
-    Treatment.DROPPED,
-    "The references of a record in an evaluation are missing or malformed. The record is "
-    "predicted, and left out of the metrics.",
-    __name__,
-)
+from ofa_jax.utils.bad_input import collect
 
 PREFIX_FEATURE = "decoder_prefix_tokens"
 _MAX_TRIED = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalExample:
-    """What the evaluation knows of an example besides its features.
-
-    Attributes:
-      index: position in the split.
-      id: id of its record; the index where the record has none.
-      instruction: the input as text.
-      references: what a prediction is compared with.
-      box_transform: from the model's image to the stored one; None without an image.
-      error: why the example has no features; None if it has.
-      reason: the name of the reason under which an error is counted.
-      notes: what was dropped or replaced in the record, as (name of the reason, detail).
-    """
-
-    index: int
-    id: str
-    instruction: str = ""
-    references: Any = None
-    box_transform: BoxTransform | None = None
-    error: str | None = None
-    reason: str | None = None
-    notes: tuple[tuple[str, str], ...] = ()
 
 
 class EvalBatch(NamedTuple):
@@ -140,22 +112,9 @@ class EvalBatcher:
             index=index,
             id=record_id(record, index),
             instruction=self.vocabulary.decode(example["inputs"]).strip(),
-            references=self.read_references(record),
+            references=read_references(self.references, record),
             box_transform=box_transform_of(record, example),
         )
-
-    def read_references(self, record: Record) -> Any:
-        """Returns the references of a record as JSON; None if it has none that can be used.
-
-        A test set may lack the very field that they are in.
-        """
-        try:
-            return to_json(self.references(record))
-        except (KeyError, IndexError):
-            return None
-        except Exception as error:  # noqa: BLE001  a record of odd types may raise anything
-            note(NO_REFERENCES, f"its references cannot be read ({_describe(error)})")
-            return None
 
     def empty_row(self) -> Features:
         """Returns the features of a row without an example."""
@@ -171,56 +130,6 @@ class EvalBatcher:
                 "positions for targets"
             )
         return np.append(ids, [OFAVocabulary.pad_id] * (length - len(ids))).astype(np.int32)
-
-
-def _guarded(
-    batcher: EvalBatcher,
-    index: int,
-    record: Callable[[], Record],
-    make_row: Callable[[], tuple[Features, EvalExample]],
-) -> tuple[Features, EvalExample]:
-    """Returns a row with the notes about its record, or an empty one with what is wrong with it.
-
-    Whatever a record raises ends at this boundary.
-    """
-    with collect() as findings:
-        try:
-            features, example = make_row()
-        except Exception as error:  # noqa: BLE001  a record of odd types may raise anything
-            invalid = as_invalid_record(error, "cannot be evaluated")
-            features, example = (
-                batcher.empty_row(),
-                EvalExample(
-                    index,
-                    _id_of_invalid(record, index),
-                    error=str(invalid),
-                    reason=invalid.reason.name,
-                ),
-            )
-    notes = tuple((finding.reason.name, finding.detail) for finding in findings)
-    return features, dataclasses.replace(example, notes=notes) if notes else example
-
-
-def _id_of_invalid(record: Callable[[], Record], index: int) -> str:
-    """Returns the id of an invalid record if it can be read, else its index."""
-    try:
-        with collect():
-            return record_id(record(), index)
-    except Exception:  # noqa: BLE001  a corrupt file can make a source raise anything
-        return str(index)
-
-
-def _describe(error: Exception) -> str:
-    """Returns an exception in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def record_id(record: Record, index: int) -> str:
-    """Returns the id of a record as text; its index if it has none."""
-    value = record.get("id")
-    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    text = "" if value is None else replace_surrogates(str(value))
-    return text or str(index)
 
 
 def box_transform_of(record: Record, example: Example) -> BoxTransform | None:
@@ -326,7 +235,9 @@ class RecordEvalSource:
             record, example = read_example(self.task, index, rng)
             return self.batcher.make_row(index, record, example, rng)
 
-        return _guarded(self.batcher, index, lambda: self.task.records[index], read)
+        return make_guarded_row(
+            index, lambda: self.task.records[index], read, self.batcher.empty_row
+        )
 
     def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
         """Yields batches, see `EvalSource`."""
@@ -398,7 +309,8 @@ class SeqioEvalSource:
             except Exception as error:  # noqa: BLE001  preprocessors of tf.data raise anything
                 raise EvaluationError(
                     f"The examples {start} to {start + size - 1} cannot be read "
-                    f"({_describe(error)}): correct the data or the task. What is finished is kept."
+                    f"({describe_error(error)}): correct the data or the task. What is finished "
+                    "is kept."
                 ) from error
             position = start + len(chunk)
             rows = [
@@ -415,9 +327,9 @@ class SeqioEvalSource:
             return self.batcher.empty_row(), None
         example = chunk[index - start]
         rng = np.random.default_rng(0)  # evaluation samples no patches, so nothing is drawn
-        return _guarded(
-            self.batcher,
+        return make_guarded_row(
             index,
             lambda: example,
             lambda: self.batcher.make_row(index, example, example, rng),
+            self.batcher.empty_row,
         )

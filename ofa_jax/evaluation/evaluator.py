@@ -6,10 +6,8 @@ Resumable: finished examples are skipped. Metrics are always computed from the w
 so an interrupted evaluation gives the same numbers as an uninterrupted one.
 """
 
-import collections
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,22 +15,19 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Int
-from numpy import ndarray
 
-from ofa_jax.evaluation import postprocess
-from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
+from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.errors import EvaluationError
-from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource
+from ofa_jax.evaluation.eval_sources import EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.pipeline import COMPILATION, DATA, DECODING, decode_batches
-from ofa_jax.evaluation.prediction_files import Line, PredictionFiles
+from ofa_jax.evaluation.prediction_files import PredictionFiles
+from ofa_jax.evaluation.prediction_lines import PartWriter, count_findings
 from ofa_jax.evaluation.scoring import compute_metrics
 from ofa_jax.evaluation.task_folder import TaskFolder
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils.bad_input import INVALID_RECORD
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.timers import GoodputTimer
 
@@ -49,7 +44,6 @@ __all__ = [
 ]
 
 METRICS = "metrics"
-_MAX_WARNINGS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +283,7 @@ class Evaluator:
             scored=scores.scored,
             decoded=sum(min(size, folder.num_examples - number * size) for number in numbers),
             seconds=timer.total().parts,
-            findings=_count_findings(lines),
+            findings=count_findings(lines),
             undefined=scores.undefined,
             failed=scores.failed,
             unscored_reason=scores.unscored_reason,
@@ -325,7 +319,7 @@ class Evaluator:
             for shard in self._partitioner.data_shards
             for _ in range(rows_per_shard)
         ]
-        writer = _PartWriter(task, files, is_own_row)
+        writer = PartWriter(task.spec, task.vocabulary, files, is_own_row)
         batches = task.source.batches(numbers)
         decoder = self.decoder(task)
         for done, (batch, decoded) in enumerate(
@@ -344,71 +338,6 @@ def _agree(decision: bool) -> bool:
     if jax.process_count() == 1:
         return decision
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(decision)))
-
-
-class _PartWriter:
-    """Collects the predictions of a part, and writes them as lines."""
-
-    def __init__(self, task: EvalTask, files: PredictionFiles, is_own_row: Sequence[bool]):
-        """Creates a writer for this host's rows that are marked as its own."""
-        self._task = task
-        self._files = files
-        self._is_own_row = is_own_row
-        self._lines: list[Line] = []
-        self._warnings = 0
-
-    def add(self, batch: EvalBatch, decoded: DecodedBatch) -> None:
-        """Adds the predictions of a batch."""
-        for row, example in enumerate(batch.examples):
-            if example is None or not self._is_own_row[row]:
-                continue
-            if example.error is not None:
-                self._warn(example)
-            self._lines.append(_line(self._task, example, *decoded.best(row)))
-
-    def finish_part(self, part: int) -> None:
-        """Writes the collected lines as a part."""
-        self._files.write(part, self._lines)
-        self._lines.clear()
-
-    def _warn(self, example: EvalExample) -> None:
-        """Logs why an example is skipped, up to a number of warnings."""
-        if self._warnings < _MAX_WARNINGS:
-            logging.warning(
-                "Skipped %s, record %d: %s", self._task.name, example.index, example.error
-            )
-            self._warnings += 1
-
-
-def _line(task: EvalTask, example: EvalExample, ids: Int[ndarray, " n"], score: float) -> Line:
-    """Returns the line of an example: its prediction, or why it has none."""
-    notes = {"notes": [list(own) for own in example.notes]} if example.notes else {}
-    if example.error is not None:
-        line: dict[str, Any] = {"index": example.index, "id": example.id, "error": example.error}
-        return line | {"reason": example.reason} | notes
-    spec = task.spec
-    prediction = postprocess.parse(
-        spec.kind, ids, task.vocabulary, spec.max_image_size, example.box_transform
-    )
-    return {
-        "index": example.index,
-        "id": example.id,
-        "instruction": example.instruction,
-        "references": example.references,
-        "prediction": postprocess.to_json(spec.kind, prediction),
-        "score": score if math.isfinite(score) else None,
-        **notes,
-    }
-
-
-def _count_findings(lines: Iterable[Line]) -> dict[str, int]:
-    """Counts by reason why records were skipped, and what was dropped or replaced in others."""
-    counts: collections.Counter[str] = collections.Counter()
-    for line in lines:
-        if "error" in line:
-            counts[line.get("reason") or INVALID_RECORD.name] += 1
-        counts.update(reason for reason, _ in line.get("notes", ()))
-    return dict(sorted(counts.items()))
 
 
 def _settings(task: EvalTask, checkpoint: str, weights: str | None) -> dict[str, Any]:

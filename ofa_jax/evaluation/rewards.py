@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.evaluation.metrics import inputs
 from ofa_jax.evaluation.metrics.cider import CiderD
+from ofa_jax.utils.bad_input import collect
 
 END = "<eos>"
 """The last word of every caption, so that ending in time is rewarded (reference implementation)."""
@@ -99,8 +101,10 @@ def _all_words(captions: Iterable[str]) -> list[list[str]]:
 
 
 def _captions(records: RecordSource, index: int) -> tuple[str, ...]:
-    """Returns the captions of a record; none if it cannot be read."""
+    """Returns the captions of a record that have words; none if it cannot be read."""
     try:
-        return tuple(records[index].get("captions") or ())
+        with collect():
+            captions = inputs.texts(records[index].get("captions", ())) or ()
+        return tuple(caption for caption in captions if len(words(caption)) > 1)
     except Exception:  # noqa: BLE001  the loader reports it when it reads it
         return ()

@@ -27,8 +27,14 @@ Baseline = Callable[[References, References, np.random.Generator], list[Any]]
 
 
 def most_frequent(values: Iterable[Any]) -> Any:
-    """Returns the most frequent value; of equally frequent ones the smallest."""
+    """Returns the most frequent value; of equally frequent ones the smallest.
+
+    Raises:
+      ValueError: there is none.
+    """
     counts = collections.Counter(values)
+    if not counts:
+        raise _no_references()
     return min(counts, key=lambda value: (-counts[value], value))
 
 
@@ -37,6 +43,8 @@ def draw_caption(
 ) -> list[str]:
     """Draws a training caption for each example."""
     pool = [caption for reference in training for caption in reference["captions"]]
+    if not pool:
+        raise _no_references()
     return [pool[index] for index in rng.integers(len(pool), size=len(evaluation))]
 
 
@@ -46,8 +54,12 @@ def most_frequent_answer(
     """Returns the most frequent answer of each question's type; of an unknown type, of all."""
     by_type = collections.defaultdict(list)
     for reference in training:
+        if not reference["answers"]:
+            continue
         for kind in {reference.get("type"), None}:
             by_type[kind].append(reference["answers"][0])
+    if not by_type:
+        raise _no_references()
     best = {kind: most_frequent(answers) for kind, answers in by_type.items()}
     return [best.get(reference.get("type"), best[None]) for reference in evaluation]
 
@@ -79,6 +91,8 @@ def mean_box_with_frequent_label(
 ) -> list[dict[str, Any]]:
     """Returns the mean training box with the most frequent label for each example."""
     non_empty = [reference for reference in training if len(reference["labels"])]
+    if not non_empty:
+        raise _no_references()
     box = _mean(np.concatenate([reference["boxes"] for reference in non_empty]))
     label = most_frequent(label for reference in non_empty for label in reference["labels"])
     return [{"boxes": box[None], "labels": [label]}] * len(evaluation)
@@ -88,8 +102,9 @@ def most_frequent_code(
     training: References, evaluation: References, rng: np.random.Generator
 ) -> list[Int32[np.ndarray, " n"]]:
     """Returns the most frequent code at every position of each example."""
-    codes = np.concatenate([np.asarray(reference).reshape(-1) for reference in training])
-    code = most_frequent(codes.tolist())
+    code = most_frequent(
+        code for reference in training for code in np.asarray(reference).reshape(-1).tolist()
+    )
     return [np.full(len(reference), code, np.int32) for reference in evaluation]
 
 
@@ -129,4 +144,13 @@ def draw_true_box(
 
 def _mean(boxes: Any) -> Float32[np.ndarray, "4"]:
     """Returns the mean of boxes [n, 4]."""
+    if not len(boxes):
+        raise _no_references()
     return np.mean(np.asarray(boxes, np.float64), axis=0).astype(np.float32)
+
+
+def _no_references() -> ValueError:
+    """Returns the error of a baseline that has nothing to go by."""
+    return ValueError(
+        "No training record has a reference, so there is no baseline: give records with references."
+    )

@@ -89,7 +89,8 @@ def test_deleted_and_damaged_checkpoints_are_reported(run):
 def test_an_empty_newest_folder_gives_way_to_the_newest_checkpoint(run):
     (run / "checkpoints" / "300").mkdir()
     assert steps(CheckpointSelector(str(run))) == [200]
-    assert steps(CheckpointSelector(str(run), [300])) == [300]  # reported when it is read
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 300"):
+        steps(CheckpointSelector(str(run), [300]))
 
 
 def test_watching_a_single_checkpoint_ends_after_it(run):

@@ -177,6 +177,7 @@ def test_psnr_equals_its_formula_and_is_always_finite():
     best = 10 * math.log10(255**2 * 48)
     values = images.psnr([black, off_by_five], [black, black])
     assert values == {"psnr": pytest.approx((best + expected) / 2)}
+    assert images.psnr([black, black], [off_by_five, None]) == {"psnr": pytest.approx(expected / 2)}
 
 
 @pytest.mark.parametrize(

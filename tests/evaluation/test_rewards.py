@@ -69,3 +69,28 @@ def test_captions_are_read_once_and_invalid_records_have_none():
 def test_records_without_captions_are_refused():
     with pytest.raises(ValueError, match="The records of questions have no captions"):
         CaptionReward.of_records({"questions": [{"question": "?"}]}, decode)
+
+
+def test_captions_without_words_are_no_references():
+    class Records:
+        captions = (
+            "a red dog",
+            ["a red dog", None, "", "?!", 7],
+            None,
+            [" "],
+            {"a": 1},
+            ["a tree"],
+        )
+
+        def __len__(self):
+            return len(self.captions)
+
+        def __getitem__(self, index):
+            return {"captions": self.captions[index]}
+
+    reward = CaptionReward.of_records({"odd": Records()}, decode)
+    clean = CaptionReward({"odd": [[], ["a red dog"], [], [], [], ["a tree"]]}, decode)
+    samples = np.array([[[5, 6, 7, 2]]] * 6)
+    ids = [("odd", index) for index in range(6)]
+    np.testing.assert_array_equal(reward(ids, samples), clean(ids, samples))
+    assert np.isfinite(clean(ids, samples)).ravel().tolist() == [False, True, *[False] * 3, True]

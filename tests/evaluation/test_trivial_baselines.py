@@ -104,3 +104,18 @@ def test_exact_spans_counts_each_span_and_none_if_the_rest_was_changed():
 
 def test_fill_masks_fills_every_mask():
     assert trivial_baselines.fill_masks(" the<mask> fox<mask>", "of") == "the of fox of"
+
+
+@pytest.mark.parametrize("objective", trivial_baselines.BASELINES)
+def test_without_references_a_baseline_says_so(objective):
+    _, baseline = trivial_baselines.BASELINES[objective]
+    empty = {
+        "image_captioning": {"captions": []},
+        "visual_question_answering": {"answers": []},
+        "object_detection": {"boxes": [], "labels": []},
+        "grounded_captioning": [],
+        "image_infilling": [],
+    }
+    for training in ([], [empty[objective]] if objective in empty else []):
+        with pytest.raises(ValueError, match="No training record has a reference"):
+            baseline(training, ["yes"], rng())

@@ -27,7 +27,7 @@ from ofa_jax.data.downstream_settings import (
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.evaluation import eval_spec, postprocess
-from ofa_jax.evaluation.eval_sources import EvalBatcher
+from ofa_jax.evaluation.eval_example import read_references
 from ofa_jax.evaluation.scoring import compute_metrics
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -158,7 +158,7 @@ def test_a_record_without_its_target_is_predicted_but_not_scored_or_trained_on(s
     with pytest.raises(InvalidRecordError):
         trained(record, np.random.default_rng(0))
     spec = eval_spec.find(name)
-    references = EvalBatcher(None, None, spec.references).read_references(record)
+    references = read_references(spec.references, record)
     prediction = postprocess.to_json(spec.kind, np.array(RIGHT[name][1]))
     line = {"references": references, "prediction": prediction}
     scores = compute_metrics(spec, [line] * 2)

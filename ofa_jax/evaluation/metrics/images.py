@@ -11,9 +11,10 @@ from ofa_jax.evaluation.metrics import inputs
 _MAX_VALUE = 255
 
 
+@inputs.accepts(lambda reference: reference if np.size(reference) else None)
 def psnr(
     references: Sequence[UInt8[np.ndarray, "h w 3"]],
-    predictions: Sequence[UInt8[np.ndarray, "h w 3"]],
+    predictions: Sequence[UInt8[np.ndarray, "h w 3"] | None],
 ) -> dict[str, float]:
     """Computes "psnr", the mean peak signal-to-noise ratio in decibels.
 
@@ -22,7 +23,8 @@ def psnr(
 
     Args:
       references: true images.
-      predictions: generated images, each of its reference's shape.
+      predictions: generated images, each of its reference's shape; a missing one (None) has a
+        ratio of 0 decibels, as if it were black and the true one white.
 
     Raises:
       ValueError: an image is not uint8, or a pair differs in shape.
@@ -32,6 +34,9 @@ def psnr(
     inputs.check_pairs("psnr", references, predictions)
     ratios = []
     for index, (reference, prediction) in enumerate(zip(references, predictions, strict=True)):
+        if prediction is None:
+            ratios.append(0.0)
+            continue
         reference, prediction = np.asarray(reference), np.asarray(prediction)
         if reference.dtype != np.uint8 or prediction.dtype != np.uint8:
             raise ValueError(
