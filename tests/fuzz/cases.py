@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 ACCEPTED, REFUSED = "accepted", "refused"
-_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}|object at|<class '|Traceback|^\W*$")
+_ADDRESS = re.compile(r"\bat 0x[0-9a-f]+|<class '|Traceback|^\W*$")
 # Subclasses of the documented classes that are no sentences.
 _RAW = (UnicodeError, json.JSONDecodeError, RecursionError, NotImplementedError)
 _RAW_MODULES = ("zipfile", "zlib", "struct", "pickle", "binascii", "pyarrow", "numpy", "PIL")

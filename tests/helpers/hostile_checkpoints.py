@@ -82,7 +82,7 @@ def hostile_checkpoints() -> Iterator[HostileCheckpoint]:
     yield HostileCheckpoint("pointer.pt", pointer, "LFS")
     yield HostileCheckpoint("empty.pt", b"", "empty")
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
-    yield HostileCheckpoint("legacy.pth", legacy, "torch")
+    yield HostileCheckpoint("legacy.pth", legacy)
     yield HostileCheckpoint("plain_pickle.pt", pickle.dumps({"model": {}}, 2))
     yield HostileCheckpoint("page.pt", b"<!DOCTYPE html><html>404</html>")
     yield HostileCheckpoint("text.pt", b"hello")

@@ -301,11 +301,10 @@ def refuse_binary(path: str) -> None:
     for begin, advice in _BINARY.items():
         if head.startswith(begin):
             raise ValueError(f"{path} is {advice}.")
-    if b"\0" in head:
-        what = "UTF-16 text" if head[1::2].count(0) + head[::2].count(0) > len(head) // 3 else ""
-        raise ValueError(
-            f"{path} is {what or 'not text: it has null bytes'}: save it as text in UTF-8."
-        )
+    zeros = head.count(0)
+    if zeros > len(head) // 8:  # fewer are a few damaged lines, which are skipped
+        what = "UTF-16 text" if zeros > len(head) // 3 else "not text: it has null bytes"
+        raise ValueError(f"{path} is {what}: save it as text in UTF-8.")
 
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
