@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from lowered_steps import planned_step, trained_step
 from official_files import write_official_files
+from snapshots import snapshot
 
 import ofa_jax
 from ofa_jax import train
@@ -483,8 +484,30 @@ def test_a_user_error_is_one_sentence_and_exit_code_2_before_compilation(
     assert not compiled
 
 
-def test_another_run_in_the_same_place_is_refused(call, runs, capsys):
+OTHER_RUNS = {
+    "another seed": (["--gin.SEED=1"], "was started with seed = 0, but now it is 1"),
+    "another width": (["--gin.model_config.width=32"], "width is 16 there and 32 here"),
+    "another batch": (["--gin.text/Stream.batch_size=4"], "was started with streams = "),
+    "another rate": (
+        ["--gin.scenes_settings.rates={'visual_grounding': 3}"],
+        "was started with rates = ",
+    ),
+    "another optimizer": (["--gin.OptimizerConfig.ema_decay=0.5"], "of another model or optimiser"),
+    "other data": (
+        ["--gin.scenes_settings.data_set=@Scenes()", "--gin.Scenes.max_records=100"],
+        "was started with num_records = ",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_RUNS)
+def test_another_run_in_the_same_place_is_refused_and_changes_nothing(other, call, runs, capsys):
+    options, sentence = OTHER_RUNS[other]
+    before = snapshot(runs / "whole")
     with pytest.raises(SystemExit) as ended:
-        call(RUN, *SMALL, model_dir(runs / "whole"), "--gin.SEED=1", "--gin.TRAIN_STEPS=6")
+        call(RUN, *SMALL, model_dir(runs / "whole"), *options, "--gin.TRAIN_STEPS=6")
     assert ended.value.code == 2
-    assert "was started with seed = 0, but now it is 1" in capsys.readouterr().err
+    output, error = capsys.readouterr()
+    assert sentence in error and error.strip().count("\n") == 0
+    assert "Compiling" not in output
+    assert snapshot(runs / "whole") == before
