@@ -458,6 +458,52 @@ MISTAKES = {
         [RUN, "--gin.train.peak_flops=0"],
         "train.peak_flops is 0; it must be positive, or None. Give the operations per second of",
     ),
+    "an empty directory": (
+        [RUN, "--gin.MODEL_DIR=''"],
+        "train.model_dir is ''; it must be text that is not empty",
+    ),
+    "a text for a list": (
+        [RUN, "--gin.OptimizerConfig.frozen='encoder'"],
+        "OptimizerConfig.frozen is 'encoder'; it must be a list of strings. Write ['encoder']",
+    ),
+    "nothing for an object": (
+        [RUN, "--gin.train.optimizer=None"],
+        "train.optimizer is None; it must be an object of OptimizerConfig",
+    ),
+    "a function for an object": (
+        [RUN, "--gin.train.optimizer=@OptimizerConfig"],
+        "Write @OptimizerConfig() for what it returns",
+    ),
+    "an infinite rate": (
+        [RUN, "--gin.LEARNING_RATE=1e999"],
+        "OptimizerConfig.learning_rate is inf; it must be a finite number",
+    ),
+    "ids beyond the vocabulary": (
+        [RUN, "--gin.LossConfig.constraint_range=(4, 10000000)"],
+        "LossConfig.constraint_range (4, 10000000) exceeds the vocabulary of",
+    ),
+    "an absurd width": (
+        [RUN, "--gin.model_config.width=1000000000"],
+        "EiB of memory on this machine (the optimizer",
+        "set train.check_memory = False",
+    ),
+    "an absurd batch": (
+        [RUN, "--gin.pairs/Stream.batch_size=2000000000"],
+        "TiB of memory on this machine (batches of 'pairs'",
+    ),
+    "absurdly many workers": (
+        [RUN, "--gin.train.num_workers=100000"],
+        "train.num_workers is 100000; it must be between 0 and 1024",
+    ),
+    "a macro that needs itself": (
+        [RUN, "--gin.TRAIN_STEPS=%TRAIN_STEPS"],
+        "%TRAIN_STEPS needs itself",
+    ),
+    "an open bracket": ([RUN, "--gin.TRAIN_STEPS=(1"], "the bracket `(` is never closed"),
+    "a missing parameter": (
+        [RUN, "--gin.train.loss=@LossConfig()", "--gin.train.settings=@PretrainingSettings()"],
+        "PretrainingSettings needs data_set, vocabulary: set PretrainingSettings.data_set and",
+    ),
     "a type": (
         [RUN, "--gin.TRAIN_STEPS='many'"],
         "OptimizerConfig.total_steps is 'many'; it must be a whole number.",
