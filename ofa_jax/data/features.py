@@ -121,8 +121,8 @@ def to_features(
       rng: draws the sampled patches.
 
     Raises:
-      ValueError: the size of the image differs from the stream's, or the targets are image codes
-        and the stream has no code_targets.
+      StreamMismatchError: the size of the image differs from the stream's, or the targets are
+        image codes and the stream has no code_targets.
     """
     features = empty_features(stream, task_id)
     inputs = np.asarray(example["inputs"], np.int32)
@@ -149,7 +149,7 @@ def to_features(
         _place_image(features, example, image, stream, rng)
     if bool(example.get("code_mask", False)):
         if not stream.code_targets:
-            raise ValueError(
+            raise StreamMismatchError(
                 f"Stream {stream.name!r} got targets of image codes: set its code_targets=True."
             )
         features["decoder_code_mask"][...] = True
@@ -165,13 +165,13 @@ def _place_image(
 ) -> None:
     """Writes an image, its sampled patches and its blank box into `features`."""
     if stream.image_size is None:
-        raise ValueError(
+        raise StreamMismatchError(
             f"Stream {stream.name!r} has no image_size, but {stream.mixture_or_task_name} yields "
             "images: set it, or leave the image out of the task."
         )
     expected = (stream.image_size, stream.image_size, 3)
     if image.shape != expected:
-        raise ValueError(
+        raise StreamMismatchError(
             f"Stream {stream.name!r} expects images of {expected}, but "
             f"{stream.mixture_or_task_name} yields {image.shape}: make the stream's image_size and "
             "the task's equal."
@@ -184,11 +184,15 @@ def _place_image(
     blank = example.get("blank_box")
     if blank is not None and np.any(blank):
         if not stream.code_targets:
-            raise ValueError(
+            raise StreamMismatchError(
                 f"Stream {stream.name!r} got an image with a blanked part: set its "
                 "code_targets=True."
             )
         features["encoder_image_blank_boxes"][...] = blank
+
+
+class StreamMismatchError(ValueError):
+    """The examples of a task do not fit its stream, whichever the record: the options are wrong."""
 
 
 def empty_features(stream: Stream, task_id: int) -> Features:

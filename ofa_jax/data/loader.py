@@ -25,7 +25,7 @@ from absl import logging
 
 from ofa_jax.data.features import Batch, Features, Stream, empty_features, stack
 from ofa_jax.data.sampling import StreamSampler, WeightedTask, features_of_record
-from ofa_jax.utils.bad_input import Finding
+from ofa_jax.utils.bad_input import Finding, collect
 
 _FINDINGS = "findings"
 """Key, beside those of the streams or features, of the findings about their records."""
@@ -186,7 +186,12 @@ class Loader:
         with contextlib.closing(self._prefetched(self._steps, start_step)) as steps:
             for batch in steps:
                 self._count(batch.pop(_FINDINGS))
-                yield batch | {name: next(batches) for name, batches in others.items()}
+                for name, batches in others.items():
+                    with collect() as findings:
+                        batch[name] = next(batches)
+                    task = next(s.mixture_or_task_name for s in self.streams if s.name == name)
+                    self._count([dataclasses.replace(found, task=task) for found in findings])
+                yield batch
 
     def record_ids(self, step: int) -> dict[str, list[tuple[str, int]]]:
         """Returns which records this host's rows of a step hold, in the order of `batches`.

@@ -25,7 +25,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from ofa_jax.data.features import Example, Features, Stream, empty_features, to_features
+from ofa_jax.data.features import (
+    Example,
+    Features,
+    Stream,
+    StreamMismatchError,
+    empty_features,
+    to_features,
+)
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.utils.bad_input import Finding, as_invalid_record, collect
@@ -158,13 +165,19 @@ def features_of_record(
     Returns:
       The features and what was dropped or replaced in the record; empty features and also the
       reason why it was skipped if the record is invalid.
+
+    Raises:
+      StreamMismatchError: the task does not fit the stream.
     """
     with collect() as findings:
         try:
             _, example = read_example(task, index, rng)
             features = to_features(example, stream, task_id, rng)
-        except InvalidRecordError as error:
-            findings.append(Finding(error.reason, str(error)))
+        except StreamMismatchError:
+            raise
+        except Exception as error:  # noqa: BLE001  an example of odd types may raise anything
+            invalid = as_invalid_record(error, "its example cannot be used")
+            findings.append(Finding(invalid.reason, str(invalid)))
             features = empty_features(stream, task_id)
     where = f"{task.name}, record {index}"
     return features, [

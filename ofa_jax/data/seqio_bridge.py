@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import seqio
+import tensorflow as tf
 from absl import logging
 
 from ofa_jax.data import features
@@ -25,6 +26,7 @@ from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.task_settings import TaskContext, default_settings
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils.bad_input import Treatment, declare, note, without_addresses
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
@@ -39,6 +41,17 @@ __all__ = [
     "vocabulary_of",
     "weighted_tasks",
 ]
+
+
+DAMAGED_EXAMPLE = declare(
+    "damaged example of tf.data",
+    Treatment.SKIPPED,
+    "A seqio task that is read through tf.data raised an error for an example, such as a damaged "
+    "TFRecord file. After 10,000 errors in a row, the run ends with a sentence.",
+    __name__,
+)
+# tf.data's buffer for shuffling meets many errors before it gives the first example.
+_MAX_DAMAGED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,17 +162,38 @@ def examples_in_order(
       split: of its data.
       seed: of random preprocessors.
     """
-    return (
-        find(name)
-        .get_dataset(
-            dict(lengths),
-            split,
-            shuffle=False,
-            seed=seed,
-            trim_output_features=False,
-        )
-        .as_numpy_iterator()
+    dataset = find(name).get_dataset(
+        dict(lengths), split, shuffle=False, seed=seed, trim_output_features=False
     )
+    return _without_damaged(dataset.as_numpy_iterator(), name)
+
+
+def _without_damaged(examples: Iterator[Any], name: str) -> Iterator[Any]:
+    """Yields the examples of a tf.data pipeline; those that raise are skipped and noted.
+
+    After the damaged part of a TFRecord file, tf.data goes on with the next file.
+
+    Raises:
+      ValueError: so many in a row raise that the fault is not theirs.
+    """
+    failed = 0
+    while True:
+        try:
+            example = next(examples)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            failed += 1
+            problem = " ".join(without_addresses(error.message or str(error)).split())[:200]
+            if failed == _MAX_DAMAGED:
+                raise ValueError(
+                    f"{name} gave {failed} errors in a row, e.g. {type(error).__name__} "
+                    f"({problem}): check its files and its preprocessors."
+                ) from error
+            note(DAMAGED_EXAMPLE, f"{name}: an example was skipped ({problem})")
+        else:
+            failed = 0
+            yield example
 
 
 def sequential_batches(
@@ -196,9 +230,9 @@ def sequential_batches(
         stream.mixture_or_task_name,
     )
     with default_settings(settings), training_mode(training):
-        iterators = [
-            find(stream.mixture_or_task_name)
-            .get_dataset(
+        name = stream.mixture_or_task_name
+        datasets = [
+            find(stream.mixture_or_task_name).get_dataset(
                 sequence_length=dict(stream.task_feature_lengths),
                 split=split,
                 shuffle=True,
@@ -208,14 +242,18 @@ def sequential_batches(
                 # `to_features` truncates: seqio would cut off the eos of long inputs.
                 trim_output_features=False,
             )
-            .as_numpy_iterator()
             for shard in data_shards
         ]
+        iterators = [_without_damaged(data.as_numpy_iterator(), name) for data in datasets]
     per_shard = stream.batch_size // num_data_shards
     rng = np.random.default_rng([seed, start_step])
     while True:
+        try:
+            examples = [next(iterator) for iterator in iterators for _ in range(per_shard)]
+        except StopIteration:
+            raise ValueError(
+                f"{name} yields nothing on the split {split!r}: check its data and preprocessors."
+            ) from None
         yield features.stack(
-            features.to_features(next(iterator), stream, task_id, rng)
-            for iterator in iterators
-            for _ in range(per_shard)
+            features.to_features(example, stream, task_id, rng) for example in examples
         )

@@ -28,6 +28,8 @@ from ofa_jax.utils.bad_input import as_invalid_record
 
 __all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
 
+_MAX_LOGGED = 20
+
 _training_mode: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
     "training_mode", default=None
 )
@@ -159,7 +161,14 @@ class RecordDataSource(seqio.DataSource):
                 return convert(records[int(index)])
             except Exception as error:  # noqa: BLE001  whatever a torn file makes a source raise
                 # Without its fields, the first preprocessor will skip it.
-                logging.warning("Record %d of %s cannot be read: %s", index, split, error)
+                logging.log_first_n(
+                    logging.WARNING,
+                    "Record %d of %s cannot be read: %s",
+                    _MAX_LOGGED,
+                    index,
+                    split,
+                    error,
+                )
                 return convert({})
 
         def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -215,15 +224,26 @@ class numpy_preprocessor:  # noqa: N801  a decorator
                     name: tensors.from_tensor(value)
                     for name, value in zip(names, values, strict=True)
                 }
+
+                def convert(example: Mapping[str, Any]) -> list[np.ndarray]:
+                    return [
+                        tensors.to_tensor(example.get(name), spec)
+                        for name, spec in signature.items()
+                    ]
+
                 try:
-                    example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
+                    example = {**tensors.DEFAULTS, **function(record, rng)}
+                    return convert({**example, "_good": np.bool_(True)})
                 except Exception as error:  # noqa: BLE001  a record of odd types may raise any
                     invalid = as_invalid_record(error, "cannot be preprocessed")
-                    logging.warning("Skipped a record: %s (%s)", invalid, invalid.reason.name)
-                    example = {"_good": np.bool_(False)}
-                return [
-                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
-                ]
+                    logging.log_first_n(
+                        logging.WARNING,
+                        "Skipped a record: %s (%s)",
+                        _MAX_LOGGED,
+                        invalid,
+                        invalid.reason.name,
+                    )
+                    return convert({"_good": np.bool_(False)})
 
             values = [element[name] for name in names]
             outputs = tensors.numpy_function(run, [training, seed, *values], signature)

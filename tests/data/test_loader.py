@@ -21,6 +21,7 @@ from loader_tasks import (
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import RateInterleaving, WeightedTask
+from ofa_jax.utils import bad_input
 
 STREAMS = (PAIRS, TEXT)
 
@@ -411,3 +412,47 @@ def test_invalid_arguments_are_refused_before_anything_is_read(streams, given, o
     with pytest.raises(ValueError, match=sentence) as raised:
         Loader(streams, given, 0, **options)
     assert "\n" not in str(raised.value)
+
+
+class OddExamples:
+    """Returns examples that have what no example may have, for some records."""
+
+    odd = (  # noqa: RUF012
+        {"inputs": None},
+        {"targets": ["a", "b"]},
+        {"targets": np.zeros((2, 3))},
+        {"loss_weight": "much"},
+        {"image": "a path"},
+        {"unscored_targets": None},
+    )
+
+    def __call__(self, record, rng):
+        example = EncodeNumber(image=False)(record, rng)
+        number = record["number"]
+        return example | self.odd[number] if number < len(self.odd) else example
+
+
+def test_an_example_of_odd_types_is_skipped():
+    weighted = [WeightedTask("odd", 1.0, numbered(12), OddExamples())]
+    loader = Loader([TEXT], {"text": weighted}, 0)
+    batches = list(itertools.islice(loader.batches(), 12 // TEXT.batch_size))
+    count = loader.findings["odd", "unexpected error"]
+    assert 0 < count <= len(OddExamples.odd)
+    valid = sum(int((batch["text"]["decoder_loss_weights"].sum(1) > 0).sum()) for batch in batches)
+    assert valid >= 12 - len(OddExamples.odd)
+
+
+def test_findings_of_sequential_streams_are_counted_by_their_task():
+    reason = bad_input.declare("a test's reason", bad_input.Treatment.SKIPPED, "Only here.")
+
+    def make(start):
+        while True:
+            bad_input.note(reason, "one was left out")
+            yield {"x": np.zeros(1)}
+
+    stream = Stream("sequential", "its_task", 4, LENGTHS)
+    loader = Loader([*STREAMS, stream], tasks(()), 7, sequential={"sequential": make})
+    for _ in itertools.islice(loader.batches(), 3):
+        pass
+    assert loader.findings == {("its_task", "a test's reason"): 3}
+    assert loader.skipped_records == {"its_task": 3}

@@ -17,6 +17,7 @@ from ofa_jax.data.loader import Loader
 from ofa_jax.data.seqio_bridge import RecordDataSource, numpy_preprocessor
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.utils import bad_input
 
 SIZE = 32
 STREAM = Stream(
@@ -321,3 +322,132 @@ def test_the_converter_makes_the_same_features_in_a_graph(name, stream):
 def absl_flags():
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["tests"])
+
+
+# --------------------------------------------------------------------------- damage in tf.data
+
+
+@pytest.fixture
+def tfrecords(tmp_path):
+    """Returns a function that registers a task over TFRecord files, and the files."""
+    names = []
+
+    def register(count=3, preprocess=None):
+        paths = []
+        for shard in range(count):
+            paths.append(tmp_path / f"data.tfrecord-{shard:05d}-of-{count:05d}")
+            with tf.io.TFRecordWriter(str(paths[-1])) as writer:
+                for number in range(4):
+                    writer.write(f"{4 * shard + number}".encode() * 40)
+
+        def parse(dataset):
+            def example(text):
+                number = tf.strings.to_number(tf.strings.substr(text, 0, 1), tf.int32)
+                ids = tf.stack([0, 100 + number, 2])
+                return {"inputs": ids, "targets": ids}
+
+            dataset = dataset.map(example)
+            return dataset.map(preprocess) if preprocess else dataset
+
+        names.append(f"bridge_records_{len(names)}_{tmp_path.name}")
+        plain = seqio.PassThroughVocabulary(1000)
+        seqio.TaskRegistry.add(
+            names[-1],
+            source=seqio.FunctionDataSource(
+                lambda split, shuffle_files=False, seed=None: tf.data.TFRecordDataset(
+                    list(map(str, paths))
+                ),
+                splits=["train"],
+            ),
+            preprocessors=[parse],
+            output_features={
+                name: seqio.Feature(plain, add_eos=False) for name in ("inputs", "targets")
+            },
+        )
+        return names[-1], paths
+
+    yield register
+    for name in names:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_a_damaged_tfrecord_file_ends_neither_training_nor_evaluation(tfrecords):
+    name, paths = tfrecords()
+    data = bytearray(paths[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    paths[1].write_bytes(data[: len(data) - 7])
+    with bad_input.collect() as notes:
+        examples = list(seqio_bridge.examples_in_order(name, STREAM.task_feature_lengths, "train"))
+    assert len(examples) == 10  # the two before the damage, and the other files
+    assert [note.reason.name for note in notes] == ["damaged example of tf.data"]
+    stream = Stream("t", name, 4, {"inputs": 3, "targets": 3})
+    loader = Loader(
+        [stream],
+        {},
+        0,
+        sequential={
+            "t": lambda start: seqio_bridge.sequential_batches(
+                stream, 0, "train", 0, 1, (0,), start
+            )
+        },
+    )
+    for _ in itertools.islice(loader.batches(), 20):
+        pass
+    assert loader.findings[name, "damaged example of tf.data"] > 1
+
+
+def test_an_error_for_one_example_skips_it(tfrecords):
+    def refuse(example):
+        with tf.control_dependencies([tf.debugging.assert_none_equal(example["inputs"], 103)]):
+            return {name: tf.identity(value) for name, value in example.items()}
+
+    name, _ = tfrecords(1, refuse)
+    with bad_input.collect() as notes:
+        examples = list(seqio_bridge.examples_in_order(name, STREAM.task_feature_lengths, "train"))
+    assert [int(example["inputs"][1]) for example in examples] == [100, 101, 102]
+    assert len(notes) == 1 and "0x" not in notes[0].detail and "\n" not in notes[0].detail
+
+
+def test_a_task_that_gives_only_errors_or_nothing_ends_in_a_sentence(tfrecords, monkeypatch):
+    def first_batch(name):
+        stream = Stream("t", name, 4, {"inputs": 3, "targets": 3})
+        with bad_input.collect():
+            next(seqio_bridge.sequential_batches(stream, 0, "train", 0, 1, (0,), 0))
+
+    def refuse(example):
+        with tf.control_dependencies([tf.debugging.assert_negative(example["inputs"])]):
+            return {name: tf.identity(value) for name, value in example.items()}
+
+    monkeypatch.setattr(seqio_bridge, "_MAX_DAMAGED", 100)
+    name, _ = tfrecords(1, refuse)
+    with pytest.raises(ValueError, match=f"{name} gave 100 errors in a row, e.g. InvalidArgument"):
+        first_batch(name)
+    name, paths = tfrecords(1)
+    for content in (b"not a TFRecord file", b""):
+        paths[0].write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} yields nothing on the split 'train'"):
+            first_batch(name)
+
+
+def test_an_example_of_odd_types_is_skipped_in_plain_seqio(caplog):
+    @numpy_preprocessor
+    def odd(record, rng):
+        if record["id"] == "3":
+            return {"inputs": ["a"], "targets": {}}
+        if record["id"] == "4":
+            raise KeyError("odd")
+        return {"inputs": np.array([int(record["id"])], np.int32), "targets": np.ones(1, np.int32)}
+
+    seqio.TaskRegistry.add(
+        "bridge_odd",
+        source=RecordDataSource(records, "text", ("train",)),
+        preprocessors=[odd],
+        output_features=seqio.TaskRegistry.get("bridge_spell").output_features,
+    )
+    try:
+        examples = list(
+            seqio_bridge.examples_in_order("bridge_odd", STREAM.task_feature_lengths, "train")
+        )
+    finally:
+        seqio.TaskRegistry.remove("bridge_odd")
+    assert [int(example["inputs"][0]) for example in examples] == [0, 1, 2, 5, 6, 7]

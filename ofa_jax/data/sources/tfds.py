@@ -6,6 +6,7 @@ stored as parquet is read by `tfds_parquet` instead, without TensorFlow.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,13 +39,44 @@ class TfdsRecords:
     def _source(self) -> Any:
         """Opens the data set, once per process; it is not pickled."""
         if "_opened" not in self.__dict__:
-            import tensorflow_datasets as tfds
+            object.__setattr__(self, "_opened", self._open())
+        return self.__dict__["_opened"]
 
+    def _open(self) -> Any:
+        """Opens the data set.
+
+        Raises:
+          FileNotFoundError: a shard is missing.
+          ValueError: TFDS cannot open it, or it has another number of records than was stored.
+        """
+        import tensorflow_datasets as tfds
+
+        try:
             opened = tfds.data_source(
                 self.name, split=self.split, data_dir=self.data_dir, decoders=self.decoders
             )
-            object.__setattr__(self, "_opened", opened)
-        return self.__dict__["_opened"]
+            stored = opened.dataset_info.splits[self.split]
+            expected = stored.num_examples
+            names = [str(part.filename) for part in stored.file_instructions]
+        # A missing, damaged or unknown data set makes TFDS raise exceptions of many types.
+        except Exception as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(
+                f"TFDS cannot open {self.name}, split {self.split}, in "
+                f"{self.data_dir or 'its default folder'} ({type(error).__name__}: {problem}): "
+                "build it there as array_record or parquet, or check name, split and folder."
+            ) from error
+        if missing := [name for name in names if not os.path.isfile(name)]:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(names)} shards of {self.name}, split {self.split}, are "
+                f"missing: {', '.join(missing[:5])}. Copy them there, or build the data set again."
+            )
+        if len(opened) != expected:
+            raise ValueError(
+                f"{self.name}, split {self.split}, has {len(opened):,} records, but {expected:,} "
+                "were stored: a shard is damaged, or its format has no parts of splits (parquet)."
+            )
+        return opened
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_opened"}

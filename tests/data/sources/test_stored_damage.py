@@ -17,6 +17,7 @@ from ofa_jax.data.sources import scenes as scenes_source
 from ofa_jax.data.sources import tfds_parquet
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.tfds import TfdsRecords
 from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.preprocessing.records import InvalidRecordError
 from tools import convert_tsv
@@ -372,3 +373,53 @@ def test_a_torn_marker_of_scenes_is_a_sentence(scenes, content):
     (scenes / "scenes" / "scenes.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"scenes.json is not"):
         Scenes(str(scenes)).records("captions", "train")
+
+
+# -------------------------------------------------------------------------------------------- TFDS
+
+
+def identity(example):
+    return example
+
+
+@pytest.fixture
+def stored(scenes):
+    """Returns the scenes' texts under a name of which no builder is known."""
+    shutil.copytree(scenes / "scenes" / "text", scenes / "stored" / "text")
+    return scenes
+
+
+def open_tfds(folder, split="validation", name="stored/text"):
+    records = TfdsRecords(name, split, identity, str(folder))
+    len(records)
+    return records
+
+
+def test_tfds_reads_a_whole_split(stored):
+    assert b"validation-" in open_tfds(stored)[0]["id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        (lambda path: path.unlink(), {}, "TFDS cannot open stored/text, split validation"),
+        (lambda path: path.write_bytes(b""), {}, "TFDS cannot open stored/text"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), {}, "TFDS cannot open"),
+        (
+            lambda path: pyarrow.parquet.write_table(
+                pyarrow.parquet.read_table(path).slice(0, 3), path
+            ),
+            {},
+            "has 3 records, but .* were stored",
+        ),
+        (lambda path: None, {"split": "no_split"}, "TFDS cannot open .* split no_split"),
+        (lambda path: None, {"name": "no_such_data"}, "TFDS cannot open no_such_data"),
+        (lambda path: None, {"split": "validation[:2]"}, "has .* records, but 2 were stored"),
+    ],
+)
+def test_what_tfds_cannot_read_is_a_sentence(stored, change, options, sentence):
+    (path,) = (stored / "stored" / "text" / "1.1.0").glob("*-validation.parquet-*")
+    change(path)
+    with pytest.raises(ValueError, match=sentence) as raised:
+        open_tfds(stored, **options)
+    assert "\n" not in str(raised.value)
