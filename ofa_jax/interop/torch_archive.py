@@ -18,9 +18,24 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ofa_jax.interop import inert_pickle
+from ofa_jax.utils.bad_input import Treatment, declare
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
+DAMAGED = declare(
+    "checkpoint of others is damaged",
+    Treatment.REFUSED,
+    "A `.pt`, `.bin` or `.safetensors` file is cut off, differs from its checksums, has tensors "
+    "beyond its storages, or is something else: a pointer of Git LFS, a web page, an archive.",
+    __name__,
+)
+FORBIDDEN = declare(
+    "checkpoint asks for code",
+    Treatment.REFUSED,
+    "The pickle of a checkpoint names a class or function besides tensors, plain containers and "
+    "the configuration of training. Nothing of it is executed.",
+    __name__,
+)
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 _ENCRYPTED, _UTF8 = 1, 0x800
 # What zipfile raises for a damaged directory.

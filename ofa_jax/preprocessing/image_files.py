@@ -17,6 +17,7 @@ from PIL import AvifImagePlugin, ExifTags, Image, ImageCms, UnidentifiedImageErr
 
 from ofa_jax.utils.bad_input import InvalidRecordError, Treatment, declare
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
+from ofa_jax.utils.wrong_files import describe_placeholder
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """The formats that are opened, by Pillow's names."""
@@ -203,6 +204,8 @@ def _unidentified(start: bytes) -> InvalidRecordError:
     """Returns the error for bytes that are no image of one of the FORMATS."""
     if not start:
         return InvalidRecordError("its image cannot be decoded: it is empty", UNREADABLE)
+    if problem := describe_placeholder(start):
+        return InvalidRecordError(f"its image cannot be decoded: it {problem}", OTHER_FORMAT)
     if start.startswith(_OUR_KINDS) or start[4:12] == b"ftypavif":
         return InvalidRecordError("its image cannot be decoded: it is damaged", UNREADABLE)
     kinds = [kind for magic, kind in _OTHER_KINDS if start.lower().startswith(magic.lower())]

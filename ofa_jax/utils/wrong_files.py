@@ -110,7 +110,7 @@ def check_placeholder(path: str | os.PathLike[str]) -> None:
     except OSError:
         return
     if problem is not None:
-        raise ValueError(f"{path} {problem}.")
+        raise ValueError(f"{path} {problem}.") from None
 
 
 def shorten(text: object, length: int = 80) -> str:

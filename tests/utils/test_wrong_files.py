@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofa_jax.data.sources import array_records, tfds_parquet, tsv_file
+from ofa_jax.preprocessing import image_files
+from ofa_jax.tokenizers.patch_codebook import PatchCodebook
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import text_files, wrong_files
+from ofa_jax.utils.array_files import load_arrays
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FILES = {
@@ -56,6 +61,24 @@ def test_placeholders_are_refused(tmp_path):
         text_files.read_json(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"anything else")
     wrong_files.check_placeholder(tmp_path / "x")
+
+
+def test_a_pointer_is_named_wherever_a_file_is_read(tmp_path):
+    """Images, text files, vocabularies and files of records."""
+    (tmp_path / "x").write_bytes(POINTER)
+    path = str(tmp_path / "x")
+    for read in (
+        lambda: image_files.decode(POINTER),
+        lambda: tsv_file.refuse_binary(path),
+        lambda: array_records._open_shard(tmp_path / "x"),
+        lambda: tfds_parquet._read_table(path),
+        lambda: load_arrays(path),
+        lambda: OFAVocabulary.load(path),
+        lambda: OFAVocabulary.from_tokenizer_json(path),
+        lambda: PatchCodebook.load(path),
+    ):
+        with pytest.raises(ValueError, match="is a pointer of Git LFS"):
+            read()
 
 
 @given(st.binary(max_size=400))

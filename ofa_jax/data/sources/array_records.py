@@ -41,6 +41,7 @@ from ofa_jax.utils import options, text_files
 from ofa_jax.utils.decode_options import AS_STORED, DecodeOptions
 from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.wrong_files import check_placeholder
 
 DESCRIPTION, TYPES, NEGATIVES = "conversion.json", "types.npy", "negative_samples"
 
@@ -216,6 +217,7 @@ def _open_shard(path: pathlib.Path) -> Any:
     try:
         return open_shards([path])
     except RuntimeError as error:
+        check_placeholder(path)
         raise text_files.DamagedFileError(
             f"{path} is damaged, or no ArrayRecord file ({error}): copy it again, or "
             f"{_CONVERT_AGAIN}."

@@ -22,6 +22,7 @@ from ofa_jax.data.sources.shards import (
 )
 from ofa_jax.utils import text_files
 from ofa_jax.utils.files import open_regular
+from ofa_jax.utils.wrong_files import check_placeholder
 
 FIELD_KINDS = ("string", "strings", "bytes", "floats", "boxes", "ints")
 """How a field is parsed: str, list[str], bytes, list[float], float32[n, 4], or int32[n]."""
@@ -149,6 +150,7 @@ def _read_table(path: str) -> Any:
         raise
     # A damaged file may make it raise anything; ArrowInvalid and OSError are the usual ones.
     except Exception as error:
+        check_placeholder(path)
         problem = " ".join(str(error).split())
         raise text_files.DamagedFileError(
             f"{path} is damaged, or not a Parquet file of TFDS ({problem}): copy it again, or "

@@ -32,6 +32,7 @@ from ofa_jax.data.sources.tsv_index import (
 )
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils.bad_input import Reason, Treatment, declare, note
+from ofa_jax.utils.wrong_files import describe_pointer
 
 ENDS_TOO_EARLY = declare(
     "line ends too early",
@@ -298,6 +299,8 @@ def refuse_binary(path: str) -> None:
     """Raises ValueError, which says what the file is, if it is not text in UTF-8 or alike."""
     with open(path, "rb") as file:
         head = file.read(4096)
+    if pointer := describe_pointer(head):
+        raise ValueError(f"{path} {pointer}.")
     for begin, advice in _BINARY.items():
         if head.startswith(begin):
             raise ValueError(f"{path} is {advice}.")
