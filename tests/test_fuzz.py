@@ -8,7 +8,7 @@ from fuzz import mutations, runner
 from fuzz.targets import TARGETS
 from fuzz.targets.planted import FAULTS
 
-CASES = 30
+CASES = 24
 NOT_YET = {"jsonl", "requests", "outputs"}
 """Targets with known faults."""
 READY = [name for name in TARGETS if name not in NOT_YET]
@@ -44,7 +44,8 @@ def test_no_case_of_a_fixed_seed_fails(tmp_path, capsys):
     code = command.main([*arguments, f"--report={tmp_path}", f"--target={','.join(READY)}"])
     printed = capsys.readouterr().out
     assert code == 0, printed
-    assert f"{CASES * len(READY):,} cases, 0 failures" in printed
+    assert " 0 failures in 0 groups" in printed
+    assert all(name in printed for name in READY)
 
 
 def test_a_failing_case_is_kept_with_the_command_that_runs_it_again(tmp_path):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fuzz.guard import scratch_folder
+from fuzz.targets import SLOW
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SECONDS_TO_START = 240.0
@@ -150,7 +151,7 @@ class Schedule:
         names = [
             name
             for name, used in self._numbers.items()
-            if self._cases is None or used < self._cases
+            if self._cases is None or used * SLOW.get(name, 1) < self._cases
         ]
         if not names or (self._cases is None and time.monotonic() >= self._end):
             return None

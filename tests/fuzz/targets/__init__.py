@@ -19,6 +19,8 @@ TARGETS = {
     "outputs": "output_files",
 }
 """Name of a target -> the module that has it."""
+SLOW = {"run": 6}
+"""Target -> how many cases of others take as long as one of its; `--cases` counts accordingly."""
 _SELF_TEST = {"planted": "planted"}
 
 
