@@ -62,8 +62,12 @@ class EvalResults:
         return self._values.get(step, {})
 
     def add(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
-        """Adds a result and rewrites the file atomically; only the first host calls it."""
-        self._values.setdefault(step, {})[task] = dict(metrics)
+        """Adds a result and rewrites the file atomically; only the first host calls it.
+
+        Values that are not finite are left out: JSON does not know them.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._values.setdefault(step, {})[task] = finite
         values = {str(key): self._values[key] for key in sorted(self._values)}
         files.write_json(self._directory / METRICS_FILE, values)
 
