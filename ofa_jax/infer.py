@@ -11,6 +11,7 @@ error; 1: every line is an error, or writing failed; 2: a mistake in the configu
 one sentence.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ from ofa_jax.inference.job import Job, JobSummary, print_line
 from ofa_jax.inference.shards import ShardError
 from ofa_jax.utils import distributed
 
+_MAX_LISTED = 5
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program); returns the exit code."""
@@ -34,19 +37,40 @@ def main(arguments: Sequence[str]) -> int:
         common.parse_arguments("python -m ofa_jax.infer", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
         job = gin.get_configurable("infer")()
-        print_line(_describe_job(job))
+        for line in (*_describe_recovery(job), _describe_job(job)):
+            print_line(line)
     try:
-        summary = job.run()
+        with errors.interruptible("The same command goes on after the finished files."):
+            summary = job.run()
     except (OSError, ShardError) as error:
         # Finished files stay, and a restarted job resumes after them.
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = OSError(
+                error.errno,
+                f"The disk of {job.shards.directory} is full: free some space and start the job "
+                "again; it goes on after its finished files",
+            )
         errors.fail(error, errors.FAILURE)
     print_line(_describe_summary(job, summary))
     return errors.FAILURE if summary.lines and summary.errors == summary.lines else 0
 
 
+def _describe_recovery(job: Job) -> list[str]:
+    """Returns lines on what was damaged and is made anew."""
+    lines = [job.message] if job.message else []
+    share = [shard for shard in job.share if shard in job.damaged]
+    for shard in share[:_MAX_LISTED]:
+        lines.append(
+            f"{job.shards.path(shard).name}: {job.damaged[shard]}; its inputs are decoded again."
+        )
+    if len(share) > _MAX_LISTED:
+        lines.append(f"{len(share) - _MAX_LISTED} more files are damaged, too.")
+    return lines
+
+
 def _describe_job(job: Job) -> str:
     """Returns the line that is logged when the job starts."""
-    share, todo = job.share, job.shards.unfinished(job.share)
+    share, todo = job.share, job.unfinished
     host = f"Host {job.host} of {job.num_hosts}: " if job.num_hosts > 1 else ""
     num_files = f"{len(share)} output files" if len(share) != 1 else "1 output file"
     directory = job.shards.directory
@@ -69,7 +93,18 @@ def _describe_summary(job: Job, summary: JobSummary) -> str:
         parts.append(
             f"{summary.truncated:,} instructions were longer than source_length and truncated"
         )
-    return f"{'; '.join(parts)}. They are in {job.shards.directory}."
+    sentences = [f"{'; '.join(parts)}. They are in {job.shards.directory}."]
+    if summary.changed:
+        sentences.append(f"{summary.changed:,} have warnings.")
+    if summary.repeated:
+        sentences.append(
+            f"{summary.repeated:,} have the id of another one: they are in the order of the inputs."
+        )
+    if summary.reasons:
+        most = sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{count:,} x {name}" for name, count in most)
+        sentences.append(f"Bad input now: {counts}.")
+    return " ".join(sentences)
 
 
 if __name__ == "__main__":

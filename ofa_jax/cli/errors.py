@@ -67,5 +67,7 @@ def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:
     """Prints the error's sentence and ends the program with an exit code."""
     # gin appends where the configurable was called; the text before that is the error's own.
     message = str(error).split("\n  In call to configurable")[0].strip()
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        message = error.strerror  # a sentence of ours, without the number
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -54,13 +54,13 @@ def of_records(records: Any) -> dict[str, list[Any]]:
     names = [os.path.basename(path) for path in paths]
     if len(set(names)) < len(names):
         names = [os.path.join(*path.split(os.sep)[-2:]) for path in paths]
-    return {name: _of_file(path) for name, path in zip(names, paths, strict=True)}
+    return {name: of_file(path) for name, path in zip(names, paths, strict=True)}
 
 
 def of_weights(path: str) -> str | None:
     """Returns the fingerprint of a checkpoint; None if it has no checksums and is no file."""
     if official.is_official(path):
-        return None if not os.path.isfile(path) else ",".join(map(str, _of_file(path)))
+        return None if not os.path.isfile(path) else ",".join(map(str, of_file(path)))
     sums = storage.absolute_path(path) / checksums.FILE
     with contextlib.suppress(OSError):
         return hashlib.sha256(sums.read_bytes()).hexdigest()
@@ -93,7 +93,7 @@ def _files_of(records: Any, depth: int = 4) -> Iterator[str]:
             yield from _files_of(own, depth - 1)
 
 
-def _of_file(path: str) -> list[Any]:
+def of_file(path: str) -> list[Any]:
     """Returns [bytes, digest] of a file, with the time of its last change if it is large."""
     status = os.stat(path)
     digest = hashlib.sha256()

@@ -4,44 +4,42 @@ inputs ─▶ output shards ─▶ compare with an earlier start ─▶ load the
 """
 
 import dataclasses
-import os
+import json
 import pathlib
-import zlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 
 from ofa_jax.checkpoints import storage
+from ofa_jax.data.choices import read_choices
 from ofa_jax.data.features import PATCH_SIZE, Stream
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import eval_spec, memory_checks
-from ofa_jax.evaluation.batch_decoder import BatchDecoder
-from ofa_jax.evaluation.eval_sources import EvalBatcher, EvalSource
-from ofa_jax.evaluation.eval_spec import EvalSpec
-from ofa_jax.inference import presets, shards, task_inputs
-from ofa_jax.inference.job import Job, RequestEvalSource, RequestPipeline
-from ofa_jax.inference.loading import LoadedModel, load_model
-from ofa_jax.inference.presets import DecodePreset
+from ofa_jax.evaluation import memory_checks
+from ofa_jax.inference import fingerprint, presets, resume, task_inputs
+from ofa_jax.inference.job import Job, Pipeline, RequestPipeline, lock
+from ofa_jax.inference.kinds import KindOptions, Kinds
+from ofa_jax.inference.loading import load_model
+from ofa_jax.inference.request_batches import RequestBatches
+from ofa_jax.inference.resume import Resumed
+from ofa_jax.inference.shards import Shards, job_digest
 from ofa_jax.inference.sources import ImageFolder, JsonLines, RequestSource, Tsv
 from ofa_jax.inference.task_inputs import LoadedTask, TaskInputs
+from ofa_jax.inference.task_pipeline import make_task_pipeline
 from ofa_jax.interop import files
 from ofa_jax.model import OFAConfig
-from ofa_jax.preprocessing import instructions
-from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
-from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import options
+from ofa_jax.utils.decode_options import DecodeOptions
 from ofa_jax.utils.modules import import_task_modules
 from ofa_jax.utils.option_checks import checked
 
 INPUTS = {"JsonLines": JsonLines, "Tsv": Tsv, "ImageFolder": ImageFolder, "TaskInputs": TaskInputs}
 """Name in gin -> class of inputs."""
 
-_MAX_TRIED = 100
 _INPUTS_HELP = options.Help(
     f"Give one of {', '.join(f'@{name}()' for name in INPUTS)}, and set what it reads, as in "
     "--gin.JsonLines.path=\"'requests.jsonl'\"."
@@ -79,6 +77,7 @@ def build_job(
     num_hosts: options.Count | None = None,
     num_threads: options.Threads = 2,
     partitioner: Partitioner | None = None,
+    decode_options: DecodeOptions | None = None,
     settings: TaskSettings | None = None,
     mixture_or_task_module: options.Modules | None = None,
     check_memory: bool = True,
@@ -94,8 +93,9 @@ def build_job(
       inputs: the inputs to decode.
       vocabulary: for checkpoints that do not store theirs, see `loading.load_model`.
       image_tokenizer: decodes image codes, if the run does not store one.
-      task: selects the decode preset, a key of `presets.PRESETS`, e.g. "visual_grounding"; the
-        task of the first valid instruction when None. A seqio task has its own.
+      task: selects the decode preset, a key of `presets.PRESETS`, e.g. "visual_grounding", of
+        requests that name no task themselves; that of each instruction when None. A seqio task has
+        its own.
       candidates: the only outputs allowed, e.g. ["yes", "no"]; a seqio task has its own.
       candidates_file: a file with one candidate per line, instead.
       score_all: whether to score every candidate instead of searching among them.
@@ -114,6 +114,8 @@ def build_job(
       num_hosts: number of hosts, which share the output files; that of the cluster when None.
       num_threads: threads that prepare requests.
       partitioner: the mesh; the devices of this host, along `data`, when None.
+      decode_options: how images of requests are decoded, and their limits; as people see them when
+        None.
       settings: settings of the project's tasks; None for other inputs.
       mixture_or_task_module: module(s) to import, which register tasks.
       check_memory: whether to refuse what needs more memory than there is, by an estimate from
@@ -136,20 +138,22 @@ def build_job(
         shapes = _shapes(batch_size, source_length, image_size)
         memory_checks.check_host([shapes], partitioner, 0, "infer.check_memory")
     directory = _local_directory(output_dir)
-    examples: RequestSource | LoadedTask = (
+    allowed = _read_candidates(candidates, candidates_file)
+    _check_candidate_options(inputs, task, allowed, score_all, image_size)
+    loaded_task = (
         task_inputs.load_task(inputs, source_length, num_threads, settings)
         if isinstance(inputs, TaskInputs)
-        else inputs
+        else None
     )
-    num_inputs = _num_inputs(examples)
-    outputs = shards.Shards(directory, num_inputs, shard_size)
-    allowed = _read_candidates(candidates, candidates_file)
+    _check_inputs(inputs)
     name = checkpoint if files.is_official(checkpoint) else str(storage.find_checkpoint(checkpoint))
     # Everything that the predictions depend on, under the keys of existing job.json files.
-    fingerprint = {
+    current = {
+        "version": fingerprint.VERSION,
         "checkpoint": name,
-        "inputs": _describe_inputs(inputs),
-        "num_inputs": num_inputs,
+        "model": fingerprint.of_model(name, vocabulary),
+        "inputs": fingerprint.describe_inputs(inputs),
+        "files": fingerprint.of_inputs(inputs, loaded_task),
         "shard_size": shard_size,
         "batch_size": batch_size,
         "source_length": source_length,
@@ -159,14 +163,25 @@ def build_job(
         "task": task,
         "score_all": score_all,
         "decoding": None if decoding is None else dataclasses.asdict(decoding),
-        "answers": None if allowed is None else zlib.crc32("\n".join(allowed).encode()),
+        "decode_options": None if decode_options is None else dataclasses.asdict(decode_options),
+        "answers": fingerprint.of_candidates(allowed),
     }
     if weights is not None:
-        fingerprint["weights"] = weights
-    shards.check_job_file(outputs.directory, fingerprint)
-    # Restoring is collective: all hosts read the checkpoint, or none.
-    if not outputs.unfinished(range(outputs.count)):
-        return Job(None, outputs, host, num_hosts)
+        current["weights"] = weights
+
+    def count_inputs() -> int:
+        return _num_inputs(cast(RequestSource, inputs) if loaded_task is None else loaded_task)
+
+    is_one_kind = task is not None or isinstance(inputs, TaskInputs | ImageFolder)
+    resumed = resume.find_started(directory, current, count_inputs, is_one_kind)
+    damaged: dict[int, str] = {}
+    if resumed is not None:
+        damaged = _find_damage(resumed, host, num_hosts)
+        # Restoring is collective: all hosts read the checkpoint, or none.
+        if not damaged and not resumed.shards.unfinished(range(resumed.shards.count)):
+            return Job(None, resumed.shards, host, num_hosts)
+        with lock(resumed.shards, host, num_hosts):
+            pass  # refused before the model is loaded, if another process works here
     loaded = load_model(
         name,
         partitioner,
@@ -175,34 +190,69 @@ def build_job(
         weights,
         image_tokenizer=image_tokenizer,
         image_size=image_size or None,
+        decode_options=decode_options,
     )
-    source: EvalSource
-    if isinstance(examples, LoadedTask):
-        spec = _task_spec(examples, loaded, settings)
-        spec = spec if decoding is None else spec.replace(decoding=decoding)
-        loaded = loaded.with_processor(max_image_size=spec.max_image_size)
-        source = _task_source(examples, spec.kind, loaded.processor, batch_size, source_length)
-    else:
-        preset = _find_preset(examples, task, loaded, decoding, allowed)
-        if image_size:
-            preset = dataclasses.replace(preset, image_size=image_size)
-        stream = _request_stream(preset, batch_size, source_length, with_images=image_size != 0)
-        source = RequestEvalSource(examples, loaded.processor, preset, stream, num_threads)
-        spec = presets.inference_spec(preset.decoding, allowed, score_all)
-    if check_memory:
+    _check_source_length(source_length, loaded.model.config)
+
+    def check_decoding(decoding: DecodingConfig) -> None:
+        if not check_memory:
+            return
         size = loaded.processor.image_size if image_size is None else image_size
-        memory_checks.check_task(
-            loaded.model.config,
-            _shapes(batch_size, source_length, size),
-            spec.decoding,
-            None,
-            partitioner,
-            "infer.check_memory",
+        shapes = _shapes(batch_size, source_length, size)
+        config = loaded.model.config
+        memory_checks.check_task(config, shapes, decoding, None, partitioner, "infer.check_memory")
+
+    pipeline: Pipeline
+    if loaded_task is not None:
+        pipeline = make_task_pipeline(
+            loaded_task, loaded, settings, decoding, batch_size, source_length, seed
         )
-    decoder = BatchDecoder(loaded.model, spec, loaded.processor.vocabulary, partitioner, seed)
-    _check_lengths(spec.decoding, source_length, loaded.model.config)
-    shards.write_job_file(outputs.directory, fingerprint)
-    return Job(RequestPipeline(loaded, decoder, source, batch_size), outputs, host, num_hosts)
+        check_decoding(pipeline.decoding)
+    else:
+        of_all = KindOptions(
+            task, decoding, allowed, score_all, image_size or None, source_length, seed
+        )
+        kinds = Kinds(loaded, of_all, check_decoding)
+        with_images = image_size != 0
+        batches = RequestBatches(
+            cast(RequestSource, inputs),
+            loaded.processor,
+            kinds,
+            batch_size,
+            source_length,
+            with_images,
+            num_threads,
+        )
+        pipeline = RequestPipeline(loaded, kinds, batches)
+    num_inputs = count_inputs()  # builds the index of the lines, in the output directory
+    if resumed is None:
+        record = json.loads(json.dumps(current | {"num_inputs": num_inputs}))
+        resumed = Resumed(Shards(directory, num_inputs, shard_size, job_digest(record)), record)
+    elif num_inputs != resumed.shards.num_inputs:
+        raise ValueError(
+            f"The job in {directory} was started with {resumed.shards.num_inputs:,} inputs, but "
+            f"now there are {num_inputs:,}: choose another OUTPUT_DIR, or restore the inputs."
+        )
+    return Job(
+        pipeline,
+        resumed.shards,
+        host,
+        num_hosts,
+        record=resumed.record,
+        replaces_record=resumed.replaces_record,
+        damaged=damaged,
+        message=resumed.message,
+    )
+
+
+def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
+    """Returns the finished shards that must be written again, and what is wrong with them."""
+    outputs = resumed.shards
+    # Hosts that restore the checkpoint together must all find the same.
+    checked_here = range(outputs.count)
+    if jax.process_count() == 1:
+        checked_here = outputs.share(host, num_hosts)
+    return outputs.damaged(checked_here)
 
 
 def _shapes(batch_size: int, source_length: int, image_size: int | None) -> Stream:
@@ -246,27 +296,44 @@ def _local_directory(output_dir: str) -> pathlib.Path:
     return pathlib.Path(output_dir)
 
 
+def _check_inputs(inputs: Any) -> None:
+    """Raises ValueError for inputs that cannot be used, before anything is written for them."""
+    if isinstance(inputs, ImageFolder) and not len(inputs):
+        raise ValueError(f"There is no image in {inputs.path}: check INPUTS.")
+    if isinstance(inputs, Tsv):
+        inputs.check_headers()
+
+
+def _check_candidate_options(
+    inputs: Any,
+    task: str | None,
+    candidates: Sequence[str] | None,
+    score_all: bool,
+    image_size: int | None,
+) -> None:
+    """Raises ValueError for options that would have no effect."""
+    if isinstance(inputs, TaskInputs):
+        given = {"task": task, "candidates": candidates, "image_size": image_size}
+        given["score_all"] = score_all or None
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"infer.{name} is given, but the seqio task {inputs.task} has its own: leave "
+                    "it out."
+                )
+    elif score_all and candidates is None:
+        raise ValueError(
+            "infer.score_all is True, but there are no candidates to score: give infer.candidates."
+        )
+
+
 def _num_inputs(inputs: RequestSource | LoadedTask) -> int:
     """Returns the number of inputs; raises ValueError if there is none."""
     if isinstance(inputs, LoadedTask):
         return inputs.num_examples
     if not len(inputs):
-        what = "no image" if isinstance(inputs, ImageFolder) else "no request"
-        where = getattr(inputs, "path", "it")
-        raise ValueError(f"There is {what} in {where}: check INPUTS.")
+        raise ValueError(f"There is no request in {getattr(inputs, 'path', 'it')}: check INPUTS.")
     return len(inputs)
-
-
-def _describe_inputs(inputs: Any) -> dict[str, Any]:
-    """Returns the properties of the inputs that a restarted job must share."""
-    fields = {}
-    if dataclasses.is_dataclass(inputs) and not isinstance(inputs, type):
-        fields = dataclasses.asdict(inputs)
-    described = {name: value for name, value in fields.items() if name != "index_dir"}
-    path = fields.get("path")
-    if path is not None and os.path.isfile(path):
-        described["bytes"] = os.path.getsize(path)
-    return {"kind": type(inputs).__name__} | described
 
 
 def _read_candidates(
@@ -279,99 +346,12 @@ def _read_candidates(
         path = pathlib.Path(candidates_file)
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path} (infer.candidates_file).")
-        candidates = path.read_text(encoding="utf-8").splitlines()
-    if candidates is None:
-        return None
-    return presets.format_candidates([text for text in candidates if text.strip()])
+        candidates = read_choices(path)
+    return None if candidates is None else presets.format_candidates(candidates)
 
 
-# ------------------------------------------------------------------------------ requests
-
-
-def _find_preset(
-    source: RequestSource,
-    task: str | None,
-    loaded: LoadedModel,
-    decoding: DecodingConfig | None,
-    candidates: Sequence[str] | None,
-) -> DecodePreset:
-    """Returns the preset of all requests: that of the first valid one, or of the given task."""
-    if task is None:
-        task = instructions.recognise_task(_first_instruction(source))
-    preset = presets.find_preset(task, loaded.processor, loaded.model.config)
-    if decoding is None and candidates is not None:
-        decoding = presets.candidate_decoding(candidates, loaded.processor.vocabulary)
-    return preset if decoding is None else dataclasses.replace(preset, decoding=decoding)
-
-
-def _first_instruction(source: RequestSource) -> str:
-    """Returns the first valid instruction."""
-    reason = "it has no lines"
-    for index in range(min(len(source), _MAX_TRIED)):
-        try:
-            return source[index].instruction
-        except InvalidRecordError as error:
-            reason = str(error)
-    raise ValueError(f"Every input is invalid, e.g. {source.location(0)}: {reason}.")
-
-
-def _request_stream(
-    preset: DecodePreset, batch_size: int, source_length: int, with_images: bool
-) -> Stream:
-    """Returns the shapes of a batch of requests."""
-    return Stream(
-        "inputs",
-        "infer",
-        batch_size,
-        {"inputs": source_length, "targets": 1},
-        image_size=preset.image_size if with_images else None,
-        code_targets=preset.code_grid > 0,
-    )
-
-
-# ------------------------------------------------------------------------------ seqio tasks
-
-
-def _task_spec(task: LoadedTask, loaded: LoadedModel, settings: TaskSettings | None) -> EvalSpec:
-    """Returns the spec of a task; without one, the preset of its instruction."""
-    if eval_spec.is_registered(task.name):
-        return eval_spec.find(task.name, settings)
-    instruction = loaded.processor.vocabulary.decode(task.example["inputs"])
-    preset = presets.find_preset(
-        instructions.recognise_task(instruction), loaded.processor, loaded.model.config
-    )
-    return presets.inference_spec(preset.decoding).replace(
-        kind="codes" if task.example.get("code_mask", False) else "text",
-        max_image_size=loaded.processor.max_image_size,
-    )
-
-
-def _task_source(
-    task: LoadedTask, kind: str, processor: Processor, batch_size: int, source_length: int
-) -> EvalSource:
-    """Returns the examples of a task in batches."""
-    if task.vocab_size != processor.vocabulary.vocab_size:
-        raise ValueError(
-            f"Task {task.name} has a vocabulary of {task.vocab_size} ids, the model one of "
-            f"{processor.vocabulary.vocab_size}: set the task up as for training (infer.settings)."
-        )
-    image = task.example.get("image")
-    # A forced prefix may be as long as the instruction.
-    prefix_length = source_length if "target_prefix" in task.example else 1
-    stream = Stream(
-        "inputs",
-        task.name,
-        batch_size,
-        {"inputs": source_length, "targets": prefix_length},
-        image_size=None if image is None or not image.size else image.shape[0],
-        code_targets=kind == "codes",
-    )
-    return task.make_source(EvalBatcher(stream, processor.vocabulary, presets.no_references))
-
-
-def _check_lengths(decoding: DecodingConfig, source_length: int, model: OFAConfig) -> None:
-    """Raises ValueError if the model has too few positions for instructions or outputs."""
-    decoding.max_output_length(source_length, model)
+def _check_source_length(source_length: int, model: OFAConfig) -> None:
+    """Raises ValueError if the model has too few positions for instructions."""
     if source_length > model.max_source_positions:
         raise ValueError(
             f"infer.source_length is {source_length}, but the model has "

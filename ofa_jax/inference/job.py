@@ -1,119 +1,47 @@
 """Batch inference: decodes many requests batch by batch and writes them shard by shard.
 
-    requests ─▶ threads: read, decode, resize, encode ─▶ device: decode ─▶ shards
-               (at most a few batches ahead)              (one batch ahead of the writing)
+    requests ─▶ batches of one kind ─▶ device: decode ─▶ shards
+                (`request_batches`)    (one batch ahead of the writing)
 
-Batch b of size G has the inputs [b * G, (b + 1) * G), and a shard has whole batches. So an input is
-always in the same batch, and a job that was killed and restarted writes the same lines.
+An input is always in the same batch, and a shard is written when all of its batches are decoded. So
+a job that was killed and restarted writes the same lines.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-import grain
 import numpy as np
 
-from ofa_jax.data.features import Features, Stream, empty_features, to_features
+from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
-from ofa_jax.evaluation.eval_sources import (
-    EvalBatch,
-    EvalExample,
-    EvalSource,
-    RandomAccessBatches,
-)
+from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource
 from ofa_jax.evaluation.pipeline import decode_batches
-from ofa_jax.inference import requests
+from ofa_jax.inference import shards as shard_files
+from ofa_jax.inference.entries import clean_text
+from ofa_jax.inference.kinds import Kinds
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.inference.predictions import Prediction, parse_prediction, to_png
-from ofa_jax.inference.presets import DecodePreset
-from ofa_jax.inference.requests import Request
-from ofa_jax.inference.shards import Shards
-from ofa_jax.inference.sources import RequestSource
-from ofa_jax.preprocessing import images
-from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.inference.request_batches import RequestBatches
+from ofa_jax.inference.shards import LineCounts, Shards
 from ofa_jax.tokenizers.processor import Processor
+from ofa_jax.utils.bad_input import UNEXPECTED_ERROR, Treatment, as_invalid_record, declare
+from ofa_jax.utils.locks import directory_lock
 
-_BATCHES_AHEAD = 2
+NO_OUTPUT = declare(
+    "no output",
+    Treatment.SKIPPED,
+    "The decoder found no output that the constraints allow, or the model's scores are not finite "
+    "numbers.",
+    __name__,
+)
+
 _SECONDS_BETWEEN_LOGS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestExample(EvalExample):
-    """A request, and whether its instruction was truncated to the source length."""
-
-    is_truncated: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestEvalSource:
-    """The requests of a source as batches, prepared ahead by threads.
-
-    Attributes:
-      source: the requests.
-      processor: vocabulary and image sizes of the model.
-      preset: how images are preprocessed.
-      stream: shapes and batch size.
-      num_threads: threads that read, decode and resize.
-    """
-
-    source: RequestSource
-    processor: Processor
-    preset: DecodePreset
-    stream: Stream
-    num_threads: int = 2
-
-    @functools.cached_property
-    def num_examples(self) -> int:
-        """The number of requests over all hosts."""
-        return len(self.source)
-
-    def batches(self, numbers: Sequence[int]) -> Iterator[EvalBatch]:
-        """Yields batches, see `EvalSource`."""
-        options = grain.ReadOptions(
-            num_threads=self.num_threads, prefetch_buffer_size=_BATCHES_AHEAD
-        )
-        batches = RandomAccessBatches(tuple(numbers), self._example_indices, self.make_row)
-        yield from grain.MapDataset.source(batches).to_iter_dataset(options)
-
-    def _example_indices(self, number: int) -> range:
-        """Returns the requests of a batch; the last ones may not exist."""
-        size = self.stream.batch_size
-        return range(number * size, (number + 1) * size)
-
-    def make_row(self, index: int) -> tuple[Features, RequestExample | None]:
-        """Returns a row; it is empty if the request does not exist or is invalid."""
-        if index >= self.num_examples:
-            return empty_features(self.stream, 0), None
-        identity, instruction = self.source.location(index), ""
-        try:
-            entry = self.source[index]
-            identity, instruction = entry.id, entry.instruction
-            encoded = entry.read_image()
-            if encoded is not None and self.stream.image_size is None:
-                raise InvalidRecordError("it has an image, but the job's image_size is 0")
-            image = None if encoded is None else images.decode(encoded)
-            request = Request(entry.instruction, image, entry.region)
-            example, transform = requests.encode_request(request, self.processor, self.preset)
-        except (ValueError, OSError) as error:
-            reason = str(error)
-            return empty_features(self.stream, 0), RequestExample(
-                index,
-                getattr(error, "id", identity),
-                instruction,
-                error=reason[:1].upper() + reason[1:],
-            )
-        is_truncated = len(example["inputs"]) > self.stream.task_feature_lengths["inputs"]
-        rng = np.random.default_rng(0)  # inference samples no patches, so nothing is drawn
-        features = to_features(example, self.stream, 0, rng)
-        return features, RequestExample(
-            index, identity, instruction, box_transform=transform, is_truncated=is_truncated
-        )
-
-
-# ---------------------------------------------------------------------------------- the job
 
 
 def print_line(message: str) -> None:
@@ -131,6 +59,9 @@ class JobSummary:
       decoded: requests of this run, including errors.
       truncated: how many instructions of this run were truncated.
       seconds: time of this run's decoding and writing.
+      changed: how many of the lines have warnings.
+      repeated: how many of the lines have an id that another line has.
+      reasons: name of a reason -> how many requests of this run it concerns.
     """
 
     lines: int
@@ -138,27 +69,97 @@ class JobSummary:
     decoded: int
     truncated: int
     seconds: float
+    changed: int = 0
+    repeated: int = 0
+    reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Pipeline(Protocol):
+    """A model and all requests of a job."""
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+        ...
+
+    def decode(
+        self, shards: Shards, numbers: Sequence[int]
+    ) -> Iterator[tuple[EvalBatch, DecodedBatch | None]]:
+        """Yields the batches of some shards, in their order, with their hypotheses.
+
+        Those of a batch are None if all its requests are errors.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class RequestPipeline:
-    """A model and all requests of a job.
+class TaskPipeline:
+    """The examples of a seqio task, which are of one kind.
 
     Attributes:
       loaded: the model.
       decoder: decodes a batch.
-      source: all requests.
-      batch_size: requests per batch.
+      source: all examples.
+      batch_size: examples per batch.
+      decoding: settings of the decoder.
     """
 
     loaded: LoadedModel
     decoder: BatchDecoder
     source: EvalSource
     batch_size: int
+    decoding: DecodingConfig
 
-    def decode(self, numbers: Sequence[int]) -> Iterator[tuple[EvalBatch, DecodedBatch]]:
-        """Yields batches with their hypotheses."""
-        return decode_batches(self.decoder, self.loaded.variables, self.source.batches(numbers))
+    def decode(
+        self, shards: Shards, numbers: Sequence[int]
+    ) -> Iterator[tuple[EvalBatch, DecodedBatch | None]]:
+        """Yields batches with their hypotheses, see `Pipeline`."""
+        batches = [batch for shard in numbers for batch in shards.batches(shard, self.batch_size)]
+        yield from decode_batches(self.decoder, self.loaded.variables, self.source.batches(batches))
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestPipeline:
+    """Requests of any kinds.
+
+    Attributes:
+      loaded: the model.
+      kinds: has the decoder of each kind.
+      requests: all requests.
+    """
+
+    loaded: LoadedModel
+    kinds: Kinds
+    requests: RequestBatches
+
+    def decode(
+        self, shards: Shards, numbers: Sequence[int]
+    ) -> Iterator[tuple[EvalBatch, DecodedBatch | None]]:
+        """Yields batches with their hypotheses, see `Pipeline`."""
+        waiting: Callable[[], tuple[EvalBatch, DecodedBatch | None]] | None = None
+        for batch, preset in self.requests.batches(shards, numbers):
+            if preset is None:
+                following = functools.partial(_without_hypotheses, batch)
+            else:
+                decoder = self.kinds.decoder(preset)
+                pending = decoder.start(self.loaded.variables, batch.features, batch.number)
+                following = functools.partial(_finish, batch, decoder, pending)
+            # The device works on the batch while the one before is written.
+            if waiting is not None:
+                yield waiting()
+            waiting = following
+        if waiting is not None:
+            yield waiting()
+
+
+def _without_hypotheses(batch: EvalBatch) -> tuple[EvalBatch, DecodedBatch | None]:
+    return batch, None
+
+
+def _finish(
+    batch: EvalBatch, decoder: BatchDecoder, pending: Any
+) -> tuple[EvalBatch, DecodedBatch | None]:
+    return batch, decoder.finish(pending)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,22 +167,36 @@ class Job:
     """A host's share of a job.
 
     Attributes:
-      pipeline: decodes the requests; None if the job is finished on all hosts.
+      pipeline: decodes the requests; None if the job is finished.
       shards: the output files; a shard has whole batches.
       host, num_hosts: this host's share.
       log: reports the progress.
+      record: what job.json holds; None to leave it alone.
+      replaces_record: whether an older or damaged job.json is written again.
+      damaged: finished shards that are written again, and what is wrong with them.
+      message: what the user should know about an earlier start; empty if nothing.
     """
 
-    pipeline: RequestPipeline | None
+    pipeline: Pipeline | None
     shards: Shards
     host: int = 0
     num_hosts: int = 1
     log: Callable[[str], None] = print_line
+    record: Mapping[str, Any] | None = None
+    replaces_record: bool = False
+    damaged: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    message: str = ""
 
     @property
     def share(self) -> range:
         """This host's shards."""
         return self.shards.share(self.host, self.num_hosts)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """This host's shards that are still to be written."""
+        missing = set(self.shards.unfinished(self.share))
+        return [shard for shard in self.share if shard in missing or shard in self.damaged]
 
     def run(self) -> JobSummary:
         """Decodes and writes all unfinished shards of this host.
@@ -189,38 +204,81 @@ class Job:
         Raises:
           OSError: an output file cannot be written; finished files stay.
           ShardError: an output file was changed after it was written.
+          LockedError: another process works on these shards.
         """
         start = time.monotonic()
-        decoded = truncated = 0
-        if self.pipeline is not None:
-            decoded, truncated = self._decode(self.pipeline, start)
+        done = _Done()
+        if self.pipeline is not None and self.unfinished:
+            self.shards.directory.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                self._begin()
+                self._decode(self.pipeline, start, done)
         seconds = time.monotonic() - start
-        lines, errors = self.shards.count_lines(self.share)
-        return JobSummary(lines, errors, decoded, truncated, seconds)
+        counts: LineCounts = self.shards.count_all(self.share)
+        return JobSummary(
+            counts.lines,
+            counts.errors,
+            done.decoded,
+            done.truncated,
+            seconds,
+            counts.changed,
+            counts.repeated,
+            done.reasons,
+        )
 
-    def _decode(self, pipeline: RequestPipeline, start: float) -> tuple[int, int]:
-        """Decodes the unfinished shards; returns how many requests, and how many truncated."""
-        todo = self.shards.unfinished(self.share)
-        numbers = [
-            number for shard in todo for number in self._batches_of(shard, pipeline.batch_size)
-        ]
-        writer = _ShardWriter(self.shards, pipeline.loaded.processor)
+    def _lock(self) -> contextlib.AbstractContextManager[Any]:
+        return lock(self.shards, self.host, self.num_hosts)
+
+    def _begin(self) -> None:
+        """Writes job.json and deletes what a killed process has left."""
+        if self.record is not None:
+            if self.replaces_record:
+                shard_files.replace_job_file(self.shards.directory, self.record)
+            else:
+                shard_files.write_job_file(self.shards.directory, self.record)
+        self.shards.delete_temporary(self.share)
+
+    def _decode(self, pipeline: Pipeline, start: float, done: "_Done") -> None:
+        """Decodes the unfinished shards."""
+        writer = _ShardWriter(self.shards, pipeline.loaded.processor, done)
         last_log = start
-        for batch, decoded in pipeline.decode(numbers) if numbers else ():
+        for batch, decoded in pipeline.decode(self.shards, self.unfinished):
             writer.add(batch, decoded)
             now = time.monotonic()
             if now - last_log > _SECONDS_BETWEEN_LOGS:
                 last_log = now
                 self.log(
-                    f"File {writer.shard + 1} of {self.shards.count}: {writer.decoded:,} "
-                    f"predictions, {writer.decoded / (now - start):.1f} per second."
+                    f"File {writer.shard + 1} of {self.shards.count}: {done.decoded:,} "
+                    f"predictions, {done.decoded / (now - start):.1f} per second."
                 )
-        return writer.decoded, writer.truncated
 
-    def _batches_of(self, shard: int, batch_size: int) -> range:
-        """Returns the batches of a shard."""
-        inputs = self.shards.inputs(shard)
-        return range(inputs.start // batch_size, -(-inputs.stop // batch_size))
+
+@contextlib.contextmanager
+def lock(shards: Shards, host: int, num_hosts: int) -> Iterator[None]:
+    """Holds the lock of a host's share of the output directory, which must exist.
+
+    A job on one host locks the directory. The hosts of a job on several share it, and each locks a
+    folder of its own.
+
+    Raises:
+      LockedError: another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(directory_lock(shards.directory, "OUTPUT_DIR", shared=num_hosts > 1))
+        if num_hosts > 1:
+            own: pathlib.Path = shards.host_folder(host, num_hosts)
+            own.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(directory_lock(own, "OUTPUT_DIR, or another infer.host"))
+        yield
+
+
+@dataclasses.dataclass
+class _Done:
+    """What this run has done; see `JobSummary`."""
+
+    decoded: int = 0
+    truncated: int = 0
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
 class _ShardWriter:
@@ -228,45 +286,71 @@ class _ShardWriter:
 
     Attributes:
       shard: the shard of the last batch.
-      decoded: requests so far, including errors.
-      truncated: how many of their instructions were truncated.
     """
 
-    def __init__(self, shards: Shards, processor: Processor):
-        self.shard = self.decoded = self.truncated = 0
+    def __init__(self, shards: Shards, processor: Processor, done: _Done):
+        self.shard = 0
+        self._done = done
         self._shards = shards
         self._processor = processor
-        self._lines: list[dict[str, Any]] = []
+        self._lines: dict[int, dict[str, Any]] = {}
         self._images: dict[str, bytes] = {}
 
-    def add(self, batch: EvalBatch, decoded: DecodedBatch) -> None:
+    def add(self, batch: EvalBatch, decoded: DecodedBatch | None) -> None:
         """Adds the predictions of a batch, all of one shard."""
         for row, example in enumerate(batch.examples):
             if example is None:
                 continue
             self.shard = example.index // self._shards.size
-            self._lines.append(self._line(example, decoded, row))
-            self.decoded += 1
-            self.truncated += getattr(example, "is_truncated", False)
+            self._lines[example.index] = self._line(example, decoded, row)
+            self._done.decoded += 1
+            self._done.truncated += getattr(example, "is_truncated", False)
         if self._lines and len(self._lines) == len(self._shards.inputs(self.shard)):
-            self._shards.write(self.shard, self._lines, self._images)
-            self._lines, self._images = [], {}
+            lines = [self._lines[index] for index in sorted(self._lines)]
+            self._shards.write(self.shard, lines, self._images)
+            self._lines, self._images = {}, {}
 
-    def _line(self, example: EvalExample, decoded: DecodedBatch, row: int) -> dict[str, Any]:
+    def _line(self, example: EvalExample, decoded: DecodedBatch | None, row: int) -> dict[str, Any]:
         """Returns the line of a request; a generated image is collected beside it."""
-        line: dict[str, Any] = {"id": example.id, "instruction": example.instruction}
-        if example.error is not None:
-            return line | {"error": example.error}
+        line: dict[str, Any] = {
+            "id": clean_text(example.id),
+            "instruction": clean_text(example.instruction),
+        }
+        error, reason = example.error, example.reason
+        if error is None and decoded is not None:
+            try:
+                return line | self._fields(example, decoded, row) | self._warnings(example)
+            except _NoOutputError as problem:
+                error, reason = str(problem), NO_OUTPUT.name
+            except Exception as problem:  # noqa: BLE001  one output never ends a job
+                error = str(as_invalid_record(problem, "Its output cannot be converted"))
+                reason = UNEXPECTED_ERROR.name
+        self._done.reasons[reason or UNEXPECTED_ERROR.name] += 1
+        return line | {"error": error} | self._warnings(example)
+
+    def _warnings(self, example: EvalExample) -> dict[str, Any]:
+        """Returns the field with what was dropped or replaced in the request."""
+        self._done.reasons.update(name for name, _ in example.notes)
+        return {"warnings": [detail for _, detail in example.notes]} if example.notes else {}
+
+    def _fields(self, example: EvalExample, decoded: DecodedBatch, row: int) -> dict[str, Any]:
+        """Returns the fields of a prediction's line. Raises _NoOutputError."""
         ids, score = decoded.best(row)
+        if np.isnan(decoded.scores[row]).any():
+            raise _NoOutputError("The scores of the model are not finite numbers")
         if not np.isfinite(score):
-            return line | {"error": "The decoder found no output that the constraints allow"}
+            raise _NoOutputError("The decoder found no output that the constraints allow")
         prediction = parse_prediction(ids, score, self._processor, example.box_transform)
-        line |= _to_json(prediction)
+        fields = _to_json(prediction)
         if prediction.image is not None:
             offset = example.index - self._shards.inputs(self.shard).start
-            line["image"] = self._shards.image_name(self.shard, offset)
-            self._images[line["image"]] = to_png(prediction.image)
-        return line
+            fields["image"] = self._shards.image_name(self.shard, offset)
+            self._images[fields["image"]] = to_png(prediction.image)
+        return fields
+
+
+class _NoOutputError(ValueError):
+    """The decoder has generated nothing."""
 
 
 def _to_json(prediction: Prediction) -> dict[str, Any]:

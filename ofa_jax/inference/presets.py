@@ -1,7 +1,8 @@
 """Decode presets: how each task is decoded unless the user overrides it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
@@ -10,6 +11,7 @@ from ofa_jax.preprocessing.records import Record
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.suggestions import nearest
+from ofa_jax.utils.text_files import replace_surrogates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,8 @@ def _free_text(processor: Processor, model: OFAConfig, beam_size: int) -> Decode
 def _visual_grounding(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
     """Returns the preset of a single box."""
     bins = processor.vocabulary.bin_ids
+    if not bins:
+        raise ValueError("The model's vocabulary has no location bins, so it predicts no boxes.")
     decoding = DecodingConfig(
         beam_size=beam_size,
         min_length=4,
@@ -82,6 +86,8 @@ def _image_codes(
 ) -> DecodingConfig:
     """Restricts decoding to a whole grid of image codes."""
     codes = processor.vocabulary.code_ids
+    if not codes:
+        raise ValueError("The model's vocabulary has no image codes, so it generates no images.")
     return decoding.replace(
         max_length=model.code_grid**2,
         exact_length=True,
@@ -124,23 +130,47 @@ def find_preset(
     Raises:
       ValueError: there is no preset of this name.
     """
-    if task is not None and task not in PRESETS:
+    if task is not None and (not isinstance(task, str) or task not in PRESETS):
         raise ValueError(
-            f"task is {task!r}; give one of {', '.join(PRESETS)}.{nearest(task, PRESETS)}"
+            f"task is {_shorten(task)}; give one of {', '.join(PRESETS)}."
+            f"{nearest(str(task)[:100], PRESETS)}"
         )
     make_preset = _free_text if task is None else PRESETS[task]
     return make_preset(processor, model, beam_size)
 
 
-def format_candidates(candidates: Sequence[str]) -> list[str]:
+def format_candidates(candidates: Iterable[str]) -> list[str]:
     """Returns candidates as they are encoded in training, with a leading space.
 
+    Args:
+      candidates: texts; an iterator is read to its end.
+
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or one is not text or empty.
     """
-    if not candidates:
+    # The letters of a text and the keys of a dict are no candidates.
+    if isinstance(candidates, str | bytes | Mapping) or not isinstance(candidates, Iterable):
+        advice = f" Write {[candidates]} for a single one." if isinstance(candidates, str) else ""
+        raise ValueError(
+            f"candidates is {_shorten(candidates)}; give a list of texts, as in ['yes', 'no']."
+            f"{advice}"
+        )
+    texts = list(candidates)
+    if not texts:
         raise ValueError("The list of candidates is empty: give at least one.")
-    return [f" {candidate.strip()}" for candidate in candidates]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(
+                f"The candidate {_shorten(text)} is not text but {type(text).__name__}."
+            )
+        if not text.strip():
+            raise ValueError(f"The candidate {_shorten(text)} is empty: leave it out.")
+        if replace_surrogates(text) != text:
+            raise ValueError(
+                f"The candidate {_shorten(text)} has half of a character (a lone surrogate), which "
+                "is no text: correct it."
+            )
+    return [f" {text.strip()}" for text in texts]
 
 
 def candidate_decoding(
@@ -149,6 +179,94 @@ def candidate_decoding(
     """Returns beam search that is as long as the longest candidate (see `format_candidates`)."""
     longest = max(len(vocabulary.encode(text)) for text in candidates)
     return DecodingConfig(beam_size=beam_size, max_length=longest)
+
+
+def apply_options(
+    preset: DecodePreset,
+    decoding: DecodingConfig | None,
+    candidates: Sequence[str] | None,
+    vocabulary: OFAVocabulary,
+    beam_size: int = 5,
+) -> DecodePreset:
+    """Returns the preset with the decoder's settings and the candidates that a user gave.
+
+    Args:
+      preset: of the task.
+      decoding: other settings; None for those of the preset.
+      candidates: the only outputs allowed, see `format_candidates`; None for all.
+      vocabulary: of the model.
+      beam_size: of beam search among candidates.
+
+    Raises:
+      ValueError: candidates for an output of image codes.
+    """
+    if candidates is not None and preset.code_grid:
+        raise ValueError(
+            "The output is an image, but only candidates are allowed: leave the candidates out, or "
+            "choose another task."
+        )
+    if decoding is None and candidates is not None:
+        decoding = candidate_decoding(candidates, vocabulary, beam_size)
+    return preset if decoding is None else dataclasses.replace(preset, decoding=decoding)
+
+
+def check_decodable(
+    preset: DecodePreset,
+    candidates: Sequence[str] | None,
+    score_all: bool,
+    source_length: int,
+    vocabulary: OFAVocabulary,
+    model: OFAConfig,
+) -> None:
+    """Checks that a model can generate outputs of a preset, and each of the candidates.
+
+    Args:
+      preset: with the user's options, see `apply_options`.
+      candidates: the only outputs allowed, see `format_candidates`; None for all.
+      score_all: whether every candidate is scored.
+      source_length: number of tokens of an instruction, including padding.
+      vocabulary: of the model.
+      model: its configuration.
+
+    Raises:
+      ValueError: the model lacks positions, image codes or location bins, or a candidate cannot be
+        reached.
+    """
+    decoding = preset.decoding
+    decoding.check(model)
+    longest = decoding.max_output_length(source_length, model)
+    for text in candidates or ():
+        ids = vocabulary.encode(text).tolist()
+        limit = model.max_target_positions - 1 if score_all else longest
+        if (problem := _why_unreachable(ids, decoding, limit, score_all)) is not None:
+            raise ValueError(f"The candidate {_shorten(text.strip())} {problem}.")
+
+
+def _why_unreachable(
+    ids: Sequence[int], decoding: DecodingConfig, longest: int, score_all: bool
+) -> str | None:
+    """Describes why a candidate cannot be the output; None if it can."""
+    if len(ids) > longest:
+        option = "the model has positions" if score_all else "DecodingConfig.max_length allows"
+        return f"has {len(ids)} tokens, more than the {longest} that {option}"
+    if score_all:
+        return None
+    if len(ids) < decoding.min_length:
+        return f"has {len(ids)} tokens, and DecodingConfig.min_length is {decoding.min_length}"
+    if decoding.exact_length and len(ids) != longest:
+        return f"has {len(ids)} tokens, and DecodingConfig.exact_length wants exactly {longest}"
+    size = decoding.no_repeat_ngram_size
+    tokens = [OFAVocabulary.bos_id, *ids]
+    ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+    if size and len(set(ngrams)) < len(ngrams):
+        return f"repeats {size} tokens, which DecodingConfig.no_repeat_ngram_size forbids"
+    return None
+
+
+def _shorten(value: Any) -> str:
+    """Returns a value as messages show it, in ASCII where it cannot be printed."""
+    text = repr(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def inference_spec(

@@ -5,11 +5,14 @@ the given image. Only image infilling crops the image to a square, as in trainin
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float64, Int32, UInt8
 from PIL import Image
 
 from ofa_jax.data.features import Example
@@ -18,7 +21,19 @@ from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import images, instructions
 from ofa_jax.preprocessing.examples import make_example
+from ofa_jax.preprocessing.images import AS_SEEN, DecodeOptions
+from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.processor import Processor
+from ofa_jax.utils import files
+from ofa_jax.utils.bad_input import Treatment, declare
+
+BAD_REGION = declare(
+    "bad region",
+    Treatment.SKIPPED,
+    "The region of a request is not a box x0, y0, x1, y1 within the image; it may lie outside by a "
+    "pixel.",
+    __name__,
+)
 
 Box = Sequence[float]
 """x0, y0, x1, y1 in pixels of the given image."""
@@ -39,35 +54,65 @@ class Request:
     region: Box | None = None
 
 
-def open_image(source: Any) -> Image.Image | None:
-    """Opens an image from a path, encoded bytes, a PIL image, or uint8 [H, W, 3] or [H, W].
+def open_image(source: Any, options: DecodeOptions = AS_SEEN) -> Image.Image | None:
+    """Opens an image from a path, bytes, a PIL image, or uint8 [H, W, 3], [H, W, 4] or [H, W].
+
+    Args:
+      source: the image; None for none.
+      options: how it is decoded, and how large it may be.
 
     Raises:
       FileNotFoundError, ValueError: it is none of these.
     """
     if source is None:
         return None
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if isinstance(source, bytes):
-        return images.decode(source)
-    if isinstance(source, np.ndarray):
-        if (
-            source.dtype != np.uint8
-            or source.ndim not in (2, 3)
-            or source.shape[2:] not in ((), (3,), (4,))
-        ):
-            raise ValueError(
-                f"An image is uint8 [height, width, 3], not {source.dtype}{list(source.shape)}: "
-                "scale its values to 0..255 and put the channels last."
-            )
-        return Image.fromarray(source).convert("RGB")
+    if isinstance(source, str | os.PathLike):
+        return images.decode(_read_image(source, options), options)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return images.decode(bytes(source), options)
+    if not isinstance(source, Image.Image):
+        source = _from_array(source)
+    if not all(source.size):
+        raise ValueError(
+            f"The image has {source.width} x {source.height} pixels, so there is nothing to see."
+        )
+    return images.to_rgb(source, options)
+
+
+def _read_image(path: str | os.PathLike, options: DecodeOptions) -> bytes:
+    """Reads a file. Raises FileNotFoundError or ValueError, which say what is wrong with it."""
     try:
-        with open(source, "rb") as file:
-            encoded = file.read()
+        return files.read_bytes(os.fspath(path), options.max_encoded_bytes)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image {source}.") from None
-    return images.decode(encoded)
+        raise FileNotFoundError(f"There is no image {path}.") from None
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise ValueError(f"The image {path} cannot be read: {problem}.") from error
+
+
+def _from_array(source: Any) -> Image.Image:
+    """Converts an array of pixels. Raises ValueError if it is something else."""
+    # Arrays of other libraries have the method; lists and file objects do not.
+    if not hasattr(source, "__array__") or isinstance(source, type):
+        raise ValueError(
+            f"The image is a {type(source).__name__}; give a path, encoded bytes, a PIL image, an "
+            "array uint8 [height, width, 3], or None."
+        )
+    array = np.asarray(source)
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.shape[2:] not in ((), (3,), (4,))
+    ):
+        raise ValueError(
+            f"An image is uint8 [height, width, 3], not {array.dtype}{list(array.shape)}: "
+            "scale its values to 0..255 and put the channels last."
+        )
+    if not array.size:
+        raise ValueError(
+            f"The image {list(array.shape)} has no pixels, so there is nothing to see."
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def encode_request(
@@ -136,21 +181,39 @@ def _encode_region(
     region: Box, image_size: tuple[int, int], transform: BoxTransform, processor: Processor
 ) -> Int32[np.ndarray, "4"]:
     """Returns the location bins of a box in the given image of (width, height) pixels."""
-    try:
-        box = np.array([float(coordinate) for coordinate in region])
-    except (TypeError, ValueError):
-        box = np.zeros(0)
     width, height = image_size
-    limits = np.array([width, height] * 2)
+    box = _parse_box(region)
+    clipped_to_image = np.clip(box, 0, np.array([width, height] * 2))
     if (
-        box.shape != (4,)
-        or not np.isfinite(box).all()
+        not np.isfinite(box).all()
         or (box[:2] >= box[2:]).any()
-        or ((box < -1) | (box > limits + 1)).any()
+        or (np.abs(box - clipped_to_image) > 1).any()
+        or (clipped_to_image[:2] >= clipped_to_image[2:]).any()
     ):
-        raise ValueError(
-            f"The region {region} is not a box x0, y0, x1, y1 within the image of {width} x "
-            f"{height} pixels."
+        raise InvalidRecordError(
+            f"The region {_shorten(region)} is not a box x0, y0, x1, y1 within the image of "
+            f"{width} x {height} pixels.",
+            BAD_REGION,
         )
     clipped = np.clip(transform.to_model(box), 0, np.array(transform.size * 2))
     return processor.vocabulary.encode_box(clipped, processor.max_image_size)
+
+
+def _parse_box(region: Any) -> Float64[np.ndarray, "4"]:
+    """Returns the four numbers of a region; NaN if it is something else."""
+    invalid = np.full(4, np.nan)
+    # The letters of a text and the keys of a dict are no coordinates.
+    if isinstance(region, str | bytes | Mapping | Set):
+        return invalid
+    try:
+        numbers = list(itertools.islice(region, 5))
+        box = np.array([math.nan if isinstance(n, bool) else float(n) for n in numbers])
+    except (TypeError, ValueError, OverflowError):
+        return invalid
+    return box if box.shape == (4,) else invalid
+
+
+def _shorten(value: Any) -> str:
+    """Returns a value as messages show it."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

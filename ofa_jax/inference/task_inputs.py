@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask, read_example
 from ofa_jax.data.task_settings import TaskSettings
+from ofa_jax.evaluation import fingerprints
 from ofa_jax.evaluation.eval_sources import (
     EvalBatcher,
     EvalSource,
@@ -50,6 +52,7 @@ class LoadedTask:
       example: the first valid one, which shows the shapes of all.
       vocab_size: of the task's vocabulary.
       make_source: returns batches of the examples.
+      fingerprint: of the files of its records, or of some examples where it has none.
     """
 
     name: str
@@ -57,6 +60,7 @@ class LoadedTask:
     example: Example
     vocab_size: int
     make_source: Callable[[EvalBatcher], EvalSource]
+    fingerprint: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_task(
@@ -88,7 +92,21 @@ def load_task(
     def make_source(batcher: EvalBatcher) -> EvalSource:
         return RecordEvalSource.open(task, batcher, count, num_threads=num_threads)
 
-    return LoadedTask(inputs.task, count, _first_example(task, count), vocab_size, make_source)
+    def read(index: int) -> Iterable[Any]:
+        try:
+            return [task.records[index]]
+        except Exception as error:  # noqa: BLE001  a corrupt file can make a source raise anything
+            return [type(error).__name__]
+
+    return LoadedTask(
+        inputs.task,
+        count,
+        _first_example(task, count),
+        vocab_size,
+        make_source,
+        fingerprints.of_records(task.records)
+        | {f"examples of {inputs.task}": fingerprints.of_examples(count, read)},
+    )
 
 
 def _load_sequential(inputs: TaskInputs, source_length: int, vocab_size: int) -> LoadedTask:
@@ -99,12 +117,14 @@ def _load_sequential(inputs: TaskInputs, source_length: int, vocab_size: int) ->
     first = next(iterator, None)
     if first is None:
         raise _no_examples(inputs)
-    count = _num_examples(inputs, 1 + sum(1 for _ in iterator))
+    found, fingerprint = fingerprints.of_sequence(itertools.chain([first], iterator))
+    count = _num_examples(inputs, found)
 
     def make_source(batcher: EvalBatcher) -> EvalSource:
         return SeqioEvalSource(examples, batcher, count)
 
-    return LoadedTask(inputs.task, count, first, vocab_size, make_source)
+    described = {f"examples of {inputs.task}": fingerprint}
+    return LoadedTask(inputs.task, count, first, vocab_size, make_source, described)
 
 
 def _num_examples(inputs: TaskInputs, available: int) -> int:

@@ -10,6 +10,7 @@ reaches the model in the same form. `recognise_task` returns the task of a known
 """
 
 import dataclasses
+import functools
 import re
 import string
 from collections.abc import Callable
@@ -45,15 +46,32 @@ class _KnownInstruction:
 
     def normalise(self, instruction: str) -> str | None:
         """Returns the instruction as in training; None if it does not match the template."""
-        parts = list(string.Formatter().parse(self.template.strip()))
-        pattern = "".join(
-            re.escape(text.strip()) + (rf"\s*(?P<{name}>.*?)\s*" if name else "")
-            for text, name, _, _ in parts
-        )
-        found = re.fullmatch(pattern, instruction, re.DOTALL)
-        if found is None:
+        # Without regular expressions, whose time would grow with the cube of a run of blanks.
+        literals, names = _split_template(self.template)
+        first, *between, last = literals
+        if (
+            len(instruction) < len(first) + len(last)
+            or not instruction.startswith(first)
+            or not instruction.endswith(last)
+        ):
             return None
-        return self.template.format(**{k: self.clean(v) for k, v in found.groupdict().items()})
+        rest, texts = instruction[len(first) : len(instruction) - len(last)], []
+        for literal in between:
+            text, found, rest = rest.partition(literal)
+            if not found:
+                return None
+            texts.append(text)
+        cleaned = [self.clean(text.strip()) for text in (*texts, rest)]
+        return self.template.format(**dict(zip(names, cleaned, strict=True)))
+
+
+@functools.cache
+def _split_template(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the texts around the names in braces, trimmed, and the names."""
+    parts = list(string.Formatter().parse(template.strip()))
+    names = tuple(name for _, name, _, _ in parts if name)
+    literals = tuple(text.strip() for text, _, _, _ in parts)
+    return (literals if len(literals) > len(names) else (*literals, "")), names
 
 
 _KNOWN_INSTRUCTIONS = (
@@ -106,8 +124,8 @@ def encode(
       Texts and ids, in order.
 
     Raises:
-      ValueError: the instruction is empty, refers to a region that is not given, or contains a bin
-        or a code that the vocabulary does not have.
+      ValueError: the instruction or the text inside it is empty once it is cleaned, it refers to a
+        region that is not given, or contains a bin or a code that the vocabulary does not have.
     """
     if not instruction.strip():
         raise ValueError("The instruction is empty: write what the model should do.")
@@ -133,7 +151,13 @@ def encode(
             # The instruction of grounded captioning has two leading spaces in training.
             known = prompts.GROUNDED_CAPTIONING
             parts.append(known if first.strip() == known.strip() else first)
-    return [part for part in parts if len(part)]
+    parts = [part for part in parts if len(part)]
+    if not any(isinstance(part, np.ndarray) or part.strip() for part in parts):
+        raise ValueError(
+            f"The instruction {instruction.strip()[:40]!r} is empty once it is cleaned: write what "
+            "the model should do."
+        )
+    return parts
 
 
 def _lower(instruction: str) -> str:
@@ -149,6 +173,11 @@ def _clean(wording: str) -> str:
         return f" {wording}"
     for known in _KNOWN_INSTRUCTIONS:
         if (normalised := known.normalise(wording)) is not None:
+            if '"  "' in normalised:  # cleaned texts have no two blanks side by side
+                raise ValueError(
+                    "The text inside the quotes of the instruction is empty once it is cleaned: "
+                    "write what it is about."
+                )
             return normalised
     if wording.count('"') % 2 == 0 and '"' in wording:
         quoted = _QUOTED.sub(lambda found: f'" {" ".join(found[1].split())} "', wording)

@@ -23,7 +23,7 @@ class LockedError(OSError):
 
 
 @contextlib.contextmanager
-def directory_lock(directory: epath.PathLike, option: str) -> Iterator[None]:
+def directory_lock(directory: epath.PathLike, option: str, shared: bool = False) -> Iterator[None]:
     """Holds a folder's lock in the block.
 
     The lock is on the folder itself (`flock`): no file is written, and the system releases it when
@@ -33,6 +33,7 @@ def directory_lock(directory: epath.PathLike, option: str) -> Iterator[None]:
     Args:
       directory: an existing folder.
       option: the option that names it, e.g. "MODEL_DIR", for the error.
+      shared: whether other processes may hold it too, if theirs is shared as well.
 
     Raises:
       LockedError: another process holds the lock.
@@ -42,15 +43,15 @@ def directory_lock(directory: epath.PathLike, option: str) -> Iterator[None]:
         return
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _lock(descriptor, directory, option)
+        _lock(descriptor, directory, option, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, directory: epath.PathLike, option: str) -> None:
+def _lock(descriptor: int, directory: epath.PathLike, option: str, mode: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise LockedError(

@@ -197,6 +197,10 @@ class OpenTsv:
         """Returns where an editor shows line `number`: counted from 1, blank lines included."""
         return number + 1 + int(np.searchsorted(self._blanks, number, side="right"))
 
+    def num_bytes(self, number: int) -> int:
+        """Returns the size of line `number` with its end, before it is read."""
+        return int(self._starts[number + 1] - self._starts[number])
+
     def line(self, number: int) -> bytes:
         """Returns line `number`, counted from 0, without its end.
 
