@@ -13,19 +13,22 @@ request or a batch, with an image or without) and decoding configuration.
 """
 
 import collections
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
+from PIL import Image
 
-from ofa_jax.data.features import Example, Stream, empty_features, stack, to_features
+from ofa_jax.data.features import PATCH_SIZE, Example, Stream, empty_features, stack, to_features
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.inference import presets, requests
+from ofa_jax.inference.entries import clean_instruction
 from ofa_jax.inference.loading import LoadedModel, load_model
 from ofa_jax.inference.predictions import Prediction, parse_prediction
 from ofa_jax.inference.presets import DecodePreset
@@ -34,13 +37,27 @@ from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.utils import renamed
+from ofa_jax.utils import options, renamed
+from ofa_jax.utils.option_checks import checked
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
 """In tokens. An instruction is padded to the next length; beyond the last one it is truncated."""
 _MAX_DECODERS = 32
 
+ImageSize = Annotated[
+    int, options.AtLeast(PATCH_SIZE), options.AtMost(2**16), options.MultipleOf(PATCH_SIZE)
+]
+"""The side of the images that a model reads: a whole number of patches."""
+SourceLengths = Annotated[
+    Sequence[Annotated[int, options.AtLeast(2), options.AtMost(options.LARGEST)]],
+    options.NotEmpty(),
+]
+"""See `SOURCE_LENGTHS`."""
+Seed = Annotated[int, options.AtLeast(-(2**31)), options.AtMost(2**32 - 1)]
+"""Of sampling."""
 
+
+@checked
 class Predictor:
     """A model for inference.
 
@@ -50,19 +67,19 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | LoadedModel,
+        checkpoint: options.Path | os.PathLike | LoadedModel,
         *,
-        vocabulary: OFAVocabulary | str | None = None,
+        vocabulary: OFAVocabulary | options.Path | os.PathLike | None = None,
         image_tokenizer: ImageTokenizer | None = None,
-        image_size: int | None = None,
-        max_image_size: int | None = None,
-        dtype: str | None = None,
-        weights: str | None = None,
+        image_size: ImageSize | None = None,
+        max_image_size: options.Count | None = None,
+        dtype: options.Dtype | None = None,
+        weights: options.Name | None = None,
         partitioner: Partitioner | None = None,
-        beam_size: int = 5,
-        batch_size: int = 8,
-        source_lengths: Sequence[int] = SOURCE_LENGTHS,
-        seed: int = 0,
+        beam_size: options.Count = 5,
+        batch_size: options.Count = 8,
+        source_lengths: SourceLengths = SOURCE_LENGTHS,
+        seed: Seed = 0,
     ):
         """Loads a checkpoint; compiles nothing.
 
@@ -84,23 +101,29 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: the checkpoint or an argument cannot be used.
         """
-        if not isinstance(checkpoint, LoadedModel):
+        if isinstance(checkpoint, LoadedModel):
+            _refuse_unused(
+                vocabulary=vocabulary,
+                image_tokenizer=image_tokenizer,
+                image_size=image_size,
+                max_image_size=max_image_size,
+                dtype=dtype,
+                weights=weights,
+                partitioner=partitioner,
+            )
+        else:
             partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()[:1]))
             checkpoint = load_model(
-                checkpoint,
+                os.fspath(checkpoint),
                 partitioner,
-                vocabulary,
+                os.fspath(vocabulary) if isinstance(vocabulary, os.PathLike) else vocabulary,
                 dtype,
                 weights,
                 image_tokenizer=image_tokenizer,
                 image_size=image_size,
                 max_image_size=max_image_size,
             )
-        if batch_size < 1 or beam_size < 1 or not source_lengths or min(source_lengths) < 2:
-            raise ValueError(
-                f"batch_size is {batch_size}, beam_size {beam_size}, source_lengths "
-                f"{tuple(source_lengths)}: give at least 1, 1, and lengths of at least 2 tokens."
-            )
+        DecodingConfig(beam_size=beam_size).check(checkpoint.model.config)
         self.loaded = checkpoint
         self._beam_size, self._seed = beam_size, seed
         # Each data shard of the mesh has the same number of rows.
@@ -109,6 +132,7 @@ class Predictor:
         limit = checkpoint.model.config.max_source_positions
         self._lengths = sorted({min(length, limit) for length in source_lengths})
         self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
+        self._decodable: collections.OrderedDict[Any, None] = collections.OrderedDict()
         self._num_batches = 0
 
     @renamed.accept_former_keywords
@@ -119,7 +143,7 @@ class Predictor:
         *,
         task: str | None = None,
         region: Box | None = None,
-        candidates: Sequence[str] | None = None,
+        candidates: Iterable[str] | None = None,
         score_all: bool = False,
         decoding: DecodingConfig | None = None,
     ) -> Prediction:
@@ -138,23 +162,24 @@ class Predictor:
           decoding: settings of the decoder; those of the preset when None.
 
         Raises:
-          FileNotFoundError, ValueError: image, instruction, region or task cannot be used.
+          FileNotFoundError, ValueError: image, instruction, region or another argument cannot be
+            used, or there is no output that the constraints allow.
         """
-        request = Request(instruction, requests.open_image(image), region)
+        manner = self._check_manner(task, candidates, score_all, decoding)
         (prediction,) = self._predict(
-            [request], self._num_shards, task, candidates, score_all, decoding
+            [self._make_request(image, instruction, region)], self._num_shards, manner
         )
         return prediction
 
     @renamed.accept_former_keywords
     def predict_batch(
         self,
-        images: Sequence[Any],
-        instructions: str | Sequence[str],
+        images: Iterable[Any],
+        instructions: str | Iterable[str],
         *,
         task: str | None = None,
-        regions: Sequence[Box | None] | None = None,
-        candidates: Sequence[str] | None = None,
+        regions: Iterable[Box | None] | None = None,
+        candidates: Iterable[str] | None = None,
         score_all: bool = False,
         decoding: DecodingConfig | None = None,
     ) -> list[Prediction]:
@@ -170,21 +195,63 @@ class Predictor:
           decoding: for all images, see `predict`.
 
         Returns:
-          The predictions in the order of the images.
+          The predictions in the order of the images; an empty list for no images.
+
+        Raises:
+          FileNotFoundError, ValueError: see `predict`; the message names the number of the request.
         """
-        if isinstance(instructions, str):
-            instructions = [instructions] * len(images)
-        boxes = [None] * len(images) if regions is None else regions
-        if not len(images) == len(instructions) == len(boxes):
+        manner = self._check_manner(task, candidates, score_all, decoding)
+        pixels = _list_images(images)
+        texts = (
+            [instructions] * len(pixels)
+            if isinstance(instructions, str)
+            else _list_of("instructions", instructions)
+        )
+        boxes = [None] * len(pixels) if regions is None else _list_of("regions", regions)
+        if not len(pixels) == len(texts) == len(boxes):
             raise ValueError(
-                f"{len(images)} images, {len(instructions)} instructions and {len(boxes)} regions: "
+                f"{len(pixels)} images, {len(texts)} instructions and {len(boxes)} regions: "
                 "give the same number of each."
             )
-        batch = [
-            Request(instruction, requests.open_image(image), box)
-            for image, instruction, box in zip(images, instructions, boxes, strict=True)
-        ]
-        return self._predict(batch, self._batch_size, task, candidates, score_all, decoding)
+        batch = []
+        for number, request in enumerate(zip(pixels, texts, boxes, strict=True)):
+            with _naming_request(number):
+                batch.append(self._make_request(*request))
+        return self._predict(batch, self._batch_size, manner, is_batch=True)
+
+    def _make_request(self, image: Any, instruction: Any, region: Any) -> Request:
+        """Opens the image of a request and checks its instruction."""
+        if not isinstance(instruction, str):
+            raise ValueError(
+                f"The instruction is {requests.shorten(instruction)} of the type "
+                f"{type(instruction).__name__}; it must be text."
+            )
+        opened = requests.open_image(image, self.loaded.processor.decode_options)
+        return Request(clean_instruction(instruction), opened, region)
+
+    def _check_manner(
+        self,
+        task: str | None,
+        candidates: Iterable[str] | None,
+        score_all: bool,
+        decoding: DecodingConfig | None,
+    ) -> "_Manner":
+        """Checks how requests are to be decoded."""
+        if not isinstance(score_all, bool | np.bool_):
+            raise ValueError(
+                f"score_all is {requests.shorten(score_all)}; it must be True or False."
+            )
+        if decoding is not None and not isinstance(decoding, DecodingConfig):
+            raise ValueError(
+                f"decoding is {requests.shorten(decoding)}; give a DecodingConfig, as in "
+                "DecodingConfig(beam_size=5, max_length=20)."
+            )
+        if score_all and candidates is None:
+            raise ValueError("score_all is True, but there are no candidates to score: give them.")
+        allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
+        if task is not None:
+            presets.find_preset(task, self.loaded.processor, self.loaded.model.config)
+        return _Manner(task, allowed, bool(score_all), decoding)
 
     # --------------------------------------------------------------------------------- batches
 
@@ -192,48 +259,65 @@ class Predictor:
         self,
         batch: Sequence[Request],
         batch_size: int,
-        task: str | None,
-        candidates: Sequence[str] | None,
-        score_all: bool,
-        decoding: DecodingConfig | None,
+        manner: "_Manner",
+        is_batch: bool = False,
     ) -> list[Prediction]:
         """Groups requests by shape and preset, and decodes each group in batches."""
-        allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
-        if decoding is None and allowed is not None:
-            vocabulary = self.loaded.processor.vocabulary
-            decoding = presets.candidate_decoding(allowed, vocabulary, self._beam_size)
         encoded: list[tuple[Example, BoxTransform | None]] = []
         groups = collections.defaultdict(list)
         for index, request in enumerate(batch):
-            preset = self._find_preset(request.instruction, task, decoding)
-            encoded.append(requests.encode_request(request, self.loaded.processor, preset))
+            with _naming_request(index if is_batch else None):
+                preset = self._find_preset(request.instruction, manner)
+                encoded.append(requests.encode_request(request, self.loaded.processor, preset))
             length = self._padded_length(encoded[-1][0])
             groups[preset, length, request.image is None].append(index)
+        for preset, length in {key[:2] for key in groups}:
+            self._check_decodable(preset, length, manner)
         predictions: dict[int, Prediction] = {}
         for (preset, length, no_image), indices in groups.items():
-            decoder = self._decoder(preset.decoding, allowed, score_all)
+            decoder = self._decoder(preset.decoding, manner.candidates, manner.score_all)
             stream = _make_stream(preset, length, no_image, batch_size)
             for chunk in _chunks(indices, batch_size):
                 features = _make_batch([encoded[index][0] for index in chunk], stream)
                 decoded = decoder(self.loaded.variables, features, self._num_batches)
                 self._num_batches += 1
                 for row, index in enumerate(chunk):
+                    ids, score = decoded.best(row)
+                    with _naming_request(index if is_batch else None):
+                        _check_score(score, decoded.scores[row])
                     predictions[index] = parse_prediction(
-                        *decoded.best(row), self.loaded.processor, encoded[index][1]
+                        ids, score, self.loaded.processor, encoded[index][1]
                     )
         return [predictions[index] for index in range(len(batch))]
 
-    def _find_preset(
-        self, instruction: str, task: str | None, decoding: DecodingConfig | None
-    ) -> DecodePreset:
+    def _find_preset(self, instruction: str, manner: "_Manner") -> DecodePreset:
         """Returns the preset of a request, with other decoding settings if they are given."""
+        processor = self.loaded.processor
         preset = presets.find_preset(
-            task or wordings.recognise_task(instruction),
-            self.loaded.processor,
+            manner.task or wordings.recognise_task(instruction),
+            processor,
             self.loaded.model.config,
             self._beam_size,
         )
-        return preset if decoding is None else dataclasses.replace(preset, decoding=decoding)
+        return presets.apply_options(
+            preset, manner.decoding, manner.candidates, processor.vocabulary, self._beam_size
+        )
+
+    def _check_decodable(self, preset: DecodePreset, length: int, manner: "_Manner") -> None:
+        """Raises ValueError, before anything is compiled, for an output that is out of reach."""
+        key = preset.decoding, length, manner
+        if key not in self._decodable:
+            presets.check_decodable(
+                preset,
+                manner.candidates,
+                manner.score_all,
+                length,
+                self.loaded.processor.vocabulary,
+                self.loaded.model.config,
+            )
+            self._decodable[key] = None
+            if len(self._decodable) > _MAX_DECODERS:
+                self._decodable.popitem(last=False)
 
     def _padded_length(self, example: Example) -> int:
         """Returns the length to which the instruction is padded."""
@@ -260,6 +344,76 @@ class Predictor:
         if len(self._decoders) > _MAX_DECODERS:
             self._decoders.popitem(last=False)
         return self._decoders[key]
+
+
+class _Manner(NamedTuple):
+    """How requests are decoded, see `Predictor.predict`; the candidates are formatted."""
+
+    task: str | None
+    candidates: tuple[str, ...] | None
+    score_all: bool
+    decoding: DecodingConfig | None
+
+
+def _refuse_unused(**arguments: Any) -> None:
+    """Raises ValueError for arguments that a loaded model has already."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is given, but the LoadedModel has its own: give it to load_model, or "
+                "leave it out."
+            )
+
+
+def _list_images(images: Any) -> list[Any]:
+    """Returns the images of a batch. Raises ValueError if it is a single image."""
+    is_array = hasattr(images, "ndim")
+    if isinstance(images, Image.Image | os.PathLike) or is_array and images.ndim != 4:
+        shape = f" {list(images.shape)}" if is_array else ""
+        raise ValueError(
+            f"images is a {type(images).__name__}{shape}; give a list of images, or call `predict` "
+            "for a single one."
+        )
+    return _list_of("images", images)
+
+
+def _list_of(name: str, values: Any) -> list[Any]:
+    """Returns the items of a list or an iterator. Raises ValueError for something else."""
+    # The letters of a text and the keys of a dict are no items.
+    if isinstance(values, str | bytes | bytearray | Mapping | Set) or not isinstance(
+        values, Iterable
+    ):
+        raise ValueError(
+            f"{name} is {requests.shorten(values)} of the type {type(values).__name__}; give a "
+            "list."
+        )
+    return list(values)
+
+
+@contextlib.contextmanager
+def _naming_request(number: int | None) -> Iterator[None]:
+    """Puts the number of a request in front of its error; None for a single one."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if number is None:
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"Request {number} (counted from 0): {error}") from error
+
+
+def _check_score(score: float, scores: np.ndarray) -> None:
+    """Raises ValueError if a decoder has found no output."""
+    if np.isnan(scores).any():
+        raise ValueError(
+            "The scores of the model are not finite numbers: its parameters are damaged, or "
+            "training has failed."
+        )
+    if not np.isfinite(score):
+        raise ValueError(
+            "The decoder found no output that the constraints allow: change decoding or the "
+            "candidates."
+        )
 
 
 def _make_stream(preset: DecodePreset, length: int, no_image: bool, batch_size: int) -> Stream:

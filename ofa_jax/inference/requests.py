@@ -191,7 +191,7 @@ def _encode_region(
         or (clipped_to_image[:2] >= clipped_to_image[2:]).any()
     ):
         raise InvalidRecordError(
-            f"The region {_shorten(region)} is not a box x0, y0, x1, y1 within the image of "
+            f"The region {shorten(region)} is not a box x0, y0, x1, y1 within the image of "
             f"{width} x {height} pixels.",
             BAD_REGION,
         )
@@ -213,7 +213,7 @@ def _parse_box(region: Any) -> Float64[np.ndarray, "4"]:
     return box if box.shape == (4,) else invalid
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
     """Returns a value as messages show it."""
-    text = str(value)
+    text = str(value).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
