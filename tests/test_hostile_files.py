@@ -18,11 +18,12 @@ from run_fixtures import config, processor  # noqa: F401  fixtures
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.cli.errors import ConfigError
 from ofa_jax.data.downstream_settings import read_choices
-from ofa_jax.data.features import Stream
-from ofa_jax.inference import presets
-from ofa_jax.inference.job import RequestEvalSource
+from ofa_jax.inference.kinds import KindOptions, Kinds
+from ofa_jax.inference.loading import LoadedModel
+from ofa_jax.inference.request_batches import RequestBatches
 from ofa_jax.inference.sources import JsonLines, Tsv
 from ofa_jax.interop import files
+from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
 
@@ -91,12 +92,11 @@ def requests(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make_rows(processor, config):  # noqa: F811
     """Returns a function from a source of requests to their rows."""
-    preset = presets.find_preset(None, processor, config)
-    stream = Stream("a", "a", 2, {"inputs": 32, "targets": 1}, image_size=preset.image_size)
+    kinds = Kinds(LoadedModel("", OFA(config), None, processor, None), KindOptions())
 
     def make(source):
-        rows = RequestEvalSource(source, processor, preset, stream)
-        return [rows.make_row(index)[1] for index in range(rows.num_examples)]
+        rows = RequestBatches(source, processor, kinds, 2, 32)
+        return [rows.make_row(index).example for index in range(rows.num_examples)]
 
     return make
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
-from ofa_jax.data.sources.tsv_file import WRONG_COLUMNS
+from ofa_jax.data.sources.tsv_file import WRONG_COLUMNS, refuse_binary
 from ofa_jax.inference.entries import Entry
 from ofa_jax.inference.fields import FIELDS, listed, names_in_braces
 from ofa_jax.inference.line_files import LineFiles
@@ -58,6 +58,7 @@ class Tsv(LineFiles):
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
+        self.check_headers()
         starts = LineFiles._starts.func(self)  # type: ignore[attr-defined]
         return starts - self.header * np.arange(len(starts))
 
@@ -150,6 +151,7 @@ class Tsv(LineFiles):
 @functools.lru_cache(maxsize=64)
 def read_header(path: str) -> tuple[str, ...]:
     """Returns the names in the first line of a file that is not blank; needs no index."""
+    refuse_binary(path)
     with files.open_regular(path) as file:
         line = strip_byte_order_mark(file.readline(_MAX_HEADER_BYTES))
         while line and not line.strip():

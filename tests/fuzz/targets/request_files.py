@@ -18,11 +18,12 @@ from fuzz.cases import (
     snapshot,
 )
 from fuzz.mutations import TOKENS, mutate_bytes, mutate_json, mutate_text
-from ofa_jax.data.features import Stream
 from ofa_jax.data.sources.tsv_index import SUFFIX
-from ofa_jax.inference import presets
-from ofa_jax.inference.job import RequestEvalSource
+from ofa_jax.inference.kinds import KindOptions, Kinds
+from ofa_jax.inference.loading import LoadedModel
+from ofa_jax.inference.request_batches import RequestBatches
 from ofa_jax.inference.sources import ImageFolder, JsonLines, Tsv
+from ofa_jax.model import OFA
 
 _OPENING = (ValueError, FileNotFoundError)
 _BLANK = b" \t\r\n\x0b\x0c"
@@ -38,10 +39,9 @@ class RequestFiles(Target):
         del folder
         processor, config = good.processor(), good.model_config()
         self._processor = processor
-        self._presets = [
-            presets.find_preset(task, processor, config)
-            for task in (None, "visual_grounding", "image_infilling", "object_detection")
-        ]
+        loaded = LoadedModel("", OFA(config), None, processor, None)
+        tasks = (None, "visual_grounding")
+        self._kinds = [Kinds(loaded, KindOptions(task)) for task in tasks]
         requests = good.requests()
         self._json = [json.dumps(request).encode() for request in requests]
         self._tsv = [
@@ -103,10 +103,8 @@ class RequestFiles(Target):
         return {line for line in self._json if b"middle part" not in line}
 
     def _rows(self, rng: random.Random, source: Any) -> list[Any]:
-        preset = rng.choice(self._presets[:2])
-        stream = Stream("a", "a", 2, {"inputs": 64, "targets": 1}, image_size=preset.image_size)
-        rows = RequestEvalSource(source, self._processor, preset, stream)
-        return [rows.make_row(index)[1] for index in range(rows.num_examples)]
+        rows = RequestBatches(source, self._processor, rng.choice(self._kinds), 2, 64)
+        return [rows.make_row(index).example for index in range(rows.num_examples)]
 
     def _folder(self, rng: random.Random, folder: pathlib.Path) -> str:
         """Reads a folder of images with odd names."""
