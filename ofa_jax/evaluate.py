@@ -124,5 +124,5 @@ def override_decoding(task: str, config: DecodingConfig) -> DecodingConfig:
 
 
 if __name__ == "__main__":
-    with distributed.crashes_end_at_once():
+    with distributed.crashes_end_at_once(), errors.interruptible("Run it again to resume."):
         main(sys.argv[1:])

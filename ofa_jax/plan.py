@@ -43,7 +43,10 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        from ofa_jax.cli import errors
+
+        with errors.interruptible():
+            main(sys.argv[1:])
     except SystemExit as ended:
         # The compiler may still be at work, and cannot be called off.
         sys.stdout.flush()

@@ -279,7 +279,7 @@ def test_a_complete_folder_that_has_lost_a_shard_is_not_called_complete(folder, 
     (shard,) = (tmp_path / "text" / "train").glob("*.array_record-*")
     shard.write_bytes(b"")
     assert convert_tsv.main(options) == 2
-    assert f"{shard} is damaged" in capsys.readouterr().err
+    assert f"error: {shard} is " in capsys.readouterr().err
     assert convert_tsv.main([*options, "--overwrite"]) == 0
     description = tmp_path / "text" / "train" / "conversion.json"
     description.write_text("{")

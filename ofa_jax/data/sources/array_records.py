@@ -152,10 +152,11 @@ class ArrayRecords:
         path = pathlib.Path(self.directory) / TYPES
         if not path.exists():
             return None
+        count = len(self._source)  # may raise an error about the shards
         try:
             open_regular(path).close()
             types = np.load(path, mmap_mode="r", allow_pickle=False)
-            valid = types.dtype == np.uint8 and types.shape == (len(self._source),)
+            valid = types.dtype == np.uint8 and types.shape == (count,)
         except (ValueError, EOFError, OSError, AttributeError) as error:
             raise text_files.DamagedFileError(
                 f"{path} is damaged ({error}): {_CONVERT_AGAIN}."

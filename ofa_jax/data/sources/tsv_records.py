@@ -20,6 +20,7 @@ from ofa_jax.data.sources.tsv_columns import PAIR_TYPES, TSV_FORMATS
 from ofa_jax.data.sources.tsv_conventions import describe_conventions
 from ofa_jax.data.sources.tsv_file import InvalidLineError, OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.utils.bad_input import collect
 
 _CHECKED_LINES = 8
 
@@ -149,17 +150,27 @@ class TsvRecords:
                 key_column = self._column_indices[tsv_format.columns.index(tsv_format.key)]
                 _check_types(opened, key_column)
         errors = []
-        for index in range(min(_CHECKED_LINES, len(self))):
+        for index in self._sample_indices():
             try:
-                self[index]
+                with collect():  # what is dropped is said when the records are read
+                    self[index]
                 return
             except InvalidLineError as error:
                 errors.append(error)
         if errors:
+            first = min(len(errors), _CHECKED_LINES)
+            others = len(errors) - first
             raise ValueError(
-                f"None of the first {len(errors)} lines can be used as {self.format}, e.g. "
-                f"{errors[0]}: check the file and its selected_cols."
+                f"None of the first {first} lines can be used as {self.format}"
+                f"{f', and none of {others} others' if others else ''}, e.g. {errors[0]}: check "
+                "the file and its selected_cols."
             )
+
+    def _sample_indices(self) -> list[int]:
+        """Returns the first records, and as many others: a file may begin with bad lines."""
+        count = len(self)
+        others = [(count - 1) * number // _CHECKED_LINES for number in range(_CHECKED_LINES + 1)]
+        return list(dict.fromkeys([*range(min(_CHECKED_LINES, count)), *others])) if count else []
 
 
 @functools.lru_cache(maxsize=64)

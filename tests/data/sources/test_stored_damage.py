@@ -109,10 +109,10 @@ def test_files_that_only_look_like_shards_do_not_matter(converted):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda data: b"", "is damaged, or no ArrayRecord file"),
+        (lambda data: b"", "is empty: its download or copy did not finish"),
         (lambda data: data[: len(data) // 2], "is damaged, or no ArrayRecord file"),
         (lambda data: bytes(len(data)), "is damaged, or no ArrayRecord file"),
-        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is damaged, or no"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
     ],
 )
 def test_a_torn_shard_is_named(converted, damage, sentence):
@@ -291,19 +291,22 @@ def test_a_parquet_shard_with_fewer_records_is_named(parquet):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "problem"),
     [
-        lambda data: b"",
-        lambda data: data[:-9],
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:4] + bytes(len(data) - 8) + data[-4:],
-        lambda data: b"<!DOCTYPE html><html></html>",
+        (lambda data: b"", "is empty"),
+        (lambda data: data[:-9], "is damaged, or not a Parquet"),
+        (lambda data: data[: len(data) // 2], "is damaged, or not a Parquet"),
+        (
+            lambda data: data[:4] + bytes(len(data) - 8) + data[-4:],
+            "is damaged, or not a Parquet",
+        ),
+        (lambda data: b"<!DOCTYPE html><html></html>", "is a web page"),
     ],
 )
-def test_a_damaged_parquet_file_is_named(parquet, damage):
+def test_a_damaged_parquet_file_is_named(parquet, damage, problem):
     path = parquet / "a-train.parquet-00002-of-00003"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match="00002-of-00003 is damaged, or not a Parquet") as raised:
+    with pytest.raises(ValueError, match=f"00002-of-00003 {problem}") as raised:
         open_parquet(parquet)
     assert "\n" not in str(raised.value)
 

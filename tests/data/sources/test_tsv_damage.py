@@ -340,3 +340,16 @@ def test_indices_are_built_by_several_processes_at_once(data):
         assert lines_of(path) == LINES
         assert pathlib.Path(first.name).name.startswith(".")
     assert lines_of(path) == LINES
+
+
+def test_a_file_may_begin_with_bad_lines(tmp_path):
+    path = tmp_path / "texts.tsv"
+    path.write_text("1\t \n" * 50 + "2\ta text\n" * 50)
+    records = TsvRecords.open(str(path), "text")
+    assert records[99]["text"] == "a text"
+    path.write_text("1\t \n" * 100)
+    with pytest.raises(ValueError, match="8 lines can be used as text, and none of 8 others"):
+        TsvRecords.open(str(path), "text")
+    path.write_text("1\t \n" * 3)
+    with pytest.raises(ValueError, match="None of the first 3 lines can be used as text"):
+        TsvRecords.open(str(path), "text")
