@@ -224,7 +224,10 @@ class OFAVocabulary:
                 "as OFAVocabulary.save writes them."
             )
         tokenizer = _parse_tokenizer(path, json.dumps(content.get("tokenizer")))
-        return cls(tokenizer, symbols, num_codes, num_bins)
+        try:
+            return cls(tokenizer, symbols, num_codes, num_bins)
+        except ValueError as error:
+            raise text_files.DamagedFileError(f"{path} is damaged: {error}") from None
 
     # ------------------------------------------------------------------------------ id ranges
 

@@ -94,3 +94,14 @@ def test_damage_of_a_saved_vocabulary_is_a_sentence(tmp_path, data):
             assert file.name in str(error) or "num_codes" in str(error), error
         finally:
             file.write_bytes(whole)
+
+
+def test_a_saved_vocabulary_with_an_unknown_piece_is_named(tmp_path):
+    path, saved = tmp_path / "tokenizer.json", tmp_path / "vocabulary.json"
+    train_tokenizer(["some text"], 300, path)
+    OFAVocabulary.from_tokenizer_json(path, num_codes=4, num_bins=8).save(saved)
+    content = json.loads(saved.read_text())
+    content["text_symbols"][0] = 99_999
+    saved.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"vocabulary\.json is damaged: .* names BPE id 99999"):
+        OFAVocabulary.load(saved)
