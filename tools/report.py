@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from ofa_jax.cli.errors import user_errors
 from ofa_jax.reports.run_report import REPORT_FILE, write_report
 
+from .command import user_command
 
+
+@user_command
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -37,4 +40,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

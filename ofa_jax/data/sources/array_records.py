@@ -196,7 +196,7 @@ class ArrayRecords:
         try:
             stored = self._source[number]
         except RuntimeError as error:  # the reader's, for any damage
-            raise damaged_record(f"its stored bytes are damaged ({error})") from error
+            raise damaged_record(f"its stored bytes are damaged ({_shorten(error)})") from error
         return parse_example(stored, fields)
 
     def location(self, index: int) -> str:
@@ -213,6 +213,11 @@ def open_shards(paths: Sequence[pathlib.Path]) -> Any:
     return ArrayRecordDataSource(list(map(str, paths)))
 
 
+def _shorten(error: RuntimeError) -> str:
+    """Returns what the reader says without hashes, places and quoted bytes."""
+    return str(error).partition(" (computed")[0].partition(";")[0].partition(", chunk")[0][:80]
+
+
 def _open_shard(path: pathlib.Path) -> Any:
     """Opens a single file. Raises DamagedFileError."""
     try:
@@ -220,7 +225,7 @@ def _open_shard(path: pathlib.Path) -> Any:
     except RuntimeError as error:
         check_placeholder(path)
         raise text_files.DamagedFileError(
-            f"{path} is damaged, or no ArrayRecord file ({error}): copy it again, or "
+            f"{path} is damaged, or no ArrayRecord file ({_shorten(error)}): copy it again, or "
             f"{_CONVERT_AGAIN}."
         ) from error
 
