@@ -93,7 +93,11 @@ class Tsv(LineFiles):
 
     def _header(self, path: str) -> tuple[str, ...]:
         """Returns the names in the header of a file; none if it has no header."""
-        return read_header(path) if self.header else ()
+        return self._headers[path] if self.header else ()
+
+    @functools.cached_property
+    def _headers(self) -> dict[str, tuple[str, ...]]:
+        return {path: _read_header(path) for path in self.paths}
 
     def _positions(self, header: Sequence[str]) -> dict[str, int]:
         """Returns the position of each field, given the names in the header."""
@@ -148,8 +152,7 @@ class Tsv(LineFiles):
         return self._entry(index, fields)
 
 
-@functools.lru_cache(maxsize=64)
-def read_header(path: str) -> tuple[str, ...]:
+def _read_header(path: str) -> tuple[str, ...]:
     """Returns the names in the first line of a file that is not blank; needs no index."""
     refuse_binary(path)
     with files.open_regular(path) as file:

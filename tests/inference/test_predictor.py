@@ -252,3 +252,102 @@ def test_the_former_name_of_candidates_is_accepted_with_a_warning(predictor, ima
     assert former.text == predictor.predict(image, "is it red?", candidates=candidates).text
     with pytest.raises(TypeError, match="Give candidates alone"):
         predictor.predict(image, "is it red?", answers=candidates, candidates=candidates)
+
+
+WRONG_ARGUMENTS = {
+    "letters as candidates": (dict(candidates="yes"), r"Write \['yes'\] for a single one"),
+    "bytes as candidates": (dict(candidates=b"yes"), "give a list of texts"),
+    "a dict of candidates": (dict(candidates={"yes": 1}), "give a list of texts"),
+    "a candidate of another type": (dict(candidates=["yes", None]), "None is not text"),
+    "a blank candidate": (dict(candidates=["yes", " "]), "is empty: leave it out"),
+    "half a character": (dict(candidates=["\ud83d"]), "lone surrogate"),
+    "an unreachable candidate": (
+        dict(candidates=["a red apple and a green apple"], decoding=DecodingConfig(max_length=2)),
+        "tokens, more than the 2 that DecodingConfig.max_length allows",
+    ),
+    "a candidate that is too short": (
+        dict(candidates=["no"], decoding=DecodingConfig(max_length=30, min_length=20)),
+        "DecodingConfig.min_length is 20",
+    ),
+    "candidates for an image": (
+        dict(candidates=["yes"], task="image_infilling"),
+        "The output is an image",
+    ),
+    "scores of nothing": (dict(score_all=True), "no candidates to score"),
+    "a text for a bool": (dict(score_all="no"), "score_all is no; it must be True or False"),
+    "a dict for decoding": (dict(decoding={"beam_size": 2}), "give a DecodingConfig"),
+    "a number for a task": (dict(task=7), "task is 7; give one of"),
+    "a number for an instruction": (dict(instruction=7), "is 7 of the type int; it must be text"),
+    "bytes for an instruction": (dict(instruction=b"what?"), "it must be text"),
+    "a file descriptor": (dict(image=0), "The image is a int; give a path"),
+    "a list of pixels": (dict(image=[[1, 2]]), "The image is a list"),
+    "no pixels": (dict(image=np.zeros((0, 5, 3), np.uint8)), "has no pixels"),
+    "channels first": (dict(image=np.zeros((3, 8, 8), np.uint8)), "put the channels last"),
+    "floats": (dict(image=np.full((8, 8, 3), np.nan, np.float32)), "not float32"),
+    "a device": (dict(image="/dev/zero"), "cannot be read: .*not a regular file"),
+    "a folder": (dict(image="/"), "cannot be read: .*not a regular file"),
+    "a null byte": (dict(image="a\0.png"), "cannot be read"),
+    "letters of a region": (dict(region="1234"), "The region 1234 is not a box"),
+    "NaN in a region": (dict(region=(0, 0, float("nan"), 5)), "is not a box"),
+    "five numbers": (dict(region=(0, 0, 5, 5, 5)), "is not a box"),
+    "a huge number": (dict(region=(0, 0, 10**400, 5)), "is not a box"),
+    "an edge as a region": (dict(region=(96, 0, 96.5, 10)), "is not a box"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_ARGUMENTS)
+def test_arguments_are_checked_as_on_the_command_line(predictor, image, what):
+    arguments, message = WRONG_ARGUMENTS[what]
+    arguments = {"image": image, "instruction": "what is it?"} | arguments
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**arguments)
+
+
+def test_iterators_are_read_once_and_an_empty_batch_is_empty(predictor, image):
+    candidates = ["yes", "no"]
+    expected = predictor.predict(image, "is it red?", candidates=candidates)
+    found = predictor.predict(image, "is it red?", candidates=(text for text in candidates))
+    assert (found.text, found.score) == (expected.text, expected.score)
+    (batched,) = predictor.predict_batch(
+        iter([image]), iter(["is it red?"]), regions=iter([None]), candidates=iter(candidates)
+    )
+    assert batched.text == expected.text
+    assert predictor.predict_batch([], "is it red?") == predictor.predict_batch([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("a.png", "images is a.png of the type str; give a list"),
+        (np.zeros((8, 8, 3), np.uint8), "call `predict` for a single one"),
+        (None, "give a list"),
+        ([None, 7], r"Request 1 \(counted from 0\): The image is a int"),
+    ],
+)
+def test_a_batch_names_the_request_that_cannot_be_used(predictor, images, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict_batch(images, "what is it?")
+
+
+def test_lone_surrogates_are_replaced(predictor, image):
+    found = predictor.predict(image, "what is \ud83d here?")
+    assert found.symbols == predictor.predict(image, "what is \ufffd here?").symbols
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(beam_size=2.5), "Predictor.beam_size is 2.5"),
+        (dict(beam_size=10_000), "needs more than"),
+        (dict(batch_size=0), "Predictor.batch_size is 0"),
+        (dict(source_lengths=[]), "Predictor.source_lengths"),
+        (dict(source_lengths=32), "Predictor.source_lengths is 32"),
+        (dict(source_lengths=[1]), "at least 2"),
+        (dict(seed="1"), "Predictor.seed"),
+        (dict(dtype="float8"), "Predictor.dtype"),
+        (dict(image_size=50), "multiple of 16"),
+    ],
+)
+def test_the_arguments_of_the_predictor_are_checked(run_directory, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ofa_jax.Predictor(str(run_directory), **arguments)
