@@ -27,19 +27,12 @@ from ofa_jax.model import OFA
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
 
-NOT_YET = set(open(os.path.join(os.path.dirname(__file__), "not_yet.txt")).read().split())
-"""Files whose treatment is not right yet."""
 PLAIN_ERRORS = (ValueError, FileNotFoundError, ConfigError, InvalidRecordError)
 
 
 def parameters(items):
     """Returns the items as parameters of a test, with the name of their file."""
-    return [
-        pytest.param(
-            item, id=item.name, marks=[pytest.mark.xfail(run=False)] * (item.name in NOT_YET)
-        )
-        for item in items
-    ]
+    return [pytest.param(item, id=item.name) for item in items]
 
 
 def assert_sentence(error, mentions=""):
@@ -144,9 +137,7 @@ def test_a_gin_file_is_read_or_refused_in_a_sentence(item, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_candidates_are_read_line_by_line_or_refused(name, tmp_path, request):
-    if name in NOT_YET:
-        request.applymarker(pytest.mark.xfail)
+def test_candidates_are_read_line_by_line_or_refused(name, tmp_path):
     content, expected = CHOICES[name]
     (tmp_path / name).write_bytes(content)
     try:
