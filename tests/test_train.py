@@ -540,7 +540,7 @@ OTHER_RUNS = {
     ),
     "another optimizer": (["--gin.OptimizerConfig.ema_decay=0.5"], "of another model or optimiser"),
     "other data": (
-        ["--gin.scenes_settings.data_set=@Scenes()", "--gin.Scenes.max_records=100"],
+        ["--gin.train.train_split='validation'"],
         "was started with num_records = ",
     ),
 }
