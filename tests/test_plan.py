@@ -180,6 +180,10 @@ def test_a_plan_names_its_substitutes_for_data(call):
         (["--topology=v5e:1x1", "--gin.train.gradient_accumulation=3"], "make it a multiple of 3"),
         (["--topology=v5e:1x1", "--gin.TRAIN_STPES=3"], "Did you mean TRAIN_STEPS?"),
         (["--topology=v5e:1x1", "--swep"], "There is no flag --swep."),
+        (["--topology=v5e:1x1", "--slices=0"], "plan.slices is 0; it must be at least 1."),
+        (["--topology=v5e:1x1", "--slices=x"], "Argument --slices: invalid int value: 'x'."),
+        (["--topology=v5e:1x1", "--vocab_size=-5"], "plan.vocab_size is -5; it must be at least 1"),
+        (["--topology=v5e:0x4"], "must have between 1 and 100,000 chips"),
     ],
 )
 def test_a_user_error_is_one_sentence_and_exit_code_2(call, arguments, sentence):

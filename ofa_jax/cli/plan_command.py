@@ -1,6 +1,5 @@
 """The command line of `python -m ofa_jax.plan`; see there."""
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -17,7 +16,9 @@ from ofa_jax.planning import planner, programs, report, sweep, topologies
 from ofa_jax.planning.programs import PlannedRun
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training.build import build_run
+from ofa_jax.utils import options
 from ofa_jax.utils.hardware import parse_topology
+from ofa_jax.utils.option_checks import check_options
 
 # Macros that only the data would need.
 _NOT_NEEDED = {
@@ -49,15 +50,16 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
       SystemExit: always; code `sweep.DOES_NOT_FIT` if nothing fits.
     """
     logging.set_verbosity(logging.ERROR)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = common.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--topology", default="")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--vocab_size", type=int)
     parser.add_argument("--program", default="train", choices=programs.PROGRAMS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sweep", action="store_true")
-    own, rest = parser.parse_known_args(arguments)
     with errors.user_errors():
+        own, rest = parser.parse_known_args(arguments)
+        check_options(_flags, {"slices": own.slices, "vocab_size": own.vocab_size}, "plan")
         gin_registry.register(
             {"plan": PlannedRun, "train": build_run, "model_config": model_config}
         )
@@ -79,6 +81,10 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
             output, fits = json.dumps(result) if own.json else report.text(result), result["fits"]
     print(output, flush=True)
     sys.exit(0 if fits else sweep.DOES_NOT_FIT)
+
+
+def _flags(slices: options.Count, vocab_size: options.Count | None) -> None:
+    """Declares what the flags may be."""
 
 
 def configured_run(devices: Sequence[Any], slices: int, vocab_size: int | None) -> PlannedRun:

@@ -21,8 +21,10 @@ TPU v2 is left out: its bandwidths could not be confirmed.
 """
 
 import dataclasses
+import math
 import re
 
+from ofa_jax.utils.option_text import show
 from ofa_jax.utils.suggestions import nearest
 
 
@@ -55,6 +57,7 @@ class Chip:
     platform: str = "tpu"
 
 
+_MAX_CHIPS = 100_000
 _TERA, _GIGA, _GIB = 1e12, 1e9, 2.0**30
 CHIPS = {
     chip.name: chip
@@ -137,5 +140,10 @@ def parse_topology(name: str) -> tuple[Chip, str]:
                 if kind == "h100"
                 else f"{kind}:4x4 (chips along each dimension)."
             )
+        )
+    sizes = [int(size) for size in shape.split("x") if len(size) < 8]
+    if len(sizes) <= shape.count("x") or not 1 <= math.prod(sizes) <= _MAX_CHIPS:
+        raise ValueError(
+            f"--topology={show(name)[1:-1]} must have between 1 and {_MAX_CHIPS:,} chips."
         )
     return CHIPS[kind], shape
