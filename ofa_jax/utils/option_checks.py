@@ -157,7 +157,9 @@ def check_option(
         hint = hints.get(variadic, Any)
         problem = find_variadic_problem(name, {parameter: value}, hint)
     elif parameter == variadic:
-        problem = find_variadic_problem(name, value, hints.get(parameter, Any))
+        # A gin file may set the name itself, as if it were an option.
+        given = value if isinstance(value, Mapping) else {parameter: value}
+        problem = find_variadic_problem(name, given, hints.get(parameter, Any))
     else:
         problem = find_problem(f"{name}.{parameter}", value, hints.get(parameter, Any))
     if problem is not None:

@@ -265,3 +265,11 @@ def test_any_value_is_taken_or_refused_by_name(name, value):
 def test_values_are_shown_short_and_without_addresses(value):
     shown = show(value)
     assert " at 0x" not in shown and len(shown) < 1000
+
+
+@pytest.mark.parametrize("value", [7, "a", [1], {"sizes": 1}])
+def test_the_name_of_further_parameters_is_no_option(value):
+    from ofa_jax.model.named_config import model_config
+
+    with pytest.raises(OptionError, match="has no parameter"):
+        check_option(model_config, "overrides", value)
