@@ -458,6 +458,7 @@ def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     assert message in error, error
     assert not (ROOT / "gs:").exists()
     assert not (tmp_path / "out" / "job.json").exists()  # the corrected job can be started there
+    assert not (tmp_path / "out").exists(), "a refused command changes nothing"
 
 
 def test_a_former_parameter_name_is_read_with_a_sentence(

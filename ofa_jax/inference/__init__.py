@@ -6,8 +6,14 @@ presets       decode presets: how each task is decoded
 requests      converts an image and an instruction to model features
 predictions   converts generated tokens to text, boxes and images
 sources       sources of many requests: JSON lines, TSV files, folders of images
-task_inputs   the examples of a seqio task as inputs
+line_files    JSON lines, and what TSV files (`tsv_lines`) share with them; `fields` of a line
+entries       a request of a source, and how its image is found and read
+task_inputs   the examples of a seqio task as inputs, decoded by `task_pipeline`
 build         builds a job
+fingerprint   what the predictions of a job depend on
+resume        continues a job in its output directory, or refuses to
+kinds         finds how each request is decoded
+request_batches  puts requests of one kind into batches
 job           decodes many requests and writes them shard by shard
 shards        output files that are complete or absent
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from absl import logging
 
 from ofa_jax.data.sources.tsv_columns import TSV_FORMATS
+from ofa_jax.data.sources.tsv_conventions import describe_conventions
 from ofa_jax.data.sources.tsv_file import WRONG_COLUMNS, refuse_binary
 from ofa_jax.inference.entries import Entry
 from ofa_jax.inference.fields import FIELDS, listed, names_in_braces
@@ -60,6 +62,9 @@ class Tsv(LineFiles):
     def _starts(self) -> np.ndarray:
         self.check_headers()
         starts = LineFiles._starts.func(self)  # type: ignore[attr-defined]
+        for path in self.paths:
+            for sentence in describe_conventions(self._open(path)):
+                logging.warning("%s", sentence)
         return starts - self.header * np.arange(len(starts))
 
     def _locate(self, index: int) -> tuple[str, int]:
