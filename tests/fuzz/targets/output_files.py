@@ -78,7 +78,7 @@ class OutputFiles(Target):
             for shard in outputs.unfinished(range(outputs.count)):
                 write(shard)
             outputs.count_lines(range(outputs.count))
-            texts = [outputs.path(shard).read_text("utf-8") for shard in range(outputs.count)]
+            texts = [outputs.path(shard).read_text("utf-8-sig") for shard in range(outputs.count)]
             return [json.loads(line) for text in texts for line in text.split("\n") if line]
 
         shards.write_job_file(folder, _JOB)

@@ -149,7 +149,7 @@ def _check_row(row: Any) -> None:
     check(bool(row.id), "a request has no id")
     if row.error is not None:
         check_sentence(row.error)
-        check("unexpected" not in row.error.lower(), f"an unexpected error: {row.error}")
+        check("unexpected error" not in row.error.lower(), f"an unexpected error: {row.error}")
 
 
 TARGETS = {"jsonl": RequestFiles}
