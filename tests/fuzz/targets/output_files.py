@@ -164,7 +164,7 @@ class OutputFiles(Target):
 def _is_plausible(content: bytes) -> bool:
     """Returns whether each line is still an object of JSON: then no reader can tell."""
     try:
-        lines = [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+        lines = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line]
     except ValueError:
         return False
     return all(isinstance(line, dict) for line in lines)
