@@ -30,6 +30,8 @@ Line = Mapping[str, Any]
 reason."""
 
 PREDICTIONS = "predictions.jsonl"
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a damaged line may raise."""
 _PART = re.compile(r"part-(\d+)\.process-\d+\.jsonl")
 
 DAMAGED = declare(
@@ -147,8 +149,8 @@ class PredictionFiles:
         try:
             lines = read_lines(path)
             if lines and all(map(self._is_valid, lines)):
-                return [int(line["index"]) for line in lines]
-        except (ValueError, KeyError, TypeError, RecursionError):
+                return [_index(line) for line in lines]
+        except _DAMAGE:
             pass
         self._log(f"{path} is damaged ({DAMAGED.name}): its predictions are made anew.")
         return []
@@ -203,7 +205,7 @@ def _intact_lines(content: bytes, is_valid: Callable[[Line], bool]) -> list[Line
             line = json.loads(text.decode("utf-8"))
             if not (_index(line) == len(lines) and is_valid(line)):
                 break
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except _DAMAGE:
             break
         lines.append(line)
     return lines
@@ -214,6 +216,9 @@ def _digest(content: bytes) -> str:
 
 
 def _index(line: Line) -> int:
+    """Returns the index of a line; raises TypeError if it is no whole number."""
+    if type(line["index"]) is not int:
+        raise TypeError("an index is a whole number")
     return line["index"]
 
 
