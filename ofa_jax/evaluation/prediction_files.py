@@ -39,7 +39,7 @@ DAMAGED = declare(
     Treatment.RECOVERED,
     "A file of predictions, or of a part of them, does not hold the lines of its examples, or "
     "`predictions.jsonl` has changed since its metrics were computed. The predictions of its "
-    "examples are made anew; those of a file that was cut off are kept as far as they go.",
+    "examples are made anew.",
     __name__,
 )
 
@@ -98,13 +98,12 @@ class PredictionFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)  # of a process that was killed
-        intact: list[Line] = []
         if self.path.exists():
-            problem, intact = self._check()
+            problem = self._find_problem()
             if problem is None:
                 return []
-            kept = f"the first {len(intact)} are kept" if intact else "all are made anew"
-            self._log(f"{self.path} {problem} ({DAMAGED.name}): {kept}.")
+            # Lines that can still be read may be damaged, too.
+            self._log(f"{self.path} {problem} ({DAMAGED.name}): they are made anew.")
         part_files = collections.defaultdict(list)
         for path in self._folder.glob("part-*.jsonl"):
             if (match := _PART.fullmatch(path.name)) is not None:
@@ -122,27 +121,25 @@ class PredictionFiles:
                 )
             for path in part_files[part]:
                 path.unlink()
-            if part < num_parts and examples.stop <= len(intact):
-                self.write(part, intact[examples.start : examples.stop])
-            elif part < num_parts:
+            if part < num_parts:
                 missing.append(part)
         self.path.unlink(missing_ok=True)
         return missing
 
     def is_complete(self) -> bool:
         """Returns whether all predictions are there and unchanged."""
-        return self.path.exists() and self._check()[0] is None
+        return self.path.exists() and self._find_problem() is None
 
-    def _check(self) -> tuple[str | None, list[Line]]:
-        """Returns what is wrong with the file of all predictions, and its intact first lines."""
+    def _find_problem(self) -> str | None:
+        """Describes what is wrong with the file of all predictions; None if nothing is."""
         content = self.path.read_bytes()
         lines = _intact_lines(content, self._is_valid)
         whole = content.endswith(b"\n") and content.count(b"\n") == len(lines)
         if not whole or len(lines) != self._num_examples:
-            return f"does not hold {self._num_examples} predictions", lines[: self._num_examples]
+            return f"does not hold {self._num_examples} predictions"
         if self._known_digest not in (None, _digest(content)):
-            return "has changed since its metrics were computed", []
-        return None, lines
+            return "has changed since its metrics were computed"
+        return None
 
     def _indices(self, path: epath.Path) -> Sequence[int]:
         """Returns the examples in a part; none if it is damaged."""
