@@ -21,6 +21,7 @@ could not be read or written; 2 for a mistake in the configuration, before anyth
 """
 
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from absl import flags, logging
 
 from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.build import build_evaluation
+from ofa_jax.evaluation.build import Evaluation, build_evaluation
 from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.run import run_evaluation
 from ofa_jax.model.named_config import model_config
@@ -55,7 +56,11 @@ def main(arguments: Sequence[str]) -> None:
         seqio.set_global_cache_dirs([])
         _inherit_training_parameters()
         evaluation = gin.get_configurable("evaluate")(override_decoding=override_decoding)
-        evaluation = dataclasses.replace(evaluation, operative_config=gin.operative_config_str())
+        evaluation = dataclasses.replace(
+            evaluation,
+            operative_config=gin.operative_config_str(),
+            at_end=functools.partial(_write_report, evaluation),
+        )
     try:
         results = run_evaluation(evaluation)
     except EvaluationError as error:
@@ -71,8 +76,6 @@ def main(arguments: Sequence[str]) -> None:
             ),
             errors.FAILURE,
         )
-    if evaluation.directory.is_relative_to(evaluation.model_dir):
-        run_report.write_at_end(evaluation.model_dir, evaluation.log)
     if results is not None and results.failures:
         errors.fail(
             EvaluationError(
@@ -81,6 +84,12 @@ def main(arguments: Sequence[str]) -> None:
             ),
             errors.FAILURE,
         )
+
+
+def _write_report(evaluation: Evaluation) -> None:
+    """Writes the run's report, unless the results are elsewhere."""
+    if evaluation.directory.is_relative_to(evaluation.model_dir):
+        run_report.write_at_end(evaluation.model_dir, evaluation.log)
 
 
 def _inherit_training_parameters() -> None:

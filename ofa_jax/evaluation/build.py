@@ -50,6 +50,7 @@ class Evaluation:
       operative_config: what is written to `config.gin` in `directory`, if anything.
       gallery_examples: number of examples in the gallery of each task; 0 for none.
       image_tokenizer: shows image codes in galleries as images.
+      at_end: is called when the results are printed, before sentences on what was not scored.
     """
 
     selector: CheckpointSelector
@@ -66,6 +67,7 @@ class Evaluation:
     operative_config: str = ""
     gallery_examples: int = 0
     image_tokenizer: ImageTokenizer | None = None
+    at_end: Callable[[], None] = lambda: None
 
     def model_config(self, checkpoint: Checkpoint) -> OFAConfig:
         """Returns the configuration of a checkpoint's model, with the dtype of the evaluation."""

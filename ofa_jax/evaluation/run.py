@@ -117,6 +117,7 @@ class _Started:
         title = f"Evaluation ({evaluation.directory.name})"
         reporting.print_table(self.results, steps, self._main_metrics, title, evaluation.console)
         evaluation.log(f"Results are in {evaluation.directory}.")
+        evaluation.at_end()
         for sentence in self._unscored:
             evaluation.log(sentence)
 

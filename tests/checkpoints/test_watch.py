@@ -35,7 +35,7 @@ def test_newest_all_and_some(run):
     ("which", "sentence"),
     [
         ("newst", "which is 'newst'; it must be one of newest, all, watch"),
-        ([], "which is \\[\\]; it must be not empty"),
+        ([], "which is \\[\\]; it must be non-empty"),
         ([10, 11, 12], "no checkpoint of step 11, 12 in .* it has 10"),
     ],
 )
