@@ -443,7 +443,9 @@ def test_an_example_of_odd_types_is_skipped():
 
 
 def test_findings_of_sequential_streams_are_counted_by_their_task():
-    reason = bad_input.declare("a test's reason", bad_input.Treatment.SKIPPED, "Only here.")
+    reason = bad_input.declare(
+        "test: a skipped record", bad_input.Treatment.SKIPPED, "Only here.", __name__
+    )
 
     def make(start):
         while True:
@@ -454,5 +456,5 @@ def test_findings_of_sequential_streams_are_counted_by_their_task():
     loader = Loader([*STREAMS, stream], tasks(()), 7, sequential={"sequential": make})
     for _ in itertools.islice(loader.batches(), 3):
         pass
-    assert loader.findings == {("its_task", "a test's reason"): 3}
+    assert loader.findings == {("its_task", "test: a skipped record"): 3}
     assert loader.skipped_records == {"its_task": 3}
