@@ -317,7 +317,7 @@ def test_mistakes_and_interrupts_have_no_traceback(folder, tmp_path):
     assert done.returncode == 2
     assert done.stderr == f"error: There is no file {tmp_path / 'gone.tsv'}: check the path.\n"
     line = (folder / "vision_language_examples.tsv").read_text().split("\n")[0]
-    (tmp_path / "many.tsv").write_text(f"{line}\n" * 4000)
+    (tmp_path / "many.tsv").write_text(f"{line}\n" * 40_000)
     started = subprocess.Popen(
         [*call, "--num_workers=2", "--vision_language", str(tmp_path / "many.tsv")],
         cwd=root,
