@@ -28,14 +28,22 @@ def quiet() -> None:
     if _is_wanted in logger.filters:
         return
     logger.addFilter(_is_wanted)
-    previous = sys.excepthook
+    previous, previous_unraisable = sys.excepthook, sys.unraisablehook
 
     def excepthook(
         kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
     ) -> None:
-        # Of TensorStore's threads, after the failure has been reported.
-        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-        if not (closed and threading.current_thread() is not threading.main_thread()):
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main or not _is_of_closed_loop(error):
             previous(kind, error, trace)
 
-    sys.excepthook = excepthook
+    def unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not _is_of_closed_loop(unraisable.exc_value):
+            previous_unraisable(unraisable)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+
+
+def _is_of_closed_loop(error: BaseException | None) -> bool:
+    """Returns whether a callback of TensorStore came after the failure had been reported."""
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
