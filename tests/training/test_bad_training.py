@@ -25,7 +25,7 @@ from small_run import make_run
 from ofa_jax.checkpoints import checksums
 from ofa_jax.data.loader import Loader, LoaderError
 from ofa_jax.sharding import Partitioner
-from ofa_jax.training import event_writer, loop
+from ofa_jax.training import event_writer, loop, preemption
 from ofa_jax.training.event_writer import EventWriter
 from ofa_jax.utils import files
 
@@ -288,6 +288,24 @@ def test_a_dead_worker_process_is_one_sentence():
     with pytest.raises(LoaderError, match="A process that makes batches has ended"):
         for _ in batches:
             pass
+
+
+def test_ctrl_c_is_noticed_after_a_step_if_a_callback_lost_it():
+    class Callback:
+        def __del__(self):  # Python prints and ignores what is raised here
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass
+
+    ignored = []
+    with pytest.MonkeyPatch.context() as patch, preemption.Preemption() as stop:
+        patch.setattr(sys, "unraisablehook", ignored.append)
+        del_me = Callback()
+        del del_me
+        assert [type(one.exc_value) for one in ignored] == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            stop.requested(3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_is_quiet_and_has_its_own_exit_code(tmp_path):
