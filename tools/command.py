@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import ParamSpec
 
 from ofa_jax.cli.errors import USAGE_ERROR
@@ -57,15 +58,34 @@ def worker_processes(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     Ctrl-C and errors end the processes at once, whatever they are doing. Unlike a
     multiprocessing.Pool, the executor raises when one of them is killed.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _ignore_interrupts) as executor:
+    with ProcessPoolExecutor(num_workers, _Context(), _ignore_interrupts) as executor:
         try:
             yield executor
         except BaseException:
-            for process in dict(executor._processes or {}).values():
-                process.terminate()
+            # Also one that was just started, which the executor does not know yet: it would wait
+            # for work, and this process for its end.
+            for process in multiprocessing.active_children():
+                process.kill()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class _Process(SpawnProcess):
+    """A process that never receives Ctrl-C, not even while Python starts in it."""
+
+    def start(self) -> None:
+        """Starts it with SIGINT blocked, which it inherits; this process gets its own later."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    """Makes processes that Ctrl-C does not reach."""
+
+    Process = _Process  # type: ignore[assignment]
 
 
 def _ignore_interrupts() -> None:
