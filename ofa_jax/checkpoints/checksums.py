@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from ofa_jax.utils import files
+from ofa_jax.utils.wrong_files import shorten
 
 __all__ = ["FILE", "find_damage", "has_checksums", "write"]
 
@@ -65,7 +66,7 @@ def find_damage(folder: epath.Path) -> str | None:
     # A file with a checksum is opened only if it was found in the folder: `../` and devices are
     # never followed.
     if missing := sorted(expected.keys() - present):
-        return f"{missing[0]} is missing"
+        return f"{shorten(missing[0], 1000)} is missing"
     if unknown := sorted(present - expected.keys()):
         return f"{FILE} has no line for {unknown[0]}"
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -15,6 +15,7 @@ from gin import config_parser
 
 from ofa_jax.cli.errors import ConfigError
 from ofa_jax.utils.renamed import COMMAND_LINE
+from ofa_jax.utils.wrong_files import shorten
 
 __all__ = [
     "Macro",
@@ -117,7 +118,7 @@ def statements(text: str, origin: str) -> Iterator[Statement]:
     except (StopIteration, TypeError, ValueError, LookupError, AssertionError) as error:
         # What gin's parser does not foresee: an unhashable key of a dict, a block without end.
         line = parser.current_token.start[0] if parser else 1
-        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+        reason = f" ({shorten(' '.join(str(error).split()), 200)})" if str(error) else ""
         raise ConfigError(f"{place_of(origin, line)}: cannot read this as gin{reason}.") from error
 
 
@@ -131,6 +132,7 @@ def _syntax_error(error: SyntaxError, text: str, origin: str) -> ConfigError:
     else:
         line, content = 1, ""
     reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error.args[0]).split()))
+    reason = shorten(reason, 200)
     opened = _open_bracket(text, line)
     if opened is not None and opened[1] < line:
         reason = f"the bracket `{opened[0]}` of line {opened[1]} is not closed"

@@ -150,7 +150,11 @@ def format_candidates(candidates: Iterable[str]) -> list[str]:
     """
     # The letters of a text and the keys of a dict are no candidates.
     if isinstance(candidates, str | bytes | Mapping) or not isinstance(candidates, Iterable):
-        advice = f" Write {[candidates]} for a single one." if isinstance(candidates, str) else ""
+        advice = (
+            f" Write {[candidates]} for a single one."
+            if isinstance(candidates, str) and len(candidates) <= 40
+            else ""
+        )
         raise ValueError(
             f"candidates is {_shorten(candidates)}; give a list of texts, as in ['yes', 'no']."
             f"{advice}"

@@ -24,7 +24,7 @@ from ofa_jax.preprocessing.examples import make_example
 from ofa_jax.preprocessing.images import AS_SEEN, DecodeOptions
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.processor import Processor
-from ofa_jax.utils import files
+from ofa_jax.utils import files, wrong_files
 from ofa_jax.utils.bad_input import Treatment, declare
 
 BAD_REGION = declare(
@@ -84,10 +84,15 @@ def _read_image(path: str | os.PathLike, options: DecodeOptions) -> bytes:
     try:
         return files.read_bytes(os.fspath(path), options.max_encoded_bytes)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image {path}.") from None
+        raise FileNotFoundError(f"There is no image {_shown(path)}.") from None
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
-        raise ValueError(f"The image {path} cannot be read: {problem}.") from error
+        raise ValueError(f"The image {_shown(path)} cannot be read: {problem}.") from error
+
+
+def _shown(path: str | os.PathLike) -> str:
+    """Returns a path as messages show it: whole, unless no file system takes it."""
+    return wrong_files.shorten(os.fspath(path), 1000)
 
 
 def _from_array(source: Any) -> Image.Image:

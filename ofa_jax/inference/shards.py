@@ -163,7 +163,7 @@ class Shards:
             for line in file:
                 lines += 1
                 try:
-                    counts.add(json.loads(line))
+                    counts.add(json.loads(line.decode("utf-8")))  # bytes may be of any UTF
                 except (ValueError, RecursionError, TypeError, AttributeError) as error:
                     raise ShardError(
                         f"{self.path(shard)} is damaged at line {lines}: delete it, and start the "
@@ -266,7 +266,7 @@ class LineCounts:
 def _are_answers(content: bytes) -> bool:
     """Returns whether each line is a JSON object with an id."""
     try:
-        lines = [json.loads(line) for line in content.splitlines()]
+        lines = [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
     except (ValueError, RecursionError):
         return False
     return all(isinstance(line, dict) and "id" in line for line in lines)

@@ -67,6 +67,11 @@ class Partitioner:
     def _make_mesh(self) -> Mesh:
         """Arranges the devices, so that fsdp and tensor stay within a slice."""
         devices = list(self.devices or jax.devices())
+        if wrong := [device for device in devices if not hasattr(device, "device_kind")]:
+            raise ValueError(
+                f"Partitioner.devices has a {type(wrong[0]).__name__}; give devices of JAX, as in "
+                "jax.devices(), or leave it out for all of them."
+            )
         shape = self._slice_shape(len(devices))
         if self.slices > 1:
             grid = mesh_utils.create_hybrid_device_mesh(

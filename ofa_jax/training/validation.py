@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ofa_jax.training.metrics import TaskSums
 from ofa_jax.utils import state_files
+from ofa_jax.utils.wrong_files import shorten
 
 _ROW = {"loss", "unigram_loss", "token_accuracy", "majority_accuracy"}
 """Values of a task, see `summarise`."""
@@ -137,10 +138,12 @@ def check_metric(metric: str, where: str, task_names: Sequence[str] | None = Non
     task, _, name = metric.rpartition("/")
     if name not in METRICS:
         raise ValueError(
-            f"{where} is {metric!r}; give one of {', '.join(METRICS)}, or OBJECTIVE/loss."
+            f"{where} is {shorten(metric)!r}; give one of {', '.join(METRICS)}, or OBJECTIVE/loss."
         )
     if task and task_names is not None and task not in task_names:
-        raise ValueError(f"{where} is {metric!r}, but the run's tasks are {', '.join(task_names)}.")
+        raise ValueError(
+            f"{where} is {shorten(metric)!r}, but the run's tasks are {', '.join(task_names)}."
+        )
 
 
 class History:

@@ -87,7 +87,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
       OSError: it is a folder, a fifo, a device or a socket, or in /proc or /sys.
     """
     if "\0" in os.fspath(path):
-        raise OSError(errno.EINVAL, f"{os.fspath(path)!r} is not a path: it has a NUL character")
+        shown = repr(os.fspath(path)[:80])
+        raise OSError(errno.EINVAL, f"{shown} is not a path: it has a NUL character")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns ` Did you mean X?` for the closest of `names`, or "" if none is close."""
     folded = {known.casefold(): known for known in sorted(set(names))}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]}?" if close else ""
 
 

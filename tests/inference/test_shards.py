@@ -69,6 +69,17 @@ def test_lines_are_counted_and_a_changed_shard_is_reported(tmp_path):
         outputs.count_lines(range(2))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "surrogates"])
+def test_answers_of_another_encoding_are_damage(tmp_path, encoding):
+    outputs = Shards(tmp_path, 2, 2)
+    outputs.write(0, [{"id": "1", "answer": "a"}, {"id": "2", "answer": "b"}])
+    text = outputs.path(0).read_text().replace('"b"', '"\ud83d"')
+    content = text.encode("utf-8" if encoding == "surrogates" else encoding, "surrogatepass")
+    outputs.path(0).write_bytes(content)
+    with pytest.raises(shards.ShardError, match="is damaged|lines for"):
+        outputs.count_lines([0])
+
+
 def test_another_job_in_the_same_directory_is_refused(tmp_path):
     job = {"checkpoint": "runs/x/checkpoints/3", "inputs": {"path": "a", "columns": (1, 2)}}
     shards.check_job_file(tmp_path / "new", job)

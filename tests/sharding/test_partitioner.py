@@ -121,6 +121,11 @@ def test_training_agrees_across_meshes(results, mesh):
         )
 
 
+def test_a_device_of_another_type_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="Partitioner.devices has a list; give devices of JAX"):
+        Partitioner(devices=([],))
+
+
 def test_initial_state_does_not_depend_on_the_mesh(results):
     assert results["fsdp"]["same initial state"]
 

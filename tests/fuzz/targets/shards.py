@@ -77,7 +77,10 @@ class _Shards(Target):
         if operation == 0:
             path.unlink()
         elif operation == 1 and path in shards:
-            path.rename(path.with_name(path.name[:-2] + rng.choice(("09", "01", "x"))))
+            renamed = path.with_name(path.name[:-2] + rng.choice(("09", "01", "x")))
+            path.rename(renamed)
+            if renamed == path:
+                return ""
         elif operation == 2:
             path.write_bytes(b"")
             return ""
