@@ -4,8 +4,7 @@ A damaged file is renamed to `<name>.damaged`, which is logged, and then made an
 cannot be written (a full disk) is logged, and written again with the next result.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +13,7 @@ from etils import epath
 
 from ofa_jax.utils import files
 from ofa_jax.utils.bad_input import Treatment, declare
+from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.text_files import DamagedFileError, read_json
 
 __all__ = ["read_or_set_aside", "read_own_json", "write_own_json"]
@@ -94,21 +94,12 @@ def write_own_json(
 
     Args:
       path: of the file.
-      value: JSON; numbers that are not finite are written as null.
+      value: JSON, see `to_json`; numbers that are not finite are written as null.
       log: prints a message.
     """
     if jax.process_index() > 0:
         return
     try:
-        files.write_json(path, _finite(value))
+        files.write_json(path, to_json(value))
     except OSError as error:
         log(f"{path} cannot be written ({error}); it is written again with the next result.")
-
-
-def _finite(value: Any) -> Any:
-    """Returns a JSON value with None in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
