@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from gin import config_parser
 
 from ofa_jax.cli.errors import ConfigError
+from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.renamed import COMMAND_LINE
 from ofa_jax.utils.wrong_files import shorten
 
@@ -136,9 +137,7 @@ def _syntax_error(error: SyntaxError, text: str, origin: str) -> ConfigError:
     opened = _open_bracket(text, line)
     if opened is not None and opened[1] < line:
         reason = f"the bracket `{opened[0]}` of line {opened[1]} is not closed"
-    shown = (content or "").strip()
-    if len(shown) > 120:
-        shown = f"{shown[:117]}..."
+    shown = truncate((content or "").strip(), 120)
     return ConfigError(
         f"{place_of(origin, line)}: cannot read `{shown}` as gin ({reason}); "
         "strings need quotes, as in --gin.MODEL_DIR='\"runs/mine\"'."

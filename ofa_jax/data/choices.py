@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ofa_jax.utils import text_files
+from ofa_jax.utils.excerpts import truncate
 
 SHAPES = (
     'a JSON list of answers (["yes", "no"]), a JSON object whose keys are answers ({"yes": 0, '
@@ -108,7 +109,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _DuplicateKeyError(f"it has the key {shorten(key)} twice")
+            raise _DuplicateKeyError(f"it has the key {quote(key)} twice")
         found[key] = value
     return found
 
@@ -128,19 +129,19 @@ def _texts_of_json(value: Any) -> list[str]:
         raise ValueError(f"it is {describe_json(value)}")
     for key, entry in value.items():
         if not isinstance(entry, str | int | float) or isinstance(entry, bool):
-            raise ValueError(f"the value of {shorten(key)} is {describe_json(entry)}")
+            raise ValueError(f"the value of {quote(key)} is {describe_json(entry)}")
     entries = list(value.values())
     numbers = [str(number) for number in range(len(value))]
     if entries and all(isinstance(entry, str) for entry in entries):
         if set(value) != set(numbers):
             raise ValueError(
-                f"the value of {shorten(next(iter(value)))} is {describe_json(entries[0])}, and "
+                f"the value of {quote(next(iter(value)))} is {describe_json(entries[0])}, and "
                 "the keys are not the numbers from 0 on"
             )
         return [value[number] for number in numbers]
     for key, entry in value.items():
         if isinstance(entry, str) or not math.isfinite(entry):
-            raise ValueError(f"the value of {shorten(key)} is {describe_json(entry)}")
+            raise ValueError(f"the value of {quote(key)} is {describe_json(entry)}")
     # Where the numbers are those of the texts, and not their frequencies, they are the order.
     if sorted(entries) == list(range(len(entries))):
         return sorted(value, key=value.__getitem__)
@@ -156,13 +157,12 @@ def _texts_of_lines(lines: Sequence[str]) -> list[str]:
                 f"line {number} has carriage returns in it, as old programs write them"
             )
         if "\t" in line:
-            raise ValueError(f"line {number} has several columns: {shorten(line)}")
+            raise ValueError(f"line {number} has several columns: {quote(line)}")
         if _is_json(line):
-            raise ValueError(f"line {number} is JSON: {shorten(line)}")
+            raise ValueError(f"line {number} is JSON: {quote(line)}")
     if filled and all(len(line) > 1 and line[0] == line[-1] == '"' for _, line in filled):
         raise ValueError(
-            f"every line is in quotes: {shorten(filled[0][1])}; the quotes would be part of the "
-            "text"
+            f"every line is in quotes: {quote(filled[0][1])}; the quotes would be part of the text"
         )
     return list(lines)
 
@@ -175,15 +175,15 @@ def describe_json(value: Any) -> str:
         case bool():
             return f"{str(value).lower()}"
         case str():
-            return f"the text {shorten(value)}"
+            return f"the text {quote(value)}"
         case int() | float():
-            return f"the number {shorten(str(value))}"
+            return f"the number {quote(str(value))}"
         case list():
             return "a list"
         case _:
             return "an object"
 
 
-def shorten(text: str) -> str:
-    """Returns a text in quotes, shortened, for messages."""
-    return json.dumps(text if len(text) <= 40 else text[:37] + "...")
+def quote(text: str) -> str:
+    """Returns a text in quotes, truncated, for messages."""
+    return json.dumps(truncate(text, 40))

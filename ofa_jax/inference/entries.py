@@ -20,6 +20,7 @@ from ofa_jax.preprocessing.images import AS_SEEN, DecodeOptions
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils import files
 from ofa_jax.utils.bad_input import INVALID_RECORD, Reason, Treatment, declare, note
+from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.text_files import replace_surrogates
 
 NO_IMAGE_THERE = declare(
@@ -110,7 +111,7 @@ class Entry:
             raise self._missing()
         if _URL.match(text):
             raise InvalidRecordError(
-                f"its image {_shorten(text)!r} is a URL: download it, as nothing is fetched from "
+                f"its image {truncate(text)!r} is a URL: download it, as nothing is fetched from "
                 "the network",
                 NO_IMAGE_THERE,
             )
@@ -140,7 +141,7 @@ class Entry:
 
     def _read_file(self, path: str, options: DecodeOptions) -> bytes:
         """Reads a file that exists."""
-        shown = _shorten(str(self.image).strip())
+        shown = truncate(str(self.image).strip())
         if not self.allow_outside and not _is_below(path, self.folder):
             raise InvalidRecordError(
                 f"its image {shown!r} is outside the folder {self.folder}: move it there, or set "
@@ -156,7 +157,7 @@ class Entry:
         return encoded
 
     def _missing(self) -> InvalidRecordError:
-        shown = _shorten(str(self.image).strip())
+        shown = truncate(str(self.image).strip())
         what = "not a file" if self.is_path else "neither a file nor base64"
         return InvalidRecordError(f"its image {shown!r} is {what}", NO_IMAGE_THERE)
 
@@ -234,8 +235,3 @@ def _is_below(path: str, folder: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
-
-
-def _shorten(text: str) -> str:
-    """Returns a text as messages show it."""
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -38,6 +38,7 @@ from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import options, renamed
+from ofa_jax.utils.excerpts import excerpt
 from ofa_jax.utils.option_checks import checked
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
@@ -223,7 +224,7 @@ class Predictor:
         """Opens the image of a request and checks its instruction."""
         if not isinstance(instruction, str):
             raise ValueError(
-                f"The instruction is {requests.shorten(instruction)} of the type "
+                f"The instruction is {excerpt(instruction)} of the type "
                 f"{type(instruction).__name__}; it must be text."
             )
         opened = requests.open_image(image, self.loaded.processor.decode_options)
@@ -238,12 +239,10 @@ class Predictor:
     ) -> "_Manner":
         """Checks how requests are to be decoded."""
         if not isinstance(score_all, bool | np.bool_):
-            raise ValueError(
-                f"score_all is {requests.shorten(score_all)}; it must be True or False."
-            )
+            raise ValueError(f"score_all is {excerpt(score_all)}; it must be True or False.")
         if decoding is not None and not isinstance(decoding, DecodingConfig):
             raise ValueError(
-                f"decoding is {requests.shorten(decoding)}; give a DecodingConfig, as in "
+                f"decoding is {excerpt(decoding)}; give a DecodingConfig, as in "
                 "DecodingConfig(beam_size=5, max_length=20)."
             )
         if score_all and candidates is None:
@@ -384,8 +383,7 @@ def _list_of(name: str, values: Any) -> list[Any]:
         values, Iterable
     ):
         raise ValueError(
-            f"{name} is {requests.shorten(values)} of the type {type(values).__name__}; give a "
-            "list."
+            f"{name} is {excerpt(values)} of the type {type(values).__name__}; give a list."
         )
     return list(values)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
@@ -10,6 +9,7 @@ from ofa_jax.model import OFAConfig
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.excerpts import excerpt
 from ofa_jax.utils.suggestions import nearest
 from ofa_jax.utils.text_files import replace_surrogates
 
@@ -132,7 +132,7 @@ def find_preset(
     """
     if task is not None and (not isinstance(task, str) or task not in PRESETS):
         raise ValueError(
-            f"task is {_shorten(task)}; give one of {', '.join(PRESETS)}."
+            f"task is {excerpt(repr(task))}; give one of {', '.join(PRESETS)}."
             f"{nearest(str(task)[:100], PRESETS)}"
         )
     make_preset = _free_text if task is None else PRESETS[task]
@@ -156,7 +156,7 @@ def format_candidates(candidates: Iterable[str]) -> list[str]:
             else ""
         )
         raise ValueError(
-            f"candidates is {_shorten(candidates)}; give a list of texts, as in ['yes', 'no']."
+            f"candidates is {excerpt(repr(candidates))}; give a list of texts, as in ['yes', 'no']."
             f"{advice}"
         )
     texts = list(candidates)
@@ -165,14 +165,14 @@ def format_candidates(candidates: Iterable[str]) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(
-                f"The candidate {_shorten(text)} is not text but {type(text).__name__}."
+                f"The candidate {excerpt(repr(text))} is not text but {type(text).__name__}."
             )
         if not text.strip():
-            raise ValueError(f"The candidate {_shorten(text)} is empty: leave it out.")
+            raise ValueError(f"The candidate {excerpt(repr(text))} is empty: leave it out.")
         if replace_surrogates(text) != text:
             raise ValueError(
-                f"The candidate {_shorten(text)} has half of a character (a lone surrogate), which "
-                "is no text: correct it."
+                f"The candidate {excerpt(repr(text))} has half of a character (a lone surrogate), "
+                "which is no text: correct it."
             )
     return [f" {text.strip()}" for text in texts]
 
@@ -243,7 +243,7 @@ def check_decodable(
         ids = vocabulary.encode(text).tolist()
         limit = model.max_target_positions - 1 if score_all else longest
         if (problem := _why_unreachable(ids, decoding, limit, score_all)) is not None:
-            raise ValueError(f"The candidate {_shorten(text.strip())} {problem}.")
+            raise ValueError(f"The candidate {excerpt(repr(text.strip()))} {problem}.")
 
 
 def _why_unreachable(
@@ -265,12 +265,6 @@ def _why_unreachable(
     if size and len(set(ngrams)) < len(ngrams):
         return f"repeats {size} tokens, which DecodingConfig.no_repeat_ngram_size forbids"
     return None
-
-
-def _shorten(value: Any) -> str:
-    """Returns a value as messages show it, in ASCII where it cannot be printed."""
-    text = repr(value).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def inference_spec(

@@ -39,6 +39,7 @@ from ofa_jax.utils.bad_input import (
     declare,
     note,
 )
+from ofa_jax.utils.excerpts import truncate
 
 TRUNCATED = declare(
     "instruction was truncated",
@@ -288,5 +289,4 @@ def _sentence(error: Exception) -> str:
 
 def _tidy(text: str) -> str:
     """Returns a message that is the same in every run, on one line, and can be written."""
-    text = clean_text(_ADDRESS.sub("", " ".join(text.split())))
-    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."
+    return truncate(clean_text(_ADDRESS.sub("", " ".join(text.split()))), _MAX_MESSAGE)

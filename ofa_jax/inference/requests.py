@@ -26,6 +26,7 @@ from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.utils import files, wrong_files
 from ofa_jax.utils.bad_input import Treatment, declare
+from ofa_jax.utils.excerpts import excerpt
 
 BAD_REGION = declare(
     "bad region",
@@ -196,7 +197,7 @@ def _encode_region(
         or (clipped_to_image[:2] >= clipped_to_image[2:]).any()
     ):
         raise InvalidRecordError(
-            f"The region {shorten(region)} is not a box x0, y0, x1, y1 within the image of "
+            f"The region {excerpt(region)} is not a box x0, y0, x1, y1 within the image of "
             f"{width} x {height} pixels.",
             BAD_REGION,
         )
@@ -216,9 +217,3 @@ def _parse_box(region: Any) -> Float64[np.ndarray, "4"]:
     except (TypeError, ValueError, OverflowError):
         return invalid
     return box if box.shape == (4,) else invalid
-
-
-def shorten(value: Any) -> str:
-    """Returns a value as messages show it."""
-    text = str(value).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."

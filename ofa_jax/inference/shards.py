@@ -25,6 +25,7 @@ import numpy as np
 
 from ofa_jax.utils import files
 from ofa_jax.utils.bad_input import Treatment, declare
+from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.text_files import DamagedFileError, read_json
 
 DAMAGED_SHARD = declare(
@@ -42,6 +43,8 @@ DAMAGED_JOB = declare(
 )
 
 _JOB_FILE, _CHECKS = "job.json", ".checks"
+_MAX_SHOWN = 300
+"""Characters of a value in the message about a job that was started with another one."""
 _TEMPORARY = re.compile(r"\..+(\.tmp|\.unfinished)")
 
 
@@ -324,9 +327,10 @@ def compare_jobs(
 ) -> None:
     """Raises ValueError if a job was started with another configuration than the current one."""
     for name, before, now in _differences(started, current):
+        old, new = (truncate(str(value), _MAX_SHOWN) for value in (before, now))
         raise ValueError(
-            f"The job in {directory} was started with {name} = {_shorten(before)}, but now it is "
-            f"{_shorten(now)}: choose another OUTPUT_DIR, or restore the value."
+            f"The job in {directory} was started with {name} = {old}, but now it is {new}: choose "
+            "another OUTPUT_DIR, or restore the value."
         )
 
 
@@ -345,11 +349,6 @@ def _differences(
 def job_digest(job: Mapping[str, Any]) -> str:
     """Returns what identifies a job's configuration."""
     return f"{zlib.crc32(json.dumps(job, sort_keys=True).encode()):08x}"
-
-
-def _shorten(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def write_durably(path: pathlib.Path, content: bytes) -> None:

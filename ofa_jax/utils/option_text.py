@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from ofa_jax.utils import options
+from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.options import Constraint
 
 SEQUENCES = (
@@ -60,7 +61,7 @@ def show(value: Any) -> str:
         return f"the function {value.__name__}"
     else:
         return f"an object of the class {type(value).__name__}"
-    return shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 3]}..."
+    return truncate(shown, _MAX_SHOWN)
 
 
 def _show_items(value: Any) -> str:

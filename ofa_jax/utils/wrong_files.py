@@ -4,6 +4,8 @@ import os
 import pathlib
 import stat
 
+from ofa_jax.utils.excerpts import truncate
+
 HEAD_BYTES = 1024
 """Bytes of a file that `describe` looks at."""
 
@@ -121,4 +123,4 @@ def shorten(text: object, length: int = 80) -> str:
     shown = text[: length + 1]
     if not (shown.isascii() and shown.isprintable()):
         shown = ascii(shown)[1:-1]
-    return shown if len(shown) <= length else f"{shown[: length - 3]}..."
+    return truncate(shown, length)

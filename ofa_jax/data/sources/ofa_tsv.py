@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
-from ofa_jax.data.choices import describe_json, parse_json, shorten
+from ofa_jax.data.choices import describe_json, parse_json, quote
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
 from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
@@ -234,10 +234,10 @@ def _read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
     for kind, answers in given.items():
         # A text would be taken for the list of its letters.
         if not isinstance(answers, list):
-            raise ValueError(f"{form}, but {shorten(kind)} has {describe_json(answers)}.")
+            raise ValueError(f"{form}, but {quote(kind)} has {describe_json(answers)}.")
         for answer in answers:
             if not isinstance(answer, str):
-                raise ValueError(f"{form}, but {shorten(kind)} lists {describe_json(answer)}.")
+                raise ValueError(f"{form}, but {quote(kind)} lists {describe_json(answer)}.")
         found[text_files.replace_surrogates(kind)] = tuple(
             map(text_files.replace_surrogates, answers)
         )

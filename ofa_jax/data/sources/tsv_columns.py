@@ -20,6 +20,10 @@ from ofa_jax.data.sources.tsv_file import InvalidLineError, decode_base64
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.utils.bad_input import Treatment, declare, note
+from ofa_jax.utils.excerpts import truncate
+
+_MAX_SHOWN = 40
+"""Characters of a column that messages show."""
 
 BAD_TEXT = declare(
     "bad text", Treatment.SKIPPED, "A text column of the TSV line is not UTF-8.", __name__
@@ -135,7 +139,9 @@ def _parse_corners(numbers: Sequence[str], entry: str) -> list[float]:
     except ValueError:
         corners = []
     if len(corners) != 4 or not all(map(math.isfinite, corners)):
-        raise InvalidLineError(BAD_BOX, f"{_shorten(entry)} are not four numbers x0,y0,x1,y1")
+        raise InvalidLineError(
+            BAD_BOX, f"{truncate(entry, _MAX_SHOWN)} are not four numbers x0,y0,x1,y1"
+        )
     return corners
 
 
@@ -147,7 +153,7 @@ def parse_codes(row: TsvRow, column: str) -> Int32[np.ndarray, " n"]:
     except (ValueError, OverflowError):
         values = np.array([-1])
     if not len(values) or (values < 0).any():
-        raise InvalidLineError(BAD_CODES, f"{_shorten(text)!r} are not image codes")
+        raise InvalidLineError(BAD_CODES, f"{truncate(text, _MAX_SHOWN)!r} are not image codes")
     return values
 
 
@@ -168,7 +174,7 @@ def parse_answers(row: TsvRow, column: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not separator or not answer or not 0 <= value < math.inf:
-            malformed.append(f"{_shorten(entry)!r} is not confidence|!+answer")
+            malformed.append(f"{truncate(entry, _MAX_SHOWN)!r} is not confidence|!+answer")
         else:
             found[answer] = value
     if malformed and not found:
@@ -201,13 +207,9 @@ def _parse_label(row: TsvRow, targets: Mapping[str, str]) -> dict[str, str]:
     if label not in targets:
         raise InvalidLineError(
             UNKNOWN_LABEL,
-            f"its label is {_shorten(label)!r} instead of one of {', '.join(targets)}",
+            f"its label is {truncate(label, _MAX_SHOWN)!r} instead of one of {', '.join(targets)}",
         )
     return {"label": targets[label]}
-
-
-def _shorten(value: str) -> str:
-    return value if len(value) <= 40 else value[:37] + "..."
 
 
 # -------------------------------------------------------------------------------------- pretraining
@@ -219,7 +221,7 @@ def parse_pair(row: TsvRow) -> Record:
     if kind not in PAIR_TYPES:
         raise InvalidLineError(
             UNKNOWN_TYPE,
-            f"its type is {_shorten(kind)!r} instead of {', '.join(PAIR_TYPES)}",
+            f"its type is {truncate(kind, _MAX_SHOWN)!r} instead of {', '.join(PAIR_TYPES)}",
         )
     record: dict[str, Any] = {
         "id": decode_text(row, "id"),
@@ -284,7 +286,7 @@ def _parse_object(entry: str) -> tuple[str, list[float]]:
     parts = entry.split(",", 5)
     if len(parts) != 6 or not parts[5]:
         raise InvalidLineError(
-            BAD_BOX, f"{_shorten(entry)!r} is not x0,y0,x1,y1,category-id,category"
+            BAD_BOX, f"{truncate(entry, _MAX_SHOWN)!r} is not x0,y0,x1,y1,category-id,category"
         )
     return parts[5], _parse_corners(parts[:4], entry)
 
