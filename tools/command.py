@@ -4,16 +4,12 @@ import contextlib
 import functools
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import ParamSpec
 
-from ofa_jax.cli.errors import USAGE_ERROR
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+from ofa_jax.cli.errors import report_error, report_interrupt
 
 Parameters = ParamSpec("Parameters")
 
@@ -33,22 +29,15 @@ def user_command(main: Callable[Parameters, int | None]) -> Callable[Parameters,
         try:
             return main(*args, **kwargs) or 0
         except KeyboardInterrupt:
-            print("Stopped (Ctrl-C).", file=sys.stderr)
-            return INTERRUPTED
+            return report_interrupt()
         except BrokenProcessPool:
-            return fail(
+            return report_error(
                 "a worker process was killed, perhaps for lack of memory: lower --num_workers."
             )
         except (ValueError, OSError, ImportError) as error:
-            return fail(str(error))
+            return report_error(str(error))
 
     return run
-
-
-def fail(message: str) -> int:
-    """Prints an error in one line; returns the exit code of a user's mistake."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE_ERROR
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ __all__ = [
     "ConfigError",
     "fail",
     "interruptible",
+    "report_error",
+    "report_interrupt",
     "user_errors",
 ]
 
@@ -59,8 +61,13 @@ def interruptible(advice: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Stopped (Ctrl-C). {advice}".strip(), file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(report_interrupt(advice))
+
+
+def report_interrupt(advice: str = "") -> int:
+    """Prints that Ctrl-C ended the program; returns the exit code. See `interruptible`."""
+    print(f"Stopped (Ctrl-C). {advice}".strip(), file=sys.stderr)
+    return INTERRUPTED
 
 
 def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:
@@ -69,5 +76,10 @@ def fail(error: Exception, code: int = USAGE_ERROR) -> NoReturn:
     message = str(error).split("\n  In call to configurable")[0].strip()
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         message = error.strerror  # a sentence of ours, without the number
+    sys.exit(report_error(message, code))
+
+
+def report_error(message: str, code: int = USAGE_ERROR) -> int:
+    """Prints an error's sentence in one line; returns the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    return code
