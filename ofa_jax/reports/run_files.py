@@ -171,12 +171,14 @@ def _keep_latest(
 
 def _read_metrics(path: pathlib.Path) -> Metrics:
     """Reads metrics.json; numbers that are not finite become nan."""
+    # Not read_json, which refuses NaN: older versions wrote it for a metric without a value.
+    content = json.loads(read_text(path))
     return {
         int(step): {
             task: {name: float("nan" if value is None else value) for name, value in row.items()}
             for task, row in tasks.items()
         }
-        for step, tasks in json.loads(read_text(path)).items()
+        for step, tasks in content.items()
     }
 
 
