@@ -1,7 +1,11 @@
-"""A vocabulary of a few hundred ids."""
+"""A vocabulary of a few hundred ids, and a small model on one device."""
 
+import jax
 import pytest
+from official_model import random_variables
+from small_evaluation import make_model
 
+from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from tools.train_tokenizer import train_tokenizer
 
@@ -16,3 +20,18 @@ def vocabulary_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def vocabulary(vocabulary_path):
     return OFAVocabulary.from_tokenizer_json(vocabulary_path, num_codes=16, num_bins=65)
+
+
+@pytest.fixture(scope="module")
+def partitioner():
+    return Partitioner(devices=tuple(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary):
+    return make_model(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return random_variables(model.config)

@@ -3,39 +3,21 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from official_model import random_variables
-from small_evaluation import make_evaluator, make_model, make_task, records
+from small_evaluation import make_evaluator, make_task, records
 
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.evaluation import fingerprints
 from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.prediction_files import PredictionFiles, read_lines
 from ofa_jax.evaluation.results import EvalResults, describe_findings, summarise
-from ofa_jax.sharding import Partitioner
 from ofa_jax.utils.json_values import to_json
 
 STEP, COUNT = 7, 13
-
-
-@pytest.fixture(scope="module")
-def partitioner():
-    return Partitioner(devices=tuple(jax.devices()[:1]))
-
-
-@pytest.fixture(scope="module")
-def model(vocabulary):
-    return make_model(vocabulary)
-
-
-@pytest.fixture(scope="module")
-def variables(model):
-    return random_variables(model.config)
 
 
 @pytest.fixture(scope="module")

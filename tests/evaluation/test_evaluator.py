@@ -1,33 +1,15 @@
 """Evaluating a task on a checkpoint: every example once, invalid records, resuming."""
 
-import jax
 import numpy as np
 import pytest
-from official_model import random_variables
 from simulated_devices import run_on_eight_devices
-from small_evaluation import PIXELS, make_evaluator, make_model, make_task, records
+from small_evaluation import PIXELS, make_evaluator, make_task, records
 
 from ofa_jax.data.features import stack
 from ofa_jax.decoding import make_decoder
 from ofa_jax.evaluation import postprocess, prediction_files
 from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.postprocess import BoxTransform
-from ofa_jax.sharding import Partitioner
-
-
-@pytest.fixture(scope="module")
-def partitioner():
-    return Partitioner(devices=tuple(jax.devices()[:1]))
-
-
-@pytest.fixture(scope="module")
-def model(vocabulary):
-    return make_model(vocabulary)
-
-
-@pytest.fixture(scope="module")
-def variables(model):
-    return random_variables(model.config)
 
 
 def read_predictions(folder):
