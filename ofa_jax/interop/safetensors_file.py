@@ -6,7 +6,6 @@ header says is compared with the file.
 
 import json
 import math
-import mmap
 import os
 import pathlib
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ofa_jax.interop.mapped_file import open_mapped
 from ofa_jax.utils import wrong_files
-from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
@@ -42,13 +41,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       DamagedFileError: it is damaged, or something else.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    with open_regular(path) as file:
-        head = file.read(wrong_files.HEAD_BYTES)
-        if problem := wrong_files.describe_placeholder(head):
-            raise DamagedFileError(f"{path} {problem}.")
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    with open_mapped(path) as opened:
+        head, content = opened.head, memoryview(opened.content)
     try:
         return _read(content)
     except _FormatError as error:

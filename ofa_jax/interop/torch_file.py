@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import io
 import math
-import mmap
 import os
 import pathlib
 import pickle
@@ -24,9 +23,10 @@ import numpy as np
 
 from ofa_jax.interop import inert_pickle
 from ofa_jax.interop.inert_pickle import ContentError, ForbiddenNameError, Name, plain
+from ofa_jax.interop.mapped_file import open_mapped
 from ofa_jax.interop.torch_archive import FindStorage, LegacyFile, Storage, ZipArchive, is_legacy
 from ofa_jax.utils import wrong_files
-from ofa_jax.utils.files import atomic_path, open_regular
+from ofa_jax.utils.files import atomic_path
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
@@ -211,22 +211,16 @@ class OpenedFile:
 def open_file(path: str | os.PathLike[str]) -> OpenedFile:
     """Opens a `.pt`, `.pth` or `.bin` file; see `load`."""
     path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    with open_regular(path) as file:
-        head = file.read(wrong_files.HEAD_BYTES)
-        if problem := wrong_files.describe_placeholder(head):
-            raise DamagedFileError(f"{path} {problem}.")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with open_mapped(path) as opened:
         reader = _Reader()
         try:
             archive: ZipArchive | LegacyFile
-            if head.startswith(b"PK\x03\x04"):
-                archive = ZipArchive(path, file, mapped)
-            elif is_legacy(head):
-                archive = LegacyFile(path, mapped, reader.interpret)
+            if opened.head.startswith(b"PK\x03\x04"):
+                archive = ZipArchive(path, opened.file, opened.content)
+            elif is_legacy(opened.head):
+                archive = LegacyFile(path, opened.content, reader.interpret)
             else:
-                raise DamagedFileError(_describe_other(path, head))
+                raise DamagedFileError(_describe_other(path, opened.head))
             content = reader.interpret(archive.pickled(), archive.storage, with_tensors=True)
         except ForbiddenNameError as error:
             raise ValueError(
