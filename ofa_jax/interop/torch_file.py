@@ -1,4 +1,4 @@
-"""Reads and writes torch's checkpoint files without torch, and without executing their content.
+"""Reads torch's checkpoint files without torch, and without executing their content.
 
 A `.pt` or `.bin` file is a pickle and raw storages. A pickle may call any function; here it is read
 as data (`inert_pickle`): tensors, plain containers, argument namespaces, and records of training's
@@ -7,26 +7,23 @@ reading a checkpoint takes no memory until a tensor is used.
 """
 
 import argparse
-import collections
 import dataclasses
 import io
 import math
 import os
 import pathlib
-import pickle
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ofa_jax.interop import inert_pickle
 from ofa_jax.interop.inert_pickle import ContentError, ForbiddenNameError, Name, plain
 from ofa_jax.interop.mapped_file import open_mapped
 from ofa_jax.interop.torch_archive import FindStorage, LegacyFile, Storage, ZipArchive, is_legacy
+from ofa_jax.interop.torch_dtypes import STORAGES, dtype_of
+from ofa_jax.interop.torch_writer import save
 from ofa_jax.utils import wrong_files
-from ofa_jax.utils.files import atomic_path
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
@@ -43,14 +40,7 @@ __all__ = [
     "tensors_of",
 ]
 
-_STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}  # fmt: skip
-_STORAGE_OF = {np.dtype(dtype): name for name, dtype in _STORAGES.items()}
-_DTYPES = {Name("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()}
+_DTYPES = {Name("torch", name): np.dtype(dtype) for name, dtype in STORAGES.items()}
 
 # Names that may become records: the training configuration, whose plain values alone are needed.
 _INERT_PREFIXES = (
@@ -294,14 +284,6 @@ def load_state_dict(
     return tensors
 
 
-def dtype_of(name: Any) -> np.dtype:
-    """Returns the dtype of a name, such as "bfloat16". Raises ValueError if torch has none."""
-    for dtype in _STORAGE_OF:
-        if str(dtype) == name:
-            return dtype
-    raise ValueError(f"torch has no tensors of the type {shorten(name)}.")
-
-
 def tensors_of(held: Mapping[Any, Any]) -> dict[str, np.ndarray]:
     """Returns the entries of a state dict that are tensors with a name."""
     return {
@@ -317,89 +299,3 @@ def describe(content: Any) -> str:
         return f"it holds {shorten(content)}"
     names = ", ".join(shorten(name) for name in list(content)[:5])
     return f"it holds {names}{' ...' * (len(content) > 5)}" if names else "it is empty"
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
-class _Global:
-    """A name that the reader looks up, written without importing it."""
-
-    def __init__(self, module: str, name: str):
-        self.line = f"c{module}\n{name}\n".encode()
-
-
-class _Storage:
-    """A reference to a raw storage of the archive."""
-
-    def __init__(self, key: str, dtype: np.dtype, length: int):
-        self.identity = ("storage", _Global("torch", _STORAGE_OF[dtype]), key, "cpu", length)
-
-
-class _Pickler(pickle._Pickler):
-    """The pickler written in Python, which can be extended with names and tensors."""
-
-    write: Callable[[bytes], None]  # set by pickle._Pickler, whose stubs are incomplete
-
-    def __init__(self, file: io.BytesIO):
-        super().__init__(file, protocol=2)
-        self.arrays: list[np.ndarray] = []
-        self._storages: dict[int, _Storage] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        """Returns the reference of a storage; None for anything else."""
-        return obj.identity if isinstance(obj, _Storage) else None
-
-    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        """Writes an object."""
-        if isinstance(obj, _Global):
-            self.write(obj.line)
-        elif isinstance(obj, np.ndarray):
-            self._save_tensor(obj)
-        elif isinstance(obj, np.generic):
-            super().save(obj.item())  # type: ignore[misc]
-        else:
-            super().save(obj, save_persistent_id)  # type: ignore[misc]
-
-    def _save_tensor(self, array: np.ndarray) -> None:
-        if array.dtype not in _STORAGE_OF:
-            raise ValueError(f"torch has no tensors of {array.dtype}.")
-        # An array that occurs twice (tied weights) is stored once.
-        storage = self._storages.get(id(array))
-        if storage is None:
-            storage = _Storage(str(len(self.arrays)), array.dtype, array.size)
-            self._storages[id(array)] = storage
-            self.arrays.append(array)
-        strides = tuple(
-            int(np.prod(array.shape[k + 1 :], dtype=np.int64)) for k in range(array.ndim)
-        )
-        self.save(_Global("torch._utils", "_rebuild_tensor_v2"))
-        self.save((storage, 0, tuple(array.shape), strides, False, collections.OrderedDict()))
-        self.write(pickle.REDUCE)
-
-
-def save(path: str | pathlib.Path, value: Any) -> None:
-    """Writes a file for `torch.load` and `load`; it appears only when it is complete.
-
-    Args:
-      path: the file.
-      value: containers of plain values, namespaces and numpy arrays, which become tensors.
-
-    Raises:
-      ValueError: an array of a type that torch does not have.
-    """
-    path = pathlib.Path(path)
-    pickled = io.BytesIO()
-    pickler = _Pickler(pickled)
-    pickler.dump(value)
-    with (
-        atomic_path(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
-    ):
-        archive.writestr("archive/data.pkl", pickled.getvalue())
-        archive.writestr("archive/byteorder", "little")
-        for key, array in enumerate(pickler.arrays):
-            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as member:
-                # In C order, whatever the array's; one array at a time in memory.
-                member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        archive.writestr("archive/version", "3\n")
