@@ -411,7 +411,7 @@ MISTAKES = {
         "There are no scenes in nowhere/scenes",
         "build them with `python -m tools.build_scenes --data_dir=nowhere`",
     ),
-    "a picture of another size": (
+    "an image of another size": (
         [RUN, "--gin.pairs/Stream.image_size=96"],
         "Stream 'pairs' expects images of (96, 96, 3)",
         "make the stream's image_size",

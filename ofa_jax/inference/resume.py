@@ -40,11 +40,11 @@ def find_started(
     Args:
       directory: the output directory.
       current: the configuration, without `num_inputs`.
-      count_inputs: returns the number of inputs; called only if the directory does not tell.
+      count_inputs: returns the number of inputs; called only if the directory does not have it.
       is_one_kind: whether all inputs are decoded alike in any case.
 
     Raises:
-      ValueError: it is another job, or cannot be told from one.
+      ValueError: it is another job, or may be one.
     """
     current = json.loads(json.dumps(current))
     problem = "is missing"

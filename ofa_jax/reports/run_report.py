@@ -88,7 +88,7 @@ def write_at_end(model_dir: epath.Path, log: Callable[[str], None]) -> None:
 
 
 def _read_runs(model_dirs: Sequence[pathlib.Path]) -> Iterator[RunFiles]:
-    """Reads runs; equal directory names are told apart by their parents."""
+    """Reads runs; equal directory names get the names of their parents, too."""
     names = collections.Counter(path.resolve().name for path in model_dirs)
     for path in model_dirs:
         name = path.resolve().name

@@ -125,16 +125,16 @@ def range_phrase(constraints: Sequence[Any], broken: Sequence[Constraint] = ()) 
     """Returns what follows "it must be" for constraints, some of which are broken."""
     found = [c for c in constraints if isinstance(c, Constraint)]
     # The largest count goes without saying where there is another bound.
-    told = [c for c in found if c != options.AtMost(options.LARGEST) or c in broken]
+    stated = [c for c in found if c != options.AtMost(options.LARGEST) or c in broken]
     if any(isinstance(c, options.NotBlank | options.IsPath) for c in broken):
-        told = list(broken)
-    if told == [options.Above(0)]:
+        stated = list(broken)
+    if stated == [options.Above(0)]:
         return "positive"
     low, high = (
-        next((c for c in told if isinstance(c, kind)), None)
+        next((c for c in stated if isinstance(c, kind)), None)
         for kind in (options.AtLeast, options.AtMost)
     )
-    phrases = [c.phrase for c in told if low is None or high is None or c not in (low, high)]
+    phrases = [c.phrase for c in stated if low is None or high is None or c not in (low, high)]
     if isinstance(low, options.AtLeast) and isinstance(high, options.AtMost):
         phrases.insert(0, f"between {low.low} and {high.high}")
     return " and ".join(phrases)

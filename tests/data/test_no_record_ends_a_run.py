@@ -16,7 +16,7 @@ from ofa_jax.utils.bad_input import Treatment
 from tools.train_tokenizer import train_tokenizer
 
 
-def picture(width, height):
+def make_image(width, height):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -55,7 +55,7 @@ def findings(objective, record, config):
 @pytest.mark.parametrize("text", ["a \ud83d dog", "\udcff cat", "\udfff\ud800 bus"])
 def test_lone_surrogates_are_replaced_and_counted(config, text):
     for objective, record in (
-        ("image_captioning", {"image": picture(50, 40), "captions": [text]}),
+        ("image_captioning", {"image": make_image(50, 40), "captions": [text]}),
         ("text_infilling", {"text": f"{text} and some more words to fill in"}),
     ):
         found = findings(objective, {"id": "\ud83d"} | record, config)
@@ -65,7 +65,7 @@ def test_lone_surrogates_are_replaced_and_counted(config, text):
 def test_a_very_thin_image_is_skipped_before_it_is_resized(config):
     record = {
         "id": "2",
-        "image": picture(1, 30000),
+        "image": make_image(1, 30000),
         "object_labels": ["pole"],
         "object_boxes": np.array([[0, 0, 1, 29000]], np.float32),
     }
@@ -83,10 +83,10 @@ def test_a_very_thin_image_is_skipped_before_it_is_resized(config):
         {"id": 3, "image": 7, "captions": 5},
         {"image": b"no", "captions": ["a dog"]},
         {"image": None, "captions": ["a dog"]},
-        {"image": picture(5, 5), "captions": [4]},
-        {"image": picture(5, 5), "captions": {"a": "dog"}},
-        {"image": picture(5, 5), "captions": [["a dog"]]},
-        {"image": picture(5, 5), "captions": []},
+        {"image": make_image(5, 5), "captions": [4]},
+        {"image": make_image(5, 5), "captions": {"a": "dog"}},
+        {"image": make_image(5, 5), "captions": [["a dog"]]},
+        {"image": make_image(5, 5), "captions": []},
     ],
 )
 def test_records_of_odd_types_are_skipped(config, record):

@@ -289,14 +289,12 @@ def test_a_writer_leaves_the_unfinished_file_of_another_one_alone(tmp_path, monk
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_header_without_a_needed_column_is_refused(tmp_path, mark):
     path = tmp_path / "q.tsv"
-    path.write_bytes(mark + b"id\tpicture\tinstruction\r\n1\ta.png\twhat?\r\n")
+    path.write_bytes(mark + b"id\tphoto\tinstruction\r\n1\ta.png\twhat?\r\n")
     source = Tsv(str(path), header=True, index_dir=str(tmp_path / "index"))
-    with pytest.raises(
-        ValueError, match="no column image; its header has id, picture, instruction"
-    ):
+    with pytest.raises(ValueError, match="no column image; its header has id, photo, instruction"):
         len(source)
     assert not (tmp_path / "index").exists()
-    columns = {"image": "picture", "instruction": "instruction", "id": "id"}
+    columns = {"image": "photo", "instruction": "instruction", "id": "id"}
     source = Tsv(str(path), header=True, columns=columns)
     assert (source[0].id, source[0].image) == ("1", "a.png")
     path.write_bytes(b"image\tinstruction\na.png\ta\tb\n")

@@ -319,21 +319,21 @@ def test_counts_of_bad_input_are_logged_and_written(tmp_path, described):
 
 def test_the_first_host_decides_for_the_others(directory, described, monkeypatch):
     """Another host learns the step from the first, and looks at nothing itself."""
-    told = []
+    broadcast = []
     monkeypatch.setattr(run_directory.jax, "process_index", lambda: 1)
     monkeypatch.setattr(run_directory.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        run_directory.multihost_utils, "broadcast_one_to_all", lambda own: told.pop()
+        run_directory.multihost_utils, "broadcast_one_to_all", lambda own: broadcast.pop()
     )
     run = described(directory, fingerprint={"seed": 9})
     before = snapshot(directory)
-    told[:] = [2]
+    broadcast[:] = [2]
     with run_directory.open_run_directory(run, print) as point:
         assert point.step == 2 and point.metadata["seed"] == 3
-    told[:] = [-1]
+    broadcast[:] = [-1]
     with run_directory.open_run_directory(run, print) as point:
         assert point.step is None
-    told[:] = [-2]
+    broadcast[:] = [-2]
     with (
         pytest.raises(loop.RunError, match="The first host does not accept"),
         run_directory.open_run_directory(run, print),
