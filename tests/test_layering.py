@@ -25,6 +25,7 @@ LAYERS = (
     "inference",
     "planning",
     "reports",
+    "serving",
     "cli",
     "entry points",
 )

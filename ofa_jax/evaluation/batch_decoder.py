@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,6 +78,7 @@ class BatchDecoder:
         partitioner: Partitioner | None = None,
         seed: int = 0,
         candidates_at_once: int = 32,
+        num_best: int = 1,
     ):
         """Encodes the candidates, if the task has some; compiles nothing.
 
@@ -87,6 +89,7 @@ class BatchDecoder:
           partitioner: the mesh of variables and batches; None for one device.
           seed: seed of sampling.
           candidates_at_once: see `make_scorer`; only for `score_all`.
+          num_best: the hypotheses for each row, the best candidates; only for `score_all`.
 
         Raises:
           ValueError: settings that do not fit each other or the model.
@@ -100,6 +103,7 @@ class BatchDecoder:
             self._trie = Trie.from_sequences(candidates, model.config.vocab_size)
         if spec.score_all and candidates is not None:
             self._candidate_table = _pad_candidates(candidates)
+            self._num_best = min(num_best, len(candidates))
             self._score = make_scorer(
                 model,
                 candidates,
@@ -132,7 +136,9 @@ class BatchDecoder:
                 features = self._partitioner.put_batch(features)
                 stack.enter_context(self._partitioner.mesh_context())
             if self._candidate_table is not None:
-                outputs = _best_candidate(self._score(variables, features), self._candidate_table)
+                outputs = _best_candidates(
+                    self._score(variables, features), self._candidate_table, self._num_best
+                )
                 prefix = None  # the scored candidates follow it
             else:
                 key = jax.random.fold_in(self._key, number)
@@ -193,10 +199,13 @@ def _pad_candidates(candidates: list[list[int]]) -> Int32[np.ndarray, "C T"]:
     return table.astype(np.int32)
 
 
-@jax.jit
-def _best_candidate(
-    scores: Float[Array, "R C"], table: Int[Array, "C T"]
-) -> tuple[Int[Array, "R 1 T"], Float[Array, "R 1"]]:
-    """Returns the tokens and the score of the best candidate of each row."""
-    best = scores.argmax(axis=1)
-    return jnp.take(table, best, axis=0)[:, None], scores.max(axis=1)[:, None]
+@functools.partial(jax.jit, static_argnames="number")
+def _best_candidates(
+    scores: Float[Array, "R C"], table: Int[Array, "C T"], number: int
+) -> tuple[Int[Array, "R G T"], Float[Array, "R G"]]:
+    """Returns the tokens and the scores of the best candidates of each row, the best first."""
+    if number == 1:
+        best = scores.argmax(axis=1)
+        return jnp.take(table, best, axis=0)[:, None], scores.max(axis=1)[:, None]
+    best_scores, best = jax.lax.top_k(scores, number)
+    return jnp.take(table, best, axis=0), best_scores

@@ -4,6 +4,7 @@ predictor     predicts outputs for images and instructions, one at a time or in 
 loading       loads a checkpoint with its vocabulary, image tokenizer and image sizes
 presets       decode presets: how each task is decoded
 requests      converts an image and an instruction to model features
+prepared      requests that are ready to be decoded, and their batches
 predictions   converts generated tokens to text, boxes and images
 sources       sources of many requests: JSON lines, TSV files, folders of images
 line_files    JSON lines, and what TSV files (`tsv_lines`) share with them; `fields` of a line

@@ -27,6 +27,10 @@ class Prediction:
         tokenizer.
       score: score of the hypothesis, see `DecodingConfig.length_penalty`.
       symbols: the whole output as text, with <bin_12> and <code_7>.
+      alternatives: the other hypotheses, the best first, without images: of beam search and of
+        several samples as many as `DecodingConfig.beam_size` says; of `score_all` the others of the
+        best candidates.
+      warnings: what was changed or left out of a request, if a server says so.
     """
 
     text: str
@@ -36,6 +40,8 @@ class Prediction:
     image: Image.Image | None
     score: float
     symbols: str
+    alternatives: tuple["Prediction", ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def parse_prediction(
@@ -43,6 +49,7 @@ def parse_prediction(
     score: float,
     processor: Processor,
     transform: BoxTransform | None,
+    with_image: bool = True,
 ) -> Prediction:
     """Parses a hypothesis of any kind.
 
@@ -52,6 +59,7 @@ def parse_prediction(
       processor: vocabulary and image tokenizer of the model.
       transform: from the model's image to the given one; None without an image, and then boxes are
         in pixels of `max_image_size`.
+      with_image: whether codes are decoded to an image.
     """
     vocabulary, max_image_size = processor.vocabulary, processor.max_image_size
     ids = postprocess.truncate_at_eos(token_ids)
@@ -73,7 +81,7 @@ def parse_prediction(
         boxes=boxes,
         labels=labels,
         codes=codes,
-        image=_decode_image(codes, processor),
+        image=_decode_image(codes, processor) if with_image else None,
         score=float(score),
         symbols=vocabulary.decode(ids.tolist()).strip(),
     )

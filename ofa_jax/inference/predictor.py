@@ -15,22 +15,23 @@ request or a batch, with an image or without) and decoding configuration.
 import collections
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from absl import logging
 from PIL import Image
 
-from ofa_jax.data.features import PATCH_SIZE, Example, Stream, empty_features, stack, to_features
+from ofa_jax.data.features import PATCH_SIZE
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
-from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.inference import presets, requests
 from ofa_jax.inference.entries import clean_instruction
 from ofa_jax.inference.loading import LoadedModel, load_model
-from ofa_jax.inference.predictions import Prediction, parse_prediction
+from ofa_jax.inference.predictions import Prediction
+from ofa_jax.inference.prepared import Manner, PreparedRequest, make_batch, read_row
 from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.inference.requests import Box, Request
 from ofa_jax.preprocessing import instructions as wordings
@@ -44,6 +45,7 @@ from ofa_jax.utils.option_checks import checked
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
 """In tokens. An instruction is padded to the next length; beyond the last one it is truncated."""
 _MAX_DECODERS = 32
+_MAX_ALTERNATIVES = 64  # of `score_all`
 
 ImageSize = Annotated[
     int, options.AtLeast(PATCH_SIZE), options.AtMost(2**16), options.MultipleOf(PATCH_SIZE)
@@ -135,6 +137,7 @@ class Predictor:
         self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
         self._decodable: collections.OrderedDict[Any, None] = collections.OrderedDict()
         self._num_batches = 0
+        self._lock = threading.Lock()
 
     @renamed.accept_former_keywords
     def predict(
@@ -236,7 +239,7 @@ class Predictor:
         candidates: Iterable[str] | None,
         score_all: bool,
         decoding: DecodingConfig | None,
-    ) -> "_Manner":
+    ) -> Manner:
         """Checks how requests are to be decoded."""
         if not isinstance(score_all, bool | np.bool_):
             raise ValueError(f"score_all is {excerpt(score_all)}; it must be True or False.")
@@ -250,46 +253,110 @@ class Predictor:
         allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
         if task is not None:
             presets.find_preset(task, self.loaded.processor, self.loaded.model.config)
-        return _Manner(task, allowed, bool(score_all), decoding)
+        return Manner(task, allowed, bool(score_all), decoding)
 
     # --------------------------------------------------------------------------------- batches
+
+    def prepare(
+        self,
+        image: Any,
+        instruction: str,
+        *,
+        task: str | None = None,
+        region: Box | None = None,
+        candidates: Iterable[str] | None = None,
+        score_all: bool = False,
+        decoding: DecodingConfig | None = None,
+    ) -> PreparedRequest:
+        """Prepares a request for `decode`; several threads may do so at once.
+
+        Args:
+          image: see `predict`.
+          instruction: see `predict`.
+          task: see `predict`.
+          region: see `predict`.
+          candidates: see `predict`.
+          score_all: see `predict`.
+          decoding: see `predict`.
+
+        Raises:
+          FileNotFoundError, ValueError: see `predict`.
+        """
+        manner = self._check_manner(task, candidates, score_all, decoding)
+        prepared = self._prepare(self._make_request(image, instruction, region), manner)
+        self._check_decodable(prepared)
+        return prepared
+
+    def decode(self, batch: Sequence[PreparedRequest]) -> list[Prediction | ValueError]:
+        """Decodes requests of one group; one thread at a time.
+
+        Two programs are compiled for a group: for one request, and for `batch_size` of them.
+
+        Args:
+          batch: at most `batch_size` requests whose `group` is the same.
+
+        Returns:
+          For each request its prediction, or the error for which it has none.
+        """
+        is_single = len(batch) <= self._num_shards
+        return self._decode(batch, self._num_shards if is_single else self._batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """The requests that are decoded at once."""
+        return self._batch_size
+
+    def _prepare(self, request: Request, manner: Manner) -> PreparedRequest:
+        """Encodes a request."""
+        preset = self._find_preset(request.instruction, manner)
+        example, transform = requests.encode_request(request, self.loaded.processor, preset)
+        length = self._padded_length(len(example["inputs"]))
+        return PreparedRequest(example, transform, preset, manner, length)
 
     def _predict(
         self,
         batch: Sequence[Request],
         batch_size: int,
-        manner: "_Manner",
+        manner: Manner,
         is_batch: bool = False,
     ) -> list[Prediction]:
         """Groups requests by shape and preset, and decodes each group in batches."""
-        encoded: list[tuple[Example, BoxTransform | None]] = []
+        prepared: list[PreparedRequest] = []
         groups = collections.defaultdict(list)
         for index, request in enumerate(batch):
             with _naming_request(index if is_batch else None):
-                preset = self._find_preset(request.instruction, manner)
-                encoded.append(requests.encode_request(request, self.loaded.processor, preset))
-            length = self._padded_length(encoded[-1][0])
-            groups[preset, length, request.image is None].append(index)
-        for preset, length in {key[:2] for key in groups}:
-            self._check_decodable(preset, length, manner)
+                prepared.append(self._prepare(request, manner))
+            groups[prepared[-1].group].append(index)
+        for indices in groups.values():
+            self._check_decodable(prepared[indices[0]])
         predictions: dict[int, Prediction] = {}
-        for (preset, length, no_image), indices in groups.items():
-            decoder = self._decoder(preset.decoding, manner.candidates, manner.score_all)
-            stream = _make_stream(preset, length, no_image, batch_size)
+        for indices in groups.values():
             for chunk in _chunks(indices, batch_size):
-                features = _make_batch([encoded[index][0] for index in chunk], stream)
-                decoded = decoder(self.loaded.variables, features, self._num_batches)
-                self._num_batches += 1
-                for row, index in enumerate(chunk):
-                    ids, score = decoded.best(row)
+                found = self._decode([prepared[index] for index in chunk], batch_size)
+                for index, prediction in zip(chunk, found, strict=True):
                     with _naming_request(index if is_batch else None):
-                        _check_score(score, decoded.scores[row])
-                    predictions[index] = parse_prediction(
-                        ids, score, self.loaded.processor, encoded[index][1]
-                    )
+                        if isinstance(prediction, ValueError):
+                            raise prediction
+                    predictions[index] = prediction
         return [predictions[index] for index in range(len(batch))]
 
-    def _find_preset(self, instruction: str, manner: "_Manner") -> DecodePreset:
+    def _decode(
+        self, batch: Sequence[PreparedRequest], num_rows: int
+    ) -> list[Prediction | ValueError]:
+        """Decodes requests of one group in a batch of `num_rows`, see `decode`."""
+        preset, manner = batch[0].preset, batch[0].manner
+        decoder = self._decoder(preset.decoding, manner.candidates, manner.score_all)
+        decoded = decoder(self.loaded.variables, make_batch(batch, num_rows), self._num_batches)
+        self._num_batches += 1
+        found: list[Prediction | ValueError] = []
+        for row, request in enumerate(batch):
+            try:
+                found.append(read_row(decoded, row, self.loaded.processor, request.transform))
+            except ValueError as error:
+                found.append(error)
+        return found
+
+    def _find_preset(self, instruction: str, manner: Manner) -> DecodePreset:
         """Returns the preset of a request, with other decoding settings if they are given."""
         processor = self.loaded.processor
         preset = presets.find_preset(
@@ -302,25 +369,26 @@ class Predictor:
             preset, manner.decoding, manner.candidates, processor.vocabulary, self._beam_size
         )
 
-    def _check_decodable(self, preset: DecodePreset, length: int, manner: "_Manner") -> None:
+    def _check_decodable(self, request: PreparedRequest) -> None:
         """Raises ValueError, before anything is compiled, for an output that is out of reach."""
-        key = preset.decoding, length, manner
+        preset, manner = request.preset, request.manner
+        key = preset.decoding, request.length, manner
         if key not in self._decodable:
             presets.check_decodable(
                 preset,
                 manner.candidates,
                 manner.score_all,
-                length,
+                request.length,
                 self.loaded.processor.vocabulary,
                 self.loaded.model.config,
             )
-            self._decodable[key] = None
-            if len(self._decodable) > _MAX_DECODERS:
-                self._decodable.popitem(last=False)
+            with self._lock:
+                self._decodable[key] = None
+                if len(self._decodable) > _MAX_DECODERS:
+                    self._decodable.popitem(last=False)
 
-    def _padded_length(self, example: Example) -> int:
-        """Returns the length to which the instruction is padded."""
-        tokens = len(example["inputs"])
+    def _padded_length(self, tokens: int) -> int:
+        """Returns the length to which an instruction is padded."""
         longest = self._lengths[-1]
         if tokens > longest:
             logging.warning("An instruction of %d tokens is truncated to %d.", tokens, longest)
@@ -338,20 +406,12 @@ class Predictor:
                 self.loaded.processor.vocabulary,
                 self.loaded.partitioner,
                 seed=self._seed,
+                num_best=_MAX_ALTERNATIVES,
             )
         self._decoders.move_to_end(key)
         if len(self._decoders) > _MAX_DECODERS:
             self._decoders.popitem(last=False)
         return self._decoders[key]
-
-
-class _Manner(NamedTuple):
-    """How requests are decoded, see `Predictor.predict`; the candidates are formatted."""
-
-    task: str | None
-    candidates: tuple[str, ...] | None
-    score_all: bool
-    decoding: DecodingConfig | None
 
 
 def _refuse_unused(**arguments: Any) -> None:
@@ -400,41 +460,7 @@ def _naming_request(number: int | None) -> Iterator[None]:
         raise kind(f"Request {number} (counted from 0): {error}") from error
 
 
-def _check_score(score: float, scores: np.ndarray) -> None:
-    """Raises ValueError if a decoder has found no output."""
-    if np.isnan(scores).any():
-        raise ValueError(
-            "The scores of the model are not finite numbers: its parameters are damaged, or "
-            "training has failed."
-        )
-    if not np.isfinite(score):
-        raise ValueError(
-            "The decoder found no output that the constraints allow: change decoding or the "
-            "candidates."
-        )
-
-
-def _make_stream(preset: DecodePreset, length: int, no_image: bool, batch_size: int) -> Stream:
-    """Returns the shapes of a group of requests."""
-    return Stream(
-        "requests",
-        "predict",
-        batch_size,
-        {"inputs": length, "targets": 1},
-        image_size=None if no_image else preset.image_size,
-        code_targets=preset.code_grid > 0,
-    )
-
-
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Yields the indices in chunks of at most `size`."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
-
-
-def _make_batch(examples: Sequence[Example], stream: Stream) -> dict[str, np.ndarray]:
-    """Returns the features of examples; empty rows fill up the batch."""
-    rng = np.random.default_rng(0)  # inference samples no patches, so nothing is drawn
-    rows = [to_features(example, stream, 0, rng) for example in examples]
-    rows += [empty_features(stream, 0)] * (stream.batch_size - len(rows))
-    return stack(rows)

@@ -1,0 +1,10 @@
+"""Serving: a queue of requests, an HTTP endpoint for programs, and the limits of both.
+
+limits            sizes of uploads and texts, rates, and what is checked before anything is decoded
+prediction_queue  puts requests of several threads into batches
+fields            the JSON fields of the endpoint, in and out
+http_app          the endpoint `POST /predict`
+http_guards       the host, the size and the rate of requests, before they are read
+api_page          the page that describes the endpoint
+server            runs an application until it is stopped, and then answers what it accepted
+"""
