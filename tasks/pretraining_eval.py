@@ -74,6 +74,11 @@ class _OfCaptions:
     def __name__(self) -> str:
         return str(getattr(self.metric, "__name__", self.metric))
 
+    @property
+    def needs_corpus(self) -> bool:
+        """Whether the metric says nothing of one example."""
+        return inputs.needs_corpus(self.metric)
+
     def clean_reference(self, reference: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns the captions that are not blank; None if there are none."""
         usable = inputs.texts(reference["captions"])

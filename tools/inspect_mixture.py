@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ofa_jax.cli import common, gin_registry
+from ofa_jax.cli.errors import user_errors
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
 from ofa_jax.data.task_settings import default_settings
@@ -166,25 +167,32 @@ def main(arguments: Sequence[str]) -> None:
     options, rest = parser.parse_known_args(arguments)
     if options.data_dir is not None:
         os.environ["OFA_DATA_DIR"] = options.data_dir
-    try:
-        for module in ("tasks.pretraining", *options.module):
-            importlib.import_module(modules.find_module(module))
-        settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
-        with default_settings(*settings):
-            samples = sample_mixture(
-                options.name, options.split, max(options.sample, options.examples), options.seed
-            )
-            lengths = configured_lengths(options.lengths, bool(options.gin_file))
-            title = f"{options.name}, split {options.split}"
-            show(title, samples, options.examples, Console())
-            path = options.output or pathlib.Path(f"{options.name}.html")
-            write_mixture_page(
-                path, title, samples, lengths, options.page_examples, _max_image_size(settings)
-            )
-            print(f"The page is {path}.")
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    with user_errors():
+        _inspect(options, rest)
+
+
+def _inspect(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Prints what a mixture yields and writes its page.
+
+    Args:
+      options: of the command line.
+      rest: `--gin.NAME=value`.
+    """
+    for module in ("tasks.pretraining", *options.module):
+        importlib.import_module(modules.find_module(module))
+    settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
+    with default_settings(*settings):
+        samples = sample_mixture(
+            options.name, options.split, max(options.sample, options.examples), options.seed
+        )
+        lengths = configured_lengths(options.lengths, bool(options.gin_file))
+        title = f"{options.name}, split {options.split}"
+        show(title, samples, options.examples, Console())
+        path = options.output or pathlib.Path(f"{options.name}.html")
+        write_mixture_page(
+            path, title, samples, lengths, options.page_examples, _max_image_size(settings)
+        )
+        print(f"The page is {path}.")
 
 
 if __name__ == "__main__":

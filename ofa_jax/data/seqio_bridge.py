@@ -27,6 +27,7 @@ from ofa_jax.data.task_settings import TaskContext, default_settings
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.utils.bad_input import Treatment, declare, note, without_addresses
+from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 from ofa_jax.utils.suggestions import nearest
 
 __all__ = [
@@ -65,6 +66,13 @@ class _Chain:
         for function in self.functions:
             record = function(record, rng)
         return record
+
+    @property
+    def decode_options(self) -> DecodeOptions:
+        """How images are decoded: as the first preprocessor that has options, or as people do."""
+        configs = (getattr(function, "config", None) for function in self.functions)
+        found = (getattr(config, "decode_options", None) for config in configs)
+        return next((options for options in found if options is not None), AS_SEEN)
 
 
 def find(name: str) -> seqio.Task | seqio.Mixture:

@@ -15,6 +15,9 @@ prediction_lines    predictions as lines
 prediction_files    files of lines, in parts
 task_folder         settings and result of a task on a checkpoint
 fingerprints        of data and weights, so that predictions are never mixed
+event_writer        TensorBoard's events
+gallery             examples with image, target and prediction, for the report
+gallery_events      the same for TensorBoard
 errors              the error of an evaluation that cannot continue
 results             metrics of all checkpoints, as JSON and as a table
 rewards             the reward of self-critical training

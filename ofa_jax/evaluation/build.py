@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import jax
-from clu import metric_writers
 from etils import epath
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.evaluation import memory_checks
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
+from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
 from ofa_jax.model import OFA, OFAConfig
@@ -45,7 +45,7 @@ class Evaluation:
       partitioner: the mesh.
       dtype: dtype of the computation; None for the model's own.
       weights: which parameters of a checkpoint, see `load_variables`.
-      make_writer: creates the writer of TensorBoard's events in `directory`.
+      writer: of TensorBoard's events in `directory`.
       console: prints progress and results.
       operative_config: what is written to `config.gin` in `directory`, if anything.
       gallery_examples: number of examples in the gallery of each task; 0 for none.
@@ -62,7 +62,7 @@ class Evaluation:
     partitioner: Partitioner
     dtype: str | None
     weights: str | None
-    make_writer: Callable[[], metric_writers.MetricWriter]
+    writer: EventWriter
     console: Console
     operative_config: str = ""
     gallery_examples: int = 0
@@ -213,9 +213,7 @@ def build_evaluation(
         partitioner=partitioner,
         dtype=dtype,
         weights=weights,
-        make_writer=lambda: metric_writers.create_default_writer(
-            str(root), just_logging=jax.process_index() > 0, asynchronous=False
-        ),
+        writer=EventWriter(root, "the evaluation", lambda message: _print_line(console, message)),
         console=console,
         gallery_examples=gallery_examples,
         image_tokenizer=getattr(settings, "image_tokenizer", None),

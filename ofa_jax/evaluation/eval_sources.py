@@ -41,6 +41,7 @@ from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.bad_input import collect
+from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 
 PREFIX_FEATURE = "decoder_prefix_tokens"
 _MAX_TRIED = 100
@@ -83,6 +84,7 @@ class EvalBatcher:
       references: see `EvalSpec`.
       num_data_shards, data_shards: of the mesh, see `Loader`.
       has_prefix: whether examples have a `target_prefix`.
+      decode_options: of the task's images, which boxes are in pixels of.
     """
 
     stream: Stream
@@ -91,6 +93,7 @@ class EvalBatcher:
     num_data_shards: int = 1
     data_shards: tuple[int, ...] = (0,)
     has_prefix: bool = False
+    decode_options: DecodeOptions = AS_SEEN
 
     def example_indices(self, number: int) -> list[int]:
         """Returns the examples of this host's rows of a batch; the last ones may not exist."""
@@ -113,7 +116,7 @@ class EvalBatcher:
             id=record_id(record, index),
             instruction=self.vocabulary.decode(example["inputs"]).strip(),
             references=read_references(self.references, record),
-            box_transform=box_transform_of(record, example),
+            box_transform=box_transform_of(record, example, self.decode_options),
         )
 
     def empty_row(self) -> Features:
@@ -132,8 +135,10 @@ class EvalBatcher:
         return np.append(ids, [OFAVocabulary.pad_id] * (length - len(ids))).astype(np.int32)
 
 
-def box_transform_of(record: Record, example: Example) -> BoxTransform | None:
-    """Returns the transform between an example's image and its record's."""
+def box_transform_of(
+    record: Record, example: Example, decode_options: DecodeOptions = AS_SEEN
+) -> BoxTransform | None:
+    """Returns the transform between an example's image and its record's, decoded with options."""
     image = example.get("image")
     if image is None or not image.size:
         return None
@@ -143,7 +148,9 @@ def box_transform_of(record: Record, example: Example) -> BoxTransform | None:
         return BoxTransform((x0, y0, x1, y1), (width, height))
     stored = record.get("image")
     if isinstance(stored, bytes):
-        return BoxTransform.of_whole_image(images.read_size(stored), (width, height))
+        return BoxTransform.of_whole_image(
+            images.read_size(stored, decode_options), (width, height)
+        )
     if isinstance(stored, np.ndarray) and stored.ndim == 3:
         return BoxTransform.of_whole_image((stored.shape[1], stored.shape[0]), (width, height))
     return BoxTransform.of_whole_image((width, height), (width, height))
@@ -201,7 +208,11 @@ class RecordEvalSource:
             try:
                 with collect():
                     record, example = read_example(task, index, source.example_rng(index))
-                    batcher = dataclasses.replace(batcher, has_prefix="target_prefix" in example)
+                    batcher = dataclasses.replace(
+                        batcher,
+                        has_prefix="target_prefix" in example,
+                        decode_options=getattr(task.preprocess, "decode_options", AS_SEEN),
+                    )
                     batcher.make_row(index, record, example, source.example_rng(index))
             except InvalidRecordError as error:
                 reason = reason or str(error)

@@ -8,9 +8,10 @@ Boxes are in pixels of the stored image; images are stored in the file, as data 
 import base64
 import dataclasses
 import io
+import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -19,14 +20,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ofa_jax.data.sampling import read_example
-from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.eval_sources import RecordEvalSource, box_transform_of
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvalTask
+from ofa_jax.evaluation.metrics import inputs
 from ofa_jax.evaluation.prediction_files import PREDICTIONS, Line, read_lines
+from ofa_jax.evaluation.scoring import compute_metrics
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.examples import Example
-from ofa_jax.preprocessing.records import InvalidRecordError, Record
+from ofa_jax.preprocessing.records import Record
 from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.utils import files
 
@@ -52,7 +54,9 @@ class GalleryExample:
       index, id: of the record.
       instruction, target, prediction: as text.
       score: the model's; None if it is not finite.
-      quality: the task's main metric on this example alone; None if it cannot be computed.
+      quality: the task's main metric on this example alone, or another one where the main metric
+        needs a corpus; None without references.
+      metric: name of that metric; None if there is none.
       image: the stored image; None without one.
       width, height: of the stored image in pixels; boxes are in these units.
       given_boxes: regions in the instruction.
@@ -77,6 +81,17 @@ class GalleryExample:
     truth_image: str | None = None
     reconstruction: str | None = None
     predicted_image: str | None = None
+    metric: str | None = None
+
+
+class Quality(NamedTuple):
+    """The value of a metric on one example."""
+
+    metric: str
+    value: float
+
+
+Rated = tuple[Quality, Line]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,102 +109,111 @@ class GalleryMaker:
     image_tokenizer: ImageTokenizer | None = None
 
     def make(self, lines: Sequence[Line], count: int = 12) -> list[GalleryExample]:
-        """Returns the worst and the best examples, the worst first.
+        """Returns the worst and the best examples, the worst first, then those without a metric.
 
         Args:
           lines: predictions; lines with an error are left out.
           count: number of examples.
         """
-        rated = [(self.quality(line), line) for line in lines if "error" not in line]
-        # Equal ones by the model's score: a confident mistake is the more interesting one.
-        rated.sort(key=lambda pair: (_or_low(pair[0]), -_or_low(pair[1]["score"])))
-        if len(rated) > count:
-            rated = [*rated[: count // 2], *rated[count // 2 - count :]]
+        rated: list[Rated] = []
+        unrated: list[tuple[None, Line]] = []
+        for line in lines:
+            if "error" in line:
+                continue
+            if (quality := self.rate(line)) is None:
+                unrated.append((None, line))
+            else:
+                rated.append((quality, line))
         made = []
-        for quality, line in rated:
+        for quality, line in [*_worst_and_best(rated, count), *unrated][:count]:
             try:
                 made.append(self._example(line, quality))
-            except (InvalidRecordError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  one odd record must not cost the others
                 # The data may have changed since the predictions were made.
                 logging.warning("No gallery example for record %s: %s", line["id"], error)
         return made
 
-    def quality(self, line: Line) -> float | None:
-        """Returns the main metric on one example; None if it needs more than one."""
-        prediction = postprocess.from_json(self.spec.kind, line["prediction"])
-        values: dict[str, float] = {}
-        for metric in self.spec.metrics:
-            try:
-                values |= metric([line["references"]], [prediction])
-            except Exception as error:  # noqa: BLE001  some metrics need a corpus
-                logging.debug("No metric of one example of %s: %s", self.spec.task, error)
-        chosen = values.get(self.spec.main_metric or next(iter(values), ""))
-        return None if chosen is None or not np.isfinite(chosen) else float(chosen)
+    def rate(self, line: Line) -> Quality | None:
+        """Returns the metric of one example with its name; None without a reference.
 
-    def _example(self, line: Line, quality: float | None) -> GalleryExample:
+        Metrics of a corpus say nothing of one example. Where the main metric is one of them, the
+        first value of the others takes its place.
+        """
+        metrics = tuple(metric for metric in self.spec.metrics if not inputs.needs_corpus(metric))
+        scores = compute_metrics(self.spec.replace(metrics=metrics), [line])
+        if scores.main_metric is None:
+            return None
+        return Quality(scores.main_metric, scores.metrics[scores.main_metric])
+
+    def _example(self, line: Line, quality: Quality | None) -> GalleryExample:
         """Returns an example with its image and boxes."""
-        index = line["index"]
+        index, kind = line["index"], self.spec.kind
         record, example = read_example(self.source.task, index, self.source.example_rng(index))
-        target = (
-            line["references"]
-            if self.spec.kind in ("box", "objects", "codes")
-            else _target_text(line["references"])
-        )
+        image = self._decode_image(record)
         shown: dict[str, Any] = {}
-        if (stored := record.get("image")) is not None:
-            shown |= self._image_fields(stored, line, record, example)
-        if self.spec.kind == "codes" and self.image_tokenizer is not None:
-            shown |= self._code_images(line, record, example)
-        prediction = postprocess.from_json(self.spec.kind, line["prediction"])
+        if image is not None:
+            shown |= self._image_fields(image, line, record, example)
+        if kind == "codes" and self.image_tokenizer is not None:
+            shown |= self._code_images(image, line, example)
         return GalleryExample(
             index=index,
             id=line["id"],
             instruction=_shorten(line["instruction"]),
-            target=_shorten(_as_text(self.spec.kind, target)),
-            prediction=_shorten(_as_text(self.spec.kind, prediction)),
+            target=_shorten(_target_text(kind, line["references"])),
+            prediction=_shorten(_as_text(kind, line["prediction"])),
             score=line["score"],
-            quality=quality,
+            quality=None if quality is None else quality.value,
+            metric=None if quality is None else quality.metric,
             **shown,
         )
 
+    def _decode_image(self, record: Record) -> Image.Image | None:
+        """Returns the record's image as its task decodes it; None without one."""
+        stored, options = record.get("image"), self.source.batcher.decode_options
+        if isinstance(stored, bytes):
+            return images.decode(stored, options)
+        if isinstance(stored, np.ndarray) and stored.ndim == 3:
+            return Image.fromarray(stored)
+        return None
+
     def _image_fields(
-        self, stored: bytes, line: Line, record: Record, example: Example
+        self, image: Image.Image, line: Line, record: Record, example: Example
     ) -> dict[str, Any]:
         """Returns the stored image and all boxes in its pixels."""
-        image = images.decode(stored)
-        transform = box_transform_of(record, example)
-        vocabulary, start = self.source.batcher.vocabulary, 0
-        given = []
+        batcher, given = self.source.batcher, []
+        transform = box_transform_of(record, example, batcher.decode_options)
         if transform is not None:
+            start = batcher.vocabulary.bin_ids.start
             for match in _BINS.finditer(line["instruction"]):
-                start = vocabulary.bin_ids.start
                 ids = [start + int(number) for number in match.groups()]
-                box = vocabulary.decode_box(ids, self.spec.max_image_size)
+                box = batcher.vocabulary.decode_box(ids, self.spec.max_image_size)
                 given.append(_box(transform.to_stored(box)))
-        prediction = postprocess.from_json(self.spec.kind, line["prediction"])
         return {
             "image": data_uri(image),
             "width": image.width,
             "height": image.height,
             "given_boxes": given,
             "target_boxes": _boxes(self.spec.kind, line["references"]),
-            "predicted_boxes": _boxes(self.spec.kind, prediction),
+            "predicted_boxes": _boxes(self.spec.kind, line["prediction"]),
         }
 
-    def _code_images(self, line: Line, record: Record, example: Example) -> dict[str, Any]:
+    def _code_images(
+        self, image: Image.Image | None, line: Line, example: Example
+    ) -> dict[str, Any]:
         """Returns the images that true and predicted codes stand for, and the true pixels."""
-        assert self.image_tokenizer is not None
         shown: dict[str, Any] = {
-            "reconstruction": self._decode_codes(line["references"]),
+            "reconstruction": self._decode_codes(line["references"] or ()),
             "predicted_image": self._decode_codes(line["prediction"]),
         }
         blank = example.get("blank_box")
-        if blank is not None and record.get("image") is not None:
+        if blank is not None and image is not None:
             y0, x0, y1, x1 = map(int, blank)
             whole = images.resize_and_center_crop(
-                images.decode(record["image"]), example["image"].shape[0]
+                image,
+                example["image"].shape[0],
+                self.source.batcher.decode_options.max_resized_pixels,
             )
-            shown["truth_image"] = data_uri(Image.fromarray(images.to_array(whole)[y0:y1, x0:x1]))
+            shown["truth_image"] = data_uri(whole.crop((x0, y0, x1, y1)))
         return shown
 
     def _decode_codes(self, codes: Sequence[int]) -> str | None:
@@ -207,7 +231,7 @@ class GalleryMaker:
 
 def write(
     folder: epath.Path, task: EvalTask, image_tokenizer: ImageTokenizer | None, count: int
-) -> None:
+) -> list[GalleryExample]:
     """Writes the gallery of a task's predictions beside them; a failure is only logged.
 
     Args:
@@ -215,15 +239,20 @@ def write(
       task: tasks in seqio's own order have no gallery, as their records cannot be looked up.
       image_tokenizer: see `GalleryMaker`.
       count: number of examples; 0 for no gallery.
+
+    Returns:
+      The examples.
     """
     if not count or not isinstance(task.source, RecordEvalSource):
-        return
+        return []
     try:
         lines = read_lines(folder / PREDICTIONS)
         made = GalleryMaker(task.spec, task.source, image_tokenizer).make(lines, count)
         files.write_json(folder / GALLERY_FILE, to_json(made))
     except Exception as error:  # noqa: BLE001  hours of decoding must not end in a drawing's error
         logging.warning("No gallery of %s was written.", task.name, exc_info=error)
+        return []
+    return made
 
 
 def data_uri(image: Image.Image, longest_side: int = _LONGEST_SIDE) -> str:
@@ -240,13 +269,29 @@ def to_json(examples: Sequence[GalleryExample]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(example) for example in examples]
 
 
-def _or_low(value: float | None) -> float:
-    return -np.inf if value is None else value
+def _worst_and_best(rated: Sequence[Rated], count: int) -> list[Rated]:
+    """Returns half of `count` from either end of the metric, the worst first.
+
+    Of equal ones those with the highest score of the model: a confident mistake is the more
+    interesting one, and so is what the model knows for sure.
+    """
+    worst_first = sorted(rated, key=lambda pair: (pair[0].value, -_score(pair[1])))
+    if len(rated) <= count:
+        return worst_first
+    worst, others = worst_first[: count // 2], worst_first[count // 2 :]
+    others.sort(key=lambda pair: (pair[0].value, _score(pair[1])))
+    return [*worst, *others[len(worst) - count :]]
+
+
+def _score(line: Line) -> float:
+    return -math.inf if line["score"] is None else line["score"]
 
 
 def _boxes(kind: str, value: Any) -> list[LabelledBox]:
     """Returns the boxes of a reference or prediction of a kind; those without area are left out."""
-    if kind == "box":
+    if value is None:
+        found = []
+    elif kind == "box":
         found = [_box(value)]
     elif kind == "objects":
         found = [
@@ -264,16 +309,21 @@ def _box(corners: Any, label: str = "") -> LabelledBox:
     return LabelledBox((x0, y0, x1, y1), str(label))
 
 
-def _target_text(references: Any) -> str:
+def _target_text(kind: str, references: Any) -> str:
+    """Returns the references in words."""
+    if references is None:
+        return "no reference"
+    return _as_text(kind, references) if kind != "text" else _reference_text(references)
+
+
+def _reference_text(references: Any) -> str:
     """Returns the references of a text: one, several, or a mapping that has them under any key."""
-    if isinstance(references, str):
-        return references
-    if isinstance(references, dict):
+    if isinstance(references, Mapping):
         for key in ("captions", "answers"):
             if key in references:
-                return _target_text(references[key])
+                return _reference_text(references[key])
         return ", ".join(map(str, references))
-    if isinstance(references, Sequence):
+    if isinstance(references, Sequence) and not isinstance(references, str):
         return " | ".join(dict.fromkeys(map(str, references)))
     return str(references)
 

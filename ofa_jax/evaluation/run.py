@@ -13,7 +13,7 @@ from rich.progress import Progress
 from ofa_jax.checkpoints import watch
 from ofa_jax.checkpoints.load import load_variables
 from ofa_jax.checkpoints.watch import Checkpoint
-from ofa_jax.evaluation import gallery
+from ofa_jax.evaluation import gallery, gallery_events
 from ofa_jax.evaluation import results as reporting
 from ofa_jax.evaluation.build import Evaluation
 from ofa_jax.evaluation.errors import EvaluationError
@@ -99,7 +99,6 @@ class _Started:
             files.write_text(evaluation.directory / "config.gin", evaluation.operative_config)
         self._unscored: list[str] = []
         self.results = EvalResults(evaluation.directory, evaluation.log)
-        self._writer = _ScalarWriter(evaluation)
 
     @classmethod
     @contextlib.contextmanager
@@ -149,7 +148,6 @@ class _Started:
                 self._evaluate_task(task, step, name, weights, variables)
             except EvaluationError as error:
                 self.results.failures.append(f"{task.name} on step {step}: {error}")
-        self._writer.flush()
         return True
 
     def _load(self, checkpoint: Checkpoint) -> object:
@@ -184,46 +182,17 @@ class _Started:
             return  # only the first host has results
         self._main_metrics[task.name] = result.main_metric
         self.results.add(step, task.name, result.metrics)
-        self._writer.write(step, reporting.tensorboard_scalars(task.name, result.metrics))
+        evaluation.writer.write_scalars(
+            step, reporting.tensorboard_scalars(task.name, result.metrics)
+        )
         evaluation.log(reporting.summarise(task.name, result))
         for sentence in reporting.describe_findings(task.name, result):
             evaluation.log(sentence)
         folder = self._evaluator.folder(step, task)
-        gallery.write(folder, task, evaluation.image_tokenizer, evaluation.gallery_examples)
+        made = gallery.write(folder, task, evaluation.image_tokenizer, evaluation.gallery_examples)
+        gallery_events.write(evaluation.writer, step, f"gallery/{task.name}", made)
         self._unscored += reporting.describe_unscored(task.name, result, folder)
         self.results.failures += reporting.describe_failures(task.name, step, result.failed)
-
-
-class _ScalarWriter:
-    """Writes TensorBoard's events; a full disk costs them alone, not the evaluation."""
-
-    def __init__(self, evaluation: Evaluation):
-        """Creates the writer."""
-        self._log = evaluation.log
-        self._writer = None
-        with self._warn_of_failure():
-            self._writer = evaluation.make_writer()
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes scalars."""
-        with self._warn_of_failure():
-            if self._writer is not None:
-                self._writer.write_scalars(step, scalars)
-
-    def flush(self) -> None:
-        """Writes what is buffered."""
-        with self._warn_of_failure():
-            if self._writer is not None:
-                self._writer.flush()
-
-    @contextlib.contextmanager
-    def _warn_of_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  TensorFlow raises errors of its own
-            self._writer = None
-            reason = " ".join(str(error).split())[:200]
-            self._log(f"TensorBoard's events are no longer written ({reason}).")
 
 
 @contextlib.contextmanager

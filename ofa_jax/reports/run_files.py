@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ofa_jax.evaluation.gallery import GALLERY_FILE
+from ofa_jax.evaluation.gallery import GALLERY_FILE, GalleryExample
 from ofa_jax.evaluation.results import METRICS_FILE
 from ofa_jax.utils.text_files import read_json, read_text
 
@@ -145,16 +145,17 @@ class _Reader:
     def galleries(self) -> list[Gallery]:
         """Returns the galleries of the latest step of each split and task."""
         latest: dict[tuple[str, str], tuple[int, pathlib.Path]] = {}
-        for path in sorted(self._path.glob(f"evaluations/*/*/*/{GALLERY_FILE}")):
-            split, step, task = path.parts[-4:-1]
-            _keep_latest(latest, (split, task), step, path)
         for path in sorted(self._path.glob(f"{GALLERIES}/*/*/*.json")):
             split, step = path.parts[-3:-1]
             _keep_latest(latest, (split, path.stem), step, path)
+        # Later, as of the same step those of evaluations are kept: they are of all examples.
+        for path in sorted(self._path.glob(f"evaluations/*/*/*/{GALLERY_FILE}")):
+            split, step, task = path.parts[-4:-1]
+            _keep_latest(latest, (split, task), step, path)
         return [
             Gallery(split, latest_step, task, examples)
             for (split, task), (latest_step, path) in sorted(latest.items())
-            if (examples := self.read(path, read_json, []))
+            if (examples := self.read(path, _read_gallery, []))
         ]
 
 
@@ -167,6 +168,23 @@ def _keep_latest(
     """Keeps the gallery of the highest step."""
     if step.isdigit() and int(step) >= latest.get(key, (-1, path))[0]:
         latest[key] = int(step), path
+
+
+def _read_gallery(path: pathlib.Path) -> list[Mapping[str, Any]]:
+    """Reads the examples of a gallery; what earlier versions did not write has its default.
+
+    Raises:
+      ValueError: they are no examples.
+    """
+    fields = dataclasses.fields(GalleryExample)
+    defaults = {own.name: own.default for own in fields if own.default is not dataclasses.MISSING}
+    required = {own.name for own in fields} - {*defaults}
+    examples = read_json(path)
+    if not isinstance(examples, list) or not all(
+        isinstance(example, dict) and required <= example.keys() for example in examples
+    ):
+        raise ValueError("it holds no examples of a gallery")
+    return [{**defaults, **example} for example in examples]
 
 
 def _read_metrics(path: pathlib.Path) -> Metrics:
@@ -183,29 +201,20 @@ def _read_metrics(path: pathlib.Path) -> Metrics:
 
 
 def _read_events(folder: pathlib.Path) -> dict[str, dict[int, float]]:
-    """Reads all scalars in a folder's event files: tag -> step -> value."""
+    """Reads all scalars in a folder's event files: tag -> step -> value.
+
+    Images and texts are passed over one by one, so that they take no memory.
+    """
     # Loads TensorFlow.
-    from tensorboard.backend.event_processing import event_accumulator
-
-    # A size of 0 keeps all values.
-    events = event_accumulator.EventAccumulator(
-        str(folder),
-        size_guidance={event_accumulator.TENSORS: 0, event_accumulator.SCALARS: 0},
-    )
-    events.Reload()
-    found: dict[str, dict[int, float]] = {}
-    for tag in events.Tags()["tensors"]:
-        if events.SummaryMetadata(tag).plugin_data.plugin_name != "scalars":
-            continue
-        found[tag] = {
-            event.step: float(_tensor(event.tensor_proto)) for event in events.Tensors(tag)
-        }
-    for tag in events.Tags()["scalars"]:
-        found[tag] = {event.step: event.value for event in events.Scalars(tag)}
-    return found
-
-
-def _tensor(proto: Any) -> np.ndarray:
+    from tensorboard.backend.event_processing import event_file_loader
     from tensorboard.util import tensor_util
 
-    return tensor_util.make_ndarray(proto)
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                # The loader converts scalars of every age to tensors with this metadata.
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    number = float(tensor_util.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, {})[event.step] = number
+    return found

@@ -20,13 +20,13 @@ from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
 from ofa_jax.training import checks, datasets, memory_checks
 from ofa_jax.training.datasets import RunData
-from ofa_jax.training.event_writer import EventWriter
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig

@@ -322,14 +322,14 @@ def test_a_full_disk_is_one_sentence_and_the_evaluation_goes_on_later(name, call
 
 
 def test_events_that_cannot_be_written_cost_the_events_alone(call, run, monkeypatch):
-    from ofa_jax.evaluation import build
+    from ofa_jax.evaluation import event_writer
 
     class Full:
         def write_scalars(self, step, scalars):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     for broken in (lambda *a, **k: Full(), lambda *a, **k: 1 / 0):
-        monkeypatch.setattr(build.metric_writers, "create_default_writer", broken)
+        monkeypatch.setattr(event_writer.metric_writers, "create_default_writer", broken)
         code, output, errors = call(*SMALL, at(run))
         assert code == 0, errors
         assert output.count("TensorBoard's events are no longer written") == 1

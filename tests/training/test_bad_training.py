@@ -24,9 +24,10 @@ from small_run import make_run
 
 from ofa_jax.checkpoints import checksums
 from ofa_jax.data.loader import Loader, LoaderError
+from ofa_jax.evaluation import event_writer
+from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.sharding import Partitioner
-from ofa_jax.training import event_writer, loop, preemption
-from ofa_jax.training.event_writer import EventWriter
+from ofa_jax.training import loop, preemption
 from ofa_jax.utils import files
 
 ROOT = pathlib.Path(__file__).parents[2]

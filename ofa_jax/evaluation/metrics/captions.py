@@ -27,6 +27,7 @@ _BETA = 1.2
 """The weight of recall over precision in COCO's ROUGE-L."""
 
 
+@inputs.of_corpus
 @inputs.accepts(inputs.texts)
 def cider_d(
     references: References, predictions: Sequence[str | None], scorer: CiderD | None = None
@@ -65,6 +66,7 @@ def rouge_l(references: References, predictions: Sequence[str | None]) -> dict[s
     return _rouge_l(*_tokenise("rouge_l", references, predictions))
 
 
+@inputs.of_corpus
 @inputs.accepts(inputs.texts)
 def meteor_and_spice(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes "meteor" and "spice" by the Java programs in pycocoevalcap.
@@ -75,6 +77,7 @@ def meteor_and_spice(references: References, predictions: Sequence[str | None]) 
     return _meteor_and_spice(*_tokenise("meteor_and_spice", references, predictions))
 
 
+@inputs.of_corpus
 @inputs.accepts(inputs.texts)
 def caption_metrics(references: References, predictions: Sequence[str | None]) -> dict[str, float]:
     """Computes all caption metrics; CIDEr-D comes first."""

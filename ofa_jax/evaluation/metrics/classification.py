@@ -19,6 +19,7 @@ def accuracy(references: Labels, predictions: Labels) -> dict[str, float]:
     return {"accuracy": float(accuracy_score(*_labels("accuracy", references, predictions)))}
 
 
+@inputs.of_corpus
 @inputs.accepts(inputs.one_text)
 def matthews_correlation(references: Labels, predictions: Labels) -> dict[str, float]:
     """Computes "matthews_correlation", CoLA's: -1 to 1; 0 where all predictions are the same."""

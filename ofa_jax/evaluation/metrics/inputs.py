@@ -14,6 +14,7 @@ import numpy as np
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 _CLEAN = "clean_reference"
+_CORPUS = "needs_corpus"
 
 
 class NothingToScoreError(ValueError):
@@ -61,6 +62,19 @@ def accepts(clean: Callable[[Any], Any]) -> Callable[[_M], _M]:
         return metric
 
     return declare
+
+
+def of_corpus(metric: _M) -> _M:
+    """Declares that a metric says nothing of one example: it needs a corpus, or takes long."""
+    setattr(metric, _CORPUS, True)
+    return metric
+
+
+def needs_corpus(metric: Callable[..., Any]) -> bool:
+    """Returns whether a metric was declared `of_corpus`."""
+    while isinstance(metric, functools.partial):
+        metric = metric.func
+    return bool(getattr(metric, _CORPUS, False))
 
 
 def usable_reference(metric: Callable[..., Any], reference: Any) -> Any:

@@ -1,12 +1,14 @@
-"""Writes TensorBoard events; a full disk costs events, never the run."""
+"""Writes TensorBoard events; a full disk costs events, never what the command is for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from absl import logging
 from clu import metric_writers
 from etils import epath
+from jaxtyping import UInt8
+from numpy import ndarray
 
 from ofa_jax.utils.bad_input import Treatment, declare
 
@@ -16,7 +18,7 @@ EVENTS_NOT_WRITTEN = declare(
     "events cannot be written",
     Treatment.RECOVERED,
     "TensorBoard's events cannot be written, mostly because the disk is full. One sentence says "
-    "so, training goes on, and the next period tries again.",
+    "so, training or evaluation goes on, and the next event tries again.",
     __name__,
 )
 
@@ -28,35 +30,55 @@ class EventWriter:
     once.
     """
 
-    def __init__(self, directory: epath.Path) -> None:
+    def __init__(
+        self,
+        directory: epath.Path,
+        activity: str = "training",
+        log: Callable[[str], None] = logging.warning,
+    ) -> None:
         """Opens nothing yet.
 
         Args:
           directory: where the events go; only the first host writes them.
+          activity: what goes on after a failure, for the message.
+          log: is called with a sentence about each series of failures.
         """
         self._directory = directory
+        self._activity = activity
+        self._log = log
         self._writer: Any = None
         self._failed = False
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the values of a step to the disk."""
+        self._write("write_scalars", step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[ndarray, "n h w 3"]]) -> None:
+        """Writes the images of a step to the disk."""
+        self._write("write_images", step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes the texts of a step, in Markdown, to the disk."""
+        self._write("write_texts", step, texts)
+
+    def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:
+        """Calls a method of the writer and flushes; a failure is logged."""
         try:
             if self._writer is None:
                 self._writer = metric_writers.create_default_writer(
                     str(self._directory), just_logging=jax.process_index() > 0, asynchronous=False
                 )
-            self._writer.write_scalars(step, scalars)
+            getattr(self._writer, method)(step, values)
             self._writer.flush()
             self._failed = False
         except Exception as error:  # noqa: BLE001  TensorFlow and file systems raise many types
             self._writer = None
             if not self._failed:
                 self._failed = True
-                logging.warning(
-                    "Events for TensorBoard cannot be written to %s (%s); training goes on, and "
-                    "the next period tries again.",
-                    self._directory,
-                    (str(error).strip() or type(error).__name__).splitlines()[0][:300],
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+                self._log(
+                    f"TensorBoard's events are no longer written to {self._directory} ({reason}); "
+                    f"{self._activity} goes on, and the next event tries again."
                 )
 
     def flush(self) -> None:
