@@ -1,6 +1,7 @@
 """Inference: `ofa_jax.Predictor` in Python, and jobs over many inputs.
 
-predictor     predicts outputs for images and instructions, one at a time or in batches
+predictor     predicts outputs for images and instructions, one at a time or in batches; checks its
+              arguments with `predictor_arguments`
 loading       loads a checkpoint with its vocabulary, image tokenizer and image sizes
 presets       decode presets: how each task is decoded
 requests      converts an image and an instruction to model features

@@ -13,16 +13,13 @@ request or a batch, with an image or without) and decoding configuration.
 """
 
 import collections
-import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 from absl import logging
-from PIL import Image
 
 from ofa_jax.data.features import PATCH_SIZE
 from ofa_jax.decoding import DecodingConfig
@@ -31,6 +28,13 @@ from ofa_jax.inference import presets, requests
 from ofa_jax.inference.entries import clean_instruction
 from ofa_jax.inference.loading import LoadedModel, load_model
 from ofa_jax.inference.predictions import Prediction
+from ofa_jax.inference.predictor_arguments import (
+    check_arguments,
+    list_images,
+    list_of,
+    naming_request,
+    refuse_unused,
+)
 from ofa_jax.inference.prepared import Manner, PreparedRequest, make_batch, read_row
 from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.inference.requests import Box, Request
@@ -105,7 +109,7 @@ class Predictor:
           FileNotFoundError, ValueError: the checkpoint or an argument cannot be used.
         """
         if isinstance(checkpoint, LoadedModel):
-            _refuse_unused(
+            refuse_unused(
                 vocabulary=vocabulary,
                 image_tokenizer=image_tokenizer,
                 image_size=image_size,
@@ -169,7 +173,7 @@ class Predictor:
           FileNotFoundError, ValueError: image, instruction, region or another argument cannot be
             used, or there is no output that the constraints allow.
         """
-        manner = self._check_manner(task, candidates, score_all, decoding)
+        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
         (prediction,) = self._predict(
             [self._make_request(image, instruction, region)], self._num_shards, manner
         )
@@ -204,14 +208,14 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: see `predict`; the message names the number of the request.
         """
-        manner = self._check_manner(task, candidates, score_all, decoding)
-        pixels = _list_images(images)
+        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
+        pixels = list_images(images)
         texts = (
             [instructions] * len(pixels)
             if isinstance(instructions, str)
-            else _list_of("instructions", instructions)
+            else list_of("instructions", instructions)
         )
-        boxes = [None] * len(pixels) if regions is None else _list_of("regions", regions)
+        boxes = [None] * len(pixels) if regions is None else list_of("regions", regions)
         if not len(pixels) == len(texts) == len(boxes):
             raise ValueError(
                 f"{len(pixels)} images, {len(texts)} instructions and {len(boxes)} regions: "
@@ -219,7 +223,7 @@ class Predictor:
             )
         batch = []
         for number, request in enumerate(zip(pixels, texts, boxes, strict=True)):
-            with _naming_request(number):
+            with naming_request(number):
                 batch.append(self._make_request(*request))
         return self._predict(batch, self._batch_size, manner, is_batch=True)
 
@@ -232,28 +236,6 @@ class Predictor:
             )
         opened = requests.open_image(image, self.loaded.processor.decode_options)
         return Request(clean_instruction(instruction), opened, region)
-
-    def _check_manner(
-        self,
-        task: str | None,
-        candidates: Iterable[str] | None,
-        score_all: bool,
-        decoding: DecodingConfig | None,
-    ) -> Manner:
-        """Checks how requests are to be decoded."""
-        if not isinstance(score_all, bool | np.bool_):
-            raise ValueError(f"score_all is {excerpt(score_all)}; it must be True or False.")
-        if decoding is not None and not isinstance(decoding, DecodingConfig):
-            raise ValueError(
-                f"decoding is {excerpt(decoding)}; give a DecodingConfig, as in "
-                "DecodingConfig(beam_size=5, max_length=20)."
-            )
-        if score_all and candidates is None:
-            raise ValueError("score_all is True, but there are no candidates to score: give them.")
-        allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
-        if task is not None:
-            presets.find_preset(task, self.loaded.processor, self.loaded.model.config)
-        return Manner(task, allowed, bool(score_all), decoding)
 
     # --------------------------------------------------------------------------------- batches
 
@@ -282,7 +264,7 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: see `predict`.
         """
-        manner = self._check_manner(task, candidates, score_all, decoding)
+        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
         prepared = self._prepare(self._make_request(image, instruction, region), manner)
         self._check_decodable(prepared)
         return prepared
@@ -324,7 +306,7 @@ class Predictor:
         prepared: list[PreparedRequest] = []
         groups = collections.defaultdict(list)
         for index, request in enumerate(batch):
-            with _naming_request(index if is_batch else None):
+            with naming_request(index if is_batch else None):
                 prepared.append(self._prepare(request, manner))
             groups[prepared[-1].group].append(index)
         for indices in groups.values():
@@ -334,7 +316,7 @@ class Predictor:
             for chunk in _chunks(indices, batch_size):
                 found = self._decode([prepared[index] for index in chunk], batch_size)
                 for index, prediction in zip(chunk, found, strict=True):
-                    with _naming_request(index if is_batch else None):
+                    with naming_request(index if is_batch else None):
                         if isinstance(prediction, ValueError):
                             raise prediction
                     predictions[index] = prediction
@@ -412,52 +394,6 @@ class Predictor:
         if len(self._decoders) > _MAX_DECODERS:
             self._decoders.popitem(last=False)
         return self._decoders[key]
-
-
-def _refuse_unused(**arguments: Any) -> None:
-    """Raises ValueError for arguments that a loaded model has already."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(
-                f"{name} is given, but the LoadedModel has its own: give it to load_model, or "
-                "leave it out."
-            )
-
-
-def _list_images(images: Any) -> list[Any]:
-    """Returns the images of a batch. Raises ValueError if it is a single image."""
-    is_array = hasattr(images, "ndim")
-    if isinstance(images, Image.Image | os.PathLike) or is_array and images.ndim != 4:
-        shape = f" {list(images.shape)}" if is_array else ""
-        raise ValueError(
-            f"images is a {type(images).__name__}{shape}; give a list of images, or call `predict` "
-            "for a single one."
-        )
-    return _list_of("images", images)
-
-
-def _list_of(name: str, values: Any) -> list[Any]:
-    """Returns the items of a list or an iterator. Raises ValueError for something else."""
-    # The letters of a text and the keys of a dict are no items.
-    if isinstance(values, str | bytes | bytearray | Mapping | Set) or not isinstance(
-        values, Iterable
-    ):
-        raise ValueError(
-            f"{name} is {excerpt(values)} of the type {type(values).__name__}; give a list."
-        )
-    return list(values)
-
-
-@contextlib.contextmanager
-def _naming_request(number: int | None) -> Iterator[None]:
-    """Puts the number of a request in front of its error; None for a single one."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError) as error:
-        if number is None:
-            raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"Request {number} (counted from 0): {error}") from error
 
 
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
