@@ -169,9 +169,9 @@ class InvalidEntry(InvalidRecordError):
       id: id of the entry.
     """
 
-    def __init__(self, identity: str, problem: str, reason: Reason = INVALID_RECORD):
+    def __init__(self, entry_id: str, problem: str, reason: Reason = INVALID_RECORD):
         super().__init__(problem, reason)
-        self.id = identity
+        self.id = entry_id
 
     def __reduce__(self) -> tuple:
         return InvalidEntry, (self.id, str(self), self.reason)
@@ -210,10 +210,10 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def clean_id(identity: Any) -> str:
+def clean_id(entry_id: Any) -> str:
     """Returns an id as text that can be written, and reports what was changed."""
-    escaped = clean_text(str(identity))
-    if escaped != str(identity):
+    escaped = clean_text(str(entry_id))
+    if escaped != str(entry_id):
         note(LONE_SURROGATES, "Lone surrogates in the id are written as \\uXXXX")
     return escaped
 

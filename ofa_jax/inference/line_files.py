@@ -137,7 +137,7 @@ class LineFiles:
     def _entry(self, index: int, fields: Mapping[str, Any]) -> Entry:
         """Converts the fields of a line to an entry."""
         path, _ = self._locate(index)
-        identity = self._identity(index, fields.get("id"))
+        entry_id = self._entry_id(index, fields.get("id"))
         try:
             instruction = fields.get("instruction")
             if instruction is None:
@@ -151,9 +151,9 @@ class LineFiles:
                     )
             note_typos(fields, self.instruction)
         except InvalidRecordError as error:
-            raise InvalidEntry(identity, str(error), error.reason) from error
+            raise InvalidEntry(entry_id, str(error), error.reason) from error
         return Entry(
-            identity,
+            entry_id,
             clean_instruction(instruction),
             texts["image"] or None,
             fields.get("region"),
@@ -162,7 +162,7 @@ class LineFiles:
             allow_outside=self.allow_outside_images,
         )
 
-    def _identity(self, index: int, value: Any) -> str:
+    def _entry_id(self, index: int, value: Any) -> str:
         """Returns the id of an entry; its location where it has none."""
         if value is None or value == "":
             return self.location(index)

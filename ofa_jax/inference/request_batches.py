@@ -209,12 +209,12 @@ class RequestBatches:
 
     def make_row(self, index: int) -> _Row:
         """Prepares a request. Whatever is wrong with it makes it an error, and nothing else."""
-        identity, instruction = str(index), ""
+        entry_id, instruction = str(index), ""
         with collect() as notes:
             try:
-                identity = self.source.location(index)
+                entry_id = self.source.location(index)
                 entry = self.source[index]
-                identity, instruction = entry.id, entry.instruction
+                entry_id, instruction = entry.id, entry.instruction
                 preset = self.kinds.find(instruction, entry.task)
                 image = entry.open_image(self.processor.decode_options)
                 if image is not None and not self.with_images:
@@ -235,7 +235,7 @@ class RequestBatches:
                 error = error if known else as_invalid_record(error, "it cannot be prepared")
                 failed = RequestExample(
                     index,
-                    getattr(error, "id", identity),
+                    getattr(error, "id", entry_id),
                     clean_text(instruction),
                     error=_sentence(error),
                     reason=getattr(error, "reason", INVALID_RECORD).name,
@@ -244,7 +244,7 @@ class RequestBatches:
                 return _Row(failed, None, None)
         made = RequestExample(
             index,
-            identity,
+            entry_id,
             instruction,
             box_transform=transform,
             is_truncated=is_truncated,

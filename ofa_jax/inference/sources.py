@@ -83,12 +83,12 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Entry:
         """Returns a request, see `RequestSource`."""
         name = self.names[index]
-        if (identity := escape_name(name)) != name:
+        if (entry_id := escape_name(name)) != name:
             note(
                 NAME_NOT_UTF8, "The bytes of the file name that are not UTF-8 are escaped in the id"
             )
         return Entry(
-            identity,
+            entry_id,
             clean_instruction(self.instruction),
             name,
             folder=self.path,

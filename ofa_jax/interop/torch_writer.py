@@ -27,7 +27,7 @@ class _Storage:
     """A reference to a raw storage of the archive."""
 
     def __init__(self, key: str, dtype: np.dtype, length: int):
-        self.identity = ("storage", _Global("torch", STORAGE_OF[dtype]), key, "cpu", length)
+        self.reference = ("storage", _Global("torch", STORAGE_OF[dtype]), key, "cpu", length)
 
 
 class _Pickler(pickle._Pickler):
@@ -42,7 +42,7 @@ class _Pickler(pickle._Pickler):
 
     def persistent_id(self, obj: Any) -> Any:
         """Returns the reference of a storage; None for anything else."""
-        return obj.identity if isinstance(obj, _Storage) else None
+        return obj.reference if isinstance(obj, _Storage) else None
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         """Writes an object."""

@@ -261,7 +261,7 @@ REFERENCES = [
     ["a big tree", "big tree on grass", "a tree"],
     ["a cat on a tree", "cat on a big tree", "a blue cat on tree"],
 ]
-ORIGINS = [("captions", index) for index in range(len(REFERENCES))]
+RECORD_IDS = [("captions", index) for index in range(len(REFERENCES))]
 
 
 def decode_words(ids):
@@ -304,7 +304,7 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     model, partitioner, samples, before, total = OFA(SMALL), Partitioner(), 12, 20, 60
     batch = captions_batch()
     references = CaptionReward({"captions": REFERENCES}, decode_words)
-    reward = lambda number, samples: references(ORIGINS, samples)  # noqa: E731
+    reward = lambda number, samples: references(RECORD_IDS, samples)  # noqa: E731
     sampling = DecodingConfig(method="sample", beam_size=samples, max_length=6)
     trained = SelfCritical(
         model, SelfCriticalConfig(sampling), partitioner, "captions", reward, seed=0
@@ -343,7 +343,7 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     greedy = make_decoder(model, DecodingConfig(beam_size=1, max_length=6))
     first, last = (
         references(
-            ORIGINS,
+            RECORD_IDS,
             np.asarray(greedy(checkpoints.restore(number, abstract)[0].variables, batch).tokens),
         ).mean()
         for number in (before, total)

@@ -17,12 +17,14 @@ from ofa_jax.utils.hardware import CHIPS
 
 
 def test_an_interval_separates_steps_from_all_else():
-    lap = timers.Interval(10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0})
-    assert lap.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
-    assert lap.goodput == pytest.approx(0.4)
-    assert lap.share("checkpoints") == 0.2 and lap.share("validation") == 0.0
+    interval = timers.Interval(
+        10.0, {"waiting_for_data": 1.0, "checkpoints": 2.0, "compilation": 3.0}
+    )
+    assert interval.stepping_seconds == 5.0  # waiting for data slows steps down; saving does not
+    assert interval.goodput == pytest.approx(0.4)
+    assert interval.share("checkpoints") == 0.2 and interval.share("validation") == 0.0
     speed = telemetry.Throughput.over(
-        lap, steps=10, examples=80, target_tokens=400, flops=5e12, peak_flops=4e12
+        interval, steps=10, examples=80, target_tokens=400, flops=5e12, peak_flops=4e12
     )
     assert (speed.steps_per_second, speed.examples_per_second) == (2.0, 16.0)
     assert speed.scalars["target_tokens_per_second_per_chip"] == 80.0 / speed.num_devices
@@ -30,15 +32,15 @@ def test_an_interval_separates_steps_from_all_else():
 
 
 def test_the_timer_starts_each_interval_at_zero_and_keeps_the_total():
-    clock = timers.GoodputTimer()
-    with clock.measure("checkpoints"):
+    timer = timers.GoodputTimer()
+    with timer.measure("checkpoints"):
         time.sleep(0.02)
-    first = clock.next_interval()
-    with pytest.raises(OSError), clock.measure("checkpoints"):
+    first = timer.next_interval()
+    with pytest.raises(OSError), timer.measure("checkpoints"):
         raise OSError  # what fails took time too
-    second = clock.next_interval()
+    second = timer.next_interval()
     assert first.parts["checkpoints"] >= 0.02 > second.parts["checkpoints"]
-    total = clock.total()
+    total = timer.total()
     assert total.parts["checkpoints"] == pytest.approx(
         first.parts["checkpoints"] + second.parts["checkpoints"]
     )
@@ -81,15 +83,15 @@ def slow_batches(seconds):
 )
 def test_only_idle_time_of_the_devices_is_waiting_for_data(step_seconds, batch_seconds, waited):
     devices, batches = _Devices(step_seconds), slow_batches(batch_seconds)
-    clock = timers.GoodputTimer()
-    pace = telemetry.DispatchThrottle(clock)
+    timer = timers.GoodputTimer()
+    throttle = telemetry.DispatchThrottle(timer)
     for _ in range(6):
-        pace.next(batches)
-        pace.after_dispatch(devices.step())
-    pace.drain()
-    pace.close()
+        throttle.next(batches)
+        throttle.after_dispatch(devices.step())
+    throttle.drain()
+    throttle.close()
     # Sleeping is late by some milliseconds on a busy machine, and never early.
-    found = clock.total().parts[telemetry.WAITING_FOR_DATA]
+    found = timer.total().parts[telemetry.WAITING_FOR_DATA]
     assert waited * 0.9 <= found <= waited + 6 * 0.02
 
 
@@ -105,13 +107,13 @@ class _Result:
 
 
 def test_the_host_is_at_most_two_steps_ahead():
-    pace = telemetry.DispatchThrottle(timers.GoodputTimer())
+    throttle = telemetry.DispatchThrottle(timers.GoodputTimer())
     results = [_Result() for _ in range(4)]
     after_dispatch = []
 
     def host():
         for number, result in enumerate(results):
-            pace.after_dispatch(result)
+            throttle.after_dispatch(result)
             after_dispatch.append(number)
 
     thread = threading.Thread(target=host)
@@ -124,8 +126,8 @@ def test_the_host_is_at_most_two_steps_ahead():
         assert after_dispatch == list(range(min(number + 2, 4)))
         result.ready.set()
     thread.join()
-    pace.drain()
-    pace.close()
+    throttle.drain()
+    throttle.close()
 
 
 def test_device_errors_are_raised_on_the_host():
@@ -133,10 +135,10 @@ def test_device_errors_are_raised_on_the_host():
         def block_until_ready(self):
             raise RuntimeError("the device is gone")
 
-    pace = telemetry.DispatchThrottle(timers.GoodputTimer())
-    pace.after_dispatch(Failing())
+    throttle = telemetry.DispatchThrottle(timers.GoodputTimer())
+    throttle.after_dispatch(Failing())
     with pytest.raises(RuntimeError, match="the device is gone"):
-        pace.drain()
+        throttle.drain()
 
 
 @pytest.mark.parametrize(

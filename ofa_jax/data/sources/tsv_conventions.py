@@ -1,7 +1,7 @@
 """Recognises files that follow another convention than plain TSV: CSV, quoted cells, Latin-1.
 
-The files are read as they are, since a caption may well be in quotes; what seems to be meant
-otherwise is said once.
+The files are read as they are, since a caption may well be in quotes; a warning names, once, what
+seems to be meant otherwise.
 """
 
 from collections.abc import Sequence

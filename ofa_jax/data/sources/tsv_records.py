@@ -152,7 +152,7 @@ class TsvRecords:
         errors = []
         for index in self._sample_indices():
             try:
-                with collect():  # what is dropped is said when the records are read
+                with collect():  # what is dropped is reported when the records are read
                     self[index]
                 return
             except InvalidLineError as error:
