@@ -225,6 +225,11 @@ class PredictionQueue:
             self._changed.notify_all()
         return waiting.future
 
+    def check_room(self) -> None:
+        """Raises RefusedError if a request would be refused now."""
+        with self._changed:
+            self._check_room()
+
     def stop_accepting(self) -> None:
         """Refuses all further requests; a signal handler may call it."""
         self._accepting = False
@@ -273,17 +278,21 @@ class PredictionQueue:
     def _reserve(self) -> None:
         """Takes a place in the queue. Raises RefusedError if there is none."""
         with self._changed:
-            if not self._accepting:
-                self._counts["refused"] += 1
-                raise DrainingError("The server is stopping and accepts nothing more.", 10)
-            if self._open >= self.max_waiting:
-                self._counts["refused"] += 1
-                raise QueueFullError(
-                    f"{self._open} requests wait already, the most that the server takes: try "
-                    "again in a few seconds.",
-                    self._seconds_until_room(),
-                )
+            self._check_room()
             self._open += 1
+
+    def _check_room(self) -> None:
+        """Raises RefusedError if there is no place in the queue; the lock is held."""
+        if not self._accepting:
+            self._counts["refused"] += 1
+            raise DrainingError("The server is stopping and accepts nothing more.", 10)
+        if self._open >= self.max_waiting:
+            self._counts["refused"] += 1
+            raise QueueFullError(
+                f"{self._open} requests wait already, the most that the server takes: try again "
+                "in a few seconds.",
+                self._seconds_until_room(),
+            )
 
     def _seconds_until_room(self) -> int:
         """Estimates after how many seconds half of the queue is done."""
