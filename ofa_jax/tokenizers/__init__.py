@@ -3,6 +3,8 @@
 | module | contents |
 | --- | --- |
 | `vocabulary` | `OFAVocabulary`: text, image codes and location bins in one id space |
+| `vocabulary_files` | reads the files of a text BPE |
+| `encodable_text` | bounds a text before it is encoded |
 | `image_tokenizer` | `ImageTokenizer`, the interface of image tokenizers |
 | `patch_codebook` | `PatchCodebook`: k-means over patches |
 | `vqgan` | `VQGAN`, OFA's image tokenizer, in JAX |

@@ -20,10 +20,17 @@ import tokenizers
 from etils import epath
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import models
 
+from ofa_jax.tokenizers.encodable_text import make_encodable
+from ofa_jax.tokenizers.vocabulary_files import (
+    check_exists,
+    missing_file,
+    parse_tokenizer,
+    read_gpt2_files,
+    refuse_other_vocabulary,
+)
 from ofa_jax.utils import files, options, text_files
-from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.option_checks import checked
 
 __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
@@ -31,26 +38,9 @@ __all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 _NUM_SPECIALS = len(SPECIAL_SYMBOLS)
 _NOT_TEXT = -1
-_NEEDED = "give the folder with encoder.json, vocab.bpe and dict.txt of the English checkpoints"
 _FORMAT = "ofa_jax vocabulary 1"
 # A byte-level BPE writes the space byte as this character.
 _SPACE = "Ġ"
-# No piece of GPT-2's vocabulary is longer, and no use of a text is.
-_MAX_PIECE, _MAX_CHARACTERS = 256, 1_000_000
-
-NOT_TEXT = declare(
-    "lone surrogate in a text",
-    Treatment.REPLACED,
-    "Half of a surrogate pair, which JSON can write but which is not a character, becomes U+FFFD.",
-    __name__,
-)
-TOO_LONG = declare(
-    "text is too long to encode",
-    Treatment.REPLACED,
-    "Only the first million characters of a text are encoded.",
-    __name__,
-)
-
 
 NumBins = Annotated[int, options.AtLeast(2), options.AtMost(options.LARGEST)]
 """A number of location bins."""
@@ -130,7 +120,7 @@ class OFAVocabulary:
         Raises:
           FileNotFoundError: a file is missing.
         """
-        tokenizer = _gpt2_tokenizer(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
+        tokenizer = read_gpt2_files(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
         return cls(tokenizer, range(tokenizer.get_vocab_size()), num_codes, num_bins)
 
     @classmethod
@@ -149,9 +139,9 @@ class OFAVocabulary:
         """
         directory = pathlib.Path(bpe_dir)
         if not (directory / "encoder.json").is_file():
-            _refuse_other_vocabulary(directory)
-        tokenizer = _gpt2_tokenizer(directory / "encoder.json", directory / "vocab.bpe")
-        lines = text_files.read_lines(_existing(directory / "dict.txt"))
+            refuse_other_vocabulary(directory)
+        tokenizer = read_gpt2_files(directory / "encoder.json", directory / "vocab.bpe")
+        lines = text_files.read_lines(check_exists(directory / "dict.txt"))
         names = [line.rsplit(" ", 1)[0] for line in lines]
         symbols: list[int | str] = [
             int(name) if name.isascii() and name.isdecimal() else name for name in names
@@ -171,7 +161,7 @@ class OFAVocabulary:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a byte-level BPE.
         """
-        tokenizer = _parse_tokenizer(path, text_files.read_text(_existing(pathlib.Path(path))))
+        tokenizer = parse_tokenizer(path, text_files.read_text(check_exists(pathlib.Path(path))))
         if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
             raise ValueError(
                 f"{path} is not a byte-level BPE; make one with `python -m tools.train_tokenizer`."
@@ -203,7 +193,7 @@ class OFAVocabulary:
         """
         path = epath.Path(path)
         if not path.is_file():
-            raise _missing(path)
+            raise missing_file(path)
         content = text_files.read_json(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
@@ -223,7 +213,7 @@ class OFAVocabulary:
                 f"{path} is damaged: its numbers of codes and bins or its list of text ids are not "
                 "as OFAVocabulary.save writes them."
             )
-        tokenizer = _parse_tokenizer(path, json.dumps(content.get("tokenizer")))
+        tokenizer = parse_tokenizer(path, json.dumps(content.get("tokenizer")))
         try:
             return cls(tokenizer, symbols, num_codes, num_bins)
         except ValueError as error:
@@ -275,7 +265,8 @@ class OFAVocabulary:
         Returns:
           int32 [n].
         """
-        encoded = self._tokenizer.encode(_encodable(text, max_length), add_special_tokens=False).ids
+        text = make_encodable(text, max_length)
+        encoded = self._tokenizer.encode(text, add_special_tokens=False).ids
         ids = self._from_tokenizer[np.asarray(encoded[:max_length], np.int64)]
         return self._add_bos_and_eos(ids, add_bos, add_eos)
 
@@ -457,91 +448,3 @@ class OFAVocabulary:
             f"OFAVocabulary({self.num_text} text ids, {self.num_codes} codes, {self.num_bins} "
             f"bins, {self.vocab_size} in all)"
         )
-
-
-def _encodable(text: str, max_length: int | None) -> str:
-    """Returns what the tokenizer can encode, of bounded length.
-
-    Args:
-      text: any string.
-      max_length: how many ids of it are wanted; None for all.
-    """
-    limit = _MAX_CHARACTERS
-    if max_length is not None:
-        # Of the ids that are wanted, none depends on what is cut off.
-        limit = min(limit, _MAX_PIECE * (max_length + 1))
-    if len(text) > limit:
-        if max_length is None:
-            note(TOO_LONG, f"a text has {len(text):,} characters")
-        text = text[:limit]
-    replaced = text_files.replace_surrogates(text)
-    if replaced != text:
-        note(NOT_TEXT, f"a text has a lone surrogate: {replaced[:50]!r}")
-    return replaced
-
-
-def _existing(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path; raises FileNotFoundError if there is no such file."""
-    if not path.is_file():
-        raise _missing(path)
-    return path
-
-
-def _refuse_other_vocabulary(directory: pathlib.Path) -> None:
-    """Raises ValueError for a folder with the files of another vocabulary."""
-    if (directory / "vocab.txt").is_file():
-        raise ValueError(
-            f"{directory} holds BERT's vocabulary (vocab.txt), which the Chinese checkpoints of "
-            f"OFA use and this library does not read: {_NEEDED}."
-        )
-    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        raise ValueError(
-            f"{directory} holds vocab.json and merges.txt, in which Hugging Face's tokenizers keep "
-            f"another order of ids: {_NEEDED}."
-        )
-
-
-def _missing(path: epath.PathLike) -> FileNotFoundError:
-    path = epath.Path(path)
-    return FileNotFoundError(
-        f"There is no {path.name} in {path.parent.resolve()}: give the folder or file of the "
-        "vocabulary."
-    )
-
-
-def _parse_tokenizer(path: epath.PathLike, text: str) -> tokenizers.Tokenizer:
-    """Parses a `tokenizers` JSON. Raises DamagedFileError, which names the file, if it is none."""
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  the library raises plain Exception
-        raise text_files.DamagedFileError(
-            f"{path} is damaged, or not a JSON file of the library tokenizers: {error}."
-        ) from None
-
-
-def _gpt2_tokenizer(encoder_json: pathlib.Path, vocab_bpe: pathlib.Path) -> tokenizers.Tokenizer:
-    vocabulary = text_files.read_json(_existing(encoder_json))
-    if (
-        not isinstance(vocabulary, dict)
-        or not all(type(number) is int for number in vocabulary.values())
-        or set(vocabulary.values()) != set(range(len(vocabulary)))
-    ):
-        raise text_files.DamagedFileError(
-            f"{encoder_json} is not GPT-2's encoder.json: a JSON object from pieces to the numbers "
-            "from 0 on."
-        )
-    merges = []
-    for number, line in enumerate(text_files.read_lines(_existing(vocab_bpe)), 1):
-        if line.startswith("#version") or not line:
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise text_files.DamagedFileError(
-                f"{vocab_bpe}, line {number} is not a pair of pieces of {encoder_json.name}: the "
-                "file is damaged, or of another vocabulary."
-            )
-        merges.append((pair[0], pair[1]))
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer

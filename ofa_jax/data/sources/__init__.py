@@ -6,6 +6,7 @@
     ofa_tsv             the official OFA pretraining files as a DataSet
       tsv_records         records of TSV files
       tsv_columns         the formats of the official files and their parsers
+      tsv_values          decoders of single columns
       tsv_file            the lines of large text files
       tsv_index           the line index that gives random access to them
       tsv_conventions     recognises CSV, quoted cells and other encodings
@@ -36,4 +37,5 @@ __all__ = [
     "tsv_file",
     "tsv_index",
     "tsv_records",
+    "tsv_values",
 ]
