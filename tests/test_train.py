@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from lowered_steps import planned_step, trained_step
 from official_files import write_official_files
+from report_files import json_in
 from snapshots import snapshot
 
 import ofa_jax
@@ -92,6 +93,27 @@ def test_a_run_learns_all_eight_objectives_and_reports_their_metrics(call, runs,
     assert f"The report is {runs / 'whole' / 'report.html'}." in text
     for task in objectives.OBJECTIVES:
         assert f'"text":"{task.replace("_", " ")}"' in page  # a figure's title
+
+
+def test_the_last_validation_shows_examples_of_all_eight_objectives(runs):
+    folder = runs / "whole" / "galleries" / "validation" / "4"
+    assert {path.stem for path in folder.iterdir()} == set(objectives.OBJECTIVES)
+    page = (runs / "whole" / "report.html").read_text()
+    galleries = {gallery["task"]: gallery for gallery in json_in(page, "galleries")}
+    assert set(galleries) == set(objectives.OBJECTIVES)
+    for task in objectives.OBJECTIVES:
+        examples = json.loads((folder / f"{task}.json").read_text())
+        # The small split has eight images.
+        assert len(examples) == (12 if task == "text_infilling" else 8)
+        assert (galleries[task]["split"], galleries[task]["step"]) == ("validation", 4)
+        assert all(example["instruction"] and example["target"] for example in examples)
+        assert all(example["metric"] for example in examples)
+        has_image = task != "text_infilling"
+        assert all((example["image"] is not None) == has_image for example in examples)
+    for example in json.loads((folder / "visual_grounding.json").read_text()):
+        assert len(example["target_boxes"]) == 1
+    for example in json.loads((folder / "image_infilling.json").read_text()):
+        assert example["truth_image"] and example["reconstruction"] and example["predicted_image"]
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(call, runs, capsys):

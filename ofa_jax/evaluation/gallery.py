@@ -33,6 +33,9 @@ from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
 from ofa_jax.utils import files
 
 GALLERY_FILE = "gallery.json"
+"""Beside the predictions of an evaluation."""
+GALLERIES = "galleries"
+"""Folder in a run directory with the galleries of validations: `<split>/<step>/<task>.json`."""
 _LONGEST_SIDE = 384
 _MAX_TEXT = 600
 _BINS = re.compile(r"<bin_(\d+)>\s*<bin_(\d+)>\s*<bin_(\d+)>\s*<bin_(\d+)>")

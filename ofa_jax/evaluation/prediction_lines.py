@@ -44,7 +44,7 @@ class PartWriter:
         for row, example in enumerate(batch.examples):
             if example is None or not self._is_own_row[row]:
                 continue
-            line = self._line(example, *decoded.best(row))
+            line = make_line(self._spec, self._vocabulary, example, *decoded.best(row))
             if "error" in line:
                 self._warn(example.index, line["error"])
             self._lines.append(line)
@@ -60,28 +60,42 @@ class PartWriter:
             logging.warning("Skipped %s, record %d: %s", self._spec.task, index, error)
             self._warnings += 1
 
-    def _line(self, example: EvalExample, ids: Int[ndarray, " n"], score: float) -> Line:
-        """Returns the line of an example: its prediction, or why it has none."""
-        start: dict[str, Any] = {"index": example.index, "id": example.id}
-        notes = {"notes": [list(own) for own in example.notes]} if example.notes else {}
-        if example.error is not None:
-            return start | {"error": example.error, "reason": example.reason} | notes
-        spec = self._spec
-        try:
-            prediction = postprocess.parse(
-                spec.kind, ids, self._vocabulary, spec.max_image_size, example.box_transform
-            )
-        except Exception as error:  # noqa: BLE001  a model may generate anything
-            invalid = as_invalid_record(error, "its prediction cannot be parsed")
-            return start | {"error": str(invalid), "reason": invalid.reason.name} | notes
-        return {
-            **start,
-            "instruction": example.instruction,
-            "references": example.references,
-            "prediction": postprocess.to_json(spec.kind, prediction),
-            "score": score if math.isfinite(score) else None,
-            **notes,
-        }
+
+def make_line(
+    spec: EvalSpec,
+    vocabulary: OFAVocabulary,
+    example: EvalExample,
+    ids: Int[ndarray, " n"],
+    score: float,
+) -> Line:
+    """Returns the line of an example: its prediction, or why it has none.
+
+    Args:
+      spec: says what the prediction is parsed as.
+      vocabulary: of the prediction.
+      example: what is known of it.
+      ids: the predicted tokens.
+      score: of the prediction.
+    """
+    start: dict[str, Any] = {"index": example.index, "id": example.id}
+    notes = {"notes": [list(own) for own in example.notes]} if example.notes else {}
+    if example.error is not None:
+        return start | {"error": example.error, "reason": example.reason} | notes
+    try:
+        prediction = postprocess.parse(
+            spec.kind, ids, vocabulary, spec.max_image_size, example.box_transform
+        )
+    except Exception as error:  # noqa: BLE001  a model may generate anything
+        invalid = as_invalid_record(error, "its prediction cannot be parsed")
+        return start | {"error": str(invalid), "reason": invalid.reason.name} | notes
+    return {
+        **start,
+        "instruction": example.instruction,
+        "references": example.references,
+        "prediction": postprocess.to_json(spec.kind, prediction),
+        "score": score if math.isfinite(score) else None,
+        **notes,
+    }
 
 
 def count_findings(lines: Iterable[Line]) -> dict[str, int]:

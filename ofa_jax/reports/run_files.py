@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ofa_jax.evaluation.gallery import GALLERY_FILE, GalleryExample
+from ofa_jax.evaluation.gallery import GALLERIES, GALLERY_FILE, GalleryExample
 from ofa_jax.evaluation.results import METRICS_FILE
 from ofa_jax.utils.text_files import read_json, read_text
-
-GALLERIES = "galleries"
-"""Folder in a run directory with the galleries of validations: `<split>/<step>/<task>.json`."""
 
 Metrics = Mapping[int, Mapping[str, Mapping[str, float]]]
 """Step -> task -> metric -> value."""

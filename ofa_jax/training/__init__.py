@@ -10,6 +10,7 @@ optimizer        AdamW and its schedule, frozen groups, moving average
 self_critical    training on the CIDEr-D of sampled captions
 datasets         the data of a split, and the baselines computed from it
 validation       loss and accuracy beside two baselines; the history of all validations
+galleries        what the model predicts at each validation, for people to look at
 checks           that the parts of a run fit together
 metrics, flops   sums per task; the arithmetic of a step
 telemetry        throughput, waiting for data, padding, profiles; `terminal` shows them
@@ -23,6 +24,7 @@ __all__ = [
     "checks",
     "datasets",
     "flops",
+    "galleries",
     "loop",
     "loop_config",
     "losses",

@@ -27,6 +27,7 @@ from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
 from ofa_jax.training import checks, datasets, memory_checks
 from ofa_jax.training.datasets import RunData
+from ofa_jax.training.galleries import GalleryConfig, make_galleries
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig
@@ -74,6 +75,8 @@ def build_run(
     validation_split: options.Name | None = "validation",
     validation_examples: options.Count = 500,
     baseline_examples: options.Natural = 2000,
+    gallery_examples: options.Natural = 4,
+    final_gallery_examples: options.Natural = 12,
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
     peak_flops: PeakFlops | None = None,
@@ -110,6 +113,10 @@ def build_run(
       validation_examples: number of examples of each task, the first ones of the split.
       baseline_examples: number of training examples of each task, the first ones, from which the
         baselines beside the validation losses are computed.
+      gallery_examples: number of validation examples of each task that are predicted and shown at
+        each validation, see `training.galleries`; 0 for none. They are one batch, which is decoded
+        greedily; a run compiles one to six programs for it.
+      final_gallery_examples: the same for the last validation, in batches of that size.
       num_threads: threads that make batches.
       num_workers: processes that make batches; 0 for none.
       peak_flops: operations per second of one device, which MFU is a share of; the published figure
@@ -209,6 +216,14 @@ def build_run(
         batch_transform=batch_transform,
         new_in_fingerprint=(_NUM_RECORDS,),
         findings=lambda: loader.findings,
+        galleries=make_galleries(
+            GalleryConfig(gallery_examples, final_gallery_examples),
+            program,
+            held_out,
+            settings,
+            directory,
+            validation_split,
+        ),
         model=model,
         processor=_make_processor(streams, settings),
     )

@@ -170,7 +170,7 @@ class Trainer:
                 break
             if self._is_validation_step():
                 self._throttle.drain()
-                results = self._validate(state)
+                results = self._validate(state, is_last=False)
         if self._saver.is_requested and not stopped:
             raise FloatingPointError(
                 f"The run ended with step {self.step}, whose loss, gradient or parameters are not "
@@ -178,7 +178,7 @@ class Trainer:
             )
         if self._run.validation_batches is not None and not stopped:
             self._progress.log("Validating ...")
-            results = self._validate(state)
+            results = self._validate(state, is_last=True)
         _close_iterator(batches)
         with self._timer.measure("checkpoints"):
             self._checkpoints.close()
@@ -366,8 +366,8 @@ class Trainer:
         """Logs and writes the counts of bad input."""
         run_directory.write_findings(self._run, self._progress.log)
 
-    def _validate(self, state: TrainState) -> ValidationResults:
-        """Validates the state, and writes the results to files and events."""
+    def _validate(self, state: TrainState, is_last: bool) -> ValidationResults:
+        """Validates the state, and writes the results and galleries to files and events."""
         run = self._run
         with self._timer.measure("validation"):
             put = run.partitioner.put_batch
@@ -388,6 +388,9 @@ class Trainer:
             self._history.add(self.step, results)
             validation.write_results(run.results_path, results, self._progress.log)
             self._log_findings()
+            if run.galleries is not None:
+                variables, log = state.eval_variables, self._progress.log
+                run.galleries.write(self.step, variables, is_last, run.writer, log)
         return results
 
 

@@ -44,8 +44,28 @@ class Writer(Protocol):
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the values of a step."""
 
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes the images of a step, uint8 [n, h, w, 3] by tag."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes the texts of a step, in Markdown."""
+
     def flush(self) -> None:
         """Writes what is buffered."""
+
+
+class GalleryWriter(Protocol):
+    """Shows what the model predicts at a validation; see `galleries.Galleries`."""
+
+    def write(
+        self,
+        step: int,
+        variables: Any,
+        is_last: bool,
+        writer: Writer,
+        log: Callable[[str], None],
+    ) -> None:
+        """Predicts some examples, and writes them to files and events."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Run:
         nothing.
       processor: as `model`.
       findings: returns (task, reason) -> number of cases of bad input so far, on this host.
+      galleries: writes what the model predicts at each validation; None for nothing.
       config_text: the operative configuration, for `config.gin`; None to write nothing.
     """
 
@@ -106,6 +127,7 @@ class Run:
     model: OFAConfig | None = None
     processor: Processor | None = None
     findings: Callable[[], Mapping[tuple[str, str], int]] = dict
+    galleries: GalleryWriter | None = None
     config_text: str | None = None
 
     @property
