@@ -174,9 +174,8 @@ def build_job(
 
     is_one_kind = task is not None or isinstance(inputs, TaskInputs | ImageFolder)
     resumed = resume.find_started(directory, current, count_inputs, is_one_kind)
-    damaged: dict[int, str] = {}
+    damaged = {} if resumed is None else _find_damage(resumed, host, num_hosts)
     if resumed is not None:
-        damaged = _find_damage(resumed, host, num_hosts)
         # Restoring is collective: all hosts read the checkpoint, or none.
         if not damaged and not resumed.shards.unfinished(range(resumed.shards.count)):
             return Job(None, resumed.shards, host, num_hosts)
@@ -213,26 +212,21 @@ def build_job(
             task, decoding, allowed, score_all, image_size or None, source_length, seed
         )
         kinds = Kinds(loaded, of_all, check_decoding)
-        with_images = image_size != 0
         batches = RequestBatches(
             cast(RequestSource, inputs),
             loaded.processor,
             kinds,
             batch_size,
             source_length,
-            with_images,
-            num_threads,
+            with_images=image_size != 0,
+            num_threads=num_threads,
         )
         pipeline = RequestPipeline(loaded, kinds, batches)
     num_inputs = count_inputs()  # builds the index of the lines, in the output directory
     if resumed is None:
-        record = json.loads(json.dumps(current | {"num_inputs": num_inputs}))
-        resumed = Resumed(Shards(directory, num_inputs, shard_size, job_digest(record)), record)
-    elif num_inputs != resumed.shards.num_inputs:
-        raise ValueError(
-            f"The job in {directory} was started with {resumed.shards.num_inputs:,} inputs, but "
-            f"now there are {num_inputs:,}: choose another OUTPUT_DIR, or restore the inputs."
-        )
+        resumed = _start(directory, current, num_inputs, shard_size)
+    else:
+        _check_num_inputs(resumed, num_inputs)
     return Job(
         pipeline,
         resumed.shards,
@@ -243,6 +237,24 @@ def build_job(
         damaged=damaged,
         message=resumed.message,
     )
+
+
+def _start(
+    directory: pathlib.Path, current: dict[str, Any], num_inputs: int, shard_size: int
+) -> Resumed:
+    """Returns a new job, whose configuration the directory will keep."""
+    record = json.loads(json.dumps(current | {"num_inputs": num_inputs}))
+    return Resumed(Shards(directory, num_inputs, shard_size, job_digest(record)), record)
+
+
+def _check_num_inputs(resumed: Resumed, num_inputs: int) -> None:
+    """Raises ValueError if a job that is continued had another number of inputs."""
+    started = resumed.shards
+    if num_inputs != started.num_inputs:
+        raise ValueError(
+            f"The job in {started.directory} was started with {started.num_inputs:,} inputs, but "
+            f"now there are {num_inputs:,}: choose another OUTPUT_DIR, or restore the inputs."
+        )
 
 
 def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
