@@ -13,6 +13,7 @@ import sys
 import gin
 import numpy as np
 import pytest
+import small_flags
 from PIL import Image
 from run_fixtures import *  # noqa: F403  the fixtures of a small run
 
@@ -219,22 +220,12 @@ def own_data(tmp_path):
     return tmp_path
 
 
-SMALL_MODEL = [
-    "--gin.model_config.width=16",
-    "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2",
-    "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1",
-    "--gin.model_config.resnet_width=4",
-]
-
-
 def test_own_data_trains_as_shown(own_data):
     tokenizer, train = commands("docs/guides/own_data.md")
     assert train[0] == "PYTHONPATH=." and train[-1] == "--gin_file=my_run.gin"
     # The checkout takes the place of an installation.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((".", str(ROOT)))}
-    for words in (tokenizer, [*train[1:], *SMALL_MODEL]):
+    for words in (tokenizer, [*train[1:], *small_flags.MODEL]):
         done = subprocess.run(
             [sys.executable, *words[1:]],
             cwd=own_data,

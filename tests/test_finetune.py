@@ -10,6 +10,7 @@ import gin
 import jax
 import numpy as np
 import pytest
+import small_flags
 from lowered_steps import planned_step, trained_step
 
 from ofa_jax import train
@@ -25,13 +26,8 @@ FILES = sorted((ROOT / "gin_configs" / "finetune").glob("*.gin"))
 # Every part of the published runs, at sizes that compile quickly.
 SMALL = [
     "--gin_file=gin_configs/models/tiny.gin",
-    "--gin.model_config.width=16",
-    "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2",
-    "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1",
+    *small_flags.MODEL,
     "--gin.model_config.resnet_layers=(1, 1, 1)",
-    "--gin.model_config.resnet_width=4",
     "--gin.train.num_workers=0",
     "--gin.BATCH_SIZE=2",
 ]

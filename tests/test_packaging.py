@@ -13,6 +13,7 @@ import venv
 import zipfile
 
 import pytest
+import small_flags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -272,21 +273,7 @@ SMALL_RUN = [
     "--gin_file=partitioning/fsdp.gin",
     "--gin.MODEL_DIR='run'",
     "--gin.TRAIN_STEPS=2",
-    "--gin.model_config.width=16",
-    "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2",
-    "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1",
-    "--gin.model_config.resnet_width=4",
-    "--gin.model_config.code_image_size=32",
-    "--gin.scenes_settings.image_size=64",
-    "--gin.scenes_settings.code_image_size=32",
-    "--gin.pairs/Stream.batch_size=4",
-    "--gin.pairs/Stream.image_size=64",
-    "--gin.images/Stream.batch_size=4",
-    "--gin.images/Stream.image_size=64",
-    "--gin.images/Stream.task_feature_lengths={'inputs': 16, 'targets': 40}",
-    "--gin.text/Stream.batch_size=2",
+    *small_flags.SCENES,
     "--gin.train.validation_split=None",
 ]
 

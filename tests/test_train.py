@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import small_flags
 from lowered_steps import planned_step, trained_step
 from official_files import write_official_files
 from report_files import json_in
@@ -27,21 +28,7 @@ from tools import convert_tsv
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 # Every part of the real run, at sizes that compile quickly.
 SMALL = [
-    "--gin.model_config.width=16",
-    "--gin.model_config.ffn_width=32",
-    "--gin.model_config.num_heads=2",
-    "--gin.model_config.encoder_layers=1",
-    "--gin.model_config.decoder_layers=1",
-    "--gin.model_config.resnet_width=4",
-    "--gin.model_config.code_image_size=32",
-    "--gin.scenes_settings.image_size=64",
-    "--gin.scenes_settings.code_image_size=32",
-    "--gin.pairs/Stream.batch_size=4",
-    "--gin.pairs/Stream.image_size=64",
-    "--gin.images/Stream.batch_size=4",
-    "--gin.images/Stream.image_size=64",
-    "--gin.images/Stream.task_feature_lengths={'inputs': 16, 'targets': 40}",
-    "--gin.text/Stream.batch_size=2",
+    *small_flags.SCENES,
     "--gin.LoopConfig.checkpoint_period=2",
     "--gin.LoopConfig.log_period=1",
     "--gin.train.validation_examples=6",

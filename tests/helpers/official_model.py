@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from small_model import SMALL, random_batch
 
-from ofa_jax.interop import config_from_fairseq, from_fairseq
+from ofa_jax.interop import config_from_fairseq, from_fairseq, to_fairseq
 from ofa_jax.model import OFA
 
 
@@ -26,6 +26,21 @@ def batch_of(case) -> dict[str, np.ndarray]:
     if "patch_orders" in case:
         batch["encoder_patch_indices"] = case["patch_orders"].astype(np.int32)
     return batch
+
+
+def read_tiny(golden) -> tuple[dict, int, dict[str, np.ndarray]]:
+    """Returns arguments, vocabulary size and state dict (float16) of the small official model."""
+    folder = golden / "model_tiny"
+    description = json.loads((folder / "config.json").read_text())
+    with np.load(folder / "state_dict_f16.npz") as arrays:
+        return description["args"], description["vocab"]["size"], dict(arrays)
+
+
+def make_tiny(golden) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns its arguments and float32 state dict, with buffers and counters."""
+    args, vocab_size, saved = read_tiny(golden)
+    config = config_from_fairseq(args, vocab_size)
+    return args, to_fairseq(from_fairseq(saved, config), config)
 
 
 class Official:

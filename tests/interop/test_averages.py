@@ -1,15 +1,15 @@
 """Averaged weights in a checkpoint: reported where they are not taken, and taken on demand."""
 
 import argparse
-import json
 
 import jax
 import numpy as np
+import official_model
 import pytest
 
 from ofa_jax.checkpoints import load, storage, warm_start
 from ofa_jax.checkpoints.warm_start import WarmStart
-from ofa_jax.interop import config_from_fairseq, files, from_fairseq, to_fairseq, torch_file
+from ofa_jax.interop import files, from_fairseq, torch_file
 from ofa_jax.sharding import Partitioner
 from tools import convert_checkpoint
 
@@ -19,11 +19,7 @@ KEY = "encoder.layers.0.fc1.weight"
 @pytest.fixture(scope="module")
 def tiny(golden):
     """Returns (args, state dict) of the small official model."""
-    folder = golden / "model_tiny"
-    description = json.loads((folder / "config.json").read_text())
-    saved = dict(np.load(folder / "state_dict_f16.npz"))
-    config = config_from_fairseq(description["args"], description["vocab"]["size"])
-    return description["args"], to_fairseq(from_fairseq(saved, config), config)
+    return official_model.make_tiny(golden)
 
 
 def shifted(state_dict, by=0.25):

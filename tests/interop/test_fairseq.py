@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import numpy as np
+import official_model
 import pytest
 
 from ofa_jax.interop import config_from_fairseq, from_fairseq, to_fairseq
@@ -19,13 +20,7 @@ BATCH = {
 @pytest.fixture(scope="module")
 def tiny(golden):
     """Returns (args, vocabulary size, state dict) of the small official model."""
-    folder = golden / "model_tiny"
-    description = json.loads((folder / "config.json").read_text())
-    return (
-        description["args"],
-        description["vocab"]["size"],
-        dict(np.load(folder / "state_dict_f16.npz")),
-    )
+    return official_model.read_tiny(golden)
 
 
 def random_variables(config):

@@ -1,13 +1,13 @@
 """Converts checkpoint files in both directions, bit for bit; invalid files raise clear errors."""
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 
 import jax
 import numpy as np
+import official_model
 import pytest
 import recipe
 
@@ -19,7 +19,6 @@ from ofa_jax.interop import (
     from_fairseq,
     initialise_from_bart,
     resize_vocabulary,
-    to_fairseq,
     torch_file,
 )
 from ofa_jax.model import OFAConfig
@@ -29,15 +28,11 @@ from tools import convert_checkpoint
 @pytest.fixture(scope="module")
 def tiny(golden):
     """Returns (args, float32 state dict with buffers and counters) of the small official model."""
-    folder = golden / "model_tiny"
-    description = json.loads((folder / "config.json").read_text())
-    saved = dict(np.load(folder / "state_dict_f16.npz"))
-    config = config_from_fairseq(description["args"], description["vocab"]["size"])
-    state_dict = to_fairseq(from_fairseq(saved, config), config)
+    args, state_dict = official_model.make_tiny(golden)
     for key in state_dict:
         if key.endswith("num_batches_tracked"):
             state_dict[key] = np.array(1234, np.int64)
-    return description["args"], state_dict
+    return args, state_dict
 
 
 @pytest.fixture(scope="module", params=["args", "cfg", "half"])
@@ -220,10 +215,8 @@ def test_a_full_size_checkpoint_is_converted_both_ways_in_little_time_and_memory
 
 def test_a_converted_model_scores_as_the_official_one(official, golden, tmp_path):
     """Through the files: logits of case a, as in the model's own tests."""
-    from official_model import Official
-
     convert_checkpoint.main([str(official), str(tmp_path / "ours")])
-    reference = Official(golden / "model_tiny")
+    reference = official_model.Official(golden / "model_tiny")
     variables = storage.load_numpy_variables(str(tmp_path / "ours"))
     case, batch = reference.case("a")
     np.testing.assert_allclose(reference.apply(variables, batch), case["logits"], atol=1e-4, rtol=0)
