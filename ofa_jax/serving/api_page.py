@@ -26,8 +26,8 @@ const form = document.getElementById("try");
 const show = (text) => { document.getElementById("answer").textContent = text; };
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const picture = document.getElementById("generated");
-  picture.hidden = true;
+  const generated = document.getElementById("generated");
+  generated.hidden = true;
   show("...");
   try {
     const fields = JSON.parse(document.getElementById("fields").value);
@@ -47,8 +47,8 @@ form.addEventListener("submit", async (event) => {
     });
     const answer = await response.json();
     if (answer.image) {
-      picture.src = "data:image/png;base64," + answer.image;
-      picture.hidden = false;
+      generated.src = "data:image/png;base64," + answer.image;
+      generated.hidden = false;
       answer.image = "(below)";
     }
     show(response.status + "\\n" + JSON.stringify(answer, null, 2));
