@@ -13,6 +13,7 @@ import gin
 import jax
 import numpy as np
 import pytest
+import small_evaluation
 from official_model import random_variables
 from report_files import json_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,6 @@ from ofa_jax.checkpoints.watch import CheckpointSelector
 from ofa_jax.evaluation import run as evaluation_run
 from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
-from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -72,18 +72,7 @@ def lines(folder, step, task, split="validation"):
 
 @pytest.fixture(scope="module")
 def config(small_scenes):
-    from ofa_jax.data.sources.scenes import Scenes
-
-    return OFAConfig.scenes(
-        width=16,
-        ffn_width=32,
-        num_heads=2,
-        encoder_layers=1,
-        decoder_layers=1,
-        resnet_width=4,
-        code_image_size=32,
-        vocab_size=Scenes(str(small_scenes)).vocabulary(64).vocab_size,
-    )
+    return small_evaluation.scenes_config(small_scenes)
 
 
 @pytest.fixture(scope="module")

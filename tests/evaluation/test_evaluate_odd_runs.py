@@ -10,11 +10,11 @@ import gin
 import jax
 import numpy as np
 import pytest
+import small_evaluation
 from official_model import random_variables
 
 from ofa_jax import evaluate
 from ofa_jax.checkpoints import storage
-from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.evaluation import eval_spec, evaluator
 from ofa_jax.evaluation import run as evaluation_run
 from ofa_jax.evaluation.batch_decoder import DecodedBatch
@@ -25,7 +25,6 @@ from ofa_jax.utils import files
 from ofa_jax.utils.locks import directory_lock
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-TINY = dict(width=16, ffn_width=32, num_heads=2, encoder_layers=1, decoder_layers=1, resnet_width=4)
 SMALL = [
     "--gin_file=gin_configs/runs/pretrain_scenes.gin",
     "--gin_file=gin_configs/runs/evaluate.gin",
@@ -61,8 +60,7 @@ def call(small_scenes, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def config(small_scenes):
-    vocab_size = Scenes(str(small_scenes)).vocabulary(64).vocab_size
-    return OFAConfig.scenes(**TINY, code_image_size=32, vocab_size=vocab_size)
+    return small_evaluation.scenes_config(small_scenes)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +125,10 @@ def vqa(tmp_path, shared_golden):
     (tmp_path / "vqa_test.tsv").write_text("".join(lines))
     vocabulary = OFAVocabulary.from_ofa_directory(shared_golden / "bpe")
     config = OFAConfig.base().replace(
-        **TINY, resnet_layers=(1, 1, 1), vocab_size=vocabulary.vocab_size, vocab_multiple=128
+        **small_evaluation.SIZES,
+        resnet_layers=(1, 1, 1),
+        vocab_size=vocabulary.vocab_size,
+        vocab_multiple=128,
     )
     folder = tmp_path / "run"
     folder.mkdir()

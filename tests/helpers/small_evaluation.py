@@ -10,11 +10,12 @@ from small_model import SMALL
 from ofa_jax.data.features import Stream
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.data.sources.memory import InMemoryRecords
+from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_sources import EvalBatcher, RecordEvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
-from ofa_jax.model import OFA
+from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.examples import make_example
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -22,7 +23,17 @@ from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 PIXELS = 32
+SIZES = dict(
+    width=16, ffn_width=32, num_heads=2, encoder_layers=1, decoder_layers=1, resnet_width=4
+)
+"""Of a model that compiles quickly."""
 WORDS = ("a", "red", "apple", "green", "yes", "no", "and")
+
+
+def scenes_config(data_dir) -> OFAConfig:
+    """Returns the configuration of a small model for the Scenes in a folder."""
+    vocab_size = Scenes(str(data_dir)).vocabulary(64).vocab_size
+    return OFAConfig.scenes(**SIZES, code_image_size=32, vocab_size=vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
