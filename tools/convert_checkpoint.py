@@ -38,7 +38,7 @@ from ofa_jax.interop import (
     torch_file,
 )
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.utils import platforms
+from ofa_jax.utils import platforms, progress
 from ofa_jax.utils.files import write_text
 from tools import output_folders
 from tools.command import user_command
@@ -74,7 +74,8 @@ def _load_ours(path: str, vocab_size: int | None, weights: str) -> Loaded:
     has_average = storage.has_average(path)
     if averaged and not has_average:
         raise ValueError(f"{path} has no averaged weights: leave --weights=ema out.")
-    variables = storage.load_numpy_variables(path, averaged)
+    with progress.substage("reading the checkpoint"):
+        variables = storage.load_numpy_variables(path, averaged)
     config, origin = storage.read_model_config(path), _origin_beside(path)
     if vocab_size is not None:
         state_dict = resize_vocabulary(to_fairseq(variables, config), vocab_size)
@@ -124,7 +125,8 @@ def save(path: str, loaded: Loaded, layout: str | None) -> str:
         if layout != "ours":
             files.write(folder, variables, config, origin, layout)
             return f"{path} ({layout})"
-        written = storage.save_variables(folder, variables)
+        with progress.substage("writing the checkpoint"):
+            written = storage.save_variables(folder, variables)
         storage.write_model_config(folder, config)
         if origin is not None:
             write_text(folder / "origin.json", json.dumps(origin) + "\n")
@@ -174,11 +176,14 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if pathlib.Path(options.output).exists():
             raise FileExistsError(f"{options.output} exists already: choose another OUTPUT.")
-        if options.bart:
-            loaded = from_bart(options.input, options.size, options.seed)
-        else:
-            loaded = load(options.input, options.vocab_size, options.weights)
-        written = save(options.output, loaded, options.layout)
+        with progress.stage("converting", 2, "parts", is_even=False) as stage:
+            if options.bart:
+                loaded = from_bart(options.input, options.size, options.seed)
+            else:
+                loaded = load(options.input, options.vocab_size, options.weights)
+            stage.advance()
+            written = save(options.output, loaded, options.layout)
+            stage.advance()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -54,12 +54,11 @@ from ofa_jax.data.sources.tsv_columns import PAIR_TYPES
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
-from ofa_jax.utils import files
+from ofa_jax.utils import files, progress
 from ofa_jax.utils.bad_input import as_invalid_record
 
 from . import output_folders
 from .command import user_command, worker_processes
-from .progress import progress
 
 _UNFINISHED = ".unfinished-"
 _NAMED = 10
@@ -210,13 +209,11 @@ def _write(
     count = max(1, min(len(records), -(-size // conversion.shard_bytes)))
     bounds = np.linspace(0, len(records), count + 1).astype(int).tolist()
     tasks = [(folder / f"shard-{number}", *bounds[number : number + 2]) for number in range(count)]
-    shards, done = [], 0
     write = functools.partial(_write_shard, conversion, records)
-    with progress("convert_tsv", "converting") as show, _mapper(num_workers) as mapper:
-        for shard in mapper(write, tasks):
-            shards.append(shard)
-            done += shard.lines
-            show(f"{conversion.file_kind} {conversion.split}", done, len(records))
+    what = f"converting {conversion.file_kind} {conversion.split}"
+    # The processes count their lines themselves: a file of theirs takes minutes.
+    with progress.stage(what, len(records), "lines"), _mapper(num_workers) as mapper:
+        shards = list(mapper(write, tasks))
     total = sum(shard.records for shard in shards)
     skipped = sum((shard.skipped for shard in shards), collections.Counter())
     if not total:
@@ -262,6 +259,7 @@ def _write_shard(
     try:
         writer = ArrayRecordWriter(str(path), f"group_size:1,{compression}")
         for index in range(start, stop):
+            progress.advance()
             try:
                 record = _read(conversion, records, index)
                 data = serialise(record, fields)

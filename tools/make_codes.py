@@ -26,12 +26,11 @@ from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.interop import vqgan_file
 from ofa_jax.preprocessing import images
 from ofa_jax.tokenizers.vqgan import VQGAN
-from ofa_jax.utils import files, platforms
+from ofa_jax.utils import files, platforms, progress
 from ofa_jax.utils.bad_input import as_invalid_record
 
 from . import output_folders
 from .command import user_command
-from .progress import progress
 
 _COLUMNS = {"images": ("id", "image"), "text_to_image": ("id", "image", "caption")}
 _NAMED = 10
@@ -193,7 +192,10 @@ def _write(
 ) -> collections.Counter:
     """Writes a temporary file beside the output and renames it at the end."""
     with files.atomic_path(options.output) as unfinished:
-        with unfinished.open("wb") as file, progress("make_codes", "encoding") as show:
+        with (
+            unfinished.open("wb") as file,
+            progress.stage("encoding images", len(numbers), "images") as stage,
+        ):
             skipped = make_codes(
                 vqgan,
                 lines,
@@ -203,7 +205,7 @@ def _write(
                 image_size=options.image_size,
                 code_size=code_size,
                 batch_size=options.batch_size,
-                show=lambda done: show("images", done, len(numbers)),
+                show=stage.update,
             )
         if skipped.total() == len(numbers):
             raise ValueError(f"Not one line of {lines.path} can be used.")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files, renamed, text_files
+from ofa_jax.utils import files, progress, renamed, text_files
 
 from .command import user_command
 
@@ -167,14 +167,15 @@ def main(argv: Sequence[str]) -> None:
     results = read_results() if RESULTS.exists() else []
     with_table(text_files.read_text(PAGE), table(results))  # raises if it has no place for it
     there = {(result["size"], result["system"]) for result in results}
-    for size in sizes:
-        for system in systems:
-            if (size, system) in there:
-                continue
+    missing = [(size, system) for size in sizes for system in systems]
+    missing = [place for place in missing if place not in there]
+    with progress.stage("planning rows", len(missing), "rows") as stage:
+        for size, system in missing:
             results.append(plan(size, system))
             files.write_text(RESULTS, "".join(json.dumps(result) + "\n" for result in results))
             print(row(results[-1]), flush=True)
             _write_page(results)
+            stage.advance()
     _write_page(results)
 
 

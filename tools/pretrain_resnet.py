@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,11 +31,10 @@ from ofa_jax.interop import resnet_file
 from ofa_jax.model import SIZES, OFAConfig
 from ofa_jax.model.resnet import ResNet, normalise_images
 from ofa_jax.preprocessing import images
-from ofa_jax.utils import platforms
+from ofa_jax.utils import platforms, progress
 
 from . import output_folders
 from .command import user_command
-from .progress import progress
 
 _WARMUP = 0.05
 _CLIP_NORM = 5.0
@@ -94,9 +93,9 @@ def learn(
     steps: int,
     learning_rate: float,
     seed: int,
-    show: Any,
+    show: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """Trains for `steps` batches; returns the variables."""
+    """Trains for `steps` batches, each of which it tells `show`; returns the variables."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, round(_WARMUP * steps), max(steps, 2)
     )
@@ -138,6 +137,7 @@ def noun_f1(
     right = total = 0.0
     for pixels, shown in examples:
         named = np.asarray(score(pixels)) > 0
+        progress.advance(len(pixels))
         right += float((named * shown).sum())
         total += float(named.sum() + shown.sum())
     return 2 * right / max(total, 1.0)
@@ -181,16 +181,17 @@ def main(arguments: Sequence[str]) -> int:
     config = getattr(OFAConfig, options.size)()
     model = NamedImages(config, len(names))
     start = time.monotonic()
-    with progress("resnet", "Learning what images show") as show:
+    with progress.stage("learning what images show", options.steps, "steps") as stage:
         variables = learn(
             model,
             batches(train, names, options.batch_size, options.seed),
             options.steps,
             options.learning_rate,
             options.seed,
-            show,
+            lambda part, done, count: stage.update(done, count),
         )
-    f1 = noun_f1(model, variables, batches(validation, names, options.batch_size, None))
+    with progress.stage("naming validation images", len(validation), "images"):
+        f1 = noun_f1(model, variables, batches(validation, names, options.batch_size, None))
     of_encoder = {
         collection: {"encoder": {"resnet": jax.tree.map(np.asarray, tree["resnet"])}}
         for collection, tree in variables.items()

@@ -29,7 +29,7 @@ from ofa_jax.evaluation.prediction_files import Line
 from ofa_jax.preprocessing import images, objectives, prompts
 from ofa_jax.preprocessing.boxes import as_boxes
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from ofa_jax.utils import renamed, text_files
+from ofa_jax.utils import progress, renamed, text_files
 from ofa_jax.utils.locks import directory_lock
 
 from . import output_folders, scenes_results
@@ -75,8 +75,9 @@ class Reporter:
             if not found:
                 for metric in metrics:
                     yield Row(task, metric, None, threshold=_threshold(split, task, metric))
-                continue
-            yield from self._rows(split, task, metrics, found, lines)
+            else:
+                yield from self._rows(split, task, metrics, found, lines)
+            progress.advance()
         if found := lines.get(ABSENT_NOUN):
             metric = _SHOWN["visual_grounding"][0]
             value = self._score("visual_grounding", split, found, _predictions("box", found))[
@@ -371,10 +372,13 @@ def _results_of_splits(
     expected = {*_SHOWN, ABSENT_NOUN, *(task + SWAPPED for task in SWAPPED_OBJECTIVES)}
     reporter = Reporter(settings, options.baseline_examples)
     splits, missing = {}, []
-    for split in options.splits:
-        lines = read_lines(options.model_dir, split, step)
-        splits[split] = [scenes_results.as_json(row) for row in reporter.rows(split, lines)]
-        missing += [f"{task} was not evaluated on {split}." for task in sorted(expected - {*lines})]
+    num_tasks = len(options.splits) * len(_SHOWN)
+    with progress.stage("computing baselines and controls", num_tasks, "tasks"):
+        for split in options.splits:
+            lines = read_lines(options.model_dir, split, step)
+            splits[split] = [scenes_results.as_json(row) for row in reporter.rows(split, lines)]
+            absent = sorted(expected - {*lines})
+            missing += [f"{task} was not evaluated on {split}." for task in absent]
     return splits, missing
 
 
@@ -409,11 +413,13 @@ def _run(options: argparse.Namespace, call: Callable[[Sequence[str]], int]) -> i
         for path in (options.model_dir, *options.stage_dirs)
     }
     commands = []
-    for split in options.splits:
-        command = evaluation_command(options.model_dir, "evaluate_scenes", split)
-        commands.append([*command, *options.options])
-        if (code := call(commands[-1])) != 0:
-            return code
+    with progress.stage("evaluations", len(options.splits), "splits", has_terminal=False) as stage:
+        for split in options.splits:
+            command = evaluation_command(options.model_dir, "evaluate_scenes", split)
+            commands.append([*command, *options.options])
+            if (code := call(commands[-1])) != 0:
+                return code
+            stage.advance()
     # Only now: the evaluations needed the memory.
     settings, values = settings_of(config)
     step = max(trained[options.model_dir])

@@ -7,6 +7,7 @@ text, it is always the same.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ofa_jax.utils import files, text_files
+from ofa_jax.utils import files, progress, text_files
 
 from . import output_folders
 from .command import user_command
@@ -55,6 +56,7 @@ def _lines(paths: Iterable[str]) -> Iterator[str]:
         with files.open_regular(path) as file:
             # A line ends at a line feed only, so not by Python's text mode.
             for number, line in enumerate(file, 1):
+                progress.advance(len(line))
                 try:
                     text = text_files.decode_text(line, path)
                 except text_files.DamagedFileError as error:
@@ -99,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = pathlib.Path(options.output)
     _check_output(output, options.input)
     output_folders.create(output.parent, "--output")
-    train_tokenizer(_lines(options.input), options.vocab_size, options.output)
+    size = sum(os.path.getsize(path) for path in options.input)
+    with progress.stage("learning the vocabulary", size, "bytes"):
+        train_tokenizer(_lines(options.input), options.vocab_size, options.output)
     print(f"Wrote {options.output}.")
 
 

@@ -16,7 +16,7 @@ from ofa_jax.planning import planner, programs, report, sweep, topologies
 from ofa_jax.planning.programs import PlannedRun
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training.build import build_run
-from ofa_jax.utils import options
+from ofa_jax.utils import options, progress
 from ofa_jax.utils.hardware import parse_topology
 from ofa_jax.utils.option_checks import check_options
 
@@ -77,7 +77,8 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
             output = json.dumps(plans) if own.json else report.table(plans)
             fits = any(result["fits"] for result in plans)
         else:
-            result = planner.plan(run, chip, own.topology, own.slices, compiler, own.program)
+            with progress.stage("planning", planner.STEPS, "steps", is_even=False):
+                result = planner.plan(run, chip, own.topology, own.slices, compiler, own.program)
             output, fits = json.dumps(result) if own.json else report.text(result), result["fits"]
     print(output, flush=True)
     sys.exit(0 if fits else sweep.DOES_NOT_FIT)

@@ -29,6 +29,7 @@ from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.json_values import to_json
+from ofa_jax.utils.progress import substage
 from ofa_jax.utils.timers import GoodputTimer
 
 __all__ = [
@@ -272,7 +273,7 @@ class Evaluator:
             lines, digest = files.merge()
         except ValueError as error:
             raise EvaluationError(str(error)) from error
-        with timer.measure(METRICS):
+        with timer.measure(METRICS), substage("computing metrics"):
             scores = compute_metrics(task.spec, lines)
         size, skipped = task.batch_size, sum("error" in line for line in lines)
         result = TaskResult(

@@ -1,14 +1,11 @@
 """Runs an evaluation: every selected checkpoint on every task."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
 from ofa_jax.checkpoints import watch
 from ofa_jax.checkpoints.load import load_variables
@@ -20,7 +17,7 @@ from ofa_jax.evaluation.errors import EvaluationError
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.results import EvalResults
-from ofa_jax.utils import files
+from ofa_jax.utils import files, progress
 from ofa_jax.utils.locks import directory_lock
 
 
@@ -141,13 +138,15 @@ class _Started:
             evaluation.log(f"Step {step} is evaluated already.")
             return True
         variables = None
-        if any([evaluator.needs_model(task, step) for task in todo]):
-            variables = self._load(checkpoint)
-        for task in todo:
-            try:
-                self._evaluate_task(task, step, name, weights, variables)
-            except EvaluationError as error:
-                self.results.failures.append(f"{task.name} on step {step}: {error}")
+        with progress.stage(f"evaluating step {step}", len(todo), "tasks") as stage:
+            if any([evaluator.needs_model(task, step) for task in todo]):
+                variables = self._load(checkpoint)
+            for task in todo:
+                try:
+                    self._evaluate_task(task, step, name, weights, variables)
+                except EvaluationError as error:
+                    self.results.failures.append(f"{task.name} on step {step}: {error}")
+                stage.advance()
         return True
 
     def _load(self, checkpoint: Checkpoint) -> object:
@@ -158,9 +157,10 @@ class _Started:
         evaluation.log(f"Evaluating {checkpoint.path} ...")
         config = evaluation.model_config(checkpoint)
         try:
-            return load_variables(
-                checkpoint.path, config, evaluation.partitioner, evaluation.weights
-            )
+            with progress.substage("loading the checkpoint"):
+                return load_variables(
+                    checkpoint.path, config, evaluation.partitioner, evaluation.weights
+                )
         except Exception as error:
             # It may have been deleted or damaged since; then any library may raise anything.
             if (problem := watch.find_problem(checkpoint)) is not None:
@@ -176,8 +176,8 @@ class _Started:
     ) -> None:
         """Evaluates a task; what was skipped, not scored or failed is logged."""
         evaluation = self._evaluation
-        with _progress_bar(evaluation.console, task.name) as progress:
-            result = self._evaluator.evaluate(task, step, name, variables, progress, weights)
+        with progress.substage(task.name, unit="batches") as stage:
+            result = self._evaluator.evaluate(task, step, name, variables, stage.update, weights)
         if result is None:
             return  # only the first host has results
         self._main_metrics[task.name] = result.main_metric
@@ -193,11 +193,3 @@ class _Started:
         gallery_events.write(evaluation.writer, step, f"gallery/{task.name}", made)
         self._unscored += reporting.describe_unscored(task.name, result, folder)
         self.results.failures += reporting.describe_failures(task.name, step, result.failed)
-
-
-@contextlib.contextmanager
-def _progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a progress bar on a terminal while a task is decoded; nothing elsewhere."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(escape(name))
-        yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -30,6 +30,7 @@ from ofa_jax.inference.predictions import Prediction, parse_prediction, to_png
 from ofa_jax.inference.request_batches import RequestBatches
 from ofa_jax.inference.shards import LineCounts, Shards
 from ofa_jax.tokenizers.processor import Processor
+from ofa_jax.utils import progress
 from ofa_jax.utils.bad_input import UNEXPECTED_ERROR, Treatment, as_invalid_record, declare
 from ofa_jax.utils.locks import directory_lock
 
@@ -40,8 +41,6 @@ NO_OUTPUT = declare(
     "numbers.",
     __name__,
 )
-
-_SECONDS_BETWEEN_LOGS = 10
 
 
 def print_line(message: str) -> None:
@@ -170,7 +169,6 @@ class Job:
       pipeline: decodes the requests; None if the job is finished.
       shards: the output files; a shard has whole batches.
       host, num_hosts: this host's share.
-      log: reports the progress.
       record: what job.json holds; None to leave it alone.
       replaces_record: whether an older or damaged job.json is written again.
       damaged: finished shards that are written again, and what is wrong with them.
@@ -181,7 +179,6 @@ class Job:
     shards: Shards
     host: int = 0
     num_hosts: int = 1
-    log: Callable[[str], None] = print_line
     record: Mapping[str, Any] | None = None
     replaces_record: bool = False
     damaged: Mapping[int, str] = dataclasses.field(default_factory=dict)
@@ -212,7 +209,7 @@ class Job:
             self.shards.directory.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 self._begin()
-                self._decode(self.pipeline, start, done)
+                self._decode(self.pipeline, done)
         seconds = time.monotonic() - start
         counts: LineCounts = self.shards.count_all(self.share)
         return JobSummary(
@@ -238,19 +235,15 @@ class Job:
                 shard_files.write_job_file(self.shards.directory, self.record)
         self.shards.delete_temporary(self.share)
 
-    def _decode(self, pipeline: Pipeline, start: float, done: "_Done") -> None:
+    def _decode(self, pipeline: Pipeline, done: "_Done") -> None:
         """Decodes the unfinished shards."""
         writer = _ShardWriter(self.shards, pipeline.loaded.processor, done)
-        last_log = start
-        for batch, decoded in pipeline.decode(self.shards, self.unfinished):
-            writer.add(batch, decoded)
-            now = time.monotonic()
-            if now - last_log > _SECONDS_BETWEEN_LOGS:
-                last_log = now
-                self.log(
-                    f"File {writer.shard + 1} of {self.shards.count}: {done.decoded:,} "
-                    f"predictions, {done.decoded / (now - start):.1f} per second."
-                )
+        numbers = self.unfinished
+        count = sum(len(self.shards.inputs(number)) for number in numbers)
+        with progress.stage("decoding", count, "inputs") as stage:
+            for batch, decoded in pipeline.decode(self.shards, numbers):
+                writer.add(batch, decoded)
+                stage.update(done.decoded)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from ofa_jax.interop.tensor_layout import resnet_entries, tensor_entries
 from ofa_jax.model import layout, positions
 from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
+from ofa_jax.utils.progress import substage
 
 _TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _EMBEDDING = "encoder.embed_tokens.weight"
@@ -98,12 +99,12 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
             np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])
         ):
             raise ValueError(f"{key} differs from {_EMBEDDING}; OFA shares one embedding.")
-    return layout.from_plain(
-        flax.traverse_util.unflatten_dict(
-            {entry.path: entry.to_ours(state_dict[entry.key]) for entry in entries}
-        ),
-        config,
-    )
+    plain = {}
+    with substage("converting tensors", len(entries), "tensors") as stage:
+        for entry in entries:
+            plain[entry.path] = entry.to_ours(state_dict[entry.key])
+            stage.advance()
+    return layout.from_plain(flax.traverse_util.unflatten_dict(plain), config)
 
 
 def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.ndarray]:
@@ -141,7 +142,11 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
             f"the variables do not fit this configuration: {_names(missing)} missing, "
             f"{_names(unknown)} unknown."
         )
-    state_dict = {entry.key: entry.to_official(flat[entry.path]) for entry in entries}
+    state_dict = {}
+    with substage("converting tensors", len(entries), "tensors") as stage:
+        for entry in entries:
+            state_dict[entry.key] = entry.to_official(flat[entry.path])
+            stage.advance()
     state_dict |= {key: state_dict[_EMBEDDING] for key in _TIED}
     return state_dict | _buffers(config)
 

@@ -24,6 +24,7 @@ from ofa_jax.interop.torch_archive import FindStorage, LegacyFile, Storage, ZipA
 from ofa_jax.interop.torch_dtypes import STORAGES, dtype_of
 from ofa_jax.interop.torch_writer import save
 from ofa_jax.utils import wrong_files
+from ofa_jax.utils.progress import substage
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
@@ -193,9 +194,12 @@ class OpenedFile:
           DamagedFileError: the bytes differ.
         """
         names = self.storages if arrays is None else map(id, arrays)
-        for name in names:
-            if name in self.storages:
-                self.storages[name][1].verify()
+        storages = [self.storages[name][1] for name in names if name in self.storages]
+        size = sum(len(storage.content) for storage in storages)
+        with substage("comparing checksums", size, "bytes") as stage:
+            for storage in storages:
+                storage.verify()
+                stage.advance(len(storage.content))
 
 
 def open_file(path: str | os.PathLike[str]) -> OpenedFile:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ofa_jax.interop.torch_dtypes import STORAGE_OF
 from ofa_jax.utils.files import atomic_path
+from ofa_jax.utils.progress import substage
 
 __all__ = ["save"]
 
@@ -86,7 +87,9 @@ def save(path: str | pathlib.Path, value: Any) -> None:
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(value)
+    size = sum(array.nbytes for array in pickler.arrays)
     with (
+        substage("writing tensors", size, "bytes") as stage,
         atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
     ):
@@ -96,4 +99,5 @@ def save(path: str | pathlib.Path, value: Any) -> None:
             with archive.open(f"archive/data/{key}", "w", force_zip64=True) as member:
                 # In C order, whatever the array's; one array at a time in memory.
                 member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            stage.advance(array.nbytes)
         archive.writestr("archive/version", "3\n")

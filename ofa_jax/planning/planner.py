@@ -11,7 +11,11 @@ import jax
 from ofa_jax.planning import compiling, cost, programs
 from ofa_jax.planning.hlo import Program
 from ofa_jax.planning.programs import PlannedRun, TracedProgram
+from ofa_jax.utils import progress
 from ofa_jax.utils.hardware import Chip
+
+STEPS = 3
+"""Steps of `plan` that it counts in the stage that is shown: tracing, compiling, reading."""
 
 Compiler = Callable[[jax.stages.Lowered], compiling.Compiled]
 
@@ -38,23 +42,28 @@ def plan(
       ValueError: a batch that does not divide.
     """
     started = time.perf_counter()
-    traced = programs.PROGRAMS[program](run)
+    with progress.substage("tracing"):
+        traced = programs.PROGRAMS[program](run)
+    progress.advance()
     result = _description(run, chip, topology, slices, program, traced)
     result["trace_seconds"] = time.perf_counter() - started
     started = time.perf_counter()
     compiled, error = None, ""
     try:
-        with run.partitioner.mesh_context():
+        with run.partitioner.mesh_context(), progress.substage("compiling"):
             compiled = compiler(traced.lowered)
     except jax.errors.JaxRuntimeError as exception:
         error = str(exception)
         if "RESOURCE_EXHAUSTED" not in error and "out of memory" not in error:
             raise
     result["compile_seconds"] = time.perf_counter() - started
-    if compiled is None:
-        result |= _out_of_memory(error, traced, chip)
-    else:
-        result |= _costs(compiled, traced, run, chip)
+    progress.advance()
+    with progress.substage("reading the program"):
+        if compiled is None:
+            result |= _out_of_memory(error, traced, chip)
+        else:
+            result |= _costs(compiled, traced, run, chip)
+    progress.advance()
     result["advice"] = [] if result["fits"] else _advice(result, run)
     return result
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ofa_jax.planning import report
 from ofa_jax.planning.programs import PlannedRun
+from ofa_jax.utils import progress
 
 DOES_NOT_FIT = 3
 """Exit code of `ofa_jax.plan` for a program that does not fit."""
@@ -43,23 +44,31 @@ def sweep(run: PlannedRun, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """
     plans: list[dict[str, Any]] = []
     done = set()
-    for candidate in candidates(run):
-        mesh = candidate.partitioner.mesh.shape
-        if tuple(mesh.values()) in done:
-            continue
-        per_slice = dict(mesh) | {"data": mesh["data"] // candidate.partitioner.slices}
-        settings = {f"Partitioner.{axis}": size for axis, size in per_slice.items()} | {
-            "model_config.remat": repr(candidate.model.remat),
-            "train.gradient_accumulation": candidate.gradient_accumulation,
-        }
-        result = plan_in_subprocess(
-            [*arguments, "--json", *(f"--gin.{name}={value}" for name, value in settings.items())]
-        )
-        plans.append(result)
-        print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr, flush=True)
-        if result["fits"]:
-            done.add(tuple(mesh.values()))
+    all_candidates = list(candidates(run))
+    with progress.stage("planning", len(all_candidates), "candidates") as stage:
+        for candidate in all_candidates:
+            mesh = tuple(candidate.partitioner.mesh.shape.values())
+            if mesh not in done:
+                plans.append(_plan_candidate(candidate, arguments))
+                if plans[-1]["fits"]:
+                    done.add(mesh)
+            stage.advance()
     return plans
+
+
+def _plan_candidate(candidate: PlannedRun, arguments: Sequence[str]) -> dict[str, Any]:
+    """Plans a candidate in a process of its own, and prints its row on standard error."""
+    mesh = candidate.partitioner.mesh.shape
+    per_slice = dict(mesh) | {"data": mesh["data"] // candidate.partitioner.slices}
+    settings = {f"Partitioner.{axis}": size for axis, size in per_slice.items()} | {
+        "model_config.remat": repr(candidate.model.remat),
+        "train.gradient_accumulation": candidate.gradient_accumulation,
+    }
+    result = plan_in_subprocess(
+        [*arguments, "--json", *(f"--gin.{name}={value}" for name, value in settings.items())]
+    )
+    print(f"... {report.table([result]).splitlines()[1]}", file=sys.stderr, flush=True)
+    return result
 
 
 def plan_in_subprocess(arguments: Sequence[str]) -> dict[str, Any]:

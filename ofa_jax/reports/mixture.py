@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils.bad_input import Finding, collect
+from ofa_jax.utils.progress import substage
 
 FEATURES = ("inputs", "targets")
 
@@ -93,10 +94,13 @@ def sample_mixture(
       ValueError: there is no such mixture, or a task yields nothing.
     """
     rates = seqio_bridge.rates(name, settings)
-    return [
-        _sample_task(task, rate / sum(rates.values()), split, count, seed, settings)
-        for task, rate in sorted(rates.items())
-    ]
+    samples = []
+    with substage("sampling", len(rates), "tasks") as stage:
+        for task, rate in sorted(rates.items()):
+            share = rate / sum(rates.values())
+            samples.append(_sample_task(task, share, split, count, seed, settings))
+            stage.advance()
+    return samples
 
 
 def _sample_task(
@@ -110,12 +114,12 @@ def _sample_task(
         dataset = task.get_dataset(
             sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
         )
-        examples = list(dataset.take(count).as_numpy_iterator())
+        examples = _collect(dataset.take(count).as_numpy_iterator(), name, count)
         num_records = task.source.num_input_examples(split)
     else:
         # Without TensorFlow around it, a mistake in the function has a short traceback.
         (own,) = weighted
-        examples = list(itertools.islice(_examples(own, seed, findings), count))
+        examples = _collect(itertools.islice(_examples(own, seed, findings), count), name, count)
         num_records = len(own.records)
     if not examples:
         reason = f", e.g. {findings[0].detail}" if findings else ""
@@ -129,6 +133,16 @@ def _sample_task(
         findings,
         task.output_features["targets"].vocabulary,
     )
+
+
+def _collect(examples: Iterable[Example], name: str, count: int) -> list[Example]:
+    """Returns the examples of a task, at most `count`, and shows how many there are."""
+    collected = []
+    with substage(name, count, "examples") as stage:
+        for example in examples:
+            collected.append(example)
+            stage.advance()
+    return collected
 
 
 def _examples(task: WeightedTask, seed: int, findings: list[Finding]) -> Iterator[Example]:

@@ -1,5 +1,6 @@
 """`python -m ofa_jax.evaluate` on checkpoints of a small random model."""
 
+import io
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import pytest
 import small_evaluation
 from official_model import random_variables
 from report_files import json_in
+from shown_progress import assert_shown, every_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ofa_jax import evaluate
@@ -99,13 +101,20 @@ def run(config, variables, tmp_path_factory):
 @pytest.fixture
 def evaluated(call, run, capsys):
     """Evaluates all checkpoints of the run; returns the printed output."""
-    call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
+    with every_line() as shown:
+        call(*SMALL, at(run), "--gin.CHECKPOINTS='all'")
+    if not (run / "shown").exists():  # only then are there tasks to evaluate
+        (run / "shown").write_text(shown.getvalue())
     return capsys.readouterr().out
 
 
 def test_all_checkpoints_are_evaluated_on_all_tasks_with_metrics(
     run, evaluated, call, capsys, monkeypatch
 ):
+    shown = io.StringIO((run / "shown").read_text())
+    for step in (1, 2):
+        assert_shown(shown, f"evaluating step {step}", "2 tasks")
+    assert_shown(shown, "eval_captions", "3 batches")
     found = results(run)
     assert list(found) == ["1", "2"]
     for step in found.values():

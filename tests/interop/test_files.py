@@ -1,6 +1,7 @@
 """Converts checkpoint files in both directions, bit for bit; invalid files raise clear errors."""
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import official_model
 import pytest
 import recipe
+from shown_progress import assert_shown, every_line
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.interop import (
@@ -64,8 +66,13 @@ def assert_same_tensors(first, second):
 
 def test_conversion_both_ways_gives_the_same_tensors_bit_for_bit(official, tmp_path, capsys):
     ours, back = str(tmp_path / "ours"), str(tmp_path / "back.pt")
-    convert_checkpoint.main([str(official), ours])
-    convert_checkpoint.main([ours, back])
+    with every_line() as shown:
+        convert_checkpoint.main([str(official), ours])
+        convert_checkpoint.main([ours, back])
+    assert_shown(shown, "converting", "2 parts", is_even=False)
+    text = shown.getvalue()
+    assert re.search(r"converting: 0/2 parts, .* > converting tensors: (\d+)/\1 ", text)
+    assert re.search(r"converting: 1/2 parts, .* > writing tensors: ([\d.]+)/\1 MB", text)
     assert_same_tensors(official, back)
     assert "Wrote" in capsys.readouterr().out
     again = files.read(back)

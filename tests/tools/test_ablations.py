@@ -6,6 +6,7 @@ import pathlib
 
 import gin
 import pytest
+from shown_progress import assert_shown, every_line
 from test_train import SMALL
 
 from ofa_jax import train
@@ -166,7 +167,9 @@ def test_one_command_trains_evaluates_and_writes_the_table(tmp_path, capsys):
         "--gin.TRAIN_STEPS=40",
     ]
     scenes_results.save(tmp_path / "results", {"missing": ["kept"]})
-    assert ablations.main(arguments, fake(tmp_path, calls)) == 0
+    with every_line() as shown:
+        assert ablations.main(arguments, fake(tmp_path, calls)) == 0
+    assert_shown(shown, "ablations", "2 runs")
     assert [(command[1], "full_model" in command[2]) for command in calls] == [
         ("ofa_jax.train", True),
         ("ofa_jax.evaluate", True),

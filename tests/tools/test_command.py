@@ -13,6 +13,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+from shown_progress import assert_shown, every_line
 
 import tools
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -133,7 +134,9 @@ def test_marks_and_line_ends_do_not_change_a_tokenizer(tmp_path):
     text = "red apple red apple\nrock\u2028roll rock\u2028roll\nblue\u0085sky\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert train(tmp_path, tmp_path / "a.txt", output="a.json") == 0
+    with every_line() as shown:
+        assert train(tmp_path, tmp_path / "a.txt", output="a.json") == 0
+    assert_shown(shown, "learning the vocabulary", "0.0 MB")
     assert train(tmp_path, tmp_path / "b.txt", output="b.json") == 0
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert OFAVocabulary.from_tokenizer_json(tmp_path / "a.json").num_text > 256

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from official_files import write_official_files
+from shown_progress import assert_shown, every_line
 
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
@@ -129,13 +130,16 @@ def test_skipped_lines_are_counted_by_reason_and_listed(folder, converted):
 
 def test_workers_and_shards_change_nothing_but_the_names_of_files(folder, converted, tmp_path):
     assert len(list((converted / "vision_language" / "train").glob("*.array_record-*"))) > 3
-    assert convert_tsv.main(arguments(folder, tmp_path, kinds=["vision_language"])) == 0
+    with every_line() as shown:
+        assert convert_tsv.main(arguments(folder, tmp_path, kinds=["vision_language"])) == 0
     one, several = (
         OfaArrayRecords(str(place)).records("pairs", "train") for place in (tmp_path, converted)
     )
     assert len(list((tmp_path / "vision_language" / "train").glob("*.array_record-*"))) == 1
     for record, other in zip(good(one), good(several), strict=True):
         same(record, other)
+    num_lines = len((folder / "vision_language_examples.tsv").read_text().splitlines())
+    assert_shown(shown, "converting vision_language train", f"{num_lines} lines")
 
 
 def test_sources_pickle_and_threads_share_them(converted):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from shown_progress import assert_shown, every_line
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.pretraining_settings import scenes_settings
@@ -33,7 +34,10 @@ def page(tmp_path, monkeypatch):
 
 def test_it_shows_shares_sizes_lengths_and_examples(capsys, monkeypatch, page):
     monkeypatch.setenv("COLUMNS", "120")
-    inspect_mixture.main(["ofa_pretrain_images", "--examples=1", "--sample=5"])
+    with every_line() as shown:
+        inspect_mixture.main(["ofa_pretrain_images", "--examples=1", "--sample=5"])
+    assert_shown(shown, "sampling", "2 tasks")
+    assert_shown(shown, "image_infilling", "5 examples")
     text = capsys.readouterr().out
     assert "image_infilling" in text and "50.0%" in text and "150" in text and "exact" in text
     assert "what are the objects in the image?" in text and "<bin_" in text

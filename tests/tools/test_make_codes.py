@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from shown_progress import assert_shown, every_line
 
 from ofa_jax.data.sources.tsv_records import TsvRecords
 from ofa_jax.preprocessing import images
@@ -51,7 +52,9 @@ def call(lines, output, vqgan_path, *options):
 
 
 def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path, tmp_path, capsys):
-    assert call(lines, tmp_path / "coded.tsv", vqgan_path) == 0
+    with every_line() as shown:
+        assert call(lines, tmp_path / "coded.tsv", vqgan_path) == 0
+    assert_shown(shown, "encoding images", "7 images")
     output = capsys.readouterr().out
     assert "5 images with codes; 2 lines skipped." in output
     assert "1 skipped: image of another format" in output

@@ -6,6 +6,7 @@ import subprocess
 import types
 
 import pytest
+from shown_progress import assert_shown, every_line
 
 from tools import plan_table
 
@@ -54,7 +55,9 @@ def commands(monkeypatch):
 
 
 def test_finished_rows_are_kept_and_not_planned_again(files, commands, capsys):
-    plan_table.main(["--sizes=base", "--systems=v5e-256"])
+    with every_line() as shown:
+        plan_table.main(["--sizes=base", "--systems=v5e-256"])
+    assert_shown(shown, "planning rows", "1 rows")
     assert len(commands) == 2 and commands[1][-2] == "--gin.model_config.remat='full'"
     page = files.read_text()
     assert page.startswith("# Pods\n") and page.endswith("\nmore\n") and "old" not in page

@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from shown_progress import assert_shown, every_line
 from small_model import SMALL
 
 from ofa_jax.checkpoints.warm_start import ResNetWarmStart
@@ -42,7 +43,10 @@ def test_the_resnet_overfits_eight_images(small_scenes):
 def test_the_command_writes_an_initial_checkpoint_and_keeps_it(small_scenes, tmp_path, capsys):
     output = tmp_path / "folder" / "resnet.pt"
     arguments = [f"--data_dir={small_scenes}", f"--output={output}", "--steps=1", "--batch_size=2"]
-    assert pretrain_resnet.main(arguments) == 0
+    with every_line() as shown:
+        assert pretrain_resnet.main(arguments) == 0
+    assert_shown(shown, "learning what images show", "1 steps")
+    assert_shown(shown, "naming validation images", "8 images")
     assert "are named with an F1 of" in capsys.readouterr().out
     kernel = ResNetWarmStart.open(str(output), OFAConfig.scenes()).variables["params"]["encoder"][
         "resnet"

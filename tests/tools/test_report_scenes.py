@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from shown_progress import assert_shown, every_line
 
 import tasks.scenes_negative_controls  # noqa: F401  registers its tasks
 from ofa_jax.data.pretraining_settings import scenes_settings
@@ -198,18 +199,16 @@ def test_the_command_evaluates_both_splits_and_writes_the_report(settings, tmp_p
         tmp_path / "results",
         {"ablations": {"split": SPLIT, "command": "kept", "commit": "d", "runs": []}},
     )
-    assert (
-        report_scenes.main(
-            [
-                f"--model_dir={model_dir}",
-                f"--results_dir={tmp_path / 'results'}",
-                "--baseline_examples=9",
-                f"--stage_dirs={stage_dir}",
-            ],
-            evaluate,
-        )
-        == 0
-    )
+    arguments = [
+        f"--model_dir={model_dir}",
+        f"--results_dir={tmp_path / 'results'}",
+        "--baseline_examples=9",
+        f"--stage_dirs={stage_dir}",
+    ]
+    with every_line() as shown:
+        assert report_scenes.main(arguments, evaluate) == 0
+    assert_shown(shown, "evaluations", "2 splits")
+    assert_shown(shown, "computing baselines and controls", f"{2 * len(TASKS)} tasks")
     assert [command[-1] for command in calls] == [
         "--gin.SPLIT='test'",
         "--gin.SPLIT='test_shifted'",

@@ -23,15 +23,15 @@ import json
 import os
 import pathlib
 import stat
-import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+
+from ofa_jax.utils import progress
 
 SUFFIX = ".offsets"
 NO_KEY, OTHER_KEY = 255, 254
@@ -44,6 +44,7 @@ _MAX_KEY_LENGTH = 100
 _MAX_LINE_LENGTH = 1 << 30
 _ALIGNMENT = 64
 _SECONDS_BETWEEN_LINES = 10
+_MAX_REPORTS = 10_000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Content that is compared: all of a small file, else this many samples of this many bytes.
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -235,7 +236,9 @@ def build_index(path: str, index_path: pathlib.Path, options: IndexOptions) -> N
     """
     # The index is opened first, so that a folder without write access fails at once.
     with _atomic_write(path, index_path) as index, open(path, "rb", buffering=1 << 20) as lines:
-        header, arrays = _scan_lines(path, lines, options)
+        stage = _Indexing(path, os.fstat(lines.fileno()).st_size)
+        with progress.show_stage(stage, seconds=_SECONDS_BETWEEN_LINES, has_summary=False):
+            header, arrays = _scan_lines(path, lines, options, stage)
         first = json.dumps(header).encode()
         # Padded with blanks, so that the arrays are aligned.
         first = first.ljust(_align(len(first) + 1) - 1) + b"\n"
@@ -250,9 +253,9 @@ def build_index(path: str, index_path: pathlib.Path, options: IndexOptions) -> N
 
 
 def _scan_lines(
-    path: str, lines: BinaryIO, options: IndexOptions
+    path: str, lines: BinaryIO, options: IndexOptions, stage: "_Indexing"
 ) -> tuple[dict[str, Any], tuple[array.array, ...]]:
-    """Returns the header and the arrays of an index."""
+    """Returns the header and the arrays of an index; tells the stage how much is read."""
     key_column, skip_blank, known_keys = options
     starts, widths, codes = array.array("q"), array.array("B"), array.array("B")
     blanks = array.array("q")
@@ -260,8 +263,7 @@ def _scan_lines(
     width_counts: collections.Counter[int] = collections.Counter()
     status = os.fstat(lines.fileno())
     samples = _hash_samples(lines, status.st_size)
-    position, report = 0, _Progress(path, status.st_size)
-    lone_returns = 0
+    position = reported = lone_returns = 0
     while line := lines.readline(_MAX_LINE_LENGTH):
         if len(line) == _MAX_LINE_LENGTH:
             raise ValueError(
@@ -281,7 +283,11 @@ def _scan_lines(
             width_counts[width] += 1
             widths.append(min(width, MAX_WIDTH))
             codes.append(_key_code(line, width, key_column, keys))
-        report(position, len(starts))
+        # Not at every line of a large file: its lines may be short.
+        if (position - reported) * _MAX_REPORTS >= status.st_size:
+            reported = position
+            stage.num_lines = len(starts)
+            stage.update(position)
     if lone_returns:  # in the one line
         raise ValueError(
             f"{path} ends its lines with a carriage return alone, as old programs do: save it with "
@@ -349,23 +355,20 @@ def _atomic_write(path: str, index_path: pathlib.Path) -> Iterator[IO[bytes]]:
             os.remove(partial.name)
 
 
-class _Progress:
-    """Prints a line to stderr every ten seconds."""
+class _Indexing(progress.Stage):
+    """The reading of a file, in bytes, which also says how many lines it has."""
 
     def __init__(self, path: str, size: int):
-        self._path, self._size = path, size
-        self._started = self._last = time.monotonic()
+        super().__init__(f"Indexing {path}", size, "bytes")
+        self.num_lines = 0
 
-    def __call__(self, position: int, num_lines: int) -> None:
-        now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        speed = position / (now - self._started)
-        print(
-            f"Indexing {self._path}: {position / 1e9:.1f} of {self._size / 1e9:.1f} GB, "
-            f"{num_lines:,} lines, {speed / 1e6:.0f} MB/s, "
-            f"{(self._size - position) / speed:.0f} s left.",
-            file=sys.stderr,
-            flush=True,
-        )
+    def text(self) -> str:
+        """Returns the line of the stage."""
+        done, size = (count / 1e9 for count in (self.done, self.total or 0))
+        parts = [
+            f"{done:.1f} of {size:.1f} GB",
+            f"{self.num_lines:,} lines",
+            self.rate_text(),
+            self.left_text(),
+        ]
+        return f"{self.name}: {', '.join(filter(None, parts))}"

@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from shown_progress import assert_shown, every_line
 
 from ofa_jax.data.sources.scenes import SPLITS, VERSION, Scenes
 from ofa_jax.preprocessing import prompts
@@ -42,7 +44,13 @@ KINDS = {
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    build_scenes.build(folder, OPTIONS, num_workers=2)
+    with every_line() as shown:
+        build_scenes.build(folder, OPTIONS, num_workers=2)
+    assert_shown(shown, "composing scenes", "168 images")
+    assert re.search(r"learning the vocabulary: [\d,]+ texts, [\d,]+ texts/s\n", shown.getvalue())
+    assert re.search(r"learning the patch codebook: 150 images, ", shown.getvalue())
+    assert re.search(r"writing texts: ([\d,]+)/\1 texts, ", shown.getvalue())
+    assert re.search(r"computing checksums: (\d+)/\1 files, ", shown.getvalue())
     return folder
 
 
