@@ -9,15 +9,8 @@ from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import ParamSpec
 
-<<<<<<< HEAD
 from ofa_jax.cli.errors import report_error, report_interrupt
-=======
-from ofa_jax.cli.errors import USAGE_ERROR
 from ofa_jax.utils import progress
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
->>>>>>> 038e0df (Show progress, rate and time left of all long commands)
 
 Parameters = ParamSpec("Parameters")
 

@@ -167,7 +167,6 @@ def main(arguments: Sequence[str]) -> None:
     options, rest = parser.parse_known_args(arguments)
     if options.data_dir is not None:
         os.environ["OFA_DATA_DIR"] = options.data_dir
-<<<<<<< HEAD
     with user_errors():
         _inspect(options, rest)
 
@@ -183,39 +182,18 @@ def _inspect(options: argparse.Namespace, rest: Sequence[str]) -> None:
         importlib.import_module(modules.find_module(module))
     settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
     with default_settings(*settings):
-        samples = sample_mixture(
-            options.name, options.split, max(options.sample, options.examples), options.seed
-        )
+        count = max(options.sample, options.examples)
+        with progress.stage(f"inspecting {options.name}", has_summary=False):
+            samples = sample_mixture(options.name, options.split, count, options.seed)
         lengths = configured_lengths(options.lengths, bool(options.gin_file))
         title = f"{options.name}, split {options.split}"
         show(title, samples, options.examples, Console())
         path = options.output or pathlib.Path(f"{options.name}.html")
-        write_mixture_page(
-            path, title, samples, lengths, options.page_examples, _max_image_size(settings)
-        )
+        with progress.stage("writing the page", has_summary=False):
+            write_mixture_page(
+                path, title, samples, lengths, options.page_examples, _max_image_size(settings)
+            )
         print(f"The page is {path}.")
-=======
-    try:
-        for module in ("tasks.pretraining", *options.module):
-            importlib.import_module(modules.find_module(module))
-        settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
-        with default_settings(*settings):
-            count = max(options.sample, options.examples)
-            with progress.stage(f"inspecting {options.name}", has_summary=False):
-                samples = sample_mixture(options.name, options.split, count, options.seed)
-            lengths = configured_lengths(options.lengths, bool(options.gin_file))
-            title = f"{options.name}, split {options.split}"
-            show(title, samples, options.examples, Console())
-            path = options.output or pathlib.Path(f"{options.name}.html")
-            with progress.stage("writing the page", has_summary=False):
-                write_mixture_page(
-                    path, title, samples, lengths, options.page_examples, _max_image_size(settings)
-                )
-            print(f"The page is {path}.")
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
->>>>>>> 038e0df (Show progress, rate and time left of all long commands)
 
 
 if __name__ == "__main__":
