@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import hypothesis
 import pytest
 from absl import logging
+from left_out import describe_left_out
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -126,6 +127,8 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("largest differences: absolute, over the largest value, numbers")
     for name, (distance, relative, count) in _differences.items():
         terminalreporter.write_line(f"{distance:.1e}  {relative:.1e}  {count:>10,}  {name}")
+    if line := describe_left_out(terminalreporter.getreports("skipped")):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

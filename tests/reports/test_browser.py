@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import seqio
+from left_out import NO_CHROMIUM
 from report_files import PREDICTED, TRUE, write_run
 
 from ofa_jax.reports import run_report
@@ -13,7 +14,7 @@ from ofa_jax.reports.mixture import TaskSample
 from ofa_jax.reports.mixture_page import write_mixture_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 
 @pytest.fixture(scope="module")
