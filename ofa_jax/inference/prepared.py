@@ -89,8 +89,8 @@ def read_row(
     best = parse_prediction(ids, score, processor, transform)
     if decoded.scores.shape[1] == 1:
         return best
-    others = np.argsort(-decoded.scores[row], kind="stable")
-    others = [i for i in others if i != decoded.scores[row].argmax()]
+    order = np.argsort(-decoded.scores[row], kind="stable").tolist()
+    order.remove(int(decoded.scores[row].argmax()))
     alternatives = [
         parse_prediction(
             decoded.tokens[row, i],
@@ -99,7 +99,7 @@ def read_row(
             transform,
             with_image=False,
         )
-        for i in others
+        for i in order
         if np.isfinite(decoded.scores[row, i])
     ]
     return dataclasses.replace(best, alternatives=tuple(alternatives))

@@ -276,11 +276,11 @@ def _find_instruction(instruction: str | None, task: str | None) -> str:
     """Returns the instruction of a request, or else that of its task."""
     if instruction is not None and instruction.strip():
         return instruction
-    if task in DEFAULT_INSTRUCTIONS:
+    if task is not None and task in DEFAULT_INSTRUCTIONS:
         return DEFAULT_INSTRUCTIONS[task]
     if instruction is not None:
         raise BadFieldError("The field instruction is empty: write what the model should do.")
-    if task in EXAMPLE_INSTRUCTIONS:
+    if task is not None and task in EXAMPLE_INSTRUCTIONS:
         raise BadFieldError(
             f"The task {task} needs an instruction, such as {EXAMPLE_INSTRUCTIONS[task]!r}."
         )

@@ -11,7 +11,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -39,7 +38,6 @@ from ofa_jax.serving.prediction_queue import PredictionQueue, RefusedError, Unex
 _PREPARING_THREADS = 2
 """Each takes the memory of one decoded image."""
 _CLIENT_GONE = 499
-_CLOSE = {"Connection": "close"}
 _REASONS = {
     400: "Not a request: no JSON, an unknown field, a value of another type, not an image.",
     403: "Another name than this server's, or the page of another site.",
@@ -160,28 +158,23 @@ class _Endpoint:
 
     async def predict(self, request: Request) -> Response:
         """Predicts the output for an image and an instruction."""
+        loop = asyncio.get_running_loop()
         try:
             self._admit(request)
-            body = await self._bodies.read(request)
+            async with self._bodies.read(request) as body:
+                ticket = await loop.run_in_executor(self._threads, self._submit, body)
+            del body
         except HttpError as error:
-            await discard_body(request)
+            if error.status != 408:
+                await discard_body(request)
             return error.response()
         except ClientDisconnect:
             return Response(status_code=_CLIENT_GONE)
-        loop = asyncio.get_running_loop()
         try:
-            ticket = await loop.run_in_executor(
-                self._threads, functools.partial(self._submit, body)
-            )
-            del body
             prediction = await self._wait(ticket, request)
             if prediction is None:
                 return Response(status_code=_CLIENT_GONE)
             return await loop.run_in_executor(self._threads, _respond, ticket.parsed, prediction)
-        except TooLargeError as error:
-            return HttpError(413, fields.sentence(error)).response()
-        except RefusedError as error:
-            return _refuse(error).response()
         except HttpError as error:
             return error.response()
 
@@ -213,9 +206,14 @@ class _Endpoint:
         """Parses a body and puts its request into the queue; runs in a thread."""
         try:
             parsed = fields.parse_body(body, self._queue.limits)
-            return _Ticket(parsed, self._queue.submit(parsed.request))
-        except (TooLargeError, RefusedError):
-            raise
+            future = self._queue.submit(parsed.request)
+            # While it waits, nothing holds on to the image that was sent.
+            request = dataclasses.replace(parsed.request, image=None)
+            return _Ticket(dataclasses.replace(parsed, request=request), future)
+        except TooLargeError as error:
+            raise HttpError(413, fields.sentence(error)) from None
+        except RefusedError as error:
+            raise _refuse(error) from None
         except BadFieldError as error:
             raise HttpError(400, str(error)) from None
         except ValueError as error:
@@ -228,9 +226,10 @@ class _Endpoint:
           HttpError: there is no prediction.
         """
         answer = asyncio.wrap_future(ticket.future)
-        gone = asyncio.ensure_future(_client_gone(request))
+        gone: asyncio.Future[None] = asyncio.ensure_future(_client_gone(request))
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            futures: tuple[asyncio.Future[Any], ...] = (answer, gone)
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 return None
             return answer.result()
@@ -238,6 +237,8 @@ class _Endpoint:
             raise HttpError(500, str(error)) from None
         except ValueError as error:
             raise HttpError(422, fields.sentence(error)) from None
+        except RefusedError as error:
+            raise _refuse(error) from None
         finally:
             gone.cancel()
             answer.cancel()  # and the request in the queue, unless it has begun

@@ -6,10 +6,12 @@ leads to this machine (DNS rebinding): so names that are not this server's are r
 """
 
 import asyncio
+import contextlib
+import dataclasses
 import ipaddress
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -124,6 +126,13 @@ def _without_port(host: str) -> str:
     return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
+@dataclasses.dataclass
+class _Reading:
+    """A body that is being read, and its bytes so far."""
+
+    size: int = 0
+
+
 class BodyReader:
     """Reads bodies, and counts their bytes while they arrive.
 
@@ -138,8 +147,12 @@ class BodyReader:
         """
         self._limits, self._buffered = limits, 0
 
-    async def read(self, request: Request) -> bytes:
-        """Returns the body of a request.
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Reads the body of a request, which counts as buffered within the `async with`.
+
+        Yields:
+          The body.
 
         Raises:
           HttpError: it is too large or too slow, or too many bodies are being read.
@@ -152,14 +165,22 @@ class BodyReader:
             raise HttpError(400, "The header Content-Length is not a number.") from None
         if declared > limit:
             raise self._too_large(declared)
-        chunks, size = [], 0
+        reading = _Reading()
+        try:
+            yield await self._receive(request, reading)
+        finally:
+            self._buffered -= reading.size
+
+    async def _receive(self, request: Request, reading: "_Reading") -> bytes:
+        """Receives a body within the limits, and counts its bytes in `reading`."""
+        chunks = []
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
                 async for chunk in request.stream():
-                    size += len(chunk)
+                    reading.size += len(chunk)
                     self._buffered += len(chunk)
-                    if size > limit:
-                        raise self._too_large(size)
+                    if reading.size > self._limits.max_body_bytes:
+                        raise self._too_large(reading.size)
                     if self._buffered > self._limits.max_buffered_bytes:
                         raise HttpError(
                             503,
@@ -167,6 +188,7 @@ class BodyReader:
                             {"Retry-After": "2"},
                         )
                     chunks.append(chunk)
+            request.state.body_arrived = True
             return b"".join(chunks)
         except TimeoutError:
             raise HttpError(
@@ -175,8 +197,6 @@ class BodyReader:
                 "again.",
                 {"Connection": "close"},
             ) from None
-        finally:
-            self._buffered -= size
 
     def _too_large(self, size: int) -> HttpError:
         return HttpError(
@@ -191,8 +211,8 @@ async def discard_body(request: Request) -> None:
 
     A client that is still sending when the connection is closed never sees why.
     """
-    if "expect" in request.headers:
-        return  # it waits for our permission
+    if "expect" in request.headers or getattr(request.state, "body_arrived", False):
+        return  # the client waits for our permission, or has sent everything
     size = 0
     try:
         async with asyncio.timeout(_SECONDS_TO_DISCARD):

@@ -52,20 +52,10 @@ def serve(
     """
     listener = open_listener(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_MAX_CONNECTIONS,
-        timeout_keep_alive=10,
-        ws="auto",
-    )
-    server = _DrainingServer(config, queue, lambda: announce(f"Serving at {url}"), drain_timeout_s)
+    server = DrainingServer(app, queue, lambda: announce(f"Serving at {url}"), drain_timeout_s)
     with contextlib.closing(listener), _signals_end_no_process():
         server.run(sockets=[listener])
-    return queue.drain(timeout=0 if server.force_exit else drain_timeout_s)
+    return queue.drain(timeout=0 if server.force_exit else _SECONDS_FOR_RESPONSES)
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -85,16 +75,33 @@ def open_listener(host: str, port: int) -> socket.socket:
         ) from error
 
 
-class _DrainingServer(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """A server that refuses new requests as soon as it is told to stop."""
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        app: Any,
         queue: PredictionQueue,
-        started: Callable[[], None],
-        drain_timeout_s: float,
+        started: Callable[[], None] = lambda: None,
+        drain_timeout_s: float = 120.0,
     ):
+        """Configures a server; `run(sockets=[open_listener(...)])` starts it.
+
+        Args:
+          app: an ASGI application.
+          queue: of its requests.
+          started: called once connections are accepted.
+          drain_timeout_s: see `serve`.
+        """
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=10,
+        )
         super().__init__(config)
         self._queue, self._started, self._drain_timeout_s = queue, started, drain_timeout_s
 
@@ -124,7 +131,6 @@ class _DrainingServer(uvicorn.Server):
         while self._queue.num_open and loop.time() < end:
             await asyncio.sleep(0.05)
         await asyncio.sleep(_SECONDS_FOR_RESPONSES)
-        self.config.timeout_graceful_shutdown = 0
         for connection in list(self.server_state.connections):
             transport = getattr(connection, "transport", None)
             if transport is not None:
