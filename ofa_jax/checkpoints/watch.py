@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from ofa_jax.checkpoints import checksums, storage
 from ofa_jax.interop import files
 from ofa_jax.utils import options
+from ofa_jax.utils.collectives import make_on_first_host
 from ofa_jax.utils.option_checks import checked
 
 __all__ = ["SELECTIONS", "Checkpoint", "CheckpointSelector", "Selection", "find_problem", "follow"]
@@ -113,7 +110,7 @@ def follow(
     since = time.monotonic()
     waiting = False
     while True:
-        step = _broadcast(lambda: _next(selector, seen, since))  # noqa: B023  called at once
+        step = make_on_first_host(lambda: _next(selector, seen, since))  # noqa: B023  called at once
         if step == _STOP:
             log(_describe_end(selector, seen))
             return
@@ -154,14 +151,6 @@ def _describe_end(selector: CheckpointSelector, seen: set[int]) -> str:
     )
 
 
-def _broadcast(decide: Callable[[], int]) -> int:
-    """Returns the first host's decision on all hosts."""
-    if jax.process_count() == 1:
-        return decide()
-    decided = decide() if jax.process_index() == 0 else 0
-    return int(multihost_utils.broadcast_one_to_all(np.int32(decided)))
-
-
 def find_problem(checkpoint: Checkpoint) -> str | None:
     """Describes why a checkpoint cannot be read (deleted or damaged); None if it can.
 
@@ -185,7 +174,7 @@ def find_problem(checkpoint: Checkpoint) -> str | None:
         damage_found.append(damage)
         return gone if not (path / "state").is_dir() else damaged
 
-    found = _broadcast(look)
+    found = make_on_first_host(look)
     if found == gone:
         return "it is gone: training keeps only some of its checkpoints"
     # Only the first host knows the details, and only it logs them.

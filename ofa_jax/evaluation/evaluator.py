@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
@@ -28,6 +27,7 @@ from ofa_jax.evaluation.task_folder import TaskFolder
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.collectives import first_host_decides
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.progress import substage
 from ofa_jax.utils.timers import GoodputTimer
@@ -213,14 +213,14 @@ class Evaluator:
         finished = self.check_settings(task, step, checkpoint, weights)
         if finished and jax.process_index() == 0:
             finished = self._task_folder(task, step).is_finished()
-        return _agree(finished)
+        return first_host_decides(finished)
 
     def needs_model(self, task: EvalTask, step: int) -> bool:
         """Returns whether some examples have no prediction yet; a collective call."""
         missing = False
         if jax.process_index() == 0:
             missing = not self._task_folder(task, step).has_all_predictions()
-        return _agree(missing)
+        return first_host_decides(missing)
 
     def result(self, task: EvalTask, step: int) -> Mapping[str, Any]:
         """Returns the contents of the task's `result.json`; empty if there is none."""
@@ -332,13 +332,6 @@ class Evaluator:
             if is_last or (batch.number + 1) // self._batches_per_part != part:
                 writer.finish_part(part)
             progress(done, len(numbers))
-
-
-def _agree(decision: bool) -> bool:
-    """Returns the first host's decision on all hosts."""
-    if jax.process_count() == 1:
-        return decision
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(decision)))
 
 
 def _settings(task: EvalTask, checkpoint: str, weights: str | None) -> dict[str, Any]:

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from ofa_jax.checkpoints import watch
 from ofa_jax.checkpoints.load import load_variables
@@ -18,6 +16,7 @@ from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.evaluation.fingerprints import of_weights
 from ofa_jax.evaluation.results import EvalResults
 from ofa_jax.utils import files, progress
+from ofa_jax.utils.collectives import first_host_decides
 from ofa_jax.utils.locks import directory_lock
 
 
@@ -119,9 +118,7 @@ class _Started:
 
     def failures_elsewhere(self) -> list[str]:
         """Returns a sentence on all hosts but the first if something failed; collective."""
-        if jax.process_count() == 1:
-            return []
-        some = multihost_utils.broadcast_one_to_all(np.bool_(bool(self.results.failures)))
+        some = first_host_decides(bool(self.results.failures))
         return ["see the first host's message"] if some and jax.process_index() else []
 
     def evaluate(self, checkpoint: Checkpoint) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ofa_jax.checkpoints.manager import Checkpoints
 from ofa_jax.checkpoints.resume import ResumePoint
@@ -23,7 +22,7 @@ from ofa_jax.training.saving import Saver
 from ofa_jax.training.step import StepMetrics, StreamBatches, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
 from ofa_jax.training.watchdog import Watchdog
-from ofa_jax.utils import timers
+from ofa_jax.utils import collectives, timers
 
 __all__ = ["TRAINED_SECONDS", "RunError", "Trainer", "ValidationResults", "train"]
 
@@ -157,8 +156,8 @@ class Trainer:
             time_is_up = False
             if self._is_log_step() or stopped:
                 self._log(state)
-                # Every host must call this, as one of them decides for all.
-                time_is_up = self.step < self._last_step and _first_host_decides(
+                # Every host must call this: the clock of the first one counts for all.
+                time_is_up = self.step < self._last_step and collectives.first_host_decides(
                     self._is_time_up(self._trained_seconds())
                 )
             if self._is_checkpoint_step() or stopped or time_is_up:
@@ -333,7 +332,7 @@ class Trainer:
             gradient_norm=float(metrics[-1].gradient_norm),
             parameter_norm=float(metrics[-1].parameter_norm),
             padding=self._padding.shares(),
-            skipped_records=_sum_over_hosts(run.skipped_records()),
+            skipped_records=collectives.sum_over_hosts(run.skipped_records()),
             skipped_steps=int(state.skipped_steps),
         )
 
@@ -399,17 +398,3 @@ def _close_iterator(batches: Iterator[Any]) -> None:
     close = getattr(batches, "close", None)
     if close is not None:
         close()
-
-
-def _first_host_decides(own: bool) -> bool:
-    """Returns the first host's value, as its clock counts for all; every host must call this."""
-    if jax.process_count() == 1:
-        return own
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(own)))
-
-
-def _sum_over_hosts(count: int) -> int:
-    """Returns the sum of a number that each host has; every host must call this."""
-    if jax.process_count() == 1:
-        return count
-    return int(multihost_utils.process_allgather(np.int32(count)).sum())
