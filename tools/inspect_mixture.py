@@ -11,7 +11,6 @@ The page (one HTML file that opens from disk) shows the same with images, boxes 
 
 import argparse
 import ast
-import collections
 import importlib
 import os
 import pathlib
@@ -88,7 +87,9 @@ def show(title: str, samples: Sequence[TaskSample], examples: int, console: Cons
     console.print(lengths_table(samples))
 
 
-def configured_lengths(given: str | None, has_run: bool) -> Mapping[str, Mapping[str, int]]:
+def configured_lengths(
+    given: str | None, has_run: bool, tasks: Iterable[str]
+) -> Mapping[str, Mapping[str, int]]:
     """Returns task -> feature -> length: as given for all tasks, or of the run's streams, if any.
 
     Raises:
@@ -101,7 +102,7 @@ def configured_lengths(given: str | None, has_run: bool) -> Mapping[str, Mapping
             raise ValueError(
                 f"--lengths is {given!r}; give, for example, \"{{'inputs': 16, 'targets': 24}}\"."
             ) from error
-        return collections.defaultdict(lambda: lengths)
+        return dict.fromkeys(tasks, lengths)
     streams = gin_registry.bound_value("train.streams") if has_run else ()
     return {
         task: dict(stream.task_feature_lengths)
@@ -182,10 +183,13 @@ def _inspect(options: argparse.Namespace, rest: Sequence[str]) -> None:
         importlib.import_module(modules.find_module(module))
     settings = run_settings([*(f"--gin_file={file}" for file in options.gin_file), *rest])
     with default_settings(*settings):
+        tasks = seqio_bridge.rates(options.name)
+        lengths = configured_lengths(options.lengths, bool(options.gin_file), tasks)
         count = max(options.sample, options.examples)
         with progress.stage(f"inspecting {options.name}", has_summary=False):
-            samples = sample_mixture(options.name, options.split, count, options.seed)
-        lengths = configured_lengths(options.lengths, bool(options.gin_file))
+            samples = sample_mixture(
+                options.name, options.split, count, options.seed, lengths=lengths
+            )
         title = f"{options.name}, split {options.split}"
         show(title, samples, options.examples, Console())
         path = options.output or pathlib.Path(f"{options.name}.html")

@@ -158,7 +158,7 @@ def weighted_tasks(
 
 
 def examples_in_order(
-    name: str, lengths: Mapping[str, int], split: str, seed: int = 0
+    name: str, lengths: Mapping[str, int] | None, split: str, seed: int = 0
 ) -> Iterator[features.Example]:
     """Yields the examples of a task with tf.data preprocessors, once, always in the same order.
 
@@ -166,12 +166,14 @@ def examples_in_order(
 
     Args:
       name: of a task.
-      lengths: feature -> tokens, for preprocessors that ask for them; nothing is cut here.
+      lengths: feature -> tokens, for preprocessors that ask for them, if known; nothing is cut
+        here.
       split: of its data.
       seed: of random preprocessors.
     """
+    known = None if lengths is None else dict(lengths)
     dataset = find(name).get_dataset(
-        dict(lengths), split, shuffle=False, seed=seed, trim_output_features=False
+        known, split, shuffle=False, seed=seed, trim_output_features=False
     )
     return _without_damaged(dataset.as_numpy_iterator(), name)
 

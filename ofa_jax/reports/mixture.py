@@ -32,6 +32,7 @@ class TaskSample:
       examples: the sample.
       findings: about records that were skipped, and parts that were dropped or replaced.
       vocabulary: of the targets.
+      rate: in the mixture; None if unknown.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskSample:
     examples: Sequence[Example]
     findings: Sequence[Finding]
     vocabulary: seqio.Vocabulary
+    rate: float | None = None
 
     @property
     def reasons(self) -> Mapping[str, int]:
@@ -79,7 +81,12 @@ def length_summary(lengths: np.ndarray) -> str:
 
 
 def sample_mixture(
-    name: str, split: str, count: int, seed: int, settings: Any = None
+    name: str,
+    split: str,
+    count: int,
+    seed: int,
+    settings: Any = None,
+    lengths: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[TaskSample]:
     """Draws the first examples of every task of a mixture.
 
@@ -89,32 +96,41 @@ def sample_mixture(
       count: number of examples of each task.
       seed: of the preprocessors' draws.
       settings: of the run; None for default settings.
+      lengths: task -> feature -> configured length, for tf.data preprocessors that ask for it;
+        nothing is cut. May lack tasks.
 
     Raises:
       ValueError: there is no such mixture, or a task yields nothing.
     """
     rates = seqio_bridge.rates(name, settings)
+    total = sum(rates.values())
     samples = []
     with substage("sampling", len(rates), "tasks") as stage:
         for task, rate in sorted(rates.items()):
-            share = rate / sum(rates.values())
-            samples.append(_sample_task(task, share, split, count, seed, settings))
+            own_lengths = (lengths or {}).get(task)
+            sample = _sample_task(task, rate / total, split, count, seed, settings, own_lengths)
+            samples.append(dataclasses.replace(sample, rate=rate))
             stage.advance()
     return samples
 
 
 def _sample_task(
-    name: str, share: float, split: str, count: int, seed: int, settings: Any
+    name: str,
+    share: float,
+    split: str,
+    count: int,
+    seed: int,
+    settings: Any,
+    lengths: Mapping[str, int] | None,
 ) -> TaskSample:
     """Draws the first examples of a task."""
     task = seqio.TaskRegistry.get(name)
     findings: list[Finding] = []
     weighted = seqio_bridge.weighted_tasks(name, split, settings)
     if weighted is None:
-        dataset = task.get_dataset(
-            sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1
-        )
-        examples = _collect(dataset.take(count).as_numpy_iterator(), name, count)
+        with collect() as found:
+            examples = _sequential_examples(name, split, count, seed, lengths)
+        findings += [dataclasses.replace(finding, task=name) for finding in found]
         num_records = task.source.num_input_examples(split)
     else:
         # Without TensorFlow around it, a mistake in the function has a short traceback.
@@ -143,6 +159,27 @@ def _collect(examples: Iterable[Example], name: str, count: int) -> list[Example
             collected.append(example)
             stage.advance()
     return collected
+
+
+def _sequential_examples(
+    name: str, split: str, count: int, seed: int, lengths: Mapping[str, int] | None
+) -> list[Example]:
+    """Returns the first examples of a task with tf.data preprocessors.
+
+    Raises:
+      ValueError: the preprocessors fail, for example because they need lengths.
+    """
+    try:
+        examples = seqio_bridge.examples_in_order(name, lengths, split, seed)
+        return _collect(itertools.islice(examples, count), name, count)
+    except ValueError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        advice = "" if lengths else "; give --lengths if its preprocessors need them"
+        raise ValueError(
+            f"{name} cannot be read, see above: {type(error).__name__}: {error}{advice}."
+        ) from error
 
 
 def _examples(task: WeightedTask, seed: int, findings: list[Finding]) -> Iterator[Example]:

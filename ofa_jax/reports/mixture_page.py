@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import seqio
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 from plotly import graph_objects
 
@@ -129,7 +130,7 @@ def _histogram(sample: TaskSample, lengths: Mapping[str, int]) -> str:
 def _shown(example: Example, vocabulary: seqio.Vocabulary, max_image_size: float) -> ShownExample:
     """Returns an example as the page shows it."""
     image = np.asarray(example.get("image", ()))
-    has_image = image.ndim == 3 and image.size > 0
+    has_image = image.ndim == 3 and image.size > 0 and image.shape[2] in (1, 3)
     own = getattr(vocabulary, "wrapped", None)
     boxes: dict[str, list[LabelledBox]] = {feature: [] for feature in FEATURES}
     if isinstance(own, OFAVocabulary):
@@ -138,7 +139,7 @@ def _shown(example: Example, vocabulary: seqio.Vocabulary, max_image_size: float
         instruction=vocabulary.decode([int(token) for token in example["inputs"]]),
         inputs=_tokens(example["inputs"], vocabulary),
         targets=_tokens(example["targets"], vocabulary),
-        image=data_uri(Image.fromarray(_visible(example))) if has_image else None,
+        image=data_uri(Image.fromarray(_visible(image, example))) if has_image else None,
         width=image.shape[1] if has_image else 0,
         height=image.shape[0] if has_image else 0,
         given_boxes=boxes["inputs"],
@@ -147,9 +148,16 @@ def _shown(example: Example, vocabulary: seqio.Vocabulary, max_image_size: float
     )
 
 
-def _visible(example: Example) -> np.ndarray:
-    """Returns the image with the pixels that the model sees as 0 in grey."""
-    image = np.array(example["image"])
+def _visible(image: np.ndarray, example: Example) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image with the pixels that the model sees as 0 in grey.
+
+    Other tasks may have grey images, or values in [0, 1] or, normalised, in [-1, 1].
+    """
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        start, scale = (-1.0, 127.5) if low < 0 else (0.0, 255.0 if high <= 1 else 1.0)
+        image = ((image - start) * scale).clip(0, 255).astype(np.uint8)
+    image = np.broadcast_to(image, (*image.shape[:2], 3)).copy()
     blank = example.get("blank_box")
     if blank is not None and len(blank):
         y0, x0, y1, x1 = map(int, blank)

@@ -1,12 +1,16 @@
 """The report of runs: what it contains, of one run, of several, and of damaged ones."""
 
+import dataclasses
+import json
 import re
 
 import numpy as np
 import pytest
-from report_files import PREDICTED, TRUE, json_in, write_run
+from report_files import PREDICTED, TRUE, grounding_example, json_in, write_run
 
+from ofa_jax.evaluation import gallery
 from ofa_jax.reports import curves, run_files, run_report
+from ofa_jax.utils import files
 from tools import report
 
 
@@ -103,3 +107,50 @@ def test_a_directory_without_a_run_is_refused_in_one_sentence(tmp_path, capsys, 
     error = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and "empty" in error and "\n" not in error
     assert not (tmp_path / "empty" / "report.html").exists()
+
+
+def write_validation_gallery(run, step, prediction):
+    """Writes a gallery as training does."""
+    folder = run / "galleries" / "test" / str(step)
+    folder.mkdir(parents=True)
+    example = dataclasses.replace(grounding_example(7), prediction=prediction)
+    files.write_json(folder / "visual_grounding.json", gallery.to_json([example]))
+
+
+@pytest.mark.parametrize("step, shown", [(2, 2), (3, 2), (4, 1)])
+def test_the_latest_gallery_is_shown_and_of_the_same_step_the_evaluations(tmp_path, step, shown):
+    run = write_run(tmp_path / "run")
+    write_validation_gallery(run, step, "of a validation")
+    (found,) = run_files.read_run(run).galleries
+    assert len(found.examples) == shown and found.step == max(step, 3)
+
+
+def test_galleries_of_earlier_versions_have_no_name_of_the_metric(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "evaluations" / "test" / "3" / "visual_grounding" / gallery.GALLERY_FILE
+    examples = json.loads(path.read_text())
+    for example in examples:
+        del example["metric"]
+    files.write_json(path, examples)
+    assert run_report.write_report([run]).read_text().count("<dt>metric</dt><dd>0.5</dd>") == 2
+
+
+def test_the_card_names_the_metric(tmp_path):
+    run = write_run(tmp_path / "run")
+    example = dataclasses.replace(grounding_example(0), metric="acc@0.5")
+    path = run / "evaluations" / "test" / "3" / "visual_grounding" / gallery.GALLERY_FILE
+    files.write_json(path, gallery.to_json([example]))
+    assert "<dt>acc@0.5</dt><dd>0.5</dd>" in run_report.write_report([run]).read_text()
+
+
+@pytest.mark.parametrize("content", [[{"index": 1}], {"a": 1}, [1]])
+def test_a_gallery_of_another_shape_is_left_out_and_named(tmp_path, content):
+    run = write_run(tmp_path / "run")
+    path = run / "evaluations" / "test" / "3" / "visual_grounding" / gallery.GALLERY_FILE
+    files.write_json(path, content)
+    found = run_files.read_run(run)
+    assert not found.galleries
+    assert found.damaged == [
+        "evaluations/test/3/visual_grounding/gallery.json is left out: it holds no examples of a "
+        "gallery"
+    ]

@@ -1,10 +1,14 @@
 """The output of `python -m tools.inspect_mixture`."""
 
+import functools
+import re
+
 import gin
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from official_files import write_official_files
 from shown_progress import assert_shown, every_line
 
 from ofa_jax.data import seqio_bridge
@@ -13,6 +17,7 @@ from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.reports import mixture_page
 from tools import inspect_mixture
 
 
@@ -154,3 +159,98 @@ def test_missing_tasks_and_data_are_reported_in_one_sentence(capsys):
             inspect_mixture.main(arguments)
         error = capsys.readouterr().err.strip()
         assert ended.value.code == 2 and sentence in error and "\n" not in error
+
+
+@pytest.fixture
+def plain_mixture():
+    """Registers a user's mixture that knows nothing of this project; returns its name."""
+    vocabulary = seqio.ByteVocabulary()
+
+    def dataset(split, shuffle_files, seed=None):
+        texts = {"question": ["what?", "x" * 60], "answer": ["<cat>", "é"]}
+        return tf.data.Dataset.from_tensor_slices(texts)
+
+    def within_length(dataset, sequence_length):
+        limit = sequence_length["inputs"]
+        return dataset.map(lambda example: {**example, "inputs": example["inputs"][:limit]})
+
+    rename = functools.partial(
+        seqio.preprocessors.rekey, key_map={"inputs": "question", "targets": "answer"}
+    )
+    steps = [rename, seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()]
+    tasks = {
+        "plain": [*steps, seqio.preprocessors.append_eos],
+        "plain_cut": [*steps, within_length, seqio.preprocessors.append_eos],
+    }
+    for name, preprocessors in tasks.items():
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(dataset, ["train"]),
+            preprocessors=preprocessors,
+            output_features={key: seqio.Feature(vocabulary) for key in ("inputs", "targets")},
+        )
+    seqio.MixtureRegistry.add("plain_mixture", [("plain", 3), ("plain_cut", 1)])
+    yield "plain_mixture"
+    seqio.MixtureRegistry.remove("plain_mixture")
+    for name in tasks:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_a_plain_seqio_mixture_is_shown_with_its_lengths(plain_mixture, page):
+    inspect_mixture.main([plain_mixture, "--lengths={'inputs': 8, 'targets': 4}"])
+    text = page.read_text()
+    cells = re.findall(r'<td class="number">([^<]*)</td>', text)
+    # Rate, share of examples, of target tokens, records: of both tasks.
+    assert cells[:8] == ["3", "75.0 %", "75.0 %", "?", "1", "25.0 %", "25.0 %", "?"]
+    # Lengths of 6 and 61 inputs, and of 6 and 3 targets; a half of each is cut.
+    assert cells[8:16] == [
+        *("34 / 58 / 61", "8", "50.0 %", "12.5 %"),
+        *("4 / 6 / 6", "4", "50.0 %", "12.5 %"),
+    ]
+    # Its preprocessor was given the configured length.
+    assert cells[16] == "8 / 9 / 9"
+    assert '<span title="id 63">&lt;</span>' in text and '<span title="id 1">[1]</span>' in text
+
+
+def test_preprocessors_that_need_lengths_are_refused_without(plain_mixture, capsys):
+    with pytest.raises(SystemExit) as ended:
+        inspect_mixture.main([plain_mixture])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2
+    assert last.startswith("error: plain_cut cannot be read, see above: TypeError")
+    assert last.endswith("give --lengths if its preprocessors need them.")
+
+
+def test_the_official_files_are_shown(golden, shared_golden, tmp_path, page):
+    folder = write_official_files(golden, tmp_path)
+    try:
+        inspect_mixture.main(
+            [
+                "ofa_pretrain_images",
+                "--gin_file=gin_configs/models/tiny.gin",
+                "--gin_file=gin_configs/runs/pretrain_ofa_tsv.gin",
+                "--gin.MODEL_DIR='unused'",
+                f"--gin.DATA_DIR='{folder}'",
+                f"--gin.BPE_DIR='{shared_golden / 'bpe'}'",
+            ]
+        )
+    finally:
+        gin.clear_config()
+    text = page.read_text()
+    (true, *others) = [
+        [float(number) for number in numbers]
+        for numbers in re.findall(
+            r'<rect class="true" x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)">', text
+        )
+    ]
+    assert others and min(true[2:]) > 0
+    assert "traffic light" in text and "… 257 tokens" not in text
+    assert re.search(r'<span title="id \d+">&lt;code_\d+&gt;</span>', text)
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+def test_images_of_other_types_are_shown_too(low, high):
+    values = np.linspace(low, high, 3, dtype=np.float32)[None, :, None]
+    shown = mixture_page._visible(values, {})
+    np.testing.assert_allclose(shown[0, :, 1], [0, 127, 255], atol=1)
+    assert shown.shape == (1, 3, 3) and shown.dtype == np.uint8
