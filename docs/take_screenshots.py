@@ -21,7 +21,7 @@ from playwright import sync_api
 
 from ofa_jax.reports import run_report
 
-WIDTH, HEIGHT = 1360, 1000
+WIDTH, HEIGHT = 1360, 1500
 TASKS = ("visual_grounding", "image_captioning", "image_infilling")
 MAX_BYTES = 300_000
 # Keeps the given galleries, and of each the first two and the last two cards.

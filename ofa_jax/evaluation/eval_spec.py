@@ -42,6 +42,8 @@ class EvalSpec:
       score_all: whether to score every candidate instead of searching among them.
       main_metric: the metric that selects the best checkpoint; the first one when None.
       max_image_size: pixels that the last location bin stands for.
+      example_metric: the metric that orders the examples of a gallery; when None, the main one, or
+        the first one that needs no corpus.
     """
 
     task: options.Name
@@ -53,6 +55,7 @@ class EvalSpec:
     score_all: bool = False
     main_metric: options.Name | None = None
     max_image_size: options.Positive = 512.0
+    example_metric: options.Name | None = None
 
     def __post_init__(self) -> None:
         if self.score_all and self.candidates is None:

@@ -140,10 +140,13 @@ class GalleryMaker:
         """Returns the metric of one example with its name; None without a reference.
 
         Metrics of a corpus say nothing of one example. Where the main metric is one of them, the
-        first value of the others takes its place.
+        spec's `example_metric` takes its place, or the first value of the others.
         """
-        metrics = tuple(metric for metric in self.spec.metrics if not inputs.needs_corpus(metric))
-        scores = compute_metrics(self.spec.replace(metrics=metrics), [line])
+        spec = self.spec.replace(
+            metrics=tuple(own for own in self.spec.metrics if not inputs.needs_corpus(own)),
+            main_metric=self.spec.example_metric or self.spec.main_metric,
+        )
+        scores = compute_metrics(spec, [line])
         if scores.main_metric is None:
             return None
         return Quality(scores.main_metric, scores.metrics[scores.main_metric])

@@ -99,6 +99,15 @@ def test_the_main_metric_is_shown_if_it_is_left(texts):
     assert found.rate(lines_of(texts, ["a"])[0]) == ("main", 1.0)
 
 
+def test_a_spec_may_order_its_examples_by_another_metric(texts):
+    found = maker_of(texts, lambda r, p: {"first": 0.0, "main": 1.0, "own": 0.5})
+    spec = found.spec.replace(main_metric="main", example_metric="own")
+    found = dataclasses.replace(found, spec=spec)
+    assert found.rate(lines_of(texts, ["a"])[0]) == ("own", 0.5)
+    captioning = pretraining_eval._captioning(None)
+    assert (captioning["main_metric"], captioning["example_metric"]) == ("cider_d", "noun_f1")
+
+
 def test_the_worst_come_first_then_the_best_then_those_without_a_reference(texts):
     lines = lines_of(texts, [str(value) for value in (5, 0, 0, 9, 3, 9, 4)], scores=[*range(7)])
     lines[4]["references"] = None
