@@ -35,7 +35,7 @@ from ofa_jax.inference.predictor_arguments import (
     naming_request,
     refuse_unused,
 )
-from ofa_jax.inference.prepared import Manner, PreparedRequest, make_batch, read_row
+from ofa_jax.inference.prepared import CallOptions, PreparedRequest, make_batch, read_row
 from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.inference.requests import Box, Request
 from ofa_jax.preprocessing import instructions as wordings
@@ -173,9 +173,9 @@ class Predictor:
           FileNotFoundError, ValueError: image, instruction, region or another argument cannot be
             used, or there is no output that the constraints allow.
         """
-        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
+        call = check_arguments(self.loaded, task, candidates, score_all, decoding)
         (prediction,) = self._predict(
-            [self._make_request(image, instruction, region)], self._num_shards, manner
+            [self._make_request(image, instruction, region)], self._num_shards, call
         )
         return prediction
 
@@ -208,7 +208,7 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: see `predict`; the message names the number of the request.
         """
-        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
+        call = check_arguments(self.loaded, task, candidates, score_all, decoding)
         pixels = list_images(images)
         texts = (
             [instructions] * len(pixels)
@@ -225,7 +225,7 @@ class Predictor:
         for number, request in enumerate(zip(pixels, texts, boxes, strict=True)):
             with naming_request(number):
                 batch.append(self._make_request(*request))
-        return self._predict(batch, self._batch_size, manner, is_batch=True)
+        return self._predict(batch, self._batch_size, call, is_batch=True)
 
     def _make_request(self, image: Any, instruction: Any, region: Any) -> Request:
         """Opens the image of a request and checks its instruction."""
@@ -264,8 +264,8 @@ class Predictor:
         Raises:
           FileNotFoundError, ValueError: see `predict`.
         """
-        manner = check_arguments(self.loaded, task, candidates, score_all, decoding)
-        prepared = self._prepare(self._make_request(image, instruction, region), manner)
+        call = check_arguments(self.loaded, task, candidates, score_all, decoding)
+        prepared = self._prepare(self._make_request(image, instruction, region), call)
         self._check_decodable(prepared)
         return prepared
 
@@ -288,18 +288,18 @@ class Predictor:
         """The requests that are decoded at once."""
         return self._batch_size
 
-    def _prepare(self, request: Request, manner: Manner) -> PreparedRequest:
+    def _prepare(self, request: Request, call: CallOptions) -> PreparedRequest:
         """Encodes a request."""
-        preset = self._find_preset(request.instruction, manner)
+        preset = self._find_preset(request.instruction, call)
         example, transform = requests.encode_request(request, self.loaded.processor, preset)
         length = self._padded_length(len(example["inputs"]))
-        return PreparedRequest(example, transform, preset, manner, length)
+        return PreparedRequest(example, transform, preset, call, length)
 
     def _predict(
         self,
         batch: Sequence[Request],
         batch_size: int,
-        manner: Manner,
+        call: CallOptions,
         is_batch: bool = False,
     ) -> list[Prediction]:
         """Groups requests by shape and preset, and decodes each group in batches."""
@@ -307,7 +307,7 @@ class Predictor:
         groups = collections.defaultdict(list)
         for index, request in enumerate(batch):
             with naming_request(index if is_batch else None):
-                prepared.append(self._prepare(request, manner))
+                prepared.append(self._prepare(request, call))
             groups[prepared[-1].group].append(index)
         for indices in groups.values():
             self._check_decodable(prepared[indices[0]])
@@ -326,8 +326,8 @@ class Predictor:
         self, batch: Sequence[PreparedRequest], num_rows: int
     ) -> list[Prediction | ValueError]:
         """Decodes requests of one group in a batch of `num_rows`, see `decode`."""
-        preset, manner = batch[0].preset, batch[0].manner
-        decoder = self._decoder(preset.decoding, manner.candidates, manner.score_all)
+        preset, call = batch[0].preset, batch[0].call
+        decoder = self._decoder(preset.decoding, call.candidates, call.score_all)
         decoded = decoder(self.loaded.variables, make_batch(batch, num_rows), self._num_batches)
         self._num_batches += 1
         found: list[Prediction | ValueError] = []
@@ -338,28 +338,28 @@ class Predictor:
                 found.append(error)
         return found
 
-    def _find_preset(self, instruction: str, manner: Manner) -> DecodePreset:
+    def _find_preset(self, instruction: str, call: CallOptions) -> DecodePreset:
         """Returns the preset of a request, with other decoding settings if they are given."""
         processor = self.loaded.processor
         preset = presets.find_preset(
-            manner.task or wordings.recognise_task(instruction),
+            call.task or wordings.recognise_task(instruction),
             processor,
             self.loaded.model.config,
             self._beam_size,
         )
         return presets.apply_options(
-            preset, manner.decoding, manner.candidates, processor.vocabulary, self._beam_size
+            preset, call.decoding, call.candidates, processor.vocabulary, self._beam_size
         )
 
     def _check_decodable(self, request: PreparedRequest) -> None:
         """Raises ValueError, before anything is compiled, for an output that is out of reach."""
-        preset, manner = request.preset, request.manner
-        key = preset.decoding, request.length, manner
+        preset, call = request.preset, request.call
+        key = preset.decoding, request.length, call
         if key not in self._decodable:
             presets.check_decodable(
                 preset,
-                manner.candidates,
-                manner.score_all,
+                call.candidates,
+                call.score_all,
                 request.length,
                 self.loaded.processor.vocabulary,
                 self.loaded.model.config,

@@ -11,7 +11,7 @@ from PIL import Image
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.inference import presets
 from ofa_jax.inference.loading import LoadedModel
-from ofa_jax.inference.prepared import Manner
+from ofa_jax.inference.prepared import CallOptions
 from ofa_jax.utils.excerpts import excerpt
 
 
@@ -21,7 +21,7 @@ def check_arguments(
     candidates: Iterable[str] | None,
     score_all: bool,
     decoding: DecodingConfig | None,
-) -> Manner:
+) -> CallOptions:
     """Checks how requests are to be decoded.
 
     Args:
@@ -46,7 +46,7 @@ def check_arguments(
     allowed = None if candidates is None else tuple(presets.format_candidates(candidates))
     if task is not None:
         presets.find_preset(task, loaded.processor, loaded.model.config)
-    return Manner(task, allowed, bool(score_all), decoding)
+    return CallOptions(task, allowed, bool(score_all), decoding)
 
 
 def refuse_unused(**arguments: Any) -> None:

@@ -15,7 +15,7 @@ from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.tokenizers.processor import Processor
 
 
-class Manner(NamedTuple):
+class CallOptions(NamedTuple):
     """How requests are decoded, see `Predictor.predict`; the candidates are formatted."""
 
     task: str | None
@@ -32,14 +32,14 @@ class PreparedRequest:
       example: see `data.features`.
       transform: from the model's image to the given one; None without an image.
       preset: how it is decoded.
-      manner: what the user set.
+      call: the options of the call that made it.
       length: tokens to which the instruction is padded.
     """
 
     example: Example
     transform: BoxTransform | None
     preset: DecodePreset
-    manner: Manner
+    call: CallOptions
     length: int
 
     @property
@@ -55,8 +55,8 @@ class PreparedRequest:
     @property
     def group(self) -> Hashable:
         """Equal for requests that one batch can hold."""
-        manner = self.manner
-        return self.preset, self.length, self.has_image, manner.candidates, manner.score_all
+        call = self.call
+        return self.preset, self.length, self.has_image, call.candidates, call.score_all
 
 
 def make_batch(batch: Sequence[PreparedRequest], num_rows: int) -> dict[str, np.ndarray]:

@@ -413,7 +413,7 @@ class PredictionQueue:
 
     def _forget_programs(self, prepared: Any) -> None:
         """Drops all compiled programs once too many lists of candidates have had theirs."""
-        if getattr(getattr(prepared, "manner", None), "candidates", None) is None:
+        if getattr(getattr(prepared, "call", None), "candidates", None) is None:
             return
         self._candidate_lists.add(prepared.group)
         if len(self._candidate_lists) > _MAX_CANDIDATE_LISTS:
