@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests: JAX on CPU, golden numbers, a small model and data set."""
 
+import fcntl
 import functools
 import gc
 import importlib.metadata
@@ -192,9 +193,13 @@ def small_scenes(tmp_path_factory) -> pathlib.Path:
     """Returns a data folder (a `--data_dir`) with a few scenes of 64 pixels."""
     from tools import build_scenes
 
-    folder = tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers: one builds the scenes, the others wait
     options = build_scenes.BuildOptions(
         num_train=150, num_validation=8, num_test=4, vocab_size=800, num_codes=32, image_size=64
     )
-    build_scenes.build(folder, options, num_workers=2)
-    return folder
+    with (folder / "small_scenes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_scenes.build(folder / "small_scenes", options, num_workers=2)
+    return folder / "small_scenes"
