@@ -98,8 +98,9 @@ class HostGuard:
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Returns whether a page's origin is this server."""
-        origin_host = origin.partition("://")[2]
-        return "*" in self._names or origin_host.casefold() == host.casefold()
+        own = origin.partition("://")[2].casefold()
+        allowed = "*" in self._names or _without_port(own) in self._names
+        return allowed or own == host.casefold()
 
     def _is_allowed(self, host: str) -> bool:
         """Returns whether the name in a Host header is this server's."""

@@ -7,9 +7,10 @@ a request is counted while it arrives.
 import collections
 import dataclasses
 import ipaddress
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -100,6 +101,15 @@ def decode_upload(
         # The message of the library names options that a client does not have.
         what = str(error).partition(" (DecodeOptions")[0].removeprefix("its ")
         raise TooLargeError(f"The {what}: send a smaller one.") from None
+
+
+def check_pixels(size: Sequence[int], limits: Limits) -> None:
+    """Raises TooLargeError for an image of (width, height) that has too many pixels."""
+    if math.prod(size) > limits.max_image_pixels:
+        raise TooLargeError(
+            f"The image has {' x '.join(map(str, size))} pixels; the limit is "
+            f"{limits.max_image_pixels:,}: send a smaller one."
+        )
 
 
 def check_text(name: str, text: str, limits: Limits) -> None:

@@ -310,6 +310,9 @@ class PredictionQueue:
                 f"The image is a {type(image).__name__}; give the content of a file, a PIL image, "
                 "an array uint8 [height, width, 3], or None."
             )
+        elif image is not None:
+            size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+            serving_limits.check_pixels(size, self.limits)
         return self.predictor.prepare(
             image,
             request.instruction,

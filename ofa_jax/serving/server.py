@@ -53,7 +53,7 @@ def serve(
     listener = open_listener(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = DrainingServer(app, queue, lambda: announce(f"Serving at {url}"), drain_timeout_s)
-    with contextlib.closing(listener), _signals_end_no_process():
+    with contextlib.closing(listener), _stopped_by_signals(server, queue):
         server.run(sockets=[listener])
     return queue.drain(timeout=0 if server.force_exit else _SECONDS_FOR_RESPONSES)
 
@@ -138,14 +138,20 @@ class DrainingServer(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _signals_end_no_process() -> Iterator[None]:
-    """Keeps the signals, which uvicorn raises once more when it has stopped, from ending us."""
+def _stopped_by_signals(server: uvicorn.Server, queue: PredictionQueue) -> Iterator[None]:
+    """Lets signals stop the server before it runs, too, and not end the process after it.
+
+    uvicorn has handlers of its own while it runs, and raises the signals once more at the end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def stop(*_: object) -> None:
+        queue.stop_accepting()
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -1,19 +1,23 @@
 """A predictor that repeats the instruction, and a server with it.
 
     python tests/helpers/stub_server.py SECONDS_PER_BATCH MAX_WAITING [RATE]
+    python tests/helpers/stub_server.py RUN_DIRECTORY MAX_WAITING [RATE]
 
-It prints the line with its address, and at the end the counts of its queue as JSON.
+With a run directory it is the server of a real predictor. It prints the line with its address, and
+at the end the counts of its queue as JSON.
 """
 
 import dataclasses
 import http.client
 import json
+import pathlib
 import sys
 import threading
 import time
 
 import numpy as np
 
+import ofa_jax
 from ofa_jax.inference.predictions import Prediction
 
 
@@ -90,10 +94,14 @@ def main():
     from ofa_jax.serving.prediction_queue import PredictionQueue
     from ofa_jax.serving.server import serve
 
-    seconds, max_waiting = float(sys.argv[1]), int(sys.argv[2])
+    source, max_waiting = sys.argv[1], int(sys.argv[2])
+    if pathlib.Path(source).is_dir():
+        predictor = ofa_jax.Predictor(source, batch_size=8, source_lengths=(32,), beam_size=3)
+    else:
+        predictor = StubPredictor(float(source))
     rate = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     limits = Limits(requests_per_second=rate)
-    queue = PredictionQueue(StubPredictor(seconds), limits=limits, max_waiting=max_waiting)
+    queue = PredictionQueue(predictor, limits=limits, max_waiting=max_waiting)
     drained = serve(make_app(queue), queue, port=0, announce=lambda line: print(line, flush=True))
     print(json.dumps(dataclasses.asdict(queue.counts) | {"drained": drained}), flush=True)
 

@@ -248,6 +248,8 @@ def test_a_name_of_the_server_can_be_allowed(serving, stub):
     port = serving(PredictionQueue(stub), allowed_hosts=["demo.example"])
     assert send(port, None, "GET", "/health", {"Host": "demo.example:80"})[0] == 200
     assert send(port, None, "GET", "/health", {"Host": "other.example"})[0] == 403
+    origin = {"Host": "127.0.0.1:80", "Origin": "https://demo.example"}  # behind a proxy
+    assert send(port, None, "GET", "/health", origin)[0] == 200
 
 
 # ------------------------------------------------------------------------- clients that go away

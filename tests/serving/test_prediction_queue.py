@@ -175,6 +175,8 @@ def test_long_texts_and_lists_are_refused():
     for request in (
         PredictionRequest("a" * 11),
         PredictionRequest("a", candidates=["a", "b", "c"]),
+        PredictionRequest("a", Image.new("L", (6000, 5000))),
+        PredictionRequest("a", np.broadcast_to(np.uint8(0), (6000, 5000, 3))),
         PredictionRequest("a", candidates=["a" * 1000]),
     ):
         with pytest.raises(TooLargeError, match="the limit is"):

@@ -143,6 +143,7 @@ def test_images_of_100_megapixels_take_no_memory():
         assert send(server.port, {"instruction": "a"})[0] == 200
 
 
+@pytest.mark.slow
 def test_waiting_requests_hold_no_images():
     """Sixty images of 1.9 MB wait as arrays of 48 x 48 pixels, behind a batch of a second.
 
@@ -191,7 +192,9 @@ def test_clients_that_are_killed_in_the_middle_leave_nothing_behind():
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_what_was_accepted(number):
     with Server(0.4, 256) as server, concurrent.futures.ThreadPoolExecutor(30) as threads:
         texts = [f"client {index}" for index in range(30)]
@@ -219,3 +222,44 @@ def test_a_port_that_is_taken_is_a_sentence():
             open_listener("127.0.0.1", port)
     with pytest.raises(OSError, match="cannot be used"):
         open_listener("192.0.2.1", 8000)
+
+
+@pytest.mark.slow
+def test_200_clients_share_a_real_model_in_the_same_memory(run_directory, image):
+    """Mixes tasks, images and bad requests; every accepted one is answered, as often as asked.
+
+    After two rounds everything is compiled. A round answers 125 requests, so four more rounds that
+    kept 160 KiB of each, such as its image at the size of the request, would exceed the bound.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    kinds = [
+        {"instruction": 'which region does the text "a red apple" describe?', "image": encoded},
+        {"task": "image_captioning", "image": encoded},
+        {"instruction": "is it red?", "image": encoded, "candidates": ["yes", "no"]},
+        {"instruction": 'what is the complete text of "the <mask>"?'},
+        {"task": "image_infilling", "image": encoded},
+        {"instruction": "what?", "image": base64.b64encode(b"text").decode()},
+        {"instruction": "what?", "image": encoded, "region": [0, 0, 5000, 1]},
+        {"instruction": ""},
+    ]
+
+    def client(number):
+        return send(server.port, kinds[number % len(kinds)], timeout=300)
+
+    with Server(run_directory, 256) as server:
+        for _ in range(2):
+            at_once(CLIENTS, client)
+        before = server.memory()
+        for _ in range(4):
+            found = at_once(CLIENTS, client)
+            for number, (status, _, answer) in enumerate(found):
+                assert status == (200 if number % len(kinds) < 5 else 400), answer
+            for kind in range(5):  # the same request, the same answer, in whatever batch
+                texts = {found[n][2]["answer"] for n in range(kind, CLIENTS, len(kinds))}
+                assert len(texts) == 1
+        assert server.memory() - before < (80 << 20)
+        code, counts, errors = server.stop()
+    assert code == 0 and counts["answered"] == counts["accepted"] == 6 * CLIENTS * 5 // 8, errors
+    assert counts["failed"] == counts["refused"] == 0
