@@ -61,7 +61,7 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
         metrics=(*map(_OfCaptions, captions.METRICS), score_nouns),
         decoding=DecodingConfig(max_length=_LONGEST_CAPTION, no_repeat_ngram_size=3),
         main_metric="cider_d",
-        # A wrong noun after "a picture of a" has four of five words in common with the truth.
+        # With a wrong noun, a short caption still has four of five words in common with the truth.
         example_metric="noun_f1",
     )
 

@@ -76,7 +76,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that refuses new requests as soon as it is told to stop."""
+    """A server that refuses new requests as soon as it begins to stop."""
 
     def __init__(
         self,
