@@ -54,6 +54,7 @@ _FIELDS = {
     "regions": {**_IMAGE, **_REGIONS},
     "objects": {**_IMAGE, **_OBJECTS},
     "images": _IMAGE,
+    "all": {**_IMAGE, **_OBJECTS, **_REGIONS, **_CAPTIONS, **_QUESTIONS},
     "text": {"id": "string", "text": "string"},
 }
 
@@ -110,7 +111,8 @@ class Scenes:
         """Returns random access to the records of a split.
 
         Args:
-          kind: "captions", "pairs", "questions", "regions", "objects", "images" or "text".
+          kind: "captions", "pairs", "questions", "regions", "objects", "images", "all"
+            or "text".
           split: one of `splits`.
 
         Returns:
@@ -122,6 +124,7 @@ class Scenes:
             regions    phrases list[str], phrase_boxes float32[P, 4]; true_phrases list[str],
                        true_phrase_boxes float32[Q, 4]
             objects    object_labels list[str], object_boxes float32[K, 4]
+            all        the fields of all kinds
           text records have id and text. Boxes are x0 y0 x1 y1 in pixels.
         """
         _check_name("kind of record", kind, tuple(_FIELDS))
