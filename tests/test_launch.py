@@ -290,29 +290,32 @@ def test_compiled_programs_are_cached_unless_the_environment_disables_it(monkeyp
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-@pytest.mark.parametrize("former", [False, True])
-def test_a_staged_run_continues_in_the_directories_of_earlier_versions(tmp_path, former):
+@pytest.mark.parametrize("kind", ["first", "full"])
+def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, kind):
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
     (tmp_path / "launch" / "environment.sh").write_text('python() { echo "$@"; }\n')
-    names = ["names", "agreement", "statements", "which"]
-    folders = [f"runs/mine_{name}" for name in names]
-    for folder in folders if former else []:
-        (tmp_path / folder).mkdir(parents=True)
-    if not former:
-        stages = ["stage1_nouns", "stage2_matching", "stage3_questions", "stage4_regions"]
-        folders = [f"runs/mine_full_{stage}" for stage in stages]
+    arguments = ["full"] * (kind == "full") + ["--gin.MODEL_DIR='runs/mine'"]
     done = subprocess.run(
-        ["bash", "launch/local.sh", "full", "--gin.MODEL_DIR='runs/mine_full'"],
+        ["bash", "launch/local.sh", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        env={**os.environ, "OFA_DATA_DIR": "mydata"},
     )
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("-m ofa_jax.train")]
-    assert len(lines) == 5
-    for line, folder in zip(lines, folders, strict=False):
-        assert line.endswith(f"--gin.MODEL_DIR='{folder}'")
-    for line, folder in zip(lines[1:], folders, strict=True):
-        assert f"--gin.INITIAL_CHECKPOINT_PATH='{folder}'" in line
-    assert done.stdout.endswith(f"--stage_dirs {' '.join(folders)}\n")
+    modules = [line.split()[1] for line in done.stdout.splitlines()]
+    expected = ["tools.build_scenes", "tools.pretrain_encoder", "ofa_jax.train"]
+    expected += ["tools.report_scenes"] * (kind == "full") + ["tools.summarise_scenes"]
+    assert modules == expected
+    lines = dict(zip(modules, done.stdout.splitlines(), strict=True))
+    encoder = {"first": "mydata/scenes/encoder", "full": "mydata/scenes/encoder_full"}[kind]
+    assert f"--output={encoder} " in lines["tools.pretrain_encoder"]
+    assert f"--gin.INITIAL_CHECKPOINT_PATH='{encoder}'" in lines["ofa_jax.train"]
+    assert lines["ofa_jax.train"].endswith("--gin.MODEL_DIR='runs/mine'")
+    gin_file = lines["ofa_jax.train"].split("--gin_file=")[1].split()[0]
+    assert (ROOT / gin_file).is_file()
+    summary = lines["tools.summarise_scenes"]
+    assert f"--model_dir=runs/mine --kind={kind} " in summary
+    command = " ".join(["bash launch/local.sh", *arguments])
+    assert f"--train_command={command} --started=" in summary

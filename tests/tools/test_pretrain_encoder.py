@@ -168,9 +168,7 @@ def test_the_command_writes_an_initial_checkpoint_and_keeps_it(small_scenes, tmp
     assert pretrain_encoder.main(arguments) == 0
     assert "it is right about" in capsys.readouterr().out
     vocabulary = Scenes(str(small_scenes)).vocabulary(num_bins=64)
-    model = OFAConfig.scenes(
-        vocab_size=vocabulary.vocab_size, encoder_layers=1, decoder_layers=1
-    )
+    model = OFAConfig.scenes(vocab_size=vocabulary.vocab_size, encoder_layers=1, decoder_layers=1)
     assert WarmStart.open(str(output), model).config == model
     assert [path.name for path in output.parent.iterdir()] == ["encoder"]
     assert pretrain_encoder.main(arguments) == 0
