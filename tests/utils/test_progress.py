@@ -419,3 +419,17 @@ def test_an_interrupted_command_leaves_no_lines_without_a_terminal():
         [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (130, "Stopped (Ctrl-C).\n")
+
+
+def test_a_tool_shows_its_work_on_a_terminal_and_leaves_its_result(tmp_path):
+    (tmp_path / "texts.txt").write_text("red apple, blue sky\n" * 50)
+    output = tmp_path / "vocabulary.json"
+    code, shown = run_on_terminal(
+        "-m tools.train_tokenizer",
+        f"--input={tmp_path / 'texts.txt'}",
+        "--vocab_size=260",
+        f"--output={output}",
+        columns=200,
+    )
+    assert code == 0 and "learning the vocabulary" in shown and "MB/s" in shown
+    assert screen(shown) == [f"Wrote {output}."]
