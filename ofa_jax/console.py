@@ -1,4 +1,4 @@
-"""The console commands `ofa-train`, `ofa-evaluate`, `ofa-infer` and `ofa-plan`.
+"""The console commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan` and `ofa-demo`.
 
 Each runs its module as `python -m ofa_jax.NAME` would.
 """
@@ -6,7 +6,7 @@ Each runs its module as `python -m ofa_jax.NAME` would.
 import runpy
 import sys
 
-__all__ = ["evaluate", "infer", "plan", "train"]
+__all__ = ["demo", "evaluate", "infer", "plan", "train"]
 
 
 def train() -> None:
@@ -29,6 +29,11 @@ def plan() -> None:
     _run("plan")
 
 
+def demo() -> None:
+    """Runs `ofa-demo`."""
+    _run("demo")
+
+
 def _run(name: str) -> None:
     """Runs an entry point; exits with a sentence if the packages of its extra are missing."""
     try:
@@ -37,7 +42,7 @@ def _run(name: str) -> None:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "ofa_jax", "tasks", "tools"):
             raise  # a mistake of ours
-        extra = "plan" if name == "plan" else "train"
+        extra = name if name in ("plan", "demo") else "train"
         print(
             f"error: ofa-{name} needs the Python package {missing!r}, which is not installed: "
             f"install ofa_jax with its extra {extra!r}, e.g. `pip install '.[{extra}]'` in the "

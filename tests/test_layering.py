@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENTRY_POINTS = ("train", "evaluate", "infer", "plan")
+ENTRY_POINTS = ("train", "evaluate", "infer", "plan", "demo")
 LAYERS = (
     "utils",
     "tokenizers",

@@ -99,6 +99,15 @@ def read_run(path: pathlib.Path, name: str | None = None) -> RunFiles:
     return run
 
 
+def read_galleries(path: pathlib.Path) -> Sequence[Gallery]:
+    """Returns the galleries of the latest step of each split and task; damaged ones are left out.
+
+    Args:
+      path: of a run directory; there may be none in it.
+    """
+    return _Reader(path).galleries()
+
+
 class _Reader:
     """Reads the files of a run directory and collects sentences about damaged ones."""
 

@@ -7,4 +7,10 @@ http_app          the endpoint `POST /predict`
 http_guards       the host, the size and the rate of requests, before they are read
 api_page          the page that describes the endpoint
 server            runs an application until it is stopped, and then answers what it accepted
+demo_page         the page in the browser, over the same queue
+demo_answers      its answers as HTML
+demo_server       what `ofa-demo` runs
+page_examples     questions to begin with, from the run's galleries
+page_guard        what of Gradio is served
+uploads           the images on the page
 """
