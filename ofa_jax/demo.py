@@ -70,9 +70,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="127.0.0.1",
         help="the address to listen at; 0.0.0.0 lets every machine of the network in (%(default)s)",
     )
-    parser.add_argument(
-        "--port", type=int, default=_PORT, help="0 for any free one (%(default)s)"
-    )
+    parser.add_argument("--port", type=int, default=_PORT, help="0 for any free one (%(default)s)")
     parser.add_argument(
         "--allowed_host",
         action="append",

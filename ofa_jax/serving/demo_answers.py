@@ -103,7 +103,9 @@ def _images(
         return [("generated image", data_uri(made))]
     side, hidden = infill
     # The preview is turned and composed as the model sees it.
-    whole = crop_square(image_files.decode(decode_data_uri(upload.preview))).resize((side, side), Image.Resampling.BICUBIC)
+    whole = crop_square(image_files.decode(decode_data_uri(upload.preview))).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     corner = (side - hidden) // 2
     seen, filled = whole.copy(), whole.copy()
     seen.paste((128, 128, 128), (corner, corner, corner + hidden, corner + hidden))

@@ -47,6 +47,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _ANY_TASK = ""
 _MAX_CONCURRENT = 64
 _CANDIDATES = {"image_text_matching": "yes\nno", "snli_ve": "yes\nno\nmaybe"}
+_ABOUT_REGIONS = (None, "grounded_captioning", "visual_question_answering")
+_UNUSED_REGION = "The box was not used: this instruction is about the whole image."
 _FIRST_INSTRUCTION = fields.EXAMPLE_INSTRUCTIONS["image_captioning"]
 
 
@@ -216,9 +218,7 @@ class _Page:
             }
             ask.click(**asking)
             instruction.submit(**asking)
-        blocks.queue(
-            max_size=self._queue.max_waiting, default_concurrency_limit=_MAX_CONCURRENT
-        )
+        blocks.queue(max_size=self._queue.max_waiting, default_concurrency_limit=_MAX_CONCURRENT)
         return blocks
 
     def script(self) -> str:
@@ -280,10 +280,15 @@ class _Page:
         try:
             upload, region = self._parse_question(question)
             task_name = task or instructions.recognise_task(instruction or "")
+            unused = region is not None and not _is_about_region(instruction or "", task_name)
+            region = None if unused else region
             request = _make_request(upload, region, task, instruction, candidates, score_all)
             loop = asyncio.get_running_loop()
             future = await loop.run_in_executor(self._threads, self._queue.submit, request)
             prediction = await asyncio.wrap_future(future)
+            if unused:
+                warnings = (*prediction.warnings, _UNUSED_REGION)
+                prediction = dataclasses.replace(prediction, warnings=warnings)
             return await loop.run_in_executor(
                 self._threads,
                 demo_answers.answer,
@@ -325,10 +330,10 @@ class _Page:
     async def take_image(self, request: Request) -> Response:
         """Answers an image with its key, size and preview, or with a sentence."""
         try:
-            async with self._bodies.read(request) as body:
-                upload = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._store.add, body
-                )
+            body = await self._bodies.read(request)
+            upload = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._store.add, body
+            )
             return json_response(_as_json(upload))
         except HttpError as error:
             await discard_body(request)
@@ -348,6 +353,11 @@ def _as_json(upload: Upload) -> dict[str, Any]:
         "width": upload.width,
         "height": upload.height,
     }
+
+
+def _is_about_region(instruction: str, task: str | None) -> bool:
+    """Returns whether a box belongs into an instruction; other tasks never saw one in training."""
+    return instructions.REGION in instruction or task in _ABOUT_REGIONS
 
 
 def _make_request(

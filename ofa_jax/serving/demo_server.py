@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 
+from ofa_jax.inference.job import print_line
 from ofa_jax.inference.predictor import Predictor
 from ofa_jax.interop import vqgan_file
 from ofa_jax.serving import fields
@@ -39,7 +39,7 @@ class DemoServer:
     host: str
     port: int
 
-    def run(self, announce: Callable[[str], None] = functools.partial(print, flush=True)) -> bool:
+    def run(self, announce: Callable[[str], None] = print_line) -> bool:
         """Serves until SIGTERM or Ctrl-C, and compiles the program of captions meanwhile.
 
         Args:

@@ -18,7 +18,12 @@ window.ofaDemo = (() => {
     at("ofa-remove").hidden = !image;
     at("ofa-region").hidden = !image;
     if (image) {
-      at("ofa-preview").src = image.preview;
+      const preview = at("ofa-preview"), stage = at("ofa-stage");
+      preview.src = image.preview;
+      // Small images are enlarged, and none is higher than the form beside it.
+      stage.style.maxWidth = `${Math.max(1, Math.round(420 * image.width / image.height))}px`;
+      preview.style.aspectRatio = `${image.width} / ${image.height}`;
+      preview.style.width = "100%";
       at("ofa-overlay").setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
       at("ofa-size").textContent = `${image.width} × ${image.height} pixels`;
     } else {
