@@ -13,11 +13,12 @@
 | `checkpoints`, `interop` | our checkpoints, and those of fairseq and Hugging Face |
 | `sharding`, `planning` | device meshes; memory and time of a run on hardware you do not have |
 | `scenes` | the embedded data set |
+| `serving` | the queue of requests, the HTTP endpoint and the demo page |
 | `cli`, `utils` | what the entry points share |
 
-The entry points are the modules `train`, `evaluate`, `infer` and `plan`, also installed as
-`ofa-train`, `ofa-evaluate`, `ofa-infer` and `ofa-plan`. Importing this package imports none of the
-above; `ofa_jax.Predictor` is imported on first use.
+The entry points are the modules `train`, `evaluate`, `infer`, `plan` and `demo`, also installed as
+`ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan` and `ofa-demo`. Importing this package
+imports none of the above; `ofa_jax.Predictor` is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

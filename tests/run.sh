@@ -7,6 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+# What only the demo needs, without its bound on Pillow; see there.
+python -c 'import gradio, uvicorn' 2> /dev/null ||
+  pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 
 if [[ "${1:-}" == fuzz ]]; then
   export PYTHONPATH="tests:tests/helpers:.${PYTHONPATH:+:$PYTHONPATH}"

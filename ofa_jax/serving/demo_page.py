@@ -199,13 +199,15 @@ class _Page:
                     shown = gradio.HTML("", elem_id="ofa-answer")
             gradio.HTML(self._examples_html())
             question = gradio.Textbox("", visible=False)
-            chosen = gradio.Textbox("", visible="hidden", elem_id="ofa-chosen")
+            chosen = gradio.Textbox("", visible=False)
+            load = gradio.Button("Load", visible="hidden", elem_id="ofa-load")
             private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             task.input(self._on_task, [task], [instruction, candidates, score_all], **private)
-            chosen.input(
+            load.click(
                 self._on_example,
                 [chosen],
                 [task, instruction, candidates, score_all, shown],
+                js="() => window.ofaDemo.example()",
                 **private,
             )
             asking: dict[str, Any] = {
@@ -265,10 +267,9 @@ class _Page:
 
     def _on_example(self, chosen: str) -> tuple[str, str, str, bool, str]:
         """Returns what the form shows for an example."""
-        number = chosen.partition(" ")[0]
-        if not number.isdecimal() or int(number) >= len(self._examples):
+        if not chosen.isdecimal() or int(chosen) >= len(self._examples):
             return _ANY_TASK, "", "", False, ""
-        example, _ = self._examples[int(number)]
+        example, _ = self._examples[int(chosen)]
         allowed = _CANDIDATES.get(example.task, "")
         return example.task, example.instruction, allowed, bool(allowed), ""
 
@@ -330,10 +331,10 @@ class _Page:
     async def take_image(self, request: Request) -> Response:
         """Answers an image with its key, size and preview, or with a sentence."""
         try:
-            body = await self._bodies.read(request)
-            upload = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._store.add, body
-            )
+            async with self._bodies.read(request) as body:
+                upload = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._store.add, body
+                )
             return json_response(_as_json(upload))
         except HttpError as error:
             await discard_body(request)

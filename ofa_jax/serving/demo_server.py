@@ -48,6 +48,7 @@ class DemoServer:
         Returns:
           Whether everything that was accepted has been answered.
         """
+        warming: list[concurrent.futures.Future[Any]] = []
 
         def say_started(line: str) -> None:
             announce(line)
@@ -55,9 +56,12 @@ class DemoServer:
                 "Captions are being compiled now; the first question of another kind waits for "
                 "its own program. Ctrl-C ends the demo."
             )
-            self.warm_up()
+            warming.append(self.warm_up())
 
-        return serve(self.app, self.queue, host=self.host, port=self.port, announce=say_started)
+        drained = serve(self.app, self.queue, host=self.host, port=self.port, announce=say_started)
+        # Nobody waits for the answer of the warm-up.
+        only_warming = self.queue.num_open == 1 and any(not one.done() for one in warming)
+        return drained or only_warming
 
     def warm_up(self) -> "concurrent.futures.Future[Any]":
         """Puts a question about a grey image into the queue, whose answer nobody waits for."""

@@ -48,7 +48,12 @@ def shown(instruction, boxes=(), image=True):
         "image": data_uri(Image.new("RGB", (768, 384)), 384) if image else None,
         "width": 768,
         "height": 384,
+        "index": 0,
+        "id": "record",
         "instruction": instruction,
+        "prediction": "a dog",
+        "score": -1.0,
+        "quality": None,
         "target": "a cat",
         "given_boxes": [{"corners": list(box), "label": ""} for box in boxes],
     }
@@ -62,7 +67,10 @@ def test_examples_are_those_of_the_galleries(tmp_path):
     galleries = {
         "grounded_captioning": [shown(region, [(100, 50, 200, 800)])],
         "image_captioning": [shown(f"number {number}") for number in range(9)],
-        "text_infilling": [shown("text <mask>", image=False), {"image": "https://elsewhere"}],
+        "text_infilling": [
+            shown("text <mask>", image=False),
+            shown("") | {"image": "https://elsewhere"},
+        ],
         "my_task": [shown("mine")],
     }
     for task, examples in galleries.items():
@@ -110,6 +118,7 @@ def test_missing_gradio_is_one_sentence():
     assert "pip install 'ofa_jax[demo]'" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # loads everything once more
 def test_the_command_serves_until_it_is_told_to_stop(run_directory):  # noqa: F811
     pytest.importorskip("gradio", reason="Gradio is not installed (the extra demo)")
     command = [sys.executable, "-m", "ofa_jax.demo", str(run_directory), "--port=0"]

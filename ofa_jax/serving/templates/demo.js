@@ -1,6 +1,6 @@
 // The image and the box on it. Gradio's own parts ask `ofaDemo.question()` what is asked about.
 window.ofaDemo = (() => {
-  const state = {image: null, region: null};
+  const state = {image: null, region: null, example: ""};
   const limits = JSON.parse("__LIMITS__");
   const examples = JSON.parse("__EXAMPLES__");
   const at = (id) => document.getElementById(id);
@@ -123,13 +123,13 @@ window.ofaDemo = (() => {
     if (!chosen) return;
     const example = examples[Number(chosen.dataset.example)];
     show(example.image, example.region);
-    const field = document.querySelector("#ofa-chosen textarea, #ofa-chosen input");
-    field.value = `${chosen.dataset.example} ${Date.now()}`;  // so that it changes each time
-    field.dispatchEvent(new Event("input", {bubbles: true}));
+    state.example = chosen.dataset.example;
+    document.querySelector("#ofa-load button, button#ofa-load").click();
     at("ofa-viewer").scrollIntoView({behavior: "smooth", block: "nearest"});
   });
 
   return {
+    example: () => state.example,
     question: () => JSON.stringify({
       key: state.image && state.image.key,
       region: state.region && state.region.map((x) => Number.isFinite(x) ? x : null),
