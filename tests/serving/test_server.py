@@ -228,8 +228,8 @@ def test_a_port_that_is_taken_is_a_sentence():
 def test_200_clients_share_a_real_model_in_the_same_memory(run_directory, image):
     """Mixes tasks, images and bad requests; every accepted one is answered, as often as asked.
 
-    After two rounds everything is compiled. A round answers 125 requests, so four more rounds that
-    kept 160 KiB of each, such as its image at the size of the request, would exceed the bound.
+    At first everything is compiled. A round answers 125 requests, so three more rounds that kept
+    220 KiB of each would exceed the bound of 80 MiB.
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -249,10 +249,12 @@ def test_200_clients_share_a_real_model_in_the_same_memory(run_directory, image)
         return send(server.port, kinds[number % len(kinds)], timeout=300)
 
     with Server(run_directory, 256) as server:
+        for kind in range(len(kinds)):  # alone, and then in batches
+            client(kind)
         for _ in range(2):
             at_once(CLIENTS, client)
         before = server.memory()
-        for _ in range(4):
+        for _ in range(3):
             found = at_once(CLIENTS, client)
             for number, (status, _, answer) in enumerate(found):
                 assert status == (200 if number % len(kinds) < 5 else 400), answer
@@ -261,5 +263,6 @@ def test_200_clients_share_a_real_model_in_the_same_memory(run_directory, image)
                 assert len(texts) == 1
         assert server.memory() - before < (80 << 20)
         code, counts, errors = server.stop()
-    assert code == 0 and counts["answered"] == counts["accepted"] == 6 * CLIENTS * 5 // 8, errors
+    assert code == 0 and counts["answered"] == counts["accepted"], errors
+    assert counts["accepted"] == 5 + 5 * CLIENTS * 5 // 8
     assert counts["failed"] == counts["refused"] == 0
