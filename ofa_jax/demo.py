@@ -12,6 +12,7 @@ arguments, reported in one sentence.
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -33,10 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         chosen = _parse(arguments)
         cache_compiled_programs()
         platforms.skip_missing_tpu()
-        try:
-            from ofa_jax.serving import demo_server
-        except ModuleNotFoundError as error:
-            raise _explain_missing(error) from error
+        _check_packages()
+        from ofa_jax.serving import demo_server
+
         server = demo_server.prepare(
             chosen.checkpoint,
             host=chosen.host,
@@ -125,15 +125,14 @@ def _flags(
     """Declares what the flags may be."""
 
 
-def _explain_missing(error: ModuleNotFoundError) -> Exception:
-    """Returns a sentence for a package of the extra `demo`; the error itself for another."""
-    missing = (error.name or "").partition(".")[0]
-    if missing not in _PACKAGES:
-        return error
-    return errors.ConfigError(
-        f"ofa-demo needs the Python package {missing!r}, which is not installed: run "
-        "`pip install 'ofa_jax[demo]'`."
-    )
+def _check_packages() -> None:
+    """Raises ConfigError if a package of the extra `demo` is not installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.ConfigError(
+            f"ofa-demo needs the Python package {missing[0]!r}, which is not installed: run "
+            "`pip install 'ofa_jax[demo]'`."
+        )
 
 
 if __name__ == "__main__":

@@ -110,8 +110,7 @@ def test_a_mistake_in_the_arguments_is_one_sentence(arguments, sentence, capsys)
 
 def test_missing_gradio_is_one_sentence():
     program = (
-        "import sys; sys.modules['gradio'] = None; sys.modules['fastapi'] = None;"
-        "from ofa_jax import demo; demo.main(['nowhere'])"
+        "import sys; sys.modules['gradio'] = None;from ofa_jax import demo; demo.main(['nowhere'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
