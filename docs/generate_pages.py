@@ -4,7 +4,7 @@
   ranges, defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
 * `bad_input.md`: the reasons for which the code refuses, skips or changes input;
-* `scenes.md`: a copy of results/scenes.md.
+* `scenes.md` and `first_run.md`: copies of results/scenes.md and results/first_run.md.
 """
 
 import importlib
@@ -210,9 +210,10 @@ def write_api() -> None:
 
 
 def write_scenes() -> None:
-    """Writes the page of the results on Scenes."""
-    with mkdocs_gen_files.open("scenes.md", "w") as page:
-        page.write((ROOT / "results" / "scenes.md").read_text())
+    """Writes the pages of the results on Scenes."""
+    for name in ("scenes.md", "first_run.md"):
+        with mkdocs_gen_files.open(name, "w") as page:
+            page.write((ROOT / "results" / name).read_text())
 
 
 if __name__ != "generate_pages":  # a test imports the functions
