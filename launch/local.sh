@@ -18,13 +18,13 @@ kind=first
 gin_file=scenes_first_run
 model_dir=runs/pretrain_scenes
 encoder=encoder
-encoder_steps=250
+encoder_steps=0
 if [[ "${1:-}" == full ]]; then
   kind=full
   gin_file=scenes_full
   model_dir=runs/pretrain_scenes_full
   encoder=encoder_full
-  encoder_steps=1250
+  encoder_steps=700
   shift
 fi
 command="bash launch/local.sh"

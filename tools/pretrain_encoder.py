@@ -51,6 +51,13 @@ _BIN_SPREAD = 0.7
 """Standard deviation of a box target in location bins: near bins are nearly right, which gives
 their embeddings an order."""
 
+_WHAT = {
+    "patch_nouns": "patches that show an object",
+    "counts": "counts",
+    "text_boxes": "boxes",
+    "answers": "answers",
+}
+
 Batch = Mapping[str, Array]
 
 
@@ -256,7 +263,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Computes shares of right predictions of patches with an object, counts, boxes and answers.
 
-    A box is right with an intersection over union of at least one half.
+    Kinds without a target are left out. A box is right with an intersection over union of at
+    least one half.
     """
     predict = jax.jit(lambda batch: trainer.predict(params, statistics, batch, train=False)[0])
     right: dict[str, float] = {}
@@ -277,7 +285,7 @@ def accuracies(
             hits = correct[name][where] if name in correct else overlaps >= 0.5
             right[name] = right.get(name, 0.0) + float(hits.sum())
             total[name] = total.get(name, 0.0) + float(where.sum())
-    return {name: right[name] / max(total[name], 1.0) for name in right}
+    return {name: right[name] / total[name] for name in right if total[name]}
 
 
 def _write(output: pathlib.Path, config: OFAConfig, params: Any, statistics: Any) -> None:
@@ -310,8 +318,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=pathlib.Path,
         help="the new folder, with model.json and a checkpoint (default: DATA_DIR/scenes/encoder)",
     )
-    parser.add_argument("--list_steps", type=int, default=350, help="with lists of nouns alone")
-    parser.add_argument("--steps", type=int, default=250, help="after these, with all texts")
+    parser.add_argument("--list_steps", type=int, default=450, help="with lists of nouns alone")
+    parser.add_argument("--steps", type=int, default=0, help="after these, with all texts")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--layers", type=int, default=2, help="of encoder and of decoder")
@@ -365,14 +373,20 @@ def main(arguments: Sequence[str]) -> int:
         params, statistics = learn(trainer, stages, options.learning_rate, options.seed, bar)
     with progress.stage("predicting on validation images", len(validation), "images"):
         examples = encoder_targets.batches(
-            validation, everything, options.batch_size, options.seed, repeat=False
+            validation,
+            everything if options.steps else lists,
+            options.batch_size,
+            options.seed,
+            repeat=False,
         )
         found = accuracies(trainer, params, statistics, examples)
     _write(output, config, params, statistics)
+    shares = ", ".join(
+        f"{found[name]:.1%} of the {what}" for name, what in _WHAT.items() if name in found
+    )
     print(
-        f"Wrote {output} after {time.monotonic() - start:.0f} s. On validation images it is right "
-        f"about {found['patch_nouns']:.1%} of the patches of objects, {found['counts']:.1%} of the "
-        f"counts, {found['text_boxes']:.1%} of the boxes and {found['answers']:.1%} of the answers."
+        f"Wrote {output} after {time.monotonic() - start:.0f} s. Right on validation images: "
+        f"{shares}."
     )
     return 0
 

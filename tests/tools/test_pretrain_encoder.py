@@ -166,7 +166,8 @@ def test_the_command_writes_an_initial_checkpoint_and_keeps_it(small_scenes, tmp
     arguments = [f"--data_dir={small_scenes}", f"--output={output}", "--batch_size=2"]
     arguments += ["--list_steps=1", "--steps=1", "--layers=1"]
     assert pretrain_encoder.main(arguments) == 0
-    assert "it is right about" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Right on validation images: " in shown and "of the answers" in shown
     vocabulary = Scenes(str(small_scenes)).vocabulary(num_bins=64)
     model = OFAConfig.scenes(vocab_size=vocabulary.vocab_size, encoder_layers=1, decoder_layers=1)
     assert WarmStart.open(str(output), model).config == model
