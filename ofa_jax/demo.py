@@ -106,8 +106,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--no_examples", action="store_true", help="shows no examples of the run")
     chosen = parser.parse_args(list(arguments))
-    checked = ("port", "batch_size", "beam_size", "max_waiting")
-    checked += ("max_image_bytes", "max_image_pixels")
+    checked = (
+        *("port", "batch_size", "beam_size", "max_waiting"),
+        *("max_image_bytes", "max_image_pixels"),
+    )
     check_options(_flags, {name: getattr(chosen, name) for name in checked}, "ofa-demo")
     if not 0 <= chosen.port < 2**16:
         raise errors.ConfigError(f"--port is {chosen.port}; give a number from 0 to 65535.")

@@ -15,7 +15,7 @@ import concurrent.futures
 import dataclasses
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -76,8 +76,9 @@ class BatchPredictor(Protocol):
         """The requests that are decoded at once."""
         ...
 
-    def prepare(self, image: Any, instruction: str, **options: Any) -> Any:
-        """Returns a `Prepared`, see `Predictor.prepare`; many threads call it."""
+    @property
+    def prepare(self) -> Callable[..., Any]:
+        """Makes a `Prepared`, see `Predictor.prepare`; many threads call it."""
         ...
 
     def decode(self, batch: Sequence[Any]) -> list[Prediction | ValueError]:
