@@ -32,7 +32,7 @@ _FILLER = (
     prompts.GROUNDED_CAPTIONING,
     prompts.OBJECT_DETECTION,
     *prompts.TEXT_INFILLING,
-    " a picture of a and an, with the exactly one two three four to of is in are",
+    " a and an, with the exactly one two three four to of is in are",
 )
 
 
