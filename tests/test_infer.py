@@ -409,10 +409,10 @@ MISTAKES = {
     "an empty folder": (
         [
             "--gin.INPUTS=@ImageFolder()",
-            "--gin.ImageFolder.path='docs'",
+            "--gin.ImageFolder.path='gin_configs'",
             "--gin.ImageFolder.instruction='what is it?'",
         ],
-        "There is no image in docs: check INPUTS.",
+        "There is no image in gin_configs: check INPUTS.",
     ),
     "a checkpoint": (["--gin.CHECKPOINT='nowhere'"], "There is no checkpoint in nowhere"),
     "shards of partial batches": (
