@@ -49,7 +49,11 @@ def add_task(
     seqio.TaskRegistry.add(
         name,
         source=RecordDataSource(open_records, kind, splits, takes_context=True),
-        preprocessors=[numpy_preprocessor(configured(function, source), factory=True)],
+        # First, so that `seqio_cache_tasks` stores records, and all random draws come after it.
+        preprocessors=[
+            seqio.CacheDatasetPlaceholder(),
+            numpy_preprocessor(configured(function, source), factory=True),
+        ],
         output_features=output_features(TaskVocabulary(source)),
     )
 

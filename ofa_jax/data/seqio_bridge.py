@@ -148,10 +148,15 @@ def weighted_tasks(
     context = TaskContext(settings, split == "train" if training is None else training)
     for name, rate in sorted(rates(mixture_or_task_name, settings).items()):
         task = seqio.TaskRegistry.get(name)
-        lifted = all(isinstance(step, numpy_preprocessor) for step in task.preprocessors)
+        steps = [
+            step
+            for step in task.preprocessors
+            if not isinstance(step, seqio.CacheDatasetPlaceholder)
+        ]
+        lifted = all(isinstance(step, numpy_preprocessor) for step in steps)
         if not isinstance(task.source, RecordDataSource) or not lifted:
             return None
-        functions = tuple(step.resolve(context) for step in task.preprocessors)
+        functions = tuple(step.resolve(context) for step in steps)
         records = task.source.records(split, context)
         result.append(WeightedTask(name, rate, records, _Chain(functions)))
     return result

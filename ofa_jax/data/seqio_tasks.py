@@ -29,6 +29,7 @@ from ofa_jax.utils.bad_input import as_invalid_record
 __all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
 
 _MAX_LOGGED = 20
+_SHARD_RECORDS, _MAX_SHARDS = 1024, 1024
 
 _training_mode: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
     "training_mode", default=None
@@ -125,8 +126,11 @@ class RecordDataSource(seqio.DataSource):
         return True
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """Returns a name for the one shard of a split, as seqio asks for."""
-        return [split]
+        """Returns names of equal shards of a split, which `seqio_cache_tasks` reads in parallel."""
+        count = min(-(-self.num_input_examples(split) // _SHARD_RECORDS), _MAX_SHARDS)
+        if count <= 1:
+            return [split]
+        return [f"{split}-{index:05d}-of-{count:05d}" for index in range(count)]
 
     def get_dataset(
         self,
