@@ -27,6 +27,7 @@ LAYERS = (
     "reports",
     "serving",
     "cli",
+    "jobs",
     "entry points",
 )
 """From the lowest to the highest: a package imports only itself and those before it."""

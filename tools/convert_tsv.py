@@ -28,17 +28,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from ofa_jax.data.sources.array_record_writer import (
+    WrittenShard,
+    shard_name,
+    write_description,
+    write_shard,
+)
 from ofa_jax.data.sources.array_records import (
     DESCRIPTION,
-    FIELDS_OF_FILE,
     NEGATIVES,
-    TYPES,
     ArrayRecords,
     read_description,
-    serialise,
-    type_of,
 )
 from ofa_jax.data.sources.ofa_tsv import (
     ANSWERS_FILE,
@@ -50,12 +50,10 @@ from ofa_jax.data.sources.ofa_tsv import (
     check_negative_files,
     read_negatives,
 )
-from ofa_jax.data.sources.tsv_columns import PAIR_TYPES
+from ofa_jax.data.sources.tsv_conversion import Conversion
 from ofa_jax.data.sources.tsv_records import TsvRecords
-from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
-from ofa_jax.utils import files, progress
-from ofa_jax.utils.bad_input import as_invalid_record
+from ofa_jax.utils import progress
 
 from . import output_folders
 from .command import user_command, worker_processes
@@ -65,59 +63,17 @@ _NAMED = 10
 _MEGABYTE = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Conversion:
-    """One kind of file of one split.
-
-    Attributes:
-      file_kind: one of PRETRAINING_FILES.
-      split: e.g. "train".
-      paths: of the TSV files, or patterns.
-      selected_cols: as the official flag of that name; the usual columns when None.
-      index_dir: where indices of the TSV files go; None for beside them.
-      shard_bytes: of TSV that make one output file.
-      check_images: whether images are decoded, to leave out what cannot be.
-    """
-
-    file_kind: str
-    split: str
-    paths: tuple[str, ...]
-    selected_cols: str | None = None
-    index_dir: str | None = None
-    shard_bytes: int = 256 * _MEGABYTE
-    check_images: bool = True
-
-    def open(self) -> TsvRecords:
-        """Opens every line of the files, checked as in training."""
-        return TsvRecords.open(self.paths, self.file_kind, self.selected_cols, self.index_dir)
-
-    def identity(self, records: TsvRecords) -> dict:
-        """Returns what the result depends on."""
-        stats = {file.path: os.stat(file.path) for file in records.files}
-        return {
-            "sources": [
-                {"path": os.path.abspath(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-                for path, stat in stats.items()
-            ],
-            "selected_cols": list(records.selected_cols),
-            "shard_bytes": self.shard_bytes,
-            "check_images": self.check_images,
-        }
-
-
 @dataclasses.dataclass
 class _Shard:
     """What a worker reports of one output file."""
 
-    lines: int
-    num_bytes: int
-    types: bytes
+    written: WrittenShard
     skipped: collections.Counter
     named: list[str]
 
     @property
     def records(self) -> int:
-        return self.lines - self.skipped.total()
+        return self.written.records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +161,11 @@ def _write(
 ) -> dict:
     """Writes everything into a new folder, its description last."""
     folder.mkdir(parents=True)
-    size = sum(os.path.getsize(file.path) for file in records.files)
-    count = max(1, min(len(records), -(-size // conversion.shard_bytes)))
-    bounds = np.linspace(0, len(records), count + 1).astype(int).tolist()
-    tasks = [(folder / f"shard-{number}", *bounds[number : number + 2]) for number in range(count)]
+    bounds = conversion.shard_bounds(records)
+    tasks = [
+        (folder / f"shard-{number}", *bounds[number : number + 2])
+        for number in range(len(bounds) - 1)
+    ]
     write = functools.partial(_write_shard, conversion, records)
     what = f"converting {conversion.file_kind} {conversion.split}"
     # The processes count their lines themselves: a file of theirs takes minutes.
@@ -226,74 +183,37 @@ def _write(
         if not shard.records:
             path.unlink()
     kept = [(path, shard) for path, shard in kept if shard.records]
-    name = f"{conversion.file_kind}-{conversion.split}.array_record"
     for number, (path, _) in enumerate(kept):
-        path.rename(folder / f"{name}-{number:05d}-of-{len(kept):05d}")
-    description = conversion.identity(records) | {
+        name = shard_name(conversion.file_kind, conversion.split, number, len(kept))
+        path.rename(folder / name)
+    source = conversion.identity(records) | {
         "records": total,
         "skipped": dict(sorted(skipped.items())),
         "skipped_lines": [line for shard in shards for line in shard.named][:_NAMED],
     }
-    if conversion.file_kind == "vision_language":
-        types = np.frombuffer(b"".join(shard.types for shard in shards), np.uint8)
-        np.save(folder / TYPES, types)
-        counts = np.bincount(types, minlength=len(PAIR_TYPES)).tolist()
-        description["types"] = dict(zip(PAIR_TYPES, counts, strict=True))
-    _write_tfds_metadata(conversion, [shard for _, shard in kept], folder)
-    files.write_json(folder / DESCRIPTION, description)
-    return description
+    written = [shard.written for _, shard in kept]
+    return write_description(folder, conversion.file_kind, conversion.split, written, source)
 
 
 def _write_shard(
     conversion: Conversion, records: TsvRecords, task: tuple[pathlib.Path, int, int]
 ) -> _Shard:
     """Converts a range of lines into one file."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     path, start, stop = task
-    fields = FIELDS_OF_FILE[conversion.file_kind]
-    shard = _Shard(stop - start, 0, b"", collections.Counter(), [])
-    types = bytearray()
-    # One record a group, for random access; images are compressed already, texts are not.
-    compression = "uncompressed" if "image" in fields else "zstd:3"
-    try:
-        writer = ArrayRecordWriter(str(path), f"group_size:1,{compression}")
+    skipped: collections.Counter = collections.Counter()
+    named: list[str] = []
+
+    def read() -> Iterator[Record]:
         for index in range(start, stop):
             progress.advance()
             try:
-                record = _read(conversion, records, index)
-                data = serialise(record, fields)
+                yield conversion.read(records, index)
             except InvalidRecordError as error:
-                shard.skipped[error.reason.name] += 1
-                if len(shard.named) < _NAMED:
-                    shard.named.append(str(error))
-                continue
-            shard.num_bytes += len(data)
-            writer.write(data)
-            if conversion.file_kind == "vision_language":
-                types.append(PAIR_TYPES.index(type_of(record)))
-        writer.close()
-    except RuntimeError as error:  # the writer's, e.g. for a full disk
-        raise OSError(f"{path.parent.parent} cannot be written to ({error}).") from error
-    return dataclasses.replace(shard, types=bytes(types))
+                skipped[error.reason.name] += 1
+                if len(named) < _NAMED:
+                    named.append(str(error))
 
-
-def _read(conversion: Conversion, records: TsvRecords, index: int) -> Record:
-    """Reads a record. Raises InvalidRecordError if it cannot be used."""
-    try:
-        record = records[index]
-        if conversion.check_images and "image" in record:
-            _check_image(record["image"], records, index)
-        return record
-    except Exception as error:  # noqa: BLE001  one odd line must not end the conversion
-        raise as_invalid_record(error, f"{records.location(index)}: it cannot be read") from error
-
-
-def _check_image(encoded: bytes, records: TsvRecords, index: int) -> None:
-    try:
-        images.decode(encoded, images.AS_STORED)
-    except InvalidRecordError as error:
-        raise InvalidRecordError(f"{records.location(index)}: {error}", error.reason) from error
+    return _Shard(write_shard(path, conversion.file_kind, read()), skipped, named)
 
 
 @contextlib.contextmanager
@@ -304,41 +224,6 @@ def _mapper(num_workers: int) -> Iterator:
         return
     with worker_processes(num_workers) as executor:
         yield executor.map
-
-
-def _write_tfds_metadata(
-    conversion: Conversion, shards: Sequence[_Shard], folder: pathlib.Path
-) -> None:
-    """Writes features.json and dataset_info.json, so that TFDS reads the folder too."""
-    import tensorflow_datasets as tfds
-
-    kinds = {
-        "string": tfds.features.Text(),
-        "bytes": tfds.features.Image(shape=(None, None, 3)),
-        "strings": tfds.features.Sequence(tfds.features.Text()),
-        "floats": tfds.features.Sequence(np.float32),
-        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
-        "ints": tfds.features.Sequence(np.int32),
-    }
-    split = tfds.core.SplitInfo(
-        name=conversion.split,
-        shard_lengths=[shard.records for shard in shards],
-        num_bytes=sum(shard.num_bytes for shard in shards),
-        filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=folder,
-            dataset_name=conversion.file_kind,
-            split=conversion.split,
-            filetype_suffix="array_record",
-        ),
-    )
-    fields = FIELDS_OF_FILE[conversion.file_kind]
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(folder),
-        features=tfds.features.FeaturesDict({name: kinds[kind] for name, kind in fields.items()}),
-        split_infos=[split],
-        check_data=False,
-        description="Pretraining data of OFA, converted from TSV by tools/convert_tsv.py.",
-    )
 
 
 def _report(target: pathlib.Path, description: dict, seconds: float) -> None:

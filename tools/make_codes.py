@@ -8,52 +8,34 @@ image, the codes of its centre (`images`, for image infilling); or id, the codes
 caption (`text_to_image`). Images are resized and cropped to a square, as in training. The most
 probable codes are taken, so that an image always has the same codes. Invalid lines are left out,
 counted by reason and listed. The new file appears under its name only when it is complete. For many
-images, run several machines, each with --part=NUMBER/COUNT and its own output.
+images, `python -m ofa_jax.jobs encode_images` does the same on many workers or machines.
 """
 
 import argparse
 import collections
 import pathlib
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile, decode_base64
 from ofa_jax.interop import vqgan_file
-from ofa_jax.preprocessing import images
+from ofa_jax.jobs.encode_images import COLUMNS, coded_line, encode
+from ofa_jax.jobs.inputs import TsvImages
 from ofa_jax.tokenizers.vqgan import VQGAN
 from ofa_jax.utils import files, platforms, progress
-from ofa_jax.utils.bad_input import as_invalid_record
+from ofa_jax.utils.bad_input import InvalidRecordError
 
 from . import output_folders
 from .command import user_command
 
-_COLUMNS = {"images": ("id", "image"), "text_to_image": ("id", "image", "caption")}
 _NAMED = 10
-
-
-def coded_line(columns: Sequence[bytes], codes: np.ndarray, layout: str) -> bytes:
-    """Returns a line of the new file; the module's text describes it.
-
-    Args:
-      columns: of the line that was read.
-      codes: int32 [h, w].
-      layout: one of `_COLUMNS`.
-    """
-    written = " ".join(map(str, codes.reshape(-1).tolist())).encode()
-    if layout == "images":
-        return b"\t".join([columns[0], columns[1], written])
-    return b"\t".join([columns[0], written, columns[2]])
 
 
 def make_codes(
     vqgan: VQGAN,
-    lines: OpenTsv,
-    numbers: range,
+    lines: TsvImages,
     output: Any,
     *,
     layout: str,
@@ -62,14 +44,13 @@ def make_codes(
     batch_size: int,
     show: Any = lambda done: None,
 ) -> collections.Counter:
-    """Writes the lines of some numbers with their codes.
+    """Writes the lines of a file with their codes.
 
     Args:
       vqgan: makes the codes.
       lines: of id, image, and what else the layout has.
-      numbers: of the lines.
       output: a file of bytes.
-      layout: one of `_COLUMNS`.
+      layout: one of `COLUMNS`.
       image_size: to which images are brought, in pixels a side.
       code_size: side of the centre that is encoded; `image_size` for the whole image.
       batch_size: images that are encoded at once.
@@ -79,58 +60,39 @@ def make_codes(
       How many lines were left out, by reason.
     """
     skipped: collections.Counter = collections.Counter()
-    place = images.center_slice(image_size, code_size)
-    waiting: list[tuple[Sequence[bytes], np.ndarray]] = []
 
-    def write() -> None:
-        pixels = np.stack([image for _, image in waiting])
-        # The last batch is filled up: one shape, compiled once.
-        filled = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-        for (columns, _), codes in zip(waiting, vqgan.encode(filled), strict=False):
-            output.write(coded_line(columns, codes, layout) + b"\n")
-        waiting.clear()
+    def skip(number: int, error: InvalidRecordError) -> None:
+        skipped[error.reason.name] += 1
+        if skipped.total() <= _NAMED:
+            logging.warning("%s is left out: %s", lines.location(number), error)
 
-    for number in numbers:
-        try:
-            columns = lines.columns(number)
-            image = images.resize_and_center_crop(
-                images.decode(decode_base64(columns[1]), images.AS_STORED), image_size
-            )
-            waiting.append((columns, images.to_array(image)[place, place]))
-        except Exception as raised:  # noqa: BLE001  one odd line must not end the command
-            error = as_invalid_record(raised, "cannot be read")
-            skipped[error.reason.name] += 1
-            if skipped.total() <= _NAMED:
-                logging.warning(
-                    "%s, line %d is left out: %s", lines.path, lines.line_number(number), error
-                )
-        if len(waiting) == batch_size:
-            write()
-            show(number - numbers.start + 1)
-    if waiting:
-        write()
-    show(len(numbers))
+    def numbers() -> Iterator[int]:
+        for number in range(len(lines)):
+            if number % batch_size == 0:
+                show(number)
+            yield number
+
+    coded = encode(
+        vqgan,
+        lines,
+        numbers(),
+        layout=layout,
+        image_size=image_size,
+        code_size=code_size,
+        batch_size=batch_size,
+        skip=skip,
+    )
+    for item, codes in coded:
+        output.write(coded_line(item, codes, layout) + b"\n")
+    show(len(lines))
     return skipped
 
 
-def _part(text: str, count: int) -> range:
-    """Returns the lines of part NUMBER of COUNT, counted from 0.
-
-    Raises:
-      ValueError: the text is not such a part.
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise ValueError(f"--part={text}: write 0/4, 1/4, 2/4 or 3/4 for the quarters of a file.")
-    number, parts = int(found[1]), int(found[2])
-    return range(count * number // parts, count * (number + 1) // parts)
-
-
-def _checked(lines: OpenTsv, layout: str) -> OpenTsv:
-    columns = _COLUMNS[layout]
+def _checked(lines: TsvImages, path: str, layout: str) -> TsvImages:
+    columns = COLUMNS[layout]
     if lines.num_columns < len(columns):
         raise ValueError(
-            f"The lines of {lines.path} have {lines.num_columns} columns; for {layout} they are "
+            f"The lines of {path} have {lines.num_columns} columns; for {layout} they are "
             f"{', '.join(columns)}."
         )
     return lines
@@ -147,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("input", help="TSV of id, image in base64 (and caption)")
     parser.add_argument("output", type=pathlib.Path, help="the new TSV")
     parser.add_argument("--vqgan", required=True, help="the official checkpoint (last.ckpt)")
-    parser.add_argument("--layout", default="images", choices=_COLUMNS)
+    parser.add_argument("--layout", default="images", choices=COLUMNS)
     parser.add_argument("--image_size", type=int, default=256, help="pixels (default: 256)")
     parser.add_argument(
         "--code_size",
@@ -156,9 +118,15 @@ def main(arguments: Sequence[str]) -> int:
         "(default: half of image_size; all of it for text_to_image)",
     )
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--part", default="0/1", help="NUMBER/COUNT (default: the whole file)")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--index_dir", help="where the line index goes, if not beside the input")
     options = parser.parse_args(arguments)
+    if options.part is not None:
+        raise ValueError(
+            "--part is no longer an option: `python -m ofa_jax.jobs encode_images --input "
+            f"{options.input} --vqgan={options.vqgan} --output_dir=FOLDER` encodes on many "
+            "workers or machines."
+        )
     platforms.skip_missing_tpu()
     whole = options.layout == "text_to_image"
     code_size = options.code_size or options.image_size // (1 if whole else 2)
@@ -166,10 +134,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"{options.output} exists already: choose another name.")
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}; give at least 1.")
-    lines = _checked(TsvFile(options.input, None, options.index_dir).open(), options.layout)
-    numbers = _part(options.part, len(lines))
-    if not numbers:
-        raise ValueError(f"--part={options.part} has no line of the {len(lines)} of {lines.path}.")
+    lines = TsvImages((options.input,), options.index_dir)
+    _checked(lines, options.input, options.layout)
     vqgan = vqgan_file.read(options.vqgan)
     if code_size % vqgan.pixels_per_code or not 0 < code_size <= options.image_size:
         raise ValueError(
@@ -177,9 +143,9 @@ def main(arguments: Sequence[str]) -> int:
             f"at most --image_size={options.image_size}."
         )
     output_folders.create(options.output.parent, "OUTPUT")
-    skipped = _write(vqgan, lines, numbers, code_size, options)
+    skipped = _write(vqgan, lines, code_size, options)
     print(
-        f"{options.output}: {len(numbers) - skipped.total():,} images with codes; "
+        f"{options.output}: {len(lines) - skipped.total():,} images with codes; "
         f"{skipped.total():,} lines skipped."
     )
     for reason, count in sorted(skipped.items()):
@@ -188,18 +154,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(
-    vqgan: VQGAN, lines: OpenTsv, numbers: range, code_size: int, options: argparse.Namespace
+    vqgan: VQGAN, lines: TsvImages, code_size: int, options: argparse.Namespace
 ) -> collections.Counter:
     """Writes a temporary file beside the output and renames it at the end."""
     with files.atomic_path(options.output) as unfinished:
         with (
             unfinished.open("wb") as file,
-            progress.stage("encoding images", len(numbers), "images") as stage,
+            progress.stage("encoding images", len(lines), "images") as stage,
         ):
             skipped = make_codes(
                 vqgan,
                 lines,
-                numbers,
                 file,
                 layout=options.layout,
                 image_size=options.image_size,
@@ -207,8 +172,8 @@ def _write(
                 batch_size=options.batch_size,
                 show=stage.update,
             )
-        if skipped.total() == len(numbers):
-            raise ValueError(f"Not one line of {lines.path} can be used.")
+        if skipped.total() == len(lines):
+            raise ValueError(f"Not one line of {options.input} can be used.")
     return skipped
 
 

@@ -15,6 +15,7 @@ import pytest
 from official_files import write_official_files
 from shown_progress import assert_shown, every_line
 
+from ofa_jax.data.sources import array_record_writer, tsv_conversion
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, OfaTsv
 from ofa_jax.data.sources.tsv_file import InvalidLineError
@@ -195,7 +196,7 @@ def test_a_failed_conversion_leaves_no_folder_that_looks_complete(
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert_tsv, "_write_tfds_metadata", full_disk)
+    monkeypatch.setattr(array_record_writer, "write_tfds_metadata", full_disk)
     assert convert_tsv.main(arguments(folder, tmp_path, kinds=["text"])) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -292,7 +293,7 @@ def test_a_complete_folder_that_has_lost_a_shard_is_not_called_complete(folder, 
 
 
 def test_one_unexpected_error_skips_its_line(folder, tmp_path, monkeypatch):
-    decode = convert_tsv.images.decode
+    decode = tsv_conversion.images.decode
 
     def fail(encoded, options):
         image = decode(encoded, options)
@@ -300,7 +301,7 @@ def test_one_unexpected_error_skips_its_line(folder, tmp_path, monkeypatch):
             raise KeyError(f"{object()}")
         return image
 
-    monkeypatch.setattr(convert_tsv.images, "decode", fail)
+    monkeypatch.setattr(tsv_conversion.images, "decode", fail)
     assert convert_tsv.main(arguments(folder, tmp_path, kinds=["vision_language"])) == 0
     description = OfaArrayRecords(str(tmp_path)).description("vision_language", "train")
     assert description["skipped"]["unexpected error"] > 0

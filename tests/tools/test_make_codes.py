@@ -68,14 +68,9 @@ def test_the_middle_gets_the_codes_that_training_reads(lines, vqgan, vqgan_path,
         np.testing.assert_array_equal(record["codes"], vqgan.encode(middle).reshape(-1))
 
 
-def test_text_to_image_gets_all_codes_and_parts_make_the_whole(lines, vqgan, vqgan_path, tmp_path):
+def test_text_to_image_gets_all_codes(lines, vqgan, vqgan_path, tmp_path):
     options = ["--layout=text_to_image"]
     assert call(lines, tmp_path / "all.tsv", vqgan_path, *options) == 0
-    for part in range(3):
-        output = tmp_path / f"part-{part}.tsv"
-        assert call(lines, output, vqgan_path, *options, f"--part={part}/3") == 0
-    parts = [(tmp_path / f"part-{part}.tsv").read_bytes() for part in range(3)]
-    assert b"".join(parts) == (tmp_path / "all.tsv").read_bytes()
     record = TsvRecords.open(str(tmp_path / "all.tsv"), "text_to_image")[0]
     assert record["captions"] == ["a caption, 0"] and record["codes"].shape == (64,)
     known = images.to_array(images.decode(make_image(0)))
@@ -85,13 +80,16 @@ def test_text_to_image_gets_all_codes_and_parts_make_the_whole(lines, vqgan, vqg
 def test_errors_are_reported_and_no_file_is_left(lines, vqgan_path, tmp_path, capsys):
     output = tmp_path / "coded.tsv"
     for options, sentence in (
-        (["--part=3/3"], "--part=3/3: write 0/4"),
+        (["--part=3/3"], "`python -m ofa_jax.jobs encode_images --input"),
         (["--code_size=6"], "--code_size is 6: give a multiple of 4 pixels"),
         (["--batch_size=0"], "--batch_size is 0; give at least 1"),
-        (["--part=6/7"], "Not one line of"),
     ):
         assert call(lines, output, vqgan_path, *options) == 2
         assert sentence in capsys.readouterr().err
+    torn = tmp_path / "torn.tsv"
+    torn.write_text("0\tbm8gaW1hZ2U=\n")
+    assert call(torn, output, vqgan_path) == 2
+    assert "Not one line of" in capsys.readouterr().err
     assert call(lines, output, tmp_path / "missing.ckpt") == 2
     assert "missing.ckpt" in capsys.readouterr().err
     lines.write_text("only an id\nand another\n")

@@ -12,6 +12,8 @@
       tsv_conventions     recognises CSV, quoted cells and other encodings
     shards              checks that all files of a data set in shards are there
     array_records       the official data, converted to ArrayRecord
+      array_record_writer  writes these files
+      tsv_conversion       reads TSV files for their conversion
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
     single_target       wraps a source so that each record has a single target
@@ -22,6 +24,7 @@ pickles.
 """
 
 __all__ = [
+    "array_record_writer",
     "array_records",
     "base",
     "memory",
@@ -34,6 +37,7 @@ __all__ = [
     "tfds_parquet",
     "tsv_columns",
     "tsv_conventions",
+    "tsv_conversion",
     "tsv_file",
     "tsv_index",
     "tsv_records",

@@ -100,7 +100,8 @@ def serialise(record: Record, fields: Mapping[str, str]) -> bytes:
         else:
             numbers = [] if value is None else np.asarray(value, np.float32).reshape(-1).tolist()
             feature.float_list.value.extend(numbers)
-    return example.SerializeToString()
+    # The order of the fields would be random, and the same records other bytes each time.
+    return example.SerializeToString(deterministic=True)
 
 
 @dataclasses.dataclass(frozen=True)
