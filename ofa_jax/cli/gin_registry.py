@@ -13,8 +13,13 @@ from ofa_jax.data.downstream_settings import DownstreamSettings
 from ofa_jax.data.features import Stream
 from ofa_jax.data.pretraining_settings import PretrainingSettings, scenes_settings
 from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.data.sources.arrow_files import ArrowData
+from ofa_jax.data.sources.coco_json import CocoData
+from ofa_jax.data.sources.json_lines import ImageFolderData, JsonData
+from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.webdataset import WebDatasetData
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.interop import vqgan_file
 from ofa_jax.sharding import Partitioner
@@ -34,6 +39,12 @@ _CLASSES = (
     Scenes,
     OfaTsv,
     OfaArrayRecords,
+    JsonData,
+    ImageFolderData,
+    ArrowData,
+    WebDatasetData,
+    CocoData,
+    MixedData,
     Partitioner,
     LoopConfig,
     LossConfig,

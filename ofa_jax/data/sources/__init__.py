@@ -14,6 +14,14 @@
     array_records       the official data, converted to ArrayRecord
       array_record_writer  writes these files
       tsv_conversion       reads TSV files for their conversion
+    tables              what the following sources share: records made of rows
+      field_table         which field of a row is which field of a record
+      image_paths         images that records name by a path
+      json_lines          JSON lines, and folders of images
+      arrow_files         Parquet files and saved Hugging Face data sets
+      webdataset          WebDataset tars
+      coco_json           JSON files in the format of COCO
+    mixed               several data sets at given rates
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
     single_target       wraps a source so that each record has a single target
@@ -26,13 +34,20 @@ pickles.
 __all__ = [
     "array_record_writer",
     "array_records",
+    "arrow_files",
     "base",
+    "coco_json",
+    "field_table",
+    "image_paths",
+    "json_lines",
     "memory",
+    "mixed",
     "negative_controls",
     "ofa_tsv",
     "scenes",
     "shards",
     "single_target",
+    "tables",
     "tfds",
     "tfds_parquet",
     "tsv_columns",
@@ -42,4 +57,5 @@ __all__ = [
     "tsv_index",
     "tsv_records",
     "tsv_values",
+    "webdataset",
 ]

@@ -1,0 +1,394 @@
+"""Parquet files, and what Hugging Face `datasets` saved (`save_to_disk`), read with pyarrow.
+
+    ArrowData.files = 'my_dataset'              what `save_to_disk` wrote: Arrow files
+    ArrowData.files = 'data/train-*.parquet'    Parquet shards, as repositories of the hub have them
+
+Arrow files are memory-mapped. Parquet has no access to single rows, so a Parquet file is rewritten
+once to an Arrow file beside it (or in `index_dir`), which all processes share. The package
+`datasets` is not needed, nothing is fetched, and no code that a data set brings is run. Images are
+bytes, paths, or the structs of `datasets`; numbers of classes get their names from its metadata.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from ofa_jax.data.sources.field_table import FieldTable, Row
+from ofa_jax.data.sources.shards import complete_shards, damaged_record
+from ofa_jax.data.sources.tables import (
+    Files,
+    JoinedRows,
+    Rows,
+    TableDataSet,
+    find_files,
+    splits_of,
+)
+from ofa_jax.utils import options, progress, text_files
+from ofa_jax.utils.files import atomic_path, open_regular
+from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.wrong_files import check_placeholder, shorten
+
+STATE, DATASET_DICT = "state.json", "dataset_dict.json"
+CACHE_SUFFIX = ".rows.arrow"
+_BATCH_ROWS = 256
+_METADATA = b"huggingface"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrowRows:
+    """The rows of one Arrow file, memory-mapped.
+
+    Attributes:
+      path: of an Arrow file, in the format of streams or of files.
+      shown: the path as it was given.
+      image_folder: that paths of images are relative to.
+    """
+
+    path: str
+    shown: str
+    image_folder: str
+
+    @property
+    def name(self) -> str:
+        """The path of the file as it was given."""
+        return self.shown
+
+    @property
+    def _table(self) -> Any:
+        with _OPEN_LOCK:
+            return _open(self.path, self.shown)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def folder_of(self, index: int) -> str:
+        """Returns the folder that paths of images are relative to."""
+        del index
+        return self.image_folder
+
+    def location(self, index: int) -> str:
+        """Returns the file and the number of a row."""
+        return f"{self.shown}, row {index}"
+
+    def row(self, index: int, fields: Sequence[str] | None = None) -> Row:
+        """Reads a row. Raises InvalidRecordError if its stored bytes are damaged."""
+        table = self._table
+        if fields is not None:
+            table = table.select([name for name in fields if name in table.column_names])
+        # One row of one file, checked in full: an offset of a damaged file may lead anywhere.
+        try:
+            part = table.slice(index, 1)
+            part.validate(full=True)
+            return part.to_pylist()[0]
+        except Exception as error:  # pyarrow's own errors have several bases
+            raise damaged_record(
+                f"its stored bytes are damaged ({shorten(' '.join(str(error).split()))})"
+            ) from error
+
+    def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
+        """Returns all rows, where the file has all columns of one of the sets, or none."""
+        names = set(self._table.column_names)
+        sets = [
+            [name if name in names else name.split(".")[0] for name in wanted] for wanted in needed
+        ]
+        fitting = [wanted for wanted in sets if names.issuperset(wanted)]
+        if not fitting:
+            return np.zeros(0, np.uint32)
+        valid = np.zeros(len(self), bool)
+        for wanted in fitting:
+            own = np.ones(len(self), bool)
+            for name in wanted:
+                column = self._table.column(name)
+                if column.null_count:
+                    own &= column.is_valid().to_numpy()
+            valid |= own
+        return None if valid.all() else np.flatnonzero(valid).astype(np.uint32)
+
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Returns column -> the names of its classes, which `datasets` stores in the schema."""
+        metadata = self._table.schema.metadata or {}
+        try:
+            found = json.loads(metadata.get(_METADATA, b"{}"))["info"]["features"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {}
+        return dict(_class_labels(found)) if isinstance(found, dict) else {}
+
+
+def _class_labels(
+    features: Mapping[str, Any], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields the columns whose values are numbers of classes, with the names of these."""
+    for name, feature in features.items():
+        while isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List"):
+            feature = feature.get("feature")
+        while isinstance(feature, list) and feature:
+            feature = feature[0]
+        if not isinstance(feature, dict) or depth > 8:
+            continue
+        names = feature.get("names")
+        if feature.get("_type") == "ClassLabel" and isinstance(names, list):
+            yield prefix + name, tuple(map(str, names))
+        elif "_type" not in feature:
+            yield from _class_labels(feature, f"{prefix}{name}.", depth + 1)
+
+
+_OPEN_LOCK = threading.Lock()
+
+
+@functools.lru_cache(maxsize=4096)
+def _open(path: str, shown: str) -> Any:
+    """Memory-maps an Arrow file. Raises DamagedFileError."""
+    import pyarrow
+
+    try:
+        open_regular(path).close()
+        source = pyarrow.memory_map(path)
+        try:
+            table = pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:  # the format of files, which Feather is too
+            source.seek(0)
+            table = pyarrow.ipc.open_file(source).read_all()
+        table.validate()
+        return table
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file may make pyarrow raise anything
+        check_placeholder(path)
+        problem = shorten(" ".join(str(error).split()))
+        raise text_files.DamagedFileError(
+            f"{shown} is damaged, or no Arrow file ({problem}): copy it again."
+        ) from error
+
+
+def rewrite(path: str, index_dir: str | None) -> str:
+    """Writes the rows of a Parquet file to an Arrow file, unless that is done; returns its path.
+
+    Raises:
+      DamagedFileError: the file is damaged.
+      OSError: there is no such file, or the other one cannot be written.
+    """
+    status = os.stat(path)
+    source = pathlib.Path(path)
+    checksum = zlib.crc32(str(source.absolute()).encode())
+    version = f"{checksum:08x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    folder = source.parent if index_dir is None else pathlib.Path(index_dir)
+    target = folder / f".{source.name}.{version}{CACHE_SUFFIX}"
+    if target.is_file():
+        return str(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            _rewrite_to(path, str(temporary))
+    except PermissionError as error:
+        raise OSError(
+            f"The rows of {path} cannot be written to {folder} ({error.strerror}): give a folder "
+            "that can be written to as index_dir."
+        ) from error
+    for old in folder.glob(f".{source.name}.{checksum:08x}-*{CACHE_SUFFIX}"):
+        if old != target:
+            old.unlink(missing_ok=True)
+    return str(target)
+
+
+def _rewrite_to(path: str, target: str) -> None:
+    """Writes the rows of a Parquet file to an Arrow file, batch by batch."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        open_regular(path).close()
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        schema = _large(file.schema_arrow)
+        with (
+            progress.substage(f"unpacking {path}", file.metadata.num_rows, "rows") as stage,
+            pyarrow.OSFile(target, "wb") as sink,
+            pyarrow.ipc.new_stream(sink, schema) as writer,
+        ):
+            for batch in file.iter_batches(_BATCH_ROWS):
+                table = pyarrow.Table.from_batches([batch]).cast(schema)
+                writer.write_table(table)
+                stage.advance(batch.num_rows)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file may make pyarrow raise anything
+        check_placeholder(path)
+        problem = shorten(" ".join(str(error).split()))
+        raise text_files.DamagedFileError(
+            f"{path} is damaged, or no Parquet file ({problem}): copy it again."
+        ) from error
+
+
+def _large(schema: Any) -> Any:
+    """Returns a schema without dictionaries, which a stream would have to replace."""
+    import pyarrow
+
+    fields = [
+        field.with_type(field.type.value_type) if pyarrow.types.is_dictionary(field.type) else field
+        for field in schema
+    ]
+    return pyarrow.schema(fields, schema.metadata)
+
+
+# ------------------------------------------------------------------------------------ the data set
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class ArrowData(TableDataSet):
+    """Parquet files, or what `save_to_disk` of Hugging Face `datasets` wrote.
+
+    Attributes:
+      files: a folder that `save_to_disk` wrote; a folder, a path or a pattern of Parquet or Arrow
+        files, or a list of them; or a dict from split to any of these. The splits of a folder are
+        those that `save_to_disk` names in it, or those of the names of its Parquet files,
+        "train-00000-of-00002.parquet".
+      image_folder: that paths of images are relative to; None for the folder of each file.
+      data_dir: the folder that `files` and `image_folder` are relative to.
+      index_dir: the folder of rewritten Parquet files; None for that of the files.
+    """
+
+    files: Files
+    image_folder: options.Path | None = None
+    data_dir: options.Folder = ""
+    index_dir: options.Path | None = None
+
+    @functools.cached_property
+    def _by_split(self) -> Files:
+        """Split -> what was given for it; a single folder is looked into."""
+        if not isinstance(self.files, str):
+            return self.files
+        folder = pathlib.Path(self.data_dir, self.files)
+        if (folder / DATASET_DICT).is_file():
+            names = _strings(folder / DATASET_DICT, "splits")
+            return {name: os.path.join(self.files, name) for name in names}
+        if folder.is_dir() and not (folder / STATE).is_file():
+            return _splits_of_folder(folder, self.files) or self.files
+        return self.files
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The names of the splits."""
+        return splits_of(self._by_split)
+
+    def rows(self, split: str) -> Rows:
+        """Opens the rows of a split."""
+        by_split = self._by_split
+        given = by_split[split] if isinstance(by_split, Mapping) else by_split
+        paths: list[str] = []
+        for name in [given] if isinstance(given, str) else given:
+            folder = pathlib.Path(self.data_dir, name)
+            if (folder / STATE).is_file():
+                paths += _saved_files(folder)
+            else:
+                found = find_files(
+                    "ArrowData", {split: name}, split, self.data_dir, (".parquet", ".arrow")
+                )
+                if not folder.is_file():
+                    complete_shards_of(found)
+                paths += found
+        return JoinedRows(tuple(map(self._open, paths)))
+
+    def _open(self, path: str) -> ArrowRows:
+        is_parquet = path.endswith(".parquet") or _begins_with(path, b"PAR1")
+        stored = rewrite(path, self.index_dir) if is_parquet else path
+        folder = os.path.dirname(path)
+        if self.image_folder is not None:
+            folder = os.path.join(self.data_dir, self.image_folder)
+        return ArrowRows(stored, path, folder or ".")
+
+    def table_of(self, rows: Rows) -> FieldTable:
+        """Returns the table, with the names of classes that the files know."""
+        if self.class_names is not None or not isinstance(rows, JoinedRows):
+            return self.table
+        known = rows.parts[0].class_names()
+        table = self.table
+        for field in ("object_labels", "label", "phrases"):
+            if names := known.get(table.source_of(field)):
+                return dataclasses.replace(table, class_names=names)
+        return table
+
+    def object_names(self) -> tuple[str, ...]:
+        """Returns the names of the classes."""
+        if self.class_names is None:
+            return self.table_of(self.rows("train")).class_names
+        return tuple(self.class_names)
+
+
+def complete_shards_of(paths: Sequence[str]) -> None:
+    """Raises FileNotFoundError if files are shards, and one of the shards is missing."""
+    by_stem: dict[str, list[pathlib.Path]] = {}
+    for path in map(pathlib.Path, paths):
+        stem = path.with_name(path.name.removesuffix(path.suffix))
+        name = str(stem).rpartition("-of-")[0].rpartition("-")[0]
+        if name:
+            by_stem.setdefault(name, []).append(stem)
+    for shards in by_stem.values():
+        complete_shards(shards)
+
+
+def _splits_of_folder(folder: pathlib.Path, given: str) -> dict[str, tuple[str, ...]]:
+    """Returns split -> Parquet files, by their names; empty if these name no splits."""
+    found: dict[str, list[str]] = {}
+    for parent in (folder, folder / "data"):
+        for path in sorted(parent.glob("*.parquet")):
+            split = path.name.removesuffix(".parquet").split("-")[0].split(".")[0]
+            name = os.path.join(given, os.path.relpath(path, folder))
+            found.setdefault(split, []).append(name)
+        if found:
+            break
+    if "train" not in found and "validation" not in found:
+        return {}
+    return {split: tuple(paths) for split, paths in found.items()}
+
+
+def _saved_files(folder: pathlib.Path) -> list[str]:
+    """Returns the Arrow files that `save_to_disk` lists. Raises DamagedFileError."""
+    state = text_files.read_json(folder / STATE)
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    names = [one.get("filename") if isinstance(one, dict) else None for one in listed or ()]
+    if not names or any(
+        not isinstance(name, str) or os.path.basename(name) != name for name in names
+    ):
+        raise text_files.DamagedFileError(
+            f"{folder / STATE} lists no Arrow files: save the data set again."
+        )
+    if state.get("_indices_data_files"):
+        raise text_files.DamagedFileError(
+            f"{folder} has its rows in another order than its files: save it again with "
+            "`flatten_indices`."
+        )
+    if missing := [name for name in names if not (folder / str(name)).is_file()]:
+        raise FileNotFoundError(
+            f"{folder / str(missing[0])} is missing, which {STATE} lists: copy it there."
+        )
+    return [str(folder / str(name)) for name in names]
+
+
+def _strings(path: pathlib.Path, key: str) -> list[str]:
+    """Returns the names of splits. Raises DamagedFileError."""
+    found = text_files.read_json(path)
+    values = found.get(key) if isinstance(found, dict) else None
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(isinstance(value, str) and os.path.basename(value) == value for value in values)
+    ):
+        raise text_files.DamagedFileError(f"{path} lists no {key}: save the data set again.")
+    return values
+
+
+def _begins_with(path: str, magic: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(magic)) == magic
