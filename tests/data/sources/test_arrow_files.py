@@ -66,8 +66,12 @@ def check(data):
     captions = pickle.loads(pickle.dumps(data)).records("captions", "train")
     found = [captions[index] for index in range(len(captions))]
     assert [plain(record) for record in found] == [
-        {"id": record["id"], "captions": [f"caption {number}"]}
-        for number, record in enumerate(found)
+        {
+            "id": str(number),
+            "captions": [f"caption {number}"],
+            "object_labels": [("cat", "dog")[number % 2]],
+        }
+        for number in range(6)
     ]
     assert [record["image"] for record in found] == [make_image(number) for number in range(6)]
     objects = pickle.loads(pickle.dumps(data.records("objects", "train")))

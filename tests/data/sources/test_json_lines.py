@@ -33,16 +33,10 @@ def test_each_kind_has_the_lines_with_its_fields(folder):
     )
     data = pickle.loads(pickle.dumps(JsonData(str(path))))
     assert data.splits == ("train",)
-    found = {
-        kind: [plain(record) for record in map(data.records(kind, "train").__getitem__, range(n))]
-        for kind, n in {
-            "captions": 1,
-            "questions": 1,
-            "regions": 1,
-            "objects": 1,
-            "text": 1,
-        }.items()
-    }
+    found = {}
+    for kind in ("captions", "questions", "regions", "objects", "text"):
+        records = data.records(kind, "train")
+        found[kind] = [plain(records[index]) for index in range(len(records))]
     assert found == {
         "captions": [{"id": "a", "captions": ["an apple", "a fruit"]}],
         "questions": [{"id": "1", "questions": ["what?"], "answers": ["a pear"]}],
@@ -88,9 +82,8 @@ def test_fields_have_other_names_and_forms(folder):
     objects = data.records("objects", "train")[0]
     assert objects["object_labels"] == ["dog"]
     np.testing.assert_allclose(objects["object_boxes"], [[30, 10, 60, 30]])
-    np.testing.assert_allclose(
-        data.records("regions", "train")[0]["phrase_boxes"], [[0, 0, 60, 20]]
-    )
+    regions = data.records("regions", "train")[0]
+    np.testing.assert_allclose(regions["phrase_boxes"], [[0, 0, 60, 20]])
 
 
 def test_damaged_missing_and_mistyped_lines_are_skipped_with_a_reason(folder):

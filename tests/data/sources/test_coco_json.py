@@ -1,0 +1,119 @@
+"""Tests JSON files in the format of COCO: joined annotations, and malformed ones."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from table_files import make_image, plain, reasons, write_images
+
+from ofa_jax.data.sources.coco_json import CocoData
+from ofa_jax.utils.bad_input import collect
+from ofa_jax.utils.text_files import DamagedFileError
+
+IMAGES = [{"id": 10 + n, "file_name": f"images/{n}.png"} for n in range(4)]
+CAPTIONS = {
+    "images": IMAGES,
+    "annotations": [
+        {"id": 1, "image_id": 10, "caption": "a dog"},
+        {"id": 2, "image_id": 11, "caption": "a cat"},
+        {"id": 3, "image_id": 10, "caption": "an animal"},
+    ],
+}
+INSTANCES = {
+    "images": IMAGES,
+    "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+    "annotations": [
+        {"image_id": 10, "category_id": 18, "bbox": [1, 2, 10, 20], "iscrowd": 0},
+        {"image_id": 12, "category_id": 17, "bbox": [0, 0, 5.5, 5], "iscrowd": 0},
+        {"image_id": 12, "category_id": 17, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+        {"image_id": 13, "bbox": [1, 1, 2, 2], "sentences": [{"raw": "left one"}, "the left"]},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_images(tmp_path, 4)
+    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    (tmp_path / "instances.json").write_text(json.dumps(INSTANCES))
+    return tmp_path
+
+
+def test_captions_and_instances_of_the_same_images_are_joined(folder):
+    data = CocoData(["captions.json", "instances.json"], ".", str(folder))
+    data = pickle.loads(pickle.dumps(data))
+    captions = pickle.loads(pickle.dumps(data.records("captions", "train")))
+    assert [plain(captions[n]) for n in range(len(captions))] == [
+        {"id": "10", "captions": ["a dog", "an animal"], "object_labels": ["dog"]},
+        {"id": "11", "captions": ["a cat"]},
+    ]
+    assert captions[1]["image"] == make_image(1)
+    objects = data.records("objects", "train")
+    assert [record["object_labels"] for record in (objects[0], objects[1])] == [["dog"], ["cat"]]
+    np.testing.assert_allclose(objects[0]["object_boxes"], [[1, 2, 11, 22]])
+    np.testing.assert_allclose(objects[1]["object_boxes"], [[0, 0, 5.5, 5]])
+    regions = data.records("regions", "train")
+    assert len(regions) == 1 and regions[0]["phrases"] == ["left one", "the left"]
+    np.testing.assert_allclose(regions[0]["phrase_boxes"], [[1, 1, 3, 3]] * 2)
+    assert len(data.records("images", "train")) == 4
+    assert objects.location(1) == f"{folder}/captions.json, image 12"
+    pool = data.negatives()
+    assert list(pool.captions) == ["a dog", "a cat"] and pool.object_names == ("cat", "dog")
+
+
+def test_splits_have_folders_of_their_own(folder):
+    data = CocoData(
+        {"train": "captions.json", "validation": "instances.json"},
+        {"train": ".", "validation": "elsewhere"},
+        str(folder),
+    )
+    assert data.splits == ("train", "validation")
+    assert reasons(data.records("captions", "train")) == [None, None]
+    assert set(reasons(data.records("objects", "validation"))) == {"image file is not there"}
+    with pytest.raises(ValueError, match="No record of .* has image and questions and answers"):
+        data.records("questions", "train")
+    with pytest.raises(ValueError, match="image_folder has no split 'train'"):
+        CocoData("captions.json", {"test": "."}, str(folder)).records("captions", "train")
+
+
+def test_malformed_annotations_are_dropped_and_counted(folder):
+    bad = [
+        7,
+        {"image_id": 99, "caption": "no such image"},
+        {"image_id": [], "caption": "x"},
+        {"image_id": 10, "caption": 5},
+        {"image_id": 10, "category_id": 99, "bbox": [1, 2, 3, 4]},
+        {"image_id": 10, "category_id": 17, "bbox": [1, 2, "3", 4]},
+    ]
+    content = INSTANCES | {"annotations": INSTANCES["annotations"] + bad}
+    (folder / "bad.json").write_text(json.dumps(content))
+    with collect() as findings:
+        records = CocoData("bad.json", ".", str(folder)).records("objects", "train")
+    assert [len(records[n]["object_labels"]) for n in range(len(records))] == [1, 1]
+    assert {finding.reason.name for finding in findings} == {"malformed annotation"}
+    assert sum(int(finding.detail.split()[0]) for finding in findings) == len(bad)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"images": 3}', '{"images": [1]}', '{"images": [], "annotations": 3}', '{"im', "9"],
+)
+def test_a_file_that_is_something_else_is_refused_in_one_sentence(folder, text):
+    (folder / "other.json").write_text(text)
+    with pytest.raises(DamagedFileError, match=r"other\.json") as raised:
+        CocoData("other.json", ".", str(folder)).records("captions", "train")
+    assert "\n" not in str(raised.value)
+
+
+def test_images_stay_below_their_folder(folder):
+    images = [{"id": 1, "file_name": "../../secret.png"}, {"id": 2}, {"id": 3, "file_name": 4}]
+    annotations = [{"image_id": number, "caption": "x"} for number in (1, 2, 3)]
+    (folder.parent.parent / "secret.png").write_bytes(make_image())
+    (folder / "bad.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    records = CocoData("bad.json", ".", str(folder)).records("captions", "train")
+    assert reasons(records) == [
+        "image outside the data's folder",
+        "missing field",
+        "field of a wrong type",
+    ]
