@@ -350,6 +350,8 @@ def _splits_of_folder(folder: pathlib.Path, given: str) -> dict[str, tuple[str, 
             break
     if "train" not in found and "validation" not in found:
         return {}
+    for names in found.values():
+        complete_shards_of([str(folder / os.path.relpath(name, given)) for name in names])
     return {split: tuple(paths) for split, paths in found.items()}
 
 
