@@ -269,7 +269,7 @@ def build_index(path: str) -> TarIndex:
                 suffixes.append(endings.setdefault(ending.lower(), len(endings)))
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
-                tar.members = []  # which it would keep
+                tar.members = []  # type: ignore[attr-defined]  # which it would keep
             # tarfile takes a damaged header for the end.
             file.seek(tar.offset)
             rest = file.read(_BLOCK)
