@@ -75,7 +75,7 @@ with urllib.request.urlopen(request) as response:
     print(json.load(response)["boxes"])"""
 
 
-def make_page(description: Mapping[str, Any], url: str = "http://127.0.0.1:7860") -> str:
+def make_page(description: Mapping[str, Any], url: str = "http://127.0.0.1:8000") -> str:
     """Returns the page as HTML.
 
     Args:
