@@ -7,24 +7,20 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` trains for longer (90 minutes at most, all included), and evaluates on all test images and
-# on those of another style, with controls; it writes results/scenes.md.
+# `full` trains for longer in three stages (90 minutes at most, all included): as the first run, whether
+# text and image match, everything. It evaluates on all test images and on those of another style, with
+# controls, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
 started="$(date +%s)"
 cd "$(dirname "$0")/.."
 kind=first
-gin_file=scenes_first_run
 model_dir=runs/pretrain_scenes
-encoder=encoder
-encoder_steps=0
+stage_dirs=()
 if [[ "${1:-}" == full ]]; then
   kind=full
-  gin_file=scenes_full
   model_dir=runs/pretrain_scenes_full
-  encoder=encoder_full
-  encoder_steps=700
   shift
 fi
 command="bash launch/local.sh"
@@ -40,12 +36,24 @@ for option in "$@"; do
 done
 
 python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
-python -m tools.pretrain_encoder --data_dir="$OFA_DATA_DIR" \
-  --output="$OFA_DATA_DIR/scenes/$encoder" --steps="$encoder_steps"
-python -m ofa_jax.train --gin_file="gin_configs/runs/$gin_file.gin" \
-  "--gin.INITIAL_CHECKPOINT_PATH='$OFA_DATA_DIR/scenes/$encoder'" "$@"
+initial="$OFA_DATA_DIR/scenes/encoder"
+python -m tools.pretrain_encoder --data_dir="$OFA_DATA_DIR" --output="$initial"
+gin_file=scenes_first_run
 if [[ "$kind" == full ]]; then
-  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$command"
+  # Each stage starts where the one before it ended.
+  for stage in first_run matching; do
+    python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_$stage.gin" \
+      "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@" "--gin.MODEL_DIR='${model_dir}_$stage'"
+    initial="${model_dir}_$stage"
+    stage_dirs+=("$initial")
+  done
+  gin_file=scenes_full
+fi
+python -m ofa_jax.train --gin_file="gin_configs/runs/$gin_file.gin" \
+  "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@"
+if [[ "$kind" == full ]]; then
+  python -m tools.report_scenes --model_dir="$model_dir" --train_command="$command" \
+    --stage_dirs "${stage_dirs[@]}"
 fi
 python -m tools.summarise_scenes --model_dir="$model_dir" --kind="$kind" \
   --train_command="$command" --started="$started"

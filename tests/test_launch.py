@@ -290,12 +290,12 @@ def test_compiled_programs_are_cached_unless_the_environment_disables_it(monkeyp
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-@pytest.mark.parametrize("kind", ["first", "full"])
-def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, kind):
+@pytest.mark.parametrize("full", [False, True])
+def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, full):
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
     (tmp_path / "launch" / "environment.sh").write_text('python() { echo "$@"; }\n')
-    arguments = ["full"] * (kind == "full") + ["--gin.MODEL_DIR='runs/mine'"]
+    arguments = ["full"] * full + ["--gin.MODEL_DIR='runs/mine'"]
     done = subprocess.run(
         ["bash", "launch/local.sh", *arguments],
         cwd=tmp_path,
@@ -304,18 +304,23 @@ def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, kind):
         env={**os.environ, "OFA_DATA_DIR": "mydata"},
     )
     assert done.returncode == 0, done.stderr
-    modules = [line.split()[1] for line in done.stdout.splitlines()]
-    expected = ["tools.build_scenes", "tools.pretrain_encoder", "ofa_jax.train"]
-    expected += ["tools.report_scenes"] * (kind == "full") + ["tools.summarise_scenes"]
-    assert modules == expected
-    lines = dict(zip(modules, done.stdout.splitlines(), strict=True))
-    encoder = {"first": "mydata/scenes/encoder", "full": "mydata/scenes/encoder_full"}[kind]
-    assert f"--output={encoder} " in lines["tools.pretrain_encoder"]
-    assert f"--gin.INITIAL_CHECKPOINT_PATH='{encoder}'" in lines["ofa_jax.train"]
-    assert lines["ofa_jax.train"].endswith("--gin.MODEL_DIR='runs/mine'")
-    gin_file = lines["ofa_jax.train"].split("--gin_file=")[1].split()[0]
-    assert (ROOT / gin_file).is_file()
-    summary = lines["tools.summarise_scenes"]
-    assert f"--model_dir=runs/mine --kind={kind} " in summary
+    lines = done.stdout.splitlines()
+    stages = ["scenes_first_run", "scenes_matching", "scenes_full"][: 3 if full else 1]
+    expected = ["tools.build_scenes", "tools.pretrain_encoder", *["ofa_jax.train"] * len(stages)]
+    expected += ["tools.report_scenes"] * full + ["tools.summarise_scenes"]
+    assert [line.split()[1] for line in lines] == expected
+    assert lines[1].endswith("--output=mydata/scenes/encoder")
+    initial = "mydata/scenes/encoder"
+    for stage, line in zip(stages, lines[2:], strict=False):
+        assert (ROOT / "gin_configs" / "runs" / f"{stage}.gin").is_file()
+        assert f"--gin_file=gin_configs/runs/{stage}.gin " in line
+        assert f"--gin.INITIAL_CHECKPOINT_PATH='{initial}' " in line
+        initial = f"runs/mine_{stage.removeprefix('scenes_')}"
+        model_dir = "runs/mine" if stage == stages[-1] else initial
+        assert line.endswith(f"--gin.MODEL_DIR='{model_dir}'")
+    if full:
+        assert lines[-2].endswith("--stage_dirs runs/mine_first_run runs/mine_matching")
+    summary = lines[-1]
+    assert f"--model_dir=runs/mine --kind={'full' if full else 'first'} " in summary
     command = " ".join(["bash launch/local.sh", *arguments])
     assert f"--train_command={command} --started=" in summary
