@@ -30,6 +30,7 @@ import gin
 import seqio
 from absl import flags, logging
 
+from ofa_jax.checkpoints import storage
 from ofa_jax.cli import common, errors, gin_registry
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.build import Evaluation, build_evaluation
@@ -88,7 +89,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _write_report(evaluation: Evaluation) -> None:
     """Writes the run's report, unless the results are elsewhere."""
-    if evaluation.directory.is_relative_to(evaluation.model_dir):
+    # MODEL_DIR may be relative to the current folder; the folder of the results never is.
+    model_dir = storage.absolute_path(evaluation.model_dir)
+    if storage.absolute_path(evaluation.directory).is_relative_to(model_dir):
         run_report.write_at_end(evaluation.model_dir, evaluation.log)
 
 

@@ -23,6 +23,7 @@ from ofa_jax.checkpoints import storage
 from ofa_jax.reports.run_report import REPORT_FILE
 from ofa_jax.utils import files, text_files
 from ofa_jax.utils.locks import directory_lock
+from ofa_jax.utils.modules import import_modules
 
 from . import output_folders, report_scenes, scenes_results
 from .command import user_command
@@ -260,6 +261,7 @@ def main(
 
 def _write(options: argparse.Namespace, step: int) -> int:
     """Writes summary and page of an evaluated run, and prints them; returns the exit code."""
+    import_modules("tasks.pretraining")  # registers the specifications of the evaluation
     settings, values = report_scenes.settings_of(options.model_dir / "config.gin")
     lines = report_scenes.read_lines(options.model_dir, SPLIT, step)
     rows = list(Reporter(settings, options.baseline_examples).rows(SPLIT, lines))

@@ -171,6 +171,13 @@ def test_the_report_shows_the_worst_and_best_examples_with_their_boxes(run, eval
     assert qualities == sorted(qualities)
 
 
+def test_a_run_given_by_a_relative_path_has_its_report_written_anew(call, run, evaluated, capsys):
+    (run / "report.html").unlink()
+    call(*SMALL, at(os.path.relpath(run, ROOT)), "--gin.CHECKPOINTS='all'")
+    assert f"The report is {os.path.relpath(run, ROOT)}/report.html." in capsys.readouterr().out
+    assert "eval_regions" in (run / "report.html").read_text()
+
+
 def test_averaged_parameters_are_evaluated_if_the_run_has_them(run, evaluated):
     for task in ("eval_captions", "eval_regions"):
         assert lines(run, 1, task) == lines(run, 2, task)

@@ -1,6 +1,10 @@
 """What a run has reached stands beside its aims, in summary.json, on the page and on screen."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +12,7 @@ from tools import report_scenes, scenes_results, summarise_scenes
 from tools.scenes_results import Row
 from tools.summarise_scenes import AIMS, aims_of
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOSSES = {
     "image_captioning": {"validation_loss": 1.0, "unigram_loss": 3.0},
     "text_infilling": {"validation_loss": 7.0, "unigram_loss": 6.5},
@@ -114,6 +119,34 @@ def test_the_command_evaluates_once_and_writes_summary_and_page(tmp_path, monkey
     assert scenes_results.shown("acc@0.5", 0.2) in page
     assert summarise_scenes.main(arguments, evaluate) == 0
     assert len(calls) == 1  # the predictions are there
+
+
+def test_the_evaluation_of_every_objective_is_known_in_a_new_process(tmp_path, small_scenes):
+    """Runs without stubs: in this process other tests have registered the tasks."""
+    run, lines = tmp_path / "run", tmp_path / "run/evaluations/test/7/visual_grounding"
+    (run / "checkpoints" / "7" / "state").mkdir(parents=True)
+    (run / "config.gin").write_text("")
+    lines.mkdir(parents=True)
+    line = {"index": 0, "id": "a", "references": [0, 0, 4, 4], "prediction": [0, 0, 4, 4]}
+    (lines / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    program = (
+        "import sys; from tools import report_scenes, summarise_scenes as s;"
+        "from ofa_jax.evaluation import eval_spec;"
+        "report_scenes.settings_of = lambda path: (None, {'seed': 0, 'total_steps': 9});"
+        "report_scenes.run_of = lambda *_: {'seed': 0, 'commit': '', 'device': '', 'steps': 7,"
+        " 'total_steps': 9};"
+        "s.Reporter.rows = lambda *_: print(eval_spec.find('visual_grounding').kind) or iter(());"
+        f"sys.exit(s.main(['--model_dir={run}', '--results_dir={tmp_path}']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OFA_DATA_DIR": str(small_scenes)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("box")
 
 
 def test_wrong_arguments_are_refused_in_one_sentence(tmp_path, capsys):
