@@ -7,9 +7,8 @@
 #   bash launch/local.sh [--gin.NAME=value ...]
 #   bash launch/local.sh full [--gin.NAME=value ...]
 #
-# `full` trains for longer in three stages (90 minutes at most, all included): as the first run, whether
-# text and image match, everything. It evaluates on all test images and on those of another style, with
-# controls, and writes results/scenes.md.
+# `full` trains for longer after that (90 minutes at most, all included), evaluates on all test images
+# and on those of another style, with controls, and writes results/scenes.md.
 #
 # OFA_DATA_DIR (default: data) holds the data set.
 set -euo pipefail
@@ -17,7 +16,6 @@ started="$(date +%s)"
 cd "$(dirname "$0")/.."
 kind=first
 model_dir=runs/pretrain_scenes
-stage_dirs=()
 if [[ "${1:-}" == full ]]; then
   kind=full
   model_dir=runs/pretrain_scenes_full
@@ -40,20 +38,18 @@ initial="$OFA_DATA_DIR/scenes/encoder"
 python -m tools.pretrain_encoder --data_dir="$OFA_DATA_DIR" --output="$initial"
 gin_file=scenes_first_run
 if [[ "$kind" == full ]]; then
-  # Each stage starts where the one before it ended.
-  for stage in first_run matching; do
-    python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_$stage.gin" \
-      "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@" "--gin.MODEL_DIR='${model_dir}_$stage'"
-    initial="${model_dir}_$stage"
-    stage_dirs+=("$initial")
-  done
+  # It continues from a first run of its own.
+  stage_dir="${model_dir}_first_run"
+  python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_first_run.gin" \
+    "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@" "--gin.MODEL_DIR='$stage_dir'"
+  initial="$stage_dir"
   gin_file=scenes_full
 fi
 python -m ofa_jax.train --gin_file="gin_configs/runs/$gin_file.gin" \
   "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@"
 if [[ "$kind" == full ]]; then
   python -m tools.report_scenes --model_dir="$model_dir" --train_command="$command" \
-    --stage_dirs "${stage_dirs[@]}"
+    --stage_dirs "$stage_dir"
 fi
 python -m tools.summarise_scenes --model_dir="$model_dir" --kind="$kind" \
   --train_command="$command" --started="$started"

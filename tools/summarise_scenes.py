@@ -157,11 +157,13 @@ def page(results: Mapping[str, Any]) -> str:
 
 def _about(run: Mapping[str, Any]) -> str:
     total = run["minutes_in_all"]
+    steps = f"- {run['steps']} of {run['total_steps']} steps"
+    if total is not None:
+        steps += f"; {total:.1f} minutes in all, set-up and evaluation included"
     lines = [
         f"- Command: `{run['command']}`",
         f"- Seed {run['seed']}; commit {run['commit']}; {run['device']}",
-        f"- {run['steps']} of {run['total_steps']} steps; "
-        + ("" if total is None else f"{total:.1f} minutes in all, set-up and evaluation included"),
+        steps,
     ]
     return "\n".join(lines)
 
