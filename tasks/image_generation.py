@@ -8,6 +8,7 @@ codes and their captions.
 
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.downstream import text_to_image
 
 from . import downstream
@@ -33,6 +34,7 @@ def describe(settings: downstream.DownstreamSettings) -> EvalSpec:
             top_k=min(TOP_K, len(codes)),
             constraint_range=(codes.start, codes.stop),
         ),
+        unconditional=prompts.UNCONDITIONAL_IMAGE,
     )
 
 

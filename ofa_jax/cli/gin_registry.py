@@ -21,7 +21,8 @@ from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.webdataset import WebDatasetData
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.interop import vqgan_file
+from ofa_jax.inference.image_generation import ImageGeneration, matching_ranker
+from ofa_jax.interop import clip_file, vqgan_file
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -54,6 +55,7 @@ _CLASSES = (
     DownstreamSettings,
     DecodingConfig,
     SelfCriticalConfig,
+    ImageGeneration,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,
@@ -63,6 +65,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "vocabulary_from_tokenizer_json": OFAVocabulary.from_tokenizer_json,
     "patch_codebook": PatchCodebook.load,
     "vqgan": vqgan_file.read,
+    "clip": clip_file.read,
+    "matching_ranker": matching_ranker,
 }
 _names: list[str] = []  # in the order of registration
 _IDENTITY = "evaluated"

@@ -9,9 +9,16 @@
     hypotheses = make_decoder(model, DecodingConfig(max_length=10), trie)(variables, batch)
     scores = make_scorer(model, candidates)(variables, batch)    # float32 [B, C]
 
-`batch` holds the encoder_* arrays of `ofa_jax.model` and, both optional, decoder_code_mask bool[B]
-(examples that generate image codes) and decoder_prefix_tokens int32[B,P]: tokens that the outputs
-start with, padded at the end; their lengths may differ between examples.
+`batch` holds the encoder_* arrays of `ofa_jax.model` and, all optional,
+
+    decoder_code_mask      bool[B]      examples that generate image codes
+    decoder_prefix_tokens  int32[B,P]   tokens that the outputs start with, padded at the end; their
+                                        lengths may differ between examples
+    decoder_seeds          uint32[B]    seeds of the samples of each example: they follow from it
+                                        and the key, whatever else is in the batch
+    guidance_input_tokens  int32[B,S]   the instruction without what guidance is to follow, as long
+                                        as encoder_input_tokens; `DecodingConfig.guidance_scale`
+                                        needs it
 
 Everything runs in one compiled program of fixed shapes that stops early. The encoder runs once, its
 keys and values are projected once per example and shared by all beams, and the decoder has a cache.

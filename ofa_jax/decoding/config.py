@@ -37,6 +37,9 @@ class DecodingConfig:
       top_k: sample among this many most probable tokens; 0 for all.
       top_p: sample among the fewest most probable tokens that reach this probability (nucleus
         sampling, Holtzman et al. 2020), after `top_k`; 1 for all.
+      guidance_scale: s of classifier-free guidance (Ho and Salimans 2022): the logits become
+        u + s (c - u), where c follows from the instruction and u from one without its caption, see
+        `ofa_jax.decoding`. 1 is no guidance; more follows the caption more closely.
       no_repeat_ngram_size: no n-gram of this many tokens, including bos, occurs twice; 0 for none.
       unk_penalty: subtracted from the log-probability of <unk>.
       constraint_range: (first, end) of the ids that may be generated besides the four special
@@ -63,6 +66,7 @@ class DecodingConfig:
     ] = 1.0
     top_k: options.Natural = 0
     top_p: Annotated[float, options.Above(0), options.AtMost(1)] = 1.0
+    guidance_scale: options.NonNegative = 1.0
     no_repeat_ngram_size: options.Natural = 0
     unk_penalty: float = 0.0
     constraint_range: tuple[options.TokenId, options.TokenId] | None = None
@@ -140,6 +144,7 @@ class DecodingConfig:
             length_penalty=np.float32(penalty),
             temperature=np.float32(self.temperature),
             unk_penalty=np.float32(self.unk_penalty),
+            guidance_scale=np.float32(self.guidance_scale),
         )
 
     @property
@@ -151,7 +156,20 @@ class DecodingConfig:
             normalize_scores=False,
             temperature=1.0,
             unk_penalty=0.0,
+            guidance_scale=2.0 if self.is_guided else 1.0,
         )
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each example is decoded with and without its caption."""
+        return self.guidance_scale != 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON; without `guidance_scale`, as earlier versions, if it is 1."""
+        fields = dataclasses.asdict(self)
+        if not self.is_guided:
+            del fields["guidance_scale"]
+        return fields
 
 
 class DynamicParams(flax.struct.PyTreeNode):
@@ -161,6 +179,7 @@ class DynamicParams(flax.struct.PyTreeNode):
     length_penalty: Float[ArrayLike, ""]
     temperature: Float[ArrayLike, ""]
     unk_penalty: Float[ArrayLike, ""]
+    guidance_scale: Float[ArrayLike, ""] = 1.0
 
 
 def _check_range(constraint_range: Sequence[int]) -> Sequence[int]:

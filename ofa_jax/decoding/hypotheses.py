@@ -144,6 +144,10 @@ class DecodeState(flax.struct.PyTreeNode):
             tokens, token_scores, totals = (
                 gather_beams(x, parents) for x in (tokens, token_scores, totals)
             )
+            # Guidance has two rows of the cache for each example.
+            rows_per_example = cache.encoder_mask.shape[0] // parents.shape[0]
+            if rows_per_example > 1:
+                parents = jnp.repeat(parents, rows_per_example, axis=0)
             cache = cache.reorder(parents)
         return DecodeState(
             self.step + 1,

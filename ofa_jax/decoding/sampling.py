@@ -1,5 +1,7 @@
 """Sampling: each hypothesis of an example is drawn independently, token by token.
 
+With one key for each example its samples do not depend on the others of its batch.
+
 A sample's score is its probability under the model and the constraints, before `top_k` and `top_p`
 are applied. Samples stay in the order in which they were drawn.
 """
@@ -23,8 +25,15 @@ def select(
     config: DecodingConfig,
     key: PRNGKeyArray,
 ) -> Continuation:
-    """Draws the next token of each sample; samples that have ended get padding."""
-    key = jax.random.fold_in(key, state.step)
+    """Draws the next token of each sample; samples that have ended get padding.
+
+    Args:
+      log_probs: log-probabilities of the next token.
+      state: samples so far.
+      config: how to draw.
+      key: one for the batch, or one for each example.
+    """
+    draw = _draw if key.ndim == 0 else jax.vmap(_draw, in_axes=(0, None, 0))
     ended = _has_ended(state)
     if config.top_k or config.top_p < 1:
         scores, tokens = jax.lax.top_k(log_probs, config.top_k or log_probs.shape[-1])
@@ -32,12 +41,19 @@ def select(
             probs = jax.nn.softmax(scores)
             before = jnp.cumsum(probs, axis=-1) - probs
             scores = jnp.where(before < config.top_p, scores, -jnp.inf)
-        drawn = _take_last(tokens, jax.random.categorical(key, scores))
+        drawn = _take_last(tokens, draw(key, state.step, scores))
     else:
-        drawn = jax.random.categorical(key, log_probs)
+        drawn = draw(key, state.step, log_probs)
     return Continuation(
         jnp.where(ended, PAD, drawn), jnp.where(ended, 0.0, _take_last(log_probs, drawn))
     )
+
+
+def _draw(
+    key: PRNGKeyArray, step: Int[Array, ""], scores: Float[Array, "*rest n"]
+) -> Int[Array, "*rest"]:
+    """Draws an index of the last axis."""
+    return jax.random.categorical(jax.random.fold_in(key, step), scores)
 
 
 def _take_last(x: Float[Array, "*rest n"], index: Int[Array, "*rest"]) -> Float[Array, "*rest"]:

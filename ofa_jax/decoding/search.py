@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ofa_jax.decoding import beam, sampling
 from ofa_jax.decoding.config import DecodingConfig, DynamicParams
@@ -49,6 +50,7 @@ def make_decoder(
         batch = select_decoder_inputs(batch)
         source_length = batch["encoder_input_tokens"].shape[1]
         check_prefix(batch, config.max_output_length(source_length, model.config), model)
+        check_guidance(batch, config)
         if config.method == "sample" and rng is None:
             raise ValueError(
                 "DecodingConfig.method is 'sample'; give the decoder a key, e.g. "
@@ -81,7 +83,14 @@ def _encode_and_generate(
     """Encodes a batch and generates outputs for it, in the plain layout of parameters."""
     variables, plain_config = layout.ensure_plain(variables, model.config)
     model = model.clone(config=plain_config)
-    encoded = encode(model, variables, batch)
+    is_image_code = batch.get("decoder_code_mask")
+    encoder_inputs = {name: x for name, x in batch.items() if name.startswith("encoder_")}
+    if config.is_guided:
+        encoder_inputs = _with_and_without(encoder_inputs, batch[_GUIDANCE])
+        is_image_code = None if is_image_code is None else jnp.repeat(is_image_code, 2)
+    if rng is not None and "decoder_seeds" in batch:
+        rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, batch["decoder_seeds"])
+    encoded = encode(model, variables, encoder_inputs)
     source_length = batch["encoder_input_tokens"].shape[1]
     return generate(
         model,
@@ -92,9 +101,22 @@ def _encode_and_generate(
         config.max_output_length(source_length, model.config),
         trie,
         batch.get("decoder_prefix_tokens"),
-        batch.get("decoder_code_mask"),
+        is_image_code,
         rng,
     )
+
+
+def _with_and_without(
+    encoder_inputs: dict[str, Array], guidance_tokens: Int[Array, "batch length"]
+) -> dict[str, Array]:
+    """Returns two rows for each example: with its instruction, and with that of guidance.
+
+    The rows of an example are neighbours, so a batch that is sharded over its rows stays so.
+    """
+    rows = {name: jnp.repeat(array, 2, axis=0) for name, array in encoder_inputs.items()}
+    tokens = jnp.stack([encoder_inputs["encoder_input_tokens"], guidance_tokens], axis=1)
+    rows["encoder_input_tokens"] = tokens.reshape(-1, tokens.shape[-1])
+    return rows
 
 
 def generate(
@@ -114,19 +136,21 @@ def generate(
     Args:
       model: the model.
       variables: its variables, in the plain layout.
-      encoded: result of its `encode`.
+      encoded: result of its `encode`; under guidance two rows for each example, the second one
+        without its caption.
       config: settings that are part of the program.
       dynamic_params: settings that are arguments of the program.
       max_output_length: tokens of the longest output, without eos.
       trie: allowed outputs, or None.
       prefix_tokens: forced tokens, see `ofa_jax.decoding`.
-      is_image_code: which examples generate image codes.
-      rng: key for sampling.
+      is_image_code: which rows of `encoded` generate image codes.
+      rng: key for sampling, or one for each example.
 
     Returns:
       Hypotheses, best first; samples in the order in which they were drawn.
     """
     batch_size, beams, length = encoded.hidden.shape[0], config.beam_size, max_output_length + 1
+    batch_size //= 2 if config.is_guided else 1
     prefix = None if prefix_tokens is None else ForcedPrefix.from_padded(prefix_tokens)
     constraints = Constraints(dynamic_params, trie, prefix, config)
     cache = start_cache(model, variables, encoded, length, beams, is_image_code)
@@ -168,7 +192,12 @@ def _add_token(
 ) -> _Carry:
     """Adds a token to every unfinished hypothesis."""
     state, finished = carry
-    logits, cache = decode_step(model, variables, state.last_tokens, state.cache, state.step)
+    last_tokens, is_guided = state.last_tokens, constraints.config.is_guided
+    if is_guided:
+        last_tokens = jnp.repeat(last_tokens, 2, axis=0)
+    logits, cache = decode_step(model, variables, last_tokens, state.cache, state.step)
+    if is_guided:
+        logits = guide(logits, constraints.dynamic_params.guidance_scale)
     state = state.replace(cache=cache)
     log_probs = constraints.log_probs(logits, state)
     if finished is None:
@@ -182,12 +211,27 @@ def _add_token(
     return state.extend(continuation, nodes), finished
 
 
+def guide(
+    logits: Float[Array, "rows beams vocab"], scale: Float[Array, ""]
+) -> Float[Array, "batch beams vocab"]:
+    """Returns the logits u + s (c - u) of guidance (Ho and Salimans 2022, eq. 6, with s = 1 + w).
+
+    Args:
+      logits: two rows for each example: with its caption (c) and without (u).
+      scale: s.
+    """
+    pairs = logits.reshape(-1, 2, *logits.shape[1:])
+    return pairs[:, 1] + scale * (pairs[:, 0] - pairs[:, 1])
+
+
 # ---------------------------------------------------------------------------- checks of inputs
+
+_GUIDANCE = "guidance_input_tokens"
 
 
 def select_decoder_inputs(batch: ModelInputs) -> dict[str, Any]:
     """Selects the arrays that generation depends on; others would only cause recompilation."""
-    own = ("decoder_code_mask", "decoder_prefix_tokens")
+    own = ("decoder_code_mask", "decoder_prefix_tokens", "decoder_seeds", _GUIDANCE)
     return {
         name: array for name, array in batch.items() if name.startswith("encoder_") or name in own
     }
@@ -199,6 +243,24 @@ def check_trie(trie: Trie | None, model: OFA) -> None:
         raise ValueError(
             f"the trie was made for {trie.vocab_size} tokens, OFAConfig.vocab_size is "
             f"{model.config.vocab_size}; make it with the model's vocabulary."
+        )
+
+
+def check_guidance(batch: ModelInputs, config: DecodingConfig) -> None:
+    """Raises ValueError if guidance lacks its instruction, or that has another shape."""
+    if not config.is_guided:
+        return
+    like = batch["encoder_input_tokens"].shape
+    if _GUIDANCE not in batch:
+        raise ValueError(
+            f"DecodingConfig.guidance_scale is {config.guidance_scale}, but the batch has no "
+            f"{_GUIDANCE}: only tasks that generate images from captions have one; leave the scale "
+            "at 1."
+        )
+    if batch[_GUIDANCE].shape != like:
+        raise ValueError(
+            f"{_GUIDANCE} is {list(batch[_GUIDANCE].shape)}; give {list(like)}, as "
+            "encoder_input_tokens."
         )
 
 

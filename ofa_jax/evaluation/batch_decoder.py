@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,6 +96,7 @@ class BatchDecoder:
         """
         self._model, self._spec, self._partitioner = model, spec, partitioner
         self._key = jax.random.key(seed)
+        self._vocabulary = vocabulary
         self._candidate_table: np.ndarray | None = None
         candidates = _encode_candidates(spec, vocabulary)
         self._trie = None
@@ -115,7 +116,11 @@ class BatchDecoder:
             self._make_decode(0)  # raises if the settings do not fit
 
     def start(
-        self, variables: Any, batch: Mapping[str, np.ndarray], number: int = 0
+        self,
+        variables: Any,
+        batch: Mapping[str, np.ndarray],
+        number: int = 0,
+        seeds: Sequence[int] | None = None,
     ) -> _PendingBatch:
         """Starts to decode a batch and returns at once (the first time: once it is compiled).
 
@@ -124,13 +129,20 @@ class BatchDecoder:
           batch: this host's rows (as for `Partitioner.put_batch`) of the `encoder_*` arrays and,
             where present, of decoder_code_mask and of decoder_prefix_tokens, int32 [rows, P], with
             which predictions are forced to begin; other arrays are ignored.
-          number: number of the batch; samples follow from it and the seed.
+          number: number of the batch; samples follow from it and the seed,
+          seeds: or from the seed and these, one for each row, whatever else is in the batch.
 
         Returns:
           The argument of `finish`.
         """
         features: dict[str, Any] = select_decoder_inputs(batch)
         prefix = features.get("decoder_prefix_tokens")
+        if self._spec.decoding.is_guided:
+            features["guidance_input_tokens"] = self._unconditional(
+                features["encoder_input_tokens"].shape
+            )
+        if self._spec.decoding.method == "sample" and seeds is not None:
+            features["decoder_seeds"] = np.asarray(seeds, np.uint32)
         with contextlib.ExitStack() as stack:
             if self._partitioner is not None:
                 features = self._partitioner.put_batch(features)
@@ -141,13 +153,30 @@ class BatchDecoder:
                 )
                 prefix = None  # the scored candidates follow it
             else:
-                key = jax.random.fold_in(self._key, number)
+                key = self._key if seeds is not None else jax.random.fold_in(self._key, number)
                 decode = self._make_decode(0 if prefix is None else prefix.shape[1])
                 found = decode(variables, features, key)
                 outputs = found.tokens, found.scores
             if self._partitioner is not None:
                 outputs = jax.device_put(outputs, self._partitioner.batch_sharding)
         return _PendingBatch(prefix, outputs)
+
+    def _unconditional(self, shape: tuple[int, int]) -> Int32[np.ndarray, "R S"]:
+        """Returns the instruction without its caption in every row.
+
+        Raises:
+          ValueError: it is longer than the rows.
+        """
+        assert self._spec.unconditional is not None
+        ids = self._vocabulary.encode(self._spec.unconditional, add_bos=True, add_eos=True)
+        if len(ids) > shape[1]:
+            raise ValueError(
+                f"The instruction without a caption has {len(ids)} tokens, and instructions are "
+                f"padded to {shape[1]}: make them longer, or leave DecodingConfig.guidance_scale "
+                "at 1."
+            )
+        row = np.pad(ids, (0, shape[1] - len(ids)), constant_values=OFAVocabulary.pad_id)
+        return np.tile(row.astype(np.int32), (shape[0], 1))
 
     def _make_decode(self, prefix_length: int) -> Callable[..., Hypotheses]:
         """Returns a decoder that generates up to the task's maximum length after a prefix."""
@@ -164,10 +193,14 @@ class BatchDecoder:
         return DecodedBatch(tokens, scores)
 
     def __call__(
-        self, variables: Any, batch: Mapping[str, np.ndarray], number: int = 0
+        self,
+        variables: Any,
+        batch: Mapping[str, np.ndarray],
+        number: int = 0,
+        seeds: Sequence[int] | None = None,
     ) -> DecodedBatch:
         """Decodes a batch; see `start`."""
-        return self.finish(self.start(variables, batch, number))
+        return self.finish(self.start(variables, batch, number, seeds))
 
 
 def _encode_candidates(spec: EvalSpec, vocabulary: OFAVocabulary) -> list[list[int]] | None:

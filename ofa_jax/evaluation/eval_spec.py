@@ -44,6 +44,8 @@ class EvalSpec:
       max_image_size: pixels that the last location bin stands for.
       example_metric: the metric that orders the examples of a gallery; when None, the main one, or
         the first one that needs no corpus.
+      unconditional: the instruction without its caption, which guidance compares with
+        (`DecodingConfig.guidance_scale`); None for tasks that have no guidance.
     """
 
     task: options.Name
@@ -56,12 +58,19 @@ class EvalSpec:
     main_metric: options.Name | None = None
     max_image_size: options.Positive = 512.0
     example_metric: options.Name | None = None
+    unconditional: str | None = None
 
     def __post_init__(self) -> None:
         if self.score_all and self.candidates is None:
             raise ValueError(
                 f"EvalSpec of task {self.task!r}: score_all is set without candidates; give "
                 "`candidates`."
+            )
+        if self.decoding.is_guided and (self.unconditional is None or self.score_all):
+            raise ValueError(
+                f"EvalSpec of task {self.task!r}: guidance_scale is "
+                f"{self.decoding.guidance_scale}, but guidance is for images from captions; leave "
+                "it at 1."
             )
 
     def replace(self, **overrides: Any) -> "EvalSpec":

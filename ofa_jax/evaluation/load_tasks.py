@@ -168,7 +168,7 @@ class TaskLoader:
             "examples": count,
             "seed": self.seed,
             "kind": spec.kind,
-            "decoding": dataclasses.asdict(spec.decoding),
+            "decoding": spec.decoding.to_json(),
             "score_all": spec.score_all,
             "lengths": dict(stream.task_feature_lengths),
             "image_size": stream.image_size,

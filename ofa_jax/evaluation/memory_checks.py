@@ -33,7 +33,7 @@ def check_task(
     length = decoding.max_output_length(inputs, model) + 1
     needs = decoding_bytes(
         model,
-        rows,
+        2 * rows if decoding.is_guided else rows,
         candidates_at_once or decoding.beam_size,
         length,
         inputs + num_patches(stream.image_size),

@@ -14,6 +14,12 @@ from ofa_jax.evaluation.eval_sources import EvalBatch
 DATA, DECODING, COMPILATION = "data", "decoding", "compilation"
 """Kinds of time: waiting for batches, waiting for the device, and compiling."""
 
+
+def row_seeds(batch: EvalBatch) -> list[int]:
+    """Returns what the samples of each row follow from: the index of its example."""
+    return [0 if example is None else example.index for example in batch.examples]
+
+
 Measure = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -40,7 +46,8 @@ def decode_batches(
         if batch is None:
             break
         with measure(COMPILATION if waiting is None else DECODING):
-            pending = decoder.start(variables, batch.features, batch.number)
+            seeds = row_seeds(batch)
+            pending = decoder.start(variables, batch.features, batch.number, seeds)
         if waiting is not None:
             with measure(DECODING):
                 decoded = decoder.finish(waiting[1])

@@ -4,6 +4,7 @@ predictor     predicts outputs for images and instructions, one at a time or in 
               arguments with `predictor_arguments`
 loading       loads a checkpoint with its vocabulary, image tokenizer and image sizes
 presets       decode presets: how each task is decoded
+image_generation  how images are generated from captions; `reranking` chooses the best candidate
 requests      converts an image and an instruction to model features
 prepared      requests that are ready to be decoded, and their batches
 predictions   converts generated tokens to text, boxes and images
@@ -26,15 +27,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ofa_jax.inference.image_generation import ImageGeneration
     from ofa_jax.inference.loading import LoadedModel, load_model
     from ofa_jax.inference.predictions import Prediction
     from ofa_jax.inference.predictor import Predictor
     from ofa_jax.inference.presets import DecodePreset
 
-__all__ = ["DecodePreset", "LoadedModel", "Prediction", "Predictor", "load_model"]
+__all__ = [
+    "DecodePreset",
+    "ImageGeneration",
+    "LoadedModel",
+    "Prediction",
+    "Predictor",
+    "load_model",
+]
 
 _MODULES = {
     "DecodePreset": "presets",
+    "ImageGeneration": "image_generation",
     "LoadedModel": "loading",
     "Prediction": "predictions",
     "Predictor": "predictor",

@@ -18,6 +18,7 @@ from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation import memory_checks
 from ofa_jax.inference import fingerprint, presets, resume, task_inputs
+from ofa_jax.inference.image_generation import ImageGeneration
 from ofa_jax.inference.job import Job, Pipeline, RequestPipeline, lock
 from ofa_jax.inference.kinds import KindOptions, Kinds
 from ofa_jax.inference.loading import load_model
@@ -81,6 +82,7 @@ def build_job(
     settings: TaskSettings | None = None,
     mixture_or_task_module: options.Modules | None = None,
     check_memory: bool = True,
+    image_generation: ImageGeneration | None = None,
 ) -> Job:
     """Builds every part of a job and checks that the parts fit together; compiles nothing.
 
@@ -120,6 +122,8 @@ def build_job(
       mixture_or_task_module: module(s) to import, which register tasks.
       check_memory: whether to refuse what needs more memory than there is, by an estimate from
         below.
+      image_generation: how images are generated from captions (candidates, guidance, ranker); those
+        of the preset or the task when None.
 
     Returns:
       The job; without a pipeline if it is finished.
@@ -162,12 +166,14 @@ def build_job(
         "dtype": dtype,
         "task": task,
         "score_all": score_all,
-        "decoding": None if decoding is None else dataclasses.asdict(decoding),
+        "decoding": None if decoding is None else decoding.to_json(),
         "decode_options": None if decode_options is None else dataclasses.asdict(decode_options),
         "answers": fingerprint.of_candidates(allowed),
     }
     if weights is not None:
         current["weights"] = weights
+    if image_generation is not None:
+        current["image_generation"] = image_generation.to_json()
 
     def count_inputs() -> int:
         return _num_inputs(cast(RequestSource, inputs) if loaded_task is None else loaded_task)
@@ -204,12 +210,26 @@ def build_job(
     pipeline: Pipeline
     if loaded_task is not None:
         pipeline = make_task_pipeline(
-            loaded_task, loaded, settings, decoding, batch_size, source_length, seed
+            loaded_task,
+            loaded,
+            settings,
+            decoding,
+            batch_size,
+            source_length,
+            seed,
+            image_generation,
         )
         check_decoding(pipeline.decoding)
     else:
         of_all = KindOptions(
-            task, decoding, allowed, score_all, image_size or None, source_length, seed
+            task,
+            decoding,
+            allowed,
+            score_all,
+            image_size or None,
+            source_length,
+            seed,
+            image_generation,
         )
         kinds = Kinds(loaded, of_all, check_decoding)
         batches = RequestBatches(

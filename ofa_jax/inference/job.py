@@ -17,17 +17,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from ofa_jax.decoding import DecodingConfig
+from ofa_jax.evaluation import postprocess
 from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
 from ofa_jax.evaluation.eval_sources import EvalBatch, EvalExample, EvalSource
-from ofa_jax.evaluation.pipeline import decode_batches
+from ofa_jax.evaluation.pipeline import decode_batches, row_seeds
 from ofa_jax.inference import shards as shard_files
 from ofa_jax.inference.entries import clean_text
+from ofa_jax.inference.image_generation import Reranking
 from ofa_jax.inference.kinds import Kinds
 from ofa_jax.inference.loading import LoadedModel
-from ofa_jax.inference.predictions import Prediction, parse_prediction, to_png
+from ofa_jax.inference.predictions import Prediction, decode_images, parse_prediction, to_png
+from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.inference.request_batches import RequestBatches
+from ofa_jax.inference.reranking import caption_of
 from ofa_jax.inference.shards import LineCounts, Shards
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.utils import progress
@@ -101,6 +106,7 @@ class TaskPipeline:
       source: all examples.
       batch_size: examples per batch.
       decoding: settings of the decoder.
+      reranking: orders the images of captions; None to leave them as they are.
     """
 
     loaded: LoadedModel
@@ -108,13 +114,19 @@ class TaskPipeline:
     source: EvalSource
     batch_size: int
     decoding: DecodingConfig
+    reranking: Reranking | None = None
 
     def decode(
         self, shards: Shards, numbers: Sequence[int]
     ) -> Iterator[tuple[EvalBatch, DecodedBatch | None]]:
         """Yields batches with their hypotheses, see `Pipeline`."""
         batches = [batch for shard in numbers for batch in shards.batches(shard, self.batch_size)]
-        yield from decode_batches(self.decoder, self.loaded.variables, self.source.batches(batches))
+        examples = self.source.batches(batches)
+        for batch, decoded in decode_batches(self.decoder, self.loaded.variables, examples):
+            if self.reranking is not None:
+                captions = [caption_of(text) for text in _instructions(batch)]
+                decoded = self.reranking(decoded, captions)
+            yield batch, decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +153,11 @@ class RequestPipeline:
                 following = functools.partial(_without_hypotheses, batch)
             else:
                 decoder = self.kinds.decoder(preset)
-                pending = decoder.start(self.loaded.variables, batch.features, batch.number)
-                following = functools.partial(_finish, batch, decoder, pending)
+                pending = decoder.start(
+                    self.loaded.variables, batch.features, batch.number, row_seeds(batch)
+                )
+                finish = functools.partial(decoder.finish, pending)
+                following = functools.partial(self._finish, batch, preset, finish)
             # The device works on the batch while the one before is written.
             if waiting is not None:
                 yield waiting()
@@ -150,15 +165,23 @@ class RequestPipeline:
         if waiting is not None:
             yield waiting()
 
+    def _finish(
+        self, batch: EvalBatch, preset: DecodePreset, finish: Callable[[], DecodedBatch]
+    ) -> tuple[EvalBatch, DecodedBatch | None]:
+        """Returns a batch with its hypotheses, which a ranker may have ordered."""
+        return batch, self.kinds.rerank(preset, finish(), _instructions(batch))
+
+
+def _instructions(batch: EvalBatch) -> list[str]:
+    """Returns the instruction of each row; empty for rows without a request."""
+    return [
+        "" if example is None or example.error is not None else example.instruction
+        for example in batch.examples
+    ]
+
 
 def _without_hypotheses(batch: EvalBatch) -> tuple[EvalBatch, DecodedBatch | None]:
     return batch, None
-
-
-def _finish(
-    batch: EvalBatch, decoder: BatchDecoder, pending: Any
-) -> tuple[EvalBatch, DecodedBatch | None]:
-    return batch, decoder.finish(pending)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,11 +314,12 @@ class _ShardWriter:
 
     def add(self, batch: EvalBatch, decoded: DecodedBatch | None) -> None:
         """Adds the predictions of a batch, all of one shard."""
+        generated = self._decode_images(batch, decoded)
         for row, example in enumerate(batch.examples):
             if example is None:
                 continue
             self.shard = example.index // self._shards.size
-            self._lines[example.index] = self._line(example, decoded, row)
+            self._lines[example.index] = self._line(example, decoded, row, generated.get(row))
             self._done.decoded += 1
             self._done.truncated += getattr(example, "is_truncated", False)
         if self._lines and len(self._lines) == len(self._shards.inputs(self.shard)):
@@ -303,7 +327,33 @@ class _ShardWriter:
             self._shards.write(self.shard, lines, self._images)
             self._lines, self._images = {}, {}
 
-    def _line(self, example: EvalExample, decoded: DecodedBatch | None, row: int) -> dict[str, Any]:
+    def _decode_images(
+        self, batch: EvalBatch, decoded: DecodedBatch | None
+    ) -> dict[int, Image.Image]:
+        """Returns the image of each row that has one, decoded in batches."""
+        if decoded is None:
+            return {}
+        vocabulary, rows = self._processor.vocabulary, []
+        codes: list[np.ndarray | None] = []
+        for row, example in enumerate(batch.examples):
+            ids = decoded.best(row)[0]
+            if example is None or not np.isin(ids, np.asarray(vocabulary.code_ids)).any():
+                continue
+            rows.append(row)
+            codes.append(postprocess.parse("codes", ids, vocabulary))
+        try:
+            images = decode_images(codes, self._processor)
+        except Exception:  # noqa: BLE001  each is decoded alone then, and says what is wrong
+            return {}
+        return {row: own for row, own in zip(rows, images, strict=True) if own is not None}
+
+    def _line(
+        self,
+        example: EvalExample,
+        decoded: DecodedBatch | None,
+        row: int,
+        generated: Image.Image | None,
+    ) -> dict[str, Any]:
         """Returns the line of a request; a generated image is collected beside it."""
         line: dict[str, Any] = {
             "id": clean_text(example.id),
@@ -312,7 +362,8 @@ class _ShardWriter:
         error, reason = example.error, example.reason
         if error is None and decoded is not None:
             try:
-                return line | self._fields(example, decoded, row) | self._warnings(example)
+                fields = self._fields(example, decoded, row, generated)
+                return line | fields | self._warnings(example)
             except _NoOutputError as problem:
                 error, reason = str(problem), NO_OUTPUT.name
             except Exception as problem:  # noqa: BLE001  one output never ends a job
@@ -326,14 +377,24 @@ class _ShardWriter:
         self._done.reasons.update(name for name, _ in example.notes)
         return {"warnings": [detail for _, detail in example.notes]} if example.notes else {}
 
-    def _fields(self, example: EvalExample, decoded: DecodedBatch, row: int) -> dict[str, Any]:
+    def _fields(
+        self,
+        example: EvalExample,
+        decoded: DecodedBatch,
+        row: int,
+        generated: Image.Image | None,
+    ) -> dict[str, Any]:
         """Returns the fields of a prediction's line. Raises _NoOutputError."""
         ids, score = decoded.best(row)
         if np.isnan(decoded.scores[row]).any():
             raise _NoOutputError("The scores of the model are not finite numbers")
         if not np.isfinite(score):
             raise _NoOutputError("The decoder found no output that the constraints allow")
-        prediction = parse_prediction(ids, score, self._processor, example.box_transform)
+        prediction = parse_prediction(
+            ids, score, self._processor, example.box_transform, with_image=generated is None
+        )
+        if generated is not None:
+            prediction = dataclasses.replace(prediction, image=generated)
         fields = _to_json(prediction)
         if prediction.image is not None:
             offset = example.index - self._shards.inputs(self.shard).start

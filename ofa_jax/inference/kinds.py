@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.batch_decoder import BatchDecoder
+from ofa_jax.evaluation.batch_decoder import BatchDecoder, DecodedBatch
 from ofa_jax.inference import presets
+from ofa_jax.inference.image_generation import ImageGeneration, Reranking
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.inference.presets import DecodePreset
-from ofa_jax.preprocessing import instructions
+from ofa_jax.inference.reranking import caption_of
+from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils.bad_input import Treatment, declare
 
@@ -34,6 +36,7 @@ class KindOptions:
       image_size: side of the model's image in pixels; None for that of the preset.
       source_length: tokens to which instructions are padded.
       seed: seed of sampling.
+      image_generation: how images are generated from captions; None for the preset.
     """
 
     task: str | None = None
@@ -43,6 +46,7 @@ class KindOptions:
     image_size: int | None = None
     source_length: int = 128
     seed: int = 0
+    image_generation: ImageGeneration | None = None
 
 
 class Kinds:
@@ -71,7 +75,11 @@ class Kinds:
         self._check_decoding = check_decoding
         self._lock = threading.Lock()
         self._presets: dict[str | None, DecodePreset | str] = {}
-        self._decoders: dict[DecodingConfig, BatchDecoder] = {}
+        self._decoders: dict[tuple[DecodingConfig, str | None], BatchDecoder] = {}
+        self._reranking = None
+        if options.image_generation is not None:
+            options.image_generation.check(loaded.processor)
+            self._reranking = Reranking(options.image_generation, loaded)
         self._make_preset(options.task)
 
     def find(self, instruction: str, task: str | None = None) -> DecodePreset:
@@ -84,7 +92,7 @@ class Kinds:
         Raises:
           InvalidRecordError: its task is not known, or the model cannot decode it.
         """
-        task = task or self._options.task or instructions.recognise_task(instruction)
+        task = task or self._options.task or wordings.recognise_task(instruction)
         with self._lock:
             if task not in self._presets:
                 try:
@@ -103,6 +111,8 @@ class Kinds:
         processor, model = self._loaded.processor, self._loaded.model
         options, vocabulary = self._options, processor.vocabulary
         preset = presets.find_preset(task, processor, model.config)
+        if options.image_generation is not None:
+            preset = options.image_generation.apply(preset, vocabulary.num_codes)
         preset = presets.apply_options(preset, options.decoding, options.candidates, vocabulary)
         if options.image_size is not None:
             preset = dataclasses.replace(preset, image_size=options.image_size)
@@ -115,13 +125,24 @@ class Kinds:
             model.config,
         )
         self._check_decoding(preset.decoding)
-        if preset.decoding not in self._decoders:
-            spec = presets.inference_spec(preset.decoding, options.candidates, options.score_all)
-            self._decoders[preset.decoding] = BatchDecoder(
+        key = preset.decoding, preset.unconditional
+        if key not in self._decoders:
+            spec = presets.inference_spec(
+                preset.decoding, options.candidates, options.score_all, preset.unconditional
+            )
+            self._decoders[key] = BatchDecoder(
                 model, spec, vocabulary, self._loaded.partitioner, options.seed
             )
         return preset
 
     def decoder(self, preset: DecodePreset) -> BatchDecoder:
         """Returns the decoder of a preset that `find` has returned."""
-        return self._decoders[preset.decoding]
+        return self._decoders[preset.decoding, preset.unconditional]
+
+    def rerank(
+        self, preset: DecodePreset, decoded: DecodedBatch, instructions: Sequence[str]
+    ) -> DecodedBatch:
+        """Returns the hypotheses of images with the scores of the ranker, if there is one."""
+        if self._reranking is None or preset.unconditional is None:
+            return decoded
+        return self._reranking(decoded, [caption_of(text) for text in instructions])

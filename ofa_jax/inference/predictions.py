@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32
@@ -25,9 +26,11 @@ class Prediction:
       codes: image codes; None for an output without.
       image: the image of the codes; None if they do not fill a square, or without an image
         tokenizer.
-      score: score of the hypothesis, see `DecodingConfig.length_penalty`.
+      score: score of the hypothesis, see `DecodingConfig.length_penalty`; of an image that a ranker
+        has chosen, that of the ranker.
       symbols: the whole output as text, with <bin_12> and <code_7>.
-      alternatives: the other hypotheses, the best first, without images: of beam search and of
+      alternatives: the other hypotheses, the best first, without images except those of
+        `Predictor.generate_images`: of beam search and of
         several samples as many as `DecodingConfig.beam_size` says; of `score_all` the others of the
         best candidates.
       warnings: what was changed or left out of a request, if a server says so.
@@ -91,13 +94,41 @@ def _decode_image(
     codes: Int32[np.ndarray, " n"] | None, processor: Processor
 ) -> Image.Image | None:
     """Returns the image of the codes, see `Prediction.image`."""
-    if codes is None or processor.image_tokenizer is None or (codes < 0).any():
-        return None
-    side = math.isqrt(len(codes))
-    if side * side != len(codes):
-        return None
-    (pixels,) = processor.image_tokenizer.decode(codes.reshape(1, side, side))
-    return Image.fromarray(pixels)
+    (image,) = decode_images([codes], processor)
+    return image
+
+
+def decode_images(
+    codes: Sequence[Int32[np.ndarray, " n"] | None], processor: Processor, batch_size: int = 32
+) -> list[Image.Image | None]:
+    """Decodes the codes of many images.
+
+    Args:
+      codes: of each image.
+      processor: has the image tokenizer.
+      batch_size: images that are decoded at once.
+
+    Returns:
+      For each its image; None where the codes do not fill a square, or without an image tokenizer.
+    """
+    images: list[Image.Image | None] = [None] * len(codes)
+    tokenizer = processor.image_tokenizer
+    if tokenizer is None:
+        return images
+    by_side: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for index, own in enumerate(codes):
+        if own is None or not len(own) or (own < 0).any():
+            continue
+        side = math.isqrt(len(own))
+        if side * side == len(own):
+            by_side.setdefault(side, []).append((index, own.reshape(side, side)))
+    for found in by_side.values():
+        for start in range(0, len(found), batch_size):
+            chunk = found[start : start + batch_size]
+            pixels = tokenizer.decode(np.stack([grid for _, grid in chunk]))
+            for (index, _), own in zip(chunk, pixels, strict=True):
+                images[index] = Image.fromarray(np.asarray(own))
+    return images
 
 
 def to_png(image: Image.Image) -> bytes:

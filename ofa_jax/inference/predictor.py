@@ -26,6 +26,12 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.inference import presets, requests
 from ofa_jax.inference.entries import clean_instruction
+from ofa_jax.inference.image_generation import (
+    ImageGeneration,
+    Reranking,
+    instructions_of,
+    with_images,
+)
 from ofa_jax.inference.loading import LoadedModel, load_model
 from ofa_jax.inference.predictions import Prediction
 from ofa_jax.inference.predictor_arguments import (
@@ -38,6 +44,7 @@ from ofa_jax.inference.predictor_arguments import (
 from ofa_jax.inference.prepared import CallOptions, PreparedRequest, make_batch, read_row
 from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.inference.requests import Box, Request
+from ofa_jax.inference.reranking import caption_of
 from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
@@ -87,6 +94,7 @@ class Predictor:
         batch_size: options.Count = 8,
         source_lengths: SourceLengths = SOURCE_LENGTHS,
         seed: Seed = 0,
+        image_generation: ImageGeneration | None = None,
     ):
         """Loads a checkpoint; compiles nothing.
 
@@ -103,7 +111,9 @@ class Predictor:
           beam_size: of beam search.
           batch_size: requests that `predict_batch` decodes at once.
           source_lengths: lengths to which instructions are padded, in tokens.
-          seed: seed of sampling.
+          seed: seed of sampling; samples follow from it and the number of the request.
+          image_generation: how images are generated from captions, where a call says nothing else;
+            one sample of the 256 most probable codes when None.
 
         Raises:
           FileNotFoundError, ValueError: the checkpoint or an argument cannot be used.
@@ -140,7 +150,11 @@ class Predictor:
         self._lengths = sorted({min(length, limit) for length in source_lengths})
         self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
         self._decodable: collections.OrderedDict[Any, None] = collections.OrderedDict()
-        self._num_batches = 0
+        self._num_requests = 0
+        self._image_generation = image_generation
+        self._rerankings: dict[ImageGeneration, Reranking] = {}
+        if image_generation is not None:
+            image_generation.check(checkpoint.processor)
         self._lock = threading.Lock()
 
     @renamed.accept_former_keywords
@@ -227,6 +241,34 @@ class Predictor:
                 batch.append(self._make_request(*request))
         return self._predict(batch, self._batch_size, call, is_batch=True)
 
+    @checked
+    def generate_images(
+        self, captions: str | Iterable[str], generation: ImageGeneration | None = None
+    ) -> list[Prediction]:
+        """Generates images from captions, several candidates for each.
+
+            generation = ImageGeneration(guidance_scale=3.0, reranker="matching")
+            (prediction,) = predictor.generate_images("a red apple", generation)
+            prediction.image.save("apple.png")
+
+        Args:
+          captions: one, or several.
+          generation: how; when None, that of the Predictor, else 24 candidates as published.
+
+        Returns:
+          The best candidate for each caption, with the others as its alternatives, all with images.
+
+        Raises:
+          ValueError: a caption is blank, or the model cannot generate or rank images.
+        """
+        texts = [captions] if isinstance(captions, str) else list_of("captions", captions)
+        generation = generation or self._image_generation or ImageGeneration()
+        generation.check(self.loaded.processor)
+        call = CallOptions("text_to_image", None, False, None, generation)
+        batch = [self._make_request(None, text, None) for text in instructions_of(texts)]
+        predictions = self._predict(batch, self._batch_size, call, is_batch=True)
+        return with_images(predictions, self.loaded.processor)
+
     def _make_request(self, image: Any, instruction: Any, region: Any) -> Request:
         """Opens the image of a request and checks its instruction."""
         if not isinstance(instruction, str):
@@ -293,7 +335,7 @@ class Predictor:
         preset = self._find_preset(request.instruction, call)
         example, transform = requests.encode_request(request, self.loaded.processor, preset)
         length = self._padded_length(len(example["inputs"]))
-        return PreparedRequest(example, transform, preset, call, length)
+        return PreparedRequest(example, transform, preset, call, length, request.instruction)
 
     def _predict(
         self,
@@ -327,9 +369,15 @@ class Predictor:
     ) -> list[Prediction | ValueError]:
         """Decodes requests of one group in a batch of `num_rows`, see `decode`."""
         preset, call = batch[0].preset, batch[0].call
-        decoder = self._decoder(preset.decoding, call.candidates, call.score_all)
-        decoded = decoder(self.loaded.variables, make_batch(batch, num_rows), self._num_batches)
-        self._num_batches += 1
+        decoder = self._decoder(preset, call.candidates, call.score_all)
+        first, padding = self._num_requests, num_rows - len(batch)
+        self._num_requests += len(batch)
+        seeds = [*range(first, self._num_requests), *[0] * padding]
+        decoded = decoder(self.loaded.variables, make_batch(batch, num_rows), seeds=seeds)
+        generation = self._generation_of(call)
+        if generation is not None and preset.unconditional is not None:
+            reranking = self._rerankings.setdefault(generation, Reranking(generation, self.loaded))
+            decoded = reranking(decoded, [caption_of(request.instruction) for request in batch])
         found: list[Prediction | ValueError] = []
         for row, request in enumerate(batch):
             try:
@@ -337,6 +385,12 @@ class Predictor:
             except ValueError as error:
                 found.append(error)
         return found
+
+    def _generation_of(self, call: CallOptions) -> ImageGeneration | None:
+        """Returns how a call generates images; None for the decoder's settings alone."""
+        if call.image_generation is not None or call.decoding is not None:
+            return call.image_generation
+        return self._image_generation
 
     def _find_preset(self, instruction: str, call: CallOptions) -> DecodePreset:
         """Returns the preset of a request, with other decoding settings if they are given."""
@@ -347,6 +401,9 @@ class Predictor:
             self.loaded.model.config,
             self._beam_size,
         )
+        generation = self._generation_of(call)
+        if generation is not None:
+            preset = generation.apply(preset, processor.vocabulary.num_codes)
         return presets.apply_options(
             preset, call.decoding, call.candidates, processor.vocabulary, self._beam_size
         )
@@ -377,14 +434,16 @@ class Predictor:
         return next((length for length in self._lengths if length >= tokens), longest)
 
     def _decoder(
-        self, decoding: DecodingConfig, candidates: tuple[str, ...] | None, score_all: bool
+        self, preset: DecodePreset, candidates: tuple[str, ...] | None, score_all: bool
     ) -> BatchDecoder:
         """Returns the decoder of these settings; the most recently used ones are kept."""
-        key = decoding, candidates, score_all
+        key = preset.decoding, preset.unconditional, candidates, score_all
         if key not in self._decoders:
             self._decoders[key] = BatchDecoder(
                 self.loaded.model,
-                presets.inference_spec(decoding, candidates, score_all),
+                presets.inference_spec(
+                    preset.decoding, candidates, score_all, preset.unconditional
+                ),
                 self.loaded.processor.vocabulary,
                 self.loaded.partitioner,
                 seed=self._seed,

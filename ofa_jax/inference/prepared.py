@@ -10,6 +10,7 @@ from ofa_jax.data.features import Example, Stream, empty_features, stack, to_fea
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import DecodedBatch
 from ofa_jax.evaluation.postprocess import BoxTransform
+from ofa_jax.inference.image_generation import ImageGeneration
 from ofa_jax.inference.predictions import Prediction, parse_prediction
 from ofa_jax.inference.presets import DecodePreset
 from ofa_jax.tokenizers.processor import Processor
@@ -22,6 +23,7 @@ class CallOptions(NamedTuple):
     candidates: tuple[str, ...] | None
     score_all: bool
     decoding: DecodingConfig | None
+    image_generation: ImageGeneration | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class PreparedRequest:
       preset: how it is decoded.
       call: the options of the call that made it.
       length: tokens to which the instruction is padded.
+      instruction: as text.
     """
 
     example: Example
@@ -41,6 +44,7 @@ class PreparedRequest:
     preset: DecodePreset
     call: CallOptions
     length: int
+    instruction: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -56,7 +60,8 @@ class PreparedRequest:
     def group(self) -> Hashable:
         """Equal for requests that one batch can hold."""
         call = self.call
-        return self.preset, self.length, self.has_image, call.candidates, call.score_all
+        options = call.candidates, call.score_all, call.image_generation
+        return self.preset, self.length, self.has_image, options
 
 
 def make_batch(batch: Sequence[PreparedRequest], num_rows: int) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.model import OFAConfig
+from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -24,12 +25,15 @@ class DecodePreset:
       code_grid: image codes a side if the output is an image; 0 for other outputs.
       infills_center: whether the output replaces the centre of the image. The image is cropped to
         a square, and its centre is hidden from the model.
+      unconditional: the instruction without its caption, which guidance compares with; None for
+        tasks without guidance.
     """
 
     image_size: int
     decoding: DecodingConfig
     code_grid: int = 0
     infills_center: bool = False
+    unconditional: str | None = None
 
 
 def _free_text(processor: Processor, model: OFAConfig, beam_size: int) -> DecodePreset:
@@ -78,7 +82,12 @@ def _text_to_image(processor: Processor, model: OFAConfig, beam_size: int) -> De
     top_k = min(256, processor.vocabulary.num_codes)
     sampling = DecodingConfig("sample", beam_size=1, top_k=top_k)
     decoding = _image_codes(sampling, processor, model)
-    return DecodePreset(processor.image_size, decoding, model.code_grid)
+    return DecodePreset(
+        processor.image_size,
+        decoding,
+        model.code_grid,
+        unconditional=prompts.UNCONDITIONAL_IMAGE,
+    )
 
 
 def _image_codes(
@@ -233,10 +242,15 @@ def check_decodable(
       model: its configuration.
 
     Raises:
-      ValueError: the model lacks positions, image codes or location bins, or a candidate cannot be
-        reached.
+      ValueError: the model lacks positions, image codes or location bins, a candidate cannot be
+        reached, or there is guidance of something else than an image from a caption.
     """
     decoding = preset.decoding
+    if decoding.is_guided and preset.unconditional is None:
+        raise ValueError(
+            f"DecodingConfig.guidance_scale is {decoding.guidance_scale}, but guidance is for "
+            "images from captions (text_to_image): leave it at 1, or choose that task."
+        )
     decoding.check(model)
     longest = decoding.max_output_length(source_length, model)
     for text in candidates or ():
@@ -268,7 +282,10 @@ def _why_unreachable(
 
 
 def inference_spec(
-    decoding: DecodingConfig, candidates: Sequence[str] | None = None, score_all: bool = False
+    decoding: DecodingConfig,
+    candidates: Sequence[str] | None = None,
+    score_all: bool = False,
+    unconditional: str | None = None,
 ) -> EvalSpec:
     """Returns a spec without references and metrics.
 
@@ -276,6 +293,7 @@ def inference_spec(
       decoding: settings of the decoder.
       candidates: the only outputs allowed, see `format_candidates`; None for free generation.
       score_all: whether to score every candidate instead of searching among them.
+      unconditional: see `DecodePreset`.
     """
     return EvalSpec(
         "inference",
@@ -285,6 +303,7 @@ def inference_spec(
         decoding=decoding,
         candidates=None if candidates is None else lambda: candidates,
         score_all=score_all,
+        unconditional=unconditional,
     )
 
 

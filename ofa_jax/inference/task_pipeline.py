@@ -8,6 +8,7 @@ from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.eval_sources import EvalBatcher, EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.inference import presets
+from ofa_jax.inference.image_generation import ImageGeneration, Reranking
 from ofa_jax.inference.job import TaskPipeline
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.inference.task_inputs import LoadedTask
@@ -23,16 +24,33 @@ def make_task_pipeline(
     batch_size: int,
     source_length: int,
     seed: int,
+    image_generation: ImageGeneration | None = None,
 ) -> TaskPipeline:
-    """Returns the pipeline of a seqio task's examples."""
+    """Returns the pipeline of a seqio task's examples.
+
+    Raises:
+      ValueError: `image_generation` is for another task, or the model cannot rank images.
+    """
     spec = _task_spec(task, loaded, settings)
     spec = spec if decoding is None else spec.replace(decoding=decoding)
+    reranking = None
+    if image_generation is not None:
+        if spec.unconditional is None:
+            raise ValueError(
+                f"infer.image_generation is given, but {task.name} generates no images from "
+                "captions: leave it out."
+            )
+        image_generation.check(loaded.processor)
+        num_codes = loaded.processor.vocabulary.num_codes
+        if decoding is None:
+            spec = spec.replace(decoding=image_generation.decoding(spec.decoding, num_codes))
+        reranking = Reranking(image_generation, loaded)
     loaded = loaded.with_processor(max_image_size=spec.max_image_size)
     source = _task_source(task, spec.kind, loaded.processor, batch_size, source_length)
     vocabulary = loaded.processor.vocabulary
     decoder = BatchDecoder(loaded.model, spec, vocabulary, loaded.partitioner, seed)
     spec.decoding.max_output_length(source_length, loaded.model.config)
-    return TaskPipeline(loaded, decoder, source, batch_size, spec.decoding)
+    return TaskPipeline(loaded, decoder, source, batch_size, spec.decoding, reranking)
 
 
 def _task_spec(task: LoadedTask, loaded: LoadedModel, settings: TaskSettings | None) -> EvalSpec:

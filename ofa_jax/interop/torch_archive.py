@@ -84,8 +84,16 @@ class Storage:
 class ZipArchive:
     """A file of torch 1.6 or later."""
 
-    def __init__(self, path: pathlib.Path, file: BinaryIO, mapped: mmap.mmap):
+    def __init__(
+        self, path: pathlib.Path, file: BinaryIO, mapped: mmap.mmap, torchscript: bool = False
+    ):
         """Reads the archive's directory.
+
+        Args:
+          path: of the file.
+          file: the file.
+          mapped: its content.
+          torchscript: whether it may be a TorchScript program, of which only `data.pkl` is read.
 
         Raises:
           DamagedFileError: it is damaged, or torch did not write it.
@@ -108,7 +116,7 @@ class ZipArchive:
             what = "no data.pkl" if not roots else "more than one data.pkl"
             raise DamagedFileError(f"{path} has {what}: torch did not write this zip archive.")
         (self._root,) = roots
-        if f"{self._root}/constants.pkl" in self._members:
+        if not torchscript and f"{self._root}/constants.pkl" in self._members:
             raise DamagedFileError(
                 f"{path} is a TorchScript program (torch.jit.save), not a state dict: save the "
                 "module's state_dict() with torch.save."

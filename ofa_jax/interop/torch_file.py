@@ -12,7 +12,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "plain",
     "save",
     "tensors_of",
+    "torchscript_tensors",
 ]
 
 _DTYPES = {Name("torch", name): np.dtype(dtype) for name, dtype in STORAGES.items()}
@@ -63,6 +64,7 @@ _INERT = {
     for name in names
 }
 _MAX_DIMENSIONS = 32
+_MAX_MODULES, _MAX_MODULE_DEPTH = 10_000, 32
 _MAX_REPEATED = 2**20
 """Elements of a tensor that is larger than its storage."""
 
@@ -71,11 +73,18 @@ def _is_allowed(name: Name) -> bool:
     return name in _INERT or name in _DTYPES or name.module.startswith(_INERT_PREFIXES)
 
 
+def _is_allowed_in_torchscript(name: Name) -> bool:
+    """Returns whether a name may become a record: also the modules of a TorchScript program."""
+    is_module = name.module.startswith("__torch__.") or name.module == "__torch__"
+    return is_module or name.module == "torch.jit._pickle" or _is_allowed(name)
+
+
 class _Reader:
     """Makes the values of a file's pickles, and keeps which storage each tensor is of."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_allowed: Callable[[Name], bool] = _is_allowed) -> None:
         self.tensors: dict[int, tuple[np.ndarray, Storage]] = {}
+        self._is_allowed = is_allowed
 
     def interpret(
         self, stream: io.BytesIO, find_storage: FindStorage, with_tensors: bool = False
@@ -115,7 +124,7 @@ class _Reader:
             Name("collections", "OrderedDict"): inert_pickle.make_dict,
             Name("argparse", "Namespace"): _make_namespace,
         }
-        return inert_pickle.Interpreter(makers, _is_allowed, storage).load(stream)
+        return inert_pickle.Interpreter(makers, self._is_allowed, storage).load(stream)
 
 
 def _make_namespace(args: tuple[Any, ...]) -> argparse.Namespace:
@@ -202,15 +211,21 @@ class OpenedFile:
                 stage.advance(len(storage.content))
 
 
-def open_file(path: str | os.PathLike[str]) -> OpenedFile:
-    """Opens a `.pt`, `.pth` or `.bin` file; see `load`."""
+def open_file(path: str | os.PathLike[str], torchscript: bool = False) -> OpenedFile:
+    """Opens a `.pt`, `.pth` or `.bin` file; see `load`.
+
+    Args:
+      path: of the file.
+      torchscript: whether it may be a TorchScript program (`torch.jit.save`). Its content is then
+        a record with the tensors of its modules, see `torchscript_tensors`; its code is not read.
+    """
     path = pathlib.Path(path)
     with open_mapped(path) as opened:
-        reader = _Reader()
+        reader = _Reader(_is_allowed_in_torchscript if torchscript else _is_allowed)
         try:
             archive: ZipArchive | LegacyFile
             if opened.head.startswith(b"PK\x03\x04"):
-                archive = ZipArchive(path, opened.file, opened.content)
+                archive = ZipArchive(path, opened.file, opened.content, torchscript)
             elif is_legacy(opened.head):
                 archive = LegacyFile(path, opened.content, reader.interpret)
             else:
@@ -286,6 +301,31 @@ def load_state_dict(
     tensors = tensors_of(held)
     opened.verify(tensors.values())
     return tensors
+
+
+def torchscript_tensors(content: Any) -> dict[str, np.ndarray]:
+    """Returns the tensors of a TorchScript program by their names in the state dict.
+
+    Raises:
+      ContentError: the modules refer to themselves, or are too many.
+    """
+    found: dict[str, np.ndarray] = {}
+    waiting = [("", content, 0)]
+    for _ in range(_MAX_MODULES):
+        if not waiting:
+            return found
+        prefix, value, depth = waiting.pop()
+        state = value.state if isinstance(value, inert_pickle.Record) else value
+        if not isinstance(state, Mapping):
+            continue
+        if depth > _MAX_MODULE_DEPTH:
+            break
+        for name, item in state.items():
+            if isinstance(item, np.ndarray):
+                found[f"{prefix}{name}"] = item
+            elif isinstance(item, inert_pickle.Record):
+                waiting.append((f"{prefix}{name}.", item, depth + 1))
+    raise ContentError("its modules are too many, or refer to themselves")
 
 
 def tensors_of(held: Mapping[Any, Any]) -> dict[str, np.ndarray]:

@@ -56,6 +56,8 @@ class DownstreamConfig:
         SNLI-VE and GLUE.
       max_prompt_tokens: the maximum length of an instruction that is a decoder prompt, bos and eos
         included; set it to the length of the stream's inputs.
+      caption_dropout: the share of training examples of text-to-image generation whose caption is
+        left out, which `DecodingConfig.guidance_scale` needs (Ho and Salimans 2022: 0.1 to 0.2).
       target_noise: the share of a summary's tokens that the decoder reads as random ones in
         training.
       decode_options: how images are decoded, and how large they may be. The default is what the
@@ -80,6 +82,7 @@ class DownstreamConfig:
     detected_objects: bool = False
     decoder_prompt: Annotated[str, options.OneOf(DECODER_PROMPTS)] = "none"
     max_prompt_tokens: options.Count = 512
+    caption_dropout: options.Rate = 0.0
     target_noise: options.Rate = 0.2
     decode_options: DecodeOptions = AS_STORED
     augment: bool = True
@@ -215,16 +218,22 @@ def _classify_texts(
 
 
 def text_to_image(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
-    """Returns `what is the complete image? caption: {caption}` -> the codes of the whole image."""
-    del rng
+    """Returns `what is the complete image? caption: {caption}` -> the codes of the whole image.
+
+    In training, the rate `caption_dropout` of the examples has no caption.
+    """
     words = fields.usable_texts(record, "captions")[0].split()[: config.max_prompt_words]
     targets: Sequence[np.ndarray] = ()
     if len(get_target(record, "codes", config)):
         codes = record_regions.get_codes(record, config.num_codes, config.vocabulary.num_codes)
         targets = [config.vocabulary.encode_codes(codes)]
+    instruction = prompts.TEXT_TO_IMAGE.format(caption=" ".join(words))
+    # Without dropout nothing is drawn.
+    if config.training and config.caption_dropout and rng.random() < config.caption_dropout:
+        instruction = prompts.UNCONDITIONAL_IMAGE
     return make_example(
         config.vocabulary,
-        prompts.TEXT_TO_IMAGE.format(caption=" ".join(words)),
+        instruction,
         targets,
         code_mask=np.bool_(True),
     )

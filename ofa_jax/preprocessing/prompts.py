@@ -22,6 +22,8 @@ ENTAILMENT = ' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
 ENTAILMENT_WITHOUT_PREMISE = ' does the image describe " {hypothesis} "?'
 CLASSIFICATION = " what does the image describe?"
 TEXT_TO_IMAGE = " what is the complete image? caption: {caption}"
+# Of text-to-image generation without its caption: what guidance compares with.
+UNCONDITIONAL_IMAGE = " what is the complete image? caption:"
 SUMMARIZATION = ' what is the summary of article " {article} "?'
 # GLUE task -> instruction; the names in braces are those of TFDS's fields.
 GLUE_PROMPTS = {
