@@ -1,9 +1,9 @@
 """Images from captions: task `text_to_image`, the codes of a whole image.
 
 Decoding samples as published: 24 candidates of 1,024 codes, each from the 256 most probable. The
-published metrics (FID, Inception and CLIP scores) and the choice of the best candidate by CLIP need
-models that are not part of this project, so the task has no metric here: an evaluation writes the
-codes and their captions.
+choice of the best candidate by CLIP and the published metrics (FID, Inception and CLIP scores) need
+weights that are not part of this project, so an evaluation writes codes and captions alone:
+`infer.image_generation` chooses and writes images, and `tools.image_metrics` measures them.
 """
 
 from ofa_jax.decoding import DecodingConfig

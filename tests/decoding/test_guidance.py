@@ -66,7 +66,7 @@ def test_token_scores_are_those_of_the_guided_distribution(variables, batch, met
     expected = guided_log_probs(variables, batch, found.tokens, 8.0)
     np.testing.assert_allclose(found.token_scores, expected, **SAME)
     plain = run(variables, batch, method=method, beam_size=4, max_length=8)
-    assert (plain.tokens != found.tokens).any()
+    assert (plain.token_scores != found.token_scores).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0])

@@ -168,6 +168,25 @@ def test_instructions_and_targets_are_the_published_ones(case, config):
     assert len(example["targets"]) == 1 or not glue
 
 
+def test_captions_are_dropped_at_a_rate_and_only_in_training(config):
+    record = {"captions": ["a bench"], "codes": np.arange(1024)}
+    dropping = dataclasses.replace(config, caption_dropout=0.3)
+    draws = rng()
+    found = [
+        texts(downstream.text_to_image(record, draws, dropping), dropping)[0] for _ in range(400)
+    ]
+    without = " what is the complete image? caption:"
+    assert set(found) == {without, f"{without} a bench"}
+    assert 0.2 < found.count(without) / 400 < 0.4
+    evaluated = dataclasses.replace(dropping, training=False)
+    example = downstream.text_to_image(record, draws, evaluated)
+    assert texts(example, config)[0] == f"{without} a bench"
+    # Without dropout nothing is drawn: the draws of other fields stay as they were.
+    draws, state = rng(), rng().bit_generator.state
+    downstream.text_to_image(record, draws, config)
+    assert draws.bit_generator.state == state
+
+
 def test_ids_are_the_golden_ones_of_the_same_texts(fixed, config):
     """Pretraining has the same instructions: captioning, and matching for SNLI-VE."""
     compared = 0
