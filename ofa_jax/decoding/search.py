@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from ofa_jax.decoding import beam, sampling
 from ofa_jax.decoding.config import DecodingConfig, DynamicParams
@@ -212,7 +212,7 @@ def _add_token(
 
 
 def guide(
-    logits: Float[Array, "rows beams vocab"], scale: Float[Array, ""]
+    logits: Float[Array, "rows beams vocab"], scale: Float[ArrayLike, ""]
 ) -> Float[Array, "batch beams vocab"]:
     """Returns the logits u + s (c - u) of guidance (Ho and Salimans 2022, eq. 6, with s = 1 + w).
 

@@ -9,7 +9,7 @@ It ranks generated images and computes their CLIP score; no weights are part of 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import flax.linen as nn
 import jax
@@ -241,7 +241,8 @@ def _apply(
     params: Any, rows: Array, *, config: CLIPConfig, method: str
 ) -> Float[Array, "n embedding"]:
     """Calls a method of the network."""
-    return CLIPNetwork(config).apply({"params": params}, rows, method=method)
+    embedded = CLIPNetwork(config).apply({"params": params}, rows, method=method)
+    return cast(Array, embedded)
 
 
 def _normalise(embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
