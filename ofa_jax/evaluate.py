@@ -31,7 +31,7 @@ import seqio
 from absl import flags, logging
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.cli import common, errors, gin_registry
+from ofa_jax.cli import common, errors, gin_registry, gin_unread
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.build import Evaluation, build_evaluation
 from ofa_jax.evaluation.evaluator import EvaluationError
@@ -41,6 +41,17 @@ from ofa_jax.reports import run_report
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import distributed
 from ofa_jax.utils.locks import LockedError
+
+_OF_TRAINING = (
+    "train",
+    "model_config",
+    "LoopConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "SelfCriticalConfig",
+    "DecodingConfig",
+)
+"""Options of the run, which may be repeated here; `override_decoding` reads the last."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -57,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         seqio.set_global_cache_dirs([])
         _inherit_training_parameters()
         evaluation = gin.get_configurable("evaluate")(override_decoding=override_decoding)
+        gin_unread.warn_of_unread(_OF_TRAINING)
         evaluation = dataclasses.replace(
             evaluation,
             operative_config=gin.operative_config_str(),

@@ -19,7 +19,7 @@ import gin
 import seqio
 from absl import flags, logging
 
-from ofa_jax.cli import common, errors, gin_registry
+from ofa_jax.cli import common, errors, gin_registry, gin_unread
 from ofa_jax.inference.build import INPUTS, build_job
 from ofa_jax.inference.job import Job, JobSummary, print_line
 from ofa_jax.inference.shards import ShardError
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         common.parse_arguments("python -m ofa_jax.infer", __doc__ or "", arguments)
         seqio.set_global_cache_dirs([])
         job = gin.get_configurable("infer")()
+        gin_unread.warn_of_unread()
         for line in (*_describe_recovery(job), _describe_job(job)):
             print_line(line)
     try:

@@ -17,7 +17,7 @@ import seqio
 from absl import flags, logging
 
 from ofa_jax.checkpoints.manager import SaveError
-from ofa_jax.cli import common, errors, gin_registry
+from ofa_jax.cli import common, errors, gin_registry, gin_unread
 from ofa_jax.data.loader import LoaderError
 from ofa_jax.model.named_config import model_config
 from ofa_jax.reports import run_report
@@ -50,6 +50,7 @@ def _build(arguments: Sequence[str]) -> Run:
     common.parse_arguments("python -m ofa_jax.train", __doc__ or "", arguments)
     seqio.set_global_cache_dirs([])
     run = gin.get_configurable("train")()
+    gin_unread.warn_of_unread()
     # The loop writes it, once it has accepted the run.
     return dataclasses.replace(run, config_text=gin.operative_config_str())
 

@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import gin
 
-from ofa_jax.cli import gin_files, gin_lint, gin_registry
+from ofa_jax.cli import gin_files, gin_lint, gin_registry, gin_unread
 from ofa_jax.cli.compilation_cache import cache_compiled_programs
 from ofa_jax.cli.errors import ConfigError
+from ofa_jax.data import pretraining_settings
 from ofa_jax.utils import distributed, platforms
 from ofa_jax.utils.suggestions import nearest
 
@@ -83,6 +84,7 @@ def parse_arguments(
         renamings,
         allowed=options.gin_import,
     )
+    given = tuple(bindings)
     bindings += [f"{name} = None" for name in left_open if name in may_stay_open]
     bindings += [f"{name} = {value!r}" for name, value in values.items()]
     cache_compiled_programs()
@@ -90,8 +92,10 @@ def parse_arguments(
     distributed.initialize(distributed.from_arguments(options))
     for path in files:
         gin_files.parse(path, search_paths, allowed=options.gin_import)
+    gin_unread.remember(given)
     gin.parse_config([gin_files.translate(line, gin_files.COMMAND_LINE).text for line in bindings])
     gin.finalize()
+    pretraining_settings.set_scenes_factory(gin.get_configurable("Scenes"))
     return options.gin_file
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from ofa_jax.data.sources.base import DataSet, RecordSource
@@ -74,6 +74,11 @@ class PretrainingSettings:
         """Returns the configuration of the objectives, with augmentation if `training`."""
         return self.objective_config if training else self.evaluation_config
 
+    def available_splits(self, name: str) -> Sequence[str] | None:
+        """Returns the splits of the data set; None if it does not say which it has."""
+        del name
+        return getattr(self.data_set, "splits", None)
+
     def records(self, name: str, split: str, training: bool) -> RecordSource:
         """Opens the data set's records of a kind.
 
@@ -108,7 +113,7 @@ def scenes_settings(
     stays true.
 
     Args:
-      data_set: the built scenes.
+      data_set: the built scenes; when None, `Scenes()`, which commands configure with gin.
       num_bins: location bins over `image_size` pixels.
       image_size: of all images, in pixels a side.
       code_image_size: of the middle to infill.
@@ -120,7 +125,7 @@ def scenes_settings(
       question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists the answer types.
       rates: see `PretrainingSettings`.
     """
-    data_set = data_set or Scenes()
+    data_set = data_set or _make_scenes()
     options = dict(
         image_size=image_size,
         resize_range=(image_size, image_size),
@@ -151,8 +156,23 @@ def _settings_of(directory: str) -> PretrainingSettings:
 
 
 def default_scenes() -> PretrainingSettings:
-    """Returns the settings of the scenes in OFA_DATA_DIR, read once for each folder."""
-    return _settings_of(str(Scenes().directory.parent))
+    """Returns the settings of the scenes in OFA_DATA_DIR, read once for each folder.
+
+    A command takes the folder from `Scenes.data_dir` instead, if that is set.
+    """
+    return _settings_of(str(_make_scenes().directory.parent))
+
+
+_factory: list[Callable[[], Scenes]] = [Scenes]
+
+
+def set_scenes_factory(make: Callable[[], Scenes]) -> None:
+    """Sets what makes the Scenes that no settings name, such as gin's `Scenes`."""
+    _factory[:] = [make]
+
+
+def _make_scenes() -> Scenes:
+    return _factory[0]()
 
 
 PRETRAINING = SettingsSource(PretrainingSettings, default_scenes)
