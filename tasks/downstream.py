@@ -13,7 +13,7 @@ from ofa_jax.data import registration
 from ofa_jax.data.downstream_settings import DATA, DOWNSTREAM, SPLITS
 from ofa_jax.data.downstream_settings import DownstreamSettings as DownstreamSettings
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation import eval_spec, seqio_metrics
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing.downstream import DownstreamTask
 
@@ -32,7 +32,8 @@ def add_task(
       task: from a record to an example.
       describe: from the settings of a run to the specification of the evaluation.
     """
-    registration.add_task(name, DOWNSTREAM, data, DATA[data][1], SPLITS, task)
+    evaluation = seqio_metrics.of_spec(name)
+    registration.add_task(name, DOWNSTREAM, data, DATA[data][1], SPLITS, task, evaluation)
     eval_spec.register_factory(name, functools.partial(_describe, describe))
 
 

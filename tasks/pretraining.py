@@ -17,13 +17,19 @@ import seqio
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
 from ofa_jax.data.registration import add_pretraining_task
+from ofa_jax.evaluation import seqio_metrics
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objectives import IMAGE_RATES, PAIR_RATES, TEXT_RATES
 
 from . import pretraining_eval
 
 for _name, _objective in objectives.OBJECTIVES.items():
-    add_pretraining_task(_name, objectives.RECORD_KIND[_name], _objective)
+    add_pretraining_task(
+        _name,
+        objectives.RECORD_KIND[_name],
+        _objective,
+        evaluation=seqio_metrics.of_spec(_name),
+    )
 pretraining_eval.register()
 
 

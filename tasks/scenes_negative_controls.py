@@ -25,7 +25,7 @@ from ofa_jax.data.sources.negative_controls import (
     SwappedImages,
 )
 from ofa_jax.data.task_settings import TaskContext, open_configured
-from ofa_jax.evaluation import eval_spec
+from ofa_jax.evaluation import eval_spec, seqio_metrics
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing import objectives
 
@@ -53,7 +53,7 @@ def _register(
     name: str, objective: str, open_records: Callable[[str, TaskContext], RecordSource]
 ) -> None:
     function, kind = objectives.OBJECTIVES[objective], objectives.RECORD_KIND[objective]
-    add_pretraining_task(name, kind, function, open_records)
+    add_pretraining_task(name, kind, function, open_records, seqio_metrics.of_spec(name))
     eval_spec.register_factory(name, functools.partial(_renamed, name, objective))
 
 

@@ -9,6 +9,8 @@ pretraining_settings  settings of the pretraining tasks
 downstream_settings   settings of the downstream tasks
 registration          registers tasks that run over the settings of a run
 seqio_tasks           numpy preprocessors and record sources as parts of a seqio task
+seqio_evaluation      what plain seqio needs to evaluate a task
+seqio_mixing          ordinary seqio tasks beside those of this project
 seqio_bridge          from the seqio registry to the loader
 seqio_vocabulary      `OFAVocabulary` as a seqio vocabulary
 feature_converter     the batches of the loader for users of plain seqio

@@ -144,6 +144,10 @@ class DownstreamSettings:
         """Returns the preprocessing configuration, with noise and augmentation if `training`."""
         return self.config if training else self.evaluation_config
 
+    def available_splits(self, name: str) -> Sequence[str] | None:
+        """Returns the splits that a task's data has files of; None if that is not known."""
+        return None if name in self.tfds or name not in self.files else tuple(self.files[name])
+
     def records(self, name: str, split: str, training: bool = False) -> RecordSource:
         """Opens the records of a task's data.
 

@@ -63,7 +63,7 @@ class OFAFeatureConverter(seqio.FeatureConverter):
         """Converts every example. The lengths are those of the stream, not those given to seqio."""
         del task_feature_lengths
         empty = features.empty_features(self._stream, self._task_id)
-        names = list(ds.element_spec)
+        names = [name for name in ds.element_spec if name in EXAMPLE_SIGNATURE]
 
         def convert(index: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
             example = dict(zip(names, values, strict=True))

@@ -140,20 +140,26 @@ def to_features(
         decoder_inputs = targets
     features["decoder_input_tokens"][1 : len(targets)] = decoder_inputs[: len(targets) - 1]
     features["decoder_loss_weights"][: len(targets)] = example.get("loss_weight", 1.0)
-    unscored = min(int(example.get("unscored_targets", 0)), len(targets) - 1)
+    unscored = min(int(single(example, "unscored_targets", 0)), len(targets) - 1)
     features["decoder_target_tokens"][:unscored] = PAD_ID
     features["decoder_loss_weights"][:unscored] = 0
 
     image = example.get("image")
     if image is not None and image.size:
         _place_image(features, example, image, stream, rng)
-    if bool(example.get("code_mask", False)):
+    if bool(single(example, "code_mask", False)):
         if not stream.code_targets:
             raise StreamMismatchError(
                 f"Stream {stream.name!r} got targets of image codes: set its code_targets=True."
             )
         features["decoder_code_mask"][...] = True
     return features
+
+
+def single(example: Example, name: str, default: float) -> float:
+    """Returns a field of one number, which seqio's datasets hold in a vector of one element."""
+    value = example.get(name)
+    return default if value is None else np.asarray(value).reshape(-1)[0]
 
 
 def _place_image(

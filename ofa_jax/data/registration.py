@@ -5,7 +5,7 @@
     add_pretraining_task("counting", "objects", count_objects)
 
 The task then reads the records, uses the vocabulary and the sizes, and mixes with the tasks of the
-run that it is part of.
+run that it is part of. `fill_features` lets a task with tf.data preprocessors mix with them too.
 """
 
 import functools
@@ -15,10 +15,18 @@ from typing import Any
 import seqio
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
+from ofa_jax.data.seqio_evaluation import SeqioEvaluation
+from ofa_jax.data.seqio_mixing import fill_features as fill_features
 from ofa_jax.data.seqio_tasks import RecordDataSource, numpy_preprocessor, output_features
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.sources.base import RecordSource
-from ofa_jax.data.task_settings import SettingsSource, TaskContext, configured, open_configured
+from ofa_jax.data.task_settings import (
+    SettingsSource,
+    TaskContext,
+    available_splits,
+    configured,
+    open_configured,
+)
 
 PRETRAINING_SPLITS = ("train", "validation", "test", "test_shifted")
 PRETRAINING_FEATURES = output_features(TaskVocabulary(PRETRAINING))
@@ -32,6 +40,7 @@ def add_task(
     kind: str,
     splits: Sequence[str],
     function: Callable[..., Any],
+    evaluation: SeqioEvaluation | None = None,
 ) -> None:
     """Registers a task of one preprocessor.
 
@@ -43,18 +52,30 @@ def add_task(
       kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
       splits: the names of the splits.
       function: `(record, rng, config) -> example`, with the configuration of the settings.
+      evaluation: the metrics of plain seqio, see `ofa_jax.evaluation.seqio_metrics`.
     """
+    find_splits = None
     if isinstance(open_records, str):
+        find_splits = functools.partial(available_splits, source, open_records)
         open_records = functools.partial(open_configured, source, open_records)
     seqio.TaskRegistry.add(
         name,
-        source=RecordDataSource(open_records, kind, splits, takes_context=True),
+        source=RecordDataSource(
+            open_records,
+            kind,
+            splits,
+            takes_context=True,
+            evaluation=evaluation,
+            available_splits=find_splits,
+        ),
         # First, so that `seqio_cache_tasks` stores records, and all random draws come after it.
         preprocessors=[
             seqio.CacheDatasetPlaceholder(),
-            numpy_preprocessor(configured(function, source), factory=True),
+            numpy_preprocessor(configured(function, source), factory=True, evaluation=evaluation),
         ],
         output_features=output_features(TaskVocabulary(source)),
+        postprocess_fn=None if evaluation is None else evaluation.postprocess,
+        metric_fns=() if evaluation is None else evaluation.metrics,
     )
 
 
@@ -81,6 +102,7 @@ def add_pretraining_task(
     kind: str,
     function: Callable[..., Any],
     open_records: Callable[[str, TaskContext], RecordSource] | None = None,
+    evaluation: SeqioEvaluation | None = None,
 ) -> None:
     """Registers a task that runs over the data set of a pretraining run.
 
@@ -89,5 +111,7 @@ def add_pretraining_task(
       kind: of record, a key of RECORD_FIELDS.
       function: `(record, rng, config) -> example`, with the run's `ObjectiveConfig`.
       open_records: (split, context) -> records; by default the data set's of that kind.
+      evaluation: the metrics of plain seqio, see `ofa_jax.evaluation.seqio_metrics`.
     """
-    add_task(name, PRETRAINING, open_records or kind, kind, PRETRAINING_SPLITS, function)
+    records = open_records or kind
+    add_task(name, PRETRAINING, records, kind, PRETRAINING_SPLITS, function, evaluation)

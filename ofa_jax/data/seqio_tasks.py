@@ -21,6 +21,14 @@ from absl import logging
 
 from ofa_jax.data import tensors
 from ofa_jax.data.sampling import Preprocess
+from ofa_jax.data.seqio_evaluation import (
+    BOX_TRANSFORM,
+    EVALUATION_SIGNATURE,
+    REFERENCES,
+    SeqioEvaluation,
+    decode_options_of,
+)
+from ofa_jax.data.seqio_mixing import refuse_converters_of_seqio
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.task_settings import TaskContext
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
@@ -28,6 +36,7 @@ from ofa_jax.utils.bad_input import as_invalid_record
 
 __all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
 
+refuse_converters_of_seqio()
 _MAX_LOGGED = 20
 _SHARD_RECORDS, _MAX_SHARDS = 1024, 1024
 
@@ -61,15 +70,16 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
         "targets": text(),
         "image": plain(rank=3, dtype=tf.uint8),
         "blank_box": plain(rank=1, dtype=tf.int32),
-        "loss_weight": plain(rank=0, dtype=tf.float32),
-        "code_mask": plain(rank=0, dtype=tf.bool),
-        "unscored_targets": plain(rank=0, dtype=tf.int32),
+        "loss_weight": plain(rank=1, dtype=tf.float32),
+        "code_mask": plain(rank=1, dtype=tf.bool),
+        "unscored_targets": plain(rank=1, dtype=tf.int32),
         "noisy_targets": plain(rank=1, dtype=tf.int32),
     }
 
 
-_TRAINING = "_training"
-"""A field of the elements of a seqio dataset: whether they are read for training."""
+_TRAINING, _REFERENCES = "_training", "_references"
+"""Fields of the elements of a seqio dataset: whether they are read for training (1 or 0, as seqio
+cannot cache a bool), and the references of the record, which a preprocessor does not see."""
 
 
 class RecordDataSource(seqio.DataSource):
@@ -81,6 +91,8 @@ class RecordDataSource(seqio.DataSource):
         kind: str,
         splits: Sequence[str] = ("train", "validation", "test"),
         takes_context: bool = False,
+        evaluation: SeqioEvaluation | None = None,
+        available_splits: Callable[[], Sequence[str] | None] | None = None,
     ):
         """Describes a source; nothing is opened yet.
 
@@ -89,6 +101,8 @@ class RecordDataSource(seqio.DataSource):
           kind: which fields the records have, a key of RECORD_FIELDS or DOWNSTREAM_FIELDS.
           splits: the names of the splits.
           takes_context: whether the records depend on the settings of a run.
+          evaluation: reads the references of records that are not for training.
+          available_splits: returns those of `splits` that have data, if that is known.
         """
         super().__init__(splits=splits)
         if kind not in FIELDS:
@@ -97,7 +111,15 @@ class RecordDataSource(seqio.DataSource):
             )
         self._open = open_records
         self._takes_context = takes_context
+        self._evaluation = evaluation
+        self._available_splits = available_splits
         self.kind = kind
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The splits that have data; all that the source may have where that is not known."""
+        available = None if self._available_splits is None else self._available_splits()
+        return [split for split in self._splits if available is None or split in available]
 
     def records(self, split: str, context: TaskContext | None = None) -> RecordSource:
         """Opens the records of a split.
@@ -110,8 +132,8 @@ class RecordDataSource(seqio.DataSource):
         Raises:
           ValueError: there is no such split.
         """
-        if split not in self.splits:
-            raise ValueError(f"There is no split {split!r}: choose from {', '.join(self.splits)}.")
+        if split not in self._splits:
+            raise ValueError(f"There is no split {split!r}: choose from {', '.join(self._splits)}.")
         if not self._takes_context:
             return self._open(split)
         return self._open(split, context or _context_of(split))
@@ -143,11 +165,19 @@ class RecordDataSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Returns the records as tensors, and whether they are for training as `_training`."""
+        """Returns the records as tensors, and whether they are for training as `_training`.
+
+        With an evaluation they also have `_references`, which are empty in training.
+        """
         del sequence_length, use_cached, num_epochs
         records = self.records(split)
-        training = _context_of(split).training
-        names = FIELDS[self.kind]
+        context = _context_of(split)
+        signature = {name: RECORD_SIGNATURE[name] for name in FIELDS[self.kind]}
+        read_references = None
+        if self._evaluation is not None:
+            signature[_REFERENCES] = EVALUATION_SIGNATURE[REFERENCES]
+            if not context.training:
+                read_references = self._evaluation.references(context)
         dataset = tf.data.Dataset.range(len(records))
         # Sharded first: without a seed every host shuffles differently, and shares would overlap.
         if shard_info and shard_info.num_shards > 1:
@@ -157,8 +187,10 @@ class RecordDataSource(seqio.DataSource):
 
         def read(index: np.ndarray) -> list[np.ndarray]:
             def convert(record: Mapping[str, Any]) -> list[np.ndarray]:
+                if read_references is not None and record:
+                    record = {**record, _REFERENCES: read_references(record)}
                 return [
-                    tensors.to_tensor(record.get(name), RECORD_SIGNATURE[name]) for name in names
+                    tensors.to_tensor(record.get(name), spec) for name, spec in signature.items()
                 ]
 
             try:
@@ -176,9 +208,8 @@ class RecordDataSource(seqio.DataSource):
                 return convert({})
 
         def read_tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
-            signature = {name: RECORD_SIGNATURE[name] for name in names}
             fields = tensors.shaped(tensors.numpy_function(read, [index], signature), signature)
-            return fields | {_TRAINING: tf.constant(training)}
+            return fields | {_TRAINING: tf.constant(int(context.training))}
 
         return dataset.map(read_tensors)
 
@@ -200,11 +231,21 @@ class numpy_preprocessor:  # noqa: N801  a decorator
         function: Callable[..., Any],
         signature: Mapping[str, tf.TensorSpec] = EXAMPLE_SIGNATURE,
         factory: bool = False,
+        evaluation: SeqioEvaluation | None = None,
     ):
+        """Lifts a function.
+
+        Args:
+          function: `(record, rng) -> example`; with `factory`, `TaskContext` -> that function.
+          signature: of what it returns.
+          factory: see the class.
+          evaluation: of the task, whose last preprocessor this is.
+        """
         functools.update_wrapper(self, function, updated=())
         self._function = function
         self._signature = dict(signature)
         self._factory = factory
+        self._evaluation = evaluation
 
     def resolve(self, context: TaskContext) -> Preprocess:
         """Returns the plain function for the settings of a run."""
@@ -214,50 +255,75 @@ class numpy_preprocessor:  # noqa: N801  a decorator
         """Maps the function over a seqio dataset; randomness comes from seqio's seeds."""
         # seqio does not say which split this is: the source has left it in the elements.
         functions = [self.resolve(TaskContext(training=training)) for training in (False, True)]
-        signature = {**self._signature, "_good": tf.TensorSpec([], tf.bool)}
+        # A complete example needs the marks no longer; a preprocessor that follows does.
+        complete = self._signature.keys() >= {"inputs", "targets"}
+        evaluated = complete and self._evaluation is not None
+        passed = [name for name in (_TRAINING, _REFERENCES) if name in dataset.element_spec]
+        own = {**self._signature, **(EVALUATION_SIGNATURE if evaluated else {})}
+        signature = {**own, "_good": tf.TensorSpec([], tf.bool)}
+
+        def run(
+            names: Sequence[str], references: bytes, training: int, seed: np.ndarray, values: Any
+        ) -> list[np.ndarray]:
+            function = functions[bool(training)]
+            rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
+            record = {
+                name: tensors.from_tensor(value[0] if name in tensors.SINGLE else value)
+                for name, value in zip(names, values, strict=True)
+            }
+
+            def convert(example: Mapping[str, Any]) -> list[np.ndarray]:
+                return [
+                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
+                ]
+
+            try:
+                example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
+                if evaluated:
+                    example[REFERENCES] = references
+                    example[BOX_TRANSFORM] = self._box_transform(record, example, function)
+                return convert(example)
+            except Exception as error:  # noqa: BLE001  a record of odd types may raise any
+                _log_skipped(error)
+                return convert({"_good": np.bool_(False)})
 
         @seqio.map_over_dataset(num_seeds=1)
         def apply(element: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-            training = element.get(_TRAINING, tf.constant(False))
-            names = [name for name in element if name != _TRAINING]
+            training = element.get(_TRAINING, tf.constant(0))
+            references = element.get(_REFERENCES, tf.constant(b""))
+            names = [name for name in element if name not in (_TRAINING, _REFERENCES)]
+            outputs = tensors.numpy_function(
+                lambda references, training, seed, *values: run(
+                    names, references, training, seed, values
+                ),
+                [references, training, seed, *(element[name] for name in names)],
+                signature,
+            )
+            shaped = tensors.shaped(outputs, signature)
+            return shaped | {name: element[name] for name in passed}
 
-            def run(training: bool, seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-                function = functions[bool(training)]
-                rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
-                record = {
-                    name: tensors.from_tensor(value)
-                    for name, value in zip(names, values, strict=True)
-                }
-
-                def convert(example: Mapping[str, Any]) -> list[np.ndarray]:
-                    return [
-                        tensors.to_tensor(example.get(name), spec)
-                        for name, spec in signature.items()
-                    ]
-
-                try:
-                    example = {**tensors.DEFAULTS, **function(record, rng)}
-                    return convert({**example, "_good": np.bool_(True)})
-                except Exception as error:  # noqa: BLE001  a record of odd types may raise any
-                    invalid = as_invalid_record(error, "cannot be preprocessed")
-                    logging.log_first_n(
-                        logging.WARNING,
-                        "Skipped a record: %s (%s)",
-                        _MAX_LOGGED,
-                        invalid,
-                        invalid.reason.name,
-                    )
-                    return convert({"_good": np.bool_(False)})
-
-            values = [element[name] for name in names]
-            outputs = tensors.numpy_function(run, [training, seed, *values], signature)
-            return tensors.shaped(outputs, signature) | {_TRAINING: training}
-
-        # A complete example needs the mark no longer; a preprocessor that follows does.
-        complete = self._signature.keys() >= {"inputs", "targets"}
-        names = [*self._signature, *(() if complete else (_TRAINING,))]
+        names = [*own, *(() if complete else passed)]
         dataset = apply(dataset).filter(lambda example: example["_good"])
         return dataset.map(lambda example: {name: example[name] for name in names})
+
+    def _box_transform(
+        self, record: Mapping[str, Any], example: Mapping[str, Any], function: Preprocess
+    ) -> np.ndarray:
+        """Returns the transform of an example's boxes, see `seqio_evaluation`."""
+        assert self._evaluation is not None
+        return self._evaluation.box_transform(record, dict(example), decode_options_of(function))
+
+
+def _log_skipped(error: Exception) -> None:
+    """Logs why a record is skipped, up to a number of records."""
+    invalid = as_invalid_record(error, "cannot be preprocessed")
+    logging.log_first_n(
+        logging.WARNING,
+        "Skipped a record: %s (%s)",
+        _MAX_LOGGED,
+        invalid,
+        invalid.reason.name,
+    )
 
 
 def _context_of(split: str) -> TaskContext:

@@ -11,6 +11,22 @@ from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
 
+class DecodedText(str):
+    """Text that knows its ids: a text alone does not say whether `<bin_7>` is a bin.
+
+    Attributes:
+      ids: what it was decoded from.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Sequence[int] = ()) -> "DecodedText":
+        """Creates a text with its ids."""
+        decoded = super().__new__(cls, text)
+        decoded.ids = tuple(int(index) for index in ids)
+        return decoded
+
+
 class SeqioVocabulary(seqio.Vocabulary):
     """Delegates to an `OFAVocabulary`.
 
@@ -54,8 +70,8 @@ class SeqioVocabulary(seqio.Vocabulary):
     def _encode(self, s: str) -> Sequence[int]:
         return self.wrapped.encode(s).tolist()
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.wrapped.decode(ids)
+    def _decode(self, ids: Sequence[int]) -> DecodedText:
+        return DecodedText(self.wrapped.decode(ids), ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         vocabulary = self.wrapped  # TensorFlow's threads do not see the context variables

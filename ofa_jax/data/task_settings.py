@@ -8,14 +8,16 @@ and whoever builds its data passes a `TaskContext`, which holds the run's settin
 
 Plain seqio (`seqio.get_mixture_or_task(name).get_dataset(...)`) has no place for such an argument.
 There, and only there, a task falls back on the settings of the enclosing `default_settings` block,
-or on the default of its `SettingsSource`.
+on those of `set_default_settings`, or on the default of its `SettingsSource`. Threads that seqio
+starts within a block, such as that of `seqio.Evaluator`'s metrics, see the block as well.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -56,6 +58,18 @@ Settings = TypeVar("Settings", bound=TaskSettings)
 _defaults: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("defaults", default=())
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Block:
+    """An open `default_settings` block, and the thread that has opened it."""
+
+    settings: tuple[Any, ...]
+    thread: int
+
+
+_open_blocks: list[_Block] = []
+_of_process: list[Any] = []
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskContext:
     """What the data of a task is built for.
@@ -84,7 +98,7 @@ class SettingsSource(Generic[Settings]):
 
     def of(self, settings: Any = None) -> Settings:
         """Returns `settings` if they are of this family, else those in effect by default."""
-        for candidate in (settings, *_defaults.get()):
+        for candidate in (settings, *_defaults.get(), *_settings_of_other_threads(), *_of_process):
             if isinstance(candidate, self.kind):
                 return candidate
         return self.default()
@@ -98,10 +112,44 @@ def default_settings(*settings: Any) -> Iterator[None]:
     ...     seqio.get_mixture_or_task("ofa_pretrain").get_dataset(...)
     """
     token = _defaults.set((*settings, *_defaults.get()))
+    block = _Block(settings, threading.get_ident())
+    _open_blocks.append(block)
     try:
         yield
     finally:
+        _open_blocks.remove(block)
         _defaults.reset(token)
+
+
+def set_default_settings(*settings: Any) -> None:
+    """Makes settings the default of this process, e.g. in a module that a seqio tool imports.
+
+    They take the place of those of an earlier call.
+    """
+    _of_process[:] = settings
+
+
+def _settings_of_other_threads() -> Iterator[Any]:
+    """Yields the settings of blocks that other threads have open, the innermost first."""
+    own = threading.get_ident()
+    for block in reversed(tuple(_open_blocks)):
+        if block.thread != own:
+            yield from block.settings
+
+
+def available_splits(source: SettingsSource, name: str) -> Sequence[str] | None:
+    """Returns the splits that the settings in effect have data of; None if that is not known.
+
+    Args:
+      source: of the settings.
+      name: of the records, as for `open_configured`.
+    """
+    try:
+        settings = source.of()
+        find = getattr(settings, "available_splits", None)
+        return None if find is None else find(name)
+    except (ValueError, OSError):
+        return None  # opening the records says what is wrong
 
 
 @dataclasses.dataclass(frozen=True)

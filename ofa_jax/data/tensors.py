@@ -51,20 +51,23 @@ EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
     "targets": tf.TensorSpec([None], tf.int32),
     "image": tf.TensorSpec([None, None, 3], tf.uint8),
     "blank_box": tf.TensorSpec([4], tf.int32),
-    "loss_weight": tf.TensorSpec([], tf.float32),
-    "code_mask": tf.TensorSpec([], tf.bool),
-    "unscored_targets": tf.TensorSpec([], tf.int32),
+    "loss_weight": tf.TensorSpec([1], tf.float32),
+    "code_mask": tf.TensorSpec([1], tf.bool),
+    "unscored_targets": tf.TensorSpec([1], tf.int32),
     "noisy_targets": tf.TensorSpec([None], tf.int32),
 }
 """How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
-example without an image has one of 0x0 pixels."""
+example without an image has one of 0x0 pixels. Single numbers are vectors of one element, because
+`seqio.Evaluator` measures a length of every feature."""
+SINGLE = tuple(name for name, spec in EXAMPLE_SIGNATURE.items() if spec.shape == [1])
+"""The features of one number."""
 
 DEFAULTS = {
     "image": np.zeros((0, 0, 3), np.uint8),
     "blank_box": np.zeros(4, np.int32),
-    "loss_weight": np.float32(1.0),
-    "code_mask": np.bool_(False),
-    "unscored_targets": np.int32(0),
+    "loss_weight": np.ones(1, np.float32),
+    "code_mask": np.zeros(1, np.bool_),
+    "unscored_targets": np.zeros(1, np.int32),
     "noisy_targets": np.zeros(0, np.int32),
 }
 
@@ -103,6 +106,8 @@ def to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
     if value is None:
         return np.zeros(shape, spec.dtype.as_numpy_dtype)
     array = np.asarray(value, spec.dtype.as_numpy_dtype)
+    if not array.ndim and spec.shape == [1]:
+        array = array.reshape(1)
     if not spec.shape.is_compatible_with(array.shape):
         raise ValueError(f"an array of the shape {array.shape} in place of {spec.shape}")
     return array

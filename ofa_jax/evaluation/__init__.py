@@ -11,6 +11,7 @@ pipeline            decodes many batches while the host prepares the next ones
 postprocess         parses decoded tokens
 evaluator           evaluates a task on a checkpoint; resumable
 scoring             the metrics of predictions, whatever a metric does
+seqio_metrics       the same metrics for plain seqio
 prediction_lines    predictions as lines
 prediction_files    files of lines, in parts
 task_folder         settings and result of a task on a checkpoint

@@ -92,13 +92,11 @@ class TaskLoader:
 
     def _find_spec(self, name: str) -> EvalSpec:
         """Returns the EvalSpec of a task; without one, a spec of its seqio metrics."""
-        try:
-            spec = eval_spec.find(name, self.settings)
-        except ValueError:
-            task = seqio.TaskRegistry.get(name)
-            if not task.predict_metric_fns:
-                raise
+        task = seqio.TaskRegistry.get(name)
+        if not eval_spec.is_registered(name) and task.predict_metric_fns:
             spec = _seqio_spec(task)
+        else:
+            spec = eval_spec.find(name, self.settings)
         return spec.replace(decoding=self.override_decoding(name, spec.decoding))
 
     def _load_task(self, name: str, spec: EvalSpec, stream: Stream) -> EvalTask:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from plotly import graph_objects
 
-from ofa_jax.data.features import Example
+from ofa_jax.data.features import Example, single
 from ofa_jax.evaluation.gallery import LabelledBox, data_uri
 from ofa_jax.reports import curves
 from ofa_jax.reports.mixture import FEATURES, Fit, TaskSample, length_summary
@@ -144,7 +144,7 @@ def _shown(example: Example, vocabulary: seqio.Vocabulary, max_image_size: float
         height=image.shape[0] if has_image else 0,
         given_boxes=boxes["inputs"],
         target_boxes=boxes["targets"],
-        weight=float(example.get("loss_weight", 1.0)),
+        weight=float(single(example, "loss_weight", 1.0)),
     )
 
 

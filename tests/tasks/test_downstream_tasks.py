@@ -7,6 +7,7 @@ import downstream_files
 import numpy as np
 import pytest
 import seqio
+import seqio_evaluation
 
 import tasks.captioning
 import tasks.classification
@@ -186,6 +187,13 @@ def test_the_correct_target_gets_the_full_score(settings, name):
         assert key in scores, scores
         if right is not None:
             assert scores[key] == right
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_seqio_evaluator_computes_the_same_metrics(settings, name):
+    theirs, ours, _ = seqio_evaluation.compare(name, settings)
+    assert theirs == ours
+    assert ours or name == "text_to_image"
 
 
 def test_captions_are_scored_against_all_references_of_an_image(settings):

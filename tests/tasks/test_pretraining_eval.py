@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import seqio
+import seqio_evaluation
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.pretraining_settings import PretrainingSettings
+from ofa_jax.data.seqio_tasks import training_mode
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.evaluation import eval_spec
 from ofa_jax.preprocessing import objectives
@@ -159,3 +162,59 @@ def test_boxes_are_mapped_to_the_stored_image_by_the_view(settings, name):
     field = "object_boxes" if name == "object_detection" else "phrase_boxes"
     # Half a bin of 64 over 64 pixels, which are 100 there.
     np.testing.assert_allclose(stored, data.record[field][0], atol=0.5 * 64 / 63 * 100 / 64 + 1e-3)
+
+
+# ------------------------------------------------------------------------------- seqio.Evaluator
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_seqio_evaluator_computes_the_same_metrics(settings, name):
+    theirs, ours, lines = seqio_evaluation.compare(name, settings)
+    assert theirs == ours and ours
+    assert len({str(line["prediction"]) for line in lines}) > 1
+
+
+def test_seqio_evaluator_takes_a_mixture_and_the_training_split(settings):
+    from ofa_jax.data.feature_converter import OFAFeatureConverter
+    from ofa_jax.data.features import Stream
+
+    lengths = {"inputs": 64, "targets": 40}
+    stream = Stream("s", "ofa_pretrain_pairs", 4, lengths, image_size=64)
+    evaluator = seqio.Evaluator("ofa_pretrain_pairs", OFAFeatureConverter(stream), num_examples=2)
+    assert len(evaluator.eval_tasks) == 5
+    with training_mode(False):
+        theirs, ours, _ = seqio_evaluation.compare(
+            "visual_question_answering", settings, "train", async_compute_metrics=False
+        )
+    assert theirs == ours and ours
+    evaluator = seqio.Evaluator(
+        "image_captioning", OFAFeatureConverter(stream), "train", num_examples=2
+    )
+    with pytest.raises(ValueError, match="within `ofa_jax.data.seqio_tasks.training_mode"):
+        evaluator.evaluate(
+            compute_metrics=True,
+            predict_fn=lambda dataset: [(k, np.array([5, 2])) for k in range(2)],
+        )[0].result()
+
+
+def test_text_without_ids_is_parsed_by_its_symbols(settings):
+    from ofa_jax.evaluation.seqio_metrics import Postprocess
+
+    vocabulary = settings.vocabulary
+    text = vocabulary.decode(vocabulary.encode_box(np.array([0, 16, 32, 48]), 64))
+    example = {"box_transform": np.array([0, 0, 128, 128, 64, 64], np.float64)}
+    box = Postprocess("visual_grounding")(text, example)
+    np.testing.assert_allclose(box, [0, 32, 64, 96], atol=1.1)
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_all_features_have_a_length(name):
+    for feature in seqio.TaskRegistry.get(name).output_features.values():
+        assert feature.rank > 0
+
+
+def test_a_negative_control_is_evaluated_by_seqio(settings):
+    import tasks.scenes_negative_controls  # noqa: F401
+
+    theirs, ours, _ = seqio_evaluation.compare("visual_grounding_absent_noun", settings)
+    assert theirs == ours and ours
