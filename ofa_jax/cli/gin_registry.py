@@ -14,6 +14,7 @@ from ofa_jax.data.features import Stream
 from ofa_jax.data.pretraining_settings import PretrainingSettings, scenes_settings
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.arrow_files import ArrowData
+from ofa_jax.data.sources.cached_tasks import CachedTasks
 from ofa_jax.data.sources.coco_json import CocoData
 from ofa_jax.data.sources.json_lines import ImageFolderData, JsonData
 from ofa_jax.data.sources.mixed import MixedData
@@ -46,6 +47,7 @@ _CLASSES = (
     WebDatasetData,
     CocoData,
     MixedData,
+    CachedTasks,
     Partitioner,
     LoopConfig,
     LossConfig,

@@ -5,6 +5,7 @@
 | `command` | the command line |
 | `encode_images` | the job that encodes images to codes |
 | `convert_tsv` | the job that converts TSV files to ArrayRecord |
+| `cache_tasks` | the job that writes seqio's offline cache of a task |
 | `inputs` | TSV, ArrayRecord, TFDS, folders and WebDataset tars as one interface |
 | `image_files` | records of folders and tars |
 | `outputs` | shards, checksums and dead letters: what makes a restart exact |

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ofa_jax.utils.suggestions import nearest
 
@@ -50,7 +51,7 @@ def check_beam_options(options: Sequence[str], own: Sequence[str]) -> None:
         )
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)

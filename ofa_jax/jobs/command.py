@@ -3,6 +3,7 @@
     python -m ofa_jax.jobs encode_images --input 'pairs-*.tsv' --vqgan=last.ckpt \
       --output_dir=data/codes --direct_num_workers=4 --direct_running_mode=multi_processing
     python -m ofa_jax.jobs convert_tsv --kind=text --input text_examples.tsv --output_dir=data/ofa
+    python -m ofa_jax.jobs cache_tasks --task=image_captioning --output_dir=data/cache
 
 Options that the job does not know are Beam's own, such as --runner. The same command again goes on
 where a killed one stopped: finished shards are kept.
@@ -11,6 +12,7 @@ where a killed one stopped: finished shards are kept.
 import argparse
 import collections
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +20,18 @@ from etils import epath
 
 from ofa_jax.cli.errors import FAILURE, report_error, report_interrupt
 from ofa_jax.inference.shards import compare_jobs
-from ofa_jax.jobs import convert_tsv, encode_images, pipeline
+from ofa_jax.jobs import cache_tasks, convert_tsv, encode_images, pipeline
 from ofa_jax.jobs.beam_options import check_beam_options, runner_of
 from ofa_jax.jobs.outputs import JOB_FILE, JobOutput, Manifest, new_output
 from ofa_jax.utils import locks, platforms, text_files
 
 __all__ = ["JOBS", "main"]
 
-JOBS: dict[str, Any] = {"encode_images": encode_images, "convert_tsv": convert_tsv}
+JOBS: dict[str, Any] = {
+    "encode_images": encode_images,
+    "convert_tsv": convert_tsv,
+    "cache_tasks": cache_tasks,
+}
 """Name -> the module with `add_arguments(parser)` and `prepare(options)`."""
 
 
@@ -106,7 +112,7 @@ def _run(
     output.begin(description)
     try:
         pipeline.run_shards(job, output, beam_options)
-    except RuntimeError as error:  # Beam's, with the traceback of a worker
+    except (RuntimeError, OSError, ValueError) as error:  # of a worker, e.g. a full disk
         reason = str(error).strip().splitlines()
         return report_error(
             f"The job stopped ({_first_cause(reason)}): start the same command again, finished "
@@ -135,7 +141,7 @@ def _check_same(output: JobOutput, description: dict[str, Any]) -> None:
     """Raises ValueError if a complete output is of another job."""
     folder = epath.Path(output.directory)
     current = json.loads(json.dumps(description))
-    compare_jobs(folder, text_files.read_json(folder / JOB_FILE), current)  # type: ignore[arg-type]
+    compare_jobs(pathlib.Path(folder), text_files.read_json(folder / JOB_FILE), current)
 
 
 def summarise(manifests: Sequence[Manifest]) -> dict[str, Any]:

@@ -22,6 +22,7 @@
       webdataset          WebDataset tars
       coco_json           JSON files in the format of COCO
     mixed               several data sets at given rates
+    cached_tasks        seqio's offline caches of tasks
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
     single_target       wraps a source so that each record has a single target
@@ -36,6 +37,7 @@ __all__ = [
     "array_records",
     "arrow_files",
     "base",
+    "cached_tasks",
     "coco_json",
     "field_table",
     "image_paths",
