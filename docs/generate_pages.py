@@ -122,7 +122,7 @@ def section(name: str, function: object) -> str:
 def write_configuration() -> None:
     """Writes the page of everything that gin can configure."""
     found = configurables()
-    order = ["train", "evaluate", "infer", "model_config"]
+    order = ["train", "evaluate", "infer", "model_config", "train_image_tokenizer"]
     names = [name for name in order if name in found]
     names += sorted(found.keys() - set(names), key=str.lower)
     with mkdocs_gen_files.open("reference/configuration.md", "w") as page:

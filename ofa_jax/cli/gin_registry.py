@@ -23,10 +23,18 @@ from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.webdataset import WebDatasetData
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.inference.image_generation import ImageGeneration, matching_ranker
-from ofa_jax.interop import clip_file, vqgan_file
+from ofa_jax.interop import clip_file, image_tokenizer_file, vqgan_file
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.tokenizers.vqgan import VQGANConfig
+from ofa_jax.training.image_tokenizer.batches import ImageBatches
+from ofa_jax.training.image_tokenizer.build import build_tokenizer_run
+from ofa_jax.training.image_tokenizer.config import (
+    ImageTokenizerLoss,
+    PerceptualFeatures,
+    QuantizerConfig,
+)
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
@@ -58,6 +66,11 @@ _CLASSES = (
     DecodingConfig,
     SelfCriticalConfig,
     ImageGeneration,
+    VQGANConfig,
+    ImageBatches,
+    QuantizerConfig,
+    ImageTokenizerLoss,
+    PerceptualFeatures,
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,
@@ -69,6 +82,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "vqgan": vqgan_file.read,
     "clip": clip_file.read,
     "matching_ranker": matching_ranker,
+    "image_tokenizer": image_tokenizer_file.read,
+    "train_image_tokenizer": build_tokenizer_run,
 }
 _names: list[str] = []  # in the order of registration
 _IDENTITY = "evaluated"

@@ -9,6 +9,7 @@ from ofa_jax.data.sources.base import DataSet, RecordSource
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.data.task_settings import SettingsSource
+from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.tokenizers import ImageTokenizer
@@ -106,6 +107,7 @@ def scenes_settings(
     matching_answers: Share = 0.5,
     question_weights: Weights | None = None,
     rates: Weights | None = None,
+    image_tokenizer: ImageTokenizer | None = None,
 ) -> PretrainingSettings:
     """Returns settings for Scenes with the vocabulary and codebook that were built with it.
 
@@ -124,8 +126,19 @@ def scenes_settings(
       matching_answers: see `ObjectiveConfig`.
       question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists the answer types.
       rates: see `PretrainingSettings`.
+      image_tokenizer: of 8 pixels per code, in place of the codebook that was built with the
+        scenes; the vocabulary gets as many codes as it has.
+
+    Raises:
+      ValueError: the image tokenizer has other pixels per code.
     """
     data_set = data_set or _make_scenes()
+    tokenizer = image_tokenizer or data_set.image_tokenizer()
+    if tokenizer.pixels_per_code != PIXELS_PER_CODE:
+        raise ValueError(
+            f"scenes_settings.image_tokenizer has {tokenizer.pixels_per_code} pixels per code, but "
+            f"the tasks count {PIXELS_PER_CODE}: give a VQGAN with four VQGANConfig.multipliers."
+        )
     options = dict(
         image_size=image_size,
         resize_range=(image_size, image_size),
@@ -143,8 +156,8 @@ def scenes_settings(
     )
     return PretrainingSettings(
         data_set,
-        data_set.vocabulary(num_bins=num_bins),
-        data_set.image_tokenizer(),
+        data_set.vocabulary(num_bins=num_bins, num_codes=tokenizer.num_codes),
+        tokenizer,
         options,
         rates or {},
     )

@@ -1,7 +1,10 @@
-"""Reads the official VQGAN from a torch file, as taming-transformers trains it.
+"""Reads and writes the official VQGAN as a torch file, as taming-transformers trains it.
 
 Names in the file are like encoder.down.0.block.1.conv1.weight; what only training needs (the
 discriminator, `loss.*`) is ignored. The configuration follows from the arrays.
+
+A quantiser that takes the nearest code is written like the Gumbel one: its scores are linear in the
+latent vector z, since the code e with the least |z - e|^2 has the largest z.e - |e|^2 / 2.
 """
 
 import os
@@ -62,6 +65,27 @@ def from_state_dict(arrays: Mapping[str, Any]) -> VQGAN:
             raise ValueError(f"{key} has the shape {np.shape(arrays[key])}, which does not fit.")
         params[path] = array
     return VQGAN(config, flax.traverse_util.unflatten_dict(params))
+
+
+def write(path: options.PathLike, vqgan: VQGAN) -> None:
+    """Writes a VQGAN in the official layout, as {"state_dict": ...}; `read` gives the same bits.
+
+    Args:
+      path: of the new file.
+      vqgan: any.
+    """
+    torch_file.save(os.fspath(path), {"state_dict": to_state_dict(vqgan)})
+
+
+def to_state_dict(vqgan: VQGAN) -> dict[str, np.ndarray]:
+    """Returns the official arrays by name; inverts `from_state_dict` bit for bit."""
+    flat = flax.traverse_util.flatten_dict(dict(vqgan.params))
+    return {
+        official_name(path): np.ascontiguousarray(
+            array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        )
+        for path, array in ((path, np.asarray(array)) for path, array in flat.items())
+    }
 
 
 def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax
 import flax.linen as nn
@@ -23,8 +23,9 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from ofa_jax.tokenizers.patch_codebook import check_sizes
-from ofa_jax.utils import files
+from ofa_jax.utils import files, options
 from ofa_jax.utils.array_files import load_arrays
+from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError
 
 __all__ = ["VQGAN", "Network", "VQGANConfig"]
@@ -33,6 +34,7 @@ _GROUPS, _EPSILON = 32, 1e-6
 _CONFIG = "config"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
     """Sizes of a VQGAN; the defaults are those of OFA's (Gumbel, f8, 8,192 codes).
@@ -48,13 +50,29 @@ class VQGANConfig:
       num_codes: size of the codebook.
     """
 
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 4)
-    num_blocks: int = 2
-    attention_levels: tuple[int, ...] = (3,)
-    latent_width: int = 256
-    code_width: int = 256
-    num_codes: int = 8192
+    width: options.Count = 128
+    multipliers: Annotated[tuple[options.Count, ...], options.NotEmpty()] = (1, 1, 2, 4)
+    num_blocks: options.Layers = 2
+    attention_levels: tuple[options.Natural, ...] = (3,)
+    latent_width: options.Count = 256
+    code_width: options.Count = 256
+    num_codes: options.Count = 8192
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for widths that group norm cannot divide, and levels that are none."""
+        # gin and json pass lists; a tuple keeps the config hashable.
+        for name in ("multipliers", "attention_levels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if wrong := [m for m in self.multipliers if self.width * m % _GROUPS]:
+            raise ValueError(
+                f"VQGANConfig.width {self.width} times {wrong[0]} does not divide into the "
+                f"{_GROUPS} groups of group norm: choose a multiple of {_GROUPS}."
+            )
+        if max(self.attention_levels, default=0) >= len(self.multipliers):
+            raise ValueError(
+                f"VQGANConfig.attention_levels is {self.attention_levels}, but the levels are 0 to "
+                f"{len(self.multipliers) - 1}: name some of these."
+            )
 
     @property
     def pixels_per_code(self) -> int:

@@ -58,7 +58,11 @@ def train(run: Run) -> ValidationResults:
             if results is None:
                 results = trainer.train()
     if results:
-        validation.print_table(results, f"Validation after {trainer.step} steps", run.console)
+        title = f"Validation after {trainer.step} steps"
+        if run.evaluation is None:
+            validation.print_table(results, title, run.console)
+        else:
+            validation.print_metrics(results, run.evaluation.columns, title, run.console)
     return results
 
 
@@ -125,7 +129,8 @@ class Trainer:
     def completed_results(self) -> ValidationResults | None:
         """Returns the last validation of a run that has nothing left to do; None of any other."""
         run, config = self._run, self._config
-        results = validation.read_results(run.results_path, self._progress.log)
+        columns = validation.ROW if run.evaluation is None else run.evaluation.columns
+        results = validation.read_results(run.results_path, self._progress.log, columns)
         if not self._is_over or results is None:
             return None
         limit = "TRAIN_STEPS" if self.step >= config.total_steps else "LoopConfig.max_minutes"
@@ -175,7 +180,7 @@ class Trainer:
                 f"The run ended with step {self.step}, whose loss, gradient or parameters are not "
                 f"finite: it is not saved. Lower the learning rate. {self._saver.describe_newest()}"
             )
-        if self._run.validation_batches is not None and not stopped:
+        if self._run.is_validated and not stopped:
             self._progress.log("Validating ...")
             results = self._validate(state, is_last=True)
         _close_iterator(batches)
@@ -369,13 +374,7 @@ class Trainer:
         """Validates the state, and writes the results and galleries to files and events."""
         run = self._run
         with self._timer.measure("validation"):
-            put = run.partitioner.put_batch
-            assert run.validation_batches is not None
-            batches = (put(batch) for _, batch in run.validation_batches())
-            sums = validation.evaluate(
-                self._eval_step, state.eval_variables, batches, len(run.task_names)
-            )
-            results = validation.summarise(sums, run.baselines(), run.task_names)
+            results = self._evaluate(state)
             run.writer.write_scalars(
                 self.step,
                 {
@@ -391,6 +390,20 @@ class Trainer:
                 variables, log = state.eval_variables, self._progress.log
                 run.galleries.write(self.step, variables, is_last, run.writer, log)
         return results
+
+    def _evaluate(self, state: TrainState) -> ValidationResults:
+        """Returns the results of the state on the validation examples."""
+        run = self._run
+        if run.evaluation is not None:
+            found = run.evaluation(self.step, state.eval_variables, run.writer, self._progress.log)
+            return {name: dict(row) for name, row in found.items()}
+        put = run.partitioner.put_batch
+        assert run.validation_batches is not None
+        batches = (put(batch) for _, batch in run.validation_batches())
+        sums = validation.evaluate(
+            self._eval_step, state.eval_variables, batches, len(run.task_names)
+        )
+        return validation.summarise(sums, run.baselines(), run.task_names)
 
 
 def _close_iterator(batches: Iterator[Any]) -> None:

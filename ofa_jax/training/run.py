@@ -68,6 +68,21 @@ class GalleryWriter(Protocol):
         """Predicts some examples, and writes them to files and events."""
 
 
+class Evaluation(Protocol):
+    """Validates a run whose results are no losses per token; see `image_tokenizer.evaluation`.
+
+    Attributes:
+      columns: the metrics of every row of the results.
+    """
+
+    columns: Sequence[str]
+
+    def __call__(
+        self, step: int, variables: Any, writer: Writer, log: Callable[[str], None]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Returns what was evaluated -> metric -> value."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Everything the loop works with.
@@ -101,6 +116,7 @@ class Run:
       findings: returns (task, reason) -> number of cases of bad input so far, on this host.
       galleries: writes what the model predicts at each validation; None for nothing.
       config_text: the operative configuration, for `config.gin`; None to write nothing.
+      evaluation: takes the place of `validation_batches`, `eval_step` and `baselines`.
     """
 
     model_dir: epath.Path
@@ -129,6 +145,12 @@ class Run:
     findings: Callable[[], Mapping[tuple[str, str], int]] = dict
     galleries: GalleryWriter | None = None
     config_text: str | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is anything to validate on."""
+        return self.validation_batches is not None or self.evaluation is not None
 
     @property
     def results_path(self) -> epath.Path:

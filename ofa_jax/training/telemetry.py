@@ -159,7 +159,9 @@ class Padding:
         """Counts a step's batches."""
         for stream, batch in batches.items():
             for side in ("encoder", "decoder"):
-                tokens = batch[f"{side}_input_tokens"]
+                tokens = batch.get(f"{side}_input_tokens")
+                if tokens is None:  # images alone
+                    continue
                 name = f"{stream}/{side}"
                 self._padding[name] += int(np.count_nonzero(tokens == self._pad_id))
                 self._tokens[name] += tokens.size

@@ -6,7 +6,7 @@ from its frequency, *majority* always predicts the most frequent target.
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from ofa_jax.training.metrics import TaskSums
 from ofa_jax.utils import state_files
 from ofa_jax.utils.wrong_files import shorten
 
-_ROW = {"loss", "unigram_loss", "token_accuracy", "majority_accuracy"}
+ROW = {"loss", "unigram_loss", "token_accuracy", "majority_accuracy"}
 """Values of a task, see `summarise`."""
 SMOOTHING = 0.01
 """Added to every token's count, so that an unseen token has a probability."""
@@ -219,12 +219,20 @@ def _with_nan(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
 
 
 def read_results(
-    path: epath.Path, log: Callable[[str], None] = logging.warning
+    path: epath.Path,
+    log: Callable[[str], None] = logging.warning,
+    columns: Collection[str] = frozenset(ROW),
 ) -> dict[str, dict[str, float]] | None:
-    """Reads the results of the last validation; None if there are none, or they are damaged."""
+    """Reads the results of the last validation; None if there are none, or they are damaged.
+
+    Args:
+      path: of the file.
+      log: prints a message.
+      columns: metrics that every row must have.
+    """
 
     def is_complete(value: Any) -> bool:
-        return _is_results(value) and all(_ROW <= row.keys() for row in value.values())
+        return _is_results(value) and all(set(columns) <= row.keys() for row in value.values())
 
     results = state_files.read_own_json(path, is_complete, log)
     return None if results is None else _with_nan(results)
@@ -258,3 +266,19 @@ def print_table(results: Mapping[str, Mapping[str, float]], title: str, console:
         )
     console.print(table)
     console.print("Losses in nats per token; ! marks one that does not beat its baseline.")
+
+
+def print_metrics(
+    results: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+    title: str,
+    console: Console,
+) -> None:
+    """Prints one row of metrics for each thing that was evaluated."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, row in results.items():
+        table.add_row(name, *(f"{row.get(column, math.nan):.4g}" for column in columns))
+    console.print(table)

@@ -140,9 +140,15 @@ class Scenes:
         """Loads the codebook that was learned on the train split."""
         return PatchCodebook.load(self.codebook_path)
 
-    def vocabulary(self, num_bins: int = 1000) -> OFAVocabulary:
-        """Loads the vocabulary that was learned on the train split, with a code for every patch."""
-        num_codes = self.description["options"]["num_codes"]
+    def vocabulary(self, num_bins: int = 1000, num_codes: int | None = None) -> OFAVocabulary:
+        """Loads the vocabulary that was learned on the train split.
+
+        Args:
+          num_bins: location bins.
+          num_codes: image codes; one for every patch of the codebook when None.
+        """
+        if num_codes is None:
+            num_codes = self.description["options"]["num_codes"]
         return OFAVocabulary.from_tokenizer_json(
             self.vocabulary_path, num_codes=num_codes, num_bins=num_bins
         )

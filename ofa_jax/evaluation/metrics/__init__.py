@@ -8,7 +8,7 @@
     summarization   rouge                            against str
     exact           exact_match, one_of_several, token_accuracy    str; list[str]; int [n]
     spans           exact_spans                      against str, with the masked texts
-    images          psnr                             uint8 [H, W, 3]
+    images          psnr, ssim                       uint8 [H, W, 3]
     generated_images  fid, inception_score, clip_score            of features, not predictions
 
 All values are shares between 0 and 1 (correlations between -1 and 1, CIDEr-D between 0 and 10, PSNR
