@@ -69,13 +69,11 @@ class GalleryWriter(Protocol):
 
 
 class Evaluation(Protocol):
-    """Validates a run whose results are no losses per token; see `image_tokenizer.evaluation`.
+    """Validates a run whose results are no losses per token; see `image_tokenizer.evaluation`."""
 
-    Attributes:
-      columns: the metrics of every row of the results.
-    """
-
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]:
+        """The metrics of every row of the results."""
 
     def __call__(
         self, step: int, variables: Any, writer: Writer, log: Callable[[str], None]

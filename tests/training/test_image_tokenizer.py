@@ -143,7 +143,7 @@ def test_unused_codes_are_replaced_and_used_ones_stay(kind):
 # ------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("kind", ["nearest", "gumbel"])
+@pytest.mark.parametrize("kind", ["nearest", pytest.param("gumbel", marks=pytest.mark.slow)])
 def test_a_few_images_are_learned(kind):
     """Plain colours of 16 places: far nearer to the images than their mean is."""
     images = flat_images(2, 8)
@@ -159,8 +159,15 @@ def test_a_few_images_are_learned(kind):
     )
     state, step = start(program)
     first = state.params["network"]
-    for _ in range(60):
+    for number in range(60):
         state, metrics = step(state, batch(images))
+        if kind == "nearest" and not number:
+            # All codes were unused at first: they become latent vectors of the batch.
+            table, old = (
+                x["quantize"]["embed"]["embedding"] for x in (state.params["network"], first)
+            )
+            moved = np.abs(table - old).max(-1) > 0.02
+            assert moved.sum() >= TINY.num_codes - 4 and state.batch_stats["code_use"].sum() > 0.5
     assert state.skipped_steps == 0 and np.isfinite(metrics.loss)
     vqgan = VQGAN(TINY, jax.tree.map(np.asarray, state.eval_variables["params"]["network"]))
     found = evaluate_tokenizer(vqgan, [images.repeat(2, 1).repeat(2, 2)])
@@ -171,19 +178,6 @@ def test_a_few_images_are_learned(kind):
         jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first, state.params["network"])
     )
     assert min(flat.values()) > 0, "every parameter moves: gradients flow through the codes"
-
-
-def test_codes_die_and_are_revived():
-    """With a use of none but one code at the start, ever more codes are used."""
-    program = make_program("nearest", size=8, revive_period=1, perceptual=0.0)
-    state, step = start(program)
-    assert not state.batch_stats["code_use"].any()
-    before = state.params["network"]["quantize"]["embed"]["embedding"]
-    state, _ = step(state, batch(flat_images(2, 8)))
-    after = state.params["network"]["quantize"]["embed"]["embedding"]
-    moved = np.abs(after - before).max(-1) > 0.02
-    assert moved.sum() >= TINY.num_codes - 4
-    np.testing.assert_allclose(state.batch_stats["code_use"].sum(), 1.0, atol=0.5)
 
 
 def test_the_discriminator_starts_at_its_step():

@@ -159,7 +159,7 @@ class ImageLoader(Loader):
         """
         stream = Stream(STREAM, STREAM, source.batch_size, {"inputs": 1, "targets": 1})
         records = source.records(split)
-        task = WeightedTask(STREAM, 1.0, records, source.preprocessor)  # type: ignore[arg-type]
+        task = WeightedTask(STREAM, 1.0, records, source.preprocessor)
         super().__init__([stream], {STREAM: [task]}, seed, **options)
         self.num_records = len(records)
         self._samplers = (_ImageSampler(stream, (task,), (0,), seed),)

@@ -64,7 +64,8 @@ def evaluate_tokenizer(
         use += np.bincount(codes.reshape(-1), minlength=len(use))
         count += len(images)
         error = np.abs(made.astype(np.float32) - images).mean() / 127.5
-        found = {"loss": float(error)} | psnr(images, made) | ssim(images, made)
+        pairs = list(images), list(made)
+        found = {"loss": float(error)} | psnr(*pairs) | ssim(*pairs)
         if distance is not None:
             found["feature_distance"] = float(np.mean(np.asarray(distance(made, images))))
         for name, value in found.items():

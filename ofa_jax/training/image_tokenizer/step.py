@@ -198,7 +198,8 @@ class TokenizerProgram:
         def compute() -> tuple[jax.Array, jax.Array]:
             def loss_of(images: jax.Array) -> jax.Array:
                 params = {"params": state.params[DISCRIMINATOR]}
-                return discriminator.generator_loss(self.discriminator.apply(params, images))
+                scores = jnp.asarray(self.discriminator.apply(params, images))
+                return discriminator.generator_loss(scores)
 
             loss, own = jax.value_and_grad(loss_of)(made)
             weight = jnp.float32(self.loss.adversarial)
@@ -284,7 +285,9 @@ class TokenizerProgram:
 
         def loss_of(params: Any) -> jax.Array:
             true, other = (
-                self.discriminator.apply({"params": params}, jax.lax.stop_gradient(images))
+                jnp.asarray(
+                    self.discriminator.apply({"params": params}, jax.lax.stop_gradient(images))
+                )
                 for images in (pixels, made)
             )
             return discriminator.discriminator_loss(true, other)
@@ -373,7 +376,7 @@ def _last_layer(
 
 def _if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     """Returns the new state, or the old one with one more step, which was skipped."""
-    kept = old.replace(step=new.step, skipped_steps=old.skipped_steps + 1)
+    kept = dataclasses.replace(old, step=new.step, skipped_steps=old.skipped_steps + 1)
     return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, kept)
 
 
