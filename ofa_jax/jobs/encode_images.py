@@ -261,7 +261,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard_size", type=int, default=4096, help="images of one file (default: 4096)"
     )
-    parser.add_argument("--index_dir", help="where indices of TSV files go, if not beside them")
+    parser.add_argument("--index_dir", help="where indices of files go, if not beside them")
     parser.add_argument("--tfds_data_dir", help="the folder of TFDS")
 
 

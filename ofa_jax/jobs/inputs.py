@@ -191,7 +191,7 @@ def open_images(
 
     Args:
       paths: see the module's text; several TSV files or tars are one input.
-      index_dir: where indices of TSV files go, if not beside them.
+      index_dir: where indices of TSV files and tars go, if not beside them.
       tfds_data_dir: the folder of TFDS; its default if None.
 
     Raises:
@@ -208,7 +208,9 @@ def open_images(
     found = find_files([part for path in paths for part in _expand(path)])
     tars = [path.endswith(".tar") for path in found]
     if all(tars):
-        return RecordImages(TarRecords(found), "tars", {"tars": [*map(_file_identity, found)]})
+        return RecordImages(
+            TarRecords(found, index_dir), "tars", {"tars": [*map(_file_identity, found)]}
+        )
     if any(tars):
         raise ValueError(f"{', '.join(paths)} are tars and other files: give one form at a time.")
     if compressed := [path for path in found if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]:
