@@ -56,6 +56,12 @@ def test_pretraining_reads_the_codes_in_both_formats(lines, vqgan, vqgan_path, t
     tsv = OfaTsv(images=str(tmp_path / "tsv" / "images-*.tsv")).records("images", "train")
     stored = OfaArrayRecords(str(tmp_path / "ofa")).records("images", "train")
     assert len(tsv) == len(stored) == 9
+    folder = tmp_path / "ofa" / "images" / "train"
+    assert encode(tmp_path / "again", vqgan_path, "--input", folder) == 0  # from ArrayRecord
+    again = OfaTsv(images=str(tmp_path / "again" / "images-*.tsv")).records("images", "train")
+    assert [again[n]["id"] for n in range(9)] == [tsv[n]["id"] for n in range(9)]
+    for number in range(9):
+        np.testing.assert_array_equal(again[number]["codes"], tsv[number]["codes"])
     for number in range(9):
         one, other = tsv[number], stored[number]
         assert one["id"] == other["id"] and one["image"] == other["image"]
