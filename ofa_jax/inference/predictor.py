@@ -241,7 +241,6 @@ class Predictor:
                 batch.append(self._make_request(*request))
         return self._predict(batch, self._batch_size, call, is_batch=True)
 
-    @checked
     def generate_images(
         self, captions: str | Iterable[str], generation: ImageGeneration | None = None
     ) -> list[Prediction]:
@@ -262,6 +261,11 @@ class Predictor:
           ValueError: a caption is blank, or the model cannot generate or rank images.
         """
         texts = [captions] if isinstance(captions, str) else list_of("captions", captions)
+        if not isinstance(generation, ImageGeneration | None):
+            raise ValueError(
+                f"generation is {excerpt(repr(generation))}; give an ImageGeneration, as in "
+                "ImageGeneration(num_candidates=24)."
+            )
         generation = generation or self._image_generation or ImageGeneration()
         generation.check(self.loaded.processor)
         call = CallOptions("text_to_image", None, False, None, generation)

@@ -168,7 +168,9 @@ def test_a_job_writes_the_image_that_the_ranker_chooses(run_directory, tmp_path)
     ("call", "message"),
     [
         (lambda p: p.generate_images(" "), "Caption 0 .* is ' ': give a text"),
-        (lambda p: p.generate_images(["a", None]), r"captions\[1\] is None"),
+        (lambda p: p.generate_images(iter(["a", None])), "Caption 1 .* is None"),
+        (lambda p: p.generate_images(7), "captions is .*7.* give a list"),
+        (lambda p: p.generate_images("a", 24), "generation is 24; give an ImageGeneration"),
         (
             lambda p: p.generate_images("a", ImageGeneration(2, reranker=Broken())),
             "ranker broken did not give each of 2 images a finite number",
