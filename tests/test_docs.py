@@ -206,6 +206,8 @@ def own_data(tmp_path):
     (tmp_path / "my_data.py").write_text(blocks("docs/guides/own_data.md", "python")[0])
     (config,) = re.findall(r"^```\n(import my_data.*?)^```", page, re.S | re.M)
     (tmp_path / "my_run.gin").write_text(config)
+    (quick,) = re.findall(r"^```\n(include 'gin_configs/models.*?)^```", page, re.S | re.M)
+    (tmp_path / "quick.gin").write_text(quick)
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     captions = [f"a {color} apple on a table" for color in ("red", "green")] * 5
@@ -235,3 +237,23 @@ def test_own_data_trains_as_shown(own_data):
         )
         assert done.returncode == 0, done.stderr
     assert (own_data / "runs" / "my_run" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.slow
+def test_own_data_trains_without_any_code(own_data):
+    page = PAGES["docs/guides/own_data.md"]
+    found = re.findall(r"`python (-m (?:tools|ofa_jax)\.[^`]*)`", page)
+    tokenizer, inspect, train, convert = map(shlex.split, found)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    small = ["--gin.TRAIN_STEPS=2", *small_flags.MODEL]
+    for words in (tokenizer, inspect, [*train, *small], convert):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=own_data,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (own_data / "runs" / "quick" / "checkpoints" / "2").is_dir()
+    assert (own_data / "data" / "converted" / "vision_language" / "train").is_dir()
