@@ -26,7 +26,10 @@ from ofa_jax.training.image_tokenizer.build import export
 from ofa_jax.training.run import Run
 from ofa_jax.utils import distributed
 
+from .command import user_command
 
+
+@user_command
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program); returns the exit code."""
     flags.FLAGS(["train_image_tokenizer"])  # grain reads its options from absl

@@ -8,6 +8,7 @@ The flags are those of t5x. Where several hosts run the command, it also takes t
 """
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
@@ -95,7 +96,8 @@ def parse_arguments(
     gin_unread.remember(given)
     gin.parse_config([gin_files.translate(line, gin_files.COMMAND_LINE).text for line in bindings])
     gin.finalize()
-    pretraining_settings.set_scenes_factory(gin.get_configurable("Scenes"))
+    with contextlib.suppress(ValueError):  # a command that registers no data sets
+        pretraining_settings.set_scenes_factory(gin.get_configurable("Scenes"))
     return options.gin_file
 
 

@@ -114,7 +114,9 @@ def test_missing_gradio_is_one_sentence():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'ofa_jax[demo]'" in done.stderr and done.stderr.count("\n") == 1
+    # TensorFlow announces itself in lines of its own, depending on the environment.
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "pip install 'ofa_jax[demo]'" in line and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow  # loads everything once more

@@ -34,7 +34,7 @@ class PythonRequests(Target):
         size = loaded.processor.vocabulary.vocab_size
 
         def decoder(*_: Any) -> Any:
-            def decode(variables: Any, batch: Any, number: int) -> DecodedBatch:
+            def decode(variables: Any, batch: Any, number: int, seeds: Any = None) -> DecodedBatch:
                 rows = len(batch["encoder_input_tokens"])
                 generator = np.random.default_rng(number)
                 tokens = generator.integers(0, size, (rows, 2, 6), np.int32)
