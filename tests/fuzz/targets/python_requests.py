@@ -36,7 +36,7 @@ class PythonRequests(Target):
         def decoder(*_: Any) -> Any:
             def decode(variables: Any, batch: Any, number: int, seeds: Any = None) -> DecodedBatch:
                 rows = len(batch["encoder_input_tokens"])
-                generator = np.random.default_rng(number)
+                generator = np.random.default_rng(seeds[0])
                 tokens = generator.integers(0, size, (rows, 2, 6), np.int32)
                 return DecodedBatch(tokens, generator.normal(size=(rows, 2)).astype(np.float32))
 
