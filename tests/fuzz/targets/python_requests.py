@@ -34,7 +34,7 @@ class PythonRequests(Target):
         size = loaded.processor.vocabulary.vocab_size
 
         def decoder(*_: Any) -> Any:
-            def decode(variables: Any, batch: Any, number: int, seeds: Any = None) -> DecodedBatch:
+            def decode(variables: Any, batch: Any, *, seeds: list[int]) -> DecodedBatch:
                 rows = len(batch["encoder_input_tokens"])
                 generator = np.random.default_rng(seeds[0])
                 tokens = generator.integers(0, size, (rows, 2, 6), np.int32)
