@@ -42,10 +42,8 @@ from ofa_jax.utils import platforms, progress
 from . import encoder_targets, output_folders
 from .command import user_command
 from .encoder_targets import MAX_COUNT, NO_TARGET, TargetMaker
+from .pretrain_resnet import make_optimizer
 
-_WARMUP = 0.05
-_CLIP_NORM = 5.0
-_WEIGHT_DECAY = 0.01
 _END_RATE = 0.05
 _BIN_SPREAD = 0.7
 """Standard deviation of a box target in location bins: near bins are nearly right, which gives
@@ -230,12 +228,7 @@ def learn(
       Parameters and batch statistics.
     """
     steps = sum(number for number, _ in stages)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2), _END_RATE * learning_rate
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
-    )
+    optimizer = make_optimizer(steps, learning_rate, _END_RATE * learning_rate)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params: Any, statistics: Any, moments: Any, batch: Batch) -> Any:

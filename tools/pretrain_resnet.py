@@ -87,6 +87,18 @@ def batches(
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2)))
 
 
+def make_optimizer(
+    steps: int, learning_rate: float, end_learning_rate: float = 0.0
+) -> optax.GradientTransformation:
+    """Returns AdamW with clipped gradients, whose rate rises and then falls along a cosine."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2), end_learning_rate
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
+    )
+
+
 def learn(
     model: NamedImages,
     examples: Iterator[tuple[np.ndarray, np.ndarray]],
@@ -96,12 +108,7 @@ def learn(
     show: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Trains for `steps` batches, each of which it tells `show`; returns the variables."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, round(_WARMUP * steps), max(steps, 2)
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(_CLIP_NORM), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
-    )
+    optimizer = make_optimizer(steps, learning_rate)
 
     def loss_of(params, statistics, pixels, shown):
         logits, updates = model.apply(

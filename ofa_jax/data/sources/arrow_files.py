@@ -15,13 +15,13 @@ import json
 import os
 import pathlib
 import threading
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
+from ofa_jax.data.sources.derived_files import derived_file
 from ofa_jax.data.sources.field_table import FieldTable, Row
 from ofa_jax.data.sources.shards import complete_shards, damaged_record
 from ofa_jax.data.sources.tables import (
@@ -176,12 +176,8 @@ def rewrite(path: str, index_dir: str | None) -> str:
       DamagedFileError: the file is damaged.
       OSError: there is no such file, or the other one cannot be written.
     """
-    status = os.stat(path)
-    source = pathlib.Path(path)
-    checksum = zlib.crc32(str(source.absolute()).encode())
-    version = f"{checksum:08x}-{status.st_size:x}-{status.st_mtime_ns:x}"
-    folder = source.parent if index_dir is None else pathlib.Path(index_dir)
-    target = folder / f".{source.name}.{version}{CACHE_SUFFIX}"
+    target, versions = derived_file(path, index_dir, CACHE_SUFFIX)
+    folder = target.parent
     if target.is_file():
         return str(target)
     try:
@@ -193,7 +189,7 @@ def rewrite(path: str, index_dir: str | None) -> str:
             f"The rows of {path} cannot be written to {folder} ({error.strerror}): give a folder "
             "that can be written to as index_dir."
         ) from error
-    for old in folder.glob(f".{source.name}.{checksum:08x}-*{CACHE_SUFFIX}"):
+    for old in folder.glob(f"{versions}{CACHE_SUFFIX}"):
         if old != target:
             old.unlink(missing_ok=True)
     return str(target)

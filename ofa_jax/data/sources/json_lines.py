@@ -13,7 +13,6 @@ import functools
 import gzip
 import json
 import os
-import pathlib
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Integer
 
+from ofa_jax.data.sources.derived_files import derived_file
 from ofa_jax.data.sources.field_table import Row, has_value
 from ofa_jax.data.sources.tables import (
     Files,
@@ -185,12 +185,8 @@ def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
       DamagedFileError: the file is damaged, or larger than `max_bytes`.
       OSError: there is no such file, or the other one cannot be written.
     """
-    status = os.stat(path)
-    source = pathlib.Path(path)
-    checksum = zlib.crc32(str(source.absolute()).encode())
-    version = f"{checksum:08x}-{status.st_size:x}-{status.st_mtime_ns:x}"
-    folder = source.parent if index_dir is None else pathlib.Path(index_dir)
-    target = folder / f".{source.name}.{version}{UNPACKED_SUFFIX}"
+    target, versions = derived_file(path, index_dir, UNPACKED_SUFFIX)
+    folder = target.parent
     if target.is_file():
         return str(target)
     try:
@@ -205,7 +201,7 @@ def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
         raise OSError(
             f"{path} cannot be unpacked to {folder} ({error.strerror}): {_NOTE}."
         ) from error
-    for old in folder.glob(f".{source.name}.{checksum:08x}-*{UNPACKED_SUFFIX}*"):
+    for old in folder.glob(f"{versions}{UNPACKED_SUFFIX}*"):
         if not old.name.startswith(target.name):  # of an earlier version, and its index
             old.unlink(missing_ok=True)
     return str(target)
