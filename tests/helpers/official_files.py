@@ -41,3 +41,15 @@ def write_official_files(golden: pathlib.Path, folder: pathlib.Path) -> pathlib.
     answers = {"other": ["blue", "tennis"], "how many": ["1", "2"], "yes/no": ["yes", "no"]}
     (negatives / "type2ans.json").write_text(json.dumps(answers))
     return folder
+
+
+def write_faulty_files(golden, folder):
+    """Writes the official files with three invalid pairs among the others; returns the folder."""
+    folder = write_official_files(golden, folder)
+    pairs = folder / "vision_language_examples.tsv"
+    lines = pairs.read_text().splitlines()
+    torn, unknown, unreadable = (lines[n].split("\t") for n in (0, 1, 2))
+    unknown[-1], unreadable[1] = "video", "aGVsbG8="
+    lines[4:4] = ["\t".join(columns) for columns in (torn[:-2], unknown, unreadable)]
+    pairs.write_text("\n".join(lines) + "\n")
+    return folder

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from beam_jobs import assert_checksums, contents
-from official_files import write_official_files
+from official_files import write_faulty_files
 
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.jobs import command
@@ -25,14 +25,8 @@ SHARD = 0.04  # megabytes
 @pytest.fixture(scope="module")
 def tsv(golden, tmp_path_factory):
     """Returns a file of pairs with some invalid lines."""
-    folder = write_official_files(golden, tmp_path_factory.mktemp("original"))
-    pairs = folder / "vision_language_examples.tsv"
-    lines = pairs.read_text().splitlines()
-    torn, unknown, unreadable = (lines[n].split("\t") for n in (0, 1, 2))
-    unknown[-1], unreadable[1] = "video", "aGVsbG8="
-    lines[4:4] = ["\t".join(columns) for columns in (torn[:-2], unknown, unreadable)]
-    pairs.write_text("\n".join(lines) + "\n")
-    return pairs
+    folder = write_faulty_files(golden, tmp_path_factory.mktemp("original"))
+    return folder / "vision_language_examples.tsv"
 
 
 def arguments(tsv, output):

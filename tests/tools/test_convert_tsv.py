@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from official_files import write_official_files
+from official_files import write_faulty_files
 from shown_progress import assert_shown, every_line
 
 from ofa_jax.data.sources import array_record_writer, tsv_conversion
@@ -36,13 +36,7 @@ FAULTY = {
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
     """Returns official files with some invalid lines."""
-    folder = write_official_files(golden, tmp_path_factory.mktemp("original"))
-    pairs = folder / "vision_language_examples.tsv"
-    lines = pairs.read_text().splitlines()
-    torn, unknown, unreadable = (lines[n].split("\t") for n in (0, 1, 2))
-    unknown[-1], unreadable[1] = "video", "aGVsbG8="
-    lines[4:4] = ["\t".join(columns) for columns in (torn[:-2], unknown, unreadable)]
-    pairs.write_text("\n".join(lines) + "\n")
+    folder = write_faulty_files(golden, tmp_path_factory.mktemp("original"))
     with open(folder / "text_examples.tsv", "a") as texts:
         texts.write("t9\t \n")
     return folder
