@@ -21,6 +21,7 @@
       arrow_files         Parquet files and saved Hugging Face data sets
       webdataset          WebDataset tars
       coco_json           JSON files in the format of COCO
+    derived_files       names of the files that are made from a user's files
     mixed               several data sets at given rates
     cached_tasks        seqio's offline caches of tasks
     tfds                TFDS data sets through the TFDS API
@@ -39,6 +40,7 @@ __all__ = [
     "base",
     "cached_tasks",
     "coco_json",
+    "derived_files",
     "field_table",
     "image_paths",
     "json_lines",
