@@ -120,9 +120,17 @@ def page(results: Mapping[str, Any]) -> str:
     for split, rows in results.get("splits", {}).items():
         parts += [f"## Split `{split}`", _rows(rows)]
     if ablations := results.get("ablations"):
-        parts += ["## Ablation", ablation_table(ablations)]
+        parts += [
+            "## Ablation",
+            "An earlier one, which reads the objectives off themselves, of one seed. Today's "
+            "compares downstream tasks (`docs/claims.md`).",
+            ablation_table(ablations),
+        ]
     else:
-        parts.append("The ablation was not run: `python -m tools.ablations`.")
+        parts.append(
+            "The ablation was not run: `python -m tools.ablations` writes it to "
+            "`results/ablations.md`."
+        )
     if missing := results.get("missing"):
         parts += ["## Missing", "\n".join(f"- {sentence}" for sentence in missing)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -12,6 +12,7 @@ import gin
 from ofa_jax.data.downstream_settings import DownstreamSettings
 from ofa_jax.data.features import Stream
 from ofa_jax.data.pretraining_settings import PretrainingSettings, scenes_settings
+from ofa_jax.data.scenes_downstream import ScenesDownstreamSettings
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.arrow_files import ArrowData
 from ofa_jax.data.sources.cached_tasks import CachedTasks
@@ -63,6 +64,7 @@ _CLASSES = (
     DecodeOptions,
     PretrainingSettings,
     DownstreamSettings,
+    ScenesDownstreamSettings,
     DecodingConfig,
     SelfCriticalConfig,
     ImageGeneration,

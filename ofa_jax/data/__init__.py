@@ -7,6 +7,7 @@ loader                `Loader`: batches for training and validation
 task_settings         how the settings of a run reach its tasks
 pretraining_settings  settings of the pretraining tasks
 downstream_settings   settings of the downstream tasks
+scenes_downstream     settings of the downstream tasks on Scenes
 registration          registers tasks that run over the settings of a run
 seqio_tasks           numpy preprocessors and record sources as parts of a seqio task
 seqio_evaluation      what plain seqio needs to evaluate a task

@@ -132,7 +132,7 @@ def scenes_settings(
     Raises:
       ValueError: the image tokenizer has other pixels per code.
     """
-    data_set = data_set or _make_scenes()
+    data_set = data_set or make_scenes()
     tokenizer = image_tokenizer or data_set.image_tokenizer()
     if tokenizer.pixels_per_code != PIXELS_PER_CODE:
         raise ValueError(
@@ -173,7 +173,7 @@ def default_scenes() -> PretrainingSettings:
 
     A command takes the folder from `Scenes.data_dir` instead, if that is set.
     """
-    return _settings_of(str(_make_scenes().directory.parent))
+    return _settings_of(str(make_scenes().directory.parent))
 
 
 _factory: list[Callable[[], Scenes]] = [Scenes]
@@ -184,7 +184,8 @@ def set_scenes_factory(make: Callable[[], Scenes]) -> None:
     _factory[:] = [make]
 
 
-def _make_scenes() -> Scenes:
+def make_scenes() -> Scenes:
+    """Returns the Scenes that no settings name."""
     return _factory[0]()
 
 

@@ -1,11 +1,14 @@
 """The downstream tasks without images: GLUE and summarization (Wang et al. 2022, section 4).
 
+And two on the corpus of Scenes: the topic of a sentence, and the words that are masked in it.
+
 Functions from a record to an example, as in `downstream`.
 """
 
 import functools
 import string
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -50,6 +53,53 @@ def classify_sentences(
     if len(example["targets"]) == 2:
         example["targets"] = example["targets"][:1]
     return add_decoder_prompt(example, config)
+
+
+classify_topic: DownstreamTask = functools.partial(classify_sentences, prompt=prompts.TOPIC)
+"""`what is the topic of the text " {sentence} "?` -> one of a few words."""
+
+_MASKED_SHARE, _MOST_MASKED, _SHORTEST_MASKED = 0.15, 3, 3
+
+
+def masked_words(record: Record, rng: np.random.Generator, config: DownstreamConfig) -> Example:
+    """Returns `which words are missing in the text " ... <mask> ... "?` -> these words, in order.
+
+    In training the words are drawn anew each time; in evaluation they follow from the text, see
+    `fixed_masked_words`.
+    """
+    words = words_of(record, config)
+    chosen = _draw_masked(words, rng) if config.training else fixed_masked_words(record, config)
+    before, after = prompts.MASKED_WORDS
+    parts: list[str | np.ndarray] = [before]
+    mask = np.array([config.vocabulary.mask_id], np.int32)
+    parts += [mask if place in chosen else f" {word}" for place, word in enumerate(words)]
+    target = "".join(f" {words[place]}" for place in chosen)
+    return make_example(config.vocabulary, [*parts, after], target)
+
+
+def words_of(record: Record, config: DownstreamConfig) -> list[str]:
+    """Returns the first words of a record's text, in lower case."""
+    words = fields.get_text(record, "text").lower().split()[: config.max_sentence_words]
+    if not any(map(_is_maskable, words)):
+        raise fields.record_error(record, "it has no word that can be masked", fields.EMPTY)
+    return words
+
+
+def fixed_masked_words(record: Record, config: DownstreamConfig) -> list[int]:
+    """Returns the places of the words that an evaluation asks for; the same in every run."""
+    words = words_of(record, config)
+    return _draw_masked(words, np.random.default_rng(zlib.crc32(" ".join(words).encode())))
+
+
+def _draw_masked(words: Sequence[str], rng: np.random.Generator) -> list[int]:
+    """Samples some 15 % of the words, at most three, none of them short or with punctuation."""
+    places = [place for place, word in enumerate(words) if _is_maskable(word)]
+    count = min(len(places), max(1, min(_MOST_MASKED, round(_MASKED_SHARE * len(words)))))
+    return sorted(rng.permutation(places)[:count].tolist())
+
+
+def _is_maskable(word: str) -> bool:
+    return word.isalpha() and len(word) >= _SHORTEST_MASKED
 
 
 GLUE_TASKS: Mapping[str, DownstreamTask] = {

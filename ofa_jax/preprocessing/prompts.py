@@ -35,3 +35,7 @@ GLUE_PROMPTS = {
     "qnli": ' does " {sentence} " contain the answer to question " {question} "?',
     "rte": ' can text1 " {sentence1} " imply text2 " {sentence2} "?',
 }
+# Language tasks on the corpus of Scenes, which are none of the paper's.
+TOPIC = ' what is the topic of the text " {sentence} "?'
+# The text goes between the two parts, with a mask in place of each word that is asked for.
+MASKED_WORDS = (' which words are missing in the text "', ' "?')

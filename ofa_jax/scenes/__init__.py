@@ -8,6 +8,8 @@
     questions   questions with their answers
     phrases     referring phrases
     records     all of it as a record
+    rewording   captions and questions in words that those above do not have
+    downstream_records   scenes for tasks after pretraining, with new nouns and other words
     corpus      sentences from a public-domain text
 
 Every scene is a pure function of (options, split, index). Uses only numpy and Pillow, no
@@ -19,10 +21,12 @@ __all__ = [
     "captions",
     "composer",
     "corpus",
+    "downstream_records",
     "nouns",
     "phrases",
     "questions",
     "records",
     "relations",
+    "rewording",
     "sprites",
 ]

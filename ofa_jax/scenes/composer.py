@@ -59,6 +59,11 @@ class SceneOptions:
             )
         nouns_lib.first_nouns(self.nouns)
 
+    @property
+    def vocabulary(self) -> tuple[Noun, ...]:
+        """The nouns of the data set."""
+        return nouns_lib.first_nouns(self.nouns)
+
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
@@ -116,7 +121,7 @@ def compose(
       The scene and its image.
     """
     size = options.image_size
-    vocabulary = nouns_lib.first_nouns(options.nouns)
+    vocabulary = options.vocabulary
     chosen = _choose_nouns(vocabulary, options.max_objects, rng)
     placements = _place_objects(chosen, style, size, rng)
     owner = _pixel_owners(placements, size)

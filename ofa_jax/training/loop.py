@@ -17,7 +17,7 @@ from ofa_jax.sharding import TrainState
 from ofa_jax.training import run_directory, telemetry, validation
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
-from ofa_jax.training.run import TRAINED_SECONDS, HostBatch, Run, RunError
+from ofa_jax.training.run import FLOPS_PER_STEP, TRAINED_SECONDS, HostBatch, Run, RunError
 from ofa_jax.training.saving import Saver
 from ofa_jax.training.step import StepMetrics, StreamBatches, jit_train_step
 from ofa_jax.training.terminal import Progress, Report
@@ -346,7 +346,11 @@ class Trainer:
         # Steps under way would otherwise be counted as time of the checkpoint.
         self._throttle.drain()
         with self._timer.measure("checkpoints"):
-            saved = {**self._run.run_fingerprint, TRAINED_SECONDS: self._trained_seconds()}
+            saved = {
+                **self._run.run_fingerprint,
+                TRAINED_SECONDS: self._trained_seconds(),
+                FLOPS_PER_STEP: self._run.flops_per_step,
+            }
             self._saver.save(state, saved)
 
     def _log_end(self, stopped: bool) -> None:

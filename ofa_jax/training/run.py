@@ -17,6 +17,8 @@ from ofa_jax.training.step import EvalStep, TrainStep
 
 TRAINED_SECONDS = "trained_seconds"
 """Key in every checkpoint: how long the run has trained, all its starts together."""
+FLOPS_PER_STEP = "flops_per_step"
+"""Key in every checkpoint: the operations of a step, see `training.flops`."""
 
 HostBatch = Mapping[str, np.ndarray]
 """The arrays of one stream's batch, as far as this host has their rows."""

@@ -1,12 +1,13 @@
-"""The ablations: the objectives that their files omit, and the command that runs them."""
+"""The ablations' gin files: the objectives that they omit, and how many examples the others have.
+
+test_ablations_command.py has the command that runs them.
+"""
 
 import copy
-import json
 import pathlib
 
 import gin
 import pytest
-from shown_progress import assert_shown, every_line
 from test_train import SMALL
 
 from ofa_jax import train
@@ -16,7 +17,7 @@ from ofa_jax.preprocessing import objectives
 from ofa_jax.training import loop
 from ofa_jax.training.build import build_run
 from tasks import pretraining
-from tools import ablations, scenes_results
+from tools import ablation_results, ablation_runs
 
 LEFT_OUT = {
     "full_model": set(),
@@ -24,6 +25,14 @@ LEFT_OUT = {
     "no_image_infilling": {"image_infilling"},
     "no_detection": {"object_detection"},
     "no_regions": {"visual_grounding", "grounded_captioning"},
+    "no_region_aware": {"visual_grounding", "grounded_captioning", "object_detection"},
+    "only_pairs": {
+        "visual_grounding",
+        "grounded_captioning",
+        "object_detection",
+        "image_infilling",
+        "text_infilling",
+    },
 }
 STAGES = ("1_nouns", "2_matching", "3_questions", "4_regions", "5_all")
 STREAMS = ("pairs", "images", "text")
@@ -46,7 +55,7 @@ def prepared(small_scenes, tmp_path_factory):
                 [
                     f"--gin_file=gin_configs/ablations/{name}.gin",
                     *SIZES,
-                    "--gin.INITIAL_RESNET_PATH=None",
+                    "--gin.INITIAL_CHECKPOINT_PATH=None",
                     f"--gin.MODEL_DIR='{tmp_path_factory.mktemp(name)}'",
                 ]
             )
@@ -56,10 +65,13 @@ def prepared(small_scenes, tmp_path_factory):
 
 
 def test_there_is_a_file_for_every_ablation_and_the_full_model_comes_first():
-    assert set(ablations.configurations()) == set(LEFT_OUT)
-    assert ablations.configurations()[0] == "full_model"
+    assert set(ablation_runs.configurations()) == set(LEFT_OUT)
+    assert {path.stem for path in ablation_runs.FOLDER.glob("*.gin")} == set(LEFT_OUT)
+    assert {name: set(left) for name, left in ablation_results.LEFT_OUT.items()} == LEFT_OUT
+    assert ablation_runs.configurations()[0] == "full_model"
+    assert ablation_runs.configurations(["only_pairs"]) == ["full_model", "only_pairs"]
     with pytest.raises(ValueError, match="no ablation no_captions .* choose from full_model, no_"):
-        ablations.configurations(["no_captions"])
+        ablation_runs.configurations(["no_captions"])
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
@@ -68,7 +80,8 @@ def test_an_ablation_omits_the_objective_of_its_name_and_empty_streams(prepared,
     trained = {task for rates_of_stream in rates.values() for task in rates_of_stream}
     assert trained == set(objectives.OBJECTIVES) - LEFT_OUT[name]
     assert all(rates.values())
-    assert ("text" in rates) == (name != "no_text_infilling")
+    assert ("text" in rates) == (name not in ("no_text_infilling", "only_pairs"))
+    assert ("images" in rates) == (name != "only_pairs")
 
 
 def examples_per_step(run):
@@ -128,68 +141,3 @@ def test_every_batch_of_the_full_run_has_as_many_of_each_objective(stages, name)
     for stream, own in (("pairs", pretraining.PAIR_RATES), ("images", pretraining.IMAGE_RATES)):
         shares = sum((own | {task: rates[task] for task in own if task in rates}).values())
         assert bindings[f"{stream}/Stream.batch_size"] % shares == 0
-
-
-def fake(tmp_path, calls, fail=()):
-    """Replaces training and evaluation."""
-
-    def call(command):
-        calls.append(command)
-        (model_dir,) = [
-            pathlib.Path(part.split("'")[1]) for part in command if "MODEL_DIR" in part
-        ] or [pathlib.Path(command[2].removeprefix("--gin_file=")).parent]
-        if model_dir.name in fail:
-            return 3
-        if "ofa_jax.train" in command:
-            (model_dir / "checkpoints" / "40" / "state").mkdir(parents=True, exist_ok=True)
-            return 0
-        folder = model_dir / "evaluations" / "test"
-        folder.mkdir(parents=True, exist_ok=True)
-        numbers = {"visual_grounding": {"acc@0.5": 0.5}} if "no_r" not in model_dir.name else {}
-        (folder / "metrics.json").write_text(
-            json.dumps({"40": numbers | {"image_captioning": {"cider_d": 2.0, "bleu_1": 0.1}}})
-        )
-        return 0
-
-    return call
-
-
-def test_one_command_trains_evaluates_and_writes_the_table(tmp_path, capsys):
-    calls = []
-    arguments = [
-        f"--runs_dir={tmp_path / 'runs'}",
-        f"--results_dir={tmp_path / 'results'}",
-        "--num_examples=5",
-        "--only",
-        "no_regions",
-        "full_model",
-        "--",
-        "--gin.TRAIN_STEPS=40",
-    ]
-    scenes_results.save(tmp_path / "results", {"missing": ["kept"]})
-    with every_line() as shown:
-        assert ablations.main(arguments, fake(tmp_path, calls)) == 0
-    assert_shown(shown, "ablations", "2 runs")
-    assert [(command[1], "full_model" in command[2]) for command in calls] == [
-        ("ofa_jax.train", True),
-        ("ofa_jax.evaluate", True),
-        ("ofa_jax.train", False),
-        ("ofa_jax.evaluate", False),
-    ]
-    assert "--gin.TRAIN_STEPS=40" in calls[0] and "--gin.TRAIN_STEPS=40" not in calls[1]
-    assert "--gin.NUM_EXAMPLES=5" in calls[1]
-    results = scenes_results.load(tmp_path / "results" / "scenes.json")
-    assert results["missing"] == ["kept"]
-    assert [run["numbers"] for run in results["ablations"]["runs"]] == [
-        {"image_captioning/cider_d": 2.0, "visual_grounding/acc@0.5": 0.5},
-        {"image_captioning/cider_d": 2.0},
-    ]
-    assert "| visual grounding: acc@0.5 | 50.0 % | - |" in capsys.readouterr().out
-
-
-def test_a_failed_run_ends_the_command_and_keeps_the_table_so_far(tmp_path, capsys):
-    arguments = [f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
-    assert ablations.main(arguments, fake(tmp_path, [], fail=("no_detection",))) == 3
-    assert "no_detection" in capsys.readouterr().err
-    results = scenes_results.load(tmp_path / "results" / "scenes.json")
-    assert [run["name"] for run in results["ablations"]["runs"]] == ["full_model"]

@@ -18,7 +18,15 @@ from shown_progress import assert_shown, every_line
 import tools
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.locks import directory_lock
-from tools import ablations, build_scenes, output_folders, plan_table, scenes_results
+from tools import (
+    ablation_results,
+    ablations,
+    build_scenes,
+    output_folders,
+    plan_table,
+    report_scenes,
+    scenes_results,
+)
 from tools import train_tokenizer as tokenizer_tool
 from tools.command import user_command
 
@@ -176,17 +184,37 @@ def test_damaged_results_are_refused_before_anything_runs(tmp_path, content, cap
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "scenes.json"))):
         scenes_results.load(tmp_path / "scenes.json")
     calls = []
-    arguments = [f"--results_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}"]
-    assert ablations.main(arguments, lambda command: calls.append(command) or 0) == 2
+    arguments = [f"--results_dir={tmp_path}", f"--model_dir={trained_run(tmp_path)}"]
+    assert report_scenes.main(arguments, lambda command: calls.append(command) or 0) == 2
     assert str(tmp_path / "scenes.json") in capsys.readouterr().err
     assert not calls and (tmp_path / "scenes.json").read_text() == content
 
 
+@pytest.mark.parametrize("content", ["", "{", "{}", '[{"run": 3}]', "[3]"])
+def test_damaged_ablations_are_refused_before_anything_runs(tmp_path, content, capsys):
+    (tmp_path / "ablations.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "ablations.json"))):
+        ablation_results.load(tmp_path / "ablations.json")
+    calls = []
+    arguments = [f"--results_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}"]
+    assert ablations.main(arguments, lambda command: calls.append(command) or 0) == 2
+    assert str(tmp_path / "ablations.json") in capsys.readouterr().err
+    assert not calls and (tmp_path / "ablations.json").read_text() == content
+
+
+def trained_run(folder):
+    """Returns a folder that looks like a trained run."""
+    (folder / "run" / "checkpoints" / "40" / "state").mkdir(parents=True)
+    (folder / "run" / "config.gin").write_text("")
+    return folder / "run"
+
+
 def test_two_commands_do_not_write_the_same_results(tmp_path, capsys):
     calls = []
+    model_dir = trained_run(tmp_path)
     with directory_lock(tmp_path, "--results_dir"):
-        arguments = [f"--results_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}"]
-        assert ablations.main(arguments, lambda command: calls.append(command) or 0) == 2
+        arguments = [f"--results_dir={tmp_path}", f"--model_dir={model_dir}"]
+        assert report_scenes.main(arguments, lambda command: calls.append(command) or 0) == 2
     assert not calls
     assert "Another process is writing to" in capsys.readouterr().err
 

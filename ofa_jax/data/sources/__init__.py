@@ -28,6 +28,7 @@
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
     single_target       wraps a source so that each record has a single target
     negative_controls   wraps a source so that the image does not fit
+    downstream_scenes   scenes and sentences of the downstream tasks on Scenes
 
 No module imports TensorFlow, seqio or jax when it is imported; data workers receive sources as
 pickles.
@@ -41,6 +42,7 @@ __all__ = [
     "cached_tasks",
     "coco_json",
     "derived_files",
+    "downstream_scenes",
     "field_table",
     "image_paths",
     "json_lines",

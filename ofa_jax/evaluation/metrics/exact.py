@@ -61,3 +61,18 @@ def token_accuracy(
         correct += int((reference[: len(tokens)] == tokens).sum())
         total += len(reference)
     return {"token_accuracy": correct / total}
+
+
+@inputs.accepts(inputs.one_text)
+def word_accuracy(references: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """Computes "word_accuracy", the share of all reference words predicted at their position.
+
+    Missing words are wrong, surplus ones are ignored.
+    """
+    inputs.check_pairs("word_accuracy", references, predictions)
+    correct = total = 0
+    for reference, prediction in zip(references, predictions, strict=True):
+        words, found = reference.split(), inputs.text(prediction).split()
+        correct += sum(word == own for word, own in zip(words, found, strict=False))
+        total += len(words)
+    return {"word_accuracy": correct / total}
