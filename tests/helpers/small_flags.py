@@ -23,3 +23,13 @@ SCENES = (
     "--gin.text/Stream.batch_size=2",
 )
 """Of `gin_configs/runs/pretrain_scenes.gin`."""
+
+SCENES_DOWNSTREAM = (
+    *MODEL,
+    "--gin.model_config.code_image_size=32",
+    "--gin.ScenesDownstreamSettings.image_size=64",
+    "--gin.ScenesDownstreamSettings.code_image_size=32",
+    "--gin.ScenesDownstreamSettings.num_train=8",
+    "--gin.BATCH_SIZE=4",
+)
+"""Of `gin_configs/finetune_scenes`, but for the sizes that each of them has alone."""

@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 
+COMMIT = "0123456789ab"
 SLEEP = 0.02
 TEXT_FLOPS, OTHER_FLOPS = 1.0e6, 4.0e6
 
@@ -94,7 +95,8 @@ def _evaluate(model_dir):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-    from tools import ablations
+    from tools import ablations, report_scenes
 
+    report_scenes.commit = lambda: COMMIT
     ablations._WAIT_SECONDS = 0.05
     sys.exit(ablations.main(sys.argv[2:], Stub(log=pathlib.Path(sys.argv[1]))))

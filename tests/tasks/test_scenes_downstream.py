@@ -165,14 +165,6 @@ def test_generated_images_are_measured_beside_the_true_ones(settings):
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "gin_configs" / "finetune_scenes").glob("*.gin"))
-TINY = (
-    *small_flags.MODEL,
-    "--gin.model_config.code_image_size=32",
-    "--gin.ScenesDownstreamSettings.image_size=64",
-    "--gin.ScenesDownstreamSettings.code_image_size=32",
-    "--gin.ScenesDownstreamSettings.num_train=8",
-    "--gin.BATCH_SIZE=4",
-)
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
@@ -194,7 +186,7 @@ def test_every_fine_tuning_configures_and_makes_its_batches(
     train.main(
         [
             f"--gin_file=gin_configs/finetune_scenes/{name}.gin",
-            *TINY,
+            *small_flags.SCENES_DOWNSTREAM,
             f"--gin.Scenes.data_dir='{small_scenes}'",
             f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
             *own,
