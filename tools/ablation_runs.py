@@ -204,28 +204,29 @@ def train_command(plan: Plan, unit: Unit, steps: int | None) -> list[str]:
     if unit.task == PRETRAINING:
         file = FOLDER / f"{unit.name}.gin"
         preset = scaled(steps_in(FOLDER / f"{FULL}.gin"), plan.preset.pretraining)
-        return [
-            "-m",
-            "ofa_jax.train",
-            f"--gin_file={file}",
+        own = [
             *common,
             f"--gin.INITIAL_CHECKPOINT_PATH='{plan.encoder}'",
             f"--gin.TRAIN_STEPS={preset}",
             *plan.gin_options,
             *(() if steps is None else (f"--gin.TRAIN_STEPS={steps}",)),
         ]
+        return ["-m", "ofa_jax.train", f"--gin_file={file}", *_last_of_each(own)]
     file = DOWNSTREAM / f"{unit.task}.gin"
     features = f"--gin.FEATURE_CHECKPOINT='{plan.encoder}'"
-    return [
-        "-m",
-        "ofa_jax.train",
-        f"--gin_file={file}",
+    own = [
         *common,
         f"--gin.INITIAL_CHECKPOINT_PATH='{unit.pretraining.model_dir(plan)}'",
         f"--gin.TRAIN_STEPS={scaled(steps_in(file), plan.preset.finetuning)}",
         *((features,) if unit.task == "text_to_image" else ()),
         *plan.finetune_options,
     ]
+    return ["-m", "ofa_jax.train", f"--gin_file={file}", *_last_of_each(own)]
+
+
+def _last_of_each(options: Sequence[str]) -> list[str]:
+    """Returns options without those that a later one of the same name replaces."""
+    return list({option.partition("=")[0]: option for option in options}.values())
 
 
 def evaluate_command(plan: Plan, unit: Unit) -> list[str]:

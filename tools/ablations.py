@@ -164,7 +164,7 @@ class Results:
     """The files of results, which any number of processes write."""
 
     def __init__(self, plan: Plan, folder: pathlib.Path, command: str):
-        """Names the files; nothing is read or written."""
+        """Stores the paths; nothing is read or written."""
         self._plan = plan
         self._folder = folder
         self._command = command
