@@ -4,7 +4,7 @@
   ranges, defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
 * `bad_input.md`: the reasons for which the code refuses, skips or changes input;
-* `scenes.md` and `first_run.md`: copies of results/scenes.md and results/first_run.md.
+* `scenes.md`, `first_run.md` and `images.md`: copies of the pages in results, with their images.
 """
 
 import importlib
@@ -214,6 +214,14 @@ def write_scenes() -> None:
     for name in ("scenes.md", "first_run.md"):
         with mkdocs_gen_files.open(name, "w") as page:
             page.write((ROOT / "results" / name).read_text())
+    from tools import images_results
+
+    results = images_results.load(ROOT / "results" / "images.json")
+    with mkdocs_gen_files.open("images.md", "w") as page:
+        page.write(images_results.page(results))
+    for path in sorted((ROOT / "results").glob("images_*.png")):
+        with mkdocs_gen_files.open(path.name, "wb") as image:
+            image.write(path.read_bytes())
 
 
 if __name__ != "generate_pages":  # a test imports the functions

@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 from absl import logging
 
@@ -24,6 +25,7 @@ from ofa_jax.utils import distributed, options, platforms
 from ofa_jax.utils.option_checks import check_options
 
 _PORT = 7860
+_MATCHING = "matching"
 _PACKAGES = ("gradio", "fastapi", "starlette", "uvicorn")
 
 
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             max_waiting=chosen.max_waiting,
             allowed_hosts=chosen.allowed_host,
             with_examples=not chosen.no_examples,
+            image_generation=_image_generation(chosen),
         )
     return 0 if server.run() else errors.FAILURE
 
@@ -100,8 +103,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--vocabulary", help="for official checkpoints: the folder of their byte pair encoding"
     )
     parser.add_argument(
-        "--image_tokenizer", help="for official checkpoints: the file of the published VQGAN"
+        "--image_tokenizer",
+        help="for official checkpoints: the file of the published VQGAN, or the folder of a run "
+        "that has trained one",
     )
+    _add_image_flags(parser)
     parser.add_argument("--weights", choices=("model", "ema"), help="which parameters are used")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--no_examples", action="store_true", help="shows no examples of the run")
@@ -109,6 +115,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     checked = (
         *("port", "batch_size", "beam_size", "max_waiting"),
         *("max_image_bytes", "max_image_pixels"),
+        *("image_candidates", "image_temperature", "image_top_k", "image_top_p", "guidance_scale"),
     )
     check_options(_flags, {name: getattr(chosen, name) for name in checked}, "ofa-demo")
     if not 0 <= chosen.port < 2**16:
@@ -123,8 +130,68 @@ def _flags(
     max_waiting: options.Count,
     max_image_bytes: options.Count,
     max_image_pixels: options.Count,
+    image_candidates: options.Count,
+    image_temperature: options.Positive,
+    image_top_k: options.Natural,
+    image_top_p: Annotated[float, options.Above(0), options.AtMost(1)],
+    guidance_scale: options.NonNegative,
 ) -> None:
     """Declares what the flags may be."""
+
+
+def _add_image_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds how images are generated from captions, see `ImageGeneration`."""
+    group = parser.add_argument_group("images from captions (docs/guides/text_to_image.md)")
+    group.add_argument(
+        "--image_candidates",
+        type=int,
+        default=4,
+        help="images of each caption, all of which the page shows (%(default)s)",
+    )
+    group.add_argument("--image_temperature", type=float, default=1.0, help="(%(default)s)")
+    group.add_argument(
+        "--image_top_k",
+        type=int,
+        default=256,
+        help="sample among this many codes; 0 for all (%(default)s)",
+    )
+    group.add_argument(
+        "--image_top_p",
+        type=float,
+        default=1.0,
+        help="sample among the fewest codes of this probability (%(default)s)",
+    )
+    group.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=1.0,
+        help="above 1, images follow their captions more closely, for models that were fine-tuned "
+        "with caption_dropout (%(default)s)",
+    )
+    group.add_argument(
+        "--image_reranker",
+        metavar="matching|CLIP",
+        help="chooses the best candidate: the model's own image-text matching, or the files of a "
+        "CLIP; without it, the most probable one",
+    )
+
+
+def _image_generation(chosen: argparse.Namespace) -> Any:
+    """Returns how images are generated; reads the CLIP, if there is one."""
+    from ofa_jax.inference.image_generation import ImageGeneration
+    from ofa_jax.interop import clip_file
+
+    ranker = chosen.image_reranker
+    if ranker is not None and ranker != _MATCHING:
+        ranker = clip_file.read(ranker)
+    return ImageGeneration(
+        num_candidates=chosen.image_candidates,
+        temperature=chosen.image_temperature,
+        top_k=chosen.image_top_k,
+        top_p=chosen.image_top_p,
+        guidance_scale=chosen.guidance_scale,
+        reranker=ranker,
+    )
 
 
 def _check_packages() -> None:

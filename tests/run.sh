@@ -7,9 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-# What only the demo needs, without its bound on Pillow; see there.
+# What only the demo and the offline jobs need, without their bounds on other packages; see there.
 python -c 'import gradio, uvicorn' 2> /dev/null ||
   pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+python -c 'import importlib.metadata as m; m.version("apache-beam"), m.version("google-crc32c")' \
+  2> /dev/null || pip install --quiet --disable-pip-version-check --no-deps -r requirements-beam.txt
 
 if [[ "${1:-}" == fuzz ]]; then
   export PYTHONPATH="tests:tests/helpers:.${PYTHONPATH:+:$PYTHONPATH}"

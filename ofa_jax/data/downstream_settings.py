@@ -24,6 +24,7 @@ from ofa_jax.data.sources.tfds import TFDS_DATA_SETS, ClassifiedImageRecord
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
 from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.preprocessing.downstream import DownstreamConfig
+from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.decode_options import AS_SEEN
 from ofa_jax.utils.option_checks import checked
@@ -88,6 +89,8 @@ class DownstreamSettings:
       options: fields of `DownstreamConfig` that differ from the published ones. Images are decoded
         as the reference implementation does, and as people see them if all data is in TFDS.
       task_modules: modules that register tasks, besides those that the run names.
+      image_tokenizer: decodes the codes that text-to-image generates. It is saved with the run, so
+        that inference and the report have its images; None leaves both to codes.
     """
 
     vocabulary: OFAVocabulary
@@ -105,6 +108,7 @@ class DownstreamSettings:
         default_factory=dict
     )
     task_modules: Annotated[tuple[Name, ...], ModuleName()] = ()
+    image_tokenizer: ImageTokenizer | None = None
 
     def __post_init__(self) -> None:
         for what, names, known in (
@@ -121,6 +125,12 @@ class DownstreamSettings:
                 )
         for data, columns in self.selected_cols.items():
             parse_selected_cols(DATA[data][0], columns)
+        tokenizer = self.image_tokenizer
+        if tokenizer is not None and tokenizer.num_codes != self.vocabulary.num_codes:
+            raise ValueError(
+                f"DownstreamSettings.image_tokenizer has {tokenizer.num_codes} codes and the "
+                f"vocabulary {self.vocabulary.num_codes}: give the one that made the codes."
+            )
 
     @property
     def code_image_size(self) -> int:

@@ -100,7 +100,13 @@ def _images(
     if made is None:
         return []
     if task != _MIDDLE_TASK or upload is None:
-        return [("generated image", data_uri(made))]
+        others = [(one.score, one.image) for one in prediction.alternatives if one.image]
+        if not others:
+            return [("generated image", data_uri(made))]
+        return [(f"the best candidate, score {prediction.score:.3f}", data_uri(made))] + [
+            (f"candidate {number}, score {score:.3f}", data_uri(image))
+            for number, (score, image) in enumerate(others, 2)
+        ]
     side, hidden = infill
     # The preview is turned and composed as the model sees it.
     whole = crop_square(image_files.decode(decode_data_uri(upload.preview))).resize(

@@ -28,6 +28,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from ofa_jax.inference import presets
+from ofa_jax.inference.image_generation import with_images
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import instructions
@@ -287,6 +288,11 @@ class _Page:
             loop = asyncio.get_running_loop()
             future = await loop.run_in_executor(self._threads, self._queue.submit, request)
             prediction = await asyncio.wrap_future(future)
+            loaded = getattr(self._queue.predictor, "loaded", None)
+            if prediction.image is not None and prediction.alternatives and loaded is not None:
+                (prediction,) = await loop.run_in_executor(
+                    self._threads, with_images, [prediction], loaded.processor
+                )
             if unused:
                 warnings = (*prediction.warnings, _UNUSED_REGION)
                 prediction = dataclasses.replace(prediction, warnings=warnings)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 
+from ofa_jax.inference.image_generation import ImageGeneration
 from ofa_jax.inference.job import print_line
 from ofa_jax.inference.predictor import Predictor
-from ofa_jax.interop import vqgan_file
+from ofa_jax.interop import image_tokenizer_file
 from ofa_jax.serving import fields
 from ofa_jax.serving.demo_page import add_demo_page, page_content
 from ofa_jax.serving.http_app import make_app
@@ -87,6 +88,7 @@ def prepare(
     max_waiting: int = 256,
     allowed_hosts: Sequence[str] = (),
     with_examples: bool = True,
+    image_generation: ImageGeneration | None = None,
 ) -> DemoServer:
     """Loads a model and makes its page; compiles nothing.
 
@@ -95,7 +97,7 @@ def prepare(
       host: the address to listen at.
       port: 0 for any free one.
       vocabulary: see `Predictor`.
-      image_tokenizer: the file of a VQGAN, see `interop.vqgan_file.read`.
+      image_tokenizer: the file of a VQGAN, see `interop.image_tokenizer_file.read`.
       weights: see `Predictor`.
       dtype: see `Predictor`.
       batch_size: questions decoded at once.
@@ -105,19 +107,22 @@ def prepare(
       max_waiting: questions that may wait.
       allowed_hosts: names of this server besides localhost and addresses.
       with_examples: whether the page has examples of the run.
+      image_generation: how images are generated from captions; one sample each when None.
 
     Raises:
       FileNotFoundError, ValueError: the checkpoint or an argument cannot be used.
       ModuleNotFoundError: Gradio is not installed.
     """
+    tokenizer = None if image_tokenizer is None else image_tokenizer_file.read(image_tokenizer)
     predictor = Predictor(
         checkpoint,
         vocabulary=vocabulary,
-        image_tokenizer=None if image_tokenizer is None else vqgan_file.read(image_tokenizer),
+        image_tokenizer=tokenizer,
         weights=weights,
         dtype=dtype,
         batch_size=batch_size,
         beam_size=beam_size,
+        image_generation=image_generation,
     )
     limits = Limits(max_image_bytes=max_image_bytes, max_image_pixels=max_image_pixels)
     queue = PredictionQueue(predictor, limits=limits, max_waiting=max_waiting)

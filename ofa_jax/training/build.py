@@ -349,7 +349,9 @@ def _make_processor(streams: Sequence[Stream], settings: TaskSettings | None) ->
     if settings is not None:
         config = settings.evaluation_config
         processor = processor.replace(
-            image_tokenizer=getattr(config, "image_tokenizer", None),
+            # The downstream tasks read codes from files, so only their settings have a tokenizer.
+            image_tokenizer=getattr(config, "image_tokenizer", None)
+            or getattr(settings, "image_tokenizer", None),
             **{name: getattr(config, name) for name in IMAGE_SIZE_FIELDS if hasattr(config, name)},
         )
     image_sizes = [stream.image_size for stream in streams if stream.image_size is not None]
