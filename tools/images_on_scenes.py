@@ -152,7 +152,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top_k", type=int, default=256)
     parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--batch_size", type=int, default=8, help="requests decoded at once")
+    parser.add_argument("--batch_size", type=int, default=16, help="requests decoded at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "options", nargs="*", metavar="--gin.NAME=value", help="after --: of the fine-tuning"
@@ -241,7 +241,7 @@ def _about(
         "seed": options.seed,
         "commit": report_scenes.commit(),
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "checkpoint": parts.checkpoint,
+        "checkpoint": f"{options.model_dir}/checkpoints/{pathlib.Path(parts.checkpoint).name}",
     }
 
 

@@ -41,7 +41,7 @@ class Options:
     temperature: float = 1.0
     top_k: int = 256
     top_p: float = 1.0
-    batch_size: int = 8
+    batch_size: int = 16
     seed: int = 0
 
     def generation(self, **changes: Any) -> ImageGeneration:

@@ -59,7 +59,7 @@ class ImageSets:
 
     folder: pathlib.Path
     image_size: int
-    batch_size: int = 8
+    batch_size: int = 16
     seed: int = 0
 
     def read(self, records: RecordSource, numbers: Sequence[int]) -> Pixels:

@@ -19,6 +19,7 @@ pytest.importorskip("gradio", reason="Gradio is not installed (the extra demo)")
 
 import uvicorn  # noqa: E402
 
+from ofa_jax.inference.image_generation import ImageGeneration  # noqa: E402
 from ofa_jax.inference.predictions import Prediction  # noqa: E402
 from ofa_jax.inference.predictor import Predictor  # noqa: E402
 from ofa_jax.serving.demo_page import PageContent, add_demo_page, page_content  # noqa: E402
@@ -316,7 +317,13 @@ def test_a_task_brings_its_instruction(address, open_page):
 
 @needs_browser
 def test_the_small_model_answers_through_the_whole_path(run_directory, open_page):  # noqa: F811
-    predictor = Predictor(run_directory, batch_size=2, beam_size=2, source_lengths=(32,))
+    predictor = Predictor(
+        run_directory,
+        batch_size=2,
+        beam_size=2,
+        source_lengths=(32,),
+        image_generation=ImageGeneration(num_candidates=3, guidance_scale=2.0),
+    )
     content = page_content("small", predictor.loaded, [])
     assert "visual_grounding" in content.tasks
     with serving(predictor, content) as address:
@@ -333,6 +340,13 @@ def test_the_small_model_answers_through_the_whole_path(run_directory, open_page
         assert page.locator(".ofa-candidates tbody tr").count() == 2
         assert ask(page, "what is the image in the middle part?") == []
         assert page.locator("#ofa-answer .ofa-images img").count() == 3
+        assert ask(page, "what is the complete image? caption: a red apple") == []
+        names = page.locator("#ofa-answer .ofa-images figcaption").all_inner_texts()
+        assert [name.split(",")[0] for name in names] == [
+            "the best candidate",
+            "candidate 2",
+            "candidate 3",
+        ]
 
 
 def fetch(address, path, data=None, headers=None):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 
+import numpy as np
 import pytest
 from PIL import Image
 from run_fixtures import config, processor, run_directory, variables  # noqa: F401
@@ -15,6 +16,9 @@ pytest.importorskip("fastapi", reason="FastAPI is not installed (the extra demo)
 
 from ofa_jax import demo  # noqa: E402
 from ofa_jax.evaluation.gallery import data_uri  # noqa: E402
+from ofa_jax.inference.image_generation import ImageGeneration  # noqa: E402
+from ofa_jax.inference.predictions import Prediction  # noqa: E402
+from ofa_jax.serving import demo_answers  # noqa: E402
 from ofa_jax.serving.limits import Limits  # noqa: E402
 from ofa_jax.serving.page_examples import find_examples  # noqa: E402
 from ofa_jax.serving.uploads import UploadStore  # noqa: E402
@@ -98,6 +102,10 @@ def test_examples_are_those_of_the_galleries(tmp_path):
         (["nowhere", "--port=70000"], "--port is 70000; give a number from 0 to 65535."),
         (["nowhere", "--batch_size=0"], "batch_size"),
         (["nowhere", "--share"], "--share"),
+        (["nowhere", "--image_candidates=0"], "image_candidates"),
+        (["nowhere", "--image_top_p=2"], "image_top_p"),
+        (["nowhere", "--guidance_scale=-1"], "guidance_scale"),
+        (["nowhere", "--image_reranker=nowhere.pt"], "nowhere.pt"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_sentence(arguments, sentence, capsys):
@@ -106,6 +114,28 @@ def test_a_mistake_in_the_arguments_is_one_sentence(arguments, sentence, capsys)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and sentence in error
+
+
+def test_the_flags_say_how_images_are_generated():
+    flags = ["--image_candidates=8", "--guidance_scale=3", "--image_top_k=64", "--image_top_p=0.9"]
+    chosen = demo._parse(["run", *flags, "--image_temperature=0.8", "--image_reranker=matching"])
+    assert demo._image_generation(chosen) == ImageGeneration(8, 0.8, 64, 0.9, 3.0, "matching")
+    assert demo._image_generation(demo._parse(["run"])) == ImageGeneration(num_candidates=4)
+
+
+def test_all_candidates_of_an_image_are_shown_with_their_scores():
+    def make(colour, score, *others):
+        boxes, codes = np.zeros((0, 4), np.float32), np.zeros(4, np.int32)
+        image = Image.new("RGB", (16, 16), colour)
+        return Prediction("", boxes, (), codes, image, score, "<code_0>", others)
+
+    page = demo_answers.answer(
+        make("red", -0.25, make("green", -0.5), make("blue", -1.0)), None, None, None, (0, 0)
+    )
+    for name in ("the best candidate, score -0.250", "candidate 3, score -1.000"):
+        assert f"<figcaption>{name}</figcaption>" in page
+    assert page.count("<img") == 3
+    assert "generated image" in demo_answers.answer(make("red", -1.0), None, None, None, (0, 0))
 
 
 def test_missing_gradio_is_one_sentence():
