@@ -36,7 +36,7 @@ from ofa_jax.data.sources.array_record_writer import (
     write_shard,
 )
 from ofa_jax.data.sources.array_records import FIELDS_OF_FILE, NEGATIVES, serialise
-from ofa_jax.data.sources.base import DataSet, RecordSource
+from ofa_jax.data.sources.base import DataSet, RecordSource, refuse_endless
 from ofa_jax.data.sources.ofa_tsv import ANSWERS_FILE, CAPTIONS_FILE, NAMES_FILE
 from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing import images
@@ -279,6 +279,7 @@ def open_sources(
             except ValueError as error:
                 problem = problem or error
                 continue
+            refuse_endless(records, "converted")
             found.setdefault(file_kind, {})[kind] = records
     if not found:
         raise problem or ValueError(f"There is nothing to convert in the split {split}.")

@@ -21,10 +21,12 @@ from ofa_jax.data.sources.json_lines import ImageFolderData, JsonData
 from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.streamed_scenes import StreamedScenes
 from ofa_jax.data.sources.webdataset import WebDatasetData
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.inference.image_generation import ImageGeneration, matching_ranker
 from ofa_jax.interop import clip_file, image_tokenizer_file, vqgan_file
+from ofa_jax.preprocessing.wordings import several_wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.patch_codebook import PatchCodebook
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -48,6 +50,7 @@ __all__ = ["check_parameter", "names", "register"]
 _CLASSES = (
     Stream,
     Scenes,
+    StreamedScenes,
     OfaTsv,
     OfaArrayRecords,
     JsonData,
@@ -76,6 +79,7 @@ _CLASSES = (
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scenes_settings": scenes_settings,
+    "several_wordings": several_wordings,
     "epochs_to_steps": epochs_to_steps,
     "vocabulary_from_gpt2_files": OFAVocabulary.from_gpt2_files,
     "vocabulary_from_ofa_directory": OFAVocabulary.from_ofa_directory,

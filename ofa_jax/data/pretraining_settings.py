@@ -12,6 +12,7 @@ from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
+from ofa_jax.preprocessing.wordings import Wordings
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.decode_options import AS_SEEN
@@ -68,8 +69,8 @@ class PretrainingSettings:
 
     @property
     def evaluation_config(self) -> ObjectiveConfig:
-        """The same without augmentation."""
-        return dataclasses.replace(self.objective_config, training=False)
+        """The same without augmentation, and with the published wording of every instruction."""
+        return dataclasses.replace(self.objective_config, training=False, prompts={})
 
     def config_for(self, training: bool) -> ObjectiveConfig:
         """Returns the configuration of the objectives, with augmentation if `training`."""
@@ -90,9 +91,24 @@ class PretrainingSettings:
           name: a key of `records.RECORD_FIELDS`.
           split: one of the data set's.
           training: whether the records are trained on.
+
+        Raises:
+          ValueError: images need codes, and nothing makes them.
         """
+        if name == "images" and self.image_tokenizer is None:
+            _refuse_images_without_codes(self.data_set)
         records = self.data_set.records(name, split)
         return records if training else SingleTarget(records, name)
+
+
+def _refuse_images_without_codes(data_set: DataSet) -> None:
+    """Raises ValueError if a data set says that its records have no image codes."""
+    if not getattr(data_set, "has_codes", True):
+        raise ValueError(
+            f"Image infilling needs image codes, which {type(data_set).__name__} does not have: "
+            "set PretrainingSettings.image_tokenizer, e.g. to @patch_codebook(), which computes "
+            "them on demand, or leave image_infilling out by PretrainingSettings.rates."
+        )
 
 
 @checked
@@ -106,6 +122,7 @@ def scenes_settings(
     distant_negatives: Share = 0.0,
     matching_answers: Share = 0.5,
     question_weights: Weights | None = None,
+    prompts: Wordings | None = None,
     rates: Weights | None = None,
     image_tokenizer: ImageTokenizer | None = None,
 ) -> PretrainingSettings:
@@ -115,7 +132,8 @@ def scenes_settings(
     stays true.
 
     Args:
-      data_set: the built scenes; when None, `Scenes()`, which commands configure with gin.
+      data_set: the built scenes, or `StreamedScenes`, which composes training scenes on demand;
+        when None, `Scenes()`, which commands configure with gin.
       num_bins: location bins over `image_size` pixels.
       image_size: of all images, in pixels a side.
       code_image_size: of the middle to infill.
@@ -125,6 +143,7 @@ def scenes_settings(
         scene; the others differ from the truth by a word.
       matching_answers: see `ObjectiveConfig`.
       question_weights: see `ObjectiveConfig`; `ofa_jax.scenes.questions` lists the answer types.
+      prompts: see `ObjectiveConfig`; `@several_wordings()` has some of every instruction.
       rates: see `PretrainingSettings`.
       image_tokenizer: of 8 pixels per code, in place of the codebook that was built with the
         scenes; the vocabulary gets as many codes as it has.
@@ -153,6 +172,7 @@ def scenes_settings(
         distant_negatives=distant_negatives,
         matching_answers=matching_answers,
         question_weights=question_weights or {},
+        prompts=prompts or {},
     )
     return PretrainingSettings(
         data_set,

@@ -4,7 +4,7 @@ A stream is an endless sequence of rows; a step takes the next `batch_size` of t
 holds depends on (run seed, stream, r) alone:
 
     1. The records of each task are reshuffled in every epoch, with a seed derived from the run
-       seed and the names of stream and task.
+       seed and the names of stream and task. Those of an endless source are read as they come.
     2. The tasks are interleaved by their rates; the k-th row that a task gets is its k-th shuffled
        record.
     3. The row draws all of its random numbers from a generator of its own, seeded with
@@ -33,7 +33,7 @@ from ofa_jax.data.features import (
     empty_features,
     to_features,
 )
-from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources.base import RecordSource, is_endless
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.utils.bad_input import Finding, as_invalid_record, collect
 
@@ -127,7 +127,7 @@ class StreamSampler:
         datasets = []
         for number, task in enumerate(self.tasks):
             indices = grain.MapDataset.range(len(task.records))
-            if self.shuffle:
+            if self.shuffle and not is_endless(task.records):
                 # Each epoch has another order and every record exactly once.
                 indices = indices.shuffle(seed=_crc32(self.seed, self.stream.name, task.name))
             indices = indices.repeat()

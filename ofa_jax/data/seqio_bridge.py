@@ -23,6 +23,7 @@ from ofa_jax.data.seqio_tasks import (
     training_mode,
 )
 from ofa_jax.data.seqio_vocabulary import TaskVocabulary
+from ofa_jax.data.sources.base import of_task
 from ofa_jax.data.task_settings import TaskContext, default_settings
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
 from ofa_jax.preprocessing.records import Record
@@ -157,7 +158,7 @@ def weighted_tasks(
         if not isinstance(task.source, RecordDataSource) or not lifted:
             return None
         functions = tuple(step.resolve(context) for step in steps)
-        records = task.source.records(split, context)
+        records = of_task(task.source.records(split, context), name)
         result.append(WeightedTask(name, rate, records, _Chain(functions)))
     return result
 

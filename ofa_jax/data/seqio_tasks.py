@@ -29,7 +29,7 @@ from ofa_jax.data.seqio_evaluation import (
     decode_options_of,
 )
 from ofa_jax.data.seqio_mixing import refuse_converters_of_seqio
-from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources.base import RecordSource, is_endless, refuse_endless
 from ofa_jax.data.task_settings import TaskContext
 from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
 from ofa_jax.utils.bad_input import as_invalid_record
@@ -149,7 +149,9 @@ class RecordDataSource(seqio.DataSource):
 
     def list_shards(self, split: str) -> Sequence[str]:
         """Returns names of equal shards of a split, which `seqio_cache_tasks` reads in parallel."""
-        count = min(-(-self.num_input_examples(split) // _SHARD_RECORDS), _MAX_SHARDS)
+        records = self.records(split)
+        refuse_endless(records, "cached")
+        count = min(-(-len(records) // _SHARD_RECORDS), _MAX_SHARDS)
         if count <= 1:
             return [split]
         return [f"{split}-{index:05d}-of-{count:05d}" for index in range(count)]
@@ -182,7 +184,7 @@ class RecordDataSource(seqio.DataSource):
         # Sharded first: without a seed every host shuffles differently, and shares would overlap.
         if shard_info and shard_info.num_shards > 1:
             dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        if shuffle:
+        if shuffle and not is_endless(records):
             dataset = dataset.shuffle(len(records), seed=seed, reshuffle_each_iteration=True)
 
         def read(index: np.ndarray) -> list[np.ndarray]:

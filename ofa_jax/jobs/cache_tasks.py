@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from ofa_jax.data.sources.base import refuse_endless
 from ofa_jax.data.sources.memory import InMemoryRecords
 from ofa_jax.jobs.outputs import DeadLetters, JobOutput, Manifest
 from ofa_jax.utils import files
@@ -189,7 +190,9 @@ def prepare(options: argparse.Namespace) -> tuple[CacheTask, list[int], str]:
     splits = tuple(options.splits or task.splits)
     bounds, ends = [0], []
     for split in splits:
-        end = bounds[-1] + len(task.source.records(split))
+        records = task.source.records(split)
+        refuse_endless(records, "cached")
+        end = bounds[-1] + len(records)
         bounds += [*range(bounds[-1] + options.shard_size, end, options.shard_size), end]
         ends.append(end)
     job = CacheTask(task.name, modules, splits, tuple(ends))

@@ -8,6 +8,7 @@
     classification      image classification and its augmentation
     language_tasks      GLUE and summarization
     prompts             all instructions
+    wordings            several wordings of an instruction
     instructions        instructions as users write them
     record_fields       checked access to a record's fields: texts and the image
     record_questions    the same of questions and answers
@@ -42,4 +43,5 @@ __all__ = [
     "record_regions",
     "records",
     "text",
+    "wordings",
 ]

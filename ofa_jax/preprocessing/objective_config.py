@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import numpy as np
+
 from ofa_jax.preprocessing import masking
 from ofa_jax.preprocessing.negatives import NegativePool
+from ofa_jax.preprocessing.wordings import Wordings, check_wordings, sample_wording
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import options
@@ -41,6 +44,8 @@ class ObjectiveConfig:
         records that have both. Only in training; it is one half otherwise.
       question_weights: answer type -> relative probability that a question of this type is sampled
         among those of a record; 1 for types that are not listed. Only in training.
+      prompts: instruction -> wording -> relative probability, see `wordings`; an instruction that
+        is not listed has the published wording.
       decode_options: how images are decoded, and how large they may be. The default is what the
         reference implementation does; `PretrainingSettings` takes `AS_SEEN` for data of one's own.
       randaugment: whether captioning, questions and matching apply RandAugment.
@@ -65,16 +70,22 @@ class ObjectiveConfig:
     distant_negatives: options.Share = 0.0
     matching_answers: options.Share = 0.5
     question_weights: options.Weights = dataclasses.field(default_factory=dict)
+    prompts: Wordings = dataclasses.field(default_factory=dict)
     decode_options: DecodeOptions = AS_STORED
     randaugment: bool = True
     training: bool = True
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        check_wordings("prompts", self.prompts)
         if self.negatives is not None:
             refuse_unknown(
                 "question_weights", self.question_weights, self.negatives.answers_by_type
             )
+
+    def wording(self, instruction: str, rng: np.random.Generator) -> str:
+        """Returns the template of an instruction; samples it where there are several wordings."""
+        return sample_wording(instruction, self.prompts, rng)
 
     def _check_sizes(self) -> None:
         """Raises ValueError if the image sizes do not fit each other."""

@@ -25,6 +25,7 @@ from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, has_no_words, is_blank
+from ofa_jax.preprocessing.wordings import fill
 
 # The published weight of text, image and detection examples; that of a pair is 1.
 _GROUP_WEIGHT = 2.0
@@ -41,7 +42,7 @@ def image_captioning(record: Record, rng: np.random.Generator, config: Objective
     caption = clean_caption(caption, config.max_target_words)
     example = make_example(
         config.vocabulary,
-        prompts.IMAGE_CAPTIONING,
+        config.wording("image_captioning", rng),
         f" {caption}",
         _load_pair_image(record, rng, config),
     )
@@ -57,7 +58,7 @@ def visual_question_answering(
     question, answer, confidence, _ = record_questions.sample_question(record, rng, config)
     return make_example(
         config.vocabulary,
-        f" {question}",
+        config.wording("visual_question_answering", rng).format(question=question),
         f" {answer}",
         _load_pair_image(record, rng, config),
         confidence,
@@ -125,7 +126,7 @@ def _match_caption(
     cleaned = clean_caption(caption, config.max_source_words)
     if has_no_words(cleaned):
         raise fields.record_error(record, "its false caption is empty", fields.EMPTY)
-    return prompts.MATCHING_CAPTION.format(caption=cleaned)
+    return config.wording("matching_caption", rng).format(caption=cleaned)
 
 
 def _false_caption(
@@ -165,13 +166,14 @@ def _match_answer(
         if is_blank(sampled):
             raise fields.record_error(record, "its wrong answer is empty", fields.EMPTY)
         answer = sampled
-    return prompts.MATCHING_ANSWER.format(question=question, answer=answer), confidence
+    wording = config.wording("matching_answer", rng)
+    return wording.format(question=question, answer=answer), confidence
 
 
 def visual_grounding(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `which region does the text " {phrase} " describe?` -> its box."""
     phrase, bins, image, view = _sample_region(record, rng, config)
-    instruction = prompts.VISUAL_GROUNDING.format(
+    instruction = config.wording("visual_grounding", rng).format(
         phrase=clean_caption(phrase, config.max_source_words)
     )
     return make_example(config.vocabulary, instruction, [bins], image, view=view)
@@ -183,9 +185,8 @@ def grounded_captioning(
     """Returns `what does the region describe? region: {box}` -> its phrase."""
     phrase, bins, image, view = _sample_region(record, rng, config)
     caption = clean_caption(phrase, config.max_target_words)
-    return make_example(
-        config.vocabulary, [prompts.GROUNDED_CAPTIONING, bins], f" {caption}", image, view=view
-    )
+    instruction = fill(config.wording("grounded_captioning", rng), "region", bins)
+    return make_example(config.vocabulary, instruction, f" {caption}", image, view=view)
 
 
 def _load_pair_image(
@@ -268,7 +269,8 @@ def object_detection(record: Record, rng: np.random.Generator, config: Objective
     image, boxes = images.large_scale_jitter(
         image, boxes, size, *draws, config.decode_options.max_resized_pixels
     )
-    example = detection_example(images.to_array(image), boxes, labels, config)
+    instruction = config.wording("object_detection", rng)
+    example = detection_example(images.to_array(image), boxes, labels, config, instruction)
     if not config.training:
         (height, width), (top, left) = images.jitter_window(stored, size, *draws)
         example["view"] = _view(stored, (width, height), (left, top), size)
@@ -280,6 +282,7 @@ def detection_example(
     boxes: Float32[np.ndarray, "n 4"],
     labels: Sequence[str],
     config: ObjectiveConfig,
+    instruction: str = prompts.OBJECT_DETECTION,
 ) -> Example:
     """Returns the example of a transformed image; boxes without area are left out."""
     vocabulary = config.vocabulary
@@ -287,12 +290,11 @@ def detection_example(
     for box, label, visible in zip(boxes, labels, box_ops.nonempty(boxes), strict=True):
         if visible:
             targets += [vocabulary.encode_box(box, config.max_image_size), f" {label}"]
-    return make_example(vocabulary, prompts.OBJECT_DETECTION, targets, image, _GROUP_WEIGHT)
+    return make_example(vocabulary, instruction, targets, image, _GROUP_WEIGHT)
 
 
 def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `what is the image in the middle part?` -> the codes of the blanked centre."""
-    del rng
     size, side = config.infill_image_size, config.code_image_size
     center = images.center_slice(size, side)
     image = images.resize_and_center_crop(
@@ -315,7 +317,7 @@ def image_infilling(record: Record, rng: np.random.Generator, config: ObjectiveC
     array, blank_box = images.blank_center(array, side)
     return make_example(
         config.vocabulary,
-        prompts.IMAGE_INFILLING,
+        config.wording("image_infilling", rng),
         [config.vocabulary.encode_codes(codes)],
         array,
         _GROUP_WEIGHT,
@@ -333,8 +335,8 @@ def text_infilling(record: Record, rng: np.random.Generator, config: ObjectiveCo
     masked = masking.mask_spans(
         framed, vocabulary.whole_word_starts, vocabulary.mask_id, rng, config.mask_ratio
     )
-    before, after = prompts.TEXT_INFILLING
-    return make_example(vocabulary, [before, masked[1:-1], after], [ids], loss_weight=_GROUP_WEIGHT)
+    instruction = fill(config.wording("text_infilling", rng), "text", masked[1:-1])
+    return make_example(vocabulary, instruction, [ids], loss_weight=_GROUP_WEIGHT)
 
 
 def _pool(record: Record, config: ObjectiveConfig) -> negatives.NegativePool:

@@ -13,6 +13,7 @@ import seqio
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example
 from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.data.sources.base import is_endless
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils.bad_input import Finding, collect
 from ofa_jax.utils.progress import substage
@@ -27,7 +28,7 @@ class TaskSample:
     Attributes:
       name: of the task.
       share: of the mixture's examples.
-      num_records: of the split; None if unknown.
+      num_records: of the split; None if unknown or without end.
       in_exact_order: whether the task has records with random access.
       examples: the sample.
       findings: about records that were skipped, and parts that were dropped or replaced.
@@ -136,7 +137,7 @@ def _sample_task(
         # Without TensorFlow around it, a mistake in the function has a short traceback.
         (own,) = weighted
         examples = _collect(itertools.islice(_examples(own, seed, findings), count), name, count)
-        num_records = len(own.records)
+        num_records = None if is_endless(own.records) else len(own.records)
     if not examples:
         reason = f", e.g. {findings[0].detail}" if findings else ""
         raise ValueError(f"The task {name} yields nothing on the split {split!r}{reason}.")

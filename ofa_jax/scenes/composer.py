@@ -58,6 +58,11 @@ class SceneOptions:
                 f"--image_size to a multiple of 16 from 64 on, not {self.image_size}."
             )
         nouns_lib.first_nouns(self.nouns)
+        if self.nouns <= self.max_objects:
+            raise ValueError(
+                "Every scene needs a noun that it does not show, so there must be more nouns than "
+                f"objects: set --nouns to at least {self.max_objects + 1}, not {self.nouns}."
+            )
 
     @property
     def vocabulary(self) -> tuple[Noun, ...]:

@@ -3,6 +3,7 @@
     base                the protocols RecordSource and DataSet
     memory              records that are held in memory
     scenes              Scenes, the embedded data set
+      streamed_scenes     the same, with training images that are composed on demand
     ofa_tsv             the official OFA pretraining files as a DataSet
       tsv_records         records of TSV files
       tsv_columns         the formats of the official files and their parsers
@@ -53,6 +54,7 @@ __all__ = [
     "scenes",
     "shards",
     "single_target",
+    "streamed_scenes",
     "tables",
     "tfds",
     "tfds_parquet",

@@ -1,7 +1,7 @@
 """The two protocols that data sources implement: `RecordSource` and `DataSet`."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
@@ -12,6 +12,10 @@ class RecordSource(Protocol):
 
     A source may also have a method `location(index) -> str` that returns where a record is stored,
     e.g. "pairs.tsv, line 7". The loader logs it when the record is invalid.
+
+    A source without an end has an attribute `endless` that is true, and a method
+    `for_task(name) -> RecordSource`. Its records are in random order already, so they are read as
+    they come, by each task from its own `for_task`.
     """
 
     def __len__(self) -> int: ...
@@ -31,3 +35,28 @@ class DataSet(Protocol):
 
     def negatives(self) -> NegativePool:
         """Returns the pool of false captions, names and answers of the train split."""
+
+
+def is_endless(records: RecordSource) -> bool:
+    """Returns whether records have no end; their length is then only how far they are numbered."""
+    return bool(getattr(records, "endless", False))
+
+
+def of_task(records: RecordSource, name: str) -> RecordSource:
+    """Returns the records that the task of a name reads: of an endless source its own part."""
+    source: Any = records
+    return source.for_task(name) if is_endless(records) else records
+
+
+def refuse_endless(records: RecordSource, purpose: str) -> None:
+    """Raises ValueError if records have no end.
+
+    Args:
+      records: that are read to their end.
+      purpose: of reading them, after "so they cannot be".
+    """
+    if is_endless(records):
+        raise ValueError(
+            f"The records have no end, so they cannot be {purpose}: set StreamedScenes.num_scenes, "
+            "or take a data set on disk such as Scenes."
+        )

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.tokenizers import PatchCodebook
@@ -107,7 +108,7 @@ class Scenes:
         """An .npz, for PatchCodebook.load."""
         return str(self.directory / "codebook.npz")
 
-    def records(self, kind: str, split: str) -> TfdsParquetRecords:
+    def records(self, kind: str, split: str) -> RecordSource:
         """Returns random access to the records of a split.
 
         Args:
@@ -127,8 +128,7 @@ class Scenes:
             all        the fields of all kinds
           text records have id and text. Boxes are x0 y0 x1 y1 in pixels.
         """
-        _check_name("kind of record", kind, tuple(_FIELDS))
-        _check_name("split", split, SPLITS)
+        check_names(kind, split)
         config = "text" if kind == "text" else "images"
         return _open(self.directory, config, split, _FIELDS[kind])
 
@@ -207,9 +207,16 @@ def _open(
     return TfdsParquetRecords.from_directory(found, split, fields)
 
 
-def _check_name(what: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise ValueError(f"Scenes have no {what} {name!r}: choose one of {', '.join(names)}.")
+def check_names(kind: str, split: str) -> None:
+    """Raises ValueError if scenes have no such kind of record, or no such split."""
+    for what, name, names in (("kind of record", kind, tuple(_FIELDS)), ("split", split, SPLITS)):
+        if name not in names:
+            raise ValueError(f"Scenes have no {what} {name!r}: choose one of {', '.join(names)}.")
+
+
+def fields_of(kind: str) -> tuple[str, ...]:
+    """Returns the fields that records of a kind have."""
+    return tuple(_FIELDS[kind])
 
 
 @functools.lru_cache(maxsize=4)
