@@ -7,6 +7,7 @@
     captions    true captions and hard negatives
     questions   questions with their answers
     phrases     referring phrases
+    region_questions  questions about a region, which no training example asks
     records     all of it as a record
     rewording   captions and questions in words that those above do not have
     downstream_records   scenes for tasks after pretraining, with new nouns and other words
@@ -26,6 +27,7 @@ __all__ = [
     "phrases",
     "questions",
     "records",
+    "region_questions",
     "relations",
     "rewording",
     "sprites",
