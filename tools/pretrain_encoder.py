@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.data.sources.streamed_scenes import StreamedScenes
 from ofa_jax.evaluation.metrics.boxes import iou
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.utils import platforms, progress
@@ -316,9 +317,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--layers", type=int, default=2, help="of encoder and of decoder")
+    parser.add_argument("--width", type=int, default=128, help="of the model, a multiple of 32")
+    parser.add_argument(
+        "--num_scenes", type=int, help="composes this many training scenes (default: the build's)"
+    )
+    parser.add_argument("--nouns", type=int, help="of scenes that are composed")
     parser.add_argument("--num_bins", type=int, default=64, help="as in the run's settings")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.width < 32 or options.width % 32:
+        raise ValueError(f"--width is {options.width}: give a multiple of 32.")
     counts = ("list_steps", "batch_size", "layers", "num_bins")
     if any(getattr(options, name) < 1 for name in counts) or options.steps < 0:
         raise ValueError(
@@ -336,6 +344,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     platforms.skip_missing_tpu()
     data = Scenes(options.data_dir)
+    if options.num_scenes is not None or options.nouns is not None:
+        data = StreamedScenes(options.data_dir, options.num_scenes, options.nouns)
     output = options.output or data.directory / "encoder"
     if storage.list_checkpoints(str(output)):
         print(f"{output} is there already.")
@@ -351,6 +361,9 @@ def main(arguments: Sequence[str]) -> int:
         vocab_size=vocabulary.vocab_size,
         encoder_layers=options.layers,
         decoder_layers=options.layers,
+        width=options.width,
+        ffn_width=4 * options.width,
+        num_heads=options.width // 32,
     )
     trainer = Trainer(
         config, tuple(int(vocabulary.encode(f" {name}")[0]) for name in names), vocabulary.bin_ids
