@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
+from ofa_jax.training.run import FLOPS_PER_STEP, TRAINED_SECONDS
 from ofa_jax.utils import files, progress, text_files
 from ofa_jax.utils.locks import LockedError, directory_lock
 
@@ -31,9 +32,6 @@ from . import output_folders, report_scenes, scaling_results, scenes_results
 from .command import user_command
 
 Call = Callable[[Sequence[str]], int]
-FLOPS_PER_STEP = "flops_per_step"
-"""As in ofa_jax.training.run: a key in every checkpoint."""
-TRAINED_SECONDS = "trained_seconds"
 _WAIT = 5.0
 """Seconds between two looks at runs that other processes make."""
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
+from ofa_jax.training.run import TRAINED_SECONDS
 from ofa_jax.utils import progress, text_files
 from ofa_jax.utils.locks import directory_lock
 
@@ -28,8 +29,6 @@ Call = Callable[[Sequence[str]], int]
 # As in tasks/scenes_unseen.py, which imports seqio.
 TASKS = ("grounded_question_answering", "region_neighbour", "region_in_style", "region_yes_no")
 FEW_EXAMPLES = (10, 100, 1000)
-TRAINED_SECONDS = "trained_seconds"
-"""As in ofa_jax.training.run: a key in every checkpoint."""
 AMONG_ANSWERS = "_among_answers"
 NUMBERS = (
     "image_captioning/noun_f1",

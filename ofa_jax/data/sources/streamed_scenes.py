@@ -61,7 +61,7 @@ class StreamedScenes(Scenes):
             return super().records(kind, split)
         scene_options = self._scene_options()
         _check_packages(scene_options)
-        return ComposedScenes(scene_options, tuple(fields_of(kind)), self.num_scenes)
+        return SceneStream(scene_options, tuple(fields_of(kind)), self.num_scenes)
 
     def _scene_options(self) -> Any:
         """Returns the `SceneOptions` of the stream."""
@@ -83,7 +83,7 @@ class StreamedScenes(Scenes):
 
 
 @dataclasses.dataclass(frozen=True)
-class ComposedScenes:
+class SceneStream:
     """A RecordSource that composes the scenes of the train split.
 
     Attributes:
@@ -103,7 +103,7 @@ class ComposedScenes:
         """Whether the stream has no end, see `base.is_endless`."""
         return self.num_scenes is None
 
-    def for_task(self, name: str) -> "ComposedScenes":
+    def for_task(self, name: str) -> "SceneStream":
         """Returns the scenes that the task of a name trains on: in a stream no other task's."""
         if not self.endless:
             return self
