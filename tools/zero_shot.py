@@ -186,14 +186,30 @@ class Measurement:
         zero_shot_results.save(self._options.results_dir, results)
         progress.advance()
 
+    def _folder(self, role: str) -> pathlib.Path:
+        """Returns the folder of everything that is made from a run."""
+        # Two runs may have the same name in different folders.
+        return self._options.runs_dir / f"{role}_{self._runs[role].name}"
+
     def _evaluate(
-        self, model_dir: pathlib.Path, gin_file: str, *flags: str
+        self, model_dir: pathlib.Path, folder: pathlib.Path, gin_file: str, *flags: str
     ) -> Mapping[str, Mapping[str, float]]:
-        """Evaluates a run; returns task -> metric -> value at its last step."""
-        command = report_scenes.evaluation_command(model_dir, gin_file, self._options.split)
-        self._execute([*command, f"--gin.NUM_EXAMPLES={self._options.num_examples}", *flags])
+        """Evaluates a run into a folder; returns task -> metric -> value at its last step."""
+        # Predictions for other numbers of examples are not compared, and those in the run's own
+        # folder stay as they are.
+        split, number = self._options.split, self._options.num_examples
+        directory = folder / f"evaluation_{split}_{number or 'all'}"
+        command = report_scenes.evaluation_command(model_dir, gin_file, split)
+        self._execute(
+            [
+                *command,
+                f"--gin.NUM_EXAMPLES={number}",
+                f"--gin.evaluate.directory='{directory}'",
+                *flags,
+            ]
+        )
         step = max(storage.list_checkpoints(str(model_dir)))
-        path = model_dir / "evaluations" / self._options.split / "metrics.json"
+        path = directory / "metrics.json"
         metrics = text_files.read_json(path)
         found = metrics.get(str(step)) if isinstance(metrics, dict) else None
         if not isinstance(found, dict):
@@ -204,7 +220,7 @@ class Measurement:
 
     def _evaluate_unseen(self, role: str, results: dict[str, Any]) -> None:
         """Adds the zero-shot accuracy of a run on each unseen task."""
-        found = self._evaluate(self._runs[role], "evaluate_unseen")
+        found = self._evaluate(self._runs[role], self._folder(role), "evaluate_unseen")
         if not results["tasks"]:
             results["tasks"] = _majorities(self._runs[role], self._options)
         for name, task in results["tasks"].items():
@@ -224,9 +240,7 @@ class Measurement:
         for name, task in results["tasks"].items():
             for seed in self._options.seeds:
                 few = f"{name}_{self._options.examples}"
-                # Two runs may have the same name in different folders.
-                folder = self._options.runs_dir / f"{role}_{self._runs[role].name}"
-                model_dir = folder / f"{few}_seed{seed}"
+                model_dir = self._folder(role) / f"{few}_seed{seed}"
                 self._execute(
                     [
                         "-m",
@@ -240,15 +254,17 @@ class Measurement:
                         *self._options.options,
                     ]
                 )
-                found = self._evaluate(model_dir, "evaluate_unseen", f"--gin.UNSEEN_TASKS='{name}'")
+                only = f"--gin.UNSEEN_TASKS='{name}'"
+                found = self._evaluate(model_dir, model_dir, "evaluate_unseen", only)
                 tuned = task["fine_tuned"].setdefault(role, {})
                 tuned[str(seed)] = found[name]["accuracy"]
                 self._finish_part(results)
 
     def _evaluate_wordings(self, role: str, results: dict[str, Any]) -> None:
         """Adds the numbers of a run with each kind of wording."""
-        published = self._evaluate(self._runs[role], "evaluate")
-        other = self._evaluate(self._runs[role], "evaluate_reworded")
+        folder = self._folder(role)
+        published = self._evaluate(self._runs[role], folder, "evaluate")
+        other = self._evaluate(self._runs[role], folder, "evaluate_reworded")
         rows = {}
         for number in NUMBERS:
             objective, metric = number.split("/")

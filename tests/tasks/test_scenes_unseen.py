@@ -60,6 +60,7 @@ def test_an_instruction_has_the_ids_that_the_predictor_makes_of_it(settings, nam
         (question,) = record["questions"]
         bins = np.array([t for t in example["inputs"] if t in vocabulary.bin_ids], np.int32)
         assert len(bins) == 4
+        assert len(example["inputs"]) <= 56, "as long as the streams of the gin files"
         parts = instructions.encode(vocabulary, question.replace("-", " "), bins)
         assert make_example(vocabulary, parts, "")["inputs"].tolist() == example["inputs"].tolist()
 

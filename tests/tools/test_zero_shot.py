@@ -27,8 +27,8 @@ def unseen(shift):
     return found | among
 
 
-def write_metrics(model_dir, step, found):
-    path = model_dir / "evaluations" / "test" / "metrics.json"
+def write_metrics(directory, step, found):
+    path = directory / "metrics.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {str(step): {}}
     known[str(step)] |= found
@@ -58,10 +58,11 @@ def fake(calls, fail=None):
                 make_run(model_dir, 100)
             return 0
         model_dir = pathlib.Path(command[2].removeprefix("--gin_file=")).parent
+        directory = pathlib.Path(flags["evaluate.directory"].strip("'"))
         if "evaluate_unseen" in command[3]:
             tuned = "UNSEEN_TASKS" in flags
             shift = 0.3 + 0.1 * int(model_dir.name[-1]) if tuned else 0.0
-            write_metrics(model_dir, 100 if tuned else 40, unseen(shift))
+            write_metrics(directory, 100 if tuned else 40, unseen(shift))
         elif "reworded" in command[3]:
             other = {"accuracy": 0.7}, {"accuracy": 0.6}
             names = ("_trained_wordings", "_unseen_wordings")
@@ -70,11 +71,11 @@ def fake(calls, fail=None):
                 for objective in ("visual_question_answering", "image_text_matching")
                 for suffix, own in zip(names, other, strict=True)
             }
-            write_metrics(model_dir, 40, rows)
+            write_metrics(directory, 40, rows)
         else:
             rows = {name: {"accuracy": 0.8, "other": 1} for name in
                     ("visual_question_answering", "image_text_matching")}  # fmt: skip
-            write_metrics(model_dir, 40, rows)
+            write_metrics(directory, 40, rows)
         return 0
 
     return call
@@ -128,6 +129,9 @@ def test_one_command_measures_everything_and_writes_the_page(folder, capsys):
         ("--gin.NUM_EXAMPLES=50" in command) == (command not in trained) for command in calls
     )
     assert "--gin.UNSEEN_TASKS='region_yes_no_100'" in trained[-1]
+    folder_of_evaluation = folder / "runs" / "model_full" / "evaluation_test_50"
+    assert f"--gin.evaluate.directory='{folder_of_evaluation}'" in calls[0]
+    assert not (folder / "full" / "evaluations").exists()  # the run's own stay as they are
     results = json.loads((folder / "results" / "zero_shot.json").read_text())
     assert results["runs"]["without"]["steps"] == 40 and results["seeds"] == [0, 1]
     assert results["runs"]["model"]["minutes"] == 1.5
@@ -165,7 +169,9 @@ def test_a_failure_ends_the_command_keeps_what_there_is_and_the_next_call_goes_o
 
 def test_one_run_without_fine_tuning_is_enough(folder):
     calls = []
-    options = [f"--model_dir={folder / 'full'}", f"--results_dir={folder / 'results'}"]
+    options = [
+        part for part in arguments(folder)[:5] if "--with" not in part and "--wo" not in part
+    ]
     assert zero_shot.main([*options, "--examples=0"], fake(calls)) == 0
     assert [command[1] for command in calls] == ["ofa_jax.evaluate"] * 3
     page = (folder / "results" / "zero_shot.md").read_text()
