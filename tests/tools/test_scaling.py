@@ -6,11 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+from command_lint import check_command
 from shown_progress import assert_shown, every_line
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.utils.locks import directory_lock
-from tools import scaling, scaling_fit, scaling_results
+from tools import pretrain_encoder, scaling, scaling_fit, scaling_results
 from tools.scaling import SIZES, Plan, Unit
 
 PARAMETERS = {"small": 1e5, "medium": 4e5, "large": 1e6}
@@ -105,6 +106,15 @@ def test_one_command_trains_every_size_on_every_data_and_writes_the_page(tmp_pat
     assert "| 40xendless | " in page and "0.300 (0.29" in page
     drawn = (tmp_path / "results" / "scaling.svg").read_text()
     assert "40xendless: large" in drawn and "20x20000: fit" in drawn
+
+
+def test_the_commands_name_gin_files_and_options_that_exist(tmp_path, call):
+    few = ["--sizes", "large", "--data", "40x50", "--", "--gin.LEARNING_RATE=5e-4"]
+    assert scaling.main(arguments(tmp_path, *few), call) == 0
+    encoder, training = call.calls
+    options = pretrain_encoder._parse(encoder[2:])
+    assert (options.layers, options.width, options.nouns, options.num_scenes) == (3, 192, 40, 50)
+    check_command(training)
 
 
 def test_a_second_call_repeats_nothing_and_more_seeds_are_added(tmp_path, call):

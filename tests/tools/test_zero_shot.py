@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+from command_lint import check_command
 from shown_progress import assert_shown, every_line
 
 from tools import svg_plots, zero_shot, zero_shot_results
@@ -153,6 +154,17 @@ def test_one_command_measures_everything_and_writes_the_page(folder, capsys):
     assert "85.0 % ± 5.0" in page
     assert "| visual question answering | accuracy | 80.0 % | 70.0 % | 60.0 % |" in page
     assert "grounded QA" in (folder / "results" / "zero_shot.svg").read_text()
+
+
+def test_the_commands_name_gin_files_and_options_that_exist(folder):
+    calls = []
+    assert zero_shot.main(arguments(folder, "--", "--gin.TRAIN_STEPS=7"), fake(calls)) == 0
+    different = {}
+    for command in calls:
+        different.setdefault((command[1], command[3], len(command)), command)
+    assert len(different) == 5
+    for command in different.values():
+        check_command(command)
 
 
 def test_a_failure_ends_the_command_keeps_what_there_is_and_the_next_call_goes_on(folder, capsys):
