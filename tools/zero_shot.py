@@ -116,6 +116,12 @@ def _check_run(role: str, model_dir: pathlib.Path) -> None:
         )
 
 
+def _image_size(model_dir: pathlib.Path) -> int:
+    """Returns the side of a run's images in pixels."""
+    settings, _ = report_scenes.settings_of(model_dir / "config.gin")
+    return int(settings.evaluation_config.image_size)
+
+
 def _minutes(model_dir: pathlib.Path) -> float | None:
     """Returns how long a run has trained; None for checkpoints that training did not write."""
     try:
@@ -134,6 +140,10 @@ class Measurement:
         self._runs = _runs(options)
         self._steps = {
             role: max(storage.list_checkpoints(str(path))) for role, path in self._runs.items()
+        }
+        self._image_flags = {
+            role: f"--gin.UNSEEN_IMAGE_SIZE={_image_size(path)}"
+            for role, path in self._runs.items()
         }
 
     def run(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +230,9 @@ class Measurement:
 
     def _evaluate_unseen(self, role: str, results: dict[str, Any]) -> None:
         """Adds the zero-shot accuracy of a run on each unseen task."""
-        found = self._evaluate(self._runs[role], self._folder(role), "evaluate_unseen")
+        found = self._evaluate(
+            self._runs[role], self._folder(role), "evaluate_unseen", self._image_flags[role]
+        )
         if not results["tasks"]:
             results["tasks"] = _majorities(self._runs[role], self._options)
         for name, task in results["tasks"].items():
@@ -250,12 +262,13 @@ class Measurement:
                         f"--gin.MODEL_DIR='{model_dir}'",
                         f"--gin.INITIAL_CHECKPOINT_PATH='{self._runs[role]}'",
                         f"--gin.UNSEEN_TASKS='{few}'",
+                        self._image_flags[role],
                         f"--gin.SEED={seed}",
                         *self._options.options,
                     ]
                 )
-                only = f"--gin.UNSEEN_TASKS='{name}'"
-                found = self._evaluate(model_dir, model_dir, "evaluate_unseen", only)
+                flags = f"--gin.UNSEEN_TASKS='{name}'", self._image_flags[role]
+                found = self._evaluate(model_dir, model_dir, "evaluate_unseen", *flags)
                 tuned = task["fine_tuned"].setdefault(role, {})
                 tuned[str(seed)] = found[name]["accuracy"]
                 self._finish_part(results)

@@ -98,6 +98,7 @@ def folder(tmp_path, monkeypatch):
         for name in zero_shot.TASKS
     }
     monkeypatch.setattr(zero_shot, "_majorities", lambda *_: json.loads(json.dumps(majorities)))
+    monkeypatch.setattr(zero_shot, "_image_size", lambda model_dir: 96)
     return tmp_path
 
 
@@ -130,6 +131,7 @@ def test_one_command_measures_everything_and_writes_the_page(folder, capsys):
         ("--gin.NUM_EXAMPLES=50" in command) == (command not in trained) for command in calls
     )
     assert "--gin.UNSEEN_TASKS='region_yes_no_100'" in trained[-1]
+    assert "--gin.UNSEEN_IMAGE_SIZE=96" in trained[-1] and "--gin.UNSEEN_IMAGE_SIZE=96" in calls[0]
     folder_of_evaluation = folder / "runs" / "model_full" / "evaluation_test_50"
     assert f"--gin.evaluate.directory='{folder_of_evaluation}'" in calls[0]
     assert not (folder / "full" / "evaluations").exists()  # the run's own stay as they are
