@@ -94,7 +94,8 @@ def fill(template: str, field: str, ids: np.ndarray) -> list[str | np.ndarray]:
     The ids also take the place of the space in front of them, as in `instructions.encode`.
     """
     before, after = template.split(f"{{{field}}}")
-    return [part for part in (before.rstrip(" "), ids, after) if len(part)]
+    parts: list[str | np.ndarray] = [before.rstrip(" "), ids, after]
+    return [part for part in parts if len(part)]
 
 
 def _as_template(name: str, wording: str) -> str:
