@@ -191,17 +191,17 @@ def _with_interval(value: float, interval: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Run]) -> str:
-    """Returns the plot: a colour for each data size, the curve of each model, and the fits."""
+    """Returns the plot: a colour for each data size, larger marks for larger models, the fits."""
     series: list[Series] = []
     for colour, data in enumerate(_data_sizes(runs)):
-        for size in _sizes(runs):
+        for place, size in enumerate(_sizes(runs)):
             own = [run for run in runs if data_of(run) == data and run["size"] == size]
             for number, run in enumerate(own):
                 xs = [point["flops"] for point in run["curve"]]
                 ys = [point["loss"] for point in run["curve"]]
                 label = "" if number else f"{data_name(data)}: {size}"
                 series.append(Series("", xs, ys, line=True, colour=colour))
-                series.append(Series(label, xs, ys, colour=colour))
+                series.append(Series(label, xs, ys, colour=colour, radius=2.0 + 1.5 * place))
         best = points(runs, data)
         if (fit := scaling_fit.fit(best, resamples=0)) is not None:
             low, high = math.log(best[0][0]), math.log(best[-1][0])

@@ -25,6 +25,7 @@ class Series:
       line: whether a line connects the points, instead of a mark at each.
       dashed: whether the line is dashed.
       colour: index of the colour; that of the series' place when None.
+      radius: of a mark, in pixels.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Series:
     line: bool = False
     dashed: bool = False
     colour: int | None = None
+    radius: float = 3.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _draw(own: Series, number: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dash = ' stroke-dasharray="5 4"' if own.dashed else ""
         return [f'<polyline points="{path}" fill="none" stroke="{colour}"{dash}/>']
-    parts = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
+    parts = [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{own.radius:g}" fill="{colour}"/>' for x, y in points
+    ]
     for (x, _), y, error in zip(points, own.ys, own.errors, strict=False):
         low = y - error if not y_axis.logarithmic or y > error else y
         style = f'stroke="{colour}"'
@@ -194,7 +198,7 @@ def _legend(series: Sequence[Series]) -> list[str]:
         parts.append(
             _line(x, y, x + 16, y, f'stroke="{colour}" stroke-width="2"{dash}')
             if own.line
-            else f'<circle cx="{x + 8}" cy="{y}" r="3.5" fill="{colour}"/>'
+            else f'<circle cx="{x + 8}" cy="{y}" r="{own.radius:g}" fill="{colour}"/>'
         )
         parts.append(_text(x + 22, y + 4, own.label, "start"))
     return parts
