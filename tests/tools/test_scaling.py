@@ -103,7 +103,7 @@ def test_one_command_trains_every_size_on_every_data_and_writes_the_page(tmp_pat
     page = capsys.readouterr().out
     assert (tmp_path / "results" / "scaling.md").read_text().strip() == page.strip()
     assert "| data | small (0.10 M parameters) | medium (0.40 M parameters) |" in page
-    assert "| 40xendless | " in page and "0.300 (0.29" in page
+    assert "| 40xendless | " in page and "0.300 (0.300 to 0.300)" in page
     drawn = (tmp_path / "results" / "scaling.svg").read_text()
     assert "40xendless: large" in drawn and "20x20000: fit" in drawn
 
