@@ -4,7 +4,8 @@
   ranges, defaults and docstrings of its parameters, from `ofa_jax.cli.gin_registry`;
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
 * `bad_input.md`: the reasons for which the code refuses, skips or changes input;
-* `scenes.md`, `first_run.md` and `images.md`: copies of the pages in results, with their images.
+* `scenes.md`, `first_run.md`, `images.md` and `ablations.md`: copies of the pages in results, with
+  their images.
 """
 
 import importlib
@@ -211,11 +212,15 @@ def write_api() -> None:
 
 def write_scenes() -> None:
     """Writes the pages of the results on Scenes."""
-    for name in ("scenes.md", "first_run.md"):
+    from tools import ablation_pages, images_results
+
+    own = [name for name in ("ablations.md", "ablations.svg") if (ROOT / "results" / name).exists()]
+    for name in ("scenes.md", "first_run.md", *own):
         with mkdocs_gen_files.open(name, "w") as page:
             page.write((ROOT / "results" / name).read_text())
-    from tools import images_results
-
+    if not own:
+        with mkdocs_gen_files.open("ablations.md", "w") as page:
+            page.write(ablation_pages.page([], ""))
     results = images_results.load(ROOT / "results" / "images.json")
     with mkdocs_gen_files.open("images.md", "w") as page:
         page.write(images_results.page(results))
