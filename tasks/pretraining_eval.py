@@ -58,7 +58,7 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
             "captions": list(record.get("captions") or ()),
             "nouns": list(record.get("object_labels") or ()),
         },
-        metrics=(*map(_OfCaptions, captions.METRICS), score_nouns),
+        metrics=(*map(OfCaptions, captions.METRICS), score_nouns),
         decoding=DecodingConfig(max_length=_LONGEST_CAPTION, no_repeat_ngram_size=3),
         main_metric="cider_d",
         # With a wrong noun, a short caption still has four of five words in common with the truth.
@@ -67,7 +67,7 @@ def _captioning(config: ObjectiveConfig) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfCaptions:
+class OfCaptions:
     """A metric of captions, whose references also name the objects in the image."""
 
     metric: Metric
@@ -89,6 +89,7 @@ class _OfCaptions:
     def __call__(
         self, references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]
     ) -> Mapping[str, float]:
+        """Computes the metric of the captions alone."""
         return self.metric([own["captions"] for own in references], predictions)
 
 

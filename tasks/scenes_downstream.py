@@ -30,8 +30,7 @@ from ofa_jax.preprocessing.records import Record
 from ofa_jax.scenes.corpus import TOPICS
 
 from .downstream import label_of, with_leading_space
-from .pretraining_eval import _OfCaptions as OfCaptions
-from .pretraining_eval import score_nouns
+from .pretraining_eval import OfCaptions, score_nouns
 from .scenes_generated_images import GeneratedScenes
 
 _LONGEST_LABEL, _LONGEST_ANSWER, _LONGEST_CAPTION, _LONGEST_WORDS = 12, 12, 32, 18

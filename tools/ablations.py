@@ -61,7 +61,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--only", nargs="+", default=[], help=f"of {', '.join(LEFT_OUT)}; the full model always")
     add("--tasks", nargs="+", choices=tuple(METRICS), default=tuple(METRICS))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--equal", nargs="+", choices=(STEPS, COMPUTE), default=(STEPS, COMPUTE))
+    equal = "the tables; that of equal compute needs the runs of the other one"
+    add("--equal", nargs="+", choices=(STEPS, COMPUTE), default=(STEPS, COMPUTE), help=equal)
     add("--preset", choices=tuple(PRESETS), default="small", help="how long all is trained")
     add("--num_examples", type=int, default=None, help="of each evaluation; as the preset if None")
     add("--split", default="test")

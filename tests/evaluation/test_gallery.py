@@ -88,7 +88,7 @@ def test_slow_and_empty_caption_metrics_say_that_they_need_a_corpus():
     needing = {"cider_d", "meteor_and_spice"}
     for metric in captions.METRICS:
         assert inputs.needs_corpus(metric) == (metric.__name__ in needing)
-        assert inputs.needs_corpus(pretraining_eval._OfCaptions(metric)) == (
+        assert inputs.needs_corpus(pretraining_eval.OfCaptions(metric)) == (
             metric.__name__ in needing
         )
     assert inputs.needs_corpus(captions.caption_metrics)

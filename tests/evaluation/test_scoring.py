@@ -61,7 +61,7 @@ KINDS = {
     "captions": ("text", captions.METRICS, ["a red dog runs"], "a red dog runs", [[], [""], [" "]]),
     "captions and nouns": (
         "text",
-        tuple(map(pretraining_eval._OfCaptions, captions.METRICS)),
+        tuple(map(pretraining_eval.OfCaptions, captions.METRICS)),
         {"captions": ["a red dog runs"], "nouns": ["dog"]},
         "a red dog runs",
         [{"captions": [], "nouns": ["dog"]}, {"captions": [None], "nouns": []}],

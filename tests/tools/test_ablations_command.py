@@ -177,6 +177,32 @@ def test_two_commands_at_once_share_the_runs(whole, tmp_path):
     )
 
 
+def test_several_processes_have_a_share_of_the_cores_each(tmp_path, monkeypatch, capsys):
+    commands, shares = [], {}
+
+    class Process:
+        def __init__(self, command):
+            commands.append(command)
+            self.pid = len(commands)
+
+        def wait(self):
+            return 0
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(ablations.subprocess, "Popen", Process)
+    monkeypatch.setattr(ablations.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(ablations.os, "sched_setaffinity", shares.__setitem__, raising=False)
+    own = arguments(tmp_path, "--processes=2", "--seeds", "0", "--", "--gin.TRAIN_STEPS=9")
+    assert ablations.main(own, Stub()) == 0
+    assert shares == {1: [0, 2], 2: [1, 3]} and commands[0] == commands[1]
+    where = commands[0].index("--")
+    assert commands[0][where - 1 :] == ["--processes=1", "--", "--gin.TRAIN_STEPS=9"]
+    assert ablations._parse(commands[0][3:]).processes == 1
+    assert "not measured yet" in capsys.readouterr().out
+
+
 def test_a_run_whose_training_still_goes_on_is_left_to_it(tmp_path):
     folder = tmp_path / "runs" / STEPS / FULL / "seed_0" / "pretraining"
     folder.mkdir(parents=True)
