@@ -54,7 +54,7 @@ class ScenesDownstreamSettings:
     image_size: options.Pixels = 128
     code_image_size: options.Pixels = 64
     new_nouns: options.Natural = 20
-    num_train: options.Count = 4000
+    num_train: options.Count = 2000
     num_validation: options.Count = 200
     num_test: options.Count = 500
     max_words: options.Count = 24
