@@ -5,7 +5,8 @@
 * `api/`: a page for each package, filled in by mkdocstrings, and the navigation of these pages;
 * `bad_input.md`: the reasons for which the code refuses, skips or changes input;
 * `scenes.md`, `first_run.md`, `images.md` and `ablations.md`: copies of the pages in results, with
-  their images.
+  their images;
+* `unseen_tasks.md` and `scaling.md`: what is written by hand, and behind it results that exist.
 """
 
 import importlib
@@ -227,6 +228,22 @@ def write_scenes() -> None:
     for path in sorted((ROOT / "results").glob("images_*.png")):
         with mkdocs_gen_files.open(path.name, "wb") as image:
             image.write(path.read_bytes())
+    for page_name, name in (("unseen_tasks.md", "zero_shot"), ("scaling.md", "scaling")):
+        measured, plot = (ROOT / "results" / f"{name}.{kind}" for kind in ("md", "svg"))
+        if measured.exists():
+            written = (ROOT / "docs" / page_name).read_text()
+            with mkdocs_gen_files.open(page_name, "w") as page:
+                page.write(with_results(written, measured.read_text()))
+        if plot.exists():
+            with mkdocs_gen_files.open(plot.name, "w") as image:
+                image.write(plot.read_text())
+
+
+def with_results(page: str, results: str) -> str:
+    """Returns a page with a page of results behind it, whose headings are a level lower."""
+    parts = re.split(r"^(```.*?^```)$", results, flags=re.S | re.M)
+    parts[::2] = [re.sub(r"^(#+ )", r"#\1", part, flags=re.M) for part in parts[::2]]
+    return page.rstrip() + "\n\n" + "".join(parts)
 
 
 if __name__ != "generate_pages":  # a test imports the functions

@@ -131,6 +131,14 @@ def test_the_page_about_bad_input_lists_every_reason(pages):
         assert f"\n| {pages.cell(reason.name)} | {pages.cell(reason.description)} |" in table
 
 
+def test_results_stand_behind_a_page_one_level_lower(pages):
+    results = "# Measured\n\n## By type\n\n```bash\n# a comment\n```\n\ntext # no heading\n"
+    assert pages.with_results("# Page\n\nHow.\n", results) == (
+        "# Page\n\nHow.\n\n## Measured\n\n### By type\n\n```bash\n# a comment\n```\n\n"
+        "text # no heading\n"
+    )
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if "--gin" in PAGES[page]])
 def test_gin_files_and_parameters_of_commands_exist(page, pages):
     pages.configurables()  # registers them
