@@ -160,9 +160,8 @@ def _ask_noun(scene: Scene, rng: np.random.Generator) -> RegionQuestion | None:
 
 def _around(items: Sequence[SceneObject]) -> Box:
     """Returns the smallest box that contains some objects."""
-    boxes = np.array([item.box for item in items])
-    x0, y0, x1, y1 = (*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
-    return float(x0), float(y0), float(x1), float(y1)
+    x0, y0, x1, y1 = zip(*(item.box for item in items), strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
 
 
 def _is_inside(box: Box, region: Box) -> bool:
