@@ -22,6 +22,7 @@ from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.streamed_scenes import StreamedScenes
+from ofa_jax.data.sources.tfds_data import TfdsData
 from ofa_jax.data.sources.webdataset import WebDatasetData
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.inference.image_generation import ImageGeneration, matching_ranker
@@ -58,6 +59,7 @@ _CLASSES = (
     ArrowData,
     WebDatasetData,
     CocoData,
+    TfdsData,
     MixedData,
     CachedTasks,
     Partitioner,

@@ -22,6 +22,7 @@
       arrow_files         Parquet files and saved Hugging Face data sets
       webdataset          WebDataset tars
       coco_json           JSON files in the format of COCO
+      tfds_data           TFDS data sets by their names
     derived_files       names of the files that are made from a user's files
     mixed               several data sets at given rates
     cached_tasks        seqio's offline caches of tasks
@@ -57,6 +58,7 @@ __all__ = [
     "streamed_scenes",
     "tables",
     "tfds",
+    "tfds_data",
     "tfds_parquet",
     "tsv_columns",
     "tsv_conventions",
