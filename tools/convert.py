@@ -18,6 +18,7 @@ only if `PretrainingSettings.options` sets `decode_options` in the new run too.
 import argparse
 import base64
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -104,9 +105,9 @@ def usable_records(
         progress.advance()
         try:
             record = records[index]
+            found = _of_kind(record, kind)
             if "image" in record:
                 images.decode(record["image"], options)
-            found = _of_kind(record, kind)
             labels = found.get("object_labels", ())
             counts.names.update(label for label in labels if isinstance(label, str))
             yield found
@@ -310,30 +311,63 @@ def convert(
             target = output_dir / name
             if target.exists():
                 raise ValueError(f"{target} exists: choose another --output_dir, or remove it.")
-            total = sum(map(len, sources.values()))
-            with progress.stage(f"converting {file_kind} {split}", total, "records"):
-                if is_tsv:
-                    with files.atomic_path(target) as temporary:
-                        counts = write_tsv(pathlib.Path(temporary), sources, options)
-                        _check(counts, target)
-                else:
-                    with output_folders.complete_or_absent(target) as folder:
-                        counts = write_array_records(
-                            folder, file_kind, split, sources, options, shard_bytes
-                        )
-                        _check(counts, target)
+            try:
+                counts = _write(target, file_kind, split, sources, options, shard_bytes)
+            except NothingUsableError as error:
+                # Every record with an image is asked for codes, which only some data sets have.
+                if file_kind == "images" and len(kinds) > 1 and error.is_missing:
+                    if file_format == "array_record":
+                        with contextlib.suppress(OSError):  # another split is in it
+                            target.parent.rmdir()
+                    print(f"{target}: left out: no image that can be read has codes.")
+                    continue
+                raise
             names |= counts.names
             _report(target, counts)
     _write_negatives(data_set, output_dir / NEGATIVES, sorted(names))
 
 
-def _check(counts: Counts, target: pathlib.Path) -> None:
-    if not counts.written:
+class NothingUsableError(ValueError):
+    """None of the records of a file can be used.
+
+    Attributes:
+      is_missing: whether records lack a field that the kind of file needs.
+    """
+
+    def __init__(self, target: pathlib.Path, counts: Counts) -> None:
+        """Makes the sentence."""
+        self.is_missing = MISSING.name in counts.skipped
         named = f", e.g. {counts.named[0]}" if counts.named else ""
-        raise ValueError(
+        super().__init__(
             f"{target} would be empty: no record can be used{named}. Leave its kinds out with "
             "--kinds."
         )
+
+
+def _write(
+    target: pathlib.Path,
+    file_kind: str,
+    split: str,
+    sources: Mapping[str, RecordSource],
+    options: Any,
+    shard_bytes: int,
+) -> Counts:
+    """Writes one output, a TSV file by its name or a folder. Raises NothingUsableError."""
+    total = sum(map(len, sources.values()))
+    with progress.stage(f"converting {file_kind} {split}", total, "records"):
+        if target.suffix == ".tsv":
+            with files.atomic_path(target) as temporary:
+                counts = write_tsv(pathlib.Path(temporary), sources, options)
+                if not counts.written:
+                    raise NothingUsableError(target, counts)
+        else:
+            with output_folders.complete_or_absent(target) as folder:
+                counts = write_array_records(
+                    folder, file_kind, split, sources, options, shard_bytes
+                )
+                if not counts.written:
+                    raise NothingUsableError(target, counts)
+    return counts
 
 
 def _report(target: pathlib.Path, counts: Counts) -> None:

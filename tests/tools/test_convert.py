@@ -115,3 +115,25 @@ JsonData.files = 'data.jsonl'
     gin.clear_config()
     assert convert.main(arguments) == 2
     gin.clear_config()
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tsv"])
+def test_images_without_codes_are_left_out_and_the_rest_is_converted(file_format, tmp_path, capsys):
+    (name,) = write_images(tmp_path, 1)
+    rows = [{"image": name, "captions": [f"caption {n}"]} for n in range(50)]
+    rows[7] = {"image": "images/no_such.png", "captions": ["a caption"]}
+    data = JsonData(str(write_lines(tmp_path / "data.jsonl", rows)))
+    convert.convert(data, tmp_path / "out", file_format)
+    assert "left out: no image that can be read has codes" in capsys.readouterr().out
+    assert not [path for path in (tmp_path / "out").iterdir() if "images" in path.name]
+    with pytest.raises(ValueError, match="would be empty: no record can be used"):
+        convert.convert(data, tmp_path / "alone", file_format, ["images"])
+    # One image with codes among many is no reason to lose it.
+    write_lines(tmp_path / "data.jsonl", [*rows, {"image": name, "codes": [1, 2]}])
+    convert.convert(data, tmp_path / "more", file_format)
+    if file_format == "array_record":
+        found = OfaArrayRecords(str(tmp_path / "more")).records("images", "train")
+        assert [found[n]["codes"].tolist() for n in range(len(found))] == [[1, 2]]
+    else:
+        lines = (tmp_path / "more" / "images-train.tsv").read_text().splitlines()
+        assert [line.split("\t")[2] for line in lines] == ["1 2"]
