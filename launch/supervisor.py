@@ -10,10 +10,10 @@ notice (see `ofa_jax.utils.distributed`) and exit, and the supervisors start all
 --processes=N the command runs N times on this machine, over loopback and through the same code, for
 trials and tests.
 
-Exit codes: 0 if the run completed or was stopped (SIGTERM is passed on: the run saves a checkpoint
-and ends); 2 for a mistake in the command line, which no restart would fix; otherwise the code of
-the last crash, after --restarts crashes in a row. A run that lasts --healthy_seconds resets that
-count.
+Exit codes: 0 if the run completed; --stopped_exit_code (0) if it was stopped (SIGTERM is passed on:
+the run saves a checkpoint and ends); 2 for a mistake in the command line, which no restart would
+fix; otherwise the code of the last crash, after --restarts crashes in a row. A run that lasts
+--healthy_seconds resets that count.
 """
 
 import argparse
@@ -74,9 +74,19 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         metavar="S",
         help="time to save after SIGTERM, before SIGKILL (default %(default)s)",
     )
+    parser.add_argument(
+        "--stopped_exit_code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of a run that SIGTERM has ended, for schedulers that take 0 for completed, "
+        "e.g. 75 (default %(default)s)",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(given)
+    if not 0 <= options.stopped_exit_code < 256:
+        parser.error(f"--stopped_exit_code is {options.stopped_exit_code}; give 0 to 255")
     if options.processes is not None and options.processes < 1:
         parser.error(f"--processes is {options.processes}; give at least 1")
     return options
@@ -115,7 +125,8 @@ class Supervisor:
             code = self._once()
             if self._stop_requested is not None:
                 # One that was not yet ready to save has nothing to save.
-                return 0 if code == -signal.SIGTERM else _exit_code(code)
+                was_stopped = code in (0, -signal.SIGTERM)
+                return self._options.stopped_exit_code if was_stopped else _exit_code(code)
             if code in (0, _MISTAKE):
                 return code
             if time.monotonic() - started > self._options.healthy_seconds:
@@ -129,7 +140,7 @@ class Supervisor:
             _log(f"{_describe_exit(code)}: {attempt} in {wait:.0f} s.")
             self._sleep(wait)
             if self._stop_requested is not None:
-                return 0
+                return self._options.stopped_exit_code
 
     def _once(self) -> int:
         """Runs the processes once; returns 0 on success, else the most informative exit code."""

@@ -116,6 +116,21 @@ def test_a_program_that_ignores_sigterm_is_killed(tmp_path):
     assert process.returncode == 128 + signal.SIGKILL and "killing it" in output
 
 
+@pytest.mark.parametrize(("code", "expected"), [(0, 75), (1, 1)])
+def test_a_scheduler_learns_that_a_run_was_stopped(code, expected, tmp_path):
+    program = (
+        "import pathlib, signal, sys, time; "
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({code})); "
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    )
+    options = ["--stopped_exit_code=75", "--", sys.executable, "-c", program]
+    process = subprocess.Popen([sys.executable, "-m", "launch.supervisor", *options], cwd=ROOT)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == expected
+
+
 def test_the_supervisors_dry_run_prints_each_processs_command(capsys):
     assert supervisor.main(["--processes=2", "--dry_run", "--", "train", "--gin.A='b c'"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
