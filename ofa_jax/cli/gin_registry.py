@@ -41,6 +41,7 @@ from ofa_jax.training.image_tokenizer.config import (
 )
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.metric_writers import CsvWriter, WandbWriter
 from ofa_jax.training.optimizer import OptimizerConfig, epochs_to_steps
 from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.utils.decode_options import DecodeOptions
@@ -66,6 +67,8 @@ _CLASSES = (
     LoopConfig,
     LossConfig,
     OptimizerConfig,
+    CsvWriter,
+    WandbWriter,
     DecodeOptions,
     PretrainingSettings,
     DownstreamSettings,

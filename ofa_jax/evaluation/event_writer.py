@@ -1,4 +1,4 @@
-"""Writes TensorBoard events; a full disk costs events, never what the command is for."""
+"""Writes TensorBoard and other events; a full disk costs events, never what a command is for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +35,8 @@ class EventWriter:
         directory: epath.Path,
         activity: str = "training",
         log: Callable[[str], None] = logging.warning,
+        what: str = "TensorBoard's events",
+        open_writer: Callable[[], Any] | None = None,
     ) -> None:
         """Opens nothing yet.
 
@@ -42,7 +44,11 @@ class EventWriter:
           directory: where the events go; only the first host writes them.
           activity: what goes on after a failure, for the message.
           log: is called with a sentence about each series of failures.
+          what: is written, for the message.
+          open_writer: opens another writer than TensorBoard's, with the methods of clu's.
         """
+        self._what = what
+        self._open_writer = open_writer or self._open_tensorboard
         self._directory = directory
         self._activity = activity
         self._log = log
@@ -61,13 +67,16 @@ class EventWriter:
         """Writes the texts of a step, in Markdown, to the disk."""
         self._write("write_texts", step, texts)
 
+    def _open_tensorboard(self) -> Any:
+        return metric_writers.create_default_writer(
+            str(self._directory), just_logging=jax.process_index() > 0, asynchronous=False
+        )
+
     def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:
         """Calls a method of the writer and flushes; a failure is logged."""
         try:
             if self._writer is None:
-                self._writer = metric_writers.create_default_writer(
-                    str(self._directory), just_logging=jax.process_index() > 0, asynchronous=False
-                )
+                self._writer = self._open_writer()
             getattr(self._writer, method)(step, values)
             self._writer.flush()
             self._failed = False
@@ -77,9 +86,19 @@ class EventWriter:
                 self._failed = True
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
                 self._log(
-                    f"TensorBoard's events are no longer written to {self._directory} ({reason}); "
+                    f"{self._what} are no longer written to {self._directory} ({reason}); "
                     f"{self._activity} goes on, and the next event tries again."
                 )
 
     def flush(self) -> None:
         """Does nothing: every event is on the disk already."""
+
+    def close(self) -> None:
+        """Ends the writer, if it has written anything; a failure is logged."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except Exception as error:  # noqa: BLE001  as above
+            self._log(f"{self._what} may be incomplete in {self._directory} ({error}).")
+        self._writer = None

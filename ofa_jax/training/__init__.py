@@ -13,6 +13,7 @@ validation       loss and accuracy beside two baselines; the history of all vali
 galleries        what the model predicts at each validation, for people to look at
 checks           that the parts of a run fit together
 metrics, flops   sums per task; the arithmetic of a step
+metric_writers   CSV and Weights & Biases beside TensorBoard
 telemetry        throughput, waiting for data, padding, profiles; `terminal` shows them
 preemption, watchdog    SIGTERM; processes that hang
 
@@ -28,6 +29,7 @@ __all__ = [
     "loop",
     "loop_config",
     "losses",
+    "metric_writers",
     "metrics",
     "optimizer",
     "preemption",

@@ -20,7 +20,6 @@ from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
-from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.evaluation.rewards import CaptionReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
@@ -30,6 +29,7 @@ from ofa_jax.training.datasets import RunData
 from ofa_jax.training.galleries import GalleryConfig, make_galleries
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.metric_writers import MetricWriters, make_writer
 from ofa_jax.training.optimizer import OptimizerConfig
 from ofa_jax.training.run import HostBatch, Run
 from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
@@ -81,6 +81,7 @@ def build_run(
     num_workers: options.Workers = 0,
     peak_flops: PeakFlops | None = None,
     check_memory: bool = True,
+    metric_writers: MetricWriters = (),
 ) -> Run:
     """Builds every part of a run and checks that the parts fit together; compiles nothing.
 
@@ -124,6 +125,7 @@ def build_run(
         measures.
       check_memory: whether to refuse a run that needs more memory than there is, by an estimate
         from below.
+      metric_writers: further writers of metrics beside TensorBoard, see `training.metric_writers`.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
@@ -135,6 +137,9 @@ def build_run(
             "are not chosen among given candidates; leave one of them out."
         )
     peak_flops = checks.checked_peak_flops(peak_flops)
+    # Nothing is written here: the loop writes once it has accepted the run.
+    directory = epath.Path(model_dir)
+    writer = make_writer(directory, metric_writers)
     if settings is not None:
         check_codes(model, settings.code_image_size, streams)
     partitioner = partitioner or Partitioner()
@@ -183,8 +188,6 @@ def build_run(
         program, seed, initial_checkpoint_path, initial_checkpoint_weights, initial_resnet_path
     )
 
-    # Nothing is written here: the loop writes once it has accepted the run.
-    directory = epath.Path(model_dir)
     return Run(
         model_dir=directory,
         run_fingerprint=_run_fingerprint(seed, streams, settings, training_data),
@@ -211,7 +214,7 @@ def build_run(
         task_names=loader.task_names,
         skipped_records=loader.skipped_records.total,
         pad_id=model.pad_id,
-        writer=EventWriter(directory),
+        writer=writer,
         console=Console(quiet=jax.process_index() > 0),
         batch_transform=batch_transform,
         new_in_fingerprint=(_NUM_RECORDS,),

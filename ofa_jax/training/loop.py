@@ -192,7 +192,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Ends profile and threads, and completes the checkpoint in flight, whatever happens."""
+        """Ends profile, threads and events, and completes the checkpoint in flight, in any case."""
         try:
             yield
         finally:
@@ -200,6 +200,8 @@ class Trainer:
                 self._profiler.close()
             self._throttle.close()
             self._checkpoints.abandon()  # does nothing after an orderly end
+            with contextlib.suppress(Exception):
+                self._run.writer.close()
 
     # -------------------------------------------------------------------------------- when to act
 

@@ -55,6 +55,9 @@ class Writer(Protocol):
     def flush(self) -> None:
         """Writes what is buffered."""
 
+    def close(self) -> None:
+        """Writes what is buffered, and ends."""
+
 
 class GalleryWriter(Protocol):
     """Shows what the model predicts at a validation; see `galleries.Galleries`."""

@@ -11,7 +11,6 @@ from etils import epath
 from rich.console import Console
 
 from ofa_jax.checkpoints import storage
-from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.interop import image_tokenizer_file, vqgan_file
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers import ImageTokenizer
@@ -27,6 +26,7 @@ from ofa_jax.training.image_tokenizer.evaluation import TokenizerEvaluation, mak
 from ofa_jax.training.image_tokenizer.features import load_features
 from ofa_jax.training.image_tokenizer.step import NETWORK, TERMS, TokenizerProgram
 from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.training.metric_writers import MetricWriters, make_writer
 from ofa_jax.training.optimizer import OptimizerConfig
 from ofa_jax.training.run import Run
 from ofa_jax.utils import options
@@ -57,6 +57,7 @@ def build_tokenizer_run(
     validation_examples: options.Count = 500,
     num_threads: options.Threads = 2,
     num_workers: options.Workers = 0,
+    metric_writers: MetricWriters = (),
 ) -> Run:
     """Builds every part of the training of a VQGAN and checks that the parts fit; compiles nothing.
 
@@ -83,6 +84,7 @@ def build_tokenizer_run(
       validation_examples: number of images, the first ones of the split.
       num_threads: threads that make batches.
       num_workers: processes that make batches; 0 for none.
+      metric_writers: further writers of metrics beside TensorBoard, see `training.metric_writers`.
 
     Raises:
       ValueError, FileNotFoundError: with a sentence that says what to do.
@@ -90,6 +92,8 @@ def build_tokenizer_run(
     loss, quantizer = loss or ImageTokenizerLoss(), quantizer or QuantizerConfig()
     partitioner = partitioner or Partitioner()
     _check_options(model, images, optimizer, loss, features)
+    directory = epath.Path(model_dir)
+    writer = make_writer(directory, metric_writers)
     distance, variables = (None, {}) if features is None else load_features(features)
     program = TokenizerProgram(
         model, quantizer, loss, optimizer, distance, images.training_size, seed
@@ -104,7 +108,6 @@ def build_tokenizer_run(
         num_workers=num_workers,
     )
     evaluation = None
-    directory = epath.Path(model_dir)
     if validation_split is not None:
         _check_baseline(baseline, images)
         batches = functools.partial(
@@ -138,7 +141,7 @@ def build_tokenizer_run(
         task_names=TERMS,
         skipped_records=loader.skipped_records.total,
         pad_id=1,
-        writer=EventWriter(directory),
+        writer=writer,
         console=Console(quiet=jax.process_index() > 0),
         findings=lambda: loader.findings,
         evaluation=evaluation,
