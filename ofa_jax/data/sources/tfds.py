@@ -53,7 +53,11 @@ class TfdsRecords:
 
         try:
             opened = tfds.data_source(
-                self.name, split=self.split, data_dir=self.data_dir, decoders=self.decoders
+                self.name,
+                split=self.split,
+                data_dir=self.data_dir,
+                download=False,
+                decoders=self.decoders,
             )
             stored = opened.dataset_info.splits[self.split]
             expected = stored.num_examples

@@ -10,12 +10,14 @@ as array_record or parquet; nothing is downloaded.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.field_table import BoxFormat, FieldTable, Row
 from ofa_jax.data.sources.tables import Rows, TableDataSet
 from ofa_jax.data.sources.tfds import TfdsRecords, decode_text
@@ -37,6 +39,7 @@ TFDS_FIELDS: Mapping[str, Mapping[str, str]] = {
     "lm1b": {},
 }
 """Data set of TFDS -> field of the record -> its feature, where the names differ."""
+_NO_NAME = re.compile(r"\d+|/[mg]/\w+")  # "17", and "/m/011k07" of Open Images
 
 
 def plain_row(example: Mapping[str, Any]) -> Row:
@@ -172,15 +175,33 @@ class TfdsData(TableDataSet):
         del rows
         return dataclasses.replace(self.table, class_names=self.object_names())
 
-    def object_names(self) -> tuple[str, ...]:
-        """Returns the names of the classes of objects."""
-        if self.class_names is not None:
-            return tuple(self.class_names)
+    def records(self, kind: str, split: str) -> RecordSource:
+        """Returns the records of one of the kinds in `RECORD_FIELDS`.
+
+        Raises:
+          ValueError: as for every table, or the classes of objects have no names in words.
+        """
+        is_class = hasattr(self._label_feature(), "num_classes")
+        if kind == "objects" and is_class and not self.object_names():
+            raise ValueError(
+                f"The classes of {self.name} have numbers or ids in TFDS and no names in words: "
+                "give the names in order, as TfdsData.class_names."
+            )
+        return super().records(kind, split)
+
+    def _label_feature(self) -> Any:
+        """Returns the feature that holds the classes of objects; None if there is none."""
         feature: Any = self._features
         try:
             for part in self.table.source_of("object_labels").split("."):
                 feature = feature[part]
         except (KeyError, TypeError):
-            return ()
-        feature = getattr(feature, "feature", feature)
-        return tuple(getattr(feature, "names", None) or ())
+            return None
+        return getattr(feature, "feature", feature)
+
+    def object_names(self) -> tuple[str, ...]:
+        """Returns the names of the classes of objects; none if TFDS has only numbers or ids."""
+        if self.class_names is not None:
+            return tuple(self.class_names)
+        names = tuple(getattr(self._label_feature(), "names", None) or ())
+        return () if all(map(_NO_NAME.fullmatch, names)) else names

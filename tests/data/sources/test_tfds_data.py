@@ -9,48 +9,98 @@ from table_files import make_image
 
 from ofa_jax.data.sources import tfds as tfds_source
 from ofa_jax.data.sources.image_paths import ImageFolder
-from ofa_jax.data.sources.tfds_data import TfdsData, plain_row
+from ofa_jax.data.sources.tfds_data import TFDS_FIELDS, TfdsData, plain_row
 
-DATA_SETS = {
+KINDS = {
     "ref_coco/refcoco_unc": "regions",
     "coco/2017": "objects",
+    "lvis": "objects",
     "open_images_v4": "objects",
+    "coco_captions/2014": "captions",
     "wikipedia/20230601.en": "text",
     "c4/en": "text",
-    "coco_captions/2014": "captions",
+    "lm1b": "text",
 }
+NO_NAMES = ("coco", "coco_captions", "open_images_v4")  # without the files of a built data set
+NAMES = tuple(f"class {number}" for number in range(700))
+
+
+def make_value(feature):
+    """Returns a value that a feature of TFDS can hold; sequences have two."""
+    kinds = tfds.features
+    if isinstance(feature, kinds.FeaturesDict):
+        return {name: make_value(own) for name, own in feature.items()}
+    if isinstance(feature, kinds.Sequence):
+        return [make_value(feature.feature)] * 2
+    if isinstance(feature, kinds.Image):
+        return np.zeros((40, 60, feature.shape[-1] or 3), np.uint8)
+    if isinstance(feature, kinds.BBoxFeature):
+        return kinds.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+    if isinstance(feature, kinds.Text) or feature.np_dtype in (object, np.str_):
+        return "some words"
+    return np.ones((), feature.np_dtype) if feature.np_dtype == np.bool_ else 1
+
+
+class Stored:
+    """Examples as TFDS stores and reads them."""
+
+    def __init__(self, features, decoders):
+        self._features, self._decoders = features, decoders
+        self._stored = features.serialize_example(make_value(features))
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self._features.deserialize_example_np(self._stored, decoders=self._decoders)
 
 
 @pytest.fixture
 def mocked(monkeypatch):
-    """Lets TFDS make examples up; the check that its files are there is left out."""
+    """Stores made up examples with the features of a data set, where TFDS would open files."""
 
     def open_mocked(self):
-        return tfds.data_source(self.name, split=self.split, decoders=self.decoders)
+        return Stored(tfds.builder(self.name).info.features, self.decoders)
 
     monkeypatch.setattr(tfds_source.TfdsRecords, "_open", open_mocked)
-    with tfds.testing.mock_data(num_examples=3, num_sub_examples=2):
+    with tfds.testing.mock_data():  # no connections
         yield
 
 
-@pytest.mark.parametrize(("name", "kind"), DATA_SETS.items())
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_a_known_data_set_has_records(name, kind, mocked):
-    records = pickle.loads(pickle.dumps(TfdsData(name))).records(kind, "train")
+    assert name.split("/")[0] in TFDS_FIELDS
+    class_names = NAMES if name.split("/")[0] in NO_NAMES else None
+    data = TfdsData(name, class_names=class_names)
+    records = pickle.loads(pickle.dumps(data)).records(kind, "train")
     assert len(records) == 3
     record = records[0]
     assert isinstance(record["id"], str)
     if kind == "text":
-        assert isinstance(record["text"], str)
+        assert record["text"] == "some words" and "image" not in record
         return
     assert isinstance(record["image"], bytes)
     if kind == "captions":
-        assert record["captions"] and all(isinstance(text, str) for text in record["captions"])
+        assert record["captions"] == ["some words"] * 2
         return
-    labels, boxes = {
+    label = data.object_names()[1] if kind == "objects" else "some words"
+    texts, boxes = {
         "objects": ("object_labels", "object_boxes"),
         "regions": ("phrases", "phrase_boxes"),
     }[kind]
-    assert record[boxes].shape == (len(record[labels]), 4)
+    count = 4 if kind == "regions" else 2  # two expressions for each of two objects
+    assert record[texts] == [label] * count
+    np.testing.assert_allclose(record[boxes], [[30, 10, 60, 20]] * count)
+
+
+@pytest.mark.parametrize("name", ["coco/2017", "open_images_v4"])
+def test_classes_without_names_in_words_are_refused_for_objects_alone(name, mocked):
+    with pytest.raises(ValueError, match="give the names in order, as TfdsData.class_names"):
+        TfdsData(name).records("objects", "train")
+    assert TfdsData(name).object_names() == ()
+    captions = TfdsData("coco_captions/2014")
+    assert len(captions.records("captions", "train")) == 3
+    assert captions.negatives().captions[0] == "some words"
 
 
 def test_regions_of_refcoco_have_the_box_of_their_object_in_pixels():
@@ -69,6 +119,16 @@ def test_regions_of_refcoco_have_the_box_of_their_object_in_pixels():
     np.testing.assert_allclose(
         record["phrase_boxes"], [[30, 10, 60, 20], [30, 10, 60, 20], [0, 0, 60, 40]]
     )
+
+
+def test_nothing_is_downloaded(tmp_path, monkeypatch):
+    def download(*arguments, **options):
+        raise AssertionError("it downloads")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
+    records = TfdsData("lm1b", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="TFDS cannot open lm1b, split train, in .*: build it"):
+        records.records("text", "train")
 
 
 def test_an_unknown_data_set_is_one_sentence():
