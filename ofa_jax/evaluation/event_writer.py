@@ -95,10 +95,11 @@ class EventWriter:
 
     def close(self) -> None:
         """Ends the writer, if it has written anything; a failure is logged."""
-        if self._writer is None:
+        close = getattr(self._writer, "close", None)
+        if close is None:
             return
         try:
-            self._writer.close()
+            close()
         except Exception as error:  # noqa: BLE001  as above
             self._log(f"{self._what} may be incomplete in {self._directory} ({error}).")
         self._writer = None
