@@ -79,7 +79,7 @@ def make_writer(directory: epath.Path, further: Sequence[MetricWriter]) -> Any:
         for one in further
     ]
     # They have those methods of clu's interface that a run calls.
-    return metric_writers.MultiWriter([events, *others])  # type: ignore[list-item]
+    return metric_writers.MultiWriter([events, *others])
 
 
 def _opener(one: MetricWriter, directory: epath.Path) -> Any:
