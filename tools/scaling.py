@@ -214,7 +214,7 @@ def _check_options(where: pathlib.Path, found: Sequence[str], plan: Plan) -> Non
 def _data_size(text: str) -> scaling_results.Data:
     """Parses NOUNSxSCENES."""
     found = re.fullmatch(r"(\d+)x(\d+|endless)", text)
-    if not found or 0 in (int(found[1]), found[2] != "endless" and int(found[2])):
+    if not found or "0" in (found[1].lstrip("0") or "0", found[2].lstrip("0") or "0"):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no data size: give NOUNSxSCENES, e.g. 40x2000 or 40xendless"
         )

@@ -263,4 +263,5 @@ def test_a_curve_leaves_out_what_is_not_finite():
         (10, 50.0, 2.0),
         (20, 100.0, 2.0),
     ]
-    assert scaling_results.data_name((40, None)) == "40xendless"
+    for data in ((40, None), (10, 2000)):
+        assert scaling._data_size(scaling_results.data_name(data)) == data
