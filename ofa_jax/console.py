@@ -1,4 +1,4 @@
-"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan`, `ofa-demo` and `ofa-jobs`.
+"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan`, `ofa-demo`, `ofa-jobs`, ...
 
 Each runs its module as `python -m ofa_jax.NAME` would.
 """
@@ -6,7 +6,7 @@ Each runs its module as `python -m ofa_jax.NAME` would.
 import runpy
 import sys
 
-__all__ = ["demo", "evaluate", "infer", "jobs", "plan", "train"]
+__all__ = ["demo", "evaluate", "export", "infer", "jobs", "plan", "train"]
 
 
 def train() -> None:
@@ -39,6 +39,11 @@ def jobs() -> None:
     _run("jobs")
 
 
+def export() -> None:
+    """Runs `ofa-export`."""
+    _run("export")
+
+
 def _run(name: str) -> None:
     """Runs an entry point; exits with a sentence if the packages of its extra are missing."""
     try:
@@ -47,7 +52,9 @@ def _run(name: str) -> None:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "ofa_jax", "tasks", "tools"):
             raise  # a mistake of ours
-        extra = {"plan": "plan", "demo": "demo", "jobs": "beam"}.get(name, "train")
+        extra = {"plan": "plan", "demo": "demo", "jobs": "beam", "export": "export"}.get(
+            name, "train"
+        )
         print(
             f"error: ofa-{name} needs the Python package {missing!r}, which is not installed: "
             f"install ofa_jax with its extra {extra!r}, e.g. `pip install '.[{extra}]'` in the "

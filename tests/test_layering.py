@@ -28,6 +28,7 @@ LAYERS = (
     "serving",
     "cli",
     "jobs",
+    "export",
     "entry points",
 )
 """From the lowest to the highest: a package imports only itself and those before it."""

