@@ -14,6 +14,7 @@
 | `sharding`, `planning` | device meshes; memory and time of a run on hardware you do not have |
 | `scenes` | the embedded data set |
 | `serving` | the queue of requests, the HTTP endpoint and the demo page |
+| `export` | the model as StableHLO programs, which run without this package |
 | `cli`, `utils` | what the entry points share |
 
 The entry points are the modules `train`, `evaluate`, `infer`, `plan` and `demo`, also installed as

@@ -1,4 +1,4 @@
-"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan`, `ofa-demo`, `ofa-jobs`, ...
+"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan` and others.
 
 Each runs its module as `python -m ofa_jax.NAME` would.
 """

@@ -5,6 +5,7 @@
 | `common` | parses the command line and configures gin |
 | `errors` | a user's mistakes as sentences, and exit codes |
 | `gin_files` | finds and reads gin files, with old names as new ones |
+| `gin_dynamic` | reads the names of files with dynamic registration |
 | `gin_lint` | checks gin files and overrides before anything is compiled |
 | `gin_registry` | the classes and functions that gin can configure |
 | `compilation_cache` | keeps compiled programs |

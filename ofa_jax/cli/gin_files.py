@@ -16,6 +16,7 @@ import gin
 from gin import config_parser
 
 from ofa_jax.cli.errors import ConfigError
+from ofa_jax.cli.gin_dynamic import ImportedNames
 from ofa_jax.cli.gin_limits import check_import, enter
 from ofa_jax.cli.gin_parser import NamedText, lines_of, place_of, statements
 from ofa_jax.utils import renamed, text_files
@@ -169,7 +170,8 @@ def translate(text: str, origin: str) -> GinText:
 
     Names are replaced where gin reads them as names: what a binding binds, what `@` refers to, the
     modules of `import`, and strings in the values of a few parameters (`renamed.GIN_STRINGS`).
-    Comments and other strings stay.
+    Comments and other strings stay. Names in the form of dynamic registration become short ones,
+    see `gin_dynamic`.
 
     Args:
       text: a gin file, or a binding of the command line.
@@ -213,6 +215,7 @@ class _Translator:
         self._origin = origin
         self._edits: list[tuple[tokenize.TokenInfo, tokenize.TokenInfo, str]] = []
         self._block: str | None = None  # the configurable of an indented block
+        self._imported = ImportedNames()
         self.renamings: list[Renaming] = []
         self.includes: list[tuple[int, int, str]] = []
         self.import_rows: set[int] = set()
@@ -232,7 +235,9 @@ class _Translator:
             self.includes.append((line[0].start[0] - 1, line[-1].end[0] - 1, name))
         elif word in ("import", "from"):
             self.import_rows.add(line[0].start[0] - 1)
-            if word == "import":
+            if self._imported.add(line):
+                self._edit(line, "")
+            elif word == "import":
                 self._translate_import(line[1:])
         elif rest[0].string == "=":
             parameter = self._translate_key(selector, word)
@@ -253,15 +258,19 @@ class _Translator:
         """Translates what a statement binds; returns `configurable.parameter` under new names."""
         scope, slash, selector = key.rpartition("/")
         if self._block is not None:
-            selector = f"{self._block}.{selector}"
-        configurable, _, parameter = selector.rpartition(".")
+            selector = short = f"{self._block}.{selector}"
+        else:
+            short = self._imported.shorten(selector, 2)
+        configurable, _, parameter = short.rpartition(".")
         if not configurable:
             return ""  # a macro
         new, new_parameter = renamed.current_gin_name(configurable, parameter)
         if (new, new_parameter) != (configurable, parameter):
             bound = new_parameter if self._block else f"{scope}{slash}{new}.{new_parameter}"
             self._edit(name, bound)
-            self._note(name[0], selector, f"{new}.{new_parameter}")
+            self._note(name[0], short, f"{new}.{new_parameter}")
+        elif short != selector:
+            self._edit(name, f"{scope}{slash}{short}")
         return f"{new.rpartition('.')[2]}.{new_parameter}"
 
     def _translate_value(self, value: list[tokenize.TokenInfo], parameter: str) -> None:
@@ -279,10 +288,12 @@ class _Translator:
     def _translate_reference(self, name: list[tokenize.TokenInfo]) -> str:
         """Translates a configurable's name; returns it without scopes, under its new name."""
         scope, slash, selector = "".join(token.string for token in name).rpartition("/")
-        new, _ = renamed.current_gin_name(selector)
+        short = self._imported.shorten(selector, 1)
+        new, _ = renamed.current_gin_name(short)
         if new != selector:
             self._edit(name, f"{scope}{slash}{new}")
-            self._note(name[0], selector, new)
+        if new != short:
+            self._note(name[0], short, new)
         return new
 
     def _edit(self, tokens: list[tokenize.TokenInfo], new: str) -> None:

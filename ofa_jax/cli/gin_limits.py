@@ -56,5 +56,6 @@ def unreachable(where: str, module: str) -> str:
     """Returns the sentence on a module that a file names and that may not be imported."""
     return (
         f"{where}: the module {module} is not imported, because importing executes it: allow it "
-        f"with --gin_import={module}, or name its folder in PYTHONPATH."
+        f"with --gin_import={module}, or name its folder in PYTHONPATH. Unasked, an import "
+        "would let the file call any function."
     )

@@ -29,12 +29,12 @@ class Model:
         name = "manifest.json"
         try:
             self.manifest = json.loads((self._folder / name).read_text("utf-8"))
+            platforms, known = self.manifest["platforms"], self.manifest["programs"]
+            self._inputs = {program: known[program]["inputs"] for program in known}
             for name, digest in self.manifest["sha256"].items():
                 with (self._folder / name).open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                         raise ValueError("it is not as it was written")
-            platforms, known = self.manifest["platforms"], self.manifest["programs"]
-            self._inputs = {name: known[name]["inputs"] for name in known}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             problem = e.strerror if isinstance(e, OSError) else e
             raise ValueError(

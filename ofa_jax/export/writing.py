@@ -88,13 +88,13 @@ def export_model(
     Raises:
       ValueError: the options do not fit the model, or there is something at `out`.
     """
-    folder = pathlib.Path(out)
+    folder = pathlib.Path(os.path.abspath(out))
     check_target(folder)
     preset = _find_preset(loaded, options)
     variables, config = layout.ensure_plain(loaded.variables, loaded.model.config)
     parameters = programs.flatten_variables(variables)
     built = _build(loaded, OFA(config), parameters, preset, options)
-    temporary = folder.absolute().parent / f".{folder.name}.{os.getpid()}.tmp"
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     temporary.mkdir(parents=True)
     try:
         described = {}
