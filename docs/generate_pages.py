@@ -151,7 +151,7 @@ def declared_reasons() -> list:
     from ofa_jax.utils import bad_input
 
     for module in pkgutil.walk_packages(ofa_jax.__path__, "ofa_jax."):
-        if module.name.split(".")[1] not in ("tasks", "tools", "gin_configs"):
+        if module.name.split(".")[1] not in ("tasks", "tools", "gin_configs", "t5x"):
             importlib.import_module(module.name)
     return list(bad_input.declared_reasons().values())
 

@@ -29,6 +29,7 @@ LAYERS = (
     "cli",
     "jobs",
     "export",
+    "t5x",
     "entry points",
 )
 """From the lowest to the highest: a package imports only itself and those before it."""

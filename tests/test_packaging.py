@@ -55,6 +55,10 @@ NOT_IMPORTED = {
 }
 
 
+# Not on PyPI, so no requirement can name it; ofa_jax.t5x says how to install it.
+NOT_ON_PYPI = {"t5x"}
+
+
 def names(requirements):
     """Returns the canonical names of the distributions, without the project's own extras."""
     found = {canonicalize_name(requirement.name) for requirement in requirements}
@@ -65,7 +69,7 @@ def third_party_imports(path, module_level=False):
     """Returns the distributions that a file imports, those within functions included or not."""
     tree = ast.parse(path.read_text())
     nodes = module_level_nodes(tree) if module_level else ast.walk(tree)
-    own = {"ofa_jax", "tasks", "tools", "launch", *sys.stdlib_module_names}
+    own = {"ofa_jax", "tasks", "tools", "launch", *NOT_ON_PYPI, *sys.stdlib_module_names}
     tops = {module.split(".")[0] for module in imported_modules(nodes)} - own
     return {canonicalize_name(DISTRIBUTIONS.get(top, top)) for top in tops}
 

@@ -57,13 +57,15 @@ def with_image_sharding(
 
     The ResNet does not split its weights over `tensor`, so without this rule all devices along
     `tensor` would compute the same. Falls back to the axes of "activation_batch" if the number of
-    images does not divide, or if no rule names any axis.
+    images does not divide, if no rule names any axis, or if JAX does not tell the sizes of the axes
+    (`with mesh:` outside of jit, as t5x has it).
     """
     (axes,) = nn.logical_to_mesh_axes(("activation_images",)) or (None,)
     names = (axes,) if isinstance(axes, str) else axes or ()
     mesh = jax.sharding.get_abstract_mesh()
-    parts = math.prod(mesh.shape[name] for name in names)
-    leading = "images" if names and len(x) % parts == 0 else "batch"
+    is_known = bool(names) and all(name in mesh.shape for name in names)
+    parts = math.prod(mesh.shape[name] for name in names) if is_known else 0
+    leading = "images" if is_known and len(x) % parts == 0 else "batch"
     return with_activation_sharding(x, leading, "height", "width", "channels")
 
 

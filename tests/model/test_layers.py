@@ -9,7 +9,7 @@ import pytest
 
 from ofa_jax.interop import to_fairseq
 from ofa_jax.model import OFA, OFAConfig
-from ofa_jax.model.layers import DropPath, linear_drop_path_rates
+from ofa_jax.model.layers import DropPath, linear_drop_path_rates, with_image_sharding
 
 
 def test_drop_path_rates_grow_linearly():
@@ -48,3 +48,12 @@ def test_initial_values_are_distributed_as_in_the_reference(golden):
         scale = 5 * deviation / np.sqrt(values.size)
         assert abs(values.mean() - mean) <= scale * np.sqrt(2), key
         assert abs(values.std() - deviation) <= scale, key
+
+
+def test_images_are_constrained_under_a_mesh_whose_sizes_jax_does_not_tell():
+    """`with mesh:` outside of jit, which t5x uses, raised KeyError."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    images = np.ones((2, 4, 4, 3), np.float32)
+    rules = [("activation_images", "data"), ("activation_batch", "data")]
+    with mesh, nn.logical_axis_rules(rules):
+        np.testing.assert_array_equal(with_image_sharding(images), images)
