@@ -1,4 +1,4 @@
-"""OFA as a model of t5x; T5X_CHECKOUT names t5x's repository and what it needs, separated by `:`."""
+"""OFA as a model of t5x; T5X_CHECKOUT names the folders of t5x and what it needs, with `:`."""
 
 import os
 import subprocess
