@@ -32,7 +32,7 @@ class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in ALLOWED or top in sys.stdlib_module_names:
+        if top in ALLOWED or top in sys.stdlib_module_names or top.startswith("_sysconfig"):
             return importlib.machinery.PathFinder.find_spec(name, path, target)
 
 sys.meta_path[:] = [
