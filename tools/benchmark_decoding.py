@@ -45,16 +45,27 @@ class Timings:
       encoder: images and instructions of a batch.
       decoder: generation for that batch, the eos included.
       tokens: length of the outputs without the eos.
+      encoder_runs, decoder_runs: of every run.
     """
 
     encoder: float
     decoder: float
     tokens: int
+    encoder_runs: tuple[float, ...] = ()
+    decoder_runs: tuple[float, ...] = ()
 
     @property
     def per_token(self) -> float:
         """Decoder seconds for one more token of all outputs of the batch."""
         return self.decoder / (self.tokens + 1)
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns the runs as `tools.benchmark_peer` reads them."""
+        runs = zip(self.encoder_runs, self.decoder_runs, strict=True)
+        return {
+            "seconds": [encoder + decoder for encoder, decoder in runs],
+            "parts": {"encoder": list(self.encoder_runs), "decoder": list(self.decoder_runs)},
+        }
 
 
 def random_batch(batch_size: int, source: int, pixels: int) -> dict[str, np.ndarray]:
@@ -80,15 +91,15 @@ def random_variables(model: OFA, batch: dict[str, np.ndarray]) -> Any:
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
-def fastest(function: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of some runs, after one that compiles."""
+def seconds_of_runs(function: Callable[[], Any], repeats: int) -> tuple[float, ...]:
+    """Returns the seconds of some runs, after one that compiles."""
     jax.block_until_ready(function())
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(function())
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return tuple(seconds)
 
 
 def measure(
@@ -110,11 +121,9 @@ def measure(
     lengths = np.asarray(decode(variables, encoded, config.dynamic_params).lengths)
     if not (lengths == tokens + 1).all():
         raise RuntimeError(f"outputs of {tokens} tokens were expected, not of {lengths.min() - 1}.")
-    return Timings(
-        fastest(lambda: encode(variables, batch), repeats),
-        fastest(lambda: decode(variables, encoded, config.dynamic_params), repeats),
-        tokens,
-    )
+    encoder = seconds_of_runs(lambda: encode(variables, batch), repeats)
+    decoder = seconds_of_runs(lambda: decode(variables, encoded, config.dynamic_params), repeats)
+    return Timings(min(encoder), min(decoder), tokens, encoder, decoder)
 
 
 def measure_peer(
@@ -128,7 +137,9 @@ def measure_peer(
 ) -> Timings:
     """Times the reference implementation's model and search; see `reference_model`."""
     batch = random_batch(batch_size, source, pixels)
-    return Timings(*reference_model.search_seconds(config, batch, beam, tokens, repeats), tokens)
+    runs = reference_model.search_seconds(config, batch, beam, tokens, repeats)
+    encoder, decoder = zip(*runs, strict=True)
+    return Timings(*min(runs, key=sum), tokens, encoder, decoder)
 
 
 def show(timings: Timings, title: str, console: Console) -> None:
@@ -193,6 +204,7 @@ def main(arguments: Sequence[str]) -> None:
                 vars(options)
                 | dataclasses.asdict(timings)
                 | {"per_token": timings.per_token, "device": device}
+                | timings.protocol()
             )
         )
         return

@@ -97,11 +97,13 @@ class Timing:
       seconds: median of the runs.
       flops: of one run, as XLA counts the program before optimisation.
       compile_seconds: until the program could run.
+      runs: seconds of each run.
     """
 
     seconds: float
     flops: float
     compile_seconds: float
+    runs: tuple[float, ...] = ()
 
     @property
     def flops_per_second(self) -> float:
@@ -131,7 +133,8 @@ def time_program(
         seconds.append(time.perf_counter() - start)
         if donate:
             arguments[0] = result[0]
-    return Timing(float(np.median(seconds[1:])), _flops(lowered), compile_seconds)
+    counted = tuple(seconds[1:])
+    return Timing(float(np.median(counted)), _flops(lowered), compile_seconds, counted)
 
 
 def _flops(lowered: Any) -> float:

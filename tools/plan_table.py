@@ -118,17 +118,19 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([_HEADER, *map(row, rows)])
 
 
-def with_table(page: str, text: str) -> str:
-    """Returns the page with another table between its marks.
+def with_table(page: str, text: str, begin_mark: str = BEGIN) -> str:
+    """Returns the page with another table between its marks, the first of which is given.
 
     Raises:
       ValueError: it has no marks.
     """
-    before, begin, rest = page.partition(BEGIN)
+    before, begin, rest = page.partition(begin_mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"The page has no place for the table: write {BEGIN} and {END} into it.")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise ValueError(
+            f"The page has no place for the table: write {begin_mark} and {END} into it."
+        )
+    return f"{before}{begin_mark}\n{text}\n{END}{after}"
 
 
 def plan(size: str, system: str) -> dict[str, Any]:
