@@ -19,9 +19,8 @@ from typing import Annotated, Any
 
 from absl import logging
 
-from ofa_jax.cli import common, errors
-from ofa_jax.cli.compilation_cache import cache_compiled_programs
-from ofa_jax.utils import distributed, options, platforms
+from ofa_jax.cli import errors, flags
+from ofa_jax.utils import allocator, distributed, options
 from ofa_jax.utils.option_checks import check_options
 
 _PORT = 7860
@@ -34,6 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     with errors.user_errors():
         chosen = _parse(arguments)
+        # Imported only now: JAX takes seconds, and --help needs none of it.
+        from ofa_jax.cli.compilation_cache import cache_compiled_programs
+        from ofa_jax.utils import platforms
+
         cache_compiled_programs()
         platforms.skip_missing_tpu()
         _check_packages()
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses and checks the command line. Raises ConfigError or ValueError."""
-    parser = common.ArgumentParser(
+    parser = flags.ArgumentParser(
         prog="ofa-demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -205,5 +208,6 @@ def _check_packages() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart_with_huge_pages()
     with distributed.crashes_end_at_once(), errors.interruptible():
         sys.exit(main(sys.argv[1:]))

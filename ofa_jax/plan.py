@@ -18,6 +18,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ofa_jax.cli import flags
+from ofa_jax.utils import allocator
+
 # libtpu must neither look for hardware nor be limited to one process.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -35,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    flags.answer_help("python -m ofa_jax.plan", __doc__ or "", arguments)
     # Imported only now: JAX and TensorFlow read the environment when they are imported.
     from ofa_jax.cli import plan_command
 
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart_with_huge_pages()
     try:
         from ofa_jax.cli import errors
 

@@ -10,7 +10,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import ParamSpec
 
 from ofa_jax.cli.errors import report_error, report_interrupt
-from ofa_jax.utils import progress
+from ofa_jax.utils import allocator, progress
 
 Parameters = ParamSpec("Parameters")
 
@@ -19,7 +19,8 @@ def user_command(main: Callable[Parameters, int | None]) -> Callable[Parameters,
     """Wraps a tool's `main`, so that a user's mistake is one sentence and exit code 2.
 
     ValueError, OSError and ImportError are taken for mistakes; other exceptions are bugs and keep
-    their traceback. Ctrl-C gives exit code 130 and no traceback.
+    their traceback. Ctrl-C gives exit code 130 and no traceback. A tool that is a program of its
+    own, `python -m tools.NAME`, restarts with huge pages, see `ofa_jax.utils.allocator`.
 
     Args:
       main: runs a command line; returns an exit code, or None for 0.
@@ -28,6 +29,8 @@ def user_command(main: Callable[Parameters, int | None]) -> Callable[Parameters,
     @functools.wraps(main)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> int:
         try:
+            if main.__module__ == "__main__":
+                allocator.restart_with_huge_pages()
             return main(*args, **kwargs) or 0
         except KeyboardInterrupt:
             return report_interrupt()

@@ -7,37 +7,24 @@ The flags are those of t5x. Where several hosts run the command, it also takes t
 `ofa_jax.utils.distributed`.
 """
 
-import argparse
 import contextlib
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import gin
 
 from ofa_jax.cli import gin_files, gin_lint, gin_registry, gin_unread
 from ofa_jax.cli.compilation_cache import cache_compiled_programs
 from ofa_jax.cli.errors import ConfigError
+from ofa_jax.cli.flags import ArgumentParser as ArgumentParser
+from ofa_jax.cli.flags import parse_flags
 from ofa_jax.data import pretraining_settings
 from ofa_jax.utils import distributed, platforms
-from ofa_jax.utils.suggestions import nearest
 
 __all__ = ["ArgumentParser", "parse_arguments"]
 
 _GIN_PREFIX = "--gin."
-_EPILOG = (
-    "Every --gin.NAME=value overrides what the files say; strings need quotes "
-    "(--gin.MODEL_DIR='\"runs/mine\"').\nEach file in gin_configs/ says in its header what it is "
-    "for and the command that runs it."
-)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser that raises its errors as sentences."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise ConfigError(message[0].upper() + message[1:] + ".")
 
 
 def parse_arguments(
@@ -67,7 +54,7 @@ def parse_arguments(
     """
     values = not_needed or {}
     bindings, rest = _split_bindings(arguments)
-    options = _parse_flags(program, description, rest)
+    options = parse_flags(program, description, rest)
     search_paths = [*_search_paths(options.gin_search_paths), "."]
     files = [gin_files.find_file(name, search_paths) for name in options.gin_file]
     renamings = [
@@ -115,57 +102,6 @@ def _split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         bindings.append(f"{name} = {value}")
     return bindings, rest
-
-
-def _parse_flags(program: str, description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses the flags other than `--gin.NAME=value`.
-
-    Raises:
-      ConfigError: a flag is unknown or has a wrong value, or there is no gin file.
-    """
-    parser = ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # commands keep their lines
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--gin_file", action="append", default=[], metavar="FILE", help="read in the order given"
-    )
-    parser.add_argument(
-        "--gin_search_paths",
-        default="",
-        metavar="DIR,DIR",
-        help="where gin files are looked for, before the current folder and the project's own",
-    )
-    parser.add_argument(
-        "--gin_import",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module that gin files may import, besides those of this project and those in the "
-        "folders of PYTHONPATH",
-    )
-    distributed.add_arguments(parser)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [
-            "--gin_file",
-            "--gin_search_paths",
-            "--gin_import",
-            _GIN_PREFIX,
-            "--help",
-            *distributed.FLAGS,
-        ]
-        flag = unknown[0].partition("=")[0]
-        raise ConfigError(f"There is no flag {flag}.{nearest(flag, flags)} See `{program} --help`.")
-    if not options.gin_file:
-        raise ConfigError(
-            f"No gin file given: add --gin_file=FILE, as in `{program} "
-            "--gin_file=runs/pretrain_scenes.gin`."
-        )
-    return options
 
 
 def _search_paths(flag: str) -> list[str]:

@@ -13,6 +13,7 @@ locks         one process in a folder
 timers        goodput: where a host's time goes
 progress      shows how far long work is
 memory        how much memory there is
+allocator     starts a command with huge pages
 hardware      published figures of chips, and topologies
 distributed   connects the processes of several hosts
 collectives   agreement among hosts on plain numbers
@@ -25,6 +26,7 @@ suggestions   the nearest right name
 """
 
 __all__ = [
+    "allocator",
     "bad_input",
     "decode_options",
     "distributed",

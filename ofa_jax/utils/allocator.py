@@ -61,7 +61,7 @@ def _same_command(argv: Sequence[str]) -> list[str] | None:
     """
     if not sys.executable or len(argv) < 2 or argv[1] == "-":
         return None
-    return [*argv]
+    return [sys.executable, *argv[1:]]
 
 
 def _helps() -> bool:

@@ -21,8 +21,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 
-import jax
-
 HEARTBEAT_TIMEOUT_SECONDS = 30
 _ADDRESSING = ("coordinator_address", "num_processes", "process_id")
 FLAGS = ("--distributed", *(f"--{name}" for name in _ADDRESSING), "--heartbeat_timeout_seconds")
@@ -124,6 +122,8 @@ def initialize(cluster: Cluster) -> None:
     """
     if not cluster.several:
         return
+    import jax  # only here: the flags of this module are also those of `--help`
+
     try:
         jax.distributed.initialize(
             coordinator_address=cluster.coordinator_address,
@@ -149,7 +149,8 @@ def crashes_end_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized():
+        jax = sys.modules.get("jax")  # a command that never imported it is alone
+        if jax is None or not jax.distributed.is_initialized():
             raise
         code = 1
         if isinstance(error, SystemExit):
