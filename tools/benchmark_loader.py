@@ -72,7 +72,7 @@ def make_config(data_set: OfaArrayRecords, image_size: int) -> ObjectiveConfig:
     )
 
 
-def make_stream(batch_size: int, image_size: int) -> Stream:
+def make_stream(batch_size: int, image_size: int, shared_images: bool = False) -> Stream:
     """Returns the published `pairs` stream with a third of the patches."""
     patches = (image_size // 16) ** 2
     return Stream(
@@ -82,6 +82,7 @@ def make_stream(batch_size: int, image_size: int) -> Stream:
         _LENGTHS,
         image_size,
         num_sampled_patches=max(1, patches * 196 // 576),
+        shared_images=shared_images,
     )
 
 
@@ -207,6 +208,8 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     tasks = make_tasks(data_set, config)
     rows = StreamSampler(stream, tuple(tasks), tuple(range(len(tasks))), seed=0)
     stages = time_stages(rows, config, options.examples)
+    # The stages are those of one example; only the loader makes two of an image.
+    shared = make_stream(options.batch_size, options.image_size, options.shared_images)
     loaders = {}
     for kind, counts in (("threads", options.num_threads), ("workers", options.num_workers)):
         for count in counts:
@@ -215,7 +218,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
                 if kind == "threads"
                 else dict(num_threads=1, num_workers=count)
             )
-            loader = Loader([stream], {"pairs": tasks}, seed=0, **how)
+            loader = Loader([shared], {"pairs": tasks}, seed=0, **how)
             loaders[f"{count} {'worker processes' if kind == 'workers' else kind}"] = time_loader(
                 loader, options.batch_size, options.warm_up, options.steps
             )
@@ -302,6 +305,11 @@ def main(arguments: Sequence[str]) -> None:
         nargs="*",
         default=[cores],
         help="processes, one measurement each (default: one per core)",
+    )
+    parser.add_argument(
+        "--shared_images",
+        action="store_true",
+        help="time the loader with two examples of each image (Stream.shared_images)",
     )
     parser.add_argument("--json", action="store_true", help="one object instead of tables")
     options = parser.parse_args(arguments)

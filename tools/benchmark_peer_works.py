@@ -46,6 +46,7 @@ class Work:
       beam_size: hypotheses; 1 is greedy search.
       examples: made in a repeat of "data".
       images: different ones of "data".
+      shared_images: whether two examples of "data" share an image, as in `Stream.shared_images`.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Work:
     beam_size: int = 1
     examples: int = 0
     images: int = 0
+    shared_images: bool = False
 
     def __post_init__(self) -> None:
         if self.examples % self.batch_size or (self.kind == "data" and self.examples < 1):
@@ -122,7 +124,7 @@ class Work:
         """Returns the seconds that the loader needs for `examples` examples, again and again."""
         data_set = OfaArrayRecords(str(folder / "records"))
         config = benchmark_loader.make_config(data_set, self.image_size)
-        stream = benchmark_loader.make_stream(self.batch_size, self.image_size)
+        stream = benchmark_loader.make_stream(self.batch_size, self.image_size, self.shared_images)
         tasks = {"pairs": benchmark_loader.make_tasks(data_set, config)}
         how = dict(num_threads=1, num_workers=threads) if threads > 1 else dict(num_threads=1)
         batches = Loader([stream], tasks, seed=0, **how).batches()
@@ -138,12 +140,14 @@ class Work:
 
 
 _STEP = dict(kind="step", num_patches=196, source_length=32, target_length=30)
+_DATA = dict(kind="data", batch_size=32, examples=256, images=96)
 WORKS = {
     "step_tiny": Work(title="training step, tiny, batch 4", size="tiny", **_STEP),
     "step_base": Work(title="training step, base, batch 4", **_STEP),
     "beam_base": Work("decode", "base, beam 5, batch 4, 16 tokens", beam_size=5),
     "greedy_base": Work("decode", "base, greedy, batch 1, 16 tokens", batch_size=1),
-    "pairs": Work("data", "data of `pairs`, 256 examples", batch_size=32, examples=256, images=96),
+    "pairs": Work(title="data of `pairs`, 256 examples", **_DATA),
+    "pairs_shared": Work(title="the same, two examples of an image", shared_images=True, **_DATA),
 }
 """Name -> work, in the order of the table."""
 

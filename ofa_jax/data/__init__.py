@@ -3,6 +3,7 @@
 sources               record sources: OFA TSV, ArrayRecord, TFDS, Scenes, in memory
 features              `Stream`; converts examples to features of static shapes
 sampling              the deterministic order of a stream's records and random draws
+paired_order          the order of a stream that makes two examples of every image
 loader                `Loader`: batches for training and validation
 task_settings         how the settings of a run reach its tasks
 pretraining_settings  settings of the pretraining tasks

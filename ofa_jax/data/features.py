@@ -34,7 +34,7 @@ A *batch* stacks the features of B examples. Its shapes are the same at every st
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -74,6 +74,9 @@ class Stream:
       code_targets: whether some targets are image codes (image infilling).
       loss_group: streams of one group share one loss, normalised by their number of target
         tokens. Pretraining has two groups: pairs; and text, images and detection.
+      shared_images: whether captions and matching, and grounding and grounded captioning, take two
+        examples of one record, with one image, as in the reference implementation. It halves the
+        work on images. This is another order of the examples, see `paired_order`.
     """
 
     name: options.Name
@@ -84,6 +87,7 @@ class Stream:
     num_sampled_patches: options.Count | None = None
     code_targets: bool = False
     loss_group: options.Name = "pairs"
+    shared_images: bool = False
 
     def __post_init__(self) -> None:
         where = f"Stream {self.name!r}"
@@ -99,6 +103,16 @@ class Stream:
                     f"{where}: cannot sample {self.num_sampled_patches} of {self.num_patches} "
                     "patches."
                 )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns the fields on which the examples of a run depend.
+
+        `shared_images` is there only where it is on: checkpoints of earlier versions lack it.
+        """
+        fields = dataclasses.asdict(self)
+        if not self.shared_images:
+            del fields["shared_images"]
+        return fields
 
     @property
     def num_patches(self) -> int:

@@ -25,6 +25,7 @@ from absl import logging
 
 from ofa_jax.data.features import Batch, Features, Stream, empty_features, stack
 from ofa_jax.data.sampling import StreamSampler, WeightedTask, features_of_record
+from ofa_jax.preprocessing import image_sharing
 from ofa_jax.utils.bad_input import Finding, collect
 
 _FINDINGS = "findings"
@@ -72,7 +73,8 @@ class StepSource:
           ValueError: every record of the whole batch is invalid.
         """
         size = sampler.stream.batch_size
-        rows = [sampler[row] for row in self.host_rows(step, size)]
+        with image_sharing.kept_images():
+            rows = [sampler[row] for row in self.host_rows(step, size)]
         skipped = [finding for _, found in rows for finding in found if finding.is_skipped]
         # The few rows of one host may all be invalid by chance, so the rows of all hosts decide,
         # and every host comes to the same result. They are rarely read, so this costs nothing.
@@ -157,6 +159,7 @@ class Loader:
                     f"the {num_data_shards} data shards of the mesh; choose a multiple of "
                     f"{num_data_shards}."
                 )
+            _check_shared_images(stream, num_data_shards, stream.name in (sequential or {}))
         self.streams = tuple(streams)
         self.sequential = dict(sequential or {})
         self.task_names = task_names(streams, tasks)
@@ -318,6 +321,23 @@ class _ValidationBatches:
                 return features_of_record(self.stream, task, task_id, row, rng)
             row -= count
         return empty_features(self.stream, self.task_ids[0]), []
+
+
+def _check_shared_images(stream: Stream, num_data_shards: int, is_sequential: bool) -> None:
+    """Raises ValueError if a stream cannot make two examples of each image."""
+    if not stream.shared_images:
+        return
+    if is_sequential:
+        raise ValueError(
+            f"Stream {stream.name!r}: its tasks have an order of their own, so shared_images is of "
+            "no use: leave it out."
+        )
+    if stream.batch_size // num_data_shards % 2:
+        raise ValueError(
+            f"Stream {stream.name!r}: with shared_images each of the {num_data_shards} data shards "
+            f"takes an even number of rows, and batch_size {stream.batch_size} gives it "
+            f"{stream.batch_size // num_data_shards}: choose a multiple of {2 * num_data_shards}."
+        )
 
 
 def _is_skipped(row: tuple[Features, Sequence[Finding]]) -> bool:

@@ -33,7 +33,9 @@ from ofa_jax.data.features import (
     empty_features,
     to_features,
 )
+from ofa_jax.data.paired_order import Place, Unit, find_units
 from ofa_jax.data.sources.base import RecordSource, is_endless
+from ofa_jax.preprocessing import image_sharing
 from ofa_jax.preprocessing.records import InvalidRecordError, Record
 from ofa_jax.utils.bad_input import Finding, as_invalid_record, collect
 
@@ -121,26 +123,58 @@ class StreamSampler:
             )
         if any(task.rate <= 0 for task in self.tasks):
             raise ValueError(f"Stream {self.stream.name!r}: every rate must be positive.")
+        if self.stream.shared_images:
+            self._units()  # raises if its tasks cannot
+
+    def _units(self) -> list[Unit]:
+        """Returns what pairs of rows are made of, with `shared_images`."""
+        return find_units(self.stream.name, {task.name: task.rate for task in self.tasks})
+
+    def _shuffled(self, task: WeightedTask) -> grain.MapDataset:
+        """Returns a dataset that maps the number of a draw of a task to the index of its record."""
+        indices = grain.MapDataset.range(len(task.records))
+        if self.shuffle and not is_endless(task.records):
+            # Each epoch has another order and every record exactly once.
+            indices = indices.shuffle(seed=_crc32(self.seed, self.stream.name, task.name))
+        return indices.repeat()
 
     def _build_order(self) -> grain.MapDataset:
         """Returns a dataset that maps a row to (index of the task, index of its record)."""
         datasets = []
         for number, task in enumerate(self.tasks):
-            indices = grain.MapDataset.range(len(task.records))
-            if self.shuffle and not is_endless(task.records):
-                # Each epoch has another order and every record exactly once.
-                indices = indices.shuffle(seed=_crc32(self.seed, self.stream.name, task.name))
-            indices = indices.repeat()
+            indices = self._shuffled(task)
             datasets.append(indices.map(lambda index, number=number: (number, int(index))))
         interleaving = RateInterleaving([task.rate for task in self.tasks])
         return grain.MapDataset.select_from_datasets(datasets, interleaving)
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes rebuild the order instead of receiving it.
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+        own = ("_order", "_paired")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def place(self, row: int) -> Place:
+        """Returns the task that makes a row, and the task and the index of its record."""
+        if not self.stream.shared_images:
+            number, index = self.locate(row)
+            return Place(number, number, index)
+        if "_paired" not in self.__dict__:
+            units = self._units()
+            orders = [self._shuffled(self.tasks[unit.lead]) for unit in units]
+            interleaving = RateInterleaving([unit.rate for unit in units])
+            object.__setattr__(self, "_paired", (units, orders, interleaving))
+        units, orders, interleaving = self.__dict__["_paired"]
+        pair, second = divmod(row, 2)
+        number, earlier = interleaving[pair]
+        return units[number].place(orders[number], earlier, second)
 
     def locate(self, row: int) -> tuple[int, int]:
-        """Returns the index in `tasks` of a row's task, and the index of its record."""
+        """Returns the index in `tasks` of the task whose record a row holds, and its index there.
+
+        With `shared_images` the record may be that of another task than the row's, see `place`.
+        """
+        if self.stream.shared_images:
+            place = self.place(row)
+            return place.source, place.index
         if "_order" not in self.__dict__:
             object.__setattr__(self, "_order", self._build_order())
         return self.__dict__["_order"][row]
@@ -151,10 +185,17 @@ class StreamSampler:
 
     def __getitem__(self, row: int) -> tuple[Features, list[Finding]]:
         """Returns a row as `features_of_record` does."""
-        number, index = self.locate(row)
-        return features_of_record(
-            self.stream, self.tasks[number], self.task_ids[number], index, self.row_rng(row)
-        )
+        place = self.place(row)
+        task, rng = self.tasks[place.task], self.row_rng(row)
+        if not self.stream.shared_images:
+            return features_of_record(
+                self.stream, task, self.task_ids[place.task], place.index, rng
+            )
+        task = dataclasses.replace(task, records=self.tasks[place.source].records)
+        with image_sharing.drawn_from([self.seed, _crc32(self.stream.name, "image"), row // 2]):
+            return features_of_record(
+                self.stream, task, self.task_ids[place.task], place.index, rng
+            )
 
 
 def features_of_record(

@@ -15,6 +15,7 @@
     record_regions      the same of boxes and image codes
     image_files         decoding of images, within limits
     images, boxes       image transforms, and those of boxes
+    image_sharing       one image for two examples of a record
     randaugment         RandAugment
     masking             the span masks of text infilling
     negatives           false captions and answers for matching
@@ -29,6 +30,7 @@ __all__ = [
     "downstream",
     "examples",
     "image_files",
+    "image_sharing",
     "images",
     "instructions",
     "language_tasks",

@@ -6,12 +6,14 @@ record has several captions, questions or phrases, one is sampled. All randomnes
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ofa_jax.preprocessing import boxes as box_ops
 from ofa_jax.preprocessing import (
+    image_sharing,
     images,
     masking,
     negatives,
@@ -193,6 +195,14 @@ def _load_pair_image(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Returns the image of a pair: decoded, resized, cropped and augmented."""
+    name = ("pair", *_image_options(config))
+    return image_sharing.shared(name, rng, lambda rng: _make_pair_image(record, rng, config))
+
+
+def _make_pair_image(
+    record: Record, rng: np.random.Generator, config: ObjectiveConfig
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Makes the image of a pair."""
     resized, _ = images.resize_shorter_side(
         fields.decode_image(record, config.decode_options),
         images.NO_BOXES,
@@ -205,15 +215,28 @@ def _load_pair_image(
     return randaugment(array, rng) if config.training and config.randaugment else array
 
 
-def _sample_region(
-    record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> tuple[
+def _image_options(config: ObjectiveConfig) -> tuple[Any, ...]:
+    """Returns what an image depends on besides its record and the draws."""
+    sizes = config.image_size, *config.resize_range, config.resize_max_size, config.max_image_size
+    return (*sizes, config.decode_options, config.randaugment, config.training)
+
+
+_Region = tuple[
     str,
     Int32[np.ndarray, "4"],
     UInt8[np.ndarray, "size size 3"],
     Float32[np.ndarray, "4"],
-]:
+]
+
+
+def _sample_region(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> _Region:
     """Samples a phrase: returns it, its box's ids, the image cropped around it, and the view."""
+    name = ("region", *_image_options(config))
+    return image_sharing.shared(name, rng, lambda rng: _make_region(record, rng, config))
+
+
+def _make_region(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> _Region:
+    """Samples a phrase and crops the image around it."""
     image = fields.decode_image(record, config.decode_options)
     phrases, boxes = record_regions.usable_regions(
         record, image.size, "phrases", "phrase_boxes", clean_caption
@@ -378,6 +401,12 @@ PAIR_RATES: Mapping[str, float] = {
     "visual_grounding": 1.0,
     "grounded_captioning": 1.0,
 }
+COUNTERPARTS: Mapping[str, str] = {
+    "image_captioning": "image_text_matching",
+    "visual_question_answering": "image_text_matching",
+    "visual_grounding": "grounded_captioning",
+}
+"""The first example that the reference implementation makes of a record -> the second one."""
 IMAGE_RATES: Mapping[str, float] = {"image_infilling": 1.0, "object_detection": 1.0}
 TEXT_RATES: Mapping[str, float] = {"text_infilling": 1.0}
 """The rates of the objectives in each stream of the published pretraining."""

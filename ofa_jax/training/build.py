@@ -4,7 +4,6 @@ open the datasets ─▶ check the first batch against the model ─▶ candidat
   ─▶ train program (network, state, step) ─▶ self-critical transform ─▶ initial state ─▶ Run
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -369,7 +368,7 @@ def _run_fingerprint(
     """Returns what must not change when a run is continued; its keys stand in checkpoints."""
     return {
         "seed": seed,
-        "streams": [dataclasses.asdict(stream) for stream in streams],
+        "streams": [stream.fingerprint() for stream in streams],
         "rates": {
             stream.name: seqio_bridge.rates(stream.mixture_or_task_name, settings)
             for stream in streams

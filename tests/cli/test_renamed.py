@@ -6,14 +6,19 @@ import inspect
 import gin
 import pytest
 
-from ofa_jax import evaluate, infer, train
-from ofa_jax.cli import gin_files, gin_registry
+from ofa_jax.cli import (
+    evaluate_command,
+    gin_files,
+    gin_registry,
+    infer_command,
+    train_command,
+)
 from ofa_jax.utils import renamed
 
 ENTRY_POINTS = {
-    "train": train.build_run,
-    "evaluate": evaluate.build_evaluation,
-    "infer": infer.build_job,
+    "train": train_command.build_run,
+    "evaluate": evaluate_command.build_evaluation,
+    "infer": infer_command.build_job,
 }
 
 
