@@ -108,18 +108,29 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 258, 262, 3
 _Result = TypeVar("_Result")
 
 
-def decode(encoded: bytes, options: DecodeOptions = AS_SEEN) -> Image.Image:
+def decode(
+    encoded: bytes, options: DecodeOptions = AS_SEEN, at_least: int | None = None
+) -> Image.Image:
     """Decodes an image file to RGB.
 
     Args:
       encoded: the content of the file.
       options: how it is decoded, and the limits.
+      at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both
+        sides have this many pixels; None for its own size.
 
     Raises:
       InvalidRecordError: the bytes are not a complete image of one of the FORMATS, or one that is
         too large.
     """
-    return _guarded(lambda: _to_rgb(_open(encoded, options), options))
+    return _guarded(lambda: _to_rgb(_reduced(_open(encoded, options), at_least), options))
+
+
+def _reduced(image: Image.Image, at_least: int | None) -> Image.Image:
+    """Lets a JPEG that was opened be decoded at a reduced scale."""
+    if at_least is not None and image.format == "JPEG":
+        image.draft(None, (at_least, at_least))
+    return image
 
 
 def to_rgb(image: Image.Image, options: DecodeOptions = AS_SEEN) -> Image.Image:

@@ -49,6 +49,10 @@ class ObjectiveConfig:
       decode_options: how images are decoded, and how large they may be. The default is what the
         reference implementation does; `PretrainingSettings` takes `AS_SEEN` for data of one's own.
       randaugment: whether captioning, questions and matching apply RandAugment.
+      reduced_jpegs: whether captioning, questions and matching may decode JPEGs at 1/2, 1/4 or 1/8
+        of their size, where that is no smaller than what they are resized to. This is faster for
+        photographs of more than twice the size, and gives other pixels than the reference
+        implementation. Only in training.
       training: False for evaluation: the smallest size, central crops, no flips, no RandAugment.
     """
 
@@ -73,6 +77,7 @@ class ObjectiveConfig:
     prompts: Wordings = dataclasses.field(default_factory=dict)
     decode_options: DecodeOptions = AS_STORED
     randaugment: bool = True
+    reduced_jpegs: bool = False
     training: bool = True
 
     def __post_init__(self) -> None:

@@ -203,10 +203,12 @@ def _make_pair_image(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Makes the image of a pair."""
+    size = _sample_size(rng, config)
+    at_least = size if config.reduced_jpegs and config.training else None
     resized, _ = images.resize_shorter_side(
-        fields.decode_image(record, config.decode_options),
+        fields.decode_image(record, config.decode_options, at_least),
         images.NO_BOXES,
-        _sample_size(rng, config),
+        size,
         config.resize_max_size,
         config.decode_options.max_resized_pixels,
     )
@@ -218,7 +220,13 @@ def _make_pair_image(
 def _image_options(config: ObjectiveConfig) -> tuple[Any, ...]:
     """Returns what an image depends on besides its record and the draws."""
     sizes = config.image_size, *config.resize_range, config.resize_max_size, config.max_image_size
-    return (*sizes, config.decode_options, config.randaugment, config.training)
+    return (
+        *sizes,
+        config.decode_options,
+        config.randaugment,
+        config.reduced_jpegs,
+        config.training,
+    )
 
 
 _Region = tuple[

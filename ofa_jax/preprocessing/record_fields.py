@@ -253,10 +253,12 @@ def sample_value(
 # -------------------------------------------------------------------------------------- the image
 
 
-def decode_image(record: Record, options: DecodeOptions = AS_SEEN) -> Image.Image:
-    """Decodes the record's image. Raises InvalidRecordError if there is none."""
+def decode_image(
+    record: Record, options: DecodeOptions = AS_SEEN, at_least: int | None = None
+) -> Image.Image:
+    """Decodes the record's image; see `images.decode`. Raises InvalidRecordError if it has none."""
     encoded = get_required(record, "image")
     try:
-        return images.decode(encoded, options)
+        return images.decode(encoded, options, at_least)
     except InvalidRecordError as error:
         raise record_error(record, str(error), error.reason) from error
