@@ -15,14 +15,13 @@ import sys
 from collections.abc import Sequence
 
 from ofa_jax.cli import flags
-from ofa_jax.utils import allocator, distributed, lean_imports
+from ofa_jax.utils import allocator, distributed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` (without the program); returns the exit code."""
     flags.answer_help("python -m ofa_jax.infer", __doc__ or "", arguments)
     # Imported only now: it takes seconds, and --help needs none of it.
-    lean_imports.import_tensorflow()
     from ofa_jax.cli import infer_command
 
     return infer_command.run_command(__doc__ or "", arguments)

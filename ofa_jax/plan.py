@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from ofa_jax.cli import flags
-from ofa_jax.utils import allocator, lean_imports
+from ofa_jax.utils import allocator
 
 # libtpu must neither look for hardware nor be limited to one process.
 _ENVIRONMENT = {
@@ -40,7 +40,6 @@ def main(arguments: Sequence[str]) -> None:
         os.environ.setdefault(name, value)
     flags.answer_help("python -m ofa_jax.plan", __doc__ or "", arguments)
     # Imported only now: JAX and TensorFlow read the environment when they are imported.
-    lean_imports.import_tensorflow()
     from ofa_jax.cli import plan_command
 
     plan_command.run_command(__doc__ or "", arguments)

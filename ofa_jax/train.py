@@ -10,14 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from ofa_jax.cli import flags
-from ofa_jax.utils import allocator, distributed, lean_imports
+from ofa_jax.utils import allocator, distributed
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments` (without the program)."""
     flags.answer_help("python -m ofa_jax.train", __doc__ or "", arguments)
     # Imported only now: it takes seconds, and --help needs none of it.
-    lean_imports.import_tensorflow()
     from ofa_jax.cli import train_command
 
     train_command.run_command(__doc__ or "", arguments)

@@ -14,7 +14,6 @@ timers        goodput: where a host's time goes
 progress      shows how far long work is
 memory        how much memory there is
 allocator     starts a command with huge pages
-lean_imports  imports TensorFlow without Keras
 hardware      published figures of chips, and topologies
 distributed   connects the processes of several hosts
 collectives   agreement among hosts on plain numbers
@@ -33,7 +32,6 @@ __all__ = [
     "distributed",
     "files",
     "hardware",
-    "lean_imports",
     "locks",
     "modules",
     "platforms",

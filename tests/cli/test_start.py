@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from ofa_jax.utils import allocator, lean_imports
+from ofa_jax.utils import allocator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = ("train", "evaluate", "infer", "plan", "demo")
@@ -72,43 +72,6 @@ def test_help_is_found_among_other_arguments(arguments, capsys):
     assert "usage: python -m ofa_jax.train" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------- TensorFlow
-
-
-def test_a_command_imports_tensorflow_without_keras_and_what_keras_imports(tmp_path):
-    program = (
-        "import os, sys\nfrom ofa_jax import train\n"
-        "try: train.main(['--gin_file=nowhere.gin'])\n"
-        "except SystemExit as ended: assert ended.code == 2\n"
-        "assert 'tensorflow' in sys.modules and 'ofa_jax.cli.train_command' in sys.modules\n"
-        "print(*{'keras', 'sklearn', 'pandas', 'tf_keras'} & set(sys.modules))\n"
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ\n"
-        "import tensorflow as tf\n"
-        "print(tf.keras.__name__, all(isinstance(path, str) for path in tf.__path__))"
-    )
-    kept = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**kept, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    loaded, keras = done.stdout.splitlines()[-2:]
-    assert not loaded.strip() and keras.endswith("True") and "keras" in keras
-    assert "nowhere.gin" in done.stderr
-
-
-def test_a_choice_of_keras_is_kept(monkeypatch):
-    asked = []
-    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    monkeypatch.setattr(lean_imports.importlib, "import_module", asked.append)
-    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
-    lean_imports.import_tensorflow()
-    assert asked == ["tensorflow"] and os.environ["TF_USE_LEGACY_KERAS"] == "0"
-
-
 # ------------------------------------------------------------------------------------- huge pages
 
 
@@ -161,7 +124,7 @@ def test_nothing_is_done_with_another_library(offered, monkeypatch, library):
 # Starts as a command does, notes every start, and shows what reached it.
 PROGRAM = """
 import json, os, pathlib, signal, sys
-from ofa_jax.utils import allocator, lean_imports
+from ofa_jax.utils import allocator
 allocator._HUGE_PAGES = pathlib.Path(os.environ["ENABLED"])
 allocator._OLDEST_GLIBC = (2, 0)
 with open(os.environ["STARTS"], "a") as file:
