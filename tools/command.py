@@ -29,8 +29,7 @@ def user_command(main: Callable[Parameters, int | None]) -> Callable[Parameters,
     @functools.wraps(main)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> int:
         try:
-            if main.__module__ == "__main__":
-                allocator.restart_with_huge_pages()
+            allocator.restart_with_huge_pages(main)
             return main(*args, **kwargs) or 0
         except KeyboardInterrupt:
             return report_interrupt()

@@ -10,7 +10,8 @@ GLIBC_TUNABLES of the user's is kept as it is.
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 __all__ = ["OPT_OUT", "TUNABLES", "restart_with_huge_pages", "settings"]
 
@@ -32,12 +33,18 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value} if _helps() else {}
 
 
-def restart_with_huge_pages() -> None:
+def restart_with_huge_pages(main: Callable[..., Any] | None = None) -> None:
     """Executes this command again with `settings`, unless it has them or they do not help.
 
     Call it first of all: what was imported is imported again. It returns where the settings do not
     help, and in the process that has them.
+
+    Args:
+      main: a function that is called only by the program that it is in; where it belongs to a
+        module that another program has imported, nothing is done.
     """
+    if main is not None and main.__module__ != "__main__":
+        return
     given = settings(os.environ)
     command = _same_command(sys.orig_argv)
     # glibc withholds its settings from some programs; the process id keeps this from a loop.
