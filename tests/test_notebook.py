@@ -65,7 +65,7 @@ def execute_with_jupyter(notebook, folder):
     """Executes a notebook as Jupyter does; returns the kinds of the outputs."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    node = nbformat.from_dict(notebook)
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
     client = nbclient.NotebookClient(
         node, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
