@@ -37,6 +37,7 @@ _TRAINING_FIELDS = {
     "prefix_length",
     "second_image",
     "remat",
+    "attention_implementation",
     *layout.LAYOUT_FIELDS,
 } | {field.name for field in dataclasses.fields(OFAConfig) if field.name.endswith("_rate")}
 

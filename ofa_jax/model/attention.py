@@ -1,24 +1,24 @@
 """Multi-head attention with an additive position bias and a learned factor per head."""
 
-import functools
-
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from ofa_jax.model import attention_fused, attention_terms
+from ofa_jax.model.attention_ops import MASKED_SCORE, attention_scores, softmax, to_key_layout
+from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropout
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import (
+    ATTENDED,
     Dense,
     bert_init,
     dtype_of,
     with_activation_sharding,
     with_logical_axes,
 )
-
-MASKED_SCORE = -1e30
-"""Score of masked pairs: vanishes in a float32 softmax, yet fully masked rows stay finite."""
 
 
 def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
@@ -31,63 +31,6 @@ def head_projection(config: OFAConfig, name: str | None = None) -> Dense:
         dtype_of(config),
         name=name,
     )
-
-
-def to_key_layout(
-    x: Float[Array, "*batch keys heads head_dim"],
-) -> Float[Array, "*batch heads head_dim keys"]:
-    """Moves the key axis last, the layout in which attention multiplies keys and values.
-
-    Caches store this layout, so that no decoding step has to transpose them.
-    """
-    return jnp.moveaxis(x, -3, -1)
-
-
-def attention_scores(
-    query: Float[Array, "*batch queries heads head_dim"],
-    key: Float[Array, "*batch heads head_dim keys"],
-) -> Float[Array, "*batch heads queries keys"]:
-    """Computes the dot products of queries and keys per head, in float32.
-
-    Leading axes broadcast: positions are often the same for all examples.
-    """
-    batch = jnp.broadcast_shapes(query.shape[:-3], key.shape[:-3])
-    # Broadcast explicitly: the CPU backend has no bfloat16 product that broadcasts.
-    query, key = (jnp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (query, key))
-    return jnp.einsum("...qhd,...hdk->...hqk", query, key, preferred_element_type=jnp.float32)
-
-
-def softmax(scores: Float[Array, "*batch keys"], dtype: jnp.dtype) -> Float[Array, "*batch keys"]:
-    """Computes a softmax over the last axis in float32 and returns it as `dtype`.
-
-    With a lower-precision `dtype` the backward pass reuses the cast weights; the float32 ones, the
-    largest arrays of a layer, are not saved.
-    """
-    if dtype == jnp.float32:
-        return jax.nn.softmax(scores, axis=-1)
-    return _low_precision_softmax(scores, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _low_precision_softmax(scores: Array, dtype: jnp.dtype) -> Array:
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
-
-
-def _low_precision_softmax_forward(scores: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
-    weights = _low_precision_softmax(scores, dtype)
-    return weights, weights
-
-
-def _low_precision_softmax_backward(
-    dtype: jnp.dtype, weights: Array, gradient: Array
-) -> tuple[Array]:
-    """Computes the gradient of the scores from the low-precision weights."""
-    weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
-    inner = (weights * gradient).sum(axis=-1, keepdims=True)
-    return (weights * (gradient - inner),)
-
-
-_low_precision_softmax.defvjp(_low_precision_softmax_forward, _low_precision_softmax_backward)
 
 
 class KeyValues(flax.struct.PyTreeNode):
@@ -148,8 +91,8 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "*batch queries width"],
         memory: Float[Array, "*batch keys width"] | KeyValues,
-        bias: Float[Array, "*#batch heads queries keys"],
-        mask: Bool[Array, "*#batch #heads #queries keys"],
+        bias: Float[Array, "*#batch heads queries keys"] | ScoreTerms,
+        mask: Bool[Array, "*#batch #heads #queries keys"] | AttentionMask,
         train: bool,
     ) -> Float[Array, "*batch queries width"]:
         """Attends from x to memory.
@@ -157,7 +100,8 @@ class Attention(nn.Module):
         Args:
           x: queries; the leading axes are the batch, or the batch and the beams of an example.
           memory: states to attend to, or their projection by `project`.
-          bias: float32, added to the scores.
+          bias: float32, added to the scores; or its terms, as every implementation but "bias" takes
+            it, with an `AttentionMask`.
           mask: False hides the key.
           train: whether dropout is on.
 
@@ -165,10 +109,14 @@ class Attention(nn.Module):
           The attended states, projected to the model width.
         """
         c = self.config
+        if isinstance(bias, ScoreTerms):
+            assert isinstance(mask, AttentionMask) and not isinstance(memory, KeyValues)
+            return self._project_output(self._attend_by_terms(x, memory, bias, mask, train))
+        assert not isinstance(mask, AttentionMask)
         if not isinstance(memory, KeyValues):
             memory = self.project(memory)
         key, value = memory.key, memory.value
-        query = _with_head_sharding(self.query(x)) * jnp.asarray(c.attention_scale, dtype_of(c))
+        query = self._scaled_query(x)
         if self.prefix_length:
             key, value = _prepend(self.prefix_key, key), _prepend(self.prefix_value, value)
             bias = _pad_front(bias, self.prefix_length, 0)
@@ -179,8 +127,42 @@ class Attention(nn.Module):
         mixed = jnp.einsum("...hqk,...hdk->...qhd", weights, value)
         if c.scale_heads:
             mixed = mixed * self.head_scale.astype(mixed.dtype)[:, None]
+        return self._project_output(mixed)
+
+    def _attend_by_terms(
+        self, x: Array, memory: Array, terms: ScoreTerms, mask: AttentionMask, train: bool
+    ) -> Float[Array, "batch queries heads head_dim"]:
+        """Attends without a bias array, by the implementation that the configuration names."""
+        c = self.config
+        query = self._scaled_query(x)
+        key, value = (_with_head_sharding(project(memory)) for project in (self.key, self.value))
+        if self.prefix_length:
+            key, value = (
+                _prepend_lengthwise(*pair)
+                for pair in ((self.prefix_key, key), (self.prefix_value, value))
+            )
+            terms = terms.replace(prefix=self.prefix_length)
+        dropout = None
+        if train and c.attention_dropout_rate:
+            # The key that nn.Dropout would draw from.
+            dropout = WeightDropout(self.dropout.make_rng("dropout"), c.attention_dropout_rate)
+        arguments = query, key, value, terms, mask, dropout
+        head_scale = self.head_scale if c.scale_heads else None
+        if c.attention_implementation == "columns":
+            return attention_terms.attend(*arguments, head_scale)
+        # A layer that is rematerialised saves this result: the backward pass does not need the
+        # forward kernel again.
+        return checkpoint_name(attention_fused.attend(*arguments, head_scale), ATTENDED)
+
+    def _scaled_query(self, x: Array) -> Float[Array, "*batch queries heads head_dim"]:
+        """Projects the queries and scales them."""
+        c = self.config
+        return _with_head_sharding(self.query(x)) * jnp.asarray(c.attention_scale, dtype_of(c))
+
+    def _project_output(self, mixed: Array) -> Float[Array, "*batch queries width"]:
+        """Projects the mixed values to the model width."""
         return with_activation_sharding(
-            self.output(mixed), "batch", *[None] * (x.ndim - 3), "length", "embed"
+            self.output(mixed), "batch", *[None] * (mixed.ndim - 4), "length", "embed"
         )
 
 
@@ -196,6 +178,14 @@ def _prepend(
     prefix = to_key_layout(prefix.astype(x.dtype))
     prefix = jnp.broadcast_to(prefix, (*x.shape[:-3], *prefix.shape))
     return jnp.concatenate([prefix, x], axis=-1)
+
+
+def _prepend_lengthwise(
+    prefix: Float[Array, "prefix heads head_dim"], x: Float[Array, "batch keys heads head_dim"]
+) -> Float[Array, "batch prefix+keys heads head_dim"]:
+    """Puts learned keys or values before those of a memory in the layout of projections."""
+    prefix = jnp.broadcast_to(prefix.astype(x.dtype), (len(x), *prefix.shape))
+    return jnp.concatenate([prefix, x], axis=1)
 
 
 def _pad_front(x: Array, count: int, value: float) -> Array:

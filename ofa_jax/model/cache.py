@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ofa_jax.model.attention import attention_scores
-from ofa_jax.model.transformer import DecoderPositions, LayerCache, select_per_example
+from ofa_jax.model.attention_ops import attention_scores, from_key_layout
+from ofa_jax.model.attention_positions import DecoderPositions, select_per_example
+from ofa_jax.model.attention_terms import PositionFactors
+from ofa_jax.model.transformer import LayerCache
 
 
 class ProjectedPositions(flax.struct.PyTreeNode):
@@ -64,6 +66,20 @@ class ProjectedPositions(flax.struct.PyTreeNode):
             cross_bias = attention_scores(query, self.cross_key)
         self_bias = attention_scores(self.self_query, self.self_key)
         return DecoderPositions(self_bias, cross_bias, is_image_code)
+
+    def factors(self, is_image_code: Bool[Array, " batch"] | None) -> DecoderPositions:
+        """Returns the factors of these biases; the arguments are those of `biases`."""
+
+        def select(x: Array) -> Array:
+            """Selects by the first axis, of size 1 or 2, for every example."""
+            return x if is_image_code is None else select_per_example(x[0], x[1], is_image_code)
+
+        cross_key = from_key_layout(self.cross_key)
+        return DecoderPositions(
+            PositionFactors(select(self.self_query), select(from_key_layout(self.self_key))),
+            PositionFactors(select(self.cross_query), cross_key),
+            is_image_code,
+        )
 
 
 class DecoderCache(flax.struct.PyTreeNode):

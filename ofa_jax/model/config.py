@@ -23,6 +23,9 @@ PATCH_STRIDE = 16
 REMAT_POLICIES = ("none", "full", "dots", "weight_dots")
 """Values of `OFAConfig.remat`; see its documentation for what each policy saves."""
 
+ATTENTION_IMPLEMENTATIONS = ("bias", "columns", "fused")
+"""Values of `OFAConfig.attention_implementation`; see its documentation."""
+
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
 """Names of the constructors of `OFAConfig`: the five published sizes and one for CPUs."""
 
@@ -87,6 +90,12 @@ class OFAConfig:
       remat: what the backward pass recomputes instead of saving it: "none", "full" (saves only the
         input of each layer), "dots" (saves matrix products and convolutions) or "weight_dots"
         (saves them except for the products within attention).
+      attention_implementation: "bias" adds absolute and relative position biases as arrays of all
+        pairs of positions; "columns" computes the absolute bias within the scores, from position
+        queries and keys as further columns of queries and keys; "fused" does so in one kernel for
+        scores, softmax and values on TPUs, and with cuDNN on GPUs, where they take the shapes, and
+        is "columns" elsewhere. Parameters and random draws are the same, results agree within
+        rounding; decoding token by token is always "bias".
       vocab_multiple: pad the embedding to a multiple of this many rows, so that it can be split
         over devices (59,457 is odd); padding rows are never predicted.
     """
@@ -138,6 +147,7 @@ class OFAConfig:
     dtype: options.Dtype = "float32"
     scan_layers: bool = False
     remat: Annotated[str, options.OneOf(REMAT_POLICIES)] = "none"
+    attention_implementation: Annotated[str, options.OneOf(ATTENTION_IMPLEMENTATIONS)] = "bias"
     vocab_multiple: options.Count = 1
 
     def __post_init__(self) -> None:

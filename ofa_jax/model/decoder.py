@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model import positions
 from ofa_jax.model.attention import head_projection, to_key_layout
+from ofa_jax.model.attention_positions import DecoderPositions, select_per_example
+from ofa_jax.model.attention_terms import AttentionMask
 from ofa_jax.model.cache import DecoderCache, ProjectedPositions
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.encoder import EncoderOutput
@@ -19,12 +21,7 @@ from ofa_jax.model.layers import (
     linear_drop_path_rates,
     with_activation_sharding,
 )
-from ofa_jax.model.transformer import (
-    DecoderLayer,
-    DecoderPositions,
-    layer_stack,
-    select_per_example,
-)
+from ofa_jax.model.transformer import DecoderLayer, layer_stack
 
 
 class _LayerInputs(NamedTuple):
@@ -32,7 +29,7 @@ class _LayerInputs(NamedTuple):
 
     encoded: Array | None
     decoder_positions: DecoderPositions
-    self_mask: Array | np.ndarray
+    self_mask: Array | np.ndarray | AttentionMask
     encoder_mask: Array
 
 
@@ -74,8 +71,11 @@ class Decoder(nn.Module):
         else:
             assert cache is not None and cache.positions is not None
             projected, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
-        self_mask: Array | np.ndarray
-        if cache is None:
+        self_mask: Array | np.ndarray | AttentionMask
+        as_factors = cache is None and c.attention_implementation != "bias"
+        if as_factors:
+            self_mask = AttentionMask(tokens != c.pad_id, causal=True)
+        elif cache is None:
             causal = np.tril(np.ones((1, length, length), bool))
             self_mask = causal & (tokens != c.pad_id)[:, None, :]
         else:
@@ -85,7 +85,8 @@ class Decoder(nn.Module):
             projected = projected.at(position)
 
         x = self._embed(token_embeddings, projected.embeddings, is_image_code, train)
-        decoder_positions = projected.biases(is_image_code).replace(position=position)
+        make_positions = projected.factors if as_factors else projected.biases
+        decoder_positions = make_positions(is_image_code).replace(position=position)
         inputs = _LayerInputs(hidden, decoder_positions, self_mask, encoder_mask)
         if cache is None:
             rates = linear_drop_path_rates(c.decoder_drop_path_rate, c.decoder_layers)

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model import positions
-from ofa_jax.model.attention import attention_scores, head_projection, to_key_layout
+from ofa_jax.model.attention import head_projection
+from ofa_jax.model.attention_positions import EncoderPositions, PatchPositions
+from ofa_jax.model.attention_terms import PositionFactors
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.layers import (
     Dense,
@@ -24,7 +26,7 @@ from ofa_jax.model.layers import (
     with_logical_axes,
 )
 from ofa_jax.model.resnet import ResNet, normalise_images
-from ofa_jax.model.transformer import EncoderLayer, EncoderPositions, PatchPositions, layer_stack
+from ofa_jax.model.transformer import EncoderLayer, layer_stack
 
 ModelInputs = Mapping[str, Any]
 """Arrays by feature name; `ofa_jax.model` lists the features with their shapes."""
@@ -128,8 +130,8 @@ class Encoder(nn.Module):
         self,
         embeddings: Float[Array, "rows width"],
         indices: Int[Array, "batch length"] | None,
-    ) -> Float[Array, "#batch heads length length"]:
-        """Computes the absolute position bias that all layers share."""
+    ) -> Float[Array, "#batch heads length length"] | PositionFactors:
+        """Computes the absolute position bias that all layers share, or only its factors."""
         c = self.config
         query = head_projection(c, "position_query")(embeddings) * jnp.asarray(
             c.attention_scale, dtype_of(c)
@@ -137,7 +139,8 @@ class Encoder(nn.Module):
         key = head_projection(c, "position_key")(embeddings)
         # Project each position once, then gather the rows that each example has sampled.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
-        return attention_scores(query, to_key_layout(key))
+        factors = PositionFactors(query, key)
+        return factors.bias() if c.attention_implementation == "bias" else factors
 
     def _type_vectors(self) -> list[Float[Array, " width"] | None]:
         """Returns the type vectors of text, image and second image."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
@@ -16,6 +16,9 @@ from ofa_jax.model.config import OFAConfig
 _Module = TypeVar("_Module", bound=nn.Module)
 
 LAYER_NORM_EPSILON = 1e-5
+
+ATTENDED = "attended"
+"""Name of the values that fused attention has mixed; rematerialised layers save them."""
 
 bert_init = nn.initializers.normal(0.02)
 """N(0, 0.02): how the reference implementation initialises linear and embedding layers, including
@@ -215,15 +218,22 @@ def remat(
     return cast(type[_Module], rematerialised)
 
 
-def _is_matmul_or_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("dot_general", "conv_general_dilated")
+def _is_matmul_or_convolution(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated") or _is_attended(
+        primitive, parameters
+    )
+
+
+def _is_attended(primitive: Any, parameters: Mapping[str, Any]) -> bool:
+    """Tells the result of fused attention, which consists of products within attention."""
+    return primitive.name == "name" and parameters["name"] == ATTENDED
 
 
 def _is_weight_matmul_or_convolution(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Leaves out products within attention: they have batch axes, products with weights do not."""
     if primitive.name == "dot_general":
         return not any(parameters["dimension_numbers"][1])
-    return primitive.name == "conv_general_dilated"
+    return primitive.name == "conv_general_dilated" or _is_attended(primitive, parameters)
 
 
 def linear_drop_path_rates(last: float, layers: int) -> list[float]:

@@ -87,15 +87,44 @@ def grid_bias(
     Returns:
       The bias, [heads, query, key].
     """
+    heads = table.shape[-1]
+    by_column = _bias_by_column(table, rows, columns, bucket_size)
+    both = toeplitz(by_column.transpose(0, 2, 3, 1))  # [heads, column, column, row, row]
+    return both.transpose(0, 3, 1, 4, 2).reshape(heads, rows * columns, rows * columns)
+
+
+def _bias_by_column(
+    table: Float[Array, "relations heads"], rows: int, columns: int, bucket_size: int
+) -> Float[Array, "heads 2*rows-1 columns columns"]:
+    """Computes the bias by row difference (ascending), column of the query, column of the key."""
     side, heads = 2 * bucket_size - 1, table.shape[-1]
     differences = table[: side * side].reshape(side, side, heads)
     differences = differences[
         bucket_size - rows : bucket_size + rows - 1,
         bucket_size - columns : bucket_size + columns - 1,
     ]
-    by_column = toeplitz(differences.transpose(2, 0, 1))  # [heads, 2 rows - 1, column, column]
-    both = toeplitz(by_column.transpose(0, 2, 3, 1))  # [heads, column, column, row, row]
-    return both.transpose(0, 3, 1, 4, 2).reshape(heads, rows * columns, rows * columns)
+    return toeplitz(differences.transpose(2, 0, 1))
+
+
+def grid_bands(
+    table: Float[Array, "relations heads"], rows: int, columns: int, bucket_size: int
+) -> Float[Array, "heads columns (2*rows-1)*columns"]:
+    """Arranges a table so that the bias of every row of patches is a slice of it.
+
+    The bias between the patches of row r and all patches of the grid (`grid_bias`) is
+    `bands[:, :, start : start + rows * columns]` with `start = (rows - 1 - r) * columns`.
+
+    Args:
+      table: the 2-D relative table, [(2 * bucket_size - 1) ** 2 + 3, heads].
+      rows: rows of the grid, at most `bucket_size`.
+      columns: columns of the grid, at most `bucket_size`.
+      bucket_size: side of the largest grid.
+
+    Returns:
+      The bands: [heads, column of the query, position of the key].
+    """
+    by_column = _bias_by_column(table, rows, columns, bucket_size)[:, ::-1]
+    return by_column.transpose(0, 2, 1, 3).reshape(table.shape[-1], columns, -1)
 
 
 def patch_bias(

@@ -1,4 +1,4 @@
-"""Encoder and decoder layers: pre-LN with the NormFormer additions, and their position biases.
+"""Encoder and decoder layers: pre-LN with the NormFormer additions.
 
 A layer is LayerNorm, attention with per-head factors, LayerNorm, dropout, stochastic depth and the
 residual; then the same around a feed-forward layer that normalises after its activation
@@ -12,78 +12,25 @@ import flax
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from ofa_jax.model import position_biases, positions
 from ofa_jax.model.attention import Attention, KeyValues
+from ofa_jax.model.attention_positions import (
+    DecoderPositions,
+    EncoderPositions,
+    RelativePositions,
+)
+from ofa_jax.model.attention_terms import AttentionMask, PositionFactors, ScoreTerms
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import (
     Dense,
     DropPath,
-    Embed,
     dtype_of,
     layer_norm,
     remat,
     with_activation_sharding,
     with_logical_axes,
 )
-
-
-class PatchPositions(flax.struct.PyTreeNode):
-    """Positions of the patches of an image.
-
-    Attributes:
-      indices: sampled patches of the grid, counted row by row; None for all patches.
-      grid: rows and columns of the full patch grid.
-    """
-
-    indices: Int[Array, "batch patches"] | None
-    grid: tuple[int, int] = flax.struct.field(pytree_node=False)
-
-    def bias(
-        self, table: Float[Array, "relations heads"], config: OFAConfig
-    ) -> Float[Array, "#batch heads patches patches"]:
-        """Computes the relative position bias between the patches in float32."""
-        bucket_size = config.image_bucket_size
-        if self.indices is None:
-            return position_biases.grid_bias(table, *self.grid, bucket_size)[None]
-        return position_biases.patch_bias(
-            table, self.indices, self.grid, bucket_size, dtype_of(config)
-        )
-
-
-class EncoderPositions(flax.struct.PyTreeNode):
-    """Positions that all encoder layers share.
-
-    Attributes:
-      absolute_bias: float32 bias over all patches, then the text.
-      images: positions of each image, in the order of their patches.
-      text_length: number of text tokens.
-    """
-
-    absolute_bias: Float[Array, "#batch heads length length"]
-    images: tuple[PatchPositions, ...] = ()
-    text_length: int = flax.struct.field(pytree_node=False, default=0)
-
-
-class DecoderPositions(flax.struct.PyTreeNode):
-    """Positions that all decoder layers share.
-
-    The axis `kinds` has size 1 for text rows only, or 2 where `is_image_code` selects between text
-    rows (0) and code rows (1). The axis `queries` has the size of `length` when all positions are
-    scored at once, and 1 when they are decoded one at a time.
-
-    Attributes:
-      self_bias: float32 absolute bias of self-attention.
-      cross_bias: float32 absolute bias of cross-attention.
-      is_image_code: which examples have image codes as targets; None for none of them.
-      position: position of the only query; None if all positions are queries.
-    """
-
-    self_bias: Float[Array, "kinds heads queries length"]
-    cross_bias: Float[Array, "#batch heads queries encoder_length"]
-    is_image_code: Bool[Array, " batch"] | None = None
-    position: Int[Array, ""] | None = None
 
 
 class LayerCache(flax.struct.PyTreeNode):
@@ -97,70 +44,6 @@ class LayerCache(flax.struct.PyTreeNode):
 
     past: KeyValues
     encoded: KeyValues | None = None
-
-
-def select_per_example(
-    text: Float[Array, "*shape"],
-    code: Float[Array, "*shape"],
-    is_image_code: Bool[Array, " batch"],
-) -> Float[Array, " batch *shape"]:
-    """Selects `code` for the examples with image codes and `text` for the others."""
-    return jnp.where(is_image_code.reshape(-1, *[1] * text.ndim), code, text)
-
-
-class RelativePositions(nn.Module):
-    """The 1-D and 2-D relative position tables of a layer, and the biases computed from them."""
-
-    config: OFAConfig
-
-    def setup(self) -> None:
-        """Creates the tables."""
-        c = self.config
-        self.tokens = Embed(2 * c.token_bucket_size - 1, c.num_heads, ("relpos", "heads"))
-        self.images = Embed(
-            positions.num_image_relations(c.image_bucket_size), c.num_heads, ("relpos", "heads")
-        )
-
-    def encoder_bias(
-        self, encoder_positions: EncoderPositions
-    ) -> Float[Array, "#batch heads length length"]:
-        """Adds the relative biases within the text and within each image to the absolute bias.
-
-        There is no relative bias between text and images, or between two images.
-        """
-        c, bias, start = self.config, encoder_positions.absolute_bias, 0
-        blocks = [image.bias(self.images(), c) for image in encoder_positions.images]
-        text_bias = position_biases.text_bias(
-            self.tokens(), encoder_positions.text_length, c.token_bucket_size
-        )
-        blocks.append(text_bias[None])
-        for block in blocks:
-            end = start + block.shape[-1]
-            bias = bias + _pad_last_two_axes(block, before=start, after=bias.shape[-1] - end)
-            start = end
-        return bias
-
-    def decoder_bias(
-        self, decoder_positions: DecoderPositions
-    ) -> Float[Array, "#batch heads queries length"]:
-        """Adds the relative bias of self-attention to its absolute bias."""
-        c, length = self.config, decoder_positions.self_bias.shape[-1]
-        text = decoder_positions.self_bias[0] + position_biases.text_bias(
-            self.tokens(), length, c.token_bucket_size, decoder_positions.position
-        )
-        if decoder_positions.is_image_code is None:
-            return text[None]
-        code = decoder_positions.self_bias[1] + position_biases.code_bias(
-            self.images(), length, c.code_grid, c.image_bucket_size, decoder_positions.position
-        )
-        return select_per_example(text, code, decoder_positions.is_image_code)
-
-
-def _pad_last_two_axes(
-    bias: Float[Array, "batch heads n n"], before: int, after: int
-) -> Float[Array, "batch heads m m"]:
-    """Pads the last two axes with zeros, m = before + n + after."""
-    return jnp.pad(bias, ((0, 0), (0, 0), (before, after), (before, after)))
 
 
 class FeedForward(nn.Module):
@@ -322,7 +205,10 @@ class EncoderLayer(_Layer):
         c = self.config
         bias = RelativePositions(c, name="relative_positions").encoder_bias(encoder_positions)
         y, attention = self._norm_and_attention("self_attention", x, c.prefix_length)
-        attended = attention(y, y, bias, mask[:, None, None, :], train)
+        if isinstance(bias, ScoreTerms):
+            attended = attention(y, y, bias, AttentionMask(mask), train)
+        else:
+            attended = attention(y, y, bias, mask[:, None, None, :], train)
         x = self._add_attention("self_attention", x, attended, drop_path_rate, train)
         return self._add_feed_forward(x, drop_path_rate, train)
 
@@ -336,7 +222,7 @@ class DecoderLayer(_Layer):
         x: Float[Array, "batch length width"],
         encoded: Float[Array, "batch encoder_length width"] | None,
         decoder_positions: DecoderPositions,
-        self_mask: Bool[Array | np.ndarray, "#batch #queries length"],
+        self_mask: Bool[Array | np.ndarray, "#batch #queries length"] | AttentionMask,
         encoder_mask: Bool[Array, "batch encoder_length"],
         drop_path_rate: float | Float[Array, ""],
         train: bool,
@@ -359,12 +245,13 @@ class DecoderLayer(_Layer):
         """
         c = self.config
         bias = RelativePositions(c, name="relative_positions").decoder_bias(decoder_positions)
-        self_mask = jnp.asarray(self_mask)[:, None]
+        if not isinstance(self_mask, AttentionMask):
+            self_mask = jnp.asarray(self_mask)[:, None]
         y, attention = self._norm_and_attention("self_attention", x, c.prefix_length)
         if cache is None:
             attended = attention(y, y, bias, self_mask, train)
         else:
-            assert decoder_positions.position is not None
+            assert decoder_positions.position is not None and isinstance(bias, Array)
             y = y[:, :, None]  # [B, beams, 1, d]: each beam attends to its own past
             past = cache.past.write(attention.project(y), decoder_positions.position)
             attended = attention(y, past, bias[:, None], self_mask, train)[:, :, 0]
@@ -379,8 +266,10 @@ class DecoderLayer(_Layer):
                 cache = cache.replace(encoded=attention.project(encoded))
             memory = cache.encoded
         assert memory is not None
-        attended = attention(
-            y, memory, decoder_positions.cross_bias, encoder_mask[:, None, None, :], train
-        )
+        cross = decoder_positions.cross_bias
+        if isinstance(cross, PositionFactors):
+            attended = attention(y, memory, ScoreTerms(cross), AttentionMask(encoder_mask), train)
+        else:
+            attended = attention(y, memory, cross, encoder_mask[:, None, None, :], train)
         x = self._add_attention("cross_attention", x, attended, drop_path_rate, train)
         return self._add_feed_forward(x, drop_path_rate, train), cache

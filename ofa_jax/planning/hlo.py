@@ -7,7 +7,9 @@
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; here every
 computation is counted as often as it runs. Calls of cuBLAS and cuDNN in a program for GPUs are
-counted as the products that they were.
+counted as the products that they were, and Pallas kernels by their own cost estimate. All calls
+read their operands and write their results once; a kernel that reads an operand several times
+moves more than that.
 """
 
 import collections
@@ -20,7 +22,7 @@ import numpy as np
 
 from ofa_jax.planning import hlo_text
 from ofa_jax.planning.hlo_products import count_of
-from ofa_jax.planning.hlo_text import CALLED, LIBRARY, Array, Instruction
+from ofa_jax.planning.hlo_text import CALLED, KERNEL, LIBRARY, Array, Instruction
 from ofa_jax.planning.hlo_traffic import COLLECTIVES, Traffic
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
@@ -167,12 +169,17 @@ class Program:
                 yield times * count(instruction, *sides), instruction
 
     def uncounted_calls(self) -> set[str]:
-        """Returns the calls of cuBLAS and cuDNN that are not products, which `flops` leaves out."""
+        """Returns the names of the calls that `flops` leaves out.
+
+        These are calls of cuBLAS and cuDNN that are not products, and Pallas kernels without a cost
+        estimate.
+        """
         calls = (i for _, _, i in self._instructions() if i.opcode == "custom-call")
         return {
             found[1]
             for call in calls
-            if count_of(call) is None and (found := LIBRARY.search(call.attributes))
+            if count_of(call) is None
+            and (found := LIBRARY.search(call.attributes) or KERNEL.search(call.attributes))
         }
 
     def _array(self, computation: str, name: str) -> Array:

@@ -7,12 +7,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ofa_jax.planning.hlo_text import LIBRARY, Array, Instruction
+from ofa_jax.planning.hlo_text import KERNEL, LIBRARY, Array, Instruction
+
+# What a Pallas kernel says of itself (`pallas_call(..., cost_estimate=...)`).
+_ESTIMATED = re.compile(r'"cost_estimate":\s*\{[^{}]*"flops":\s*"?(\d+)')
+# The scores of an attention in one call of cuDNN: batch, heads, queries, keys.
+_SCORES = re.compile(r'"intermediate_tensor_shape":\s*\{[^{}]*"dimensions":\s*\[([\d,"\s]*)\]')
 
 
-def count_of(instruction: Instruction) -> Callable[[Instruction, Array, Array], float] | None:
-    """Returns the function that counts the operations of a product; None for other instructions."""
+def count_of(instruction: Instruction) -> Callable[..., float] | None:
+    """Returns the function that counts the operations of a product; None for other instructions.
+
+    The function takes the instruction and its first two operands. A Pallas kernel is counted as its
+    author does in its cost estimate, and not at all without one.
+    """
     name = instruction.opcode
+    if name == "custom-call" and KERNEL.search(instruction.attributes):
+        return _kernel_flops if _ESTIMATED.search(instruction.attributes) else None
     if name == "custom-call" and (found := LIBRARY.search(instruction.attributes)):
         name = next(
             (kind for kind in _COUNTS if kind.startswith("__") and found[1].startswith(kind)), ""
@@ -29,6 +40,26 @@ def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
     )
     axes = [int(n) for n in re.findall(r"\d+", contracted[1])] if contracted else []
     return 2.0 * math.prod(dot.outputs[0].shape) * math.prod(left.shape[a] for a in axes)
+
+
+def _kernel_flops(kernel: Instruction, *_: Array) -> float:
+    """Returns the operations that a Pallas kernel states."""
+    found = _ESTIMATED.search(kernel.attributes)
+    assert found is not None, kernel.name
+    return float(found[1])
+
+
+def _attention_flops(call: Instruction, query: Array, *_: Array) -> float:
+    """Counts the products of an attention of cuDNN, all as wide as its queries.
+
+    They are two forward, for scores and values; and five backward, for the scores again and the
+    gradients of weights, values, queries and keys.
+    """
+    found, name = _SCORES.search(call.attributes), LIBRARY.search(call.attributes)
+    assert found is not None and name is not None, call.name
+    products = 5 if "Backward" in name[1] else 2
+    scores = math.prod(int(n) for n in re.findall(r"\d+", found[1]))
+    return 2.0 * products * scores * query.shape[-1]
 
 
 def _convolution_flops(conv: Instruction, left: Array, right: Array) -> float:
@@ -90,6 +121,7 @@ _COUNTS = {
     "__cudnn$convBiasActivationForward": _convolution_flops,
     "__cudnn$convBackwardInput": _input_gradient_flops,
     "__cudnn$convBackwardFilter": _kernel_gradient_flops,
+    "__cudnn$fmha": _attention_flops,
 }
 
 

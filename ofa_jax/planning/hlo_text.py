@@ -16,6 +16,8 @@ CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 """Matches a computation that an instruction calls, and its role."""
 LIBRARY = re.compile(r'custom_call_target="(__cu[^"]*)"')
 """Matches the name of a cuBLAS or cuDNN call in a program for GPUs."""
+KERNEL = re.compile(r'custom_call_target="(tpu_custom_call)"')
+"""Matches the name of a call of a Pallas kernel in a program for TPUs."""
 _BYTES = {
     "pred": 1,
     "s4": 0.5,

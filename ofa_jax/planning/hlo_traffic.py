@@ -19,6 +19,8 @@ COLLECTIVES = (
 """Opcodes of collective operations."""
 # Memory that nothing has written to, and parts that are adjacent already.
 _NOTHING = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
+# What the libraries of GPUs return beside their results.
+_WORKSPACE = ("u8", "s8")
 # The largest number of instructions that pass a prefetched array on before one computes with it.
 _MOST_PASSED = 8
 # They move nothing: names for existing memory.
@@ -136,7 +138,7 @@ class Traffic:
             if _NOTHING.search(instruction.attributes):
                 return 0.0
             if LIBRARY.search(instruction.attributes):
-                outputs = outputs[:1]  # (result, workspace)
+                outputs = tuple(array for array in outputs if not _is_workspace(array))
         written = sum(array.bytes for array in outputs if not array.on_chip)
         if opcode in ("dynamic-slice", "slice", "gather"):
             read = 0.0 if whole and whole[0].on_chip else sum(array.bytes for array in outputs)
@@ -221,3 +223,8 @@ class Traffic:
                 if i.opcode == "parameter"
             }
         return found
+
+
+def _is_workspace(array: Array) -> bool:
+    """Tells whether a library call's result is its workspace: a vector of bytes."""
+    return array.dtype in _WORKSPACE and len(array.shape) == 1

@@ -256,6 +256,65 @@ def test_products_in_library_calls_of_gpus_are_counted():
     assert program.hbm_bytes() == 3 * (x + y + k) + 2 * y + a + b + out
 
 
+# As XLA prints calls of a Pallas kernel, with and without a cost estimate, and of cuDNN's attention
+# and its gradients: bias and softmax statistics, and a workspace that is nobody's data.
+KERNELS = (
+    """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[2,4,6,8])) -> (s32[], bf16[2,4,6,8]) {
+  %p = (s32[], bf16[2,4,6,8]{3,2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[2,4,6,8]{3,2,1,0} get-tuple-element(%p), index=1
+  %kinds = s32[2]{0:S(1)} constant({0, 1})
+  %k = bf16[2,4,6,8]{3,2,1,0} custom-call(%kinds, %x), custom_call_target="tpu_custom_call", ESTIMATE
+  ROOT %t = (s32[], bf16[2,4,6,8]{3,2,1,0}) tuple(%i, %k)
+}
+
+%cond (p: (s32[], bf16[2,4,6,8])) -> pred[] {
+  ROOT %p = (s32[], bf16[2,4,6,8]{3,2,1,0}) parameter(0)
+}
+
+ENTRY %main (x: bf16[2,4,6,8]) -> f32[4,6,6] {
+  %x = bf16[2,4,6,8]{3,2,1,0} parameter(0)
+  %b = bf16[1,4,6,6]{3,2,1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %other = f32[4,6,6]{2,1,0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %t = (s32[], bf16[2,4,6,8]{3,2,1,0}) tuple(%zero, %x)
+  %w = (s32[], bf16[2,4,6,8]{3,2,1,0}) while(%t), condition=%cond, body=%body, TRIPS
+  %f = (bf16[2,4,6,8]{3,1,2,0}, f32[2,4,6]{2,1,0}, u8[16]{0}) custom-call(%x, %x, %x, %b), CUDNN"
+  %s = f32[2,4,6]{2,1,0} get-tuple-element(%f), index=1
+  %g = (bf16[2,4,6,8]{3,1,2,0}, bf16[2,4,6,8]{3,1,2,0}, bf16[2,4,6,8]{3,1,2,0}, """
+    """bf16[1,4,6,6]{3,2,1,0}, u8[16]{0}) custom-call(%x, %x, %x, %s, %x, %b, %x), CUDNNBackward"
+  ROOT %out = f32[4,6,6]{2,1,0} copy(%other)
+}
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"3"}}')
+    .replace(
+        "ESTIMATE",
+        'backend_config={"custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"1000",'
+        '"transcendentals":"9","bytes_accessed":"77"}}}',
+    )
+    .replace(
+        "CUDNN",
+        'backend_config={"cudnn_fmha_backend_config":{"intermediate_tensor_shape":{"element_type":'
+        '"BF16","dimensions":["2","4","6","6"]},"dropout_rate":0}}, '
+        'custom_call_target="__cudnn$fmhaScaleBiasSoftmax',
+    )
+)
+
+
+def test_kernels_and_fused_attention_are_counted():
+    program = Program(KERNELS)
+    product = 2 * 2 * 4 * 6 * 6 * 8
+    counted = {i.name: flops for flops, i in program.products()}
+    assert counted == {"k": 3 * 1000, "f": 2 * product, "g": 5 * product}
+    assert program.uncounted_calls() == {"tpu_custom_call"}
+    x, bias, statistics, result = 2 * 2 * 4 * 6 * 8, 2 * 4 * 6 * 6, 4 * 2 * 4 * 6, 4 * 4 * 6 * 6
+    moved = {"k": 3 * 2 * x, "f": 3 * x + bias + x + statistics}  # what is on the chip is free
+    moved["g"] = 5 * x + statistics + bias + 3 * x + bias
+    moved["other and its copy"] = x + result + 2 * result
+    assert program.hbm_bytes() == sum(moved.values())
+
+
 def test_loops_of_unknown_length_run_as_often_as_the_caller_states():
     def loop(x, kernel):
         return jax.lax.while_loop(lambda x: x.sum() < 5, lambda x: jnp.tanh(x @ kernel), x)

@@ -1,0 +1,385 @@
+"""Chooses how attention with position terms is computed: a TPU kernel, cuDNN, or products.
+
+`attend` takes what `attention_terms.attend` takes and computes the same.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from ofa_jax.model import attention_terms, position_biases
+from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropout
+
+if TYPE_CHECKING:  # importing Pallas takes half a second
+    from ofa_jax.model.attention_kernel import Integers, KernelSpec, Terms
+
+Arguments = tuple[
+    Array, Array, Array, ScoreTerms, AttentionMask, WeightDropout | None, Array | None
+]
+"""Arguments of `attention_terms.attend`."""
+
+_CUDNN_WIDTHS = (8, 128)
+"""cuDNN's flash attention takes columns that are a multiple of 8 and at most 128."""
+
+
+def attend(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch keys heads head_dim"],
+    value: Float[Array, "batch keys heads head_dim"],
+    terms: ScoreTerms,
+    mask: AttentionMask,
+    dropout: WeightDropout | None = None,
+    head_scale: Float[Array, " heads"] | None = None,
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Attends by the fastest method of the platform that takes these shapes.
+
+    The arguments and the result are those of `attention_terms.attend`.
+    """
+    arguments = (query, key, value, terms, mask, dropout, head_scale)
+    if jax.default_backend() == "gpu" and cudnn_takes(*arguments):
+        return attend_by_library(*arguments)
+    spec = kernel_spec(*arguments)
+    if spec is None:
+        return attention_terms.attend(*arguments)
+    return attend_by_kernel(spec, *arguments)
+
+
+# ------------------------------------------------------------------------------------------ GPU
+
+
+def cudnn_takes(query: Array, key: Array, *others: Any) -> bool:
+    """Returns whether cuDNN can compute this attention, its gradients included."""
+    dropout = others[3]
+    multiple, most = _CUDNN_WIDTHS
+    columns = 2 * query.shape[-1]
+    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+    return (
+        query.dtype == jnp.bfloat16
+        and dropout is None
+        and even
+        and columns % multiple == 0
+        and columns <= most
+    )
+
+
+def attend_by_library(
+    query: Array,
+    key: Array,
+    value: Array,
+    terms: ScoreTerms,
+    mask: AttentionMask,
+    dropout: None,
+    head_scale: Array | None,
+    implementation: Any = "cudnn",
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Attends with `jax.nn.dot_product_attention`, which takes the bias in the compute dtype.
+
+    Args:
+      query: as those below, of `attention_terms.attend`.
+      key: see query.
+      value: see query.
+      terms: see query.
+      mask: see query.
+      dropout: None, because the library draws other random bits.
+      head_scale: see query.
+      implementation: of `jax.nn.dot_product_attention`.
+    """
+    del dropout
+    head_dim = query.shape[-1]
+    bias = terms.relative_bias(query.dtype)
+    position_query = jnp.broadcast_to(terms.positions.query, query.shape)
+    position_key = jnp.broadcast_to(terms.position_key(), key.shape)
+    # Values are as wide as keys there.
+    mixed = jax.nn.dot_product_attention(
+        jnp.concatenate([query, position_query.astype(query.dtype)], axis=-1),
+        jnp.concatenate([key, position_key.astype(key.dtype)], axis=-1),
+        jnp.pad(value, ((0, 0),) * 3 + ((0, head_dim),)),
+        bias=None if bias is None else bias.astype(query.dtype),
+        mask=mask.dense(query.shape[1], terms.prefix),
+        scale=1.0,
+        implementation=implementation,
+    )[..., :head_dim]
+    return mixed if head_scale is None else mixed * head_scale.astype(mixed.dtype)[:, None]
+
+
+# ------------------------------------------------------------------------------------------ TPU
+
+
+def kernel_spec(
+    query: Array,
+    key: Array,
+    value: Array,
+    terms: ScoreTerms,
+    mask: AttentionMask,
+    dropout: WeightDropout | None,
+    head_scale: Array | None,
+) -> "KernelSpec | None":
+    """Returns what the kernel is specialised for, or None if it does not take these arguments."""
+    from ofa_jax.model import attention_kernel
+
+    batch, queries, heads, _ = query.shape
+    batch_axes, head_axes = _mesh_axes()
+    if batch % _parts(batch_axes) or heads % _parts(head_axes):
+        return None
+    if dropout is not None and not (
+        jax.config.jax_threefry_partitionable and _is_threefry(dropout.key)
+    ):
+        return None
+    grids = tuple(image.grid for image in terms.patches)
+    kinds = 0 if terms.relative is None else terms.relative.shape[0]
+    block = attention_kernel.block_of(queries, key.shape[1], kinds, grids)
+    if block is None:
+        return None
+    return attention_kernel.KernelSpec(
+        causal=mask.causal,
+        prefix=terms.prefix,
+        grids=grids,
+        dropout_rate=0.0 if dropout is None else dropout.rate,
+        num_heads=heads,
+        queries=queries,
+        block=block,
+    )
+
+
+def attend_by_kernel(
+    spec: "KernelSpec", *arguments: Any
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Attends with the TPU kernel; other platforms compute `attention_terms.attend`.
+
+    Args:
+      spec: of the kernel; with `interpret` it runs on every platform.
+      *arguments: of `attention_terms.attend`.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    floats = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
+    others = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float]
+    return _attend(spec, _Layout(tree, floating), floats, others)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where the floating and the other leaves of some arguments belong."""
+
+    tree: Any
+    floating: tuple[bool, ...]
+
+    def join(self, floats: Sequence[Array], others: Sequence[Array]) -> Arguments:
+        """Returns the arguments."""
+        rest = {True: iter(floats), False: iter(others)}
+        return self.tree.unflatten([next(rest[is_float]) for is_float in self.floating])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(spec: "KernelSpec", layout: _Layout, floats: list[Array], others: list[Array]) -> Array:
+    """Attends by the method of the platform."""
+
+    def by_products(floats: list[Array], others: list[Array]) -> Array:
+        return attention_terms.attend(*layout.join(floats, others))
+
+    def by_kernel(floats: list[Array], others: list[Array]) -> Array:
+        from ofa_jax.model import attention_kernel
+
+        terms, integers = _to_kernel(layout.join(floats, others))
+        mixed = _per_device(
+            functools.partial(attention_kernel.forward, spec),
+            (terms, integers),
+            lambda terms, integers: terms.query,
+        )
+        return mixed.transpose(0, 2, 1, 3)
+
+    return _choose(spec, by_kernel, by_products)(floats, others)
+
+
+def _attend_forward(
+    spec: "KernelSpec", layout: _Layout, floats: list[Array], others: list[Array]
+) -> tuple[Array, tuple[list[Array], list[Array]]]:
+    return _attend(spec, layout, floats, others), (floats, others)
+
+
+def _attend_backward(
+    spec: "KernelSpec",
+    layout: _Layout,
+    saved: tuple[list[Array], list[Array]],
+    gradient: Array,
+) -> tuple[list[Array], None]:
+    """Computes the gradients of the floating leaves by the method of the platform."""
+
+    def by_products(floats: list[Array], others: list[Array], gradient: Array) -> list[Array]:
+        def run(floats: list[Array]) -> Array:
+            return attention_terms.attend(*layout.join(floats, others))
+
+        return jax.vjp(run, floats)[1](gradient)[0]
+
+    def by_kernel(floats: list[Array], others: list[Array], gradient: Array) -> list[Array]:
+        from ofa_jax.model import attention_kernel
+
+        def convert(floats: list[Array]) -> tuple["Terms", "Integers"]:
+            return _to_kernel(layout.join(floats, others))
+
+        terms, pull, integers = jax.vjp(convert, floats, has_aux=True)
+
+        positions = ("position_query", "position_key")
+        shared = ["head_scale", "relative", "bands"]
+        shared += [name for name in positions if getattr(terms, name).shape[0] == 1]
+
+        def run(terms: "Terms", integers: "Integers", gradient: Array) -> "Terms":
+            slopes = attention_kernel.backward(spec, terms, integers, gradient)
+            return _sum_over_devices(slopes, shared)
+
+        slopes = _per_device(
+            run, (terms, integers, gradient.transpose(0, 2, 1, 3)), lambda terms, *_: terms
+        )
+        return pull(slopes)[0]
+
+    return _choose(spec, by_kernel, by_products)(*saved, gradient), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _choose(
+    spec: "KernelSpec", by_kernel: Callable[..., Any], by_products: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns the function for the platform that a program is lowered for."""
+    if spec.interpret:
+        return by_kernel
+    return functools.partial(jax.lax.platform_dependent, tpu=by_kernel, default=by_products)
+
+
+def _to_kernel(arguments: Arguments) -> tuple["Terms", "Integers"]:
+    """Converts arguments of `attend` to those of the kernel."""
+    from ofa_jax.model import attention_kernel
+
+    query, key, value, terms, mask, dropout, head_scale = arguments
+    batch, queries, heads, _ = query.shape
+    keys, prefix = key.shape[1], terms.prefix
+    position_query, position_key = terms.positions.query, terms.position_key()
+    if head_scale is None:
+        head_scale = jnp.ones(heads)
+    seed = jnp.zeros(2, jnp.uint32) if dropout is None else _key_data(dropout.key)
+    kernel_terms = attention_kernel.Terms(
+        query=query.transpose(0, 2, 1, 3),
+        key=key.transpose(0, 2, 1, 3),
+        value=value.transpose(0, 2, 1, 3),
+        position_query=position_query.astype(query.dtype).transpose(0, 2, 1, 3),
+        position_key=position_key.astype(key.dtype).transpose(0, 2, 1, 3),
+        head_scale=head_scale.astype(jnp.float32),
+        relative=terms.padded_relative(),
+        bands=tuple(
+            position_biases.grid_bands(image.table, *image.grid, image.bucket_size)
+            for image in terms.patches
+        ),
+    )
+    integers = attention_kernel.Integers(
+        kinds=jnp.zeros(batch, jnp.int32) if terms.kinds is None else terms.kinds,
+        mask=jnp.pad(mask.keys, ((0, 0), (prefix, 0)), constant_values=True),
+        query_codes=tuple(image.codes(queries) for image in terms.patches),
+        key_codes=tuple(image.codes(keys, prefix) for image in terms.patches),
+        seed=seed,
+        examples=jnp.arange(batch, dtype=jnp.int32),
+        heads=jnp.arange(heads, dtype=jnp.int32),
+    )
+    return kernel_terms, integers
+
+
+def _key_data(key: Array) -> Array:
+    """Returns the two words of a random key, typed or not."""
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
+def _is_threefry(key: Array) -> bool:
+    """Returns whether a random key is one of threefry, JAX's default."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return str(jax.random.key_impl(key)) == "threefry2x32"
+    return key.shape == (2,)
+
+
+# ------------------------------------------------------------------------------------- devices
+
+
+def _mesh_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the mesh axes that examples and heads are split over."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return (), ()
+    names = nn.logical_to_mesh_axes(("activation_batch", "activation_heads")) or (None, None)
+    batch, heads = ((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in names)
+    return batch, heads
+
+
+def _parts(axes: Sequence[str]) -> int:
+    """Returns the number of devices along mesh axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def _specs(terms: "Terms", integers: "Integers") -> tuple["Terms", "Integers"]:
+    """Returns how the kernel's arguments are split over the mesh."""
+    batch, heads = (axes or None for axes in _mesh_axes())
+    both = PartitionSpec(batch, heads)
+    by_head = PartitionSpec(None, heads)
+
+    def of_positions(x: Array) -> PartitionSpec:
+        return by_head if x.shape[0] == 1 else both
+
+    by_example = PartitionSpec(batch)
+    images = len(terms.bands)
+    return terms.replace(
+        query=both,
+        key=both,
+        value=both,
+        position_query=of_positions(terms.position_query),
+        position_key=of_positions(terms.position_key),
+        head_scale=PartitionSpec(heads),
+        relative=None if terms.relative is None else by_head,
+        bands=(PartitionSpec(heads),) * images,
+    ), integers.replace(
+        kinds=by_example,
+        mask=by_example,
+        query_codes=(by_example,) * images,
+        key_codes=(by_example,) * images,
+        seed=PartitionSpec(),
+        examples=by_example,
+        heads=PartitionSpec(heads),
+    )
+
+
+def _per_device(
+    function: Callable[..., Any], arguments: tuple[Any, ...], result: Callable[..., Any]
+) -> Any:
+    """Runs the kernel on each device's examples and heads; the compiler cannot split a kernel.
+
+    Args:
+      function: of the arguments of one device.
+      arguments: terms, integers, and what is split as queries are.
+      result: returns the argument that the result is split like.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function(*arguments)
+    terms, integers = _specs(*arguments[:2])
+    specs = (terms, integers, *(terms.query for _ in arguments[2:]))
+    return jax.shard_map(function, in_specs=specs, out_specs=result(*specs), check_vma=False)(
+        *arguments
+    )
+
+
+def _sum_over_devices(slopes: "Terms", shared: Sequence[str]) -> "Terms":
+    """Sums the gradients of what all examples share over the devices that split the examples.
+
+    Args:
+      slopes: of one device's examples.
+      shared: names of terms.
+    """
+    axes, _ = _mesh_axes()
+    if not axes:
+        return slopes
+    sums = {name: jax.lax.psum(getattr(slopes, name), axes) for name in shared}
+    return slopes.replace(**sums)

@@ -1,0 +1,316 @@
+"""Attention with OFA's position terms as one Pallas kernel for TPUs, forward and backward.
+
+Scores, softmax and weights of a block of queries stay in VMEM: nothing of the size [batch, heads,
+queries, keys] is written to HBM. A program of the grid (heads, examples, blocks of queries) sees
+all keys of its example, so the softmax needs no second pass. The backward kernel computes scores
+and weights again (Dao et al. 2022, FlashAttention, section 3.1, without its running maximum).
+
+What depends on the head but not on the example (the relative bias of text, the 2-D table, position
+factors of unsampled positions) is fetched once for all examples, and its gradient is summed over
+them in VMEM.
+
+The bias between sampled patches comes from the 2-D table inside the kernel. For each head the
+kernel unrolls the table to the bias of the whole grid, and selects the rows of the queries and the
+columns of the keys by products with one-hot vectors, which are exact.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from ofa_jax.model.attention_program import KernelSpec, Program
+
+_VMEM_BUDGET = 12 * 2**20
+"""Bytes that the arrays of a program may take by `_vmem_bytes`, which leaves out what the compiler
+adds. The smallest VMEM of a TPU core is 16 MiB."""
+
+_LANES = 128
+"""Width of a vector register: blocks along the last axis are multiples of it, or whole."""
+
+
+class Terms(flax.struct.PyTreeNode):
+    """The arguments that have gradients.
+
+    Attributes:
+      query: scaled.
+      key, value: after those of the prefix.
+      position_query, position_key: factors of the absolute bias; zeros for the prefix.
+      head_scale: factor of each head.
+      relative: relative bias of each kind of example; None for none.
+      bands: the 2-D table of each image with sampled patches, see `position_biases.grid_bands`.
+    """
+
+    query: Float[Array, "batch heads queries head_dim"]
+    key: Float[Array, "batch heads keys head_dim"]
+    value: Float[Array, "batch heads keys head_dim"]
+    position_query: Float[Array, "#batch heads queries head_dim"]
+    position_key: Float[Array, "#batch heads keys head_dim"]
+    head_scale: Float[Array, " heads"]
+    relative: Float[Array, "kinds heads queries keys"] | None
+    bands: tuple[Float[Array, "heads columns bands"], ...] = ()
+
+
+class Integers(flax.struct.PyTreeNode):
+    """The other arguments.
+
+    Attributes:
+      kinds: which relative bias belongs to an example.
+      mask: False hides the key.
+      query_codes, key_codes: patch of the grid at each position, -1 for none; for each image.
+      seed: data of a threefry key.
+      examples, heads: numbers of these examples and heads among those of all devices.
+    """
+
+    kinds: Int[Array, " batch"]
+    mask: Bool[Array, "batch keys"]
+    query_codes: tuple[Int[Array, "batch queries"], ...]
+    key_codes: tuple[Int[Array, "batch keys"], ...]
+    seed: UInt[Array, "2"]
+    examples: Int[Array, " batch"]
+    heads: Int[Array, " heads"]
+
+
+def forward_flops(
+    batch: int, heads: int, queries: int, keys: int, head_dim: int, patches: tuple[int, ...] = ()
+) -> int:
+    """Counts the operations of the products of `forward`, two per multiply-add.
+
+    Args:
+      batch: number of examples.
+      heads: number of heads.
+      queries: of an example.
+      keys: of an example.
+      head_dim: width of a head.
+      patches: of the whole grid of each image with sampled patches.
+    """
+    scores, mixed = 2 * head_dim, head_dim
+    pairs = queries * keys * (scores + mixed)
+    return 2 * batch * heads * (pairs + sum(p * keys * (p + queries) for p in patches))
+
+
+def backward_flops(
+    batch: int, heads: int, queries: int, keys: int, head_dim: int, patches: tuple[int, ...] = ()
+) -> int:
+    """Counts the operations of the products of `backward`; see `forward_flops`."""
+    # Scores again, gradients of queries and keys with 2 head_dim columns each; of weights, values.
+    pairs = queries * keys * (3 * 2 * head_dim + 2 * head_dim)
+    images = sum(2 * p * keys * queries + p * p * (keys + queries) for p in patches)
+    return 2 * batch * heads * (pairs + images)
+
+
+def block_of(queries: int, keys: int, kinds: int, grids: tuple[tuple[int, int], ...]) -> int | None:
+    """Returns how many queries a program may take; None if not even the fewest fit VMEM."""
+    blocks = (queries, *(n for n in (512, 256, 128) if n < queries))
+    fitting = (n for n in blocks if _vmem_bytes(n, queries, keys, kinds, grids) <= _VMEM_BUDGET)
+    return next(fitting, None)
+
+
+def _vmem_bytes(
+    block: int, queries: int, keys: int, kinds: int, grids: tuple[tuple[int, int], ...]
+) -> int:
+    """Returns about how many bytes the arrays of a backward program take in VMEM."""
+
+    def padded(size: int) -> int:
+        """Rounds up to whole vector registers."""
+        return -(-size // _LANES) * _LANES
+
+    scores = 5 * block * padded(keys) * 4
+    relative = 3 * kinds * (queries + block) * padded(keys) * 4
+    factors = 8 * (padded(queries) + 2 * padded(keys)) * _LANES * 2
+    images = 0
+    for rows, columns in grids:
+        patches = rows * columns
+        images += (2 * 4 + 2) * patches * padded(patches)  # bias, its gradient, and rounded
+        images += 4 * 4 * columns * padded((2 * rows - 1) * columns)
+        images += patches * (2 * padded(block) + 6 * padded(keys))
+    return scores + relative + factors + images
+
+
+# ------------------------------------------------------------------------------------- calls
+
+_Shape = tuple[int, ...]
+
+
+class _Call:
+    """Collects arguments, results and scratch of a `pallas_call`, each with its block."""
+
+    def __init__(self, spec: KernelSpec, terms: Terms, integers: Integers):
+        """Adds the arguments of the forward pass."""
+        self.spec = spec
+        self.batch, self.heads, self.queries, self.head_dim = terms.query.shape
+        self.keys = terms.key.shape[2]
+        self.scalars = {
+            "kinds": integers.kinds,
+            "examples": integers.examples,
+            "heads": integers.heads,
+            "seed": integers.seed,
+        }
+        self.arguments: dict[str, tuple[Array, Any]] = {}
+        self.results: dict[str, tuple[jax.ShapeDtypeStruct, Any]] = {}
+        self.scratch: dict[str, Any] = {}
+        for name in ("query", "key", "value", "position_query", "position_key"):
+            x = getattr(terms, name)
+            self.arguments[name] = x, self.block(x.shape, name.endswith("query"))
+        if terms.relative is not None:
+            self.arguments["relative"] = terms.relative, self.relative_block(terms.relative.shape)
+        mask = integers.mask.astype(jnp.int32)[:, None]
+        self.arguments["mask"] = mask, self.codes_block(mask.shape, False)
+        for image, bands in enumerate(terms.bands):
+            self.arguments[f"bands{image}"] = bands, self.bands_block(bands.shape)
+            for side in ("query", "key"):
+                codes = getattr(integers, f"{side}_codes")[image][:, None]
+                block = self.codes_block(codes.shape, side == "query")
+                self.arguments[f"{side}_codes{image}"] = codes, block
+        self.arguments["head_scale"] = terms.head_scale, pl.BlockSpec(memory_space=pltpu.SMEM)
+        for image, (rows, columns) in enumerate(spec.grids):
+            size = (rows * columns, rows * columns)
+            self.scratch[f"unrolled{image}"] = pltpu.VMEM(size, jnp.float32)
+            self.scratch[f"grid{image}"] = pltpu.VMEM(size, terms.query.dtype)
+
+    def block(self, shape: _Shape, by_query: bool) -> Any:
+        """Returns the block of [#batch, heads, length, head_dim]: of the queries, or all keys."""
+        length = self.spec.block if by_query else shape[2]
+        shared = shape[0] == 1
+        return pl.BlockSpec(
+            (None, None, length, shape[3]),
+            lambda h, b, i, *_: (0 if shared else b, h, i if by_query else 0, 0),
+        )
+
+    def relative_block(self, shape: _Shape) -> Any:
+        """Returns the block of [kinds, heads, queries, keys]: everything of a head."""
+        return pl.BlockSpec((shape[0], None, *shape[2:]), lambda h, b, i, *_: (0, h, 0, 0))
+
+    def codes_block(self, shape: _Shape, by_query: bool) -> Any:
+        """Returns the block of [batch, 1, length]."""
+        length = self.spec.block if by_query else shape[2]
+        return pl.BlockSpec((None, 1, length), lambda h, b, i, *_: (b, 0, i if by_query else 0))
+
+    def bands_block(self, shape: _Shape) -> Any:
+        """Returns the block of [heads, rows, columns]: everything of a head."""
+        return pl.BlockSpec((None, *shape[1:]), lambda h, b, i, *_: (h, 0, 0))
+
+    def add_result(self, name: str, shape: _Shape, dtype: Any, block: Any) -> None:
+        """Adds a result."""
+        self.results[name] = jax.ShapeDtypeStruct(shape, dtype), block
+
+    def run(
+        self, method: Callable[[Program], None], flops: int, shared: frozenset[str] = frozenset()
+    ) -> dict[str, Array]:
+        """Runs the kernel and returns its results by name."""
+        names = [*self.scalars, *self.arguments, *self.results, *self.scratch]
+
+        def kernel(*refs: Any) -> None:
+            method(Program(self.spec, dict(zip(names, refs, strict=True)), shared))
+
+        arrays = [x for x, _ in self.arguments.values()]
+        shapes = [shape for shape, _ in self.results.values()]
+        results = pl.pallas_call(
+            kernel,
+            out_shape=shapes,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(self.scalars),
+                grid=(self.heads, self.batch, self.queries // self.spec.block),
+                in_specs=[block for _, block in self.arguments.values()],
+                out_specs=[block for _, block in self.results.values()],
+                scratch_shapes=list(self.scratch.values()),
+            ),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=flops,
+                transcendentals=self.batch * self.heads * self.queries * self.keys,
+                bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
+            ),
+            interpret=self.spec.interpret,
+            name=f"attention_{method.__name__}",
+        )(*self.scalars.values(), *arrays)
+        return dict(zip(self.results, results, strict=True))
+
+
+def _pad_queries(x: Array, axis: int, spec: KernelSpec, value: int = 0) -> Array:
+    """Pads an axis of queries to whole blocks."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -spec.queries % spec.block)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _padded(spec: KernelSpec, terms: Terms, integers: Integers) -> tuple[Terms, Integers]:
+    """Pads queries to whole blocks; what is added attends, and takes part in no gradient."""
+    relative = terms.relative
+    terms = terms.replace(
+        query=_pad_queries(terms.query, 2, spec),
+        position_query=_pad_queries(terms.position_query, 2, spec),
+        relative=None if relative is None else _pad_queries(relative, 2, spec),
+    )
+    codes = tuple(_pad_queries(x, 1, spec, -1) for x in integers.query_codes)
+    return terms, integers.replace(query_codes=codes)
+
+
+def forward(
+    spec: KernelSpec, terms: Terms, integers: Integers
+) -> Float[Array, "batch heads queries head_dim"]:
+    """Computes attention; the arguments are described where they are defined."""
+    batch, heads, queries, head_dim = terms.query.shape
+    padded, integers = _padded(spec, terms, integers)
+    call = _Call(spec, padded, integers)
+    shape = padded.query.shape
+    call.add_result("mixed", shape, terms.query.dtype, call.block(shape, True))
+    patches = tuple(math.prod(grid) for grid in spec.grids)
+    flops = forward_flops(batch, heads, queries, terms.key.shape[2], head_dim, patches)
+    return call.run(Program.forward, flops)["mixed"][:, :, :queries]
+
+
+def backward(
+    spec: KernelSpec,
+    terms: Terms,
+    integers: Integers,
+    gradient: Float[Array, "batch heads queries head_dim"],
+) -> Terms:
+    """Computes the gradients of all terms from that of the mixed values."""
+    batch, heads, queries, head_dim = terms.query.shape
+    padded, integers = _padded(spec, terms, integers)
+    call = _Call(spec, padded, integers)
+    mixed = _pad_queries(gradient.astype(terms.query.dtype), 2, spec)
+    call.arguments["mixed"] = mixed, call.block(mixed.shape, True)
+    dtype, shared = terms.query.dtype, {"d_head_scale"}
+    for name in ("query", "key", "value", "position_query", "position_key"):
+        shape = getattr(padded, name).shape
+        block, of_block = call.block(shape, name.endswith("query")), dtype
+        if name.startswith("position_") and shape[0] == 1:
+            shared.add(f"d_{name}")
+            block, of_block = call.block(shape, False), jnp.float32
+        call.add_result(f"d_{name}", shape, of_block, block)
+    scale_shape = (heads, 1, _LANES)
+    call.add_result("d_head_scale", scale_shape, jnp.float32, call.bands_block(scale_shape))
+    if padded.relative is not None:
+        shared.add("d_relative")
+        shape = padded.relative.shape
+        call.add_result("d_relative", shape, jnp.float32, call.relative_block(shape))
+    for image, bands in enumerate(terms.bands):
+        call.add_result(f"d_bands{image}", bands.shape, jnp.float32, call.bands_block(bands.shape))
+        patches = math.prod(spec.grids[image])
+        call.scratch[f"sum_grid{image}"] = pltpu.VMEM((patches, patches), jnp.float32)
+    call.scratch["sum_key"] = pltpu.VMEM((call.keys, 2 * head_dim), jnp.float32)
+    call.scratch["sum_value"] = pltpu.VMEM((call.keys, head_dim), jnp.float32)
+    patches_of = tuple(math.prod(grid) for grid in spec.grids)
+    flops = backward_flops(batch, heads, queries, call.keys, head_dim, patches_of)
+    found = call.run(Program.backward, flops, frozenset(shared))
+    relative = found.get("d_relative")
+    return Terms(
+        query=found["d_query"][:, :, :queries],
+        key=found["d_key"],
+        value=found["d_value"],
+        position_query=found["d_position_query"][:, :, :queries].astype(dtype),
+        position_key=found["d_position_key"].astype(dtype),
+        head_scale=found["d_head_scale"][:, 0, 0],
+        relative=None if relative is None else relative[:, :, :queries],
+        bands=tuple(found[f"d_bands{image}"] for image in range(len(spec.grids))),
+    )

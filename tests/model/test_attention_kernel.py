@@ -1,0 +1,155 @@
+"""The fused kernel in interpret mode against products: values, and gradients of all that it takes.
+
+Both compute the same sums of float32 products in another order. With n terms in a sum, unit
+roundoff u = 2^-24 and S the largest sum of magnitudes in a score, scores differ by at most
+2 n u S, a weight by the factor exp(4 n u S) (its numerator and its denominator), and what weights
+are multiplied with by as much again: 8 n u S of the largest number covers both passes.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.model import attention_fused, attention_terms
+from ofa_jax.model.attention_terms import (
+    AttentionMask,
+    PositionFactors,
+    SampledPatches,
+    ScoreTerms,
+    WeightDropout,
+)
+
+BUCKET = 6
+HEADS, WIDTH = 2, 8
+
+
+def normal(rng, *shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+@dataclasses.dataclass
+class Case:
+    """Sizes and options of an attention.
+
+    Attributes:
+      queries, keys: lengths without the prefix; `keys` None for self-attention.
+      images: (start, sampled patches, grid) of each image.
+      kinds: 0 without a relative bias.
+      shared: whether all examples have the same positions.
+    """
+
+    queries: int
+    keys: int | None = None
+    batch: int = 3
+    images: tuple = ()
+    kinds: int = 1
+    shared: bool = False
+    causal: bool = False
+    prefix: int = 0
+    rate: float = 0.0
+    block: int | None = None
+    scaled: bool = True
+
+    def arguments(self, dtype=jnp.float32):
+        """Returns random arguments of `attend`."""
+        rng, batch = np.random.default_rng(0), self.batch
+        keys = self.queries if self.keys is None else self.keys
+        factors = PositionFactors(
+            normal(rng, 1 if self.shared else batch, self.queries, HEADS, WIDTH).astype(dtype),
+            normal(rng, 1 if self.shared else batch, keys, HEADS, WIDTH).astype(dtype),
+        )
+        table = normal(rng, (2 * BUCKET - 1) ** 2 + 3, HEADS)
+        patches = tuple(
+            SampledPatches(
+                table,
+                jnp.asarray([rng.permutation(grid[0] * grid[1])[:n] for _ in range(batch)]),
+                grid,
+                start,
+                BUCKET,
+            )
+            for start, n, grid in self.images
+        )
+        relative = normal(rng, self.kinds, HEADS, self.queries, keys) if self.kinds else None
+        kinds = jnp.arange(batch) % 2 if self.kinds == 2 else None
+        mask = np.array(rng.random((batch, keys)) < 0.7)
+        mask[:, 0], mask[-1] = True, False  # nothing of the last example is visible
+        total = keys + self.prefix
+        return (
+            normal(rng, batch, self.queries, HEADS, WIDTH).astype(dtype),
+            normal(rng, batch, total, HEADS, WIDTH).astype(dtype),
+            normal(rng, batch, total, HEADS, WIDTH).astype(dtype),
+            ScoreTerms(factors, relative, kinds, patches, self.prefix),
+            AttentionMask(jnp.asarray(mask), self.causal),
+            WeightDropout(jax.random.key(5), self.rate) if self.rate else None,
+            normal(rng, HEADS) if self.scaled else None,
+        )
+
+
+CASES = {
+    "sampled patches and text": Case(9, images=((0, 5, (3, 4)),)),
+    "two images, a prefix": Case(11, images=((0, 3, (2, 5)), (3, 4, (4, 2))), prefix=2),
+    "text and code rows": Case(7, kinds=2, causal=True, shared=False),
+    "text alone, the same positions": Case(5, shared=True, causal=True, prefix=3, scaled=False),
+    "cross-attention": Case(6, 13, kinds=0),
+    "one query, one key": Case(1, 1, kinds=0, shared=True),
+    "several blocks of queries": Case(21, 10, block=8, kinds=2, batch=2, causal=True, shared=True),
+    "dropout": Case(6, rate=0.4, block=4),
+}
+
+
+def run(function, arguments):
+    """Returns the result, and the gradients of its floating arguments by path."""
+    leaves, tree = jax.tree.flatten(arguments)
+    floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+
+    @jax.jit
+    def both(leaves):
+        def attend(floats):
+            given = iter(floats)
+            joined = [next(given) if f else x for x, f in zip(leaves, floating, strict=True)]
+            return function(*tree.unflatten(joined))
+
+        floats = [x for x, f in zip(leaves, floating, strict=True) if f]
+        mixed, pull = jax.vjp(attend, floats)
+        weights = normal(np.random.default_rng(1), *mixed.shape).astype(mixed.dtype)
+        return mixed, pull(weights)[0]
+
+    return both(leaves)
+
+
+def by_kernel(case, arguments):
+    """Returns the kernel in interpret mode, with the case's block of queries."""
+    spec = attention_fused.kernel_spec(*arguments)
+    spec = dataclasses.replace(spec, interpret=True, block=case.block or spec.block)
+    return functools.partial(attention_fused.attend_by_kernel, spec)
+
+
+def largest_score(arguments):
+    """Returns the largest sum of magnitudes of a score: products, and relative biases."""
+    query, key, _, terms, *_ = arguments
+    content = jnp.einsum("bqhd,bkhd->bhqk", abs(query), abs(key)).max()
+    position = terms.positions.replace(
+        query=abs(terms.positions.query), key=abs(terms.positions.key)
+    )
+    tables = [abs(image.table).max() for image in terms.patches]
+    relative = 0 if terms.relative is None else abs(terms.relative).max()
+    return float(content + position.bias().max() + relative + sum(tables))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_equals_products(name):
+    case = CASES[name]
+    arguments = case.arguments()
+    mixed, slopes = run(by_kernel(case, arguments), arguments)
+    expected, expected_slopes = run(attention_terms.attend, arguments)
+    terms = 2 * WIDTH + case.queries + arguments[1].shape[1]
+    tolerance = 8 * terms * 2**-24 * largest_score(arguments)
+    assert tolerance < 2e-3
+    assert len(slopes) == len(expected_slopes) > 4
+    for ours, theirs in zip([mixed, *slopes], [expected, *expected_slopes], strict=True):
+        bound = tolerance * max(float(abs(theirs).max()), 1)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
