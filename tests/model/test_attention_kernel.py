@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.model import attention_fused, attention_terms
+from ofa_jax.model import attention_fused, attention_kernel, attention_terms
+from ofa_jax.model.attention_random import keeps
 from ofa_jax.model.attention_terms import (
     AttentionMask,
     PositionFactors,
@@ -153,3 +154,89 @@ def test_kernel_equals_products(name):
     for ours, theirs in zip([mixed, *slopes], [expected, *expected_slopes], strict=True):
         bound = tolerance * max(float(abs(theirs).max()), 1)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+
+def test_bfloat16_kernel_stays_as_close_to_exact_products_as_bfloat16_products():
+    """Both round queries, keys, weights and results to 8 bits; twice their error is allowed."""
+    case = CASES["sampled patches and text"]
+    exact = case.arguments(jnp.float32)
+    arguments = case.arguments(jnp.bfloat16)
+    expected, expected_slopes = run(attention_terms.attend, exact)
+    results = {}
+    for name, function in (
+        ("kernel", by_kernel(case, arguments)),
+        ("products", attention_terms.attend),
+    ):
+        mixed, slopes = run(function, arguments)
+        results[name] = [
+            np.sqrt(np.mean((np.asarray(ours, np.float32) - theirs) ** 2) / np.mean(theirs**2))
+            for ours, theirs in zip([mixed, *slopes], [expected, *expected_slopes], strict=True)
+        ]
+    assert max(results["products"]) < 0.06
+    for kernel, products in zip(results["kernel"], results["products"], strict=True):
+        assert kernel < 2 * products + 2**-9
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.35])
+def test_kernel_draws_the_bits_of_jax(probability):
+    key = jax.random.key(7)
+    expected = jax.random.bernoulli(key, probability, (40, 9))
+    rows, columns = (jnp.asarray(x, jnp.int32) for x in np.indices((40, 9)))
+    words = tuple(jax.random.key_data(key))
+    np.testing.assert_array_equal(keeps(words, rows, columns, 9, probability), expected)
+
+
+def test_counters_beyond_32_bits_equal_those_of_jax():
+    from jax.extend.random import threefry2x32_p
+
+    words = jnp.asarray([3, 2**31 + 5], jnp.uint32)
+    rows = np.array([2**26, 2**27 - 1, 2**31 - 1], np.int64)
+    index = rows * 300 + 299
+    assert index.max() >= 2**32
+    counters = [jnp.asarray(part, jnp.uint32) for part in (index >> 32, index & 0xFFFFFFFF)]
+    bits0, bits1 = threefry2x32_p.bind(words[0], words[1], *counters)
+    expected = np.asarray((bits0 ^ bits1) >> 9) < 0.5 * 2**23
+    got = keeps((words[0], words[1]), jnp.asarray(rows, jnp.int32), jnp.full(3, 299), 300, 0.5)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_shapes_that_do_not_fit_vmem_are_left_to_products():
+    assert attention_kernel.block_of(300, 300, 1, ((24, 24),)) is not None
+    assert attention_kernel.block_of(1024, 1024, 2, ()) is None
+    arguments = jax.eval_shape(lambda: Case(3000, kinds=1, batch=1).arguments())
+    assert attention_fused.kernel_spec(*arguments) is None
+
+
+def test_library_attention_equals_products():
+    """cuDNN runs on GPUs alone; JAX's own implementation takes the same arguments."""
+    case = Case(8, kinds=2, causal=True, images=((0, 4, (3, 4)),))
+    arguments = case.arguments()
+    library = functools.partial(attention_fused.attend_by_library, implementation="xla")
+    ours, theirs = (run(f, arguments) for f in (library, attention_terms.attend))
+    visible = np.arange(case.batch) < case.batch - 1  # what sees nothing is no attention
+    np.testing.assert_allclose(ours[0][visible], theirs[0][visible], rtol=0, atol=1e-5)
+    rounded = case.arguments(jnp.bfloat16)
+    assert attention_fused.cudnn_takes(*rounded)
+    assert not attention_fused.cudnn_takes(*arguments)  # float32
+    assert not attention_fused.cudnn_takes(*Case(9).arguments(jnp.bfloat16))  # an odd length
+    assert not attention_fused.cudnn_takes(*Case(8, rate=0.1).arguments(jnp.bfloat16))
+
+
+def test_operations_of_the_kernel_are_those_of_its_products():
+    """The cost estimate, which plans read, equals the count of the products in the program."""
+    from ofa_jax.planning.hlo import Program
+
+    case = CASES["sampled patches and text"]
+    arguments = case.arguments()
+    terms, integers = attention_fused._to_kernel(arguments)
+    spec = dataclasses.replace(attention_fused.kernel_spec(*arguments), interpret=True)
+    sizes = (case.batch, HEADS, 9, 9, WIDTH, (12,))
+    forward = jax.jit(functools.partial(attention_kernel.forward, spec)).lower(terms, integers)
+    text = forward.as_text(dialect="hlo")
+    assert Program(text).flops() == attention_kernel.forward_flops(*sizes)
+    gradient = jnp.zeros_like(terms.query)
+    backward = jax.jit(functools.partial(attention_kernel.backward, spec)).lower(
+        terms, integers, gradient
+    )
+    text = backward.as_text(dialect="hlo")
+    assert Program(text).flops() == attention_kernel.backward_flops(*sizes)

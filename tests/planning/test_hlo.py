@@ -266,7 +266,7 @@ KERNELS = (
   %i = s32[] get-tuple-element(%p), index=0
   %x = bf16[2,4,6,8]{3,2,1,0} get-tuple-element(%p), index=1
   %kinds = s32[2]{0:S(1)} constant({0, 1})
-  %k = bf16[2,4,6,8]{3,2,1,0} custom-call(%kinds, %x), custom_call_target="tpu_custom_call", ESTIMATE
+  %k = bf16[2,4,6,8]{3,2,1,0} custom-call(%kinds, %x), KERNEL, ESTIMATE
   ROOT %t = (s32[], bf16[2,4,6,8]{3,2,1,0}) tuple(%i, %k)
 }
 
@@ -278,7 +278,7 @@ ENTRY %main (x: bf16[2,4,6,8]) -> f32[4,6,6] {
   %x = bf16[2,4,6,8]{3,2,1,0} parameter(0)
   %b = bf16[1,4,6,6]{3,2,1,0} parameter(1)
   %zero = s32[] constant(0)
-  %other = f32[4,6,6]{2,1,0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %other = f32[4,6,6]{2,1,0} custom-call(%x), KERNEL
   %t = (s32[], bf16[2,4,6,8]{3,2,1,0}) tuple(%zero, %x)
   %w = (s32[], bf16[2,4,6,8]{3,2,1,0}) while(%t), condition=%cond, body=%body, TRIPS
   %f = (bf16[2,4,6,8]{3,1,2,0}, f32[2,4,6]{2,1,0}, u8[16]{0}) custom-call(%x, %x, %x, %b), CUDNN"
@@ -287,7 +287,8 @@ ENTRY %main (x: bf16[2,4,6,8]) -> f32[4,6,6] {
     """bf16[1,4,6,6]{3,2,1,0}, u8[16]{0}) custom-call(%x, %x, %x, %s, %x, %b, %x), CUDNNBackward"
   ROOT %out = f32[4,6,6]{2,1,0} copy(%other)
 }
-""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"3"}}')
+""".replace("KERNEL", 'custom_call_target="tpu_custom_call"')
+    .replace("TRIPS", 'backend_config={"known_trip_count":{"n":"3"}}')
     .replace(
         "ESTIMATE",
         'backend_config={"custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"1000",'
