@@ -28,7 +28,11 @@ Contents:
     network           `OFA`: encode, decode, logits
     encoder, decoder  embedding of inputs and the layer stacks
     transformer       encoder and decoder layers
-    attention         multi-head attention
+    attention         multi-head attention; `attention_ops` has scores and softmax
+    attention_positions    positions that layers share, and the biases of a layer from its tables
+    attention_terms   attention whose absolute bias is given by its factors, as columns
+    attention_fused   chooses a kernel or products; `attention_kernel` calls the TPU kernel, whose
+                      programs are in `attention_program`, with the bits of `attention_random`
     positions         position ids and rows of the relative tables; `position_biases` looks them up
     resnet            image encoder; `convolutions` holds its operations
     layers            dense, norms, embedding, stochastic depth, rematerialisation

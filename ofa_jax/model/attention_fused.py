@@ -133,15 +133,19 @@ def kernel_spec(
         jax.config.jax_threefry_partitionable and _is_threefry(dropout.key)
     ):
         return None
-    grids = tuple(image.grid for image in terms.patches)
     kinds = 0 if terms.relative is None else terms.relative.shape[0]
-    block = attention_kernel.block_of(queries, key.shape[1], kinds, grids)
+    keys, grids = key.shape[1], [image.grid for image in terms.patches]
+    block = attention_kernel.block_of(queries, keys, kinds, grids)
     if block is None:
         return None
+    images = [
+        attention_kernel.patch_spec(image.grid, image.end, terms.prefix, block, queries, keys)
+        for image in terms.patches
+    ]
     return attention_kernel.KernelSpec(
         causal=mask.causal,
         prefix=terms.prefix,
-        grids=grids,
+        images=tuple(images),
         dropout_rate=0.0 if dropout is None else dropout.rate,
         num_heads=heads,
         queries=queries,
@@ -266,6 +270,7 @@ def _to_kernel(arguments: Arguments) -> tuple["Terms", "Integers"]:
     if head_scale is None:
         head_scale = jnp.ones(heads)
     seed = jnp.zeros(2, jnp.uint32) if dropout is None else _key_data(dropout.key)
+    places = [image.places(queries) for image in terms.patches]
     kernel_terms = attention_kernel.Terms(
         query=query.transpose(0, 2, 1, 3),
         key=key.transpose(0, 2, 1, 3),
@@ -282,7 +287,8 @@ def _to_kernel(arguments: Arguments) -> tuple["Terms", "Integers"]:
     integers = attention_kernel.Integers(
         kinds=jnp.zeros(batch, jnp.int32) if terms.kinds is None else terms.kinds,
         mask=jnp.pad(mask.keys, ((0, 0), (prefix, 0)), constant_values=True),
-        query_codes=tuple(image.codes(queries) for image in terms.patches),
+        query_rows=tuple(rows for rows, _ in places),
+        query_columns=tuple(columns for _, columns in places),
         key_codes=tuple(image.codes(keys, prefix) for image in terms.patches),
         seed=seed,
         examples=jnp.arange(batch, dtype=jnp.int32),
@@ -344,7 +350,8 @@ def _specs(terms: "Terms", integers: "Integers") -> tuple["Terms", "Integers"]:
     ), integers.replace(
         kinds=by_example,
         mask=by_example,
-        query_codes=(by_example,) * images,
+        query_rows=(by_example,) * images,
+        query_columns=(by_example,) * images,
         key_codes=(by_example,) * images,
         seed=PartitionSpec(),
         examples=by_example,

@@ -9,13 +9,10 @@ What depends on the head but not on the example (the relative bias of text, the 
 factors of unsampled positions) is fetched once for all examples, and its gradient is summed over
 them in VMEM.
 
-The bias between sampled patches comes from the 2-D table inside the kernel. For each head the
-kernel unrolls the table to the bias of the whole grid, and selects the rows of the queries and the
-columns of the keys by products with one-hot vectors, which are exact.
+The bias between sampled patches comes from the 2-D table inside the kernel (`attention_patches`).
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -25,14 +22,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from ofa_jax.model.attention_patches import LANES, PatchSpec, round_up
 from ofa_jax.model.attention_program import KernelSpec, Program
 
 _VMEM_BUDGET = 12 * 2**20
-"""Bytes that the arrays of a program may take by `_vmem_bytes`, which leaves out what the compiler
+"""Bytes that the arrays of a program may take by `block_of`, which leaves out what the compiler
 adds. The smallest VMEM of a TPU core is 16 MiB."""
-
-_LANES = 128
-"""Width of a vector register: blocks along the last axis are multiples of it, or whole."""
 
 
 class Terms(flax.struct.PyTreeNode):
@@ -63,74 +58,99 @@ class Integers(flax.struct.PyTreeNode):
     Attributes:
       kinds: which relative bias belongs to an example.
       mask: False hides the key.
-      query_codes, key_codes: patch of the grid at each position, -1 for none; for each image.
+      query_rows, query_columns: row and column of the patch of each query, -1 for none; of each
+        image.
+      key_codes: patch of each key, counted row by row, -1 for none; of each image.
       seed: data of a threefry key.
       examples, heads: numbers of these examples and heads among those of all devices.
     """
 
     kinds: Int[Array, " batch"]
     mask: Bool[Array, "batch keys"]
-    query_codes: tuple[Int[Array, "batch queries"], ...]
+    query_rows: tuple[Int[Array, "batch queries"], ...]
+    query_columns: tuple[Int[Array, "batch queries"], ...]
     key_codes: tuple[Int[Array, "batch keys"], ...]
     seed: UInt[Array, "2"]
     examples: Int[Array, " batch"]
     heads: Int[Array, " heads"]
 
 
-def forward_flops(
-    batch: int, heads: int, queries: int, keys: int, head_dim: int, patches: tuple[int, ...] = ()
-) -> int:
-    """Counts the operations of the products of `forward`, two per multiply-add.
+def forward_flops(spec: KernelSpec, terms: Terms) -> int:
+    """Counts the operations of the products of `forward`, two per multiply-add."""
+    scores, mixed = 2, 1  # in units of the width of a head
+    return 2 * _count(spec, terms, scores + mixed, 1)
+
+
+def backward_flops(spec: KernelSpec, terms: Terms) -> int:
+    """Counts the operations of the products of `backward`, two per multiply-add."""
+    scores, weights, values, queries, keys = 2, 1, 1, 2, 2
+    return 2 * _count(spec, terms, scores + weights + values + queries + keys, 2)
+
+
+def _count(spec: KernelSpec, terms: Terms, products: int, images: int) -> int:
+    """Counts multiply-adds.
 
     Args:
-      batch: number of examples.
-      heads: number of heads.
+      spec: of the kernel.
+      terms: with the queries of whole blocks.
+      products: of each pair of a query and a key, as many times the width of a head.
+      images: how often the bias of patches, or its gradient, is computed.
+    """
+    batch, heads, queries, head_dim = terms.query.shape
+    pairs = queries * terms.key.shape[2] * head_dim * products
+    digits = sum(image.digits_multiply_adds for image in spec.images)
+    patches = images * sum(image.multiply_adds for image in spec.images) + digits
+    return batch * heads * (pairs + queries // spec.block * patches)
+
+
+def block_of(
+    queries: int, keys: int, kinds: int, images: Sequence[tuple[int, int]] = ()
+) -> int | None:
+    """Returns how many queries a program takes; None if not even the fewest fit VMEM.
+
+    Args:
       queries: of an example.
       keys: of an example.
-      head_dim: width of a head.
-      patches: of the whole grid of each image with sampled patches.
+      kinds: number of relative biases.
+      images: rows and columns of the patch grid of each image with sampled patches.
     """
-    scores, mixed = 2 * head_dim, head_dim
-    pairs = queries * keys * (scores + mixed)
-    return 2 * batch * heads * (pairs + sum(p * keys * (p + queries) for p in patches))
 
+    def vmem_bytes(block: int) -> int:
+        """Returns about how many bytes the arrays of a backward program take."""
+        width = round_up(keys)
+        scores = 5 * block * width * 4
+        relative = 3 * kinds * round_up(queries, block) * width * 4
+        factors = 8 * (queries + 2 * keys) * LANES * 2
+        patches = 0
+        for grid in images:
+            spec = PatchSpec(*grid, block, keys)
+            patches += 4 * 4 * spec.columns * spec.width + 3 * 4 * block * spec.width
+            patches += spec.patches * width * 4
+        return scores + relative + factors + patches
 
-def backward_flops(
-    batch: int, heads: int, queries: int, keys: int, head_dim: int, patches: tuple[int, ...] = ()
-) -> int:
-    """Counts the operations of the products of `backward`; see `forward_flops`."""
-    # Scores again, gradients of queries and keys with 2 head_dim columns each; of weights, values.
-    pairs = queries * keys * (3 * 2 * head_dim + 2 * head_dim)
-    images = sum(2 * p * keys * queries + p * p * (keys + queries) for p in patches)
-    return 2 * batch * heads * (pairs + images)
-
-
-def block_of(queries: int, keys: int, kinds: int, grids: tuple[tuple[int, int], ...]) -> int | None:
-    """Returns how many queries a program may take; None if not even the fewest fit VMEM."""
     blocks = (queries, *(n for n in (512, 256, 128) if n < queries))
-    fitting = (n for n in blocks if _vmem_bytes(n, queries, keys, kinds, grids) <= _VMEM_BUDGET)
-    return next(fitting, None)
+    return next((n for n in blocks if vmem_bytes(n) <= _VMEM_BUDGET), None)
 
 
-def _vmem_bytes(
-    block: int, queries: int, keys: int, kinds: int, grids: tuple[tuple[int, int], ...]
-) -> int:
-    """Returns about how many bytes the arrays of a backward program take in VMEM."""
+def patch_spec(
+    grid: tuple[int, int], end: int, prefix: int, block: int, queries: int, keys: int
+) -> PatchSpec:
+    """Returns the sizes of an image with sampled patches.
 
-    def padded(size: int) -> int:
-        """Rounds up to whole vector registers."""
-        return -(-size // _LANES) * _LANES
-
-    scores = 5 * block * padded(keys) * 4
-    relative = 3 * kinds * (queries + block) * padded(keys) * 4
-    factors = 8 * (padded(queries) + 2 * padded(keys)) * _LANES * 2
-    images = 0
-    for rows, columns in grids:
-        patches = rows * columns
-        images += (2 * 4 + 2) * patches * padded(patches)  # bias, its gradient, and rounded
-        images += 4 * 4 * columns * padded((2 * rows - 1) * columns)
-        images += patches * (2 * padded(block) + 6 * padded(keys))
-    return scores + relative + factors + images
+    Args:
+      grid: rows and columns of its patches.
+      end: position after its last patch, among the queries.
+      prefix: number of keys before the first position.
+      block: queries of a program.
+      queries: of an example.
+      keys: of an example.
+    """
+    whole = block >= queries
+    return PatchSpec(
+        *grid,
+        queries=min(block, round_up(end, 8)) if whole else block,
+        keys=min(keys, round_up(prefix + end)),
+    )
 
 
 # ------------------------------------------------------------------------------------- calls
@@ -164,15 +184,11 @@ class _Call:
         self.arguments["mask"] = mask, self.codes_block(mask.shape, False)
         for image, bands in enumerate(terms.bands):
             self.arguments[f"bands{image}"] = bands, self.bands_block(bands.shape)
-            for side in ("query", "key"):
-                codes = getattr(integers, f"{side}_codes")[image][:, None]
-                block = self.codes_block(codes.shape, side == "query")
-                self.arguments[f"{side}_codes{image}"] = codes, block
+            for name in ("query_rows", "query_columns", "key_codes"):
+                codes = getattr(integers, name)[image][:, None]
+                block = self.codes_block(codes.shape, name != "key_codes")
+                self.arguments[f"{name}{image}"] = codes, block
         self.arguments["head_scale"] = terms.head_scale, pl.BlockSpec(memory_space=pltpu.SMEM)
-        for image, (rows, columns) in enumerate(spec.grids):
-            size = (rows * columns, rows * columns)
-            self.scratch[f"unrolled{image}"] = pltpu.VMEM(size, jnp.float32)
-            self.scratch[f"grid{image}"] = pltpu.VMEM(size, terms.query.dtype)
 
     def block(self, shape: _Shape, by_query: bool) -> Any:
         """Returns the block of [#batch, heads, length, head_dim]: of the queries, or all keys."""
@@ -249,23 +265,28 @@ def _padded(spec: KernelSpec, terms: Terms, integers: Integers) -> tuple[Terms, 
         query=_pad_queries(terms.query, 2, spec),
         position_query=_pad_queries(terms.position_query, 2, spec),
         relative=None if relative is None else _pad_queries(relative, 2, spec),
+        bands=tuple(
+            jnp.pad(bands, ((0, 0), (0, 0), (0, image.width - bands.shape[2])))
+            for image, bands in zip(spec.images, terms.bands, strict=True)
+        ),
     )
-    codes = tuple(_pad_queries(x, 1, spec, -1) for x in integers.query_codes)
-    return terms, integers.replace(query_codes=codes)
+    rows, columns = (
+        tuple(_pad_queries(x, 1, spec, -1) for x in codes)
+        for codes in (integers.query_rows, integers.query_columns)
+    )
+    return terms, integers.replace(query_rows=rows, query_columns=columns)
 
 
 def forward(
     spec: KernelSpec, terms: Terms, integers: Integers
 ) -> Float[Array, "batch heads queries head_dim"]:
     """Computes attention; the arguments are described where they are defined."""
-    batch, heads, queries, head_dim = terms.query.shape
+    queries = terms.query.shape[2]
     padded, integers = _padded(spec, terms, integers)
     call = _Call(spec, padded, integers)
     shape = padded.query.shape
     call.add_result("mixed", shape, terms.query.dtype, call.block(shape, True))
-    patches = tuple(math.prod(grid) for grid in spec.grids)
-    flops = forward_flops(batch, heads, queries, terms.key.shape[2], head_dim, patches)
-    return call.run(Program.forward, flops)["mixed"][:, :, :queries]
+    return call.run(Program.forward, forward_flops(spec, padded))["mixed"][:, :, :queries]
 
 
 def backward(
@@ -275,7 +296,7 @@ def backward(
     gradient: Float[Array, "batch heads queries head_dim"],
 ) -> Terms:
     """Computes the gradients of all terms from that of the mixed values."""
-    batch, heads, queries, head_dim = terms.query.shape
+    _, heads, queries, head_dim = terms.query.shape
     padded, integers = _padded(spec, terms, integers)
     call = _Call(spec, padded, integers)
     mixed = _pad_queries(gradient.astype(terms.query.dtype), 2, spec)
@@ -288,21 +309,18 @@ def backward(
             shared.add(f"d_{name}")
             block, of_block = call.block(shape, False), jnp.float32
         call.add_result(f"d_{name}", shape, of_block, block)
-    scale_shape = (heads, 1, _LANES)
+    scale_shape = (heads, 1, LANES)
     call.add_result("d_head_scale", scale_shape, jnp.float32, call.bands_block(scale_shape))
     if padded.relative is not None:
         shared.add("d_relative")
         shape = padded.relative.shape
         call.add_result("d_relative", shape, jnp.float32, call.relative_block(shape))
-    for image, bands in enumerate(terms.bands):
+    for image, bands in enumerate(padded.bands):
+        shared.add(f"d_bands{image}")
         call.add_result(f"d_bands{image}", bands.shape, jnp.float32, call.bands_block(bands.shape))
-        patches = math.prod(spec.grids[image])
-        call.scratch[f"sum_grid{image}"] = pltpu.VMEM((patches, patches), jnp.float32)
     call.scratch["sum_key"] = pltpu.VMEM((call.keys, 2 * head_dim), jnp.float32)
     call.scratch["sum_value"] = pltpu.VMEM((call.keys, head_dim), jnp.float32)
-    patches_of = tuple(math.prod(grid) for grid in spec.grids)
-    flops = backward_flops(batch, heads, queries, call.keys, head_dim, patches_of)
-    found = call.run(Program.backward, flops, frozenset(shared))
+    found = call.run(Program.backward, backward_flops(spec, padded), frozenset(shared))
     relative = found.get("d_relative")
     return Terms(
         query=found["d_query"][:, :, :queries],
@@ -312,5 +330,8 @@ def backward(
         position_key=found["d_position_key"].astype(dtype),
         head_scale=found["d_head_scale"][:, 0, 0],
         relative=None if relative is None else relative[:, :, :queries],
-        bands=tuple(found[f"d_bands{image}"] for image in range(len(spec.grids))),
+        bands=tuple(
+            found[f"d_bands{image}"][:, :, : bands.shape[2]]
+            for image, bands in enumerate(terms.bands)
+        ),
     )

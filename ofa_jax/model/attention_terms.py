@@ -68,9 +68,22 @@ class SampledPatches(flax.struct.PyTreeNode):
           length: number of positions, those before included.
           before: number of keys without a position, such as a learned prefix.
         """
-        start = before + self.start
-        after = length - start - self.indices.shape[1]
-        return jnp.pad(self.indices, ((0, 0), (start, after)), constant_values=-1)
+        return self._place(self.indices, length, before)
+
+    def places(self, length: int) -> tuple[Int[Array, "batch length"], Int[Array, "batch length"]]:
+        """Returns the row and the column of the sampled patch at each position; -1 for none."""
+        rows, columns = jnp.divmod(self.indices, self.grid[1])
+        return self._place(rows, length), self._place(columns, length)
+
+    @property
+    def end(self) -> int:
+        """Position after the last patch."""
+        return self.start + self.indices.shape[1]
+
+    def _place(self, x: Array, length: int, before: int = 0) -> Int[Array, "batch length"]:
+        """Puts one number for each patch where the patch is."""
+        widths = (before + self.start, length - before - self.end)
+        return jnp.pad(x, ((0, 0), widths), constant_values=-1)
 
 
 class AttentionMask(flax.struct.PyTreeNode):

@@ -98,6 +98,7 @@ CASES = {
     "cross-attention": Case(6, 13, kinds=0),
     "one query, one key": Case(1, 1, kinds=0, shared=True),
     "several blocks of queries": Case(21, 10, block=8, kinds=2, batch=2, causal=True, shared=True),
+    "patches in several blocks": Case(20, batch=2, block=8, images=((2, 9, (5, 3)),)),
     "dropout": Case(6, rate=0.4, block=4),
 }
 
@@ -125,7 +126,10 @@ def run(function, arguments):
 def by_kernel(case, arguments):
     """Returns the kernel in interpret mode, with the case's block of queries."""
     spec = attention_fused.kernel_spec(*arguments)
-    spec = dataclasses.replace(spec, interpret=True, block=case.block or spec.block)
+    if case.block:
+        images = [dataclasses.replace(x, queries=case.block) for x in spec.images]
+        spec = dataclasses.replace(spec, block=case.block, images=tuple(images))
+    spec = dataclasses.replace(spec, interpret=True)
     return functools.partial(attention_fused.attend_by_kernel, spec)
 
 
@@ -201,8 +205,8 @@ def test_counters_beyond_32_bits_equal_those_of_jax():
 
 
 def test_shapes_that_do_not_fit_vmem_are_left_to_products():
-    assert attention_kernel.block_of(300, 300, 1, ((24, 24),)) is not None
-    assert attention_kernel.block_of(1024, 1024, 2, ()) is None
+    assert attention_kernel.block_of(300, 300, 1, [(24, 24)]) is not None
+    assert attention_kernel.block_of(1024, 1024, 2) is None
     arguments = jax.eval_shape(lambda: Case(3000, kinds=1, batch=1).arguments())
     assert attention_fused.kernel_spec(*arguments) is None
 
@@ -230,13 +234,12 @@ def test_operations_of_the_kernel_are_those_of_its_products():
     arguments = case.arguments()
     terms, integers = attention_fused._to_kernel(arguments)
     spec = dataclasses.replace(attention_fused.kernel_spec(*arguments), interpret=True)
-    sizes = (case.batch, HEADS, 9, 9, WIDTH, (12,))
     forward = jax.jit(functools.partial(attention_kernel.forward, spec)).lower(terms, integers)
     text = forward.as_text(dialect="hlo")
-    assert Program(text).flops() == attention_kernel.forward_flops(*sizes)
+    assert Program(text).flops() == attention_kernel.forward_flops(spec, terms)
     gradient = jnp.zeros_like(terms.query)
     backward = jax.jit(functools.partial(attention_kernel.backward, spec)).lower(
         terms, integers, gradient
     )
     text = backward.as_text(dialect="hlo")
-    assert Program(text).flops() == attention_kernel.backward_flops(*sizes)
+    assert Program(text).flops() == attention_kernel.backward_flops(spec, terms)
