@@ -103,24 +103,24 @@ CASES = {
 }
 
 
-def run(function, arguments):
-    """Returns the result, and the gradients of its floating arguments by path."""
-    leaves, tree = jax.tree.flatten(arguments)
+def value_and_slopes(function, leaves, tree):
+    """Returns the result of a function of a tree, and the gradients of its floating leaves."""
     floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
 
-    @jax.jit
-    def both(leaves):
-        def attend(floats):
-            given = iter(floats)
-            joined = [next(given) if f else x for x, f in zip(leaves, floating, strict=True)]
-            return function(*tree.unflatten(joined))
+    def attend(floats):
+        given = iter(floats)
+        joined = [next(given) if f else x for x, f in zip(leaves, floating, strict=True)]
+        return function(*tree.unflatten(joined))
 
-        floats = [x for x, f in zip(leaves, floating, strict=True) if f]
-        mixed, pull = jax.vjp(attend, floats)
-        weights = normal(np.random.default_rng(1), *mixed.shape).astype(mixed.dtype)
-        return mixed, pull(weights)[0]
+    mixed, pull = jax.vjp(attend, [x for x, f in zip(leaves, floating, strict=True) if f])
+    weights = normal(np.random.default_rng(1), *mixed.shape).astype(mixed.dtype)
+    return mixed, pull(weights)[0]
 
-    return both(leaves)
+
+def run(function, arguments):
+    """Compiles and runs `value_and_slopes`."""
+    leaves, tree = jax.tree.flatten(arguments)
+    return jax.jit(lambda leaves: value_and_slopes(function, leaves, tree))(leaves)
 
 
 def by_kernel(case, arguments):

@@ -1,0 +1,90 @@
+"""The fused kernel on eight devices, and compiled for TPUs that are not there.
+
+    bash tests/run.sh slow tests/model/test_attention_devices.py
+
+The second part needs libtpu (the extra `plan`), which is loaded in a process of its own.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from simulated_devices import IMPORTABLE, run_on_eight_devices
+
+pytestmark = pytest.mark.slow
+
+HERE = pathlib.Path(__file__).parent
+
+SPLIT = """
+import dataclasses, json, sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+import test_attention_kernel as kernels
+from ofa_jax.sharding import Partitioner
+
+case = dataclasses.replace(kernels.CASES[sys.argv[2]], batch=4)
+arguments = case.arguments()
+
+def differences(mesh):
+    whole, whole_slopes = kernels.run(kernels.by_kernel(case, arguments), arguments)
+    with Partitioner(**mesh).mesh_context():
+        split, split_slopes = kernels.run(kernels.by_kernel(case, arguments), arguments)
+    pairs = zip([split, *split_slopes], [whole, *whole_slopes], strict=True)
+    return [float(abs(np.asarray(a) - np.asarray(b)).max() / abs(b).max()) for a, b in pairs]
+
+meshes = dict(data=4, tensor=2), dict(data=2, fsdp=2, tensor=2)
+print(json.dumps([differences(mesh) for mesh in meshes]))
+"""
+
+COMPILE = """
+import dataclasses, json, sys
+sys.path.insert(0, sys.argv[1])
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+import test_attention_kernel as kernels
+from ofa_jax.model import attention_fused
+from ofa_jax.planning.hlo import Program
+
+topology = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu")
+device = jax.sharding.SingleDeviceSharding(topology.devices[0])
+found = {}
+for name, case in kernels.CASES.items():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        if case.block and case.block % 16:  # blocks of a TPU are wider
+            case = dataclasses.replace(case, block=None)
+        arguments = case.arguments(dtype)
+        leaves, tree = jax.tree.flatten(arguments)
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for x in leaves]
+        def step(leaves):
+            return kernels.value_and_slopes(attention_fused.attend, leaves, tree)
+        program = Program(jax.jit(step).lower(shapes).compile().as_text())
+        kinds = [i.opcode for _, i in program.products()]
+        found[f"{name}, {dtype.__name__}"] = kinds, sorted(program.uncounted_calls())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("name", ["sampled patches and text", "text alone, the same positions"])
+def test_split_over_devices_the_kernel_computes_the_same(name):
+    """Sums over devices are in another order: 1e-5 of the largest number."""
+    for differences in run_on_eight_devices(SPLIT, HERE, name):
+        assert max(differences) < 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_kernels_compile_for_a_tpu_and_say_what_they_cost():
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(HERE)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*IMPORTABLE, *sys.path)))},
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert len(found) > 10
+    for name, (kinds, uncounted) in found.items():
+        assert kinds.count("custom-call") == 2 and not uncounted, name
