@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, UInt
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -63,5 +64,5 @@ def keeps(
     index = (high << jnp.uint32(16)) | (low & jnp.uint32(0xFFFF))
     bits0, bits1 = threefry(key, high >> jnp.uint32(16), index)
     # A uniform number of 23 bits below float32(probability), compared as whole numbers.
-    bound = math.ceil(float(jnp.float32(probability)) * 2**23)
+    bound = math.ceil(float(np.float32(probability)) * 2**23)
     return ((bits0 ^ bits1) >> jnp.uint32(9)).astype(jnp.int32) < jnp.int32(bound)
