@@ -27,7 +27,7 @@ from ofa_jax.model.attention_program import KernelSpec, Program
 
 _VMEM_BUDGET = 12 * 2**20
 """Bytes that the arrays of a program may take by `block_of`, which leaves out what the compiler
-adds. The smallest VMEM of a TPU core is 16 MiB."""
+adds. A core of a v4 has 16 MiB of VMEM, and the compiler uses as much of a larger one."""
 
 
 class Terms(flax.struct.PyTreeNode):
@@ -116,17 +116,18 @@ def block_of(
     """
 
     def vmem_bytes(block: int) -> int:
-        """Returns about how many bytes the arrays of a backward program take."""
+        """Returns about how many bytes the arrays of a backward program take, in float32."""
         width = round_up(keys)
-        scores = 5 * block * width * 4
-        relative = 3 * kinds * round_up(queries, block) * width * 4
-        factors = 8 * (queries + 2 * keys) * LANES * 2
+        scores = 6 * block * width
+        # Arguments and results have two buffers each: what comes next is fetched meanwhile.
+        relative = 2 * 2 * kinds * round_up(queries, block) * width
+        factors = (2 * (5 * block + 6 * keys) // 2 + 2 * keys) * LANES
         patches = 0
         for grid in images:
             spec = PatchSpec(*grid, block, keys)
-            patches += 4 * 4 * spec.columns * spec.width + 3 * 4 * block * spec.width
-            patches += spec.patches * width * 4
-        return scores + relative + factors + patches
+            patches += 2 * 2 * spec.columns * spec.width + 2 * block * spec.width
+            patches += spec.patches * width
+        return 4 * (scores + relative + factors + patches)
 
     blocks = (queries, *(n for n in (512, 256, 128) if n < queries))
     return next((n for n in blocks if vmem_bytes(n) <= _VMEM_BUDGET), None)
