@@ -76,7 +76,7 @@ def attend_by_library(
     value: Array,
     terms: ScoreTerms,
     mask: AttentionMask,
-    dropout: None,
+    dropout: WeightDropout | None,
     head_scale: Array | None,
     implementation: Any = "cudnn",
 ) -> Float[Array, "batch queries heads head_dim"]:
@@ -130,7 +130,8 @@ def kernel_spec(
     if batch % _parts(batch_axes) or heads % _parts(head_axes):
         return None
     if dropout is not None and not (
-        jax.config.jax_threefry_partitionable and _is_threefry(dropout.key)
+        jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+        and _is_threefry(dropout.key)
     ):
         return None
     kinds = 0 if terms.relative is None else terms.relative.shape[0]

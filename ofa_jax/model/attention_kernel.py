@@ -12,6 +12,7 @@ them in VMEM.
 The bias between sampled patches comes from the 2-D table inside the kernel (`attention_patches`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -226,7 +227,7 @@ class _Call:
         def kernel(*refs: Any) -> None:
             method(Program(self.spec, dict(zip(names, refs, strict=True)), shared))
 
-        arrays = [x for x, _ in self.arguments.values()]
+        arrays: list[Any] = [x for x, _ in self.arguments.values()]
         shapes = [shape for shape, _ in self.results.values()]
         results = pl.pallas_call(
             kernel,
@@ -244,7 +245,9 @@ class _Call:
             cost_estimate=pl.CostEstimate(
                 flops=flops,
                 transcendentals=self.batch * self.heads * self.queries * self.keys,
-                bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
+                bytes_accessed=sum(
+                    math.prod(x.shape) * x.dtype.itemsize for x in [*arrays, *shapes]
+                ),
             ),
             interpret=self.spec.interpret,
             name=f"attention_{method.__name__}",

@@ -13,6 +13,7 @@ All three only copy entries of the table. The gradient goes the same way back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,27 +96,26 @@ class ImagePatches:
         """Returns the name of an array of this image."""
         return f"{kind}{self.number}"
 
-    def bias(self, shape: tuple[int, int]) -> Float[Array, "queries keys"]:
+    def bias(self, shape: tuple[int, ...]) -> Float[Array, "queries keys"]:
         """Returns the bias of all pairs; zero for what is no patch."""
         spec = self.spec
         bands = self.refs[self.name("bands")][...].astype(self.dtype)
         moved = dot(self._query_columns(), bands, 0, 0)
-        digits = self._digits()
         for digit, lanes, width in spec.moves():
             moved = moved[:, :width]
             rotated = pltpu.roll(moved, width - lanes, 1)
-            moved = jnp.where(digits[:, digit : digit + 1] > 0.5, rotated, moved)
+            moved = jnp.where(self._digits[:, digit : digit + 1] > 0.5, rotated, moved)
         selected = dot(moved[:, : spec.patches].astype(self.dtype), self._keys(), 1, 0)
         return _pad(selected, shape)
 
     def gradient(self, slope: Float[Array, "queries keys"]) -> Float[Array, "columns width"]:
         """Returns the gradient of the bands from that of the scores."""
-        spec, digits = self.spec, self._digits()
+        spec = self.spec
         moved = dot(slope[: spec.queries, : spec.keys], self._keys(), 1, 1)
         for digit, lanes, width in reversed(list(spec.moves())):
             moved = _pad(moved, (spec.queries, width))
             rotated = pltpu.roll(moved, lanes, 1)
-            moved = jnp.where(digits[:, digit : digit + 1] > 0.5, rotated, moved)
+            moved = jnp.where(self._digits[:, digit : digit + 1] > 0.5, rotated, moved)
         moved = _pad(moved, (spec.queries, spec.width))
         return dot(self._query_columns(), moved.astype(self.dtype), 1, 0)
 
@@ -129,6 +129,7 @@ class ImagePatches:
         codes = self.refs[self.name("key_codes")][...][:, : self.spec.keys]
         return _one_hot(codes, self.spec.patches, self.dtype)
 
+    @functools.cached_property
     def _digits(self) -> Float[Array, "queries digits"]:
         """Returns the binary digits of R - 1 - r for each query, the lowest first."""
         spec = self.spec
@@ -146,7 +147,7 @@ def _one_hot(codes: Int[Array, "1 n"], size: int, dtype: Any) -> Float[Array, "s
     return jnp.where(places == codes, 1.0, 0.0).astype(dtype)
 
 
-def _pad(x: Float[Array, "n m"], shape: tuple[int, int]) -> Float[Array, "queries keys"]:
+def _pad(x: Float[Array, "n m"], shape: tuple[int, ...]) -> Float[Array, "queries keys"]:
     """Appends zeros."""
     for axis, size in enumerate(shape):
         if x.shape[axis] < size:

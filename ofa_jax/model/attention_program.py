@@ -57,6 +57,10 @@ class Program:
         self.keys = refs["key"].shape[0]
         self.first_block = self.block == 0
         self.last_block = self.block == pl.num_programs(2) - 1
+        self.images = [
+            ImagePatches(number, image, refs, self.dtype)
+            for number, image in enumerate(spec.images)
+        ]
         self.first = (self.example == 0) & self.first_block
         start = pl.multiple_of(self.block * spec.block, spec.block)
         # The compiler wants static slices where lengths are odd.
@@ -87,7 +91,7 @@ class Program:
         if "relative" in refs:
             refs["d_relative"][refs["kinds"][self.example], self.rows, :] += slope
         slope = slope.astype(dtype)
-        for image in self._images():
+        for image in self.images:
             refs[image.name("d_bands")][...] += image.gradient(slope)
         d_query = dot(slope, self._columns("key"), 1, 0)
         refs["d_query"][...] = d_query[:, :head_dim].astype(dtype)
@@ -108,7 +112,7 @@ class Program:
         scores = dot(self._columns("query"), self._columns("key"), 1, 1)
         if "relative" in refs:
             scores += refs["relative"][refs["kinds"][self.example], self.rows, :]
-        for image in self._images():
+        for image in self.images:
             scores += image.bias(scores.shape)
         visible = jnp.broadcast_to(refs["mask"][...], scores.shape) != 0
         if spec.causal:
@@ -116,13 +120,6 @@ class Program:
         scores = jnp.where(visible, scores, MASKED_SCORE)
         powers = jnp.exp(scores - scores.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True), visible
-
-    def _images(self) -> list[ImagePatches]:
-        """Returns the images with sampled patches."""
-        return [
-            ImagePatches(number, self.spec.images[number], self.refs, self.dtype)
-            for number in range(len(self.spec.images))
-        ]
 
     def _number(self, axis: int) -> Int[Array, "block keys"]:
         """Returns the number of the query (axis 0) or key (axis 1) of each pair."""

@@ -112,7 +112,7 @@ def _valid_flops(conv: Instruction, left: Array, right: Array, result: Array) ->
     return 2.0 * pairs * batch * right.shape[rhs.index("i")] * right.shape[rhs.index("o")]
 
 
-_COUNTS = {
+_COUNTS: dict[str, Callable[..., float]] = {
     "dot": _dot_flops,
     "convolution": _convolution_flops,
     "__cublas$gemm": _dot_flops,
