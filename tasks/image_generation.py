@@ -2,8 +2,8 @@
 
 Decoding samples as published: 24 candidates of 1,024 codes, each from the 256 most probable. The
 choice of the best candidate by CLIP and the published metrics (FID, Inception and CLIP scores) need
-weights that are not part of this project, so an evaluation writes codes and captions alone:
-`infer.image_generation` chooses and writes images, and `tools.image_metrics` measures them.
+weights that are not part of this project. `evaluate.image_ranker` chooses and scores images by the
+user's; `infer.image_generation` writes images, and `tools.image_metrics` measures them.
 """
 
 from ofa_jax.decoding import DecodingConfig

@@ -42,6 +42,9 @@ def call(tmp_path, shared_golden, monkeypatch):
     def run(name, *arguments):
         gin.clear_config()
         examples = ["--gin.EXAMPLES=4"] if name == "vqa" else []
+        if name == "text_to_image_scst":  # without the user's files
+            examples = ["--gin.CLIP='x'", "--gin.VQGAN='x'", "--gin.SelfCriticalConfig.ranker=None"]
+            examples += ["--gin.DownstreamSettings.image_tokenizer=None"]
         train.main(
             [
                 *SMALL[:1],
@@ -71,7 +74,7 @@ def test_every_fine_tuning_configures_and_makes_its_batches(call, name, monkeypa
     # The answer is within the stream's targets, with its end (of GLUE and images it has none).
     targets = batch["decoder_target_tokens"]
     last = [row[mask][-1] for row, mask in zip(targets, scored, strict=True)]
-    if not name.startswith("glue") and name != "text_to_image":
+    if not name.startswith(("glue", "text_to_image")):
         assert last == [2] * len(last)
     assert (batch["encoder_input_tokens"] == 2).sum(axis=1).tolist() == [1] * len(last)
     (held_out,) = {task for task, _ in run.validation_batches()}
@@ -122,6 +125,7 @@ PUBLISHED = {
     "snli_ve_large": (2e-5, 256, 480, 0.2, 0.0),
     "imagenet": (5e-5, 256, 480, 0.1, 0.1),
     "text_to_image": (1e-3, 512, None, 0.1, 0.0),
+    "text_to_image_scst": (1e-6, 32, None, 0.0, 0.0),
     "gigaword": (1e-4, 512, None, 0.1, 0.1),
     **{f"glue_{name}": (5e-5, 128, None, 0.1, 0.0) for name in GLUE},
 }
@@ -133,6 +137,7 @@ LENGTHS = {
     "vqa_large": (40000, 1000),
     "imagenet": (160000, 1000),
     "text_to_image": (40000, 2000),
+    "text_to_image_scst": (5000, 0),
     "refcoco": (round(10 * 120624 / 128 + 0.5), 0.06),
 }
 

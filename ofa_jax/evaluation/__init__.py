@@ -9,6 +9,7 @@ eval_sources        the examples of a task as batches
 batch_decoder       decodes batches with one compiled program
 pipeline            decodes many batches while the host prepares the next ones
 postprocess         parses decoded tokens
+image_ranking       chooses the best of several generated images
 evaluator           evaluates a task on a checkpoint; resumable
 scoring             the metrics of predictions, whatever a metric does
 seqio_metrics       the same metrics for plain seqio

@@ -21,10 +21,12 @@ from ofa_jax.evaluation import memory_checks
 from ofa_jax.evaluation.evaluator import EvalTask, Evaluator
 from ofa_jax.evaluation.event_writer import EventWriter
 from ofa_jax.evaluation.fingerprints import of_weights
+from ofa_jax.evaluation.image_ranking import ImageRanker, ImageRanking
 from ofa_jax.evaluation.load_tasks import OverrideDecoding, TaskLoader
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers.image_tokenizer import ImageTokenizer
+from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
 from ofa_jax.utils.option_checks import checked
@@ -112,6 +114,7 @@ def build_evaluation(
     gallery_examples: options.Natural = 12,
     override_decoding: OverrideDecoding = lambda task, config: config,
     check_memory: bool = True,
+    image_ranker: ImageRanker | None = None,
 ) -> Evaluation:
     """Builds every part of an evaluation and checks that the parts fit.
 
@@ -150,6 +153,8 @@ def build_evaluation(
       gallery_examples: number of examples in the gallery of each task, half of them the worst and
         half the best; 0 for no gallery.
       override_decoding: changes a task's decoding settings.
+      image_ranker: chooses among the images that are sampled for a caption, and scores the chosen
+        ones (the metric `image_score`), such as CLIP; None takes the most probable ones.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: an argument cannot be used; the message says what
@@ -180,6 +185,8 @@ def build_evaluation(
     _check_task_names(only, streams, settings)
     loaded = _load_tasks(loader, streams, only, lambda message: _print_line(console, message))
     loaded = [(task.replace_settings(dtype=dtype), stream) for task, stream in loaded]
+    if image_ranker is not None:
+        loaded = [(_ranked(task, image_ranker, settings), stream) for task, stream in loaded]
     root = _results_folder(model_dir, directory, split)
 
     def make_evaluator(config: OFAConfig) -> Evaluator:
@@ -219,6 +226,23 @@ def build_evaluation(
         image_tokenizer=getattr(settings, "image_tokenizer", None),
     )
     return _with_evaluator(evaluation, existing)
+
+
+def _ranked(task: EvalTask, ranker: ImageRanker, settings: TaskSettings | None) -> EvalTask:
+    """Returns a task whose images are ranked; one without images from captions stays as it is.
+
+    Raises:
+      ValueError: there is no image tokenizer.
+    """
+    if task.spec.unconditional is None:
+        return task
+    tokenizer = getattr(settings, "image_tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "evaluate.image_ranker ranks images, but nothing decodes their codes: set "
+            "DownstreamSettings.image_tokenizer, e.g. to @vqgan() with vqgan.path."
+        )
+    return task.rank_images(ImageRanking(Processor(task.vocabulary, tokenizer), ranker))
 
 
 def _with_batch_size(stream: Stream, batch_size: int | None) -> Stream:

@@ -19,6 +19,7 @@ from ofa_jax.evaluation.batch_decoder import BatchDecoder
 from ofa_jax.evaluation.errors import EvaluationError
 from ofa_jax.evaluation.eval_sources import EvalSource
 from ofa_jax.evaluation.eval_spec import EvalSpec
+from ofa_jax.evaluation.image_ranking import ImageRanking
 from ofa_jax.evaluation.pipeline import COMPILATION, DATA, DECODING, decode_batches
 from ofa_jax.evaluation.prediction_files import PredictionFiles
 from ofa_jax.evaluation.prediction_lines import PartWriter, count_findings
@@ -57,6 +58,7 @@ class EvalTask:
       batch_size: examples per batch over all hosts.
       vocabulary: the vocabulary of instructions and predictions.
       settings: everything besides the model that its predictions depend on, as JSON.
+      ranking: orders the images of captions; None to leave hypotheses as they are.
     """
 
     spec: EvalSpec
@@ -64,11 +66,22 @@ class EvalTask:
     batch_size: int
     vocabulary: OFAVocabulary
     settings: Mapping[str, Any]
+    ranking: ImageRanking | None = None
 
     @property
     def name(self) -> str:
         """Name in the seqio registry."""
         return self.spec.task
+
+    def rank_images(self, ranking: ImageRanking) -> "EvalTask":
+        """Returns a copy whose images are chosen and scored by a ranker.
+
+        Args:
+          ranking: has the ranker, by whose name its predictions are told from others.
+        """
+        spec = self.spec.replace(metrics=(*self.spec.metrics, ranking.mean_score))
+        task = dataclasses.replace(self, spec=spec, ranking=ranking)
+        return task.replace_settings(image_ranker=ranking.ranker.name)
 
     def replace_settings(self, **added: Any) -> "EvalTask":
         """Returns a copy with some settings added or changed."""
@@ -326,6 +339,12 @@ class Evaluator:
         for done, (batch, decoded) in enumerate(
             decode_batches(decoder, variables, batches, timer.measure), 1
         ):
+            if task.ranking is not None:
+                texts = [
+                    "" if example is None or example.error is not None else example.instruction
+                    for example in batch.examples
+                ]
+                decoded = task.ranking(decoded, texts)
             writer.add(batch, decoded)
             part = batch.number // self._batches_per_part
             is_last = batch.number == numbers[-1]

@@ -1,4 +1,4 @@
-"""The reward of self-critical training: CIDEr-D of sampled captions."""
+"""The rewards of self-critical training: CIDEr-D of captions, and what a CLIP says of images."""
 
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,8 +7,11 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.evaluation import postprocess
+from ofa_jax.evaluation.image_ranking import ImageRanker, decode_images, score_images
 from ofa_jax.evaluation.metrics import inputs
 from ofa_jax.evaluation.metrics.cider import CiderD
+from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.utils.bad_input import collect
 
 END = "<eos>"
@@ -84,6 +87,82 @@ class CaptionReward:
             if len(references):
                 captions = [words(self._decode(ids)) for ids in samples[row]]
                 rewards[row] = self._scorer.score(captions, _all_words(references))
+        return rewards
+
+
+class ImageReward:
+    """How well sampled images fit the captions of their records, by a ranker such as CLIP.
+
+    The reference implementation multiplies CLIP's cosine by 2.5, as CLIPScore does (Hessel et al.
+    2021); unlike that, it keeps cosines below 0.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, RecordSource],
+        processor: Processor,
+        ranker: ImageRanker,
+        scale: float = 2.5,
+    ):
+        """Reads nothing yet.
+
+        Args:
+          records: task -> its records; the first of their field `captions` is read.
+          processor: has the image tokenizer.
+          ranker: scores the images.
+          scale: factor of the scores.
+
+        Raises:
+          ValueError: there is no image tokenizer.
+        """
+        if processor.image_tokenizer is None:
+            raise ValueError(
+                "Rewards of images need the image tokenizer that made their codes: set "
+                "DownstreamSettings.image_tokenizer, e.g. to @vqgan() with vqgan.path."
+            )
+        self._records = records
+        self._processor = processor
+        self._ranker = ranker
+        self._scale = scale
+
+    def __call__(
+        self,
+        record_ids: Sequence[tuple[str, int]],
+        samples: Int32[np.ndarray, "batch samples length"],
+    ) -> Float64[np.ndarray, "batch samples"]:
+        """Computes the reward of every sample.
+
+        Args:
+          record_ids: (task, record index) of each example, from the data loader.
+          samples: token ids.
+
+        Returns:
+          The scaled scores; NaN for samples that are no image, and for records without a caption.
+
+        Raises:
+          ValueError: the ranker gives no finite numbers.
+        """
+        rewards = np.full(samples.shape[:2], np.nan)
+        captions = [_captions(self._records[task], index)[:1] for task, index in record_ids]
+        places = [
+            (row, number)
+            for row, found in enumerate(captions)
+            for number in range(samples.shape[1])
+            if found
+        ]
+        vocabulary = self._processor.vocabulary
+        codes = [postprocess.parse("codes", samples[place], vocabulary) for place in places]
+        images = decode_images(codes, self._processor)
+        made = [(place, image) for place, image in zip(places, images, strict=True) if image]
+        if not made:
+            return rewards
+        scores = score_images(
+            self._ranker,
+            [captions[row][0] for (row, _), _ in made],
+            [np.asarray(image) for _, image in made],
+        )
+        for (place, _), score in zip(made, scores.tolist(), strict=True):
+            rewards[place] = self._scale * score
         return rewards
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import io
-import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 from PIL import Image
 
 from ofa_jax.evaluation import postprocess
+from ofa_jax.evaluation.image_ranking import decode_images
 from ofa_jax.evaluation.postprocess import BoxTransform
 from ofa_jax.tokenizers.processor import Processor
 
@@ -96,39 +95,6 @@ def _decode_image(
     """Returns the image of the codes, see `Prediction.image`."""
     (image,) = decode_images([codes], processor)
     return image
-
-
-def decode_images(
-    codes: Sequence[Int32[np.ndarray, " n"] | None], processor: Processor, batch_size: int = 32
-) -> list[Image.Image | None]:
-    """Decodes the codes of many images.
-
-    Args:
-      codes: of each image.
-      processor: has the image tokenizer.
-      batch_size: images that are decoded at once.
-
-    Returns:
-      For each its image; None where the codes do not fill a square, or without an image tokenizer.
-    """
-    images: list[Image.Image | None] = [None] * len(codes)
-    tokenizer = processor.image_tokenizer
-    if tokenizer is None:
-        return images
-    by_side: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for index, own in enumerate(codes):
-        if own is None or not len(own) or (own < 0).any():
-            continue
-        side = math.isqrt(len(own))
-        if side * side == len(own):
-            by_side.setdefault(side, []).append((index, own.reshape(side, side)))
-    for found in by_side.values():
-        for start in range(0, len(found), batch_size):
-            chunk = found[start : start + batch_size]
-            pixels = tokenizer.decode(np.stack([grid for _, grid in chunk]))
-            for (index, _), own in zip(chunk, pixels, strict=True):
-                images[index] = Image.fromarray(np.asarray(own))
-    return images
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -1,42 +1,21 @@
-"""Chooses among generated images: a ranker scores each candidate with its caption.
+"""Ranks generated images by a model's own image-text matching.
 
-    samples [R, G] ─▶ image tokenizer: images ─▶ ranker: scores ─▶ the best one first
-
-The reference implementation ranks by CLIP. A model that was pretrained with image-text matching
-ranks by itself (`MatchingRanker`).
+`ofa_jax.evaluation.image_ranking` has the rest: what a ranker is, and how candidates are ordered.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ofa_jax.evaluation import postprocess
-from ofa_jax.evaluation.batch_decoder import DecodedBatch
-from ofa_jax.inference.predictions import decode_images
+from ofa_jax.evaluation.image_ranking import ImageRanker, caption_of, rerank
 from ofa_jax.preprocessing import prompts
 from ofa_jax.preprocessing.text import clean_caption
-from ofa_jax.tokenizers.processor import Processor
+
+__all__ = ["ImageRanker", "MatchingRanker", "caption_of", "rerank"]
 
 _MAX_WORDS = 80
-
-
-@runtime_checkable
-class ImageRanker(Protocol):
-    """Scores how well images fit their captions; higher is better."""
-
-    @property
-    def name(self) -> str:
-        """What identifies the ranker in the record of a job."""
-        ...
-
-    def score(
-        self, captions: Sequence[str], images: UInt8[np.ndarray, "n h w 3"]
-    ) -> Float[np.ndarray, " n"]:
-        """Returns the score of each image with the caption at its place."""
-        ...
 
 
 class MatchingRanker:
@@ -80,65 +59,3 @@ class MatchingRanker:
             found = {one.text: one.score for one in (answer, *answer.alternatives)}
             scores[row] = found[prompts.YES.strip()]
         return scores
-
-
-def caption_of(instruction: str) -> str:
-    """Returns the caption in an instruction of text-to-image; any other instruction as it is.
-
-    >>> caption_of("What is the complete image? caption: a red apple")
-    'a red apple'
-    """
-    text, begin = instruction.strip(), prompts.UNCONDITIONAL_IMAGE.strip()
-    return text[len(begin) :].strip() if text.lower().startswith(begin) else text
-
-
-def rerank(
-    decoded: DecodedBatch, captions: Sequence[str], processor: Processor, ranker: ImageRanker
-) -> DecodedBatch:
-    """Returns the hypotheses with the scores of a ranker in place of the model's.
-
-    Args:
-      decoded: hypotheses that are image codes.
-      captions: of the first rows; those behind them are padding. A row whose caption is blank keeps
-        its scores.
-      processor: has the image tokenizer.
-      ranker: scores the images.
-
-    Raises:
-      ValueError: the model has no image tokenizer, or the ranker gives no finite numbers.
-    """
-    if processor.image_tokenizer is None:
-        raise ValueError(
-            "Images are ranked as pixels, but the model has no image tokenizer: give "
-            "image_tokenizer."
-        )
-    places = [
-        (row, index)
-        for row, caption in enumerate(captions)
-        if caption.strip()
-        for index in np.flatnonzero(np.isfinite(decoded.scores[row])).tolist()
-    ]
-    codes = [
-        postprocess.parse("codes", decoded.tokens[place], processor.vocabulary) for place in places
-    ]
-    found = [
-        (place, np.asarray(image))
-        for place, image in zip(places, decode_images(codes, processor), strict=True)
-        if image is not None
-    ]
-    if not found:
-        return decoded
-    scores = np.asarray(
-        ranker.score([captions[row] for (row, _), _ in found], np.stack([own for _, own in found]))
-    )
-    if scores.shape != (len(found),) or not np.isfinite(scores).all():
-        raise ValueError(
-            f"The ranker {ranker.name} did not give each of {len(found)} images a finite number: "
-            "its weights are damaged, or it is not made for these images."
-        )
-    ranked = np.array(decoded.scores, np.float32)
-    for row in {row for (row, _), _ in found}:
-        ranked[row] = -np.inf  # what is no image is not chosen
-    for (place, _), score in zip(found, scores.tolist(), strict=True):
-        ranked[place] = score
-    return dataclasses.replace(decoded, scores=ranked)

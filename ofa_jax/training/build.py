@@ -19,7 +19,7 @@ from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
-from ofa_jax.evaluation.rewards import CaptionReward
+from ofa_jax.evaluation.rewards import CaptionReward, ImageReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
@@ -106,8 +106,8 @@ def build_run(
         see `step.make_train_step`.
       restrict_to_candidates: masks the training softmax to the trie of the candidates that each
         task's `EvalSpec` lists.
-      self_critical: trains on the CIDEr-D of the model's own captions, see
-        `training.self_critical`; None to train on the captions of the data.
+      self_critical: trains on the CIDEr-D of the model's own captions, or on a CLIP's scores of
+        its images, see `training.self_critical`; None to train on the targets of the data.
       train_split: name of the split that is trained on.
       validation_split: name of the split for validation; None for no validation.
       validation_examples: number of examples of each task, the first ones of the split.
@@ -288,7 +288,7 @@ def _build_self_critical(
     seed: int,
     settings: TaskSettings | None,
 ) -> SelfCritical:
-    """Builds the transform whose reward is CIDEr-D against the captions of the training records.
+    """Builds the transform whose reward is CIDEr-D, or a ranker's score of images.
 
     Raises:
       ValueError: options or data that self-critical training cannot use.
@@ -304,7 +304,17 @@ def _build_self_critical(
     (stream,) = streams
     records = {task.name: task.records for task in data.tasks[stream.name]}
     vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).wrapped
-    reward = CaptionReward.of_records(records, vocabulary.decode)
+    reward: CaptionReward | ImageReward
+    if config.ranker is None:
+        reward = CaptionReward.of_records(records, vocabulary.decode)
+    else:
+        if getattr(getattr(settings, "config", None), "caption_dropout", 0):
+            raise ValueError(
+                "SelfCriticalConfig.ranker compares each image with its caption, but "
+                "DownstreamSettings.options leaves out captions: set its caption_dropout to 0."
+            )
+        processor = Processor(vocabulary, getattr(settings, "image_tokenizer", None))
+        reward = ImageReward(records, processor, config.ranker, config.reward_scale)
     return SelfCritical(
         program.network,
         config,

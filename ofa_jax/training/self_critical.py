@@ -1,7 +1,7 @@
 """Self-critical sequence training (Rennie et al. 2017, arXiv 1612.00563): maximises a reward.
 
 The model generates G sequences for each example, by beam search or sampling. With their rewards
-r_1 ... r_G (CIDEr-D for captions), the loss of token t of sample i is
+r_1 ... r_G (CIDEr-D for captions, a CLIP's scores for images), the loss of token t of sample i is
 
     -(r_i - b_i) log p(y_i,t | y_i,<t, example),         b_i = the mean of the other G - 1 rewards,
 
@@ -25,9 +25,11 @@ from jaxtyping import Float, Float32, Int32
 
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.decoding.hypotheses import BOS, PAD
+from ofa_jax.evaluation.image_ranking import ImageRanker
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.training.losses import LossConfig
+from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 
 Reward = Callable[[int, np.ndarray], np.ndarray]
@@ -37,20 +39,32 @@ Reward = Callable[[int, np.ndarray], np.ndarray]
 @checked
 @dataclasses.dataclass(frozen=True)
 class SelfCriticalConfig:
-    """How the model draws its samples.
+    """How the model draws its samples, and what they are worth.
 
     Attributes:
-      decoding: with beam_size = G, at least 2; the published one when left out (beam 5, at most 16
-        tokens, no 3-gram twice). Use method = 'sample' for independent random samples.
+      decoding: with beam_size = G, at least 2; the published one of captions when left out (beam
+        5, at most 16 tokens, no 3-gram twice). Use method = 'sample' for independent random
+        samples, with exact_length for images.
+      ranker: for images from captions: scores each sample with its caption, such as CLIP; None
+        rewards captions by CIDEr-D.
+      reward_scale: factor of the ranker's scores; the published one when left out.
     """
 
     decoding: DecodingConfig = DecodingConfig(no_repeat_ngram_size=3)
+    ranker: ImageRanker | None = None
+    reward_scale: options.Positive = 2.5
 
     def __post_init__(self) -> None:
         if self.decoding.beam_size < 2:
             raise ValueError(
                 f"SelfCriticalConfig.decoding has beam_size {self.decoding.beam_size}: each "
                 "sample is compared with the others of its example; give at least 2."
+            )
+        if self.ranker is not None and not self.decoding.exact_length:
+            raise ValueError(
+                "SelfCriticalConfig.ranker scores images, but SelfCriticalConfig.decoding does not "
+                "generate whole ones: set its method = 'sample', exact_length = True, and "
+                "max_length to the number of codes of an image."
             )
 
     def check(self, loss: LossConfig) -> None:
@@ -94,6 +108,8 @@ class SelfCritical:
             lambda variables, batch, key: decode(variables, batch, key).tokens,
             out_shardings=partitioner.batch_sharding,
         )
+        # An image ends with its last code: its eos is no target, as in the first stage.
+        self._length = config.decoding.max_length if config.decoding.exact_length else None
         self._partitioner = partitioner
         self._stream = stream
         self._reward = reward
@@ -113,8 +129,13 @@ class SelfCritical:
         """
         batch, put = batches[self._stream], self._partitioner
         key = jax.random.fold_in(jax.random.key(self._seed), step)
-        encoder_inputs = {k: x for k, x in batch.items() if not k.startswith("decoder_")}
-        samples = put.local_rows(self._search(state.variables, encoder_inputs, key))
+        given = {
+            name: x
+            for name, x in batch.items()
+            if name == "decoder_code_mask" or not name.startswith("decoder_")
+        }
+        samples = put.local_rows(self._search(state.variables, given, key))
+        samples = samples[..., : self._length]
         good = (put.local_rows(batch["decoder_target_tokens"]) != PAD).any(-1)
         valid = (samples != PAD).any(-1) & good[:, None]
         rewards = np.where(valid, self._reward(step, samples), np.nan)

@@ -1,15 +1,20 @@
 """Evaluating a task on a checkpoint: every example once, invalid records, resuming."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from simulated_devices import run_on_eight_devices
 from small_evaluation import PIXELS, make_evaluator, make_task, records
 
 from ofa_jax.data.features import stack
-from ofa_jax.decoding import make_decoder
+from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.evaluation import postprocess, prediction_files
 from ofa_jax.evaluation.evaluator import EvaluationError
+from ofa_jax.evaluation.image_ranking import ImageRanking
 from ofa_jax.evaluation.postprocess import BoxTransform
+from ofa_jax.tokenizers import PatchCodebook
+from ofa_jax.tokenizers.processor import Processor
 
 
 def read_predictions(folder):
@@ -168,3 +173,54 @@ def test_any_number_of_devices_gives_the_same_predictions(on_devices, mesh):
                 assert line["score"] == pytest.approx(expected["score"], rel=1e-5)
                 line = line | {"score": expected["score"]}
             assert line == expected
+
+
+class Sums:
+    """Prefers bright images."""
+
+    name = "sums"
+
+    def score(self, captions, images):
+        assert len(captions) == len(images)
+        self.captions = captions
+        return images.mean(axis=(1, 2, 3))
+
+
+def test_a_ranker_chooses_the_image_and_scores_it(
+    vocabulary, model, variables, partitioner, tmp_path
+):
+    """Control: without it, another one of the same samples is chosen."""
+    from etils import epath
+
+    codes = vocabulary.code_ids
+    decoding = DecodingConfig(
+        method="sample",
+        beam_size=8,
+        max_length=4,
+        exact_length=True,
+        constraint_range=(codes.start, codes.stop),
+    )
+    task = make_task(vocabulary, partitioner, count=5, batch_size=4)
+    spec = task.spec.replace(kind="codes", decoding=decoding, metrics=(), unconditional="what?")
+    task = dataclasses.replace(task, spec=spec)
+    levels = np.linspace(0, 240, 16, dtype=np.float32)[:, None] * np.ones((1, 192), np.float32)
+    ranking = ImageRanking(Processor(vocabulary, PatchCodebook(levels)), Sums())
+    ranked = task.rank_images(ranking)
+    assert ranked.settings["image_ranker"] == "sums"
+    evaluator = make_evaluator(model, epath.Path(tmp_path), partitioner)
+    plain = evaluator.evaluate(task, 1, "here", variables)
+    result = evaluator.evaluate(ranked, 2, "here", variables)
+    assert plain.metrics == {} and plain.unscored_reason is None
+    before, after = (
+        [
+            levels[line["prediction"], 0].mean()
+            for line in read_predictions(tmp_path / step / task.name)
+        ]
+        for step in ("1", "2")
+    )
+    assert all(mine >= other for mine, other in zip(after, before, strict=True))
+    assert np.mean(after) > np.mean(before) + 10
+    assert result.metrics["image_score"] == pytest.approx(np.mean(after), abs=2)
+    assert ranking.ranker.captions == [record["words"] for record in records(5).records]
+    with pytest.raises(EvaluationError, match="image_ranker"):
+        evaluator.evaluate(task, 2, "here", variables)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ofa_jax.evaluation.metrics.cider import CiderD
-from ofa_jax.evaluation.rewards import CaptionReward, words
+from ofa_jax.evaluation.rewards import CaptionReward, ImageReward, words
 from ofa_jax.preprocessing.records import InvalidRecordError
+from ofa_jax.tokenizers import PatchCodebook
+from ofa_jax.tokenizers.processor import Processor
 
 TEXT = {0: "<s>", 1: "", 2: "", 5: " a", 6: " red", 7: " dog", 8: " tree", 9: "."}
 
@@ -94,3 +96,33 @@ def test_captions_without_words_are_no_references():
     ids = [("odd", index) for index in range(6)]
     np.testing.assert_array_equal(reward(ids, samples), clean(ids, samples))
     assert np.isfinite(clean(ids, samples)).ravel().tolist() == [False, True, *[False] * 3, True]
+
+
+class Brightness:
+    """Prefers bright images; of dark ones dark images."""
+
+    name = "brightness"
+
+    def score(self, captions, images):
+        signs = np.array([-1.0 if "dark" in caption else 1.0 for caption in captions])
+        return signs * images.mean(axis=(1, 2, 3))
+
+
+def test_images_are_rewarded_by_what_a_ranker_says_of_them(vocabulary):
+    levels = np.linspace(0, 240, 16, dtype=np.float32)[:, None] * np.ones((1, 192), np.float32)
+    processor = Processor(vocabulary, PatchCodebook(levels))
+    captions = [["a bright apple", "dark"], ["a dark apple"], [], None]
+    records = {"text_to_image": [{"captions": own} for own in captions]}
+    first = vocabulary.code_ids.start
+    codes = np.random.default_rng(0).integers(0, 16, (4, 3, 4))
+    samples = codes + first
+    samples[0, 2, 1] = 5  # a word
+    found = ImageReward(records, processor, Brightness())(
+        [("text_to_image", row) for row in range(4)], samples
+    )
+    means = levels[codes, 0].mean(axis=-1)
+    np.testing.assert_allclose(found[0, :2], 2.5 * means[0, :2], atol=2)
+    np.testing.assert_allclose(found[1], -2.5 * means[1], atol=2)
+    assert np.isnan(found[0, 2]) and np.isnan(found[2:]).all()
+    with pytest.raises(ValueError, match="set DownstreamSettings.image_tokenizer"):
+        ImageReward(records, Processor(vocabulary), Brightness())

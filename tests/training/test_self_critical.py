@@ -196,6 +196,50 @@ def test_examples_without_a_target_or_a_reward_have_no_gradient():
     assert batch_transform.scalars() == {}
 
 
+FIRST, END = 40, 56
+IMAGES = dict(
+    method="sample", beam_size=4, max_length=4, exact_length=True, constraint_range=(FIRST, END)
+)
+
+
+def images_batch():
+    return captions_batch(target=4) | {"decoder_code_mask": np.ones(4, bool)}
+
+
+def test_images_are_sampled_whole_and_without_an_eos():
+    start, batch = new_state(), images_batch()
+    reward = lambda number, samples: samples.sum(-1).astype(float)  # noqa: E731
+    made = prepared(make_self_critical(reward, **IMAGES), 7, start, batch)
+    targets = made["decoder_target_tokens"]
+    key = jax.random.fold_in(jax.random.key(5), 7)
+    expected = make_decoder(OFA(SMALL), DecodingConfig(**IMAGES))(start.variables, batch, key)
+    np.testing.assert_array_equal(targets, np.asarray(expected.tokens)[..., :4])
+    assert targets.shape == (4, 4, 4) and ((targets >= FIRST) & (targets < END)).all()
+    # Codes have positions of their own, so words would be drawn differently.
+    words = {name: x for name, x in batch.items() if name != "decoder_code_mask"}
+    other = prepared(make_self_critical(reward, **IMAGES), 7, start, words)
+    assert (other["decoder_target_tokens"] != targets).any()
+
+
+def test_some_steps_raise_the_reward_of_images():
+    """A reward that only some codes earn, from the model's own samples alone."""
+    reward = lambda number, samples: (samples < FIRST + 4).mean(-1)  # noqa: E731
+    partitioner = Partitioner()
+    abstract, first_state, train_step, _ = small_run.make_parts(
+        SMALL, partitioner=partitioner, groups=GROUPS
+    )
+    state = first_state()
+    transform = make_self_critical(reward, **IMAGES | {"beam_size": 12})
+    rewards = []
+    with partitioner.mesh_context():
+        batch = {"captions": partitioner.put_batch(images_batch())}
+        jitted = step.jit_train_step(train_step, abstract)
+        for number in range(40):
+            state, _ = jitted(state, transform(number, state, batch))
+            rewards.append(transform.scalars()["reward"])
+    assert np.mean(rewards[:5]) < 0.5 < 0.8 < np.mean(rewards[-5:])
+
+
 MESHES = {
     "one": "Partitioner(data=1, devices=tuple(jax.devices()[:1]))",
     "data": "Partitioner()",
@@ -352,6 +396,13 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
     assert last > 1.3 * first  # 1.8 and 3.9
 
 
+class Ranker:
+    name = "ranker"
+
+    def score(self, captions, images):
+        return np.zeros(len(images))
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -361,6 +412,7 @@ def test_a_few_dozen_steps_raise_cider(tmp_path):
             "LossConfig.label_smoothing is 0.1",
         ),
         (lambda: SelfCriticalConfig().check(LossConfig(rdrop_alpha=1.0)), "set it to 0"),
+        (lambda: SelfCriticalConfig(ranker=Ranker()), "exact_length = True"),
     ],
 )
 def test_incompatible_settings_are_reported(make, sentence):
