@@ -153,7 +153,8 @@ def configured(name, monkeypatch):
             f"gin_configs/finetune/{name}.gin",
         ],
         ["MODEL_DIR = 'x'", "DATA_DIR = 'x'", "BPE_DIR = 'x'", "VOCABULARY = None"]
-        + ["EXAMPLES = 1000"] * (name == "vqa"),
+        + ["EXAMPLES = 1000"] * (name == "vqa")
+        + ["CLIP = 'x'", "VQGAN = 'x'"] * (name == "text_to_image_scst"),
     )
     names = ("model", "streams", "optimizer", "loss", "settings")
     return {part: gin.query_parameter(f"train.{part}") for part in names}
