@@ -1,4 +1,4 @@
-"""A tiny model that has learned captions: guidance and ranking choose codes that fit them better."""
+"""A tiny model that has learned captions: guidance and ranking choose codes that fit better."""
 
 import jax
 import numpy as np
