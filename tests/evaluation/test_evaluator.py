@@ -221,6 +221,6 @@ def test_a_ranker_chooses_the_image_and_scores_it(
     assert all(mine >= other for mine, other in zip(after, before, strict=True))
     assert np.mean(after) > np.mean(before)
     assert result.metrics["image_score"] == pytest.approx(np.mean(after), abs=2)
-    assert ranking.ranker.captions == [record["words"] for record in records(5).records]
+    assert list(ranking.ranker.captions) == [record["words"] for record in records(5).records]
     with pytest.raises(EvaluationError, match="image_ranker"):
         evaluator.evaluate(task, 2, "here", variables)
