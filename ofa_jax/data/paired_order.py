@@ -27,12 +27,12 @@ class Place(NamedTuple):
     Attributes:
       task: number of the task that makes the example.
       source: number of the task whose record it is.
-      index: of the record.
+      record: its number among the records of the source.
     """
 
     task: int
     source: int
-    index: int
+    record: int
 
 
 class Unit(NamedTuple):

@@ -174,7 +174,7 @@ class StreamSampler:
         """
         if self.stream.shared_images:
             place = self.place(row)
-            return place.source, place.index
+            return place.source, place.record
         if "_order" not in self.__dict__:
             object.__setattr__(self, "_order", self._build_order())
         return self.__dict__["_order"][row]
@@ -189,12 +189,12 @@ class StreamSampler:
         task, rng = self.tasks[place.task], self.row_rng(row)
         if not self.stream.shared_images:
             return features_of_record(
-                self.stream, task, self.task_ids[place.task], place.index, rng
+                self.stream, task, self.task_ids[place.task], place.record, rng
             )
         task = dataclasses.replace(task, records=self.tasks[place.source].records)
         with image_sharing.drawn_from([self.seed, _crc32(self.stream.name, "image"), row // 2]):
             return features_of_record(
-                self.stream, task, self.task_ids[place.task], place.index, rng
+                self.stream, task, self.task_ids[place.task], place.record, rng
             )
 
 

@@ -123,8 +123,8 @@ def test_pairs_of_rows_are_two_examples_of_one_image(tasks):
     for pair in range(60):
         first, second = rows.place(2 * pair), rows.place(2 * pair + 1)
         assert COUNTERPARTS[names[first.task]] == names[second.task]
-        assert first.source == first.task == second.source and first.index == second.index
-        assert rows.locate(2 * pair + 1) == (first.source, first.index)
+        assert first.source == first.task == second.source and first.record == second.record
+        assert rows.locate(2 * pair + 1) == (first.source, first.record)
         (a, none), (b, also_none) = rows[2 * pair], rows[2 * pair + 1]
         assert not none and not also_none
         np.testing.assert_array_equal(a["encoder_images"], b["encoder_images"])
@@ -180,7 +180,7 @@ def test_every_epoch_has_every_record_once(tasks):
     drawn = collections.defaultdict(list)
     for pair in range(60):
         place = rows.place(2 * pair)
-        drawn[names[place.task]].append(place.index)
+        drawn[names[place.task]].append(place.record)
     assert {name: len(indices) for name, indices in drawn.items()} == dict.fromkeys(
         COUNTERPARTS, 20
     )
@@ -222,7 +222,7 @@ def test_a_task_without_a_counterpart_takes_two_records(tasks):
     own = [place for place in drawn if place.task == len(tasks)]
     assert len(own) == 20 and all(place.source == place.task for place in own)
     count = len(more[-1].records)
-    assert sorted(place.index for place in own[:count]) == list(range(count))
+    assert sorted(place.record for place in own[:count]) == list(range(count))
 
 
 @pytest.mark.parametrize(
