@@ -9,7 +9,8 @@ from typing import Any
 import flax
 import numpy as np
 
-from ofa_jax.interop.tensor_layout import resnet_entries, tensor_entries
+from ofa_jax.interop.lazy_tensors import LazyTensor, Tensor
+from ofa_jax.interop.tensor_layout import TensorEntry, resnet_entries, tensor_entries
 from ofa_jax.model import layout, positions
 from ofa_jax.model.config import RELATIVE_POSITION_RANGE, OFAConfig
 from ofa_jax.utils.progress import substage
@@ -65,6 +66,39 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
     Raises:
       ValueError: for tensors that are missing, unknown or of the wrong shape.
     """
+    entries = _fitting_entries(state_dict, config)
+    plain = {}
+    with substage("converting tensors", len(entries), "tensors") as stage:
+        for entry in entries:
+            plain[entry.path] = entry.to_ours(state_dict[entry.key])
+            stage.advance()
+    return layout.from_plain(flax.traverse_util.unflatten_dict(plain), config)
+
+
+def complete(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dict[str, Tensor]:
+    """Returns the whole official state dict of a part of one, without copying its tensors.
+
+    It equals `to_fairseq(from_fairseq(state_dict, config), config)`.
+
+    Args:
+      state_dict: as for `from_fairseq`.
+      config: of the model.
+
+    Raises:
+      ValueError: as `from_fairseq`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for entry in _fitting_entries(state_dict, config):
+
+        def make(key: str = entry.key) -> np.ndarray:
+            return np.asarray(state_dict[key], np.float32)
+
+        tensors[entry.key] = LazyTensor(entry.official_shape, np.dtype(np.float32), make)
+    return _with_rest(tensors, config)
+
+
+def _fitting_entries(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> list[TensorEntry]:
+    """Returns the entries of a configuration; raises ValueError unless a state dict has these."""
     entries = list(tensor_entries(config))
     optional = _buffer_names(config) | set(_TIED)
     keys = {entry.key for entry in entries}
@@ -73,7 +107,7 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
         raise ValueError(
             f"the checkpoint has a vocabulary of {rows[0]} ids, and the model one of "
             f"{config.vocab_size}: give the model the checkpoint's vocabulary, or extend the "
-            "checkpoint's embedding (`resize_vocabulary`, or `python -m tools.convert_checkpoint "
+            "checkpoint's embedding (`resize_vocabulary`, or `ofa-convert "
             f"--vocab_size={config.vocab_size}`)."
         )
     problems = [
@@ -99,12 +133,7 @@ def from_fairseq(state_dict: Mapping[str, np.ndarray], config: OFAConfig) -> dic
             np.asarray(state_dict[key]), np.asarray(state_dict[_EMBEDDING])
         ):
             raise ValueError(f"{key} differs from {_EMBEDDING}; OFA shares one embedding.")
-    plain = {}
-    with substage("converting tensors", len(entries), "tensors") as stage:
-        for entry in entries:
-            plain[entry.path] = entry.to_ours(state_dict[entry.key])
-            stage.advance()
-    return layout.from_plain(flax.traverse_util.unflatten_dict(plain), config)
+    return entries
 
 
 def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.ndarray]:
@@ -120,6 +149,26 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
 
     Raises:
       ValueError: for variables that do not fit the configuration, or that the official model lacks.
+    """
+    lazy = to_fairseq_lazily(variables, config)
+    made: dict[int, np.ndarray] = {}
+    number = sum(isinstance(tensor, LazyTensor) for tensor in lazy.values()) - len(_TIED)
+    with substage("converting tensors", number, "tensors") as stage:
+        for tensor in lazy.values():
+            if isinstance(tensor, LazyTensor) and id(tensor) not in made:
+                made[id(tensor)] = tensor.make()
+                stage.advance()
+    return {
+        key: made[id(tensor)] if isinstance(tensor, LazyTensor) else tensor
+        for key, tensor in lazy.items()
+    }
+
+
+def to_fairseq_lazily(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, Tensor]:
+    """Returns what `to_fairseq` does, but makes each tensor only when it is needed.
+
+    Raises:
+      ValueError: as `to_fairseq`, before any tensor is made.
     """
     added = [
         name for name in ("prefix_length", "adapter_width", "second_image") if getattr(config, name)
@@ -142,13 +191,20 @@ def to_fairseq(variables: Mapping[str, Any], config: OFAConfig) -> dict[str, np.
             f"the variables do not fit this configuration: {_names(missing)} missing, "
             f"{_names(unknown)} unknown."
         )
-    state_dict = {}
-    with substage("converting tensors", len(entries), "tensors") as stage:
-        for entry in entries:
-            state_dict[entry.key] = entry.to_official(flat[entry.path])
-            stage.advance()
-    state_dict |= {key: state_dict[_EMBEDDING] for key in _TIED}
-    return state_dict | _buffers(config)
+    tensors: dict[str, Tensor] = {}
+    for entry in entries:
+        entry.check_shape(np.shape(flat[entry.path]))
+
+        def make(entry: TensorEntry = entry) -> np.ndarray:
+            return entry.to_official(flat[entry.path])
+
+        tensors[entry.key] = LazyTensor(entry.official_shape, np.dtype(np.float32), make)
+    return _with_rest(tensors, config)
+
+
+def _with_rest(tensors: dict[str, Tensor], config: OFAConfig) -> dict[str, Tensor]:
+    """Returns tensors with the tied copies of the embedding and the buffers."""
+    return tensors | dict.fromkeys(_TIED, tensors[_EMBEDDING]) | _buffers(config)
 
 
 def resize_vocabulary(

@@ -1,30 +1,38 @@
-"""Reads safetensors files: a header in JSON, and the tensors behind it, without copying.
+"""Reads and writes safetensors files: a header in JSON, and the tensors behind it.
 
 The format (https://huggingface.co/docs/safetensors) has no checksums; everything else that its
-header says is compared with the file.
+header says is compared with the file. Nothing is copied when a file is read. The same tensors give
+the same bytes as `save_file` of the library: wider types first, then names in order.
 """
 
 import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from ofa_jax.interop.lazy_tensors import Tensor, content_of
 from ofa_jax.interop.mapped_file import open_mapped
 from ofa_jax.utils import wrong_files
+from ofa_jax.utils.files import atomic_path
+from ofa_jax.utils.progress import substage
 from ofa_jax.utils.text_files import DamagedFileError
 from ofa_jax.utils.wrong_files import shorten
 
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_DIMENSIONS = 32
+_ALIGNMENT = 8
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
     "BOOL": np.bool_,
 }  # fmt: skip
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+"""The order in which the library writes tensors of these types."""
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -114,3 +122,41 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a name occurs twice")
     return dict(pairs)
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file, one tensor at a time; it appears only when it is complete.
+
+    Args:
+      path: the file.
+      tensors: by name. A tensor under two names is written twice: the format shares nothing.
+
+    Raises:
+      ValueError: a tensor of a type that the format does not have.
+    """
+    kinds = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kinds:
+            raise ValueError(f"safetensors has no tensors of {tensor.dtype}, the type of {name}.")
+    names = sorted(tensors, key=lambda name: (_ORDER.index(kinds[tensors[name].dtype]), name))
+    # `transformers` reads only files that say which library their tensors are of.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": kinds[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with (
+        substage("writing tensors", end, "bytes") as stage,
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(content_of(tensors[name]))
+            stage.advance(tensors[name].nbytes)

@@ -50,16 +50,20 @@ class TensorEntry:
     def to_official(self, array: np.ndarray) -> Float[np.ndarray, "..."]:
         """Converts our array to the official one, float32. Raises ValueError for another shape."""
         array = np.asarray(array, np.float32)
-        if array.shape != self.shape:
-            raise ValueError(
-                f"{'/'.join(self.path)} has shape {list(array.shape)}, this "
-                f"configuration has {list(self.shape)}."
-            )
+        self.check_shape(array.shape)
         if self.permuted:
             array = array.reshape(self.permuted)
         if self.order:
             array = array.transpose(np.argsort(self.order))
         return np.ascontiguousarray(array)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless this is the shape of our array."""
+        if shape != self.shape:
+            raise ValueError(
+                f"{'/'.join(self.path)} has shape {list(shape)}, this "
+                f"configuration has {list(self.shape)}."
+            )
 
     @property
     def official_shape(self) -> tuple[int, ...]:

@@ -22,3 +22,8 @@ def dtype_of(name: Any) -> np.dtype:
         if str(dtype) == name:
             return dtype
     raise ValueError(f"torch has no tensors of the type {shorten(name)}.")
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Returns whether a type has floating-point numbers."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16

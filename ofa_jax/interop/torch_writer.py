@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax.interop.lazy_tensors import LazyTensor, Tensor, content_of
 from ofa_jax.interop.torch_dtypes import STORAGE_OF
 from ofa_jax.utils.files import atomic_path
 from ofa_jax.utils.progress import substage
@@ -38,7 +39,7 @@ class _Pickler(pickle._Pickler):
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[Tensor] = []
         self._storages: dict[int, _Storage] = {}
 
     def persistent_id(self, obj: Any) -> Any:
@@ -49,14 +50,14 @@ class _Pickler(pickle._Pickler):
         """Writes an object."""
         if isinstance(obj, _Global):
             self.write(obj.line)
-        elif isinstance(obj, np.ndarray):
+        elif isinstance(obj, np.ndarray | LazyTensor):
             self._save_tensor(obj)
         elif isinstance(obj, np.generic):
             super().save(obj.item())  # type: ignore[misc]
         else:
             super().save(obj, save_persistent_id)  # type: ignore[misc]
 
-    def _save_tensor(self, array: np.ndarray) -> None:
+    def _save_tensor(self, array: Tensor) -> None:
         if array.dtype not in STORAGE_OF:
             raise ValueError(f"torch has no tensors of {array.dtype}.")
         # An array that occurs twice (tied weights) is stored once.
@@ -78,7 +79,8 @@ def save(path: str | pathlib.Path, value: Any) -> None:
 
     Args:
       path: the file.
-      value: containers of plain values, namespaces and numpy arrays, which become tensors.
+      value: containers of plain values, namespaces, and arrays or `LazyTensor`s, which become
+        tensors. One tensor at a time is in memory.
 
     Raises:
       ValueError: an array of a type that torch does not have.
@@ -97,7 +99,6 @@ def save(path: str | pathlib.Path, value: Any) -> None:
         archive.writestr("archive/byteorder", "little")
         for key, array in enumerate(pickler.arrays):
             with archive.open(f"archive/data/{key}", "w", force_zip64=True) as member:
-                # In C order, whatever the array's; one array at a time in memory.
-                member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                member.write(content_of(array))
             stage.advance(array.nbytes)
         archive.writestr("archive/version", "3\n")
