@@ -4,6 +4,7 @@
 | --- | --- |
 | `vocabulary` | `OFAVocabulary`: text, image codes and location bins in one id space |
 | `vocabulary_files` | reads the files of a text BPE |
+| `huggingface_files` | reads and writes the tokenizer files of Hugging Face folders |
 | `encodable_text` | bounds a text before it is encoded |
 | `image_tokenizer` | `ImageTokenizer`, the interface of image tokenizers |
 | `patch_codebook` | `PatchCodebook`: k-means over patches |

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from tokenizers import models
 
+from ofa_jax.tokenizers import huggingface_files
 from ofa_jax.tokenizers.encodable_text import make_encodable
 from ofa_jax.tokenizers.vocabulary_files import (
     check_exists,
@@ -131,7 +132,8 @@ class OFAVocabulary:
         """Reads the official `encoder.json`, `vocab.bpe` and `dict.txt` from a folder.
 
         A line of `dict.txt` has a GPT-2 id (in decimal) and a count; the line number gives the id
-        in this vocabulary.
+        in this vocabulary. A folder with `vocab.json` and `merges.txt` in their place is read by
+        `from_huggingface_directory`.
 
         Raises:
           FileNotFoundError: a file is missing.
@@ -139,6 +141,8 @@ class OFAVocabulary:
         """
         directory = pathlib.Path(bpe_dir)
         if not (directory / "encoder.json").is_file():
+            if huggingface_files.has_vocabulary(directory):
+                return cls.from_huggingface_directory(bpe_dir, num_codes, num_bins)
             refuse_other_vocabulary(directory)
         tokenizer = read_gpt2_files(directory / "encoder.json", directory / "vocab.bpe")
         lines = text_files.read_lines(check_exists(directory / "dict.txt"))
@@ -147,6 +151,47 @@ class OFAVocabulary:
             int(name) if name.isascii() and name.isdecimal() else name for name in names
         ]
         return cls(tokenizer, symbols, num_codes, num_bins)
+
+    @classmethod
+    @checked
+    def from_huggingface_directory(
+        cls,
+        directory: options.Path,
+        num_codes: options.Natural | None = None,
+        num_bins: NumBins | None = None,
+    ) -> "OFAVocabulary":
+        """Reads `vocab.json` and `merges.txt` of OFA from a Hugging Face folder.
+
+        Args:
+          directory: of the files, and of `added_tokens.json` if there is one.
+          num_codes: image codes; when None, those that the files list, or 8192 where they list
+            none, as the published folders do.
+          num_bins: location bins; likewise, or 1000.
+
+        Raises:
+          FileNotFoundError: a file is missing.
+          ValueError: the files are damaged, of another model, or list other numbers of codes or
+            bins.
+        """
+        found = huggingface_files.read(pathlib.Path(directory), num_codes, num_bins)
+        return cls(found.tokenizer, found.text_symbols, found.num_codes, found.num_bins)
+
+    def save_for_huggingface(self, directory: epath.PathLike) -> None:
+        """Writes the files of Hugging Face's tokenizer of OFA, which is that of BART.
+
+        Raises:
+          ValueError: this BPE does more than merge pairs of pieces, which they cannot express.
+        """
+        symbols = [
+            symbol if isinstance(symbol, str) else self._tokenizer.id_to_token(symbol) or ""
+            for symbol in self._symbols
+        ]
+        huggingface_files.write(
+            pathlib.Path(directory),
+            self._tokenizer,
+            [*SPECIAL_SYMBOLS, *symbols, "<mask>"],
+            [self._symbol(index) for index in (*self.code_ids, *self.bin_ids)],
+        )
 
     @classmethod
     @checked
@@ -161,6 +206,8 @@ class OFAVocabulary:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a byte-level BPE.
         """
+        if pathlib.Path(path).name == "vocab.txt":
+            refuse_other_vocabulary(pathlib.Path(path).parent)
         tokenizer = parse_tokenizer(path, text_files.read_text(check_exists(pathlib.Path(path))))
         if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
             raise ValueError(
