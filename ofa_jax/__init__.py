@@ -17,9 +17,9 @@
 | `export` | the model as StableHLO programs, which run without this package |
 | `cli`, `utils` | what the entry points share |
 
-The entry points are the modules `train`, `evaluate`, `infer`, `plan` and `demo`, also installed as
-`ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan` and `ofa-demo`. Importing this package
-imports none of the above; `ofa_jax.Predictor` is imported on first use.
+The entry points are the modules `train`, `evaluate`, `infer`, `plan`, `convert` and `demo`, also
+installed as `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan`, `ofa-convert` and `ofa-demo`.
+Importing this package imports none of the above; `ofa_jax.Predictor` is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan` and others.
+"""The commands `ofa-train`, `ofa-evaluate`, `ofa-infer`, `ofa-plan`, `ofa-convert` and others.
 
 Each runs its module as `python -m ofa_jax.NAME` would.
 """
@@ -6,7 +6,7 @@ Each runs its module as `python -m ofa_jax.NAME` would.
 import runpy
 import sys
 
-__all__ = ["demo", "evaluate", "export", "infer", "jobs", "plan", "train"]
+__all__ = ["convert", "demo", "evaluate", "export", "infer", "jobs", "plan", "train"]
 
 
 def train() -> None:
@@ -27,6 +27,11 @@ def infer() -> None:
 def plan() -> None:
     """Runs `ofa-plan`."""
     _run("plan")
+
+
+def convert() -> None:
+    """Runs `ofa-convert`."""
+    _run("convert")
 
 
 def demo() -> None:

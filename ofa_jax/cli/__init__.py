@@ -12,4 +12,5 @@
 | `compilation_cache` | keeps compiled programs |
 | `train_command`, `evaluate_command`, `infer_command` | what `ofa_jax.train` and so on run |
 | `plan_command` | the command line of `ofa_jax.plan` |
+| `convert_command` | the command line of `ofa_jax.convert` |
 """

@@ -20,6 +20,7 @@ from ofa_jax.evaluation import fingerprints
 from ofa_jax.inference.sources import ImageFolder
 from ofa_jax.inference.task_inputs import LoadedTask
 from ofa_jax.interop import files as official
+from ofa_jax.tokenizers import huggingface_files
 from ofa_jax.tokenizers.processor import FOLDER
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 
@@ -94,7 +95,16 @@ def of_model(checkpoint: str, vocabulary: OFAVocabulary | str | None) -> dict[st
             for path in beside:
                 if path.is_file() and "://" not in str(path):
                     found.setdefault(path.name, fingerprints.of_file(str(path)))
-    if isinstance(vocabulary, OFAVocabulary):
+    if vocabulary is None and official.is_official(checkpoint):
+        # A Hugging Face folder may store its vocabulary.
+        folder_of = official.find_folder(checkpoint)
+        if folder_of is not None and huggingface_files.has_vocabulary(folder_of):
+            found["vocabulary"] = {
+                name: fingerprints.of_file(str(folder_of / name))
+                for name in huggingface_files.FILES
+                if (folder_of / name).is_file()
+            }
+    elif isinstance(vocabulary, OFAVocabulary):
         found["vocabulary"] = vocabulary.fingerprint
     elif vocabulary is not None:
         path = pathlib.Path(vocabulary)

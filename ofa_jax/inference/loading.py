@@ -6,11 +6,13 @@ from typing import Any
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.load import load_config, load_variables
-from ofa_jax.interop import files
+from ofa_jax.interop import files, huggingface_processor
 from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
+from ofa_jax.tokenizers import huggingface_files
 from ofa_jax.tokenizers.processor import FOLDER, Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.tokenizers.vocabulary_files import CHINESE
 from ofa_jax.utils.wrong_files import shorten
 
 OFFICIAL_IMAGE_SIZE, OFFICIAL_MAX_IMAGE_SIZE = 384, 512
@@ -56,7 +58,8 @@ def load_model(
         official checkpoint (a file or folder).
       partitioner: the mesh.
       vocabulary: for checkpoints that do not store theirs: a vocabulary, the folder of the official
-        BPE, or a file written by `OFAVocabulary.save` or the `tokenizers` library.
+        BPE or of `vocab.json` and `merges.txt`, or a file written by `OFAVocabulary.save` or the
+        `tokenizers` library. Hugging Face folders may store theirs.
       dtype: dtype of the computation, "float32" or "bfloat16"; as in training when None.
       weights: "model" for the last parameters, "ema" for the averaged ones; when None, those of a
         run are the averaged ones if it has them, and those of an official checkpoint the last ones.
@@ -95,21 +98,37 @@ def load_processor(checkpoint: str, vocabulary: OFAVocabulary | str | None = Non
     Raises:
       FileNotFoundError, ValueError: the checkpoint does not store them, and no vocabulary is given.
     """
-    if files.is_official(checkpoint):
-        processor, sizes = None, _official_sizes(checkpoint)
-    else:
-        processor, sizes = _processor_of_run(checkpoint), {}
-    if vocabulary is not None:
-        vocabulary = _load_vocabulary(vocabulary)
-        if processor is None:
-            return Processor(vocabulary).replace(**sizes)
-        return processor.replace(vocabulary=vocabulary)
-    if processor is None:
+    processor = find_processor(checkpoint, vocabulary)
+    if processor is not None:
+        return processor
+    if files.is_official(checkpoint) and files.read(checkpoint, verify=False).is_chinese:
         raise ValueError(
-            f"{checkpoint} does not store its vocabulary: give its vocabulary, for official "
-            "checkpoints the folder with encoder.json, vocab.bpe and dict.txt."
+            f"{checkpoint} was trained on text in the vocabulary of the Chinese models ({CHINESE}, "
+            "vocab.txt), which this library does not read: its weights can be converted, but it "
+            "cannot be asked anything."
         )
-    return processor
+    raise ValueError(
+        f"{checkpoint} does not store its vocabulary: give its vocabulary, for official "
+        "checkpoints the folder with encoder.json, vocab.bpe and dict.txt."
+    )
+
+
+def find_processor(
+    checkpoint: str, vocabulary: OFAVocabulary | str | None = None
+) -> Processor | None:
+    """Returns what `load_processor` does; None if no vocabulary is stored or given."""
+    if not files.is_official(checkpoint):
+        stored = _processor_of_run(checkpoint)
+        if vocabulary is None:
+            return stored
+        given = _load_vocabulary(vocabulary)
+        return Processor(given) if stored is None else stored.replace(vocabulary=given)
+    folder = files.find_folder(checkpoint)
+    if vocabulary is not None:
+        found: OFAVocabulary | None = _load_vocabulary(vocabulary)
+    else:
+        found = huggingface_processor.read_vocabulary(folder) if folder else None
+    return None if found is None else Processor(found).replace(**_official_sizes(checkpoint))
 
 
 def _official_sizes(checkpoint: str) -> dict[str, int]:
@@ -143,7 +162,11 @@ def _load_vocabulary(source: OFAVocabulary | str) -> OFAVocabulary:
         return source
     path = pathlib.Path(source)
     if path.is_dir():
+        if not (path / "encoder.json").is_file() and huggingface_files.has_vocabulary(path):
+            return OFAVocabulary.from_huggingface_directory(source)
         return OFAVocabulary.from_ofa_directory(source)
+    if path.name in huggingface_files.FILES and huggingface_files.has_vocabulary(path.parent):
+        return OFAVocabulary.from_huggingface_directory(str(path.parent))
     if path.name in ("encoder.json", "vocab.bpe", "dict.txt", "vocab.txt") and path.is_file():
         # One of the files of such a folder.
         return OFAVocabulary.from_ofa_directory(str(path.parent))

@@ -5,8 +5,6 @@ our variables do not hold: layout, types, counters) is kept, so that writing it 
 tensors bit for bit.
 """
 
-import argparse
-import collections
 import dataclasses
 import json
 import pathlib
@@ -15,15 +13,32 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.interop import averages, huggingface, huggingface_folder, torch_file
-from ofa_jax.interop.arguments import args_for_fairseq, config_from_fairseq
-from ofa_jax.interop.fairseq import to_fairseq
+from ofa_jax.interop import (
+    averages,
+    huggingface,
+    huggingface_folder,
+    huggingface_processor,
+    torch_file,
+)
+from ofa_jax.interop.arguments import config_from_fairseq
+from ofa_jax.interop.fairseq import to_fairseq_lazily
+from ofa_jax.interop.writer import LAYOUTS, WriteOptions, write_tensors
 from ofa_jax.model.config import OFAConfig
-from ofa_jax.utils.files import write_json
+from ofa_jax.tokenizers.vocabulary_files import CHINESE
 from ofa_jax.utils.text_files import read_json
 from ofa_jax.utils.wrong_files import shorten
 
-LAYOUTS = ("fairseq", "huggingface")
+__all__ = [
+    "LAYOUTS",
+    "WEIGHTS",
+    "OfficialCheckpoint",
+    "find_folder",
+    "is_official",
+    "read",
+    "read_origin",
+    "write",
+]
+
 WEIGHTS = huggingface_folder.TORCH_WEIGHTS
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _EMBEDDING = "encoder.embed_tokens.weight"
@@ -42,6 +57,7 @@ class OfficialCheckpoint:
       weights: where the state dict is in the file: "model", or the place of averaged weights.
       other_weights: where the file has further sets of weights, such as "extra_state.ema".
       unread: what else it holds, such as "last_optimizer_state".
+      bpe: fairseq's arguments of the vocabulary (`bpe`, `bpe_dir`), as far as it holds them.
     """
 
     state_dict: Mapping[str, np.ndarray]
@@ -50,6 +66,12 @@ class OfficialCheckpoint:
     weights: str = averages.MODEL
     other_weights: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    bpe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_chinese(self) -> bool:
+        """Whether its text is in the vocabulary of the Chinese models, `BERT_CN_dict`."""
+        return self.bpe.get("bpe") == "bert" or CHINESE in str(self.bpe.get("bpe_dir"))
 
     @property
     def config(self) -> OFAConfig:
@@ -72,6 +94,15 @@ class OfficialCheckpoint:
             f"{path} holds averaged weights ({others}), which are not taken: {option}="
             f"{averages.EMA} takes them, as the reference implementation's --ema-eval does."
         )
+
+
+def find_folder(path: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the Hugging Face folder that a path is, or whose file of weights it is, or None."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return path
+    in_folder = path.suffix == ".safetensors" or path.name in huggingface_folder.WEIGHTS
+    return path.parent if in_folder or huggingface_folder.find_index(path) else None
 
 
 def is_official(path: str | pathlib.Path) -> bool:
@@ -104,8 +135,8 @@ def read(
     path = pathlib.Path(path)
     if path.is_dir():
         return _read_huggingface(huggingface_folder.find_weights(path), weights, verify)
-    if path.suffix == ".safetensors" or path.name in huggingface_folder.WEIGHTS:
-        return _read_huggingface(path, weights, verify)
+    if find_folder(path):
+        return _read_huggingface(huggingface_folder.find_index(path) or path, weights, verify)
     opened = torch_file.open_file(path)
     content = opened.content
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
@@ -125,6 +156,7 @@ def read(
         weights=place,
         other_weights=tuple(name for name in found if name != place),
         unread=averages.describe_rest(content, found),
+        bpe=_bpe_arguments(content, args),
     )
 
 
@@ -157,6 +189,7 @@ def _read_huggingface(path: pathlib.Path, weights: str, verify: bool) -> Officia
         args = huggingface.args_from_huggingface(config)
     except ValueError as error:
         raise ValueError(f"{config_file}: {error}") from error
+    args |= huggingface_processor.read_sizes(path.parent)
     held = torch_file.tensors_of(opened.content)
     if verify:
         opened.verify(held.values())
@@ -174,6 +207,17 @@ def _arguments(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(found, Mapping) and "encoder_layers" in found:
             return dict(found)
     return {}
+
+
+def _bpe_arguments(content: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that say which vocabulary the text of a checkpoint is in."""
+    cfg = torch_file.plain(content.get("cfg"))
+    found = {"bpe": _get(_get(cfg, "bpe"), "_name")}
+    for name in ("bpe", "bpe_dir"):
+        for place in (_get(cfg, "task"), args):
+            if isinstance(value := _get(place, name), str) and value:
+                found[name] = value
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _get(value: Any, key: str) -> Any:
@@ -250,8 +294,9 @@ def write(
     config: OFAConfig,
     origin: Mapping[str, Any] | None = None,
     layout: str = "fairseq",
+    options: WriteOptions | None = None,
 ) -> None:
-    """Writes our variables as an official checkpoint.
+    """Writes our variables as an official checkpoint, one tensor at a time.
 
     Args:
       path: a file `.pt`, or a folder for the layout "huggingface".
@@ -260,68 +305,12 @@ def write(
       origin: of the checkpoint that the variables came from, for its types, counters and further
         arguments; float32 and what the configuration says without it.
       layout: one of LAYOUTS.
+      options: which files of weights a folder gets, and their type; `pytorch_model.bin` when None.
 
     Raises:
       ValueError: the layout cannot hold the model.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}: choose from {', '.join(LAYOUTS)}.")
-    origin = dict(origin or {})
-    args = args_for_fairseq(config)
-    # Two names stand for the same ResNet here; keep the one of the origin.
-    if origin.get("args", {}).get("resnet_type"):
-        args["resnet_type"] = origin["args"]["resnet_type"]
-    args = {**origin.get("args", {}), **args}
-    state_dict = to_fairseq(variables, config)
-    for key, count in origin.get("counters", {}).items():
-        state_dict[key] = np.array(count, np.int64)
-    path = pathlib.Path(path)
-    if layout == "huggingface":
-        state_dict = huggingface.to_huggingface(state_dict)
-    if origin.get("layout") == layout:
-        state_dict = _with_types(state_dict, origin["types"])
-    if layout == "huggingface":
-        described = huggingface.huggingface_from_args(args, config.vocab_size)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / huggingface_folder.CONFIG, described)
-        torch_file.save(path / WEIGHTS, collections.OrderedDict(state_dict))
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.save(path, _fairseq_content(args, state_dict))
-
-
-def _fairseq_content(args: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what fairseq expects of a checkpoint file, with the history of a new run."""
-    return {
-        "args": argparse.Namespace(**args),
-        "cfg": None,
-        "model": collections.OrderedDict(state_dict),
-        "optimizer_history": [
-            {
-                "criterion_name": "AdjustLabelSmoothedCrossEntropyCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {"best": None},
-                "num_updates": 0,
-            }
-        ],
-        "extra_state": {
-            "train_iterator": {"epoch": 1, "iterations_in_epoch": 0},
-            "val_loss": None,
-        },
-        "last_optimizer_state": None,
-    }
-
-
-def _with_types(
-    state_dict: dict[str, np.ndarray], types: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Returns the arrays in the order and with the types of the origin; tied ones stay tied."""
-    cast: dict[tuple[int, str], np.ndarray] = {}
-
-    def cast_to(array: np.ndarray, name: str) -> np.ndarray:
-        dtype = torch_file.dtype_of(name)
-        if array.dtype == dtype:
-            return array
-        return cast.setdefault((id(array), name), array.astype(dtype))
-
-    return {key: cast_to(state_dict[key], name) for key, name in types.items() if key in state_dict}
+    tensors = to_fairseq_lazily(variables, config)
+    write_tensors(path, tensors, config, origin, layout, options or WriteOptions())

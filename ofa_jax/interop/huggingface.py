@@ -4,9 +4,11 @@ The names are those of the OFA model in the package `modelscope`; the tensors ar
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
+from ofa_jax.interop.lazy_tensors import Tensor
+
+T = TypeVar("T")
 
 _MODULES = {
     "encoder": {"attn_ln": "self_attn_mid_layer_norm", "ffn_layernorm": "ffn_layer_norm"},
@@ -106,7 +108,7 @@ def huggingface_from_args(args: Mapping[str, Any], vocab_size: int) -> dict[str,
     }
 
 
-def to_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_huggingface(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames fairseq's tensors to this layout."""
     renamed = {
         _renamed(key, _MODULES): array
@@ -117,8 +119,8 @@ def to_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return renamed | {_CODE_POSITIONS: renamed[_CODE_POSITIONS][:-1]}
 
 
-def from_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames this layout's tensors to fairseq's."""
+def from_huggingface(state_dict: Mapping[str, T]) -> dict[str, T]:
+    """Renames this layout's tensors (or what is known of them) to fairseq's."""
     return {_renamed(key, _BACK): array for key, array in state_dict.items()}
 
 

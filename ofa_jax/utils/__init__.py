@@ -2,6 +2,7 @@
 
 bad_input     reasons why input is refused, skipped or changed
 files         atomic writes, reads of regular files
+output_folders  folders that are complete or absent
 text_files    text and JSON as people write them
 state_files   JSON that a run writes for itself and reads again
 array_files   arrays in .npz and .npy files
@@ -34,6 +35,7 @@ __all__ = [
     "hardware",
     "locks",
     "modules",
+    "output_folders",
     "platforms",
     "renamed",
     "suggestions",

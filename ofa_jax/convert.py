@@ -1,0 +1,37 @@
+"""Converts checkpoints between fairseq's `.pt` (official OFA), Hugging Face folders and ours.
+
+    ofa-convert ofa_base.pt runs/ofa_base
+    ofa-convert runs/ofa_base ofa_base_again.pt
+    ofa-convert runs/ofa_base ofa_base_hf --layout=huggingface
+    ofa-convert ofa_base.pt ofa_base_hf --layout=huggingface --vocabulary=utils/BPE
+    ofa-convert ofa_base_hf runs/ofa_base
+    ofa-convert vqa_large_best.pt runs/vqa_large --weights=ema
+    ofa-convert ofa_base.pt runs/more_bins --vocab_size=60457
+    ofa-convert bart.base.pt runs/from_bart --bart --size=base
+
+INPUT is recognised by its content: a `.pt` of fairseq, a folder with weights (model.safetensors or
+pytorch_model.bin, or several files with an index) and config.json, or a run directory of ours. What
+it holds and was not taken (averaged weights, an optimiser's state) is listed. OUTPUT (`.pt` is
+fairseq's) and --layout decide the result. INITIAL_CHECKPOINT_PATH accepts the resulting run
+directory, and the other two themselves. Nothing in a `.pt` is executed. Converting there and back
+gives the same tensors bit for bit: origin.json keeps what our variables do not hold.
+
+A Hugging Face folder gets model.safetensors and pytorch_model.bin, config.json, the tokenizer files
+and preprocessor_config.json as far as INPUT or --vocabulary has them, and a model card with the
+results of the run's evaluations (README.md).
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ofa_jax.cli import convert_command, errors
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line `arguments` (without the program)."""
+    convert_command.run_command("ofa-convert", __doc__ or "", arguments)
+
+
+if __name__ == "__main__":
+    with errors.interruptible():
+        main(sys.argv[1:])
