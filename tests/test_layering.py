@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENTRY_POINTS = ("train", "evaluate", "infer", "plan", "demo")
+ENTRY_POINTS = ("train", "evaluate", "infer", "plan", "convert", "demo")
 LAYERS = (
     "utils",
     "tokenizers",
