@@ -54,7 +54,7 @@ def tiny(golden):
     return args, state_dict
 
 
-@pytest.fixture(scope="module", params=[np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.fixture(scope="module", params=[np.float32, ml_dtypes.bfloat16])
 def official(request, tiny, tmp_path_factory):
     """Writes a `.pt` of each type; returns its path."""
     args, state_dict = tiny
@@ -81,6 +81,7 @@ def command(*arguments):
 
 
 def refused(capsys, *arguments):
+    capsys.readouterr()  # what earlier commands have printed
     with pytest.raises(SystemExit) as ended:
         command(*arguments)
     error = capsys.readouterr().err.strip()
@@ -256,9 +257,8 @@ def test_a_shard_or_an_index_stands_for_the_folder(folder):
         sorted(folder.glob("model-*"))[1],
         sorted(folder.glob("pytorch_model-*"))[1],
     ):
-        assert_same_bytes(
-            {key: files.read(path).state_dict[key] for key in expected}, dict(expected)
-        )
+        found = files.read(path).state_dict
+        assert_same_bytes({key: found[key] for key in expected}, dict(expected))
 
 
 def test_safetensors_come_before_the_file_of_torch(official, tmp_path):
