@@ -24,6 +24,7 @@ from ofa_jax import evaluate
 from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.load import load_model
 from ofa_jax.checkpoints.watch import CheckpointSelector
+from ofa_jax.cli import evaluate_command
 from ofa_jax.evaluation import run as evaluation_run
 from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
@@ -195,7 +196,7 @@ def test_an_official_checkpoint_is_step_0(official, tmp_path):
 
 def test_gin_overrides_decoding_for_all_tasks_or_one(call, run, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "run_evaluation", seen.append)
+    monkeypatch.setattr(evaluate_command, "run_evaluation", seen.append)
     call(
         *SMALL,
         at(run),
@@ -368,7 +369,7 @@ MISTAKES = {
 def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     mistake, call, run, evaluated, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "run_evaluation", None)
+    monkeypatch.setattr(evaluate_command, "run_evaluation", None)
     arguments, *parts = MISTAKES[mistake]
     where = [at(run)] if RUN in arguments else []
     with pytest.raises(SystemExit) as ended:
