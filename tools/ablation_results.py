@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.utils import files, text_files
+from ofa_jax.utils import files
+
+from . import result_files
 
 FULL = "full_model"
 STEPS, COMPUTE = "steps", "compute"
@@ -191,27 +193,23 @@ def load(path: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    if not path.exists():
-        return []
-    runs = text_files.read_json(path)
-    try:
-        if not isinstance(runs, list):
-            raise TypeError("it is not a list of runs")
-        for run in runs:
-            key(run)
-            if sorted(run["objectives_left_out"]) != sorted(LEFT_OUT[run["name"]]):
-                raise ValueError(f"{run['name']} does not leave out what its name says")
-            for values in run["downstream"].values():
-                all(math.isfinite(float(value)) for value in values.values())
-            if not run["steps"] > 0 or not run["flops"] > 0:
-                raise ValueError("a run has no steps")
-            list(run["options"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise text_files.DamagedFileError(
-            f"{path} does not have the results of the ablations ({type(error).__name__}: {error}): "
-            "move it away, or choose another --results_dir."
-        ) from error
-    return list(runs)
+    results = result_files.read(path, "the results of the ablations", _check)
+    return [] if results is None else results
+
+
+def _check(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Fails if these are not runs of the ablations."""
+    if not isinstance(runs, list):
+        raise TypeError("it is not a list of runs")
+    for run in runs:
+        key(run)
+        if sorted(run["objectives_left_out"]) != sorted(LEFT_OUT[run["name"]]):
+            raise ValueError(f"{run['name']} does not leave out what its name says")
+        for values in run["downstream"].values():
+            all(math.isfinite(float(value)) for value in values.values())
+        if not run["steps"] > 0 or not run["flops"] > 0:
+            raise ValueError("a run has no steps")
+        list(run["options"])
 
 
 def merge(old: Iterable[Run], new: Iterable[Run]) -> list[Run]:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import text_files
+from . import result_files
 
 # (part, number) -> least or largest value, and whether it is the least.
 AIMS: Mapping[tuple[str, str], tuple[float, bool]] = {
@@ -59,17 +59,8 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `tools.images_on_scenes` writes.
     """
-    if not path.exists():
-        return {}
-    results = text_files.read_json(path)
-    try:
-        page(results)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise text_files.DamagedFileError(
-            f"{path} does not have the results of images on Scenes ({type(error).__name__}: "
-            f"{error}): move it away, or choose another --results_dir."
-        ) from error
-    return results
+    results = result_files.read(path, "the results of images on Scenes", page)
+    return {} if results is None else results
 
 
 def page(results: Mapping[str, Any]) -> str:

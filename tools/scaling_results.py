@@ -16,9 +16,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files, text_files
+from ofa_jax.utils import files
 
-from . import scaling_fit, svg_plots
+from . import result_files, scaling_fit, svg_plots
 from .scaling_fit import Fit
 from .svg_plots import Series
 
@@ -48,20 +48,16 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    if not path.exists():
-        return {}
-    results = text_files.read_json(path)
-    try:
-        for run in results["runs"]:
-            key_of(run), run["parameters"] + run["flops_per_step"], run["minutes"]
-            [point["flops"] + point["loss"] for point in run["curve"]]
-        results["command"], results["commit"], list(results["options"])
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise text_files.DamagedFileError(
-            f"{path} does not have results of scaling ({type(error).__name__}: {error}): move it "
-            "away, or choose another --results_dir."
-        ) from error
-    return results
+    results = result_files.read(path, "results of scaling", _check)
+    return {} if results is None else results
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    """Fails if these are not results of scaling."""
+    for run in results["runs"]:
+        key_of(run), run["parameters"] + run["flops_per_step"], run["minutes"]
+        [point["flops"] + point["loss"] for point in run["curve"]]
+    results["command"], results["commit"], list(results["options"])
 
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:

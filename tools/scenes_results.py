@@ -15,7 +15,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files, renamed, text_files
+from ofa_jax.utils import files, renamed
+
+from . import result_files
 
 THRESHOLDS: Mapping[tuple[str, str], float] = {
     ("visual_grounding", "acc@0.5"): 0.5,
@@ -67,17 +69,8 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    if not path.exists():
-        return {}
-    results = text_files.read_json(path)
-    try:
-        page(results)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise text_files.DamagedFileError(
-            f"{path} does not have the results of Scenes ({type(error).__name__}: {error}): move "
-            "it away, or choose another --results_dir."
-        ) from error
-    return results
+    results = result_files.read(path, "the results of Scenes", page)
+    return {} if results is None else results
 
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
