@@ -93,6 +93,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = sorted(selected, key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
 
 
+_VERBOSITY = logging.get_verbosity()
 _differences: dict[str, list[float]] = {}
 
 
@@ -134,10 +135,14 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def verbosity():
-    """Restores absl's verbosity, which the command lines under test set."""
-    before = logging.get_verbosity()
+    """Starts each test with the verbosity that absl has when Python starts.
+
+    The command lines under test set it, some of them in a fixture of a module, which is set up
+    before this one: what they leave must not be taken for what was there before.
+    """
+    logging.set_verbosity(_VERBOSITY)
     yield
-    logging.set_verbosity(before)
+    logging.set_verbosity(_VERBOSITY)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -286,17 +286,20 @@ class TextFileLines(Sequence[str]):
             return line.decode("utf-8", "replace").strip()
 
 
-_BINARY = {
+BINARY_SIGNATURES = {
     b"\x1f\x8b": "compressed with gzip: unpack it",
-    b"BZh": "compressed with bzip2: unpack it",
+    **{b"BZh%d1AY&SY" % level: "compressed with bzip2: unpack it" for level in range(1, 10)},
     b"\xfd7zXZ": "compressed with xz: unpack it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
     b"PK\x03\x04": "a zip archive or a spreadsheet: save it as text, its columns separated by tabs",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
-    b"PAR1": "a Parquet file: give text, its columns separated by tabs",
+    b"PAR1\x15": "a Parquet file: give text, its columns separated by tabs",
 }
-"""How files begin that are not text in UTF-8 -> what they are, and what to do."""
+"""How files begin that are not text in UTF-8 -> what they are, and what to do.
+
+All the bytes that a kind begins with are compared: `PAR1` or `BZh` may also begin a line of text.
+"""
 
 
 def refuse_binary(path: str) -> None:
@@ -305,7 +308,7 @@ def refuse_binary(path: str) -> None:
         head = file.read(4096)
     if pointer := describe_pointer(head):
         raise ValueError(f"{path} {pointer}.")
-    for begin, advice in _BINARY.items():
+    for begin, advice in BINARY_SIGNATURES.items():
         if head.startswith(begin):
             raise ValueError(f"{path} is {advice}.")
     zeros = head.count(0)
