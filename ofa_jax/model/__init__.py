@@ -31,8 +31,10 @@ Contents:
     attention         multi-head attention; `attention_ops` has scores and softmax
     attention_positions    positions that layers share, and the biases of a layer from its tables
     attention_terms   attention whose absolute bias is given by its factors, as columns
-    attention_fused   chooses a kernel or products; `attention_kernel` calls the TPU kernel, whose
-                      programs are in `attention_program`, with the bits of `attention_random`
+    attention_fused   chooses a kernel or products; `attention_devices` splits kernels over a mesh
+    attention_kernel  calls the TPU kernels (`attention_call`), whose programs are in
+                      `attention_program`, with `attention_blocks` of queries and keys, the bias of
+                      sampled `attention_patches` and the bits of `attention_random`
     positions         position ids and rows of the relative tables; `position_biases` looks them up
     resnet            image encoder; `convolutions` holds its operations
     layers            dense, norms, embedding, stochastic depth, rematerialisation

@@ -4,7 +4,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ofa_jax.model import attention_fused, attention_terms
@@ -12,7 +11,6 @@ from ofa_jax.model.attention_ops import MASKED_SCORE, attention_scores, softmax,
 from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropout
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import (
-    ATTENDED,
     Dense,
     bert_init,
     dtype_of,
@@ -150,9 +148,7 @@ class Attention(nn.Module):
         head_scale = self.head_scale if c.scale_heads else None
         if c.attention_implementation == "columns":
             return attention_terms.attend(*arguments, head_scale)
-        # A layer that is rematerialised saves this result: the backward pass does not need the
-        # forward kernel again.
-        return checkpoint_name(attention_fused.attend(*arguments, head_scale), ATTENDED)
+        return attention_fused.attend(*arguments, head_scale)
 
     def _scaled_query(self, x: Array) -> Float[Array, "*batch queries heads head_dim"]:
         """Projects the queries and scales them."""

@@ -5,21 +5,22 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ofa_jax.model import attention_terms, position_biases
+from ofa_jax.model.attention_devices import mesh_axes, parts, per_device, sum_over_devices
 from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropout
+from ofa_jax.model.layers import ATTENDED
 
 if TYPE_CHECKING:  # importing Pallas takes half a second
-    from ofa_jax.model.attention_kernel import Integers, KernelSpec, Terms
+    from ofa_jax.model.attention_kernel import Integers, Terms
+    from ofa_jax.model.attention_program import KernelSpec
 
 Arguments = tuple[
     Array, Array, Array, ScoreTerms, AttentionMask, WeightDropout | None, Array | None
@@ -45,10 +46,10 @@ def attend(
     """
     arguments = (query, key, value, terms, mask, dropout, head_scale)
     if jax.default_backend() == "gpu" and cudnn_takes(*arguments):
-        return attend_by_library(*arguments)
+        return checkpoint_name(attend_by_library(*arguments), ATTENDED)
     spec = kernel_spec(*arguments)
     if spec is None:
-        return attention_terms.attend(*arguments)
+        return checkpoint_name(attention_terms.attend(*arguments), ATTENDED)
     return attend_by_kernel(spec, *arguments)
 
 
@@ -123,11 +124,11 @@ def kernel_spec(
     head_scale: Array | None,
 ) -> "KernelSpec | None":
     """Returns what the kernel is specialised for, or None if it does not take these arguments."""
-    from ofa_jax.model import attention_kernel
+    from ofa_jax.model import attention_blocks, attention_program
 
     batch, queries, heads, _ = query.shape
-    batch_axes, head_axes = _mesh_axes()
-    if batch % _parts(batch_axes) or heads % _parts(head_axes):
+    batch_axes, head_axes = mesh_axes()
+    if batch % parts(batch_axes) or heads % parts(head_axes):
         return None
     if dropout is not None and not (
         jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
@@ -136,21 +137,23 @@ def kernel_spec(
         return None
     kinds = 0 if terms.relative is None else terms.relative.shape[0]
     keys, grids = key.shape[1], [image.grid for image in terms.patches]
-    block = attention_kernel.block_of(queries, keys, kinds, grids)
-    if block is None:
+    blocks = attention_blocks.choose_blocks(queries, keys, kinds, grids)
+    if blocks is None:
         return None
     images = [
-        attention_kernel.patch_spec(image.grid, image.end, terms.prefix, block, queries, keys)
+        attention_blocks.patch_spec(image.grid, image.end, terms.prefix, blocks, queries, keys)
         for image in terms.patches
     ]
-    return attention_kernel.KernelSpec(
+    return attention_program.KernelSpec(
         causal=mask.causal,
         prefix=terms.prefix,
         images=tuple(images),
         dropout_rate=0.0 if dropout is None else dropout.rate,
         num_heads=heads,
         queries=queries,
-        block=block,
+        keys=keys,
+        block=blocks.queries,
+        key_block=blocks.keys,
     )
 
 
@@ -186,45 +189,71 @@ class _Layout:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(spec: "KernelSpec", layout: _Layout, floats: list[Array], others: list[Array]) -> Array:
     """Attends by the method of the platform."""
+    return _attend_with_statistics(spec, layout, floats, others)[0]
 
-    def by_products(floats: list[Array], others: list[Array]) -> Array:
-        return attention_terms.attend(*layout.join(floats, others))
 
-    def by_kernel(floats: list[Array], others: list[Array]) -> Array:
+def _attend_with_statistics(
+    spec: "KernelSpec", layout: _Layout, floats: list[Array], others: list[Array]
+) -> tuple[Array, list[Array]]:
+    """Returns the mixed values, and statistics if the kernel's backward pass needs them."""
+
+    def by_products(floats: list[Array], others: list[Array]) -> tuple[Array, list[Array]]:
+        mixed = attention_terms.attend(*layout.join(floats, others))
+        batch, queries, heads, _ = mixed.shape
+        unused = jnp.zeros((batch, heads, 2, queries), jnp.float32)
+        return mixed, [] if spec.one_pass else [unused]
+
+    def by_kernel(floats: list[Array], others: list[Array]) -> tuple[Array, list[Array]]:
         from ofa_jax.model import attention_kernel
 
+        def run(terms: "Terms", integers: "Integers") -> tuple[Array, list[Array]]:
+            mixed, statistics = attention_kernel.forward(spec, terms, integers)
+            return mixed, [] if statistics is None else [statistics]
+
         terms, integers = _to_kernel(layout.join(floats, others))
-        mixed = _per_device(
-            functools.partial(attention_kernel.forward, spec),
+        mixed, statistics = per_device(
+            run,
             (terms, integers),
-            lambda terms, integers: terms.query,
+            lambda terms, integers: (terms.query, [] if spec.one_pass else [terms.query]),
         )
-        return mixed.transpose(0, 2, 1, 3)
+        return mixed.transpose(0, 2, 1, 3), statistics
 
     return _choose(spec, by_kernel, by_products)(floats, others)
 
 
 def _attend_forward(
     spec: "KernelSpec", layout: _Layout, floats: list[Array], others: list[Array]
-) -> tuple[Array, tuple[list[Array], list[Array]]]:
-    return _attend(spec, layout, floats, others), (floats, others)
+) -> tuple[Array, tuple[list[Array], list[Array], list[Array]]]:
+    """Attends, and saves what the backward pass reads."""
+    mixed, statistics = _attend_with_statistics(spec, layout, floats, others)
+    # A layer that is rematerialised saves these: its backward pass does not need the forward
+    # kernel again. What it reads must have the name here, where it is made.
+    mixed = checkpoint_name(mixed, ATTENDED)
+    saved = [checkpoint_name(x, ATTENDED) for x in statistics]
+    return mixed, (floats, others, [mixed, *saved] if saved else [])
 
 
 def _attend_backward(
     spec: "KernelSpec",
     layout: _Layout,
-    saved: tuple[list[Array], list[Array]],
+    saved: tuple[list[Array], list[Array], list[Array]],
     gradient: Array,
 ) -> tuple[list[Array], None]:
     """Computes the gradients of the floating leaves by the method of the platform."""
 
-    def by_products(floats: list[Array], others: list[Array], gradient: Array) -> list[Array]:
+    def by_products(
+        floats: list[Array], others: list[Array], results: list[Array], gradient: Array
+    ) -> list[Array]:
+        del results
+
         def run(floats: list[Array]) -> Array:
             return attention_terms.attend(*layout.join(floats, others))
 
         return jax.vjp(run, floats)[1](gradient)[0]
 
-    def by_kernel(floats: list[Array], others: list[Array], gradient: Array) -> list[Array]:
+    def by_kernel(
+        floats: list[Array], others: list[Array], results: list[Array], gradient: Array
+    ) -> list[Array]:
         from ofa_jax.model import attention_kernel
 
         def convert(floats: list[Array]) -> tuple["Terms", "Integers"]:
@@ -236,13 +265,12 @@ def _attend_backward(
         shared = ["head_scale", "relative", "bands"]
         shared += [name for name in positions if getattr(terms, name).shape[0] == 1]
 
-        def run(terms: "Terms", integers: "Integers", gradient: Array) -> "Terms":
-            slopes = attention_kernel.backward(spec, terms, integers, gradient)
-            return _sum_over_devices(slopes, shared)
+        def run(terms: "Terms", integers: "Integers", *arrays: Array) -> "Terms":
+            slopes = attention_kernel.backward(spec, terms, integers, *arrays)
+            return sum_over_devices(slopes, shared)
 
-        slopes = _per_device(
-            run, (terms, integers, gradient.transpose(0, 2, 1, 3)), lambda terms, *_: terms
-        )
+        mixed = [x.transpose(0, 2, 1, 3) for x in (gradient, *results[:1])]
+        slopes = per_device(run, (terms, integers, *mixed, *results[1:]), lambda terms, *_: terms)
         return pull(slopes)[0]
 
     return _choose(spec, by_kernel, by_products)(*saved, gradient), None
@@ -308,86 +336,3 @@ def _is_threefry(key: Array) -> bool:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return str(jax.random.key_impl(key)) == "threefry2x32"
     return key.shape == (2,)
-
-
-# ------------------------------------------------------------------------------------- devices
-
-
-def _mesh_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the mesh axes that examples and heads are split over."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return (), ()
-    names = nn.logical_to_mesh_axes(("activation_batch", "activation_heads")) or (None, None)
-    batch, heads = ((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in names)
-    return batch, heads
-
-
-def _parts(axes: Sequence[str]) -> int:
-    """Returns the number of devices along mesh axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[name] for name in axes)
-
-
-def _specs(terms: "Terms", integers: "Integers") -> tuple["Terms", "Integers"]:
-    """Returns how the kernel's arguments are split over the mesh."""
-    batch, heads = (axes or None for axes in _mesh_axes())
-    both = PartitionSpec(batch, heads)
-    by_head = PartitionSpec(None, heads)
-
-    def of_positions(x: Array) -> PartitionSpec:
-        return by_head if x.shape[0] == 1 else both
-
-    by_example = PartitionSpec(batch)
-    images = len(terms.bands)
-    return terms.replace(
-        query=both,
-        key=both,
-        value=both,
-        position_query=of_positions(terms.position_query),
-        position_key=of_positions(terms.position_key),
-        head_scale=PartitionSpec(heads),
-        relative=None if terms.relative is None else by_head,
-        bands=(PartitionSpec(heads),) * images,
-    ), integers.replace(
-        kinds=by_example,
-        mask=by_example,
-        query_rows=(by_example,) * images,
-        query_columns=(by_example,) * images,
-        key_codes=(by_example,) * images,
-        seed=PartitionSpec(),
-        examples=by_example,
-        heads=PartitionSpec(heads),
-    )
-
-
-def _per_device(
-    function: Callable[..., Any], arguments: tuple[Any, ...], result: Callable[..., Any]
-) -> Any:
-    """Runs the kernel on each device's examples and heads; the compiler cannot split a kernel.
-
-    Args:
-      function: of the arguments of one device.
-      arguments: terms, integers, and what is split as queries are.
-      result: returns the argument that the result is split like.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return function(*arguments)
-    terms, integers = _specs(*arguments[:2])
-    specs = (terms, integers, *(terms.query for _ in arguments[2:]))
-    return jax.shard_map(function, in_specs=specs, out_specs=result(*specs), check_vma=False)(
-        *arguments
-    )
-
-
-def _sum_over_devices(slopes: "Terms", shared: Sequence[str]) -> "Terms":
-    """Sums the gradients of what all examples share over the devices that split the examples.
-
-    Args:
-      slopes: of one device's examples.
-      shared: names of terms.
-    """
-    axes, _ = _mesh_axes()
-    if not axes:
-        return slopes
-    sums = {name: jax.lax.psum(getattr(slopes, name), axes) for name in shared}
-    return slopes.replace(**sums)

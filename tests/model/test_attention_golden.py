@@ -15,17 +15,22 @@ from test_inside_golden import check_gradients, loss_of
 from ofa_jax.model import OFA, attention_fused
 
 
-@pytest.fixture(params=["columns", "fused"])
+@pytest.fixture(params=["columns", "fused", "fused, blocks of keys"])
 def path(request, official, monkeypatch):
     """Returns the official model on a path; the fused kernel runs in interpret mode."""
-    if request.param == "fused":
+    implementation, _, in_blocks = request.param.partition(", ")
+    if implementation == "fused":
         choose = attention_fused.kernel_spec
 
         def interpreted(*arguments):
-            return dataclasses.replace(choose(*arguments), interpret=True)
+            spec = dataclasses.replace(choose(*arguments), interpret=True)
+            if not in_blocks:
+                return spec
+            images = [dataclasses.replace(x, keys=16) for x in spec.images]
+            return dataclasses.replace(spec, key_block=16, images=tuple(images))
 
         monkeypatch.setattr(attention_fused, "kernel_spec", interpreted)
-    config = official.config.replace(attention_implementation=request.param)
+    config = official.config.replace(attention_implementation=implementation)
     return types.SimpleNamespace(
         model=OFA(config), variables=official.variables, config=official.config
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.model import attention_fused, attention_kernel, attention_terms
+from ofa_jax.model import attention_blocks, attention_fused, attention_kernel, attention_terms
 from ofa_jax.model.attention_random import keeps
 from ofa_jax.model.attention_terms import (
     AttentionMask,
@@ -23,6 +23,7 @@ from ofa_jax.model.attention_terms import (
     ScoreTerms,
     WeightDropout,
 )
+from ofa_jax.model.layers import ATTENDED
 
 BUCKET = 6
 HEADS, WIDTH = 2, 8
@@ -41,6 +42,7 @@ class Case:
       images: (start, sampled patches, grid) of each image.
       kinds: 0 without a relative bias.
       shared: whether all examples have the same positions.
+      block, key_block: queries and keys of a program; None for what the kernel chooses.
     """
 
     queries: int
@@ -53,6 +55,7 @@ class Case:
     prefix: int = 0
     rate: float = 0.0
     block: int | None = None
+    key_block: int | None = None
     scaled: bool = True
 
     def arguments(self, dtype=jnp.float32):
@@ -101,6 +104,25 @@ CASES = {
     "patches in several blocks": Case(20, batch=2, block=8, images=((2, 9, (5, 3)),)),
     "dropout": Case(6, rate=0.4, block=4),
 }
+BLOCKS = {
+    "patches and text": Case(20, batch=2, block=8, key_block=8, images=((2, 9, (5, 3)),)),
+    "two images, a prefix, dropout": Case(
+        21,
+        batch=2,
+        block=8,
+        key_block=16,
+        images=((0, 7, (2, 5)), (7, 6, (4, 2))),
+        prefix=2,
+        rate=0.4,
+        shared=True,
+    ),
+    "text and code rows, dropout": Case(
+        19, kinds=2, causal=True, prefix=3, rate=0.3, block=8, key_block=8
+    ),
+    "cross-attention": Case(6, 21, kinds=0, key_block=8, scaled=False),
+    "whole blocks": Case(16, 24, batch=2, block=8, key_block=8, shared=True),
+}
+CASES |= {f"blocks of keys: {name}": case for name, case in BLOCKS.items()}
 
 
 def value_and_slopes(function, leaves, tree):
@@ -126,10 +148,14 @@ def run(function, arguments):
 def by_kernel(case, arguments):
     """Returns the kernel in interpret mode, with the case's block of queries."""
     spec = attention_fused.kernel_spec(*arguments)
-    if case.block:
-        images = [dataclasses.replace(x, queries=case.block) for x in spec.images]
-        spec = dataclasses.replace(spec, block=case.block, images=tuple(images))
-    spec = dataclasses.replace(spec, interpret=True)
+    block, key_block = case.block or spec.block, case.key_block or spec.key_block
+    images = [
+        dataclasses.replace(x, queries=case.block or x.queries, keys=case.key_block or x.keys)
+        for x in spec.images
+    ]
+    spec = dataclasses.replace(
+        spec, block=block, key_block=key_block, images=tuple(images), interpret=True
+    )
     return functools.partial(attention_fused.attend_by_kernel, spec)
 
 
@@ -160,9 +186,10 @@ def test_kernel_equals_products(name):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
 
 
-def test_bfloat16_kernel_stays_as_close_to_exact_products_as_bfloat16_products():
+@pytest.mark.parametrize("name", ["sampled patches and text", "blocks of keys: patches and text"])
+def test_bfloat16_kernel_stays_as_close_to_exact_products_as_bfloat16_products(name):
     """Both round queries, keys, weights and results to 8 bits; twice their error is allowed."""
-    case = CASES["sampled patches and text"]
+    case = CASES[name]
     exact = case.arguments(jnp.float32)
     arguments = case.arguments(jnp.bfloat16)
     expected, expected_slopes = run(attention_terms.attend, exact)
@@ -204,11 +231,88 @@ def test_counters_beyond_32_bits_equal_those_of_jax():
     np.testing.assert_array_equal(got, expected)
 
 
-def test_shapes_that_do_not_fit_vmem_are_left_to_products():
-    assert attention_kernel.block_of(300, 300, 1, [(24, 24)]) is not None
-    assert attention_kernel.block_of(1024, 1024, 2) is None
-    arguments = jax.eval_shape(lambda: Case(3000, kinds=1, batch=1).arguments())
+# Queries, keys, relative biases, and grids of sampled patches, as the model has them.
+SHAPES = {
+    "pairs of pretraining": (300, 300, 1, [(24, 24)]),
+    "targets of pretraining": (264, 264, 2, []),
+    "384 px, all patches, and text": (576 + 80, 576 + 80, 1, []),
+    "480 px, all patches, and text": (900 + 81, 900 + 81, 1, []),
+    "512 px, all patches, and text": (1024 + 80, 1024 + 80, 1, []),
+    "512 px, sampled patches": (1024 + 80, 1024 + 80, 1, [(32, 32)]),
+    "two images of 384 px": (2 * 576 + 40, 2 * 576 + 40, 1, [(24, 24), (24, 24)]),
+    "the longest target and its codes": (1025, 1025, 2, []),
+    "a long target and 512 px": (1025, 1104, 0, []),
+    "the longest input": (2 * 900 + 1024, 2 * 900 + 1024, 1, []),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_blocks_of_all_lengths_fit_vmem(name):
+    queries, keys, *others = SHAPES[name]
+    blocks = attention_blocks.choose_blocks(queries, keys, *others)
+    needed = attention_blocks.vmem_bytes(blocks, queries, keys, *others)
+    assert needed <= attention_blocks.VMEM_BUDGET
+    assert blocks.queries == queries or blocks.queries % 128 == 0
+    assert blocks.keys == keys or blocks.keys % 128 == 0
+    # The largest arrays one by one: five or six of scores, and the relative bias of one block of
+    # keys with its gradient, each of them twice.
+    kinds, pairs = others[0], blocks.queries * blocks.keys
+    assert 4 * (5 * pairs + 4 * kinds * queries * blocks.keys) < needed
+
+
+def test_pretraining_computes_all_keys_at_once():
+    """Shapes of gin_configs/runs/pretrain.gin: one kernel for all gradients."""
+    for queries, keys, kinds, grids in [
+        (300, 300, 1, [(24, 24)]),
+        (272, 272, 1, []),
+        (288, 288, 1, []),
+        (264, 264, 2, []),
+        (264, 288, 0, []),
+        (32, 300, 0, []),
+    ]:
+        blocks = attention_blocks.choose_blocks(queries, keys, kinds, grids)
+        assert blocks == (queries, keys)
+
+
+def test_shapes_that_do_not_fit_vmem_are_left_to_products(monkeypatch):
+    assert attention_blocks.choose_blocks(12000, 12000, 1) is None
+    arguments = Case(8, batch=1).arguments()
+    assert attention_fused.kernel_spec(*arguments) is not None
+    monkeypatch.setattr(attention_blocks, "VMEM_BUDGET", 1000)
     assert attention_fused.kernel_spec(*arguments) is None
+
+
+@pytest.mark.parametrize("name", ["sampled patches and text", "blocks of keys: patches and text"])
+def test_rematerialised_layers_run_the_forward_kernel_once(name):
+    """What the backward pass reads of the forward kernel is saved by its name."""
+    case = CASES[name]
+    arguments = case.arguments()
+    attend = by_kernel(case, arguments)
+
+    def kernels(policy):
+        """Returns the kernels that the backward pass of a rematerialised layer needs."""
+        layer = jax.checkpoint(lambda *qk: jnp.sin(attend(*qk, *arguments[2:])), policy=policy)
+        gradient = jax.grad(lambda *qk: layer(*qk).sum(), argnums=(0, 1))
+        program = jax.make_jaxpr(gradient)(*arguments[:2])
+        (again,) = [e for e in program.eqns if e.primitive.name == "remat2"]
+        body, names = again.params["jaxpr"], []
+        live = {x for x in body.outvars if type(x).__name__ == "Var"}
+        for equation in reversed(body.eqns):
+            if live.intersection(equation.outvars):
+                live.update(x for x in equation.invars if type(x).__name__ == "Var")
+                if equation.primitive.name == "pallas_call":
+                    names.append(equation.params["name"])
+        return sorted(names)
+
+    policies = jax.checkpoint_policies
+    forward = "attention_forward" + ("_block" if case.key_block else "")
+    saved = kernels(policies.save_only_these_names(ATTENDED))
+    assert kernels(policies.nothing_saveable) == sorted([*saved, forward])
+    assert saved == (
+        ["attention_backward_keys", "attention_backward_queries"]
+        if case.key_block
+        else ["attention_backward"]
+    )
 
 
 def test_library_attention_equals_products():
@@ -226,20 +330,24 @@ def test_library_attention_equals_products():
     assert not attention_fused.cudnn_takes(*Case(8, rate=0.1).arguments(jnp.bfloat16))
 
 
-def test_operations_of_the_kernel_are_those_of_its_products():
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("sampled patches and text", 1), ("blocks of keys: patches and text", 2)]
+)
+def test_operations_of_the_kernel_are_those_of_its_products(name, kernels):
     """The cost estimate, which plans read, equals the count of the products in the program."""
     from ofa_jax.planning.hlo import Program
 
-    case = CASES["sampled patches and text"]
+    case = CASES[name]
     arguments = case.arguments()
+    (spec,) = by_kernel(case, arguments).args
     terms, integers = attention_fused._to_kernel(arguments)
-    spec = dataclasses.replace(attention_fused.kernel_spec(*arguments), interpret=True)
+    padded, _ = attention_kernel._padded(spec, terms, integers)
     forward = jax.jit(functools.partial(attention_kernel.forward, spec)).lower(terms, integers)
     text = forward.as_text(dialect="hlo")
-    assert Program(text).flops() == attention_kernel.forward_flops(spec, terms)
+    assert Program(text).flops() == attention_kernel.forward_flops(spec, padded)
     gradient = jnp.zeros_like(terms.query)
-    backward = jax.jit(functools.partial(attention_kernel.backward, spec)).lower(
-        terms, integers, gradient
-    )
-    text = backward.as_text(dialect="hlo")
-    assert Program(text).flops() == attention_kernel.backward_flops(spec, terms)
+    results = jax.eval_shape(functools.partial(attention_kernel.forward, spec), terms, integers)
+    backward = jax.jit(functools.partial(attention_kernel.backward, spec))
+    arrays = [gradient, *results] if kernels == 2 else [gradient]
+    text = backward.lower(terms, integers, *arrays).as_text(dialect="hlo")
+    assert Program(text).flops() == attention_kernel.backward_flops(spec, padded)
