@@ -79,15 +79,24 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         if options.references is not None:
             true = FeatureStatistics.of(_embed(clip, _list_images(options.references)))
             found = FeatureStatistics.of(seen)
-            values["clip_fid"] = generated_images.frechet_distance(true, found)
+            values["clip_fid"] = _distance(true, found)
         values["images"] = len(images)
     if options.features is not None:
         pair = [_statistics(own) for own in (options.reference_features, options.features)]
-        values["fid"] = generated_images.frechet_distance(*pair)
+        values["fid"] = _distance(*pair)
     if options.probabilities is not None:
         probabilities = _load(options.probabilities)
         values |= generated_images.inception_score(probabilities, options.splits)
     return values
+
+
+def _distance(true: FeatureStatistics, found: FeatureStatistics) -> float:
+    """Returns the Frechet distance; says on stderr if there are few images for it."""
+    for statistics in (true, found):
+        if sentence := statistics.describe_shortage():
+            print(f"Note: {sentence}", file=sys.stderr)
+            break
+    return generated_images.frechet_distance(true, found)
 
 
 def _check_pairs(options: argparse.Namespace) -> None:

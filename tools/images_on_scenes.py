@@ -6,9 +6,9 @@
 Three parts, each beside what it is compared with:
 
     tokenizer      a VQGAN trained on Scenes, beside the codebook that was built with them
-    text_to_image  the run fine-tuned on captions: images of test captions, in which the run itself
-                   looks for what was asked; beside real images, the captions of other images, and
-                   the nearest training images
+    text_to_image  the run fine-tuned on captions and the codes of this VQGAN: images of test
+                   captions, in which the run itself looks for what was asked; beside real images,
+                   the captions of other images, and the nearest training images
     infilling      the middle of test images, beside the true and the hidden middle
 
 What is finished is not made again, so a stopped command goes on where it was. Options after -- are
@@ -27,6 +27,8 @@ from typing import Any
 from ofa_jax.checkpoints import storage
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.interop.image_tokenizer_file import FILE as TOKENIZER_FILE
+from ofa_jax.model.config import PIXELS_PER_CODE
+from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.utils import files, text_files
 from ofa_jax.utils.locks import directory_lock
 
@@ -60,23 +62,35 @@ def tokenizer_command(options: argparse.Namespace) -> list[str]:
         f"--gin.MODEL_DIR='{options.tokenizer_dir}'",
         f"--gin.Scenes.data_dir='{data_dir}'",
         f"--gin.patch_codebook.path='{data_dir / 'scenes' / 'codebook.npz'}'",
+        "--gin.train_image_tokenizer.features=@PerceptualFeatures()",
+        f"--gin.PerceptualFeatures.path='{options.model_dir}'",
         f"--gin.SEED={options.seed}",
     ]
 
 
-def text_to_image_command(options: argparse.Namespace, parts: ImageParts) -> list[str]:
-    """Returns the command that fine-tunes the run for text-to-image, without the interpreter."""
-    vocabulary = parts.processor.vocabulary
-    codes = vocabulary.code_ids
+def text_to_image_command(
+    options: argparse.Namespace, parts: ImageParts, processor: Processor
+) -> list[str]:
+    """Returns the command that fine-tunes the run for text-to-image, without the interpreter.
+
+    Args:
+      options: of the command line.
+      parts: of the run on Scenes.
+      processor: of the checkpoint to start from.
+    """
+    vocabulary = processor.vocabulary
+    codes, start = vocabulary.code_ids, options.output_dir / "start"
     return [
         "-m",
         "ofa_jax.train",
         f"--gin_file={_TEXT_TO_IMAGE_GIN}",
         f"--gin.MODEL_DIR='{options.text_to_image_dir}'",
-        f"--gin.INITIAL_CHECKPOINT_PATH='{options.model_dir}'",
+        f"--gin.INITIAL_CHECKPOINT_PATH='{start}'",
         f"--gin.SEED={options.seed}",
         f"--gin.DownstreamSettings.data_dir='{options.output_dir / 'codes'}'",
-        f"--gin.image_tokenizer.path='{options.model_dir}'",
+        f"--gin.image_tokenizer.path='{start}'",
+        f"--gin.CODE_IMAGE_SIZE={options.code_image_size}",
+        f"--gin.NUM_TARGETS={(options.code_image_size // PIXELS_PER_CODE) ** 2}",
         f"--gin.vocabulary_from_tokenizer_json.path='{parts.scenes.vocabulary_path}'",
         f"--gin.vocabulary_from_tokenizer_json.num_codes={vocabulary.num_codes}",
         f"--gin.vocabulary_from_tokenizer_json.num_bins={vocabulary.num_bins}",
@@ -87,20 +101,26 @@ def text_to_image_command(options: argparse.Namespace, parts: ImageParts) -> lis
 
 def _tokenizer(options: argparse.Namespace, parts: ImageParts, call: Call) -> dict[str, Any]:
     """Trains the image tokenizer, unless that is done, and measures it; returns the results."""
-    command = tokenizer_command(options)
-    if not (options.tokenizer_dir / TOKENIZER_FILE).exists():
-        _train(command, call)
+    command = _train_tokenizer(options, call)
     found = parts.measure_tokenizer(options.tokenizer_dir, options.results_dir)
     return found | {"commands": [_typed(command)]}
 
 
+def _train_tokenizer(options: argparse.Namespace, call: Call) -> list[str]:
+    """Trains the image tokenizer, unless that is done; returns the command."""
+    command = tokenizer_command(options)
+    if not (options.tokenizer_dir / TOKENIZER_FILE).exists():
+        _train(command, call)
+    return command
+
+
 def _text_to_image(options: argparse.Namespace, parts: ImageParts, call: Call) -> dict[str, Any]:
     """Fine-tunes the run, unless that is done, and measures it; returns the results."""
-    parts.write_codes()
-    command = text_to_image_command(options, parts)
+    tokenizer = _train_tokenizer(options, call)
+    command = text_to_image_command(options, parts, parts.write_start(options.tokenizer_dir))
     _train(command, call)
     found = parts.measure_text_to_image(options.text_to_image_dir, options.results_dir)
-    return found | {"commands": [_typed(command)]}
+    return found | {"commands": [_typed(tokenizer), _typed(command)]}
 
 
 def _infilling(options: argparse.Namespace, parts: ImageParts, call: Call) -> dict[str, Any]:
@@ -147,6 +167,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="of the scenes (default: OFA_DATA_DIR, else data)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--num_images", type=int, default=500, help="test images of each part")
+    parser.add_argument(
+        "--code_image_size", type=int, default=64, help="side of generated images in pixels"
+    )
     parser.add_argument("--num_candidates", type=int, default=24, help="samples for each caption")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -177,7 +200,15 @@ def _keep_settings(options: argparse.Namespace, checkpoint: str) -> None:
     Raises:
       ValueError: the folder has images of other settings.
     """
-    names = ("num_images", "num_candidates", "guidance_scale", "temperature", "top_k", "top_p")
+    names = (
+        "num_images",
+        "code_image_size",
+        "num_candidates",
+        "guidance_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
     settings = {name: getattr(options, name) for name in (*names, "seed")}
     settings |= {"checkpoint": checkpoint, "text_to_image_dir": str(options.text_to_image_dir)}
     path = options.output_dir / _SETTINGS
@@ -203,6 +234,7 @@ def main(arguments: Sequence[str], call: Call = report_scenes.call_python) -> in
             model_dir=options.model_dir,
             output_dir=options.output_dir,
             num_images=options.num_images,
+            code_image_size=options.code_image_size,
             num_candidates=options.num_candidates,
             guidance_scale=options.guidance_scale,
             temperature=options.temperature,

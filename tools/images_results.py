@@ -25,7 +25,7 @@ _ROWS = {
     "generated": "generated: the best of the candidates",
     "one_sample": "generated: one sample, not ranked",
     "real": "real images (upper bound)",
-    "reconstructed": "real images after the image tokenizer",
+    "reconstructed": "real images from their codes",
     "shuffled_captions": "control: generated, captions of other images",
     "nearest": "the training images nearest to the generated ones",
     "infilled": "middle infilled",
@@ -102,7 +102,8 @@ def _text_to_image(found: Mapping[str, Any]) -> list[str]:
     way = found["generation"]
     return [
         "## Text to image",
-        f"{found['images']} test captions; {found['steps']:,} steps of fine-tuning; "
+        f"{found['images']} test captions; {found['steps']:,} steps of fine-tuning on the codes of "
+        f"the VQGAN; images of {found['image_size']} pixels; "
         f"{way['num_candidates']} candidates, guidance {way['guidance_scale']:g}, temperature "
         f"{way['temperature']:g}, top-k {way['top_k']}, top-p {way['top_p']:g}. The run on Scenes "
         "ranks the candidates by image-text matching. It then looks in each image for what its "

@@ -20,10 +20,10 @@ from ofa_jax.training.image_tokenizer.evaluation import evaluate_tokenizer, make
 from ofa_jax.training.image_tokenizer.features import load_features
 from ofa_jax.utils import array_files, files
 
-from . import contact_sheet, scene_image_scores
+from . import contact_sheet, scene_image_scores, scene_image_start
 from .contact_sheet import SheetRow
 from .scene_image_scores import Asked, Found
-from .scene_image_sets import ImageSets, Pixels, reconstruct
+from .scene_image_sets import ImageSets, Pixels, reconstruct, resize
 
 SPLIT = "test"
 _SHOWN = 6
@@ -36,6 +36,7 @@ class Options:
     model_dir: pathlib.Path
     output_dir: pathlib.Path
     num_images: int = 500
+    code_image_size: int = 64
     num_candidates: int = 24
     guidance_scale: float = 3.0
     temperature: float = 1.0
@@ -109,11 +110,34 @@ class ImageParts:
         """The features of the run's ResNet."""
         return scene_image_scores.make_features(self.checkpoint)
 
-    def write_codes(self) -> None:
-        """Encodes the images of the training and the validation split."""
+    def write_start(self, tokenizer_dir: pathlib.Path) -> Processor:
+        """Prepares the fine-tuning: gives the run the codes of a trained image tokenizer.
+
+        Writes the checkpoint to start from, and the codes of the training and of the validation
+        split, where they are not there yet.
+
+        Returns:
+          The processor of the start.
+        """
+        folder = self.options.output_dir / "start"
+        if not storage.list_checkpoints(str(folder)):
+            scene_image_start.write_start(
+                self.options.model_dir,
+                image_tokenizer_file.read(tokenizer_dir),
+                self.scenes,
+                folder,
+                self.options.seed,
+            )
+        processor = Processor.load(folder)
+        assert processor.image_tokenizer is not None
         for split in ("train", "validation"):
-            records = self.scenes.records("captions", split)
-            self.sets.write_codes(records, self.processor.image_tokenizer, split)
+            self.sets.write_codes(
+                self.scenes.records("captions", split),
+                processor.image_tokenizer,
+                split,
+                self.options.code_image_size,
+            )
+        return processor
 
     # ------------------------------------------------------------------------------- tokenizer
 
@@ -182,6 +206,7 @@ class ImageParts:
             "nearest_training_images": rows["nearest"]["nouns"],
             "rows": rows,
             "images": len(self.real),
+            "image_size": self.options.code_image_size,
             "text_to_image_dir": str(run),
             "steps": max(storage.list_checkpoints(str(run))),
             "generation": self.options.generation().to_json() | {"reranker": "matching"},
@@ -203,9 +228,11 @@ class ImageParts:
             name: self.sets.generate(name, checkpoint, self.captions, way)
             for name, way in ways.items()
         }
-        tokenizer = self.processor.image_tokenizer
+        tokenizer = Processor.load(self.options.output_dir / "start").image_tokenizer
         assert tokenizer is not None
-        return {"real": self.real, **made, "reconstructed": reconstruct(tokenizer, self.real)}
+        size = self.sets.image_size
+        coded = reconstruct(tokenizer, resize(self.real, self.options.code_image_size))
+        return {"real": self.real, **made, "reconstructed": resize(coded, size)}
 
     def _training(self) -> tuple[Any, np.ndarray]:
         """Returns the training records, and the features of all their images."""

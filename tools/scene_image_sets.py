@@ -1,5 +1,6 @@
 """Sets of images of scenes on disk: what is generated, and what a run sees in it.
 
+    FOLDER/start/                   the run with another image tokenizer, `scene_image_start`
     FOLDER/codes/train.tsv          every caption of a split with the codes of its image
     FOLDER/sets/NAME/000012.png     an image of a set
     FOLDER/sets/NAME/requests.jsonl what is asked about the images; written last
@@ -62,23 +63,32 @@ class ImageSets:
     batch_size: int = 16
     seed: int = 0
 
-    def read(self, records: RecordSource, numbers: Sequence[int]) -> Pixels:
-        """Returns the images of some records."""
-        return np.stack([self._pixels(records[int(number)]) for number in numbers])
+    def read(
+        self, records: RecordSource, numbers: Sequence[int], size: int | None = None
+    ) -> Pixels:
+        """Returns the images of some records, `size` or else `image_size` pixels a side."""
+        size = size or self.image_size
+        return np.stack([_pixels(records[int(number)], size) for number in numbers])
 
-    def _pixels(self, record: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
-        image = image_ops.decode(record["image"], AS_SEEN)
-        return image_ops.to_array(image_ops.resize_and_center_crop(image, self.image_size))
-
-    def chunks(self, records: RecordSource) -> Iterator[tuple[int, Pixels]]:
+    def chunks(
+        self, records: RecordSource, size: int | None = None
+    ) -> Iterator[tuple[int, Pixels]]:
         """Yields all images in chunks, each with the number of its first record."""
         for start in range(0, len(records), _ENCODED):
-            yield start, self.read(records, range(start, min(start + _ENCODED, len(records))))
+            numbers = range(start, min(start + _ENCODED, len(records)))
+            yield start, self.read(records, numbers, size)
 
     def write_codes(
-        self, records: RecordSource, tokenizer: ImageTokenizer, split: str
+        self, records: RecordSource, tokenizer: ImageTokenizer, split: str, size: int
     ) -> pathlib.Path:
-        """Writes every caption of a split with the codes of its image; returns the TSV file."""
+        """Writes every caption of a split with the codes of its image; returns the TSV file.
+
+        Args:
+          records: of the split, with captions.
+          tokenizer: makes the codes.
+          split: names the file.
+          size: of the images that are encoded, in pixels a side.
+        """
         path = self.folder / "codes" / f"{split}.tsv"
         if path.exists():
             return path
@@ -88,7 +98,7 @@ class ImageSets:
             unfinished.open("wb") as file,
             progress.stage(f"encoding {split}", len(records), "images") as stage,
         ):
-            for start, pixels in self.chunks(records):
+            for start, pixels in self.chunks(records, size):
                 for number, codes in enumerate(_encode(tokenizer, pixels), start):
                     record = records[number]
                     for caption in record["captions"]:
@@ -100,7 +110,7 @@ class ImageSets:
     def generate(
         self, name: str, checkpoint: str, captions: Sequence[str], generation: ImageGeneration
     ) -> Pixels:
-        """Generates an image for each caption with a run of text-to-image."""
+        """Generates an image for each caption with a run of text-to-image; of `image_size`."""
         task, instruction = "text_to_image", prompts.TEXT_TO_IMAGE
         lines = [
             {"id": str(n), "task": task, "instruction": instruction.format(caption=caption).strip()}
@@ -108,7 +118,8 @@ class ImageSets:
         ]
         output = self.folder / "generated" / name
         requests = _write_lines(self.folder / "generated" / f"{name}.jsonl", lines)
-        return self._images(self._run(checkpoint, requests, output, image_generation=generation))
+        made = self._images(self._run(checkpoint, requests, output, image_generation=generation))
+        return resize(made, self.image_size)
 
     def infill(self, name: str, checkpoint: str, images: Pixels) -> Pixels:
         """Generates the middle of each image with a run on Scenes; returns the middles."""
@@ -180,6 +191,16 @@ class ImageSets:
             with Image.open(folder / line["image"]) as image:
                 found.append(np.asarray(image.convert("RGB")))
         return np.stack(found)
+
+
+def _pixels(record: Mapping[str, Any], size: int) -> UInt8[np.ndarray, "h w 3"]:
+    image = image_ops.decode(record["image"], AS_SEEN)
+    return image_ops.to_array(image_ops.resize_and_center_crop(image, size))
+
+
+def resize(images: Pixels, size: int) -> Pixels:
+    """Returns images of another size (bicubic, as a model sees them)."""
+    return np.stack([image_ops.resize_to_square(Image.fromarray(image), size) for image in images])
 
 
 def reconstruct(tokenizer: ImageTokenizer, images: Pixels) -> Pixels:

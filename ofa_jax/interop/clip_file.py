@@ -26,6 +26,7 @@ from ofa_jax.tokenizers.clip_tokenizer import CLIPTokenizer
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError, read_json
+from ofa_jax.utils.wrong_files import shorten
 
 _HEAD_WIDTH = 64  # of OpenAI's models
 _HUGGING_FACE = {
@@ -72,6 +73,7 @@ def read(path: options.PathLike, tokenizer: options.PathLike | None = None) -> C
         if not config_file.is_file():
             raise FileNotFoundError(f"There is no {config_file}, which describes it: add it.")
         described = read_json(config_file)
+        _check_described(place, described)
     else:
         held, opened = _open_torch(place)
     opened.verify(held.values())
@@ -86,6 +88,16 @@ def read(path: options.PathLike, tokenizer: options.PathLike | None = None) -> C
             "give the tokenizer of this model."
         )
     return CLIP(config, params, words, f"clip {place.name}")
+
+
+def _check_described(place: pathlib.Path, described: Any) -> None:
+    """Raises ValueError if config.json describes another model."""
+    kind = described.get("model_type") if isinstance(described, Mapping) else None
+    if kind not in (None, "clip"):
+        raise ValueError(
+            f"{place} is not a CLIP: its {huggingface_folder.CONFIG} says model_type "
+            f"{shorten(kind)!r}. Give the folder of a CLIP, such as clip-vit-base-patch32."
+        )
 
 
 def _open_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], torch_file.OpenedFile]:

@@ -127,7 +127,17 @@ def config_of(arrays: Mapping[str, Any]) -> VQGANConfig:
         latent_width=len(arrays["encoder.conv_out.weight"]),
         code_width=int(code_width),
         num_codes=int(num_codes),
+        block_size=_block_size(arrays["encoder.conv_in.weight"]),
     )
+
+
+def _block_size(kernel: Any) -> int:
+    """Returns the side of the blocks of the first layer. Raises ValueError if there are none."""
+    channels = np.shape(kernel)[1]
+    side = round((channels / 3) ** 0.5)
+    if 3 * side**2 != channels:
+        raise ValueError(f"encoder.conv_in.weight takes {channels} channels, which are no colours.")
+    return side
 
 
 def official_name(path: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from ofa_jax.utils import text_files
 from ofa_jax.utils.text_files import DamagedFileError, replace_surrogates
+from ofa_jax.utils.wrong_files import check_placeholder
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
@@ -55,7 +56,7 @@ class CLIPTokenizer:
 
         Raises:
           FileNotFoundError: there is none.
-          DamagedFileError: it is damaged.
+          ValueError: it is damaged, or a placeholder such as a pointer of Git LFS.
         """
         path = pathlib.Path(path)
         if path.is_dir():
@@ -67,6 +68,7 @@ class CLIPTokenizer:
                     "merges.txt, or OpenAI's bpe_simple_vocab_16e6.txt.gz."
                 )
             path = found[0]
+        check_placeholder(path)
         try:
             if path.name == "tokenizer.json":
                 content = json.dumps(text_files.read_json(path))

@@ -28,7 +28,7 @@ from ofa_jax.utils.array_files import load_arrays
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError
 
-__all__ = ["VQGAN", "Network", "VQGANConfig"]
+__all__ = ["VQGAN", "Network", "VQGANConfig", "fold_blocks", "unfold_blocks"]
 
 _GROUPS, _EPSILON = 32, 1e-6
 _CONFIG = "config"
@@ -48,6 +48,9 @@ class VQGANConfig:
       latent_width: channels between encoder and quantiser.
       code_width: size of a code's vector.
       num_codes: size of the codebook.
+      block_size: side of the blocks of pixels that the first level takes and the last one makes as
+        channels of one place. 1 for single pixels, as in the official model; with 8, a VQGAN of one
+        level has codes of 8 x 8 pixels at a tenth of the cost.
     """
 
     width: options.Count = 128
@@ -57,6 +60,7 @@ class VQGANConfig:
     latent_width: options.Count = 256
     code_width: options.Count = 256
     num_codes: options.Count = 8192
+    block_size: options.Count = 1
 
     def __post_init__(self) -> None:
         """Raises ValueError for widths that group norm cannot divide, and levels that are none."""
@@ -77,7 +81,7 @@ class VQGANConfig:
     @property
     def pixels_per_code(self) -> int:
         """Side length in pixels of what a code stands for."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.block_size * 2 ** (len(self.multipliers) - 1)
 
 
 def _conv(channels: int, size: int, name: str, **options: Any) -> nn.Conv:
@@ -174,7 +178,7 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float [B, H, W, 3] in [-1, 1] to [B, H / p, W / p, latent_width]."""
         c = self.config
-        x = _conv(c.width, 3, "conv_in")(x)
+        x = _conv(c.width, 3, "conv_in")(fold_blocks(x, c.block_size))
         last = len(c.multipliers) - 1
         for level, multiplier in enumerate(c.multipliers):
             x = Level(
@@ -207,7 +211,22 @@ class Decoder(nn.Module):
                 "upsample" if level else None,
                 name=f"up_{level}",
             )(x)
-        return _conv(3, 3, "conv_out")(nn.swish(_norm("norm_out")(x)))
+        x = _conv(3 * c.block_size**2, 3, "conv_out")(nn.swish(_norm("norm_out")(x)))
+        return unfold_blocks(x, c.block_size)
+
+
+def fold_blocks(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b rows columns channels"]:
+    """Returns blocks of pixels as channels: [B, H / side, W / side, side * side * C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+
+
+def unfold_blocks(x: Float[Array, "b rows columns channels"], side: int) -> Float[Array, "b h w c"]:
+    """Inverts `fold_blocks`."""
+    batch, rows, columns, channels = x.shape
+    x = x.reshape(batch, rows, columns, side, side, channels // side**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * side, columns * side, -1)
 
 
 class Quantizer(nn.Module):

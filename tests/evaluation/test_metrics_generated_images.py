@@ -99,6 +99,49 @@ def test_features_that_cannot_be_compared_are_one_sentence(compute, message):
         compute()
 
 
+def test_singular_covariances_and_few_images_have_a_distance_and_a_sentence():
+    """Two images have covariances of rank 1: eigenvalues a = |x - y|^2 / 2 in closed form."""
+    one, other = np.zeros((2, 5)), np.zeros((2, 5))
+    one[0, 0], other[0, 1], other[:, 4] = 2.0, 4.0, 3.0
+    # Means (1, 0, ...) and (0, 2, ..., 3): 1 + 4 + 9; traces 2 and 8; the planes are orthogonal.
+    assert fid(one, other)["fid"] == pytest.approx(14 + 2 + 8, rel=1e-9)
+    assert fid(one, one)["fid"] == pytest.approx(0, abs=1e-9)
+    same = np.ones((4, 5))
+    assert fid(same, same + 2)["fid"] == pytest.approx(5 * 4, rel=1e-9)
+    sentence = FeatureStatistics.of(one).describe_shortage()
+    assert sentence is not None and "of 2 images with 5 features each" in sentence
+    assert FeatureStatistics.of(np.eye(6)[:, :5]).describe_shortage() is None
+    assert FeatureStatistics(np.zeros(5), np.eye(5)).describe_shortage() is None
+
+
+def test_a_single_image_has_an_inception_score_and_no_distance():
+    assert inception_score([[0.2, 0.8]], splits=1)["inception_score"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least 2 images; got 1"):
+        fid(np.ones((1, 3)), np.ones((1, 3)))
+    assert clip_score([[1.0, 0.0]], [[2.0, 0.0]])["clip_score"] == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(300, 200), (40, 50), (300, 20)])
+def test_fid_equals_pytorch_fid_and_torch_fidelity(counts):
+    """Also with fewer images than features. tests/interop/test_clip_peer.py says how to run it.
+
+    Its root of a singular product is of 1e-4 of the distance.
+    """
+    peer = pytest.importorskip("pytorch_fid.fid_score", reason="pytorch-fid is not installed")
+    fidelity = pytest.importorskip("torch_fidelity.metric_fid", reason="it is not installed")
+    one, other = correlated(counts[0], 64, 3), correlated(counts[1], 64, 4)
+    statistics = [(x.mean(axis=0), np.cov(x, rowvar=False)) for x in (one, other)]
+    close = 1e-6 if min(counts) > 64 else 1e-3
+    ours = fid(one, other)["fid"]
+    theirs = peer.calculate_frechet_distance(*(part for pair in statistics for part in pair))
+    assert ours == pytest.approx(theirs, rel=close)
+    named = [dict(zip(("mu", "sigma"), pair, strict=True)) for pair in statistics]
+    found = fidelity.fid_statistics_to_metric(*named, verbose=False)
+    (value,) = found.values()
+    assert ours == pytest.approx(value, rel=close)
+
+
 @pytest.mark.slow
 def test_fid_equals_pytorch_fid():
     """`pip install pytorch-fid`, then `bash tests/run.sh slow`."""

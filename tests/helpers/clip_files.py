@@ -17,15 +17,15 @@ MERGES = [("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>"), ("r", "e")
 VOCABULARY = 512 + len(MERGES) + 2
 
 
-def openai_state_dict(seed=0):
-    """Returns arrays with OpenAI's names."""
+def openai_state_dict(seed=0, image=IMAGE, patch=PATCH, length=LENGTH):
+    """Returns arrays with OpenAI's names, for images and patches of these sides in pixels."""
     rng = np.random.default_rng(seed)
     arrays = {
         "visual.class_embedding": (WIDTH,),
-        "visual.positional_embedding": ((IMAGE // PATCH) ** 2 + 1, WIDTH),
-        "visual.conv1.weight": (WIDTH, 3, PATCH, PATCH),
+        "visual.positional_embedding": ((image // patch) ** 2 + 1, WIDTH),
+        "visual.conv1.weight": (WIDTH, 3, patch, patch),
         "visual.proj": (WIDTH, EMBEDDING),
-        "positional_embedding": (LENGTH, TEXT_WIDTH),
+        "positional_embedding": (length, TEXT_WIDTH),
         "token_embedding.weight": (VOCABULARY, TEXT_WIDTH),
         "text_projection": (TEXT_WIDTH, EMBEDDING),
         "logit_scale": (),
@@ -124,13 +124,136 @@ def write_huggingface(folder, arrays, safetensors=True):
     (folder / "merges.txt").write_text("\n".join(merges) + "\n")
 
 
+def write_published_folder(folder, arrays):
+    """Writes the files of openai/clip-vit-base-patch32, but those of other frameworks."""
+    write_huggingface(folder, arrays)
+    positions = {
+        "vision_model.embeddings.position_ids": len(arrays["visual.positional_embedding"]),
+        "text_model.embeddings.position_ids": len(arrays["positional_embedding"]),
+    }
+    held = huggingface_state_dict(arrays)
+    held |= {name: np.arange(count)[None] for name, count in positions.items()}
+    write_safetensors(folder / "model.safetensors", held)
+    torch_file.save(folder / "pytorch_model.bin", held)
+    sections = {
+        "text_config": {
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 4 * TEXT_WIDTH,
+            "max_position_embeddings": positions["text_model.embeddings.position_ids"],
+            "num_attention_heads": TEXT_HEADS,
+            "vocab_size": VOCABULARY,
+        },
+        "vision_config": {
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "image_size": arrays["visual.conv1.weight"].shape[-1]
+            * round((positions["vision_model.embeddings.position_ids"] - 1) ** 0.5),
+            "num_attention_heads": HEADS,
+            "patch_size": arrays["visual.conv1.weight"].shape[-1],
+        },
+    }
+    for section in sections.values():
+        section |= {
+            "_name_or_path": "",
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-05,
+            "num_hidden_layers": LAYERS,
+            "projection_dim": EMBEDDING,
+            "torch_dtype": None,
+        }
+    config = {
+        "architectures": ["CLIPModel"],
+        "logit_scale_init_value": 2.6592,
+        "model_type": "clip",
+        "projection_dim": EMBEDDING,
+        **sections,
+        **{f"{name}_dict": section for name, section in sections.items()},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    size = sections["vision_config"]["image_size"]
+    preprocessing = {"crop_size": size, "do_resize": True, "resample": 3, "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | {"model_max_length": 77}))
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer_json(folder)))
+
+
+def _tokenizer_json(folder):
+    """Returns the content of the published tokenizer.json, with the vocabulary of a folder."""
+    special = [
+        {"id": VOCABULARY - 2 + place, "special": True, "content": text, "single_word": False,
+         "lstrip": False, "rstrip": False, "normalized": True}
+        for place, text in enumerate((START, END))
+    ]  # fmt: skip
+    words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": words},
+                    "behavior": "Removed",
+                    "invert": True,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+            ],
+        },
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": [END, VOCABULARY - 1],
+            "cls": [START, VOCABULARY - 2],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": END,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>",
+            "fuse_unk": False,
+            "vocab": json.loads((folder / "vocab.json").read_text()),
+            "merges": [" ".join(pair) for pair in MERGES],
+        },
+    }
+
+
+def write_published_archive(path, arrays):
+    """Writes OpenAI's file: float16 but for norms and embeddings, and sizes as scalar tensors."""
+    kept = ("ln_", "embedding", "logit_scale", "conv1")
+    held = {
+        name: array if any(part in name for part in kept) else array.astype(np.float16)
+        for name, array in arrays.items()
+    }
+    sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": VOCABULARY}
+    held |= {name: np.array(size, np.int64) for name, size in sizes.items()}
+    write_torchscript(path, held)
+
+
 def write_safetensors(path, arrays):
-    """Writes a safetensors file of float32 arrays."""
+    """Writes a safetensors file of float32 and int64 arrays."""
     header, start, parts = {}, 0, []
     for name, array in arrays.items():
-        content = np.ascontiguousarray(array, np.float32).tobytes()
+        whole = array.dtype.kind == "i"
+        content = np.ascontiguousarray(array, np.int64 if whole else np.float32).tobytes()
         end = start + len(content)
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, end]}
+        kind = "I64" if whole else "F32"
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
         parts.append(content)
         start = end
     text = json.dumps(header).encode()

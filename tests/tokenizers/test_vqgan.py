@@ -11,7 +11,7 @@ import pytest
 
 from ofa_jax.interop import torch_file, vqgan_file
 from ofa_jax.tokenizers import ImageTokenizer
-from ofa_jax.tokenizers.vqgan import VQGAN, Network, VQGANConfig
+from ofa_jax.tokenizers.vqgan import VQGAN, Network, VQGANConfig, fold_blocks, unfold_blocks
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +129,40 @@ def test_a_file_of_another_model_is_reported(vqgan, vqgan_state, tmp_path):
     torch_file.save(tmp_path / "other.pt", {"weight": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="other.pt is not an official VQGAN: encoder.conv_in"):
         vqgan_file.read(tmp_path / "other.pt")
+
+
+def test_blocks_of_pixels_are_channels_of_the_first_level(tmp_path):
+    """The same codes as a VQGAN of single pixels whose images are folded before; and back."""
+    config = VQGANConfig(
+        width=32,
+        multipliers=(1, 1),
+        num_blocks=1,
+        attention_levels=(),
+        latent_width=32,
+        code_width=8,
+        num_codes=16,
+        block_size=4,
+    )
+    assert config.pixels_per_code == 8
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    params = Network(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    kernel = params["encoder"]["conv_in"]["kernel"]
+    assert kernel.shape == (3, 3, 48, 32)
+    own = VQGAN(config, jax.tree.map(np.asarray, params))
+    codes = own.encode(images)
+    assert codes.shape == (2, 2, 3) and len(np.unique(codes)) > 1
+    assert own.decode(codes).shape == images.shape
+    blocks = fold_blocks(jnp.asarray(images), 4)
+    # A channel is a pixel of the block: row, column, colour.
+    np.testing.assert_array_equal(blocks[1, 2, 3].reshape(4, 4, 3), images[1, 8:12, 12:16])
+    np.testing.assert_array_equal(unfold_blocks(blocks, 4), images)
+    vqgan_file.write(tmp_path / "own.ckpt", own)
+    again = vqgan_file.read(tmp_path / "own.ckpt")
+    assert again.config == config
+    np.testing.assert_array_equal(again.encode(images), codes)
+    own.save(tmp_path / "own.npz")
+    np.testing.assert_array_equal(VQGAN.load(tmp_path / "own.npz").decode(codes), own.decode(codes))
+    held = vqgan_file.to_state_dict(own)
+    held["encoder.conv_in.weight"] = held["encoder.conv_in.weight"][:, :40]
+    with pytest.raises(ValueError, match="takes 40 channels, which are no colours"):
+        vqgan_file.from_state_dict(held)

@@ -48,6 +48,15 @@ def test_images_of_a_job_are_compared_with_their_captions(job, capsys):
     assert values["clip_fid"] == pytest.approx(0, abs=1e-6) and values["images"] == 4
 
 
+def test_few_images_are_a_note(tmp_path, capsys):
+    np.save(tmp_path / "few.npy", RNG.normal(size=(3, 5)))
+    path = tmp_path / "few.npy"
+    assert image_metrics.main([f"--features={path}", f"--reference_features={path}"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["fid"] == pytest.approx(0, abs=1e-9)
+    assert printed.err.count("3 images with 5 features each") == 1
+
+
 def test_features_of_other_programs_are_compared(tmp_path, capsys):
     true, made = RNG.normal(size=(30, 5)), RNG.normal(size=(40, 5)) + 1
     np.save(tmp_path / "made.npy", made)

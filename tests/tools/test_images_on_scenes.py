@@ -15,9 +15,10 @@ from ofa_jax import train
 from ofa_jax.checkpoints import storage
 from ofa_jax.data.downstream_settings import DownstreamSettings
 from ofa_jax.data.sources.scenes import Scenes
+from ofa_jax.tokenizers import PatchCodebook
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.training import loop
-from tools import images_on_scenes, images_results, scene_image_scores
+from tools import images_on_scenes, images_results, scene_image_scores, scene_image_start
 from tools.scene_image_scores import Asked, Found
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -141,8 +142,11 @@ def test_the_fine_tuning_reads_what_the_command_writes(scenes, full_run, tmp_pat
     monkeypatch.chdir(ROOT)
     seen, commands = [], []
     monkeypatch.setattr(loop, "train", seen.append)
+    train_tokenizer = train_at_random(scenes, commands)
 
     def call(command):
+        if command[1] == "tools.train_image_tokenizer":
+            return train_tokenizer(command)
         commands.append(command)
         gin.clear_config()
         try:
@@ -167,6 +171,30 @@ def test_the_fine_tuning_reads_what_the_command_writes(scenes, full_run, tmp_pat
     assert (name, caption) == (records[0]["id"], records[0]["captions"][0])
     assert len(found.split()) == 64
     assert not (tmp_path / "results" / "images.json").exists()
+
+
+def test_text_to_image_starts_from_the_run_with_the_codes_of_a_new_tokenizer(
+    scenes, full_run, tmp_path
+):
+    """Text and bins keep their embeddings, also with another number of codes."""
+    codebook = np.random.default_rng(0).integers(0, 256, (48, 192)).astype(np.float32)
+    tokenizer = PatchCodebook(codebook)
+    made = scene_image_start.write_start(full_run, tokenizer, scenes, tmp_path / "start", seed=1)
+    old, new = scenes.vocabulary(64), made.vocabulary
+    assert (new.num_codes, new.num_bins) == (48, 64)
+    tables = [
+        storage.load_numpy_variables(str(folder))["params"]["token_embedding"]["embedding"]
+        for folder in (full_run, tmp_path / "start")
+    ]
+    for before, after in ((range(old.code_ids.start), range(new.code_ids.start)),
+                          (old.bin_ids, new.bin_ids)):  # fmt: skip
+        np.testing.assert_array_equal(tables[0][before], tables[1][after])
+    codes = tables[1][new.code_ids]
+    assert codes.shape[0] == 48 and 0.015 < codes.std() < 0.025
+    assert storage.read_model_config(tmp_path / "start").vocab_size == new.vocab_size
+    loaded = Processor.load(tmp_path / "start")
+    assert loaded.equals(made) and loaded.image_size == 64
+    assert loaded.vocabulary.encode(" two dogs").tolist() == old.encode(" two dogs").tolist()
 
 
 @pytest.mark.slow

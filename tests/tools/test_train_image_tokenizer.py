@@ -12,6 +12,8 @@ from tools import train_image_tokenizer
 
 FILE = "--gin_file=runs/image_tokenizer_scenes.gin"
 SMALL = [
+    "--gin.VQGANConfig.block_size=1",
+    "--gin.VQGANConfig.width=32",
     "--gin.VQGANConfig.multipliers=(1, 1)",
     "--gin.VQGANConfig.latent_width=32",
     "--gin.VQGANConfig.code_width=8",
@@ -19,6 +21,7 @@ SMALL = [
     "--gin.ImageBatches.batch_size=2",
     "--gin.ImageBatches.image_size=16",
     "--gin.ImageBatches.crop_size=None",
+    "--gin.ImageBatches.smallest_size=None",
     "--gin.train_image_tokenizer.validation_examples=2",
     "--gin.TRAIN_STEPS=1",
 ]

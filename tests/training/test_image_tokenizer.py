@@ -1,6 +1,7 @@
 """Training of a VQGAN: gradients, quantisers, discriminator, revival, resuming, export."""
 
 import dataclasses
+import io
 import json
 
 import flax
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from small_tokenizer import (
     SIZE,
     TINY,
@@ -443,6 +445,24 @@ def test_batches_follow_from_seed_and_step_alone():
     assert not np.array_equal(images(4, 0, 4), all_of_them)
 
 
+def test_images_are_cropped_from_several_sizes():
+    """A pixel of colour in each corner: a crop of the smallest size shows all of the image."""
+    corners = np.zeros((16, 16, 3), np.uint8)
+    corners[::15, ::15] = 255
+    encoded = io.BytesIO()
+    Image.fromarray(corners).save(encoded, "PNG")
+    prepare = ImageBatches(FewImages(), 2, 16, crop_size=8, smallest_size=8).preprocessor
+    rng, bright = np.random.default_rng(0), []
+    for _ in range(60):
+        (image,) = prepare({"image": encoded.getvalue()}, rng).values()
+        assert image.shape == (8, 8, 3)
+        bright.append(sum(bool(image[y, x].any()) for y in (0, 7) for x in (0, 7)))
+    assert max(bright) == 4 and min(bright) == 0
+    whole = ImageBatches(FewImages(), 2, 16, crop_size=8).preprocessor
+    assert max(whole({"image": encoded.getvalue()}, rng)["encoder_images"].any(2).sum() for _ in
+               range(20)) <= 1  # fmt: skip
+
+
 def test_an_image_that_cannot_be_used_is_replaced_and_counted():
     loader = ImageLoader(
         ImageBatches(FewImages(), 4, SIZE, flip=False), "damaged", 0, num_threads=1
@@ -517,6 +537,7 @@ def test_options_that_do_not_fit_are_refused(options, sentence, tmp_path):
             "so that nothing is reconstructed",
         ),
         (lambda: ImageBatches(FewImages(), 4, 16, 32), "crop_size is 32, which is more than"),
+        (lambda: ImageBatches(FewImages(), 4, 16, 8, 4), "smallest_size is 4: give a size between"),
     ],
 )
 def test_values_that_are_impossible_are_refused(make, sentence):

@@ -24,10 +24,12 @@ class FeatureStatistics:
     Attributes:
       mean: of each feature.
       covariance: unbiased (divided by the number of images less one).
+      count: number of images; None if it is unknown, as in files of other programs.
     """
 
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
+    count: int | None = None
 
     def __post_init__(self) -> None:
         mean, covariance = (np.asarray(x, np.float64) for x in (self.mean, self.covariance))
@@ -51,7 +53,20 @@ class FeatureStatistics:
         array = _features("fid", features)
         if len(array) < 2:
             raise ValueError(f"fid needs the features of at least 2 images; got {len(array)}.")
-        return cls(array.mean(axis=0), np.atleast_2d(np.cov(array, rowvar=False)))
+        return cls(array.mean(axis=0), np.atleast_2d(np.cov(array, rowvar=False)), len(array))
+
+    def describe_shortage(self) -> str | None:
+        """Returns a sentence if there are too few images for a distance to be compared with others.
+
+        With no more images than features the covariance is singular. The distance is defined, and
+        equals that of `pytorch_fid`, but it falls with every further image.
+        """
+        if self.count is None or self.count > len(self.mean):
+            return None
+        return (
+            f"The Frechet distance is of {self.count} images with {len(self.mean)} features each: "
+            "compare it only with distances of as many images, or take more images than features."
+        )
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:

@@ -37,6 +37,8 @@ class ImageBatches:
       image_size: side in pixels of the resized and centrally cropped image.
       crop_size: side of a random crop that is trained on; None for the whole image. Images to
         validate on are whole.
+      smallest_size: side of the smallest image that is cropped: each has a random size between this
+        and `image_size`, so that what it shows is seen in several sizes; None for `image_size`.
       flip: whether to mirror half of the images.
       record_kind: the kind of the data set's records.
     """
@@ -45,6 +47,7 @@ class ImageBatches:
     batch_size: options.Count
     image_size: options.Pixels
     crop_size: options.Pixels | None = None
+    smallest_size: options.Pixels | None = None
     flip: bool = True
     record_kind: options.Name = "images"
 
@@ -54,6 +57,13 @@ class ImageBatches:
             raise ValueError(
                 f"ImageBatches.crop_size is {self.crop_size}, which is more than the image_size "
                 f"{self.image_size}: make it smaller."
+            )
+        if self.smallest_size is not None and not (
+            self.training_size <= self.smallest_size <= self.image_size
+        ):
+            raise ValueError(
+                f"ImageBatches.smallest_size is {self.smallest_size}: give a size between the "
+                f"crop_size {self.training_size} and the image_size {self.image_size}."
             )
 
     @property
@@ -78,7 +88,9 @@ class ImageBatches:
     def preprocessor(self) -> "_Preprocessor":
         """The function that makes a training image of a record."""
         decode_options = getattr(self.data_set, "decode_options", AS_SEEN)
-        return _Preprocessor(self.image_size, self.crop_size, self.flip, decode_options)
+        return _Preprocessor(
+            self.image_size, self.crop_size, self.smallest_size, self.flip, decode_options
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +99,7 @@ class _Preprocessor:
 
     image_size: int
     crop_size: int | None
+    smallest_size: int | None
     flip: bool
     decode_options: DecodeOptions
 
@@ -100,9 +113,13 @@ class _Preprocessor:
         mirrored, (top, left) = rng.random() < 0.5, rng.random(2)
         if self.flip and mirrored:
             image, _ = images.horizontal_flip(image, images.NO_BOXES)
+        size = self.image_size
+        if self.smallest_size is not None:
+            size = int(rng.integers(self.smallest_size, self.image_size + 1))
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
         array = images.to_array(image)
         if self.crop_size is not None:
-            space = self.image_size - self.crop_size + 1
+            space = size - self.crop_size + 1
             y, x = int(top * space), int(left * space)
             array = array[y : y + self.crop_size, x : x + self.crop_size]
         return {IMAGES: np.ascontiguousarray(array)}

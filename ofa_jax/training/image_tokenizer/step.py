@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ofa_jax.sharding import Partitioner, TrainState
-from ofa_jax.tokenizers.vqgan import Network, VQGANConfig
+from ofa_jax.tokenizers.vqgan import Network, VQGANConfig, unfold_blocks
 from ofa_jax.training.image_tokenizer import discriminator, quantizers
 from ofa_jax.training.image_tokenizer.config import GUMBEL, ImageTokenizerLoss, QuantizerConfig
 from ofa_jax.training.image_tokenizer.features import FeatureDistance
@@ -205,7 +205,9 @@ class TokenizerProgram:
             weight = jnp.float32(self.loss.adversarial)
             if self.loss.adaptive:
                 kernel = state.params[NETWORK]["decoder"]["conv_out"]["kernel"]
-                _, pull_back = jax.vjp(lambda k: _last_layer(last, k), kernel)
+                _, pull_back = jax.vjp(
+                    lambda k: unfold_blocks(_last_layer(last, k), self.config.block_size), kernel
+                )
                 weight *= discriminator.adaptive_weight(*pull_back(gradient), *pull_back(own))
             return loss, weight * own
 
@@ -366,8 +368,8 @@ def to_pixels(images: Any) -> Float[Array, "b h w 3"]:
 
 
 def _last_layer(
-    x: Float[Array, "b h w channels"], kernel: Float[Array, "3 3 channels 3"]
-) -> Float[Array, "b h w 3"]:
+    x: Float[Array, "b h w channels"], kernel: Float[Array, "3 3 channels out"]
+) -> Float[Array, "b h w out"]:
     """Computes the decoder's last convolution without its bias."""
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
