@@ -40,6 +40,8 @@ PARTS = ("tokenizer", "text_to_image", "infilling")
 _TOKENIZER_GIN = "gin_configs/runs/image_tokenizer_scenes.gin"
 _TEXT_TO_IMAGE_GIN = "gin_configs/runs/scenes_text_to_image.gin"
 _SETTINGS = "settings.json"
+_INPUTS = 40
+"""Tokens of the longest instruction with a caption of Scenes."""
 
 Call = Callable[[Sequence[str]], int]
 
@@ -80,6 +82,7 @@ def text_to_image_command(
     """
     vocabulary = processor.vocabulary
     codes, start = vocabulary.code_ids, options.output_dir / "start"
+    num_codes = (options.code_image_size // PIXELS_PER_CODE) ** 2
     return [
         "-m",
         "ofa_jax.train",
@@ -90,7 +93,7 @@ def text_to_image_command(
         f"--gin.DownstreamSettings.data_dir='{options.output_dir / 'codes'}'",
         f"--gin.image_tokenizer.path='{start}'",
         f"--gin.CODE_IMAGE_SIZE={options.code_image_size}",
-        f"--gin.NUM_TARGETS={(options.code_image_size // PIXELS_PER_CODE) ** 2}",
+        f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {_INPUTS}, 'targets': {num_codes}}}",
         f"--gin.vocabulary_from_tokenizer_json.path='{parts.scenes.vocabulary_path}'",
         f"--gin.vocabulary_from_tokenizer_json.num_codes={vocabulary.num_codes}",
         f"--gin.vocabulary_from_tokenizer_json.num_bins={vocabulary.num_bins}",

@@ -118,22 +118,26 @@ class ImageParts:
 
         Returns:
           The processor of the start.
+
+        Raises:
+          ValueError: what is there is of another image tokenizer.
         """
         folder = self.options.output_dir / "start"
+        tokenizer = image_tokenizer_file.read(tokenizer_dir)
         if not storage.list_checkpoints(str(folder)):
             scene_image_start.write_start(
-                self.options.model_dir,
-                image_tokenizer_file.read(tokenizer_dir),
-                self.scenes,
-                folder,
-                self.options.seed,
+                self.options.model_dir, tokenizer, self.scenes, folder, self.options.seed
             )
         processor = Processor.load(folder)
-        assert processor.image_tokenizer is not None
+        if not processor.equals(processor.replace(image_tokenizer=tokenizer)):
+            raise ValueError(
+                f"{self.options.output_dir} has codes of another image tokenizer than "
+                f"{tokenizer_dir}: choose another --output_dir, or move it away."
+            )
         for split in ("train", "validation"):
             self.sets.write_codes(
                 self.scenes.records("captions", split),
-                processor.image_tokenizer,
+                tokenizer,
                 split,
                 self.options.code_image_size,
             )

@@ -52,7 +52,8 @@ def write_start(
             table[old.bin_ids.start : old.bin_ids.stop],
         ]
     )
-    storage.save_variables(str(folder), variables, 0)
-    storage.write_model_config(str(folder), config.replace(vocab_size=new.vocab_size))
     processor.save(folder)
+    storage.write_model_config(str(folder), config.replace(vocab_size=new.vocab_size))
+    # Written last: if it is there, the rest is complete.
+    storage.save_variables(str(folder), variables, 0)
     return processor
