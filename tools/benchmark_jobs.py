@@ -40,6 +40,7 @@ BEGIN, END = "<!-- tools.benchmark_jobs -->", "<!-- end -->"
 """Lines of a page between which the table stands."""
 _DIFFERENT = 16
 """Photographs that are made; lines repeat them."""
+_CODES = 256  # of an image in the official file
 
 Run = Callable[[Sequence[str]], None]
 
@@ -96,12 +97,13 @@ def random_vqgan(config: VQGANConfig, seed: int = 0) -> VQGAN:
 
 
 def write_input(path: pathlib.Path, count: int) -> pathlib.Path:
-    """Writes lines of id and image in base64."""
+    """Writes lines of id, image in base64 and codes."""
     rng = np.random.default_rng(0)
     photographs = [base64.b64encode(photograph(rng)) for _ in range(min(count, _DIFFERENT))]
+    codes = " ".join(map(str, range(_CODES))).encode()
     with path.open("wb") as file:
         for number in range(count):
-            file.write(b"%d\t%s\n" % (number, photographs[number % len(photographs)]))
+            file.write(b"%d\t%s\t%s\n" % (number, photographs[number % len(photographs)], codes))
     return path
 
 
