@@ -149,7 +149,7 @@ def _steps(
     encoded = jax.eval_shape(encoder, shapes_of(parameters), encoder_inputs)
     start_inputs = shapes_of(encoded) | code_mask
     cache = jax.eval_shape(decoder_start, shapes_of(parameters), start_inputs)
-    batch_size = len(encoded["mask"])
+    batch_size = encoded["mask"].shape[0]
     step_inputs = {
         "tokens": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "position": jax.ShapeDtypeStruct((), jnp.int32),
@@ -196,7 +196,8 @@ def _generation(
         key = jax.random.key(batch.pop("seed")) if samples else None
         if decoding.is_guided:
             assert unconditional is not None
-            batch["guidance_input_tokens"] = jnp.tile(unconditional, (batch_size, 1))
+            like = batch["encoder_input_tokens"].shape
+            batch["guidance_input_tokens"] = jnp.broadcast_to(unconditional, like)
         found = decode(_unflatten(parameters), batch, key)
         return {"tokens": found.tokens, "scores": found.scores}
 

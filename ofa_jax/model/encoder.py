@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         """
         c, dtype = self.config, dtype_of(self.config)
         tokens = batch["encoder_input_tokens"]
-        batch_size, length = tokens.shape
+        length = tokens.shape[1]
 
         text_positions = Embed(
             c.max_source_positions + 2, c.width, ("positions", "embed"), name="position_embedding"
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         x = self._add_and_normalise(token_embeddings, text_positions, types[0], norm, train)
         mask = jnp.asarray(tokens != c.pad_id)
         embeddings = layer_norm(dtype, "position_norm")(text_positions)
-        indices: Array | np.ndarray = np.broadcast_to(np.arange(length), (batch_size, length))
+        indices: Array | np.ndarray = np.arange(length)[None]
 
         images = self._embed_images(batch, types[1:], train) if "encoder_images" in batch else []
         for image in images:
@@ -212,8 +212,9 @@ class Encoder(nn.Module):
     ) -> "_EmbeddedImage":
         """Embeds the images whose features begin with `prefix`."""
         c, dtype = self.config, dtype_of(self.config)
-        batch_size = len(batch["encoder_input_tokens"])
-        has_image = jnp.asarray(batch.get("encoder_image_mask", np.ones(batch_size, bool)))
+        batch_size = batch["encoder_input_tokens"].shape[0]
+        has_image = batch.get("encoder_image_mask")
+        has_image = jnp.ones(batch_size, bool) if has_image is None else jnp.asarray(has_image)
         pixels = normalise_images(
             jnp.asarray(batch[f"{prefix}images"]), batch.get(f"{prefix}image_blank_boxes")
         )
@@ -228,7 +229,7 @@ class Encoder(nn.Module):
         grid_embeddings = self._grid_position_embeddings(modules.position_table, grid, num_patches)
         indices: Array | np.ndarray
         if sampled is None:
-            indices = np.broadcast_to(np.arange(num_patches), (batch_size, num_patches))
+            indices = np.arange(num_patches)[None]
             patch_embeddings = grid_embeddings
         else:
             sampled = indices = jnp.asarray(sampled)
@@ -274,19 +275,27 @@ class _EmbeddedImage:
       hidden: embedded patches.
       mask: False for examples without an image.
       position_embeddings: position embeddings of the whole grid, after their LayerNorm.
-      indices: the row of `position_embeddings` of each patch; numpy if all examples have the same.
+      indices: the row of `position_embeddings` of each patch; one row of numpy if all examples have
+        the same.
       patch_positions: positions for the relative bias.
     """
 
     hidden: Float[Array, "batch patches width"]
     mask: Bool[Array, "batch patches"]
     position_embeddings: Float[Array, "rows*columns width"]
-    indices: Int[Array | np.ndarray, "batch patches"]
+    indices: Int[Array | np.ndarray, "#batch patches"]
     patch_positions: PatchPositions
 
 
 def _concatenate(first: Array | np.ndarray, second: Array | np.ndarray) -> Array | np.ndarray:
-    """Concatenates index arrays [B, N] and [B, L]; the result is numpy if both are."""
+    """Concatenates index arrays [B, N] and [B, L]; the result is numpy if both are, with one row."""
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         return np.concatenate([first, second], axis=1)
-    return jnp.concatenate([first, second], axis=1)
+    rows = max(first.shape[0], second.shape[0])
+    return jnp.concatenate(
+        [
+            np.broadcast_to(x, (rows, x.shape[1])) if isinstance(x, np.ndarray) else x
+            for x in (first, second)
+        ],
+        axis=1,
+    )

@@ -31,7 +31,8 @@ def pack_streams(
       [R, L, ...], where R is the greatest common divisor of all B_i.
     """
     shapes = shapes or [array.shape for array in arrays]
-    rows = math.gcd(*(shape[0] for shape in shapes))
+    # An export may leave the batch of its only stream open: such a size has no divisors.
+    rows = shapes[0][0] if len(shapes) == 1 else math.gcd(*(shape[0] for shape in shapes))
     flat = [
         array.reshape(rows, -1, *array.shape[len(shape) :])
         for array, shape in zip(arrays, shapes, strict=True)
