@@ -1,14 +1,15 @@
 r"""The command line of the export.
 
     ofa-export runs/pretrain_scenes --out=exported
-    ofa-export runs/pretrain_scenes --out=exported --task=visual_grounding --batch_size=8
+    ofa-export runs/pretrain_scenes --out=exported --task=visual_grounding --batch_size=any
     ofa-export ofa_base.pt --vocabulary=BPE_FOLDER --out=exported --image_size=480 \
       --source_length=32 --target_length=16 --decoding.beam_size=3 --platforms=cuda
 
 CHECKPOINT is a run directory (its newest checkpoint), one of its folders `checkpoints/<step>`, a
 converted official checkpoint, or an official one with --vocabulary. Writes encoder, decoder step
-and whole generation as StableHLO programs of fixed shapes, the parameters beside them, and a loader
-that needs jax, flatbuffers and numpy only. Nothing is compiled, and the chips need not be here.
+and whole generation as StableHLO programs, the parameters beside them, and a loader that needs jax,
+flatbuffers and numpy only. Shapes are fixed, but for the number of rows with --batch_size=any.
+Nothing is compiled, and the chips need not be here.
 
 Every --decoding.NAME=VALUE sets a field of DecodingConfig; the others are the task's. Exit code 2:
 a mistake in the arguments, reported in one sentence.
@@ -94,7 +95,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--task", help=f"whose inputs and decoding: {', '.join(presets.PRESETS)} (free text)"
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="rows (%(default)s)")
+    parser.add_argument(
+        "--batch_size",
+        type=_parse_rows,
+        default=1,
+        metavar="ROWS|any",
+        help="rows of a call; any: as many as a call has (%(default)s)",
+    )
     parser.add_argument(
         "--image_size", type=int, help="pixels a side; 0 without images (that of the run)"
     )
@@ -120,8 +127,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
+def _parse_rows(text: str) -> int | None:
+    """Returns a number of rows; None for any. Raises ArgumentTypeError for something else."""
+    try:
+        return None if text == "any" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of rows, or any") from None
+
+
 def _flags(
-    batch_size: options.Count,
+    batch_size: options.Count | None,
     source_length: _SourceLength,
     target_length: options.Count | None,
     image_size: _ImageSize | None,

@@ -58,7 +58,7 @@ class Model:
         arrays = {name: value if hasattr(value, "dtype") else np.asarray(value)
                   for name, value in inputs.items()}  # fmt: skip
         given = {name: {"shape": [*x.shape], "dtype": str(x.dtype)} for name, x in arrays.items()}
-        wanted = self._inputs[program]
+        wanted = self._with_rows(self._inputs[program], given)
         if wrong := [name for name in wanted | given if wanted.get(name) != given.get(name)]:
             name = wrong[0]
             raise ValueError(
@@ -68,6 +68,14 @@ class Model:
         if program not in self._programs:
             self._programs[program] = jax.jit(self._read(program).call)
         return self._programs[program](self._parameters, arrays)
+
+    def _with_rows(self, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Puts the number of rows of a call where the export leaves it open ("batch")."""
+        open_inputs = [name for name, entry in wanted.items() if "batch" in entry["shape"]]
+        shapes = [given[name]["shape"] for name in open_inputs if name in given]
+        rows = max([1, *(shape[0] for shape in shapes[:1] if shape)])
+        return {name: entry | {"shape": [rows if n == "batch" else n for n in entry["shape"]]}
+                for name, entry in wanted.items()}  # fmt: skip
 
     def _read(self, program: str) -> export.Exported:
         """Reads a program; raises ValueError if this version of JAX cannot."""

@@ -33,6 +33,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, Any]
 """Arrays, or their shapes, by name."""
 
+BATCH = "batch"
+"""Name of the number of rows where an export leaves it open."""
 _CACHE = "cache"
 _ENCODED = ("hidden", "mask", "position_embeddings")
 
@@ -58,22 +60,21 @@ def shapes_of(arrays: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def request_shapes(
-    batch_size: int, source_length: int, image_size: int | None, has_codes: bool
+    batch_size: int | None, source_length: int, image_size: int | None, has_codes: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the inputs that a `Predictor` makes of requests.
 
     Args:
-      batch_size: rows.
+      batch_size: rows; None leaves their number open (`BATCH`).
       source_length: tokens of an instruction, with bos, eos and padding.
       image_size: pixels a side; None without images.
       has_codes: whether the outputs are image codes.
     """
     lengths = {"inputs": source_length, "targets": 1}
-    stream = Stream(
-        "requests", "export", batch_size, lengths, image_size=image_size, code_targets=has_codes
-    )
-    batch = stack([empty_features(stream, 0)] * batch_size)
-    return shapes_of(select_decoder_inputs(batch))
+    stream = Stream("requests", "export", 1, lengths, image_size=image_size, code_targets=has_codes)
+    row = select_decoder_inputs(stack([empty_features(stream, 0)]))
+    rows = export.symbolic_shape(BATCH)[0] if batch_size is None else batch_size
+    return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in row.items()}
 
 
 def flatten_variables(variables: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class ExportOptions:
 
     Attributes:
       task: a key of `presets.PRESETS`; None for free text.
-      batch_size: rows of every program.
+      batch_size: rows of every program; None for any number, one or more.
       source_length: tokens of an instruction, with bos, eos and padding.
       target_length: tokens of the longest output, without eos; that of the decoding settings when
         None.
@@ -59,7 +59,7 @@ class ExportOptions:
     """
 
     task: str | None = None
-    batch_size: int = 1
+    batch_size: int | None = 1
     source_length: int = 64
     target_length: int | None = None
     image_size: int | None = None
@@ -211,7 +211,12 @@ def _write_program(
 
 
 def _shapes(arrays: programs.Arrays) -> dict[str, Any]:
-    return {name: {"shape": [*x.shape], "dtype": str(x.dtype)} for name, x in arrays.items()}
+    """Returns shapes and dtypes as JSON; an open size is written by its name."""
+
+    def sizes(shape: Sequence[Any]) -> list[int | str]:
+        return [size if isinstance(size, int) else str(size) for size in shape]
+
+    return {name: {"shape": sizes(x.shape), "dtype": str(x.dtype)} for name, x in arrays.items()}
 
 
 def _write_tokenizer(folder: pathlib.Path, loaded: LoadedModel) -> None:
@@ -248,7 +253,7 @@ def _describe(
         "versions": {"ofa_jax": ofa_jax.__version__} | versions,
         "platforms": list(options.platforms),
         "shapes": {
-            "batch_size": options.batch_size,
+            "batch_size": programs.BATCH if options.batch_size is None else options.batch_size,
             "image_size": image_size,
             "source_length": options.source_length,
             "target_length": preset.decoding.max_output_length(

@@ -288,7 +288,7 @@ class _EmbeddedImage:
 
 
 def _concatenate(first: Array | np.ndarray, second: Array | np.ndarray) -> Array | np.ndarray:
-    """Concatenates index arrays [B, N] and [B, L]; the result is numpy if both are, with one row."""
+    """Concatenates index arrays [B, N] and [B, L]; numpy, with one row, if both are."""
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         return np.concatenate([first, second], axis=1)
     rows = max(first.shape[0], second.shape[0])

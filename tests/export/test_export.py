@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tokenizers
+import without_project
 
 import ofa_jax
 from ofa_jax.decoding import DecodingConfig
@@ -22,28 +21,10 @@ INSTRUCTION = "what color is the car?"
 BEAMS = ["--decoding.beam_size=3", "--target_length=4", "--decoding.no_repeat_ngram_size=0"]
 PROGRAMS = ["encoder", "decoder_start", "decoder_step", "greedy", "generate"]
 
-# What runs where only JAX and numpy are: any other import fails, as if it were not installed.
+# What runs where only JAX and numpy are, see `without_project`.
 RUN = """
-import importlib.machinery, json, sys
+import json, sys
 
-ALLOWED = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers", "loader"}
-
-class Finder:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top in ALLOWED or top in sys.stdlib_module_names or top.startswith("_sysconfig"):
-            return importlib.machinery.PathFinder.find_spec(name, path, target)
-
-sys.meta_path[:] = [
-    importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Finder
-]
-for name in ("flax", "ofa_jax"):
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    raise SystemExit(f"{name} is here")
 import numpy as np
 from loader import Model
 
@@ -66,8 +47,7 @@ print(json.dumps({
     "scores": np.asarray(found["generate"]["scores"]).tolist(),
     "greedy": np.asarray(found["greedy"]["tokens"]).tolist(),
     "steps": steps,
-    "foreign": sorted({name.partition(".")[0] for name in sys.modules}
-                      - ALLOWED - set(sys.stdlib_module_names)),
+    "foreign": FOREIGN(),
 }))
 """
 
@@ -94,16 +74,7 @@ def elsewhere(exported, batch, tmp_path_factory):
     """Returns what the programs find in a process without flax and this project."""
     request = tmp_path_factory.mktemp("request") / "request.npz"
     np.savez(request, **batch)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(request)],
-        cwd=exported,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(without_project.run(RUN, exported, request))
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +217,7 @@ def test_inputs_that_do_not_fit_are_named(exported, batch):
         (["--image_size=50"], "image_size"),
         (["--image_size=0", "--task=image_infilling"], "needs an image"),
         (["--batch_size=0"], "batch_size"),
+        (["--batch_size=some"], "give a number of rows, or any"),
         (["--candidates_file=nothing.txt"], "nothing.txt"),
         (["--outt=x"], "--outt"),
     ],
