@@ -22,7 +22,8 @@
 #
 # The plan (`python -m ofa_jax.plan`) says beforehand whether a configuration fits. MODEL_DIR and
 # data must be where all hosts can reach them (gs://...). On every host a supervisor starts the run
-# again after a crash, and Docker starts the supervisor again.
+# again after a crash, and Docker starts the supervisor again. A slice that is preempted does not
+# come back by itself: `delete`, `create` and `run` continue from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/dry_run.sh
@@ -57,7 +58,7 @@ case "$action" in
       train+=(--gin.Partitioner.slices="$SLICES")
     fi
     docker=(sudo docker run --detach --name=ofa_jax --restart=on-failure:5 --privileged
-      --network=host --stop-timeout=300 --env=JAX_COMPILATION_CACHE_DIR="${CACHE_DIR:-}"
+      --network=host --stop-timeout=330 --env=JAX_COMPILATION_CACHE_DIR="${CACHE_DIR:-}"
       "$IMAGE" python -m launch.supervisor -- "${train[@]}")
     on_all_hosts "sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet"
     on_all_hosts "sudo docker pull $(printf '%q' "$IMAGE")"
@@ -67,7 +68,7 @@ case "$action" in
     run "${resources[@]}" ssh "$NAME" "${place[@]}" --worker=0 --node=0 \
       --command="sudo docker logs --follow --tail=100 ofa_jax"
     ;;
-  stop) on_all_hosts "sudo docker stop --time=300 ofa_jax" ;;
+  stop) on_all_hosts "sudo docker stop --time=330 ofa_jax" ;;
   delete) run "${resources[@]}" delete "$NAME" "${place[@]}" --force --quiet ;;
   *)
     echo "error: the action is '$action'; give create, status, run, logs, stop or delete." >&2

@@ -17,7 +17,10 @@
 #   XPK_FLAGS               more flags for `xpk workload create`, e.g. --priority=high
 #
 # Needs `pip install xpk`. MODEL_DIR and data must be where all hosts can reach them (gs://...). In
-# every pod a supervisor starts the run again after a crash; --max-restarts does so for lost nodes.
+# every pod a supervisor starts the run again after a crash. A pod that is preempted saves and ends
+# with code 75, and the workload begins again from that checkpoint, as it does for lost nodes, up to
+# --max-restarts times. xpk itself restarts after the codes 42 and 127 to 255 only, so not after a
+# mistake in the configuration (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/dry_run.sh
@@ -34,11 +37,11 @@ case "$action" in
       train+=(--gin.Partitioner.slices="$SLICES")
     fi
     inside="$(printf '%q ' env JAX_COMPILATION_CACHE_DIR="${CACHE_DIR:-}" \
-      python -m launch.supervisor -- "${train[@]}")"
+      python -m launch.supervisor --stopped_exit_code=75 -- "${train[@]}")"
     # shellcheck disable=SC2086  several flags
     run xpk workload create "${place[@]}" --workload="$WORKLOAD" --tpu-type="$TPU_TYPE" \
-      --num-slices="${SLICES:-1}" --docker-image="$IMAGE" --max-restarts=10 \
-      --termination-grace-period-seconds=300 ${XPK_FLAGS:-} --command="$inside"
+      --num-slices="${SLICES:-1}" --docker-image="$IMAGE" --max-restarts=100 \
+      --restart-on-exit-codes=75 --termination-grace-period-seconds=330 ${XPK_FLAGS:-} --command="$inside"
     ;;
   list) run xpk workload list "${place[@]}" ;;
   delete)

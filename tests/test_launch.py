@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -184,7 +185,7 @@ DRY_RUNS = {
                 "--gin.Partitioner.slices=2",
             ],
         ),
-        (["stop"], {}, ["docker stop --time=300"]),
+        (["stop"], {}, ["docker stop --time=330"]),
         (["delete"], {}, ["queued-resources delete n"]),
     ],
     "tpu_xpk.sh": [
@@ -194,15 +195,23 @@ DRY_RUNS = {
             [
                 "xpk workload create --cluster=c",
                 "--num-slices=4",
-                "--max-restarts=10",
-                "python -m launch.supervisor -- " + TRAIN,
+                "--max-restarts=100",
+                "--restart-on-exit-codes=75",
+                "python -m launch.supervisor --stopped_exit_code=75 -- " + TRAIN,
                 "--gin.Partitioner.slices=4",
             ],
         ),
         (["delete"], {}, ["xpk workload delete"]),
     ],
     "gpu_slurm.sh": [
-        (FLAGS, {}, ["python -m launch.supervisor -- srun --kill-on-bad-exit=1 " + TRAIN])
+        (
+            FLAGS,
+            {},
+            [
+                "python -m launch.supervisor --stopped_exit_code=75 -- "
+                "srun --kill-on-bad-exit=1 " + TRAIN
+            ],
+        )
     ],
     "build_image.sh": [
         (["tpu"], {}, ["--build-arg=ACCELERATOR=tpu --tag=registry/p/ofa", "docker push"])
@@ -235,6 +244,73 @@ def test_a_dry_run_prints_the_commands(script):
 def test_a_missing_requirement_is_reported(script, arguments, without, sentence):
     done = dry(script, *arguments, without=without)
     assert done.returncode == 2 and sentence in done.stderr and not done.stdout
+
+
+SLURM_PROGRAM = """#!/usr/bin/env bash
+echo "$0 $*" >> "$CALLS"
+if [[ $(basename "$0") == python ]]; then
+  trap 'exit "$STOPPED"' TERM
+  touch "$CALLS.ready"
+  if [[ $ENDS ]]; then exit "$ENDS"; fi
+  while true; do sleep 0.05; done
+fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "stopped", "ends", "expected", "requeued"),
+    [
+        (signal.SIGUSR1, 75, "", 75, True),  # the time limit is near
+        (signal.SIGUSR1, 1, "", 1, False),  # it could not save
+        (signal.SIGTERM, 75, "", 75, False),  # of the user's, or SLURM requeues it itself
+        (None, 75, "0", 0, False),
+        (None, 75, "2", 2, False),
+    ],
+)
+def test_slurm_continues_a_run_at_its_time_limit(tmp_path, sent, stopped, ends, expected, requeued):
+    (tmp_path / "launch").mkdir()
+    for name in ("gpu_slurm.sh", "dry_run.sh"):
+        shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
+    (tmp_path / "launch" / "environment.sh").write_text("")
+    for name in ("python", "scontrol"):
+        (tmp_path / name).write_text(SLURM_PROGRAM)
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "17",
+        "CALLS": str(calls),
+        "STOPPED": str(stopped),
+        "ENDS": ends,
+    }
+    process = subprocess.Popen(["bash", str(tmp_path / "launch/gpu_slurm.sh")], env=environment)
+    while not (tmp_path / "calls.ready").exists():
+        time.sleep(0.05)
+    if sent:
+        process.send_signal(sent)
+    assert process.wait(timeout=30) == expected
+    assert ("scontrol requeue 17" in calls.read_text()) == requeued
+
+
+SUPERVISED = {
+    "tpu_xpk.sh": (["run", *FLAGS], "--termination-grace-period-seconds="),
+    "tpu_pod_gcloud.sh": (["run", *FLAGS], "--stop-timeout="),
+}
+
+
+@pytest.mark.parametrize("script", SUPERVISED)
+def test_a_scheduler_waits_until_the_supervisor_has_ended_the_run(script):
+    arguments, option = SUPERVISED[script]
+    printed = dry(script, *arguments).stdout
+    (seconds,) = map(float, re.findall(rf"{option}(\d+)", printed))
+    assert seconds > supervisor.arguments(["x"]).grace_seconds
+
+
+def test_slurm_waits_until_the_supervisor_has_ended_the_run():
+    script = (ROOT / "launch" / "gpu_slurm.sh").read_text()
+    (seconds,) = map(float, re.findall(r"^#SBATCH --signal=B:USR1@(\d+)$", script, re.M))
+    assert seconds > supervisor.arguments(["x"]).grace_seconds
 
 
 # ------------------------------------------------------------------------------------- the cluster

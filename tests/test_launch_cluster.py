@@ -277,9 +277,16 @@ def test_the_script_of_skypilot_starts_the_training(case, tmp_path):
     environment, expected = SCRIPT_TEST[case]
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").write_text(f"PATH={tmp_path}:$PATH\n")
-    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$@" "$JAX_COMPILATION_CACHE_DIR"\n'
+    )
     (tmp_path / "python").chmod(0o755)
-    given = {"GIN_FILE": "my run.gin", "MODEL_DIR": "gs://b/r", "FLAGS": "--gin.A=1 --gin.B='x'"}
+    given = {
+        "CACHE_DIR": "gs://b/c",
+        "GIN_FILE": "my run.gin",
+        "MODEL_DIR": "gs://b/r",
+        "FLAGS": "--gin.A=1 --gin.B='x'",
+    }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", found["run"]],
         capture_output=True,
@@ -288,7 +295,8 @@ def test_the_script_of_skypilot_starts_the_training(case, tmp_path):
         env={**os.environ, **environment, **given},
     )
     assert done.returncode == 0, done.stderr
-    arguments = done.stdout.splitlines()
+    *arguments, cache = done.stdout.splitlines()
+    assert cache == "gs://b/c"
     assert arguments[:2] == ["-m", "launch.supervisor"]
     options = supervisor.arguments(arguments[2:])
     assert options.stopped_exit_code == STOPPED
