@@ -13,32 +13,21 @@ Measured in MB, with S = 796 and L = 183: 906 and 813 between the official layou
 """
 
 import argparse
-import subprocess
 import sys
 
 import pytest
 import recipe
 from huggingface_fixtures import assert_same_bytes
+from peak_memory import peak_bytes
 
 from ofa_jax.interop import files, torch_file
 
 ALLOWANCE = 64 * 2**20  # for code that is imported late, and Python's own objects
-# ru_maxrss would begin with the memory of the process that started this one.
-PROGRAM = """
-import pathlib, sys
-from ofa_jax import convert
-def peak():
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-before = peak()
-convert.main(sys.argv[1:])
-print(peak() - before)
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_a_full_size_checkpoint_goes_through_a_folder_in_little_memory(golden, tmp_path):
+def test_a_full_size_checkpoint_goes_through_every_layout_in_little_memory(golden, tmp_path):
     args, state_dict = recipe.official("base", golden)
     torch_file.save(tmp_path / "base.pt", {"args": argparse.Namespace(**args), "model": state_dict})
     size = (tmp_path / "base.pt").stat().st_size
@@ -51,15 +40,8 @@ def test_a_full_size_checkpoint_goes_through_a_folder_in_little_memory(golden, t
         ("ours", "hf2", 1.5, 1),
     ):
         options = ["--layout=huggingface", "--max_shard_size=300MB"] * target.startswith("hf")
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / source), str(tmp_path / target)]
-            + options,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = int(done.stdout.split()[-1])
-        # The weights themselves are read or made, so that the measurement is one.
+        found = peak_bytes("ofa_jax.convert", tmp_path / source, tmp_path / target, *options)
+        # The weights are read or made at the least: the measurement is one.
         assert found > size / 2, (source, target, found)
         assert found < shares * size + tensors * largest + ALLOWANCE, (source, target, found)
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
