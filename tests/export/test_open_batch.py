@@ -35,7 +35,8 @@ with np.load(sys.argv[1]) as stored:
 found = []
 for rows in map(int, sys.argv[2:]):
     part = {name: x[:rows] if x.ndim else x for name, x in inputs.items()}
-    found.append(np.asarray(model("generate", **part)["tokens"]).tolist())
+    out = model("generate", **part)
+    found.append({name: np.asarray(x).tolist() for name, x in out.items()})
 print(json.dumps({"found": found, "foreign": FOREIGN()}))
 """
 
@@ -74,9 +75,9 @@ def features(processor, config, task, wanted):
     return make_batch(prepared, len(prepared))
 
 
-def outputs(processor, rows):
+def outputs(processor, found):
     """Returns the best output of each row as symbols."""
-    return [processor.vocabulary.decode(tokens[0]).strip() for tokens in rows]
+    return [processor.vocabulary.decode(tokens[0]).strip() for tokens in found["tokens"]]
 
 
 @pytest.fixture
@@ -100,12 +101,12 @@ def test_any_number_of_rows_has_the_tokens_of_the_predictor(
     one, three = run_elsewhere(exported, inputs, tmp_path / "inputs.npz", 1, 3)
     predictor = ofa_jax.Predictor(run_directory, source_lengths=(32,), beam_size=3)
     decoding = DecodingConfig(beam_size=3, max_length=4, no_repeat_ngram_size=2)
-    symbols = [
-        found.symbols for found in predictor.predict_batch(images, INSTRUCTIONS, decoding=decoding)
-    ]
-    assert len(set(symbols)) > 1, "the rows differ"
-    assert outputs(processor, three) == symbols and outputs(processor, one) == symbols[:1]
-    assert one[0] == three[0]
+    wanted = predictor.predict_batch(images, INSTRUCTIONS, decoding=decoding)
+    symbols, scores = [own.symbols for own in wanted], [own.score for own in wanted]
+    assert len(set(scores)) == 3, "the rows differ"
+    for found, rows in ((three, 3), (one, 1)):
+        assert outputs(processor, found) == symbols[:rows]
+        assert [row[0] for row in found["scores"]] == pytest.approx(scores[:rows], rel=1e-5)
 
 
 def test_guided_images_are_those_of_the_predictor(
@@ -114,19 +115,20 @@ def test_guided_images_are_those_of_the_predictor(
     texts = [FORM.format(caption) for caption in CAPTIONS]
     batch = features(processor, config, "text_to_image", [Request(text) for text in texts])
     manifest = json.loads((guided / "manifest.json").read_text())
-    inputs = batch | {"seed": np.uint32(0), "decoder_seeds": np.zeros(3, np.uint32)}
+    # The Predictor's samples follow from its seed and the number of the request.
+    inputs = batch | {"seed": np.uint32(0), "decoder_seeds": np.arange(3, dtype=np.uint32)}
     inputs = {name: inputs[name] for name in manifest["programs"]["generate"]["inputs"]}
     one, three = run_elsewhere(guided, inputs, tmp_path / "inputs.npz", 1, 3)
     preset = presets.find_preset("text_to_image", processor, config)
-    predictor = ofa_jax.Predictor(run_directory, source_lengths=(32,))
 
     def codes(scale):
+        predictor = ofa_jax.Predictor(run_directory, source_lengths=(32,))
         decoding = preset.decoding.replace(guidance_scale=scale)
         return [predictor.predict(None, text, decoding=decoding).symbols for text in texts]
 
-    assert codes(SCALE) != codes(1.0), "guidance matters"
-    assert outputs(processor, three) == codes(SCALE)
-    assert outputs(processor, one) == codes(SCALE)[:1]
+    wanted = codes(SCALE)
+    assert outputs(processor, three) == wanted and outputs(processor, one) == wanted[:1]
+    assert codes(1.0) != wanted, "guidance matters"
 
 
 @pytest.mark.parametrize("name", ["exported", "guided"])
