@@ -103,7 +103,7 @@ np.savez("outputs.npz", hidden=encoded["hidden"].numpy(), logits=logits)
 @pytest.mark.slow
 def test_beam_search_does_not_run_in_tensorflow(folder):
     """When this fails, TensorFlow has learned it: offer it in the guide."""
-    program = BLOCKS[3].replace('"encoder", "decoder_start", "decoder_step"', '"generate"')
+    program = BLOCKS[3].replace('"encoder", "decoder_start", "decoder_step"', '"generate",')
     program += (
         "inputs = {key: tf.zeros(x.shape, x.dtype) for key, x in "
         "module.generate.input_signature[0].items()}\n"
