@@ -64,6 +64,7 @@ def test_a_plan_needs_no_data_and_reports_the_cost_of_a_step(call):
     result = json.loads(out)
     assert code == 0 and result["fits"] and result["batch"] == {"text": 4}
     assert result["model"]["vocab_size"] == 250
+    assert result["model"]["attention_implementation"] == "bias"  # what "auto" is on a CPU
     memory = result["memory"]
     # 256 rows of the padded vocabulary; two moments of each parameter, and a count.
     assert memory["optimizer"] == pytest.approx(2 * 4 * result["model"]["parameters"], abs=64)

@@ -5,8 +5,9 @@
 
 Needs libtpu (the extra `plan`) and a minute or two of two cores for a row. Results are kept in
 docs/plans.jsonl, so that a later call continues where this one stopped; the table is rewritten
-after each. Where a row does not fit, it is planned again with more rematerialisation,
-and then with gradient accumulation. GPUs need the extra `plan-cuda`.
+after each. A row with other options than this tool would give it now stays until a call with its
+size and system plans it anew. Where a row does not fit, it is planned again with more
+rematerialisation, and then with gradient accumulation. GPUs need the extra `plan-cuda`.
 """
 
 import argparse
@@ -168,17 +169,30 @@ def main(argv: Sequence[str]) -> None:
             parser.error(f"there is no {name!r}; choose from {', '.join(known)}.")
     results = read_results() if RESULTS.exists() else []
     with_table(text_files.read_text(PAGE), table(results))  # raises if it has no place for it
-    there = {(result["size"], result["system"]) for result in results}
+    there = {place_of(result) for result in results if is_current(result)}
     missing = [(size, system) for size in sizes for system in systems]
     missing = [place for place in missing if place not in there]
     with progress.stage("planning rows", len(missing), "rows") as stage:
         for size, system in missing:
-            results.append(plan(size, system))
+            new = plan(size, system)
+            results = [result for result in results if place_of(result) != (size, system)] + [new]
             files.write_text(RESULTS, "".join(json.dumps(result) + "\n" for result in results))
             print(row(results[-1]), flush=True)
             _write_page(results)
             stage.advance()
     _write_page(results)
+
+
+def place_of(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the model and the system of a row."""
+    return result["size"], result["system"]
+
+
+def is_current(result: Mapping[str, Any]) -> bool:
+    """Tells whether a row has the options that `plan` would give it now."""
+    return any(
+        result["arguments"] == arguments(*place_of(result), *attempt) for attempt in ATTEMPTS
+    )
 
 
 def read_results() -> list[Mapping[str, Any]]:

@@ -31,7 +31,8 @@ Contents:
     attention         multi-head attention; `attention_ops` has scores and softmax
     attention_positions    positions that layers share, and the biases of a layer from its tables
     attention_terms   attention whose absolute bias is given by its factors, as columns
-    attention_fused   chooses a kernel or products; `attention_devices` splits kernels over a mesh
+    attention_fused   chooses a kernel or products; `attention_devices` splits kernels over a mesh;
+                      `attention_cudnn` is for GPUs
     attention_kernel  calls the TPU kernels (`attention_call`), whose programs are in
                       `attention_program`, with `attention_blocks` of queries and keys, the bias of
                       sampled `attention_patches` and the bits of `attention_random`

@@ -12,6 +12,7 @@ from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropo
 from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.layers import (
     Dense,
+    attention_implementation,
     bert_init,
     dtype_of,
     with_activation_sharding,
@@ -146,7 +147,7 @@ class Attention(nn.Module):
             dropout = WeightDropout(self.dropout.make_rng("dropout"), c.attention_dropout_rate)
         arguments = query, key, value, terms, mask, dropout
         head_scale = self.head_scale if c.scale_heads else None
-        if c.attention_implementation == "columns":
+        if attention_implementation(c) == "columns":
             return attention_terms.attend(*arguments, head_scale)
         return attention_fused.attend(*arguments, head_scale)
 

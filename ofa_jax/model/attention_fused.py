@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ofa_jax.model import attention_terms, position_biases
+from ofa_jax.model import attention_cudnn, attention_terms, position_biases
 from ofa_jax.model.attention_devices import mesh_axes, parts, per_device, sum_over_devices
 from ofa_jax.model.attention_terms import AttentionMask, ScoreTerms, WeightDropout
 from ofa_jax.model.layers import ATTENDED
 
 if TYPE_CHECKING:  # importing Pallas takes half a second
+    from ofa_jax.model.attention_blocks import Blocks
     from ofa_jax.model.attention_kernel import Integers, Terms
     from ofa_jax.model.attention_program import KernelSpec
 
@@ -26,9 +28,6 @@ Arguments = tuple[
     Array, Array, Array, ScoreTerms, AttentionMask, WeightDropout | None, Array | None
 ]
 """Arguments of `attention_terms.attend`."""
-
-_CUDNN_WIDTHS = (8, 128)
-"""cuDNN's flash attention takes columns that are a multiple of 8 and at most 128."""
 
 
 def attend(
@@ -45,73 +44,68 @@ def attend(
     The arguments and the result are those of `attention_terms.attend`.
     """
     arguments = (query, key, value, terms, mask, dropout, head_scale)
-    if jax.default_backend() == "gpu" and cudnn_takes(*arguments):
-        return checkpoint_name(attend_by_library(*arguments), ATTENDED)
-    spec = kernel_spec(*arguments)
-    if spec is None:
+    platform = jax.default_backend()
+    if platform == "gpu":
+        refusal = attention_cudnn.gpu_refusal(jax.devices()[0]) or (
+            attention_cudnn.refusal(*arguments)
+        )
+        if refusal is None:
+            return checkpoint_name(attention_cudnn.attend(*arguments), ATTENDED)
+        _log_fallback("cuDNN", refusal)
         return checkpoint_name(attention_terms.attend(*arguments), ATTENDED)
-    return attend_by_kernel(spec, *arguments)
+    refusal = kernel_refusal(*arguments)
+    if refusal is not None:
+        if platform == "tpu":
+            _log_fallback("the TPU kernel", refusal)
+        return checkpoint_name(attention_terms.attend(*arguments), ATTENDED)
+    return attend_by_kernel(kernel_spec(*arguments), *arguments)
 
 
-# ------------------------------------------------------------------------------------------ GPU
-
-
-def cudnn_takes(query: Array, key: Array, *others: Any) -> bool:
-    """Returns whether cuDNN can compute this attention, its gradients included."""
-    dropout = others[3]
-    multiple, most = _CUDNN_WIDTHS
-    columns = 2 * query.shape[-1]
-    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
-    return (
-        query.dtype == jnp.bfloat16
-        and dropout is None
-        and even
-        and columns % multiple == 0
-        and columns <= most
+@functools.cache
+def _log_fallback(method: str, refusal: str) -> None:
+    """Logs once for each reason that attention is computed with arrays in memory."""
+    logging.warning(
+        "OFAConfig.attention_implementation is 'fused', but %s does not take %s: these layers "
+        "compute as 'columns' does, which needs more memory and time (docs/attention.md).",
+        method,
+        refusal,
     )
 
 
-def attend_by_library(
-    query: Array,
-    key: Array,
-    value: Array,
-    terms: ScoreTerms,
-    mask: AttentionMask,
-    dropout: WeightDropout | None,
-    head_scale: Array | None,
-    implementation: Any = "cudnn",
-) -> Float[Array, "batch queries heads head_dim"]:
-    """Attends with `jax.nn.dot_product_attention`, which takes the bias in the compute dtype.
+def kernel_refusal(query: Array, key: Array, *others: Any) -> str | None:
+    """Returns what keeps the TPU kernel from computing this attention, in words; None for nothing.
 
     Args:
-      query: as those below, of `attention_terms.attend`.
-      key: see query.
-      value: see query.
-      terms: see query.
-      mask: see query.
-      dropout: None, because the library draws other random bits.
-      head_scale: see query.
-      implementation: of `jax.nn.dot_product_attention`.
+      query: of `attention_terms.attend`.
+      key: likewise.
+      *others: its other arguments.
     """
-    del dropout
-    head_dim = query.shape[-1]
-    bias = terms.relative_bias(query.dtype)
-    position_query = jnp.broadcast_to(terms.positions.query, query.shape)
-    position_key = jnp.broadcast_to(terms.position_key(), key.shape)
-    # Values are as wide as keys there.
-    mixed = jax.nn.dot_product_attention(
-        jnp.concatenate([query, position_query.astype(query.dtype)], axis=-1),
-        jnp.concatenate([key, position_key.astype(key.dtype)], axis=-1),
-        jnp.pad(value, ((0, 0),) * 3 + ((0, head_dim),)),
-        bias=None if bias is None else bias.astype(query.dtype),
-        mask=mask.dense(query.shape[1], terms.prefix),
-        scale=1.0,
-        implementation=implementation,
-    )[..., :head_dim]
-    return mixed if head_scale is None else mixed * head_scale.astype(mixed.dtype)[:, None]
+    dropout = others[3]
+    (batch, _, heads, _), (batch_axes, head_axes) = query.shape, mesh_axes()
+    for number, axes, name in ((batch, batch_axes, "examples"), (heads, head_axes, "heads")):
+        if number % parts(axes):
+            return f"{number} {name} on {parts(axes)} devices of the axes {', '.join(axes)}"
+    if dropout is not None and not (
+        jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+        and _is_threefry(dropout.key)
+    ):
+        return "dropout with other random numbers than JAX's default (threefry, partitionable)"
+    if _blocks(query, key, *others) is None:
+        return f"{query.shape[1]} queries and {key.shape[1]} keys (more than fit VMEM)"
+    return None
 
 
-# ------------------------------------------------------------------------------------------ TPU
+def _blocks(query: Array, key: Array, *others: Any) -> "Blocks | None":
+    """Returns how many queries and keys a program takes; None if nothing fits VMEM."""
+    from ofa_jax.model import attention_blocks
+
+    terms = others[1]
+    return attention_blocks.choose_blocks(
+        query.shape[1],
+        key.shape[1],
+        0 if terms.relative is None else terms.relative.shape[0],
+        [image.grid for image in terms.patches],
+    )
 
 
 def kernel_spec(
@@ -122,24 +116,13 @@ def kernel_spec(
     mask: AttentionMask,
     dropout: WeightDropout | None,
     head_scale: Array | None,
-) -> "KernelSpec | None":
-    """Returns what the kernel is specialised for, or None if it does not take these arguments."""
+) -> "KernelSpec":
+    """Returns what the kernel is specialised for; it must take these arguments."""
     from ofa_jax.model import attention_blocks, attention_program
 
-    batch, queries, heads, _ = query.shape
-    batch_axes, head_axes = mesh_axes()
-    if batch % parts(batch_axes) or heads % parts(head_axes):
-        return None
-    if dropout is not None and not (
-        jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-        and _is_threefry(dropout.key)
-    ):
-        return None
-    kinds = 0 if terms.relative is None else terms.relative.shape[0]
-    keys, grids = key.shape[1], [image.grid for image in terms.patches]
-    blocks = attention_blocks.choose_blocks(queries, keys, kinds, grids)
-    if blocks is None:
-        return None
+    queries, keys = query.shape[1], key.shape[1]
+    blocks = _blocks(query, key, value, terms, mask, dropout, head_scale)
+    assert blocks is not None
     images = [
         attention_blocks.patch_spec(image.grid, image.end, terms.prefix, blocks, queries, keys)
         for image in terms.patches
@@ -149,7 +132,7 @@ def kernel_spec(
         prefix=terms.prefix,
         images=tuple(images),
         dropout_rate=0.0 if dropout is None else dropout.rate,
-        num_heads=heads,
+        num_heads=query.shape[2],
         queries=queries,
         keys=keys,
         block=blocks.queries,

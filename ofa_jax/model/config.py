@@ -23,8 +23,11 @@ PATCH_STRIDE = 16
 REMAT_POLICIES = ("none", "full", "dots", "weight_dots")
 """Values of `OFAConfig.remat`; see its documentation for what each policy saves."""
 
-ATTENTION_IMPLEMENTATIONS = ("bias", "columns", "fused")
+ATTENTION_IMPLEMENTATIONS = ("bias", "columns", "fused", "auto")
 """Values of `OFAConfig.attention_implementation`; see its documentation."""
+
+CUDNN_COLUMNS = 128
+"""Most columns of a head in cuDNN's attention: content and position together."""
 
 SIZES = ("tiny", "medium", "base", "large", "huge", "scenes")
 """Names of the constructors of `OFAConfig`: the five published sizes and one for CPUs."""
@@ -94,8 +97,9 @@ class OFAConfig:
         pairs of positions; "columns" computes the absolute bias within the scores, from position
         queries and keys as further columns of queries and keys; "fused" does so in one kernel for
         scores, softmax and values on TPUs, and with cuDNN on GPUs, where they take the shapes, and
-        is "columns" elsewhere. Parameters and random draws are the same, results agree within
-        rounding; decoding token by token is always "bias".
+        is "columns" elsewhere; "auto" is "fused" on TPUs, and on GPUs where cuDNN takes the dtype,
+        the heads and the dropout, and "bias" elsewhere. Parameters and random draws are the same,
+        results agree within rounding; decoding token by token is always "bias".
       vocab_multiple: pad the embedding to a multiple of this many rows, so that it can be split
         over devices (59,457 is odd); padding rows are never predicted.
     """
@@ -220,6 +224,22 @@ class OFAConfig:
     def code_grid(self) -> int:
         """Side of the grid of image codes."""
         return self.code_image_size // PIXELS_PER_CODE
+
+    def on_platform(self, platform: str) -> "OFAConfig":
+        """Returns a copy in which the attention of a platform takes the place of "auto".
+
+        Args:
+          platform: "tpu", "gpu", "cuda", "cpu" ...; `jax.Device.platform`.
+        """
+        if self.attention_implementation != "auto":
+            return self
+        takes_cudnn = (
+            self.dtype == "bfloat16"
+            and 2 * self.head_dim <= CUDNN_COLUMNS
+            and not self.attention_dropout_rate
+        )
+        is_fused = platform == "tpu" or (platform in ("gpu", "cuda") and takes_cudnn)
+        return self.replace(attention_implementation="fused" if is_fused else "bias")
 
     def replace(self, **overrides: Any) -> "OFAConfig":
         """Returns a copy with some fields changed."""

@@ -16,6 +16,7 @@ from ofa_jax.model.config import OFAConfig
 from ofa_jax.model.encoder import EncoderOutput
 from ofa_jax.model.layers import (
     Embed,
+    attention_implementation,
     dtype_of,
     layer_norm,
     linear_drop_path_rates,
@@ -72,7 +73,7 @@ class Decoder(nn.Module):
             assert cache is not None and cache.positions is not None
             projected, hidden, encoder_mask = cache.positions, None, cache.encoder_mask
         self_mask: Array | np.ndarray | AttentionMask
-        as_factors = cache is None and c.attention_implementation != "bias"
+        as_factors = cache is None and attention_implementation(c) != "bias"
         if as_factors:
             self_mask = AttentionMask(tokens != c.pad_id, causal=True)
         elif cache is None:

@@ -18,6 +18,7 @@ from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.layers import (
     Dense,
     Embed,
+    attention_implementation,
     bert_init,
     dtype_of,
     layer_norm,
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
         # Project each position once, then gather the rows that each example has sampled.
         query, key = (h[None] if indices is None else h[indices] for h in (query, key))
         factors = PositionFactors(query, key)
-        return factors.bias() if c.attention_implementation == "bias" else factors
+        return factors.bias() if attention_implementation(c) == "bias" else factors
 
     def _type_vectors(self) -> list[Float[Array, " width"] | None]:
         """Returns the type vectors of text, image and second image."""

@@ -30,6 +30,11 @@ def dtype_of(config: OFAConfig) -> jnp.dtype:
     return jnp.dtype(config.dtype)
 
 
+def attention_implementation(config: OFAConfig) -> str:
+    """Returns how attention is computed; "auto" is that of JAX's default platform."""
+    return config.on_platform(jax.default_backend()).attention_implementation
+
+
 def with_logical_axes(
     init: Callable[..., Array], axes: Sequence[str | None]
 ) -> Callable[..., Array]:

@@ -77,7 +77,8 @@ def _description(
     traced: TracedProgram,
 ) -> dict[str, Any]:
     """Returns the entries that say what is planned."""
-    model, mesh = run.model, run.partitioner.mesh
+    mesh = run.partitioner.mesh
+    model = run.model.on_platform(run.partitioner.platform)
     result: dict[str, Any] = {
         "program": program,
         "topology": topology,
@@ -91,6 +92,7 @@ def _description(
             "dtype": model.dtype,
             "remat": model.remat,
             "scan_layers": model.scan_layers,
+            "attention_implementation": model.attention_implementation,
         },
         "batch": {stream.name: stream.batch_size for stream in run.streams},
         "gradient_accumulation": run.gradient_accumulation,

@@ -145,7 +145,8 @@ def trace_decoding(run: PlannedRun) -> TracedProgram:
     Raises:
       ValueError: a batch that does not divide, or settings that do not fit.
     """
-    model, partitioner, stream = run.model, run.partitioner, run.streams[0]
+    partitioner, stream = run.partitioner, run.streams[0]
+    model = run.model.on_platform(partitioner.platform)
     network, optimizer = OFA(model), make_optimizer(run.optimizer)
     abstract = train_state.abstract_state(network, optimizer, partitioner)
     stream = dataclasses.replace(stream, num_sampled_patches=None)

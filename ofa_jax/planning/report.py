@@ -43,7 +43,7 @@ def _setting(plan: Mapping[str, Any]) -> list[str]:
         f"{plan['topology']}{slices}: {plan['chips']} chips, mesh "
         f"{' x '.join(f'{name} {n}' for name, n in mesh.items())}",
         f"model       {model['parameters']:,} parameters, vocabulary {model['vocab_size']:,}, "
-        f"{model['dtype']}, remat {model['remat']}",
+        f"{model['dtype']}, remat {model['remat']}, attention {model['attention_implementation']}",
         "batch       "
         + ", ".join(f"{name} {n}" for name, n in plan["batch"].items())
         + (f", in {parts} parts" if parts > 1 else ""),

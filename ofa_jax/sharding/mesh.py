@@ -105,6 +105,11 @@ class Partitioner:
             )
         return tuple(shape)
 
+    @property
+    def platform(self) -> str:
+        """Platform of the devices: "tpu", "gpu", "cpu" ..., of described ones too."""
+        return self.mesh.devices.flat[0].platform
+
     @contextlib.contextmanager
     def mesh_context(self) -> Iterator[None]:
         """Makes the mesh and the axis rules known to code that is traced within the context."""

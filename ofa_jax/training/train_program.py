@@ -110,7 +110,7 @@ def build_train_program(
     Raises:
       ValueError: options that do not go together, or nothing to train.
     """
-    model = training_model(model, optimizer)
+    model = training_model(model, optimizer).on_platform(partitioner.platform)
     loss = loss or LossConfig(pad_id=model.pad_id)
     network, transformation = OFA(model), make_optimizer(optimizer)
     abstract = train_state.abstract_state(

@@ -8,13 +8,20 @@ are multiplied with by as much again: 8 n u S of the largest number covers both 
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.model import attention_blocks, attention_fused, attention_kernel, attention_terms
+from ofa_jax.model import (
+    attention_blocks,
+    attention_cudnn,
+    attention_fused,
+    attention_kernel,
+    attention_terms,
+)
 from ofa_jax.model.attention_random import keeps
 from ofa_jax.model.attention_terms import (
     AttentionMask,
@@ -277,9 +284,13 @@ def test_pretraining_computes_all_keys_at_once():
 def test_shapes_that_do_not_fit_vmem_are_left_to_products(monkeypatch):
     assert attention_blocks.choose_blocks(12000, 12000, 1) is None
     arguments = Case(8, batch=1).arguments()
-    assert attention_fused.kernel_spec(*arguments) is not None
+    assert attention_fused.kernel_refusal(*arguments) is None
     monkeypatch.setattr(attention_blocks, "VMEM_BUDGET", 1000)
-    assert attention_fused.kernel_spec(*arguments) is None
+    assert attention_fused.kernel_refusal(*arguments) == (
+        "8 queries and 8 keys (more than fit VMEM)"
+    )
+    expected = attention_terms.attend(*arguments)
+    np.testing.assert_allclose(attention_fused.attend(*arguments), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sampled patches and text", "blocks of keys: patches and text"])
@@ -319,15 +330,55 @@ def test_library_attention_equals_products():
     """cuDNN runs on GPUs alone; JAX's own implementation takes the same arguments."""
     case = Case(8, kinds=2, causal=True, images=((0, 4, (3, 4)),))
     arguments = case.arguments()
-    library = functools.partial(attention_fused.attend_by_library, implementation="xla")
+    library = functools.partial(attention_cudnn.attend, implementation="xla")
     ours, theirs = (run(f, arguments) for f in (library, attention_terms.attend))
     visible = np.arange(case.batch) < case.batch - 1  # what sees nothing is no attention
     np.testing.assert_allclose(ours[0][visible], theirs[0][visible], rtol=0, atol=1e-5)
     rounded = case.arguments(jnp.bfloat16)
-    assert attention_fused.cudnn_takes(*rounded)
-    assert not attention_fused.cudnn_takes(*arguments)  # float32
-    assert not attention_fused.cudnn_takes(*Case(9).arguments(jnp.bfloat16))  # an odd length
-    assert not attention_fused.cudnn_takes(*Case(8, rate=0.1).arguments(jnp.bfloat16))
+    assert attention_cudnn.refusal(*rounded) is None
+    refusals = {
+        attention_cudnn.refusal(*refused)
+        for refused in (
+            arguments,
+            Case(9).arguments(jnp.bfloat16),
+            Case(8, rate=0.1).arguments(jnp.bfloat16),
+        )
+    }
+    assert refusals == {
+        "the dtype float32 (it takes bfloat16)",
+        "odd lengths (9 queries, 9 keys)",
+        "dropout of attention weights (it draws other random numbers than JAX)",
+    }
+
+
+def gpu(version="cuda 12090", capability="8.0"):
+    """Returns a stand-in for a GPU."""
+    client = types.SimpleNamespace(platform_version=version)
+    return types.SimpleNamespace(client=client, compute_capability=capability)
+
+
+def test_gpus_without_flash_attention_are_named():
+    assert attention_cudnn.gpu_refusal(gpu()) is None
+    assert attention_cudnn.gpu_refusal(gpu(capability="12.0")) is None
+    assert "7.5" in attention_cudnn.gpu_refusal(gpu(capability="7.5"))
+    assert "without CUDA" in attention_cudnn.gpu_refusal(gpu("rocm 60300"))
+
+
+def test_a_gpu_uses_cudnn_where_it_takes_the_arguments_and_says_why_not(monkeypatch, caplog):
+    """cuDNN itself is replaced: there is no GPU here."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu()])
+    monkeypatch.setattr(attention_cudnn, "attend", lambda query, *_: 0 * query)
+    attention_fused._log_fallback.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert not attention_fused.attend(*Case(8).arguments(jnp.bfloat16)).any()
+        assert not caplog.records
+        odd = Case(9).arguments(jnp.bfloat16)
+        for _ in range(2):
+            mixed = attention_fused.attend(*odd)
+    np.testing.assert_array_equal(mixed, attention_terms.attend(*odd))
+    (record,) = caplog.records
+    assert "cuDNN does not take odd lengths (9 queries, 9 keys)" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,31 @@ def test_parameter_counts_match_the_published_models(size, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
+def test_auto_is_the_attention_of_a_platform():
+    config = OFAConfig.base(attention_implementation="auto", dtype="bfloat16")
+
+    def on(platform, **overrides):
+        return config.replace(**overrides).on_platform(platform).attention_implementation
+
+    assert [on(platform) for platform in ("tpu", "gpu", "cuda", "cpu")] == ["fused"] * 3 + ["bias"]
+    # What cuDNN does not take; the TPU kernel does.
+    for overrides in ({"dtype": "float32"}, {"attention_dropout_rate": 0.1}, {"num_heads": 6}):
+        assert (on("tpu", **overrides), on("gpu", **overrides)) == ("fused", "bias")
+    assert on("cpu", attention_implementation="columns") == "columns"
+    assert config.attention_implementation == "auto"
+
+
+def test_auto_computes_on_a_cpu_what_biases_do():
+    config = OFAConfig.scenes(vocab_size=10, width=16, ffn_width=16)
+    variables = OFA(config).init(jax.random.key(0), BATCH)
+    auto = config.replace(attention_implementation="auto")
+    ours, theirs = (
+        jax.jit(OFA(c).apply)(variables, BATCH | {"decoder_input_tokens": np.full((1, 2), 3)})
+        for c in (auto, config)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_presets_take_overrides_and_are_hashable():
     config = OFAConfig.scenes(vocab_size=500, resnet_layers=[1, 2, 1])
     assert (config.vocab_size, config.resnet_layers) == (500, (1, 2, 1))

@@ -72,6 +72,21 @@ def test_finished_rows_are_kept_and_not_planned_again(files, commands, capsys):
     assert files.read_text().count("| base |") == 2
 
 
+def test_a_row_with_other_options_is_planned_anew(files, commands):
+    plan_table.main(["--sizes=base", "--systems=v5e-256,v6e-256"])
+    old = [json.loads(line) for line in plan_table.RESULTS.read_text().splitlines()]
+    old[0]["arguments"].append("--gin.model_config.attention_implementation='bias'")
+    plan_table.RESULTS.write_text("".join(json.dumps(result) + "\n" for result in old))
+    commands.clear()
+    plan_table.main(["--sizes=base", "--systems=v6e-256"])
+    assert not commands
+    plan_table.main(["--sizes=base", "--systems=v5e-256,v6e-256"])
+    assert len(commands) == 2 and "--topology=v5e:16x16" in commands[0]
+    new = [json.loads(line) for line in plan_table.RESULTS.read_text().splitlines()]
+    assert [plan_table.place_of(result)[1] for result in new] == ["v6e-256", "v5e-256"]
+    assert all(map(plan_table.is_current, new))
+
+
 def test_a_failed_command_is_reported_and_nothing_is_kept(files, monkeypatch):
     monkeypatch.setattr(
         subprocess,
