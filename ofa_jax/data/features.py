@@ -125,6 +125,8 @@ def to_features(
 ) -> Features:
     """Converts one example to features with the stream's static shapes.
 
+    The image is not copied: the features hold the example's own array.
+
     Sequences that are too long are truncated: inputs keep their final eos; targets lose it, as they
     do not end there.
 
@@ -196,7 +198,10 @@ def _place_image(
             f"{stream.mixture_or_task_name} yields {image.shape}: make the stream's image_size and "
             "the task's equal."
         )
-    features["encoder_images"][...] = image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        features["encoder_images"] = image  # `stack` makes the only copy
+    else:
+        features["encoder_images"][...] = image
     features["encoder_image_mask"][...] = True
     if stream.num_sampled_patches is not None:
         chosen = rng.permutation(stream.num_patches)[: stream.num_sampled_patches]

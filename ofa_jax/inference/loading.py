@@ -4,10 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
+
 from ofa_jax.checkpoints import storage
 from ofa_jax.checkpoints.load import load_config, load_variables
 from ofa_jax.interop import files, huggingface_processor
-from ofa_jax.model import OFA
+from ofa_jax.model import OFA, OFAConfig, layout
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import huggingface_files
 from ofa_jax.tokenizers.processor import FOLDER, Processor
@@ -26,7 +28,7 @@ class LoadedModel:
 
     Attributes:
       name: file or folder of the checkpoint.
-      model: the layers.
+      model: the layers; on one device in the plain layout of parameters, whatever the checkpoint's.
       variables: {"params", "batch_stats"}, on the mesh.
       processor: vocabulary, image tokenizer and image sizes.
       partitioner: the mesh.
@@ -89,7 +91,23 @@ def load_model(
     if dtype is not None:
         config = config.replace(dtype=dtype)
     variables = load_variables(name, config, partitioner, weights)
+    variables, config = _in_decoding_layout(variables, config, partitioner)
     return LoadedModel(name, OFA(config), variables, processor, partitioner)
+
+
+def _in_decoding_layout(
+    variables: Any, config: OFAConfig, partitioner: Partitioner
+) -> tuple[Any, OFAConfig]:
+    """Converts to the plain layout, in which every program decodes, if that is another.
+
+    Otherwise each call would take the stacks apart again: a copy of all parameters. On several
+    devices they stay as they are, because rows or layers that divide over a mesh in one layout
+    need not do so in the other.
+    """
+    plain = config.replace(**layout.PLAIN_FIELDS)
+    if partitioner.mesh.size > 1 or layout.same_layout(config, plain):
+        return variables, config
+    return jax.jit(lambda tree: layout.to_plain(tree, config))(variables), plain
 
 
 def load_processor(checkpoint: str, vocabulary: OFAVocabulary | str | None = None) -> Processor:

@@ -20,8 +20,10 @@ from ofa_jax.model.config import OFAConfig
 
 _EMBEDDING = ("token_embedding", "embedding")
 
-LAYOUT_FIELDS = ("scan_layers", "vocab_multiple")
-"""Fields of `OFAConfig` that change the layout."""
+PLAIN_FIELDS: dict[str, Any] = {"scan_layers": False, "vocab_multiple": 1}
+"""Fields of `OFAConfig` that change the layout, with their values for the plain one."""
+
+LAYOUT_FIELDS = tuple(PLAIN_FIELDS)
 
 _Path = tuple[str, ...]
 
@@ -43,7 +45,7 @@ def ensure_plain(
     Returns:
       The variables in the plain layout and their configuration.
     """
-    plain_config = config.replace(scan_layers=False, vocab_multiple=1)
+    plain_config = config.replace(**PLAIN_FIELDS)
     if same_layout(config, plain_config):
         return variables, config
     return to_plain(variables, config), plain_config

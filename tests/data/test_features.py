@@ -100,6 +100,19 @@ def test_an_image_is_uint8_with_its_blank_box_and_code_mask():
     np.testing.assert_array_equal(row["encoder_image_blank_boxes"], [8, 8, 24, 24])
 
 
+def test_an_image_is_copied_into_the_batch_alone():
+    image = make_image()
+    row = features(IMAGES, image=image)
+    assert row["encoder_images"] is image
+    batch = stack([row, features(IMAGES)])["encoder_images"]
+    np.testing.assert_array_equal(batch, [image, np.zeros_like(image)])
+    assert not np.shares_memory(batch, image)
+    # Numbers of another type are still converted to a copy.
+    wide = features(IMAGES, image=image.astype(np.int64))["encoder_images"]
+    assert wide.dtype == np.uint8
+    np.testing.assert_array_equal(wide, image)
+
+
 @pytest.mark.parametrize("image", [None, np.zeros((0, 0, 3), np.uint8)])
 def test_an_example_without_an_image_masks_it(image):
     row = features(IMAGES, **({} if image is None else {"image": image}))

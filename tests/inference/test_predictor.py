@@ -12,9 +12,12 @@ from PIL import Image
 from small_model import SMALL
 
 import ofa_jax
+from ofa_jax.checkpoints import storage
 from ofa_jax.decoding import DecodingConfig, make_decoder, search
+from ofa_jax.inference.loading import load_model
 from ofa_jax.interop import files
-from ofa_jax.model import OFA
+from ofa_jax.model import OFA, layout
+from ofa_jax.sharding import Partitioner
 
 GROUNDING = 'which region does the text "a red apple" describe?'
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -61,6 +64,28 @@ def test_a_box_is_returned_in_pixels_of_the_given_image(
     assert found.labels == () and found.text == "" and found.codes is None
     assert found.score == pytest.approx(score, rel=1e-5)
     assert found.symbols == processor.vocabulary.decode(ids)
+
+
+def test_stacked_parameters_are_taken_apart_once_and_predict_the_same(
+    predictor, processor, config, variables, image, tmp_path
+):
+    """A run of gin_configs/runs/pretrain.gin has stacked layers and a padded embedding."""
+    stacked = config.replace(scan_layers=True, vocab_multiple=128)
+    storage.save_variables(str(tmp_path), layout.from_plain(variables, stacked), step=7)
+    storage.write_model_config(str(tmp_path), stacked)
+    processor.save(str(tmp_path))
+    loaded = load_model(str(tmp_path), Partitioner(devices=tuple(jax.devices()[:1])))
+    assert loaded.model.config == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, dict(variables)))
+    other = ofa_jax.Predictor(loaded, batch_size=2, source_lengths=(32, 64), beam_size=3)
+    greedy = DecodingConfig(beam_size=1, max_length=8)
+    for decoding in (None, greedy):
+        found, same = (
+            p.predict(image, "what does the image describe?", decoding=decoding)
+            for p in (other, predictor)
+        )
+        assert found.symbols == same.symbols
+        assert found.score == pytest.approx(same.score, rel=1e-5)
 
 
 def test_free_text_equals_the_output_of_the_decoder(predictor, processor, decoded, image):
