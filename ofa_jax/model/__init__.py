@@ -41,6 +41,7 @@ Contents:
     layers            dense, norms, embedding, stochastic depth, rematerialisation
     cache             decoder cache for decoding token by token
     pack_streams      scoring several streams at once
+    factored_logits   the logits' two factors, for losses that need no array of all logits
     parameter_groups  freezing and training groups of parameters
     layout            plain and stacked parameter layouts
     checks            checks of inputs

@@ -12,16 +12,16 @@ logits [B,T,V] <- the same embedding, transposed -------------------------------
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ofa_jax.model.attention import MASKED_SCORE, KeyValues
+from ofa_jax.model.attention import KeyValues
 from ofa_jax.model.cache import DecoderCache
 from ofa_jax.model.checks import check_encoder_inputs, check_length, check_tokens
 from ofa_jax.model.config import PATCH_STRIDE, OFAConfig
 from ofa_jax.model.decoder import Decoder
 from ofa_jax.model.encoder import Encoder, EncoderOutput, ModelInputs
+from ofa_jax.model.factored_logits import FactoredLogits
 from ofa_jax.model.layers import Embed, dtype_of, with_activation_sharding
 from ofa_jax.model.pack_streams import pack_streams, unpack_streams
 from ofa_jax.model.transformer import LayerCache
@@ -63,7 +63,13 @@ class OFA(nn.Module):
     def score_streams(
         self, batches: Mapping[str, ModelInputs], train: bool = False
     ) -> Float[Array, "rows length vocab"]:
-        """Computes the logits of several batches, whose shapes may differ.
+        """Computes the logits of several batches: those of `factor_streams`, multiplied."""
+        return self.factor_streams(batches, train).whole()
+
+    def factor_streams(
+        self, batches: Mapping[str, ModelInputs], train: bool = False
+    ) -> FactoredLogits:
+        """Computes the logits of several batches, whose shapes may differ, but for one product.
 
         Equals `__call__` on one batch after another (batch statistics carry over from each to the
         next), but looks up the tokens of all batches at once and multiplies all decoder outputs
@@ -75,7 +81,7 @@ class OFA(nn.Module):
           train: see `__call__`.
 
         Returns:
-          float32 logits of all streams, packed by `pack_streams`; `unpack_streams` splits them.
+          Logits of all streams, packed by `pack_streams`; `unpack_streams` splits them.
 
         Raises:
           ValueError: if a batch does not fit the configuration.
@@ -102,7 +108,7 @@ class OFA(nn.Module):
                 )
             )
         shapes = [batch["decoder_input_tokens"].shape for batch in batches.values()]
-        return self._logits(pack_streams(decoded, shapes))
+        return self._factors(pack_streams(decoded, shapes))
 
     def encode(self, batch: ModelInputs, train: bool = False) -> EncoderOutput:
         """Runs the encoder on the encoder_* arrays of a batch."""
@@ -240,13 +246,12 @@ class OFA(nn.Module):
 
     def _logits(self, x: Float[Array, "rows length width"]) -> Float[Array, "rows length vocab"]:
         """Multiplies decoder outputs with the embedding, in float32."""
+        return self._factors(x).whole()
+
+    def _factors(self, x: Float[Array, "rows length width"]) -> FactoredLogits:
+        """Returns decoder outputs with the embedding that they are multiplied with."""
         table = with_activation_sharding(self.token_embedding().astype(x.dtype), "vocab", "embed")
-        logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
-        if logits.shape[-1] > self.config.vocab_size:
-            # Finite, so that sums and differences of padding logits are not NaN.
-            ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
-            logits = jnp.where(ids < self.config.vocab_size, logits, MASKED_SCORE)
-        return with_activation_sharding(logits, "batch", "length", "vocab")
+        return FactoredLogits(x, table, self.config.vocab_size)
 
     def _embed(self, *tokens: Int[Array, "..."]) -> list[Float[Array, "... width"]]:
         """Looks up several arrays of tokens at once; their batch sizes may differ."""

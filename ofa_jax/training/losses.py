@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ofa_jax.model.factored_logits import FactoredLogits, is_sharded
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 
@@ -48,6 +49,10 @@ class LossConfig:
       encouraging_end: log_end of the encouraging loss, 0 < x < 1 (0.75 and 0.5 are usual; the
         larger, the stronger); None for none.
       pad_id: targets that are not scored.
+      logits_in_blocks: whether logits are computed block by block of the vocabulary, and again for
+        the gradient, instead of being kept: less memory and memory traffic for a third more
+        arithmetic in this product. Not where a loss needs all of them (R-Drop, candidates) or the
+        vocabulary is split over devices. The result agrees within rounding.
     """
 
     label_smoothing: options.Rate = 0.0
@@ -57,6 +62,7 @@ class LossConfig:
     constraint_range: tuple[options.TokenId, options.TokenId] | None = None
     encouraging_end: Annotated[float, options.Above(0), options.Below(1)] | None = None
     pad_id: options.TokenId = 1
+    logits_in_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for a range of ids that is empty."""
@@ -106,7 +112,7 @@ def _pick(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Arra
 
 
 def token_losses(
-    logits: Float[Array, "b t v"],
+    logits: Float[Array, "b t v"] | FactoredLogits,
     targets: Int[Array, "b t"],
     weights: Float[Array, "b t"],
     config: LossConfig,
@@ -116,7 +122,8 @@ def token_losses(
     """Computes the loss of every token.
 
     Args:
-      logits: of each example; under R-Drop both passes one after the other, [2B, T, V].
+      logits: of each example; under R-Drop both passes one after the other, [2B, T, V]. As factors
+        they are multiplied in blocks, where `LossConfig.logits_in_blocks` can be.
       targets: of the same examples.
       weights: each example's confidence; anything on padding.
       config: options; drop-worst is applied later, see `total`.
@@ -131,17 +138,24 @@ def token_losses(
     eps = config.label_smoothing
     scored = targets != config.pad_id
     allowed, count = _allowed(logits.shape[-1], vocab_size or logits.shape[-1], config, mask)
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    nll = (normaliser - _pick(logits, targets)) * weights
+    if isinstance(logits, FactoredLogits):
+        if mask is None and not config.rdrop_alpha and not is_sharded():
+            normaliser, picked, summed = logits.statistics(targets, allowed)
+        else:
+            logits = logits.whole()
+    if not isinstance(logits, FactoredLogits):
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, -jnp.inf)
+        normaliser, picked = jax.nn.logsumexp(logits, axis=-1), _pick(logits, targets)
+        # Only needed for smoothing; else the compiler leaves it out.
+        summed = (logits if allowed is None else jnp.where(allowed, logits, 0)).sum(-1)
+    nll = (normaliser - picked) * weights
     loss = target_loss = nll + _encouragement(nll, weights, config)
     if eps:
         eps_i = eps / count
         # sum(log p) = sum(logits) - V log(normaliser): no array of log-probabilities is made.
-        finite = logits if allowed is None else jnp.where(allowed, logits, 0)
         number = logits.shape[-1] if allowed is None else allowed.sum(-1)
-        smooth = (number * normaliser - finite.sum(-1)) * weights
+        smooth = (number * normaliser - summed) * weights
         loss = (1 - eps - eps_i) * target_loss + eps_i * smooth
     divergence = None
     if config.rdrop_alpha:

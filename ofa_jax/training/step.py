@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ofa_jax.model import OFA, parameter_groups
+from ofa_jax.model.factored_logits import FactoredLogits
 from ofa_jax.model.pack_streams import pack_streams, unpack_streams
 from ofa_jax.sharding import TrainState
 from ofa_jax.training import losses, metrics
@@ -181,7 +182,7 @@ def _make_loss_function(
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
-            method="score_streams",
+            method="factor_streams" if loss_config.logits_in_blocks else "score_streams",
         )
         batch_stats = updates.get("batch_stats", batch_stats)
         per_stream = _losses_of_streams(
@@ -281,7 +282,7 @@ def _moving_average(params: PyTree, state: TrainState, config: OptimizerConfig) 
 
 
 def _losses_of_streams(
-    logits: Float[Array, "r l v"],
+    logits: Float[Array, "r l v"] | FactoredLogits,
     batches: StreamBatches,
     config: LossConfig,
     allowed: Mapping[str, TargetMask],
@@ -290,7 +291,7 @@ def _losses_of_streams(
     """Returns stream -> losses of its tokens, [B, T]; several targets of an example share a row.
 
     Args:
-      logits: packed as `OFA.score_streams` returns them.
+      logits: packed as `OFA.score_streams` or `factor_streams` returns them.
       batches: of the streams.
       config: options.
       allowed: as of `make_train_step`.

@@ -23,6 +23,12 @@ MESHES = {
     "data": ("Partitioner()", 1, ["text"]),
     "fsdp": ("Partitioner(data=1, fsdp=-1)", 1, ["text"]),
     "gathered": ("Partitioner(data=2, fsdp=4, gather_params_once=True)", 1, ["text"]),
+    "data, logits in blocks": ("Partitioner()", 1, ["text"]),
+    "gathered, logits in blocks": (
+        "Partitioner(data=2, fsdp=4, gather_params_once=True)",
+        1,
+        ["text"],
+    ),
     "tensor": ("Partitioner(data=4, tensor=2)", 2, ["text"]),
     "all": ("Partitioner(data=-1, fsdp=2, tensor=2)", 2, ["pairs"]),
 }
@@ -30,6 +36,8 @@ REFERENCE_MESH = {
     "data": "one, text",
     "fsdp": "one, text",
     "gathered": "one, text",
+    "data, logits in blocks": "one, text",
+    "gathered, logits in blocks": "one, text",
     "tensor": "one, text",
     "all": "one",
 }
@@ -53,7 +61,8 @@ for name, (make, vocab_multiple, streams) in json.loads(sys.argv[1]).items():
     config = SMALL.replace(
         vocab_size=61, vocab_multiple=vocab_multiple, dropout_rate=0.1)
     abstract, new_state, train_step, _ = make_parts(
-        config, LossConfig(label_smoothing=0.1), partitioner=partitioner,
+        config, LossConfig(label_smoothing=0.1, logits_in_blocks="in blocks" in name),
+        partitioner=partitioner,
         groups={stream: GROUPS[stream] for stream in streams})
     result, state = results.setdefault(name, {}), new_state()
     if name == "fsdp":

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ofa_jax.model import factored_logits
+from ofa_jax.model.factored_logits import FactoredLogits
 from ofa_jax.training import losses
 from ofa_jax.training.losses import LossConfig
 
@@ -218,3 +220,62 @@ def test_rows_added_to_the_vocabulary_change_nothing(unit, name):
         for x in (logits, padded)
     )
     np.testing.assert_allclose(actual, expected, **RELATIVE)
+
+
+BLOCK_CASES = {
+    "plain": {},
+    "smoothed": dict(label_smoothing=0.1),
+    "range": dict(label_smoothing=0.1, constraint_range=(150, 290)),
+    "encouraging": dict(encouraging_end=0.75),
+    "drop": dict(drop_worst_ratio=0.3, label_smoothing=0.2),
+    "R-Drop, which needs all logits": dict(rdrop_alpha=0.7),
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_CASES)
+def test_logits_in_blocks_have_the_same_losses_and_gradients(name, monkeypatch):
+    """Three blocks of 128, 128 and 51 of 307 rows, the last seven of which are no ids.
+
+    Sums of some hundred float32 terms in another order: 1e-5 of the largest number.
+    """
+    monkeypatch.setattr(factored_logits, "LARGEST_BLOCK", 128)
+    rng, config = np.random.default_rng(0), LossConfig(**BLOCK_CASES[name])
+    hidden = jnp.asarray(rng.standard_normal((4, 5, 16)), jnp.float32)
+    table = jnp.asarray(rng.standard_normal((307, 16)), jnp.float32)
+    targets = jnp.asarray(rng.integers(150, 290, (4 // config.passes, 5)), jnp.int32)
+    targets = jnp.concatenate([targets.at[0, 3:].set(1)] * config.passes)
+    weights = jnp.asarray(rng.random((4, 5)), jnp.float32)
+
+    def loss(hidden, table, whole):
+        logits = FactoredLogits(hidden, table, 300)
+        logits = logits.whole() if whole else logits
+        tokens = losses.token_losses(logits, targets, weights, config, vocab_size=300)
+        return losses.total([tokens], config, 1)[:2]
+
+    def value_and_gradients(whole):
+        summed = lambda *factors: sum(loss(*factors, whole))  # noqa: E731
+        return loss(hidden, table, whole), jax.grad(summed, argnums=(0, 1))(hidden, table)
+
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (value_and_gradients(False), value_and_gradients(True))), strict=True
+    ):
+        largest = float(abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+
+
+def test_logits_in_blocks_make_no_array_of_all_logits():
+    hidden, table = jnp.zeros((2, 3, 8)), jnp.zeros((59520, 8))
+    targets = jnp.zeros((2, 3), jnp.int32)
+
+    def loss(hidden, table, config):
+        logits = FactoredLogits(hidden, table, 59457)
+        tokens = losses.token_losses(logits, targets, jnp.ones((2, 3)), config, None, 59457)
+        return tokens.loss.sum()
+
+    def shapes(config):
+        gradient = jax.grad(lambda *factors: loss(*factors, config), argnums=(0, 1))
+        return str(jax.make_jaxpr(gradient)(hidden, table))
+
+    assert "2,3,59520]" not in shapes(LossConfig(label_smoothing=0.1))
+    assert "2,3,3968]" in shapes(LossConfig(label_smoothing=0.1))  # 15 blocks without padding
+    assert "2,3,59520]" in shapes(LossConfig(rdrop_alpha=1.0))
