@@ -92,6 +92,8 @@ def export_model(
     check_target(folder)
     preset = _find_preset(loaded, options)
     variables, config = layout.ensure_plain(loaded.variables, loaded.model.config)
+    # The programs run on every platform, whichever they are written on.
+    config = config.on_platform("cpu")
     parameters = programs.flatten_variables(variables)
     built = _build(loaded, OFA(config), parameters, preset, options)
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
