@@ -138,12 +138,13 @@ def token_losses(
     eps = config.label_smoothing
     scored = targets != config.pad_id
     allowed, count = _allowed(logits.shape[-1], vocab_size or logits.shape[-1], config, mask)
+    if isinstance(logits, FactoredLogits) and (
+        mask is not None or config.rdrop_alpha or is_sharded()
+    ):
+        logits = logits.whole()
     if isinstance(logits, FactoredLogits):
-        if mask is None and not config.rdrop_alpha and not is_sharded():
-            normaliser, picked, summed = logits.statistics(targets, allowed)
-        else:
-            logits = logits.whole()
-    if not isinstance(logits, FactoredLogits):
+        normaliser, picked, summed = logits.statistics(targets, allowed)
+    else:
         if allowed is not None:
             logits = jnp.where(allowed, logits, -jnp.inf)
         normaliser, picked = jax.nn.logsumexp(logits, axis=-1), _pick(logits, targets)
@@ -159,6 +160,7 @@ def token_losses(
         loss = (1 - eps - eps_i) * target_loss + eps_i * smooth
     divergence = None
     if config.rdrop_alpha:
+        assert not isinstance(logits, FactoredLogits)
         divergence = _divergence(logits, normaliser, weights, allowed)
     zero = lambda x: jnp.where(scored, x, 0)  # noqa: E731
     return TokenLosses(zero(loss), zero(nll), divergence, scored)
