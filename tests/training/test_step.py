@@ -78,10 +78,10 @@ def test_the_loss_is_the_sum_of_groups_and_batch_norm_is_updated_by_each_stream(
 
 def test_logits_in_blocks_make_the_same_step():
     """Sums over the vocabulary in another order: 1e-5 of the largest gradient of each array."""
-    new_state, train_step, _ = jitted()
-    _, in_blocks, _ = jitted(loss=LossConfig(logits_in_blocks=True))
+    new_state, train_step, _ = jitted(streams=("text",))
+    _, in_blocks, _ = jitted(loss=LossConfig(logits_in_blocks=True), streams=("text",))
     (ours, our_metrics), (theirs, their_metrics) = (
-        step(new_state(), FIRST) for step in (in_blocks, train_step)
+        step(new_state(), {"text": FIRST["text"]}) for step in (in_blocks, train_step)
     )
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(
