@@ -42,6 +42,8 @@ _TEXT_TO_IMAGE_GIN = "gin_configs/runs/scenes_text_to_image.gin"
 _SETTINGS = "settings.json"
 _INPUTS = 40
 """Tokens of the longest instruction with a caption of Scenes."""
+_BATCH_CODES = 4096
+"""Codes of a batch: a step takes as long for images of any size."""
 
 Call = Callable[[Sequence[str]], int]
 
@@ -71,7 +73,7 @@ def tokenizer_command(options: argparse.Namespace) -> list[str]:
 
 
 def text_to_image_command(
-    options: argparse.Namespace, parts: ImageParts, processor: Processor
+    options: argparse.Namespace, parts: ImageParts, processor: Processor, size: int
 ) -> list[str]:
     """Returns the command that fine-tunes the run for text-to-image, without the interpreter.
 
@@ -79,10 +81,11 @@ def text_to_image_command(
       options: of the command line.
       parts: of the run on Scenes.
       processor: of the checkpoint to start from.
+      size: of the images to generate, in pixels a side.
     """
     vocabulary = processor.vocabulary
     codes, start = vocabulary.code_ids, options.output_dir / "start"
-    num_codes = (options.code_image_size // PIXELS_PER_CODE) ** 2
+    num_codes = (size // PIXELS_PER_CODE) ** 2
     return [
         "-m",
         "ofa_jax.train",
@@ -92,7 +95,8 @@ def text_to_image_command(
         f"--gin.SEED={options.seed}",
         f"--gin.DownstreamSettings.data_dir='{options.output_dir / 'codes'}'",
         f"--gin.image_tokenizer.path='{start}'",
-        f"--gin.CODE_IMAGE_SIZE={options.code_image_size}",
+        f"--gin.CODE_IMAGE_SIZE={size}",
+        f"--gin.BATCH_SIZE={max(1, _BATCH_CODES // num_codes)}",
         f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {_INPUTS}, 'targets': {num_codes}}}",
         f"--gin.vocabulary_from_tokenizer_json.path='{parts.scenes.vocabulary_path}'",
         f"--gin.vocabulary_from_tokenizer_json.num_codes={vocabulary.num_codes}",
@@ -120,7 +124,10 @@ def _train_tokenizer(options: argparse.Namespace, call: Call) -> list[str]:
 def _text_to_image(options: argparse.Namespace, parts: ImageParts, call: Call) -> dict[str, Any]:
     """Fine-tunes the run, unless that is done, and measures it; returns the results."""
     tokenizer = _train_tokenizer(options, call)
-    command = text_to_image_command(options, parts, parts.write_start(options.tokenizer_dir))
+    processor = parts.write_start(options.tokenizer_dir)
+    assert processor.image_tokenizer is not None
+    size = parts.choose_size(processor.image_tokenizer)
+    command = text_to_image_command(options, parts, processor, size)
     _train(command, call)
     found = parts.measure_text_to_image(options.text_to_image_dir, options.results_dir)
     return found | {"commands": [_typed(tokenizer), _typed(command)]}
@@ -171,7 +178,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--num_images", type=int, default=500, help="test images of each part")
     parser.add_argument(
-        "--code_image_size", type=int, default=64, help="side of generated images in pixels"
+        "--code_image_size",
+        type=int,
+        help="side of generated images in pixels (default: chosen on validation images)",
     )
     parser.add_argument("--num_candidates", type=int, default=24, help="samples for each caption")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
@@ -187,6 +196,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("num_images", "num_candidates", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; give at least 1.")
+    side = options.code_image_size
+    if side is not None and (side < 1 or side % PIXELS_PER_CODE):
+        raise ValueError(
+            f"--code_image_size is {side}; give a multiple of the {PIXELS_PER_CODE} pixels of a "
+            "code."
+        )
     if options.num_images < 2:
         raise ValueError("--num_images is 1; give at least 2, because images are compared.")
     if not storage.list_checkpoints(str(options.model_dir)):

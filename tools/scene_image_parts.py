@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.checkpoints import storage
+from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.evaluation.metrics.images import psnr
 from ofa_jax.inference.image_generation import ImageGeneration, matching_ranker
 from ofa_jax.interop import image_tokenizer_file
 from ofa_jax.preprocessing import images as image_ops
+from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.training.image_tokenizer.config import PerceptualFeatures
 from ofa_jax.training.image_tokenizer.evaluation import evaluate_tokenizer, make_distance
 from ofa_jax.training.image_tokenizer.features import load_features
-from ofa_jax.utils import array_files, files
+from ofa_jax.utils import array_files, files, text_files
 
 from . import contact_sheet, scene_image_scores, scene_image_start
 from .contact_sheet import SheetRow
@@ -27,6 +29,9 @@ from .scene_image_sets import ImageSets, Pixels, reconstruct, resize
 
 SPLIT = "test"
 _SHOWN = 6
+_SIZE = "code_image_size.json"
+_TRIED, _ENOUGH = 100, 0.6
+"""Validation images to choose the size of generated images with, and the share of nouns to keep."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Options:
     model_dir: pathlib.Path
     output_dir: pathlib.Path
     num_images: int = 500
-    code_image_size: int = 64
+    code_image_size: int | None = None
     num_candidates: int = 24
     guidance_scale: float = 3.0
     temperature: float = 1.0
@@ -102,8 +107,7 @@ class ImageParts:
     @functools.cached_property
     def captions(self) -> list[str]:
         """A caption of each test image: one of those it has, in turn."""
-        found = (self.records[number]["captions"] for number in range(len(self.real)))
-        return [captions[number % len(captions)] for number, captions in enumerate(found)]
+        return _captions(self.records, len(self.real))
 
     @functools.cached_property
     def features(self) -> scene_image_scores.Features:
@@ -129,6 +133,7 @@ class ImageParts:
                 self.options.model_dir, tokenizer, self.scenes, folder, self.options.seed
             )
         processor = Processor.load(folder)
+        size = self.choose_size(tokenizer)
         if not processor.equals(processor.replace(image_tokenizer=tokenizer)):
             raise ValueError(
                 f"{self.options.output_dir} has codes of another image tokenizer than "
@@ -139,9 +144,41 @@ class ImageParts:
                 self.scenes.records("captions", split),
                 tokenizer,
                 split,
-                self.options.code_image_size,
+                size,
             )
         return processor
+
+    def choose_size(self, tokenizer: ImageTokenizer) -> int:
+        """Returns the side of the images to generate, in pixels.
+
+        Few codes are learned sooner, but must still show what is asked. Unless the user gives a
+        size, it is the smallest of a half, three quarters and all of the run's image size in whose
+        codes of validation images the run finds at least 60 % of the nouns, else that with most of
+        them. The choice is kept in the folder.
+        """
+        if self.options.code_image_size is not None:
+            return self.options.code_image_size
+        path = self.options.output_dir / _SIZE
+        if not path.exists():
+            whole = self.sets.image_size
+            shares = {size: self._share_found(tokenizer, size) for size in
+                      (whole // 2, whole * 3 // 4, whole)}  # fmt: skip
+            best = max(shares, key=lambda size: shares[size])
+            chosen = next((size for size, share in shares.items() if share >= _ENOUGH), best)
+            for size, share in shares.items():
+                print(f"nouns found in images of {size} pixels from their codes: {share:.1%}")
+            print(f"Generated images have {chosen} pixels; --code_image_size chooses.", flush=True)
+            files.write_json(path, {"code_image_size": chosen, "shares": shares})
+        return int(text_files.read_json(path)["code_image_size"])
+
+    def _share_found(self, tokenizer: ImageTokenizer, size: int) -> float:
+        """Returns the share of nouns found in validation images of a size from their codes."""
+        records = self.scenes.records("all", "validation")
+        count = min(_TRIED, len(records))
+        coded = reconstruct(tokenizer, self.sets.read(records, range(count), size))
+        seen = self.sets.find(f"coded_{size}", self.checkpoint, resize(coded, self.sets.image_size))
+        asked = [scene_image_scores.parse_caption(text) for text in _captions(records, count)]
+        return scene_image_scores.measure(asked, seen).nouns or 0.0
 
     # ------------------------------------------------------------------------------- tokenizer
 
@@ -210,7 +247,7 @@ class ImageParts:
             "nearest_training_images": rows["nearest"]["nouns"],
             "rows": rows,
             "images": len(self.real),
-            "image_size": self.options.code_image_size,
+            "image_size": storage.read_model_config(run).code_image_size,
             "text_to_image_dir": str(run),
             "steps": max(storage.list_checkpoints(str(run))),
             "generation": self.options.generation().to_json() | {"reranker": "matching"},
@@ -234,9 +271,8 @@ class ImageParts:
         }
         tokenizer = Processor.load(self.options.output_dir / "start").image_tokenizer
         assert tokenizer is not None
-        size = self.sets.image_size
-        coded = reconstruct(tokenizer, resize(self.real, self.options.code_image_size))
-        return {"real": self.real, **made, "reconstructed": resize(coded, size)}
+        coded = reconstruct(tokenizer, resize(self.real, self.choose_size(tokenizer)))
+        return {"real": self.real, **made, "reconstructed": resize(coded, self.sets.image_size)}
 
     def _training(self) -> tuple[Any, np.ndarray]:
         """Returns the training records, and the features of all their images."""
@@ -297,6 +333,12 @@ _NAMES = {
     "reconstructed": "true codes",
     "hidden": "middle hidden",
 }
+
+
+def _captions(records: RecordSource, count: int) -> list[str]:
+    """Returns a caption of each of the first records: one of those it has, in turn."""
+    found = (records[number]["captions"] for number in range(count))
+    return [captions[number % len(captions)] for number, captions in enumerate(found)]
 
 
 def _median_distance(features: np.ndarray, others: np.ndarray) -> float:

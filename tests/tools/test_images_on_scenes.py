@@ -19,7 +19,9 @@ from ofa_jax.tokenizers import PatchCodebook
 from ofa_jax.tokenizers.processor import Processor
 from ofa_jax.training import loop
 from tools import images_on_scenes, images_results, scene_image_scores, scene_image_start
+from tools.scene_image_parts import ImageParts, Options
 from tools.scene_image_scores import Asked, Found
+from tools.scene_image_sets import ImageSets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = [
@@ -73,6 +75,7 @@ def command_line(scenes, full_run, folder, *more):
         "--num_images=3",
         "--num_candidates=2",
         "--batch_size=4",
+        "--code_image_size=64",
         *more,
     ]
 
@@ -197,6 +200,35 @@ def test_text_to_image_starts_from_the_run_with_the_codes_of_a_new_tokenizer(
     assert loaded.vocabulary.encode(" two dogs").tolist() == old.encode(" two dogs").tolist()
 
 
+@pytest.mark.parametrize(("counts", "chosen"), [((1, 7, 9), 48), ((2, 1, 0), 32), ((0, 1, 3), 64)])
+def test_the_smallest_size_whose_codes_show_the_nouns_is_chosen(
+    scenes, full_run, tmp_path, monkeypatch, counts, chosen
+):
+    """Of ten images the run finds so many at 32, 48 and 64 pixels; at least 60 % are enough."""
+    asked = []
+
+    def find(sets, name, checkpoint, images):
+        captions = parts.captions_of_validation
+        asked.append(name)
+        size = int(name.rpartition("_")[2])
+        right = counts[(32, 48, 64).index(size)] / 10 * len(captions)
+        assert images.shape[1:] == (64, 64, 3)
+        return [Found(text) if number < right else Found() for number, text in enumerate(captions)]
+
+    monkeypatch.setattr(ImageSets, "find", find)
+    monkeypatch.setattr(scene_image_scores, "parse_caption", lambda text: Asked({"dog": 1}))
+    monkeypatch.setattr(scene_image_scores, "count_nouns", lambda text: {})
+    parts = ImageParts(Options(full_run, tmp_path), scenes)
+    count = min(100, len(scenes.records("all", "validation")))
+    parts.captions_of_validation = ["a dog"] * count
+    tokenizer = scenes.image_tokenizer()
+    assert parts.choose_size(tokenizer) == chosen
+    assert asked == ["coded_32", "coded_48", "coded_64"]
+    assert parts.choose_size(tokenizer) == chosen and len(asked) == 3  # it is kept
+    given = ImageParts(Options(full_run, tmp_path, code_image_size=56), scenes)
+    assert given.choose_size(tokenizer) == 56
+
+
 @pytest.mark.slow
 def test_a_run_is_fine_tuned_and_measured(scenes, full_run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -214,6 +246,7 @@ def test_mistakes_are_sentences(scenes, full_run, tmp_path, capsys):
         ([f"--model_dir={tmp_path / 'none'}"], "there is no trained run in"),
         (["--num_images=1"], "give at least 2"),
         (["--num_candidates=0"], "--num_candidates is 0; give at least 1"),
+        (["--code_image_size=20"], "give a multiple of the 8 pixels of a code"),
     ):
         assert images_on_scenes.main([*arguments, *more, *parts], call) == 2
         assert sentence in capsys.readouterr().err
