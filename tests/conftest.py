@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import pytest
-from absl import logging
+from absl import flags, logging
 from left_out import describe_left_out
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -156,6 +156,12 @@ def programs():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()  # automatic collection is rare, see above
+
+
+@pytest.fixture(scope="session")
+def absl_flags():
+    """Parses absl's flags, as commands do: Grain's worker processes need them."""
+    flags.FLAGS(["tests"])
 
 
 @pytest.fixture(scope="session")

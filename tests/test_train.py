@@ -1,17 +1,18 @@
 """`python -m ofa_jax.train` as users call it: a whole run, a stopped one, and user errors."""
 
+import contextlib
+import io
 import json
 import os
-import pathlib
 import shutil
 
 import flax
-import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import small_flags
+from command_calls import calling
 from lowered_steps import planned_step, trained_step
 from official_files import write_official_files
 from report_files import json_in
@@ -38,17 +39,10 @@ SMALL = [
 
 
 @pytest.fixture
-def call(small_scenes, monkeypatch):
+def call(small_scenes):
     """Calls the command line in this process, from a clean gin."""
-    monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
-    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
-
-    def run(*arguments):
-        gin.clear_config()
-        train.main(arguments)
-
-    yield run
-    gin.clear_config()
+    with calling(train.main, small_scenes) as call:
+        yield call
 
 
 def model_dir(path):
@@ -60,13 +54,20 @@ def checkpoint(path, step):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def runs(small_scenes, tmp_path_factory):
+    """Returns a folder of runs: `whole` is trained to its end, and printed `whole.txt`."""
+    folder = tmp_path_factory.mktemp("runs")
+    with (
+        calling(train.main, small_scenes) as call,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        call(RUN, *SMALL, model_dir(folder / "whole"))
+    (folder / "whole.txt").write_text(printed.getvalue())
+    return folder
 
 
-def test_a_run_learns_all_eight_objectives_and_reports_their_metrics(call, runs, capsys):
-    call(RUN, *SMALL, model_dir(runs / "whole"))
-    text = capsys.readouterr().out
+def test_a_run_learns_all_eight_objectives_and_reports_their_metrics(runs):
+    text = (runs / "whole.txt").read_text()
     results = json.loads((runs / "whole" / "validation.json").read_text())
     assert set(results) == set(objectives.OBJECTIVES)
     for row in results.values():

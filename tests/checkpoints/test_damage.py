@@ -7,7 +7,6 @@ import shutil
 
 import fault_run
 import pytest
-from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -21,10 +20,10 @@ from ofa_jax.sharding import Partitioner
 from ofa_jax.training import loop
 from ofa_jax.utils.text_files import DamagedFileError
 
+pytestmark = pytest.mark.usefixtures("absl_flags")
+
 
 def make_run(directory, steps):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
     run = fault_run.make_run(fault_run.parse([str(directory), f"--steps={steps}"]), Partitioner())
     object.__setattr__(run, "console", Console(file=io.StringIO(), width=300))
     return run

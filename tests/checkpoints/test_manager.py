@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from absl import flags
 from rich.console import Console
 
 from ofa_jax.checkpoints import checksums, storage
@@ -21,14 +20,8 @@ from ofa_jax.checkpoints.manager import Checkpoints, SaveError
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures("absl_flags")
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grain_flags():
-    """Parses absl's flags, which Grain reads."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
 
 
 def make_run(directory, steps, batches=lambda batches: batches):

@@ -6,7 +6,6 @@ import logging
 
 import numpy as np
 import pytest
-from absl import flags
 from loader_tasks import (
     LENGTHS,
     PAIRS,
@@ -195,13 +194,6 @@ def test_threads_and_prefetching_change_nothing(uninterrupted):
     assert_same(take(9, num_threads=5, prefetch_steps=9), uninterrupted)
 
 
-@pytest.fixture
-def absl_flags():
-    """Parses absl's flags, which Grain's worker processes need."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
-
-
 def test_worker_processes_give_the_same_batches_without_tensorflow(uninterrupted, absl_flags):
     assert_same(take(3, start=2, num_workers=1), uninterrupted[2:5])
     stream = Stream("s", "m", 2, LENGTHS)
@@ -290,7 +282,7 @@ def test_an_unexpected_exception_for_one_record_skips_that_record():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_dropped_parts_are_counted_by_task_and_reason(workers):
+def test_dropped_parts_are_counted_by_task_and_reason(workers, absl_flags):
     stream = Stream("s", "m", 4, LENGTHS)
     task = WeightedTask("t", 1.0, numbered(4), note_a_dropped_part)
     loader = Loader([stream], {"s": [task]}, 0, num_workers=workers)

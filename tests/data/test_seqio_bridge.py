@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
-from absl import flags
 
 from ofa_jax.data import features, seqio_bridge
 from ofa_jax.data.feature_converter import OFAFeatureConverter
@@ -23,6 +22,7 @@ SIZE = 32
 STREAM = Stream(
     "s", "bridge_mixture", 4, {"inputs": 6, "targets": 4}, image_size=SIZE, num_sampled_patches=2
 )
+pytestmark = pytest.mark.usefixtures("absl_flags")
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
@@ -316,12 +316,6 @@ def test_the_converter_makes_the_same_features_in_a_graph(name, stream):
     assert {k: v.shape.as_list() for k, v in dataset.batch(8, True).element_spec.items()} == {
         feature: [8, *array.shape] for feature, array in expected.items()
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def absl_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 # --------------------------------------------------------------------------- damage in tf.data

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 
-import gin
 import jax
 import numpy as np
 import pytest
 import small_evaluation
+from command_calls import ROOT, calling
 from official_model import random_variables
 from report_files import json_in
 from shown_progress import assert_shown, every_line
@@ -30,7 +30,6 @@ from ofa_jax.evaluation.prediction_files import read_lines
 from ofa_jax.interop import files
 from ofa_jax.sharding import Partitioner
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = "--gin_file=gin_configs/runs/pretrain_scenes.gin"
 EVALUATE = "--gin_file=gin_configs/runs/evaluate.gin"
 TASK = "--gin_file=gin_configs/runs/evaluate_task.gin"
@@ -48,17 +47,10 @@ SMALL = [
 
 
 @pytest.fixture
-def call(small_scenes, monkeypatch):
+def call(small_scenes):
     """Calls the command line in this process, from a clean gin."""
-    monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments):
-        gin.clear_config()
-        evaluate.main(arguments)
-
-    yield run
-    gin.clear_config()
+    with calling(evaluate.main, small_scenes) as call:
+        yield call
 
 
 def at(path):

@@ -6,11 +6,11 @@ import pathlib
 import shutil
 
 import downstream_files
-import gin
 import jax
 import numpy as np
 import pytest
 import small_evaluation
+from command_calls import calling
 from official_model import random_variables
 
 from ofa_jax import evaluate
@@ -24,7 +24,6 @@ from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils import files
 from ofa_jax.utils.locks import directory_lock
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = [
     "--gin_file=gin_configs/runs/pretrain_scenes.gin",
     "--gin_file=gin_configs/runs/evaluate.gin",
@@ -39,13 +38,10 @@ SMALL = [
 
 
 @pytest.fixture
-def call(small_scenes, monkeypatch, capsys):
+def call(small_scenes, capsys):
     """Calls the command line in this process; returns the exit code and what was printed."""
-    monkeypatch.setenv("OFA_DATA_DIR", str(small_scenes))
-    monkeypatch.chdir(ROOT)
 
-    def run(*arguments):
-        gin.clear_config()
+    def run(arguments):
         code = 0
         try:
             evaluate.main(arguments)
@@ -54,8 +50,8 @@ def call(small_scenes, monkeypatch, capsys):
         output, errors = capsys.readouterr()
         return code, output, errors
 
-    yield run
-    gin.clear_config()
+    with calling(run, small_scenes) as call:
+        yield call
 
 
 @pytest.fixture(scope="module")

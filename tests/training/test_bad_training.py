@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags, logging
+from absl import logging
 from fault_tools import DRIVER, environment
 from rich.console import Console
 from small_run import make_run
@@ -30,6 +30,7 @@ from ofa_jax.sharding import Partitioner
 from ofa_jax.training import loop, preemption
 from ofa_jax.utils import files
 
+pytestmark = pytest.mark.usefixtures("absl_flags")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -105,8 +106,6 @@ def test_a_run_whose_last_step_is_bad_does_not_pretend_to_be_complete(tmp_path):
 
 def exploding(folder, steps, keep, at, factor):
     """Returns a run of a tiny network whose parameters are multiplied by a factor in one step."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
     options = fault_run.parse([str(folder), f"--steps={steps}", "--checkpoint_period=1"])
     run = fault_run.make_run(options, Partitioner())
 
@@ -282,8 +281,6 @@ class Slow:
 
 
 def test_a_dead_worker_process_is_one_sentence():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])  # grain reads them
     loader = Loader([], {}, 0, num_workers=1)
     batches = loader._prefetched(Slow())
     with pytest.raises(LoaderError, match="A process that makes batches has ended"):

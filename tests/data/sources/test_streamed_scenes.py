@@ -7,7 +7,6 @@ import pickle
 import gin
 import numpy as np
 import pytest
-from absl import flags
 
 import tasks.pretraining  # noqa: F401  registers the tasks
 from ofa_jax.cli import gin_registry
@@ -110,9 +109,7 @@ def test_no_scene_is_seen_twice_by_any_tasks(settings):
         assert indices == list(range(len(indices)))
 
 
-def test_every_number_of_hosts_and_workers_trains_on_the_same_scenes(settings):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])  # Grain's worker processes need them
+def test_every_number_of_hosts_and_workers_trains_on_the_same_scenes(settings, absl_flags):
     whole = take(settings, 3)
     parts = [
         take(settings, 3, num_data_shards=2, data_shards=(host,), num_workers=host)
