@@ -4,6 +4,7 @@ select checkpoints ─▶ load the tasks of all streams ─▶ check the model a
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -31,6 +32,9 @@ from ofa_jax.utils import options
 from ofa_jax.utils.modules import import_task_modules
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.suggestions import nearest
+
+_CHECK_MEMORY = "evaluate.check_memory"
+"""The option that turns the estimates of memory off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +170,11 @@ def build_evaluation(
     )
     existing = selector.list_existing()
     partitioner = partitioner or Partitioner()
+    streams = [_with_batch_size(stream, batch_size) for stream in streams]
     if check_memory:
-        batches = [_with_batch_size(stream, batch_size) for stream in streams]
-        memory_checks.check_host(batches, partitioner, num_workers, "evaluate.check_memory")
+        memory_checks.check_host(streams, partitioner, num_workers, _CHECK_MEMORY)
     console = Console(quiet=jax.process_index() > 0)
+    log = functools.partial(_print_line, console)
     loader = TaskLoader(
         split,
         partitioner,
@@ -183,7 +188,7 @@ def build_evaluation(
     )
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_task_names(only, streams, settings)
-    loaded = _load_tasks(loader, streams, only, lambda message: _print_line(console, message))
+    loaded = _load_tasks(loader, streams, only, log)
     loaded = [(task.replace_settings(dtype=dtype), stream) for task, stream in loaded]
     if image_ranker is not None:
         loaded = [(_ranked(task, image_ranker, settings), stream) for task, stream in loaded]
@@ -192,21 +197,13 @@ def build_evaluation(
     def make_evaluator(config: OFAConfig) -> Evaluator:
         if settings is not None:
             check_codes(config, settings.code_image_size, streams)
-        model = OFA(config)
         evaluator = Evaluator(
-            model, partitioner, root, seed, candidates_at_once, batches_per_part, evaluation.log
+            OFA(config), partitioner, root, seed, candidates_at_once, batches_per_part, log
         )
         for task, stream in loaded:
             _check_model(config, task, stream)
             if check_memory:
-                memory_checks.check_task(
-                    config,
-                    _with_batch_size(stream, batch_size),
-                    task.spec.decoding,
-                    candidates_at_once if task.spec.score_all else None,
-                    partitioner,
-                    "evaluate.check_memory",
-                )
+                _check_memory(config, task, stream, candidates_at_once, partitioner)
             evaluator.decoder(task)
         return evaluator
 
@@ -220,7 +217,7 @@ def build_evaluation(
         partitioner=partitioner,
         dtype=dtype,
         weights=weights,
-        writer=EventWriter(root, "the evaluation", lambda message: _print_line(console, message)),
+        writer=EventWriter(root, "the evaluation", log),
         console=console,
         gallery_examples=gallery_examples,
         image_tokenizer=getattr(settings, "image_tokenizer", None),
@@ -315,6 +312,20 @@ def _load_tasks(
                 )
             loaded[task.name] = task, stream
     return list(loaded.values())
+
+
+def _check_memory(
+    config: OFAConfig,
+    task: EvalTask,
+    stream: Stream,
+    candidates_at_once: int,
+    partitioner: Partitioner,
+) -> None:
+    """Raises ValueError if decoding a batch of a task needs more memory than there is."""
+    at_once = candidates_at_once if task.spec.score_all else None
+    memory_checks.check_task(
+        config, stream, task.spec.decoding, at_once, partitioner, _CHECK_MEMORY
+    )
 
 
 def _check_model(config: OFAConfig, task: EvalTask, stream: Stream) -> None:
