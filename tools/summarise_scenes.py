@@ -27,8 +27,8 @@ from ofa_jax.utils.modules import import_modules
 
 from . import output_folders, report_scenes, scenes_results
 from .command import user_command
-from .report_scenes import Reporter
 from .scenes_results import THRESHOLDS, Row
+from .scenes_rows import Reporter
 
 SPLIT = "test"
 SUMMARY = "summary.json"
@@ -266,7 +266,8 @@ def _write(options: argparse.Namespace, step: int) -> int:
     import_modules("tasks.pretraining")  # registers the specifications of the evaluation
     settings, values = report_scenes.settings_of(options.model_dir / "config.gin")
     lines = report_scenes.read_lines(options.model_dir, SPLIT, step)
-    rows = list(Reporter(settings, options.baseline_examples).rows(SPLIT, lines))
+    reporter = Reporter(settings, options.baseline_examples)
+    rows = report_scenes.rows_of(options.model_dir, SPLIT, step, lines, reporter)
     losses = read_losses(options.model_dir)
     aims = aims_of(options.kind, rows, losses)
     files.write_json(options.model_dir / SUMMARY, summary(rows, losses))

@@ -13,11 +13,12 @@ from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED, SWAPPED
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.data.task_settings import default_settings
 from ofa_jax.evaluation import eval_spec, postprocess
-from tools import report_scenes, scenes_results
-from tools.report_scenes import Reporter
+from ofa_jax.preprocessing import objectives
+from tools import report_scenes, scenes_results, scenes_rows
+from tools.scenes_rows import Reporter
 
 SPLIT = "test"
-TASKS = tuple(report_scenes._SHOWN)
+TASKS = tuple(scenes_rows.SHOWN)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,7 @@ def settings(small_scenes):
 def make_lines(task, settings, predict):
     """Returns prediction lines; `predict(task, reference)` gives each prediction."""
     config, spec = settings.evaluation_config, eval_spec.find(task)
-    objective = report_scenes.objectives.OBJECTIVES[task]
-    kind = report_scenes.objectives.RECORD_KIND[task]
+    objective, kind = objectives.OBJECTIVES[task], objectives.RECORD_KIND[task]
     records = SingleTarget(settings.data_set.records(kind, SPLIT), kind)
     lines = []
     for index in range(min(len(records), 4)):
@@ -129,6 +129,49 @@ def test_thresholds_apply_to_the_test_split_only(settings):
     assert row.value == 0 and row.met is False
     assert very_phrase.metric == "exact_match" and very_phrase.threshold is None
     assert by_split["test_shifted"][0].threshold is None
+
+
+def test_two_splits_read_the_training_data_once(settings, monkeypatch):
+    reads = []
+    original = Reporter._training_records
+    monkeypatch.setattr(
+        Reporter, "_training_records", lambda self, task: reads.append(task) or original(self, task)
+    )
+    names = ("text_infilling", "grounded_captioning")
+    lines = {task: make_lines(task, settings, right) for task in names}
+    reporter = Reporter(settings, 10)
+    for split in ("test", "test_shifted"):
+        assert list(reporter.rows(split, lines)) == list(Reporter(settings, 10).rows(split, lines))
+    assert len(reads) == 2 * (1 + 2)
+
+
+def test_rows_of_the_same_predictions_are_computed_once(settings, tmp_path, monkeypatch):
+    lines = {"grounded_captioning": make_lines("grounded_captioning", settings, right)}
+    path = tmp_path / "grounded_captioning" / "predictions.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines["grounded_captioning"]))
+    computed = []
+    original = Reporter.rows
+    monkeypatch.setattr(
+        Reporter, "rows", lambda self, *given: computed.append(given) or original(self, *given)
+    )
+
+    def rows(examples=10, commit="abc"):
+        before = len(computed)
+        found = scenes_rows.rows_of(Reporter(settings, examples), SPLIT, lines, tmp_path, commit)
+        return found, len(computed) > before
+
+    first, is_new = rows()
+    assert is_new and first[-1].value is None and any(row.value == 1 for row in first)
+    assert rows() == (first, False)
+    assert rows(examples=11)[1]
+    assert rows(examples=11, commit="abd")[1]
+    path.write_text(path.read_text() + "\n")
+    assert rows(examples=11, commit="abd")[1]
+    (tmp_path / scenes_rows.FILE).write_text('{"key": {}, "rows": [{"task": 3}]}')
+    assert rows()[1] and not rows()[1]
+    for unsure in ("unknown", "abc with changes"):
+        assert rows(commit=unsure)[1] and rows(commit=unsure)[1]
 
 
 def test_page_and_json_have_the_same_numbers_and_keep_other_sections(rows, tmp_path):

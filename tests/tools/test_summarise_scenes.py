@@ -87,6 +87,9 @@ def test_the_command_evaluates_once_and_writes_summary_and_page(tmp_path, monkey
         def __init__(self, settings, baseline_examples):
             assert (settings, baseline_examples) == ("settings", 50)
 
+        def key(self, split):
+            return {}
+
         def rows(self, split, lines):
             assert split == "test" and list(lines) == ["visual_grounding"]
             return iter(rows())
@@ -135,6 +138,7 @@ def test_the_evaluation_of_every_objective_is_known_in_a_new_process(tmp_path, s
         "report_scenes.settings_of = lambda path: (None, {'seed': 0, 'total_steps': 9});"
         "report_scenes.run_of = lambda *_: {'seed': 0, 'commit': '', 'device': '', 'steps': 7,"
         " 'total_steps': 9};"
+        "s.Reporter.key = lambda *_: {};"
         "s.Reporter.rows = lambda *_: print(eval_spec.find('visual_grounding').kind) or iter(());"
         f"sys.exit(s.main(['--model_dir={run}', '--results_dir={tmp_path}']))"
     )
