@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.utils import files
-
 from . import result_files
 
 FULL = "full_model"
@@ -193,8 +191,7 @@ def load(path: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    results = result_files.read(path, "the results of the ablations", _check)
-    return [] if results is None else results
+    return result_files.read(path, "the results of the ablations", _check, empty=[])
 
 
 def _check(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -221,11 +218,6 @@ def merge(old: Iterable[Run], new: Iterable[Run]) -> list[Run]:
         ordered = {task: downstream[task] for task in METRICS if task in downstream}
         merged[key(run)] = {**before, **run, "downstream": ordered}
     return [merged[place] for place in sorted(merged)]
-
-
-def save(path: pathlib.Path, runs: Sequence[Run]) -> None:
-    """Writes the runs atomically."""
-    files.write_json(path, list(runs))
 
 
 # --------------------------------------------------------------------------------------- statistics

@@ -29,8 +29,8 @@ from typing import Any
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.training.run import FLOPS_PER_STEP, TRAINED_SECONDS
-from ofa_jax.utils import files, progress, text_files
-from ofa_jax.utils.locks import LockedError, directory_lock
+from ofa_jax.utils import progress, text_files
+from ofa_jax.utils.locks import LockedError, directory_lock, waiting_lock
 
 from . import (
     ablation_pages,
@@ -38,6 +38,7 @@ from . import (
     ablation_runs,
     output_folders,
     report_scenes,
+    result_files,
     scenes_results,
 )
 from .ablation_results import COMPUTE, FULL, LEFT_OUT, METRICS, STEPS
@@ -182,12 +183,10 @@ class Results:
 
     def publish(self, units: Sequence[Unit]) -> None:
         """Adds what has finished to all files."""
-        with _waiting_lock(self._folder, "--results_dir"):
+        with waiting_lock(self._folder, "--results_dir"):
             runs = ablation_results.merge(self.load(), self._finished(units))
-            ablation_results.save(self.path, runs)
-            page = ablation_pages.page(runs, self._command)
-            files.write_text(self._folder / "ablations.md", page)
-            files.write_text(self._folder / "ablations.svg", ablation_pages.plot(runs))
+            page, plot = ablation_pages.page(runs, self._command), ablation_pages.plot(runs)
+            result_files.write(self._folder, "ablations", runs, page, plot)
             if self._folder.resolve() == ROOT / "results" and CLAIMS_PAGE.exists():
                 ablation_pages.fill_claims(CLAIMS_PAGE, runs)
 
@@ -215,19 +214,6 @@ class Results:
                 "pretraining": about["validation"],
                 "downstream": downstream,
             }
-
-
-@contextlib.contextmanager
-def _waiting_lock(folder: pathlib.Path, option: str) -> Iterator[None]:
-    """Holds the lock of a folder in the block, and waits for it before."""
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(directory_lock(folder, option))
-                break
-            except LockedError:
-                time.sleep(0.2)
-        yield
 
 
 # ----------------------------------------------------------------------------------- runs
@@ -327,7 +313,7 @@ class Runner:
     def _prepare(self) -> int:
         """Builds the scenes and the encoder that all runs begin with, unless they are there."""
         data_dir = self._plan.data_dir
-        with _waiting_lock(self._plan.runs_dir, "--runs_dir"):
+        with waiting_lock(self._plan.runs_dir, "--runs_dir"):
             if not (data_dir / "scenes" / "scenes.json").is_file():
                 command = ["-m", "tools.build_scenes", f"--data_dir={data_dir}"]
                 if code := self._run(command):

@@ -16,7 +16,6 @@ those of the fine-tuning (gin_configs/runs/scenes_text_to_image.gin).
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
@@ -268,16 +267,14 @@ def main(arguments: Sequence[str], call: Call = report_scenes.call_python) -> in
         directory_lock(options.results_dir, "--results_dir"),
     ):
         _keep_settings(options, parts.checkpoint)
-        path = options.results_dir / "images.json"
-        results = images_results.load(path)
+        results = images_results.load(options.results_dir / f"{images_results.NAME}.json")
         for name in options.parts:
             try:
                 found = _MEASURE[name](options, parts, call)
             except _TrainingError as error:
                 return error.code
             results[name] = found | _about(options, arguments, parts)
-            files.write_text(path, json.dumps(results, indent=2) + "\n")
-            files.write_text(path.with_suffix(".md"), images_results.page(results))
+            images_results.save(options.results_dir, results)
     print(images_results.page(results))
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import result_files
 
+NAME = "images"
 # (part, number) -> least or largest value, and whether it is the least.
 AIMS: Mapping[tuple[str, str], tuple[float, bool]] = {
     ("text_to_image", "asked_nouns"): (0.5, True),
@@ -59,8 +60,12 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `tools.images_on_scenes` writes.
     """
-    results = result_files.read(path, "the results of images on Scenes", page)
-    return {} if results is None else results
+    return result_files.read(path, "the results of images on Scenes", page, empty={})
+
+
+def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Writes both files atomically."""
+    result_files.write(directory, NAME, results, page(results))
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -13,20 +13,19 @@ repeated, and any number of these commands may run at once.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.training.run import FLOPS_PER_STEP, TRAINED_SECONDS
 from ofa_jax.utils import files, progress, text_files
-from ofa_jax.utils.locks import LockedError, directory_lock
+from ofa_jax.utils.locks import LockedError, directory_lock, waiting_lock
 
 from . import output_folders, report_scenes, scaling_results, scenes_results
 from .command import user_command
@@ -352,7 +351,7 @@ class Runner:
     def _publish(self) -> None:
         """Adds what has finished to the results, which other processes write as well."""
         finished = [record for unit in self._units if (record := unit.record(self._plan))]
-        with _waiting_lock(self._results_dir):
+        with waiting_lock(self._results_dir, "--results_dir"):
             known = scaling_results.load(self.path)
             runs = scaling_results.merge(known.get("runs", []), finished)
             results = {
@@ -362,19 +361,6 @@ class Runner:
                 "runs": runs,
             }
             scaling_results.save(self._results_dir, results)
-
-
-@contextlib.contextmanager
-def _waiting_lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a folder in the block, and waits for it before."""
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(directory_lock(folder, "--results_dir"))
-                break
-            except LockedError:
-                time.sleep(0.2)
-        yield
 
 
 if __name__ == "__main__":

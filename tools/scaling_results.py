@@ -9,14 +9,11 @@ The page and the plot are made from the JSON file:
 `scenes` is null for an endless stream; `losses` are those of each objective.
 """
 
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ofa_jax.utils import files
 
 from . import result_files, scaling_fit, svg_plots
 from .scaling_fit import Fit
@@ -48,8 +45,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    results = result_files.read(path, "results of scaling", _check)
-    return {} if results is None else results
+    return result_files.read(path, "results of scaling", _check, empty={})
 
 
 def _check(results: Mapping[str, Any]) -> None:
@@ -62,9 +58,7 @@ def _check(results: Mapping[str, Any]) -> None:
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes the three files atomically."""
-    files.write_text(directory / f"{NAME}.json", json.dumps(results, indent=2) + "\n")
-    files.write_text(directory / f"{NAME}.svg", draw(results["runs"]))
-    files.write_text(directory / f"{NAME}.md", page(results))
+    result_files.write(directory, NAME, results, page(results), draw(results["runs"]))
 
 
 def key_of(run: Run) -> tuple[Any, ...]:

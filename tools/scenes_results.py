@@ -9,13 +9,12 @@ The page is made from the JSON file:
 """
 
 import dataclasses
-import json
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files, renamed
+from ofa_jax.utils import renamed
 
 from . import result_files
 
@@ -69,18 +68,12 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       DamagedFileError: it is torn, or not what `save` writes.
     """
-    results = result_files.read(path, "the results of Scenes", page)
-    return {} if results is None else results
+    return result_files.read(path, "the results of Scenes", page, empty={})
 
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes both files atomically."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("scenes.json", json.dumps(results, indent=2) + "\n"),
-        ("scenes.md", page(results)),
-    ):
-        files.write_text(directory / name, text)
+    result_files.write(directory, "scenes", results, page(results))
 
 
 def as_typed(command: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ results/first_run.json has the last run of each kind, and results/first_run.md i
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -25,7 +24,7 @@ from ofa_jax.utils import files, text_files
 from ofa_jax.utils.locks import directory_lock
 from ofa_jax.utils.modules import import_modules
 
-from . import output_folders, report_scenes, scenes_results
+from . import output_folders, report_scenes, result_files, scenes_results
 from .command import user_command
 from .scenes_results import THRESHOLDS, Row
 from .scenes_rows import Reporter
@@ -279,10 +278,9 @@ def _write(options: argparse.Namespace, step: int) -> int:
     }
     with directory_lock(options.results_dir, "--results_dir"):
         path = options.results_dir / f"{PAGE}.json"
-        results = text_files.read_json(path) if path.exists() else {}
+        results = result_files.read(path, "what runs on Scenes have reached", page, empty={})
         results[options.kind] = run
-        files.write_text(path, json.dumps(results, indent=2) + "\n")
-        files.write_text(path.with_suffix(".md"), page(results))
+        result_files.write(options.results_dir, PAGE, results, page(results))
     print(describe(options.model_dir, aims))
     if seconds is not None:
         print(f"{seconds / 60:.1f} minutes in all.")

@@ -11,16 +11,13 @@ The page and the plot are made from the JSON file:
      "wordings": {role: {"objective/metric": {"published", "trained", "unseen"}}}}
 """
 
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ofa_jax.utils import files
-
-from . import svg_plots
+from . import result_files, svg_plots
 from .svg_plots import Series
 
 ROLES = {
@@ -35,11 +32,8 @@ NAME = "zero_shot"
 
 def save(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes the three files atomically."""
-    directory.mkdir(parents=True, exist_ok=True)
-    files.write_text(directory / f"{NAME}.json", json.dumps(results, indent=2) + "\n")
-    if results["tasks"]:
-        files.write_text(directory / f"{NAME}.svg", draw(results))
-    files.write_text(directory / f"{NAME}.md", page(results))
+    plot = draw(results) if results["tasks"] else None
+    result_files.write(directory, NAME, results, page(results), plot)
 
 
 def standard_error(share: float, count: int) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 
 from absl import logging
@@ -15,7 +16,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LockedError", "directory_lock"]
+__all__ = ["LockedError", "directory_lock", "waiting_lock"]
 
 
 class LockedError(OSError):
@@ -47,6 +48,25 @@ def directory_lock(directory: epath.PathLike, option: str, shared: bool = False)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def waiting_lock(directory: epath.PathLike, option: str, seconds: float = 0.2) -> Iterator[None]:
+    """Holds a folder's lock in the block, and waits for it before, as long as that takes.
+
+    Args:
+      directory: an existing folder.
+      option: the option that names it.
+      seconds: time between two tries.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(directory_lock(directory, option))
+                break
+            except LockedError:
+                time.sleep(seconds)
+        yield
 
 
 def _lock(descriptor: int, directory: epath.PathLike, option: str, mode: int) -> None:

@@ -160,3 +160,21 @@ def test_wrong_arguments_are_refused_in_one_sentence(tmp_path, capsys):
     (tmp_path / "config.gin").write_text("")
     assert summarise_scenes.main([f"--model_dir={tmp_path}", "--num_examples=0"]) == 2
     assert "--num_examples must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"full": {}}'])
+def test_damaged_results_are_one_sentence_and_stay(tmp_path, monkeypatch, capsys, content):
+    run = tmp_path / "run"
+    folder = run / "evaluations" / "test" / "7" / "visual_grounding"
+    for path in (run / "checkpoints" / "7" / "state", folder):
+        path.mkdir(parents=True)
+    (run / "config.gin").write_text("")
+    (folder / "predictions.jsonl").write_text('{"index": 0}\n')
+    monkeypatch.setattr(report_scenes, "settings_of", lambda path: (None, {}))
+    monkeypatch.setattr(report_scenes, "rows_of", lambda *_: rows())
+    monkeypatch.setattr(report_scenes, "run_of", lambda *_: _ABOUT)
+    (tmp_path / "first_run.json").write_text(content)
+    assert summarise_scenes.main([f"--model_dir={run}", f"--results_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'first_run.json'}" in error and error.count("\n") == 1
+    assert (tmp_path / "first_run.json").read_text() == content
