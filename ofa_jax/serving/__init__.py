@@ -1,7 +1,8 @@
 """Serving: a queue of requests, an HTTP endpoint for programs, and the limits of both.
 
 limits            sizes of uploads and texts, rates, and what is checked before anything is decoded
-prediction_queue  puts requests of several threads into batches
+prediction_queue  puts requests of several threads into batches; `prediction_requests` are what
+                  it takes and refuses
 fields            the JSON fields of the endpoint, in and out
 http_app          the endpoint `POST /predict`
 http_guards       the host, the size and the rate of requests, before they are read

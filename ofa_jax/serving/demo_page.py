@@ -36,7 +36,8 @@ from ofa_jax.serving import demo_answers, fields
 from ofa_jax.serving.http_guards import BodyReader, HttpError, discard_body, json_response
 from ofa_jax.serving.page_examples import PageExample
 from ofa_jax.serving.page_guard import PageGuard
-from ofa_jax.serving.prediction_queue import PredictionQueue, PredictionRequest, RefusedError
+from ofa_jax.serving.prediction_queue import PredictionQueue
+from ofa_jax.serving.prediction_requests import PredictionRequest, RefusedError
 from ofa_jax.serving.uploads import Upload, UploadStore
 from ofa_jax.utils.decode_options import AS_SEEN
 

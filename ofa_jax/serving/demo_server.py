@@ -19,7 +19,8 @@ from ofa_jax.serving.demo_page import add_demo_page, page_content
 from ofa_jax.serving.http_app import make_app
 from ofa_jax.serving.limits import Limits
 from ofa_jax.serving.page_examples import find_examples
-from ofa_jax.serving.prediction_queue import PredictionQueue, PredictionRequest
+from ofa_jax.serving.prediction_queue import PredictionQueue
+from ofa_jax.serving.prediction_requests import PredictionRequest
 from ofa_jax.serving.server import serve
 
 _WARM_UP_TASK = "image_captioning"

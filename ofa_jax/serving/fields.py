@@ -18,7 +18,7 @@ from ofa_jax.inference.predictions import Prediction, to_png
 from ofa_jax.inference.presets import PRESETS
 from ofa_jax.preprocessing import prompts
 from ofa_jax.serving.limits import Limits, TooLargeError
-from ofa_jax.serving.prediction_queue import PredictionRequest
+from ofa_jax.serving.prediction_requests import PredictionRequest
 from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.suggestions import nearest

@@ -33,7 +33,8 @@ from ofa_jax.serving.http_guards import (
     json_response,
 )
 from ofa_jax.serving.limits import RateLimiter, TooLargeError
-from ofa_jax.serving.prediction_queue import PredictionQueue, RefusedError, UnexpectedError
+from ofa_jax.serving.prediction_queue import PredictionQueue
+from ofa_jax.serving.prediction_requests import RefusedError, UnexpectedError
 
 _PREPARING_THREADS = 2
 """Each takes the memory of one decoded image."""
