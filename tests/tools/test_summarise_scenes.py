@@ -162,7 +162,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(tmp_path, capsys):
     assert "--num_examples must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"full": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"full": {"seed": 3}}'])
 def test_damaged_results_are_one_sentence_and_stay(tmp_path, monkeypatch, capsys, content):
     run = tmp_path / "run"
     folder = run / "evaluations" / "test" / "7" / "visual_grounding"
