@@ -21,6 +21,7 @@ Total bytes: 512 (512B)
 
 @pytest.fixture
 def compiler(monkeypatch):
+    jnp.zeros(1).block_until_ready()  # XLA reads its flags once, and would refuse the one below
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_something=1")
     monkeypatch.setattr(compiling, "_PERIOD", 0.01)
     return compiling.PartialCompiler()
