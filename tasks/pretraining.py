@@ -12,11 +12,10 @@ names others.
 """
 
 from collections.abc import Callable, Mapping
-
-import seqio
+from typing import Any
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
-from ofa_jax.data.registration import add_pretraining_task
+from ofa_jax.data.registration import add_mixture, add_pretraining_task
 from ofa_jax.evaluation import seqio_metrics
 from ofa_jax.preprocessing import objectives
 from ofa_jax.preprocessing.objectives import IMAGE_RATES, PAIR_RATES, TEXT_RATES
@@ -33,13 +32,13 @@ for _name, _objective in objectives.OBJECTIVES.items():
 pretraining_eval.register()
 
 
-def _rate(default: float) -> Callable[[seqio.Task], float]:
+def _rate(default: float) -> Callable[[Any], float]:
     """Returns a rate function that lets the settings override a task's rate."""
     return lambda task: PRETRAINING.of().rates.get(task.name, default)
 
 
 def _mixture(name: str, default_rates: Mapping[str, float]) -> None:
-    seqio.MixtureRegistry.add(name, [(task, _rate(rate)) for task, rate in default_rates.items()])
+    add_mixture(name, [(task, _rate(rate)) for task, rate in default_rates.items()])
 
 
 _mixture("ofa_pretrain_pairs", PAIR_RATES)

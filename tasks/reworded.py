@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seqio
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
-from ofa_jax.data.registration import add_pretraining_task
+from ofa_jax.data.registration import add_mixture, add_pretraining_task
 from ofa_jax.evaluation import eval_spec, seqio_metrics
 from ofa_jax.evaluation.eval_spec import EvalSpec
 from ofa_jax.preprocessing import objectives, prompts, wordings
@@ -50,7 +49,7 @@ def _renamed(name: str, objective: str, settings: Any) -> EvalSpec:
     return eval_spec.find(objective, settings).replace(task=name)
 
 
-def _rate(objective: str, default: float) -> Callable[[seqio.Task], float]:
+def _rate(objective: str, default: float) -> Callable[[Any], float]:
     """Returns a rate function that leaves out what the settings leave out of training."""
     return lambda task: PRETRAINING.of().rates.get(objective, default)
 
@@ -69,7 +68,7 @@ def _mixture(name: str, rates: Mapping[str, float]) -> None:
             )
             eval_spec.register_factory(task, functools.partial(_renamed, task, objective))
             tasks.append((task, _rate(objective, rate)))
-    seqio.MixtureRegistry.add(name, tasks)
+    add_mixture(name, tasks)
 
 
 _mixture("reworded_pairs", objectives.PAIR_RATES)

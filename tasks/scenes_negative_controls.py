@@ -12,10 +12,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import seqio
-
 from ofa_jax.data.pretraining_settings import PRETRAINING
-from ofa_jax.data.registration import add_pretraining_task
+from ofa_jax.data.registration import add_mixture, add_pretraining_task
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.negative_controls import (
     ABSENT_NOUN,
@@ -64,7 +62,7 @@ for _objective in SWAPPED_OBJECTIVES:
         functools.partial(_swapped, objectives.RECORD_KIND[_objective]),
     )
 _register(ABSENT_NOUN, "visual_grounding", _absent)
-seqio.MixtureRegistry.add(
+add_mixture(
     "scenes_controls",
     [*(f"{_objective}{SWAPPED}" for _objective in SWAPPED_OBJECTIVES), ABSENT_NOUN],
     default_rate=1.0,

@@ -16,10 +16,9 @@ import zlib
 from typing import Any
 
 import numpy as np
-import seqio
 
 from ofa_jax.data.pretraining_settings import PRETRAINING
-from ofa_jax.data.registration import add_pretraining_task
+from ofa_jax.data.registration import add_mixture, add_pretraining_task
 from ofa_jax.data.sources.base import RecordSource
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.task_settings import TaskContext
@@ -183,4 +182,4 @@ for _task in NAMES:
         _evaluated.append(_task + AMONG_ANSWERS)
     for _number in TRAINING_EXAMPLES:
         _register(f"{_task}_{_number}", _task, _number)
-seqio.MixtureRegistry.add(MIXTURE, _evaluated, default_rate=1.0)
+add_mixture(MIXTURE, _evaluated, default_rate=1.0)

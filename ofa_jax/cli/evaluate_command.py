@@ -6,17 +6,16 @@ import inspect
 from collections.abc import Sequence
 
 import gin
-import seqio
 from absl import flags, logging
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.cli import common, errors, gin_registry, gin_unread
+from ofa_jax.data import task_registry
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.build import Evaluation, build_evaluation
 from ofa_jax.evaluation.evaluator import EvaluationError
 from ofa_jax.evaluation.run import run_evaluation
 from ofa_jax.model.named_config import model_config
-from ofa_jax.reports import run_report
 from ofa_jax.training.build import build_run
 from ofa_jax.utils.locks import LockedError
 
@@ -48,7 +47,7 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
         common.parse_arguments(
             "python -m ofa_jax.evaluate", description, arguments, may_stay_open=("TRAIN_STEPS",)
         )
-        seqio.set_global_cache_dirs([])
+        task_registry.forget_cache_dirs()
         _inherit_training_parameters()
         evaluation = gin.get_configurable("evaluate")(override_decoding=override_decoding)
         gin_unread.warn_of_unread(_OF_TRAINING)
@@ -84,6 +83,9 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
 
 def _write_report(evaluation: Evaluation) -> None:
     """Writes the run's report, unless the results are elsewhere."""
+    # Imported only now: the curves need plotly, which evaluation does not.
+    from ofa_jax.reports import run_report
+
     # MODEL_DIR may be relative to the current folder; the folder of the results never is.
     model_dir = storage.absolute_path(evaluation.model_dir)
     if storage.absolute_path(evaluation.directory).is_relative_to(model_dir):

@@ -4,10 +4,10 @@ import errno
 from collections.abc import Sequence
 
 import gin
-import seqio
 from absl import flags, logging
 
 from ofa_jax.cli import common, errors, gin_registry, gin_unread
+from ofa_jax.data import task_registry
 from ofa_jax.inference.build import INPUTS, build_job
 from ofa_jax.inference.job import Job, JobSummary, print_line
 from ofa_jax.inference.shards import ShardError
@@ -30,7 +30,7 @@ def run_command(description: str, arguments: Sequence[str]) -> int:
     with errors.user_errors():
         gin_registry.register({"infer": build_job, **INPUTS})
         common.parse_arguments("python -m ofa_jax.infer", description, arguments)
-        seqio.set_global_cache_dirs([])
+        task_registry.forget_cache_dirs()
         job = gin.get_configurable("infer")()
         gin_unread.warn_of_unread()
         for line in (*_describe_recovery(job), _describe_job(job)):

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import gin
 import jax
-import seqio
 from absl import flags, logging
 
 from ofa_jax.checkpoints.manager import SaveError
 from ofa_jax.cli import common, errors, gin_registry, gin_unread
+from ofa_jax.data import task_registry
 from ofa_jax.data.loader import LoaderError
 from ofa_jax.model.named_config import model_config
-from ofa_jax.reports import run_report
 from ofa_jax.training import loop
 from ofa_jax.training.build import build_run
 from ofa_jax.training.run import Run
@@ -38,6 +37,9 @@ def run_command(description: str, arguments: Sequence[str]) -> None:
             errors.fail(error)
         except (SaveError, LoaderError) as error:
             errors.fail(error, errors.FAILURE)
+        # Imported only now: the curves need plotly, which the first step does not.
+        from ofa_jax.reports import run_report
+
         run_report.write_at_end(run.model_dir, functools.partial(_print_line, run))
 
 
@@ -45,7 +47,7 @@ def _build(description: str, arguments: Sequence[str]) -> Run:
     """Returns the run that a command line describes; nothing is written."""
     gin_registry.register({"train": build_run, "model_config": model_config})
     common.parse_arguments("python -m ofa_jax.train", description, arguments)
-    seqio.set_global_cache_dirs([])
+    task_registry.forget_cache_dirs()
     run = gin.get_configurable("train")()
     gin_unread.warn_of_unread()
     # The loop writes it, once it has accepted the run.

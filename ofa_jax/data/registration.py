@@ -1,25 +1,24 @@
-"""Registers tasks with seqio that run over the settings of a run.
+"""Registers tasks that run over the settings of a run, with this project's registry and seqio's.
 
     def count_objects(record, rng, config): ...        # config: an ObjectiveConfig
 
     add_pretraining_task("counting", "objects", count_objects)
+    add_mixture("counting_and_captions", [("counting", 3), ("image_captioning", 1)])
 
 The task then reads the records, uses the vocabulary and the sizes, and mixes with the tasks of the
-run that it is part of. `fill_features` lets a task with tf.data preprocessors mix with them too.
+run that it is part of. Both are there for seqio too (`task_registry`); a run that needs no more
+than this does not import it. `fill_features` lets a task with tf.data preprocessors mix with them.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import seqio
-
+from ofa_jax.data import task_registry
 from ofa_jax.data.pretraining_settings import PRETRAINING
 from ofa_jax.data.seqio_evaluation import SeqioEvaluation
-from ofa_jax.data.seqio_mixing import fill_features as fill_features
-from ofa_jax.data.seqio_tasks import RecordDataSource, numpy_preprocessor, output_features
-from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.task_registry import Rate
 from ofa_jax.data.task_settings import (
     SettingsSource,
     TaskContext,
@@ -28,9 +27,32 @@ from ofa_jax.data.task_settings import (
     open_configured,
 )
 
+if TYPE_CHECKING:
+    import seqio
+
+    from ofa_jax.data.seqio_mixing import fill_features as fill_features
+    from ofa_jax.data.seqio_tasks import RecordDataSource, numpy_preprocessor
+
+    PRETRAINING_FEATURES: dict[str, seqio.Feature]
+
 PRETRAINING_SPLITS = ("train", "validation", "test", "test_shifted")
-PRETRAINING_FEATURES = output_features(TaskVocabulary(PRETRAINING))
-"""The output features of the pretraining tasks and of all that are mixed with them."""
+
+
+def __getattr__(name: str) -> Any:
+    """Returns what only users of seqio need, which is imported when they ask for it.
+
+    `PRETRAINING_FEATURES` are the output features of the pretraining tasks and of all that are
+    mixed with them; `fill_features` is the preprocessor of `seqio_mixing`.
+    """
+    if name == "PRETRAINING_FEATURES":
+        from ofa_jax.data.seqio_registration import features_of
+
+        return features_of(PRETRAINING)
+    if name == "fill_features":
+        from ofa_jax.data import seqio_mixing
+
+        return seqio_mixing.fill_features
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def add_task(
@@ -58,42 +80,57 @@ def add_task(
     if isinstance(open_records, str):
         find_splits = functools.partial(available_splits, source, open_records)
         open_records = functools.partial(open_configured, source, open_records)
-    seqio.TaskRegistry.add(
-        name,
-        source=RecordDataSource(
-            open_records,
-            kind,
-            splits,
-            takes_context=True,
-            evaluation=evaluation,
-            available_splits=find_splits,
-        ),
-        # First, so that `seqio_cache_tasks` stores records, and all random draws come after it.
-        preprocessors=[
-            seqio.CacheDatasetPlaceholder(),
-            numpy_preprocessor(configured(function, source), factory=True, evaluation=evaluation),
-        ],
-        output_features=output_features(TaskVocabulary(source)),
-        postprocess_fn=None if evaluation is None else evaluation.postprocess,
-        metric_fns=() if evaluation is None else evaluation.metrics,
+    task_registry.add(
+        task_registry.Task(
+            name, source, open_records, kind, splits, function, evaluation, find_splits
+        )
     )
+
+
+def add_mixture(
+    name: str,
+    tasks: Sequence[str | tuple[str, Rate]],
+    default_rate: Rate | None = None,
+) -> None:
+    """Registers a mixture of tasks that are registered already.
+
+    Args:
+      name: in the registry.
+      tasks: names of tasks or mixtures, alone or with their rates: numbers, or functions that are
+        given the task and may read its name.
+      default_rate: of those without one.
+
+    Raises:
+      ValueError: one has no rate or is not registered, or the name is taken.
+    """
+    rates: dict[str, Rate] = {}
+    for entry in tasks:
+        task, rate = (entry, default_rate) if isinstance(entry, str) else entry
+        if rate is None:
+            raise ValueError(f"{task} has no rate in the mixture {name}: give one, e.g. 1.0.")
+        rates[task] = rate
+    task_registry.add(task_registry.Mixture(name, rates))
 
 
 def pretraining_source(
     kind: str, open_records: Callable[[str, TaskContext], RecordSource] | None = None
-) -> RecordDataSource:
+) -> "RecordDataSource":
     """Returns a seqio source over the records of a pretraining run.
 
     Args:
       kind: of record, a key of RECORD_FIELDS.
       open_records: (split, context) -> records; by default the data set's of that kind.
     """
+    from ofa_jax.data.seqio_tasks import RecordDataSource
+
     open_records = open_records or functools.partial(open_configured, PRETRAINING, kind)
     return RecordDataSource(open_records, kind, PRETRAINING_SPLITS, takes_context=True)
 
 
-def pretraining_preprocessor(function: Callable[..., Any]) -> numpy_preprocessor:
+def pretraining_preprocessor(function: Callable[..., Any]) -> "numpy_preprocessor":
     """Lifts `(record, rng, config) -> example` to a preprocessor of a pretraining run."""
+    from ofa_jax.data.seqio_tasks import numpy_preprocessor
+
     return numpy_preprocessor(configured(function, PRETRAINING), factory=True)
 
 

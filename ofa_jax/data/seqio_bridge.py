@@ -1,41 +1,42 @@
-"""From the seqio registry to the loader: looks up tasks and mixtures, and makes their batches.
+"""From registered tasks to the loader: looks up tasks and mixtures, and makes their batches.
 
-`weighted_tasks` takes the plain functions out of tasks that are made of `seqio_tasks`, so that the
-loader runs them without TensorFlow, in threads or worker processes. `sequential_batches` reads all
-other tasks through seqio.
+`weighted_tasks` takes the plain functions out of tasks, so that the loader runs them without
+TensorFlow, in threads or worker processes. `sequential_batches` reads all other tasks through
+seqio. While nothing has imported seqio, all tasks are in `task_registry`, and nothing here imports
+it either; else they are in the registry of seqio.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from absl import logging
 
-from ofa_jax.data import features
+from ofa_jax.data import features, task_registry
 from ofa_jax.data.sampling import Preprocess, WeightedTask
-from ofa_jax.data.seqio_tasks import (
-    RecordDataSource,
-    numpy_preprocessor,
-    output_features,
-    training_mode,
-)
-from ofa_jax.data.seqio_vocabulary import TaskVocabulary
-from ofa_jax.data.sources.base import of_task
+from ofa_jax.data.sources.base import RecordSource, of_task
 from ofa_jax.data.task_settings import TaskContext, default_settings
-from ofa_jax.data.tensors import EXAMPLE_SIGNATURE
 from ofa_jax.preprocessing.records import Record
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.utils.bad_input import Treatment, declare, note, without_addresses
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
-from ofa_jax.utils.suggestions import nearest
+
+if TYPE_CHECKING:
+    import seqio
+
+    from ofa_jax.data.seqio_tasks import RecordDataSource as RecordDataSource
+    from ofa_jax.data.seqio_tasks import numpy_preprocessor as numpy_preprocessor
+    from ofa_jax.data.seqio_tasks import output_features as output_features
+    from ofa_jax.data.tensors import EXAMPLE_SIGNATURE as EXAMPLE_SIGNATURE
 
 __all__ = [
     "EXAMPLE_SIGNATURE",
     "RecordDataSource",
     "examples_in_order",
     "find",
+    "metric_task",
     "numpy_preprocessor",
     "output_features",
     "rates",
@@ -43,6 +44,21 @@ __all__ = [
     "vocabulary_of",
     "weighted_tasks",
 ]
+
+# What users of seqio find here as well, and its module, which imports seqio.
+_OF_SEQIO = {
+    "EXAMPLE_SIGNATURE": "ofa_jax.data.tensors",
+    "RecordDataSource": "ofa_jax.data.seqio_tasks",
+    "numpy_preprocessor": "ofa_jax.data.seqio_tasks",
+    "output_features": "ofa_jax.data.seqio_tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Returns one of the names of `_OF_SEQIO`."""
+    if name not in _OF_SEQIO:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OF_SEQIO[name]), name)
 
 
 DAMAGED_EXAMPLE = declare(
@@ -76,31 +92,52 @@ class _Chain:
         return next((options for options in found if options is not None), AS_SEEN)
 
 
-def find(name: str) -> seqio.Task | seqio.Mixture:
-    """Returns a registered task or mixture.
+def find(name: str) -> "seqio.Task | seqio.Mixture":
+    """Returns a registered task or mixture, as seqio has it.
 
     Raises:
       ValueError: none has that name; the message gives the nearest.
     """
+    import seqio
+
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in names:
-        raise ValueError(
-            f"No task or mixture is called {name!r}.{nearest(name, names)} Known are "
-            f"{', '.join(sorted(names)) or 'none: set MIXTURE_OR_TASK_MODULE'}."
-        )
+        raise ValueError(task_registry.unknown_name(name, sorted(names)))
     return seqio.get_mixture_or_task(name)
 
 
-def vocabulary_of(name: str, settings: Any = None, feature: str = "targets") -> seqio.Vocabulary:
-    """Returns the vocabulary of a task's or mixture's feature under the settings of a run.
+def metric_task(name: str) -> "seqio.Task | None":
+    """Returns a task that has metrics of seqio; None of one that has none.
+
+    Raises:
+      ValueError: there is no task of that name.
+    """
+    if not task_registry.is_handed_over():
+        for task in task_registry.find(name).tasks:
+            if task.name == name and task.evaluation is None:
+                return None
+    task = find(name)
+    return task if getattr(task, "predict_metric_fns", None) else None
+
+
+def vocabulary_of(name: str, settings: Any = None) -> "OFAVocabulary | seqio.Vocabulary":
+    """Returns the vocabulary of a task's or mixture's targets under the settings of a run.
+
+    Returns:
+      The OFAVocabulary, or that of seqio for a task that has another one.
 
     Raises:
       ValueError: there is no task or mixture of that name.
     """
-    vocabulary = find(name).output_features[feature].vocabulary
+    if not task_registry.is_handed_over():
+        return task_registry.find(name).tasks[0].source.of(settings).vocabulary
+    from ofa_jax.data.seqio_vocabulary import TaskVocabulary
+
+    vocabulary = find(name).output_features["targets"].vocabulary
     if isinstance(vocabulary, TaskVocabulary):
-        return vocabulary.resolve(settings)
-    return vocabulary
+        vocabulary = vocabulary.resolve(settings)
+    wrapped = getattr(vocabulary, "wrapped", None)
+    return wrapped if isinstance(wrapped, OFAVocabulary) else vocabulary
 
 
 def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
@@ -109,12 +146,22 @@ def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
     The rate of a task alone is 1; tasks of rate 0 are left out.
 
     Args:
-      mixture_or_task_name: in the seqio registry.
+      mixture_or_task_name: as it is registered.
       settings: of the run, which may override rates.
 
     Raises:
       ValueError: there is none of that name, or a task of it has no inputs or no targets.
     """
+    if task_registry.is_handed_over():
+        named = _rates_of_seqio(mixture_or_task_name, settings)
+    else:
+        named = task_registry.rates(mixture_or_task_name, settings)
+    return {name: rate for name, rate in named.items() if rate}
+
+
+def _rates_of_seqio(mixture_or_task_name: str, settings: Any) -> dict[str, float]:
+    import seqio
+
     provider = find(mixture_or_task_name)
     for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
         if missing := sorted({"inputs", "targets"} - set(task.output_features)):
@@ -125,8 +172,7 @@ def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
     with default_settings(settings):  # seqio calls rate functions with the task alone
-        named = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
-    return {name: rate for name, rate in named.items() if rate}
+        return {task.name: float(provider.get_rate(task)) for task in provider.tasks}
 
 
 def weighted_tasks(
@@ -135,7 +181,7 @@ def weighted_tasks(
     """Returns the tasks of a mixture with their plain functions, in the order of their names.
 
     Args:
-      mixture_or_task_name: in the seqio registry.
+      mixture_or_task_name: as it is registered.
       split: of the tasks' data.
       settings: of the run, for tasks that need some; None for their defaults.
       training: whether examples are augmented and drawn as in training; None for whether the split
@@ -148,19 +194,31 @@ def weighted_tasks(
     result = []
     context = TaskContext(settings, split == "train" if training is None else training)
     for name, rate in sorted(rates(mixture_or_task_name, settings).items()):
-        task = seqio.TaskRegistry.get(name)
-        steps = [
-            step
-            for step in task.preprocessors
-            if not isinstance(step, seqio.CacheDatasetPlaceholder)
-        ]
-        lifted = all(isinstance(step, numpy_preprocessor) for step in steps)
-        if not isinstance(task.source, RecordDataSource) or not lifted:
+        found = _functions_and_records(name, split, context)
+        if found is None:
             return None
-        functions = tuple(step.resolve(context) for step in steps)
-        records = of_task(task.source.records(split, context), name)
-        result.append(WeightedTask(name, rate, records, _Chain(functions)))
+        functions, records = found
+        result.append(WeightedTask(name, rate, of_task(records, name), _Chain(functions)))
     return result
+
+
+def _functions_and_records(
+    name: str, split: str, context: TaskContext
+) -> tuple[tuple[Preprocess, ...], RecordSource] | None:
+    """Returns the functions and the records of a task; None if it is not made of them."""
+    if not task_registry.is_handed_over():
+        (task,) = task_registry.find(name).tasks
+        return (task.preprocessor(context),), task.records(split, context)
+    import seqio
+
+    from ofa_jax.data.seqio_tasks import RecordDataSource, numpy_preprocessor
+
+    known = seqio.TaskRegistry.get(name)
+    steps = [s for s in known.preprocessors if not isinstance(s, seqio.CacheDatasetPlaceholder)]
+    lifted = all(isinstance(step, numpy_preprocessor) for step in steps)
+    if not isinstance(known.source, RecordDataSource) or not lifted:
+        return None
+    return tuple(step.resolve(context) for step in steps), known.source.records(split, context)
 
 
 def examples_in_order(
@@ -192,6 +250,8 @@ def _without_damaged(examples: Iterator[Any], name: str) -> Iterator[Any]:
     Raises:
       ValueError: so many in a row raise that the fault is not theirs.
     """
+    import tensorflow as tf
+
     failed = 0
     while True:
         try:
@@ -245,6 +305,10 @@ def sequential_batches(
         "not cover. Write them as (record, rng) -> example with numpy_preprocessor to have it.",
         stream.mixture_or_task_name,
     )
+    import seqio
+
+    from ofa_jax.data.seqio_tasks import training_mode
+
     with default_settings(settings), training_mode(training):
         name = stream.mixture_or_task_name
         datasets = [

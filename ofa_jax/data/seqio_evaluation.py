@@ -8,11 +8,10 @@ features that a model takes, what a prediction is compared with:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ofa_jax.data.features import Example
 from ofa_jax.data.task_settings import TaskContext
@@ -20,10 +19,22 @@ from ofa_jax.preprocessing.records import Record
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 
 REFERENCES, BOX_TRANSFORM = "references", "box_transform"
-EVALUATION_SIGNATURE: Mapping[str, tf.TensorSpec] = {
-    REFERENCES: tf.TensorSpec([], tf.string),
-    BOX_TRANSFORM: tf.TensorSpec([None], tf.float64),
-}
+
+
+class DecodedText(str):
+    """Text that knows its ids: a text alone does not say whether `<bin_7>` is a bin.
+
+    Attributes:
+      ids: what it was decoded from.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Sequence[int] = ()) -> "DecodedText":
+        """Creates a text with its ids."""
+        decoded = super().__new__(cls, text)
+        decoded.ids = tuple(int(index) for index in ids)
+        return decoded
 
 
 @dataclasses.dataclass(frozen=True)

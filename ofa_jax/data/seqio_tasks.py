@@ -23,15 +23,20 @@ from ofa_jax.data import tensors
 from ofa_jax.data.sampling import Preprocess
 from ofa_jax.data.seqio_evaluation import (
     BOX_TRANSFORM,
-    EVALUATION_SIGNATURE,
     REFERENCES,
     SeqioEvaluation,
     decode_options_of,
 )
 from ofa_jax.data.seqio_mixing import refuse_converters_of_seqio
 from ofa_jax.data.sources.base import RecordSource, is_endless, refuse_endless
+from ofa_jax.data.task_registry import check_kind, check_split
 from ofa_jax.data.task_settings import TaskContext
-from ofa_jax.data.tensors import EXAMPLE_SIGNATURE, FIELDS, RECORD_SIGNATURE
+from ofa_jax.data.tensors import (
+    EVALUATION_SIGNATURE,
+    EXAMPLE_SIGNATURE,
+    FIELDS,
+    RECORD_SIGNATURE,
+)
 from ofa_jax.utils.bad_input import as_invalid_record
 
 __all__ = ["RecordDataSource", "numpy_preprocessor", "output_features", "training_mode"]
@@ -105,10 +110,7 @@ class RecordDataSource(seqio.DataSource):
           available_splits: returns those of `splits` that have data, if that is known.
         """
         super().__init__(splits=splits)
-        if kind not in FIELDS:
-            raise ValueError(
-                f"There is no kind of record {kind!r}: choose one of {', '.join(FIELDS)}."
-            )
+        check_kind(kind)
         self._open = open_records
         self._takes_context = takes_context
         self._evaluation = evaluation
@@ -132,8 +134,7 @@ class RecordDataSource(seqio.DataSource):
         Raises:
           ValueError: there is no such split.
         """
-        if split not in self._splits:
-            raise ValueError(f"There is no split {split!r}: choose from {', '.join(self._splits)}.")
+        check_split(split, self._splits)
         if not self._takes_context:
             return self._open(split)
         return self._open(split, context or _context_of(split))

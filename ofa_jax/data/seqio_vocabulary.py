@@ -7,24 +7,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from ofa_jax.data.seqio_evaluation import DecodedText as DecodedText
 from ofa_jax.data.task_settings import SettingsSource
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-
-
-class DecodedText(str):
-    """Text that knows its ids: a text alone does not say whether `<bin_7>` is a bin.
-
-    Attributes:
-      ids: what it was decoded from.
-    """
-
-    ids: tuple[int, ...]
-
-    def __new__(cls, text: str, ids: Sequence[int] = ()) -> "DecodedText":
-        """Creates a text with its ids."""
-        decoded = super().__new__(cls, text)
-        decoded.ids = tuple(int(index) for index in ids)
-        return decoded
 
 
 class SeqioVocabulary(seqio.Vocabulary):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ofa_jax.data.seqio_evaluation import BOX_TRANSFORM, REFERENCES
 from ofa_jax.preprocessing.records import DOWNSTREAM_FIELDS, RECORD_FIELDS
 from ofa_jax.utils.text_files import replace_surrogates
 
@@ -59,6 +60,11 @@ EXAMPLE_SIGNATURE: Mapping[str, tf.TensorSpec] = {
 """How an example looks as tensors (see `features`): seqio mixes only tasks that look alike, so an
 example without an image has one of 0x0 pixels. Single numbers are vectors of one element, because
 `seqio.Evaluator` measures a length of every feature."""
+EVALUATION_SIGNATURE: Mapping[str, tf.TensorSpec] = {
+    REFERENCES: tf.TensorSpec([], tf.string),
+    BOX_TRANSFORM: tf.TensorSpec([None], tf.float64),
+}
+"""What examples that are not for training have besides, see `seqio_evaluation`."""
 SINGLE = tuple(name for name, spec in EXAMPLE_SIGNATURE.items() if spec.shape == [1])
 """The features of one number."""
 

@@ -18,6 +18,7 @@ prediction_files    files of lines, in parts
 task_folder         settings and result of a task on a checkpoint
 fingerprints        of data and weights, so that predictions are never mixed
 event_writer        TensorBoard's events
+event_files         their files, without TensorFlow
 gallery             examples with image, target and prediction, for the report
 gallery_events      the same for TensorBoard
 errors              the error of an evaluation that cannot continue

@@ -1,18 +1,19 @@
 """Writes TensorBoard and other events; a full disk costs events, never what a command is for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
-from clu import metric_writers
 from etils import epath
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from ofa_jax.evaluation.event_files import EventFile
+from ofa_jax.utils import files
 from ofa_jax.utils.bad_input import Treatment, declare
 
-__all__ = ["EventWriter"]
+__all__ = ["EventWriter", "LoggedScalars", "Writers", "open_tensorboard"]
 
 EVENTS_NOT_WRITTEN = declare(
     "events cannot be written",
@@ -68,9 +69,7 @@ class EventWriter:
         self._write("write_texts", step, texts)
 
     def _open_tensorboard(self) -> Any:
-        return metric_writers.create_default_writer(
-            str(self._directory), just_logging=jax.process_index() > 0, asynchronous=False
-        )
+        return open_tensorboard(str(self._directory), jax.process_index() == 0)
 
     def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:
         """Calls a method of the writer and flushes; a failure is logged."""
@@ -103,3 +102,75 @@ class EventWriter:
         except Exception as error:  # noqa: BLE001  as above
             self._log(f"{self._what} may be incomplete in {self._directory} ({error}).")
         self._writer = None
+
+
+class LoggedScalars:
+    """Logs scalars as clu's writers do; all that the hosts after the first do with events."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Logs the values of a step, at the level INFO."""
+        values = (f"{name}={float(value):.6g}" for name, value in sorted(scalars.items()))
+        logging.info("[%d] %s", step, ", ".join(values))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Logs the names of images."""
+        logging.info("[%d] images: %s", step, ", ".join(images))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Logs texts."""
+        logging.info("[%d] texts: %s", step, texts)
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class Writers:
+    """Gives every event to several writers; has the methods of clu's writers that a run calls."""
+
+    def __init__(self, writers: Sequence[Any]) -> None:
+        self._writers = tuple(writers)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the values of a step."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[ndarray, "n h w 3"]]) -> None:
+        """Writes the images of a step."""
+        for writer in self._writers:
+            writer.write_images(step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes the texts of a step, in Markdown."""
+        for writer in self._writers:
+            writer.write_texts(step, texts)
+
+    def flush(self) -> None:
+        """Lets every writer write what it has."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Ends every writer."""
+        for writer in self._writers:
+            writer.close()
+
+
+def open_tensorboard(directory: str, writes: bool = True) -> Any:
+    """Opens a writer of TensorBoard's events, with the methods of clu's writers.
+
+    Args:
+      directory: a local folder; or a bucket, for which clu's own writer and TensorFlow are
+        imported.
+      writes: whether this host writes; the others log at most.
+    """
+    if not writes:
+        return LoggedScalars()
+    if files.is_local(directory):
+        return Writers([LoggedScalars(), EventFile(directory)])
+    from clu import metric_writers
+
+    return metric_writers.create_default_writer(directory, asynchronous=False)

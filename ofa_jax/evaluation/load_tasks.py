@@ -1,4 +1,4 @@
-"""Loads tasks from the seqio registry for evaluation.
+"""Loads registered tasks for evaluation.
 
 A task normally has an `EvalSpec` and records with random access. The examples of a task with
 ordinary tf.data preprocessors are read in seqio's order; a task without an `EvalSpec` is scored by
@@ -11,8 +11,6 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import seqio
 
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Example, Stream
@@ -92,9 +90,8 @@ class TaskLoader:
 
     def _find_spec(self, name: str) -> EvalSpec:
         """Returns the EvalSpec of a task; without one, a spec of its seqio metrics."""
-        task = seqio.TaskRegistry.get(name)
-        if not eval_spec.is_registered(name) and task.predict_metric_fns:
-            spec = _seqio_spec(task)
+        if not eval_spec.is_registered(name) and seqio_bridge.metric_task(name) is not None:
+            spec = _seqio_spec(name)
         else:
             spec = eval_spec.find(name, self.settings)
         return spec.replace(decoding=self.override_decoding(name, spec.decoding))
@@ -187,13 +184,12 @@ def vocabulary_of(name: str, settings: Any = None) -> OFAVocabulary:
       ValueError: it is not an OFAVocabulary.
     """
     vocabulary = seqio_bridge.vocabulary_of(name, settings)
-    wrapped = getattr(vocabulary, "wrapped", None)
-    if not isinstance(wrapped, OFAVocabulary):
+    if not isinstance(vocabulary, OFAVocabulary):
         raise ValueError(
             f"The targets of {name} use a {type(vocabulary).__name__}, but OFA models generate "
             "tokens of an OFAVocabulary; register the task with `SeqioVocabulary(vocabulary)`."
         )
-    return wrapped
+    return vocabulary
 
 
 # --------------------------------------------------------------- tasks scored by seqio's metrics
@@ -217,7 +213,8 @@ class _SeqioMetrics:
     examples: Callable[[], Iterator[Example]]
 
     def __call__(self, references: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
-        task = seqio.TaskRegistry.get(self.task)
+        task = seqio_bridge.metric_task(self.task)
+        assert task is not None, "only tasks with metrics have these"
         targets, predictions = [], []
         for reference, output, example in zip(references, outputs, self.examples(), strict=False):
             targets.append(task.postprocess_fn(reference, example=example, is_target=True))
@@ -228,10 +225,10 @@ class _SeqioMetrics:
         return {name: float(getattr(value, "value", value)) for name, value in values.items()}
 
 
-def _seqio_spec(task: seqio.Task) -> EvalSpec:
+def _seqio_spec(task: str) -> EvalSpec:
     """Returns the spec of a task that is scored by its seqio metrics."""
-    metrics = _SeqioMetrics(task.name, lambda: iter(()))
-    return EvalSpec(task.name, "text", _DecodedTargets(task.name), (metrics,))
+    metrics = _SeqioMetrics(task, lambda: iter(()))
+    return EvalSpec(task, "text", _DecodedTargets(task), (metrics,))
 
 
 def _with_examples(spec: EvalSpec, source: SeqioEvalSource) -> EvalSpec:

@@ -24,8 +24,12 @@ from absl import logging
 from jaxtyping import Float64, Int32
 
 from ofa_jax.data.features import Example
-from ofa_jax.data.seqio_evaluation import BOX_TRANSFORM, REFERENCES, SeqioEvaluation
-from ofa_jax.data.seqio_vocabulary import DecodedText
+from ofa_jax.data.seqio_evaluation import (
+    BOX_TRANSFORM,
+    REFERENCES,
+    DecodedText,
+    SeqioEvaluation,
+)
 from ofa_jax.data.task_settings import TaskContext
 from ofa_jax.evaluation import eval_spec, postprocess
 from ofa_jax.evaluation.eval_example import read_references

@@ -23,6 +23,7 @@ from ofa_jax.evaluation.rewards import CaptionReward, ImageReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
+from ofa_jax.tokenizers.vocabulary import OFAVocabulary
 from ofa_jax.training import checks, datasets, memory_checks
 from ofa_jax.training.datasets import RunData
 from ofa_jax.training.galleries import GalleryConfig, make_galleries
@@ -303,7 +304,7 @@ def _build_self_critical(
         )
     (stream,) = streams
     records = {task.name: task.records for task in data.tasks[stream.name]}
-    vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).wrapped
+    vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings)
     reward: CaptionReward | ImageReward
     if config.ranker is None:
         reward = CaptionReward.of_records(records, vocabulary.decode)
@@ -354,8 +355,8 @@ def _initial_state(
 def _make_processor(streams: Sequence[Stream], settings: TaskSettings | None) -> Processor | None:
     """Returns what inference needs beside the model; None for a vocabulary that is not OFA's."""
     name = streams[0].mixture_or_task_name
-    vocabulary = getattr(seqio_bridge.vocabulary_of(name, settings), "wrapped", None)
-    if vocabulary is None:
+    vocabulary = seqio_bridge.vocabulary_of(name, settings)
+    if not isinstance(vocabulary, OFAVocabulary):
         return None
     processor = Processor(vocabulary)
     if settings is not None:

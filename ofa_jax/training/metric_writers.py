@@ -22,11 +22,10 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from jaxtyping import UInt8
 
-from ofa_jax.evaluation.event_writer import EventWriter
+from ofa_jax.evaluation.event_writer import EventWriter, Writers
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 
@@ -78,8 +77,7 @@ def make_writer(directory: epath.Path, further: Sequence[MetricWriter]) -> Any:
         EventWriter(directory, what=one.what, open_writer=_opener(one, directory))
         for one in further
     ]
-    # They have those methods of clu's interface that a run calls.
-    return metric_writers.MultiWriter([events, *others])
+    return Writers([events, *others])
 
 
 def _opener(one: MetricWriter, directory: epath.Path) -> Any:

@@ -326,7 +326,7 @@ def test_events_that_cannot_be_written_cost_the_events_alone(call, run, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
 
     for broken in (lambda *a, **k: Full(), lambda *a, **k: 1 / 0):
-        monkeypatch.setattr(event_writer.metric_writers, "create_default_writer", broken)
+        monkeypatch.setattr(event_writer, "open_tensorboard", broken)
         code, output, errors = call(*SMALL, at(run))
         assert code == 0, errors
         assert output.count("TensorBoard's events are no longer written") == 1

@@ -213,8 +213,8 @@ def test_events_that_cannot_be_written_are_one_sentence_and_training_continues(
     disk = FullDisk({2, 3, 5})
     opened = []
     monkeypatch.setattr(
-        event_writer.metric_writers,
-        "create_default_writer",
+        event_writer,
+        "open_tensorboard",
         lambda *arguments, **options: opened.append(arguments) or disk,
     )
     run = small(tmp_path, 6, checkpoint_period=6)

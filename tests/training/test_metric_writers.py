@@ -12,10 +12,10 @@ import types
 
 import numpy as np
 import pytest
-from clu import metric_writers as clu_writers
 from etils import epath
 from small_run import make_run
 
+from ofa_jax.evaluation import event_writer
 from ofa_jax.training import loop, metric_writers
 from ofa_jax.training.metric_writers import CsvWriter, WandbWriter, make_writer
 
@@ -24,7 +24,7 @@ IMAGE = np.zeros((1, 4, 4, 3), np.uint8)
 
 
 class Memory:
-    """Takes TensorBoard's place, so that TensorFlow is not imported."""
+    """Takes TensorBoard's place."""
 
     def __init__(self):
         self.scalars, self.closed = {}, 0
@@ -48,7 +48,7 @@ class Memory:
 @pytest.fixture
 def memory(monkeypatch):
     made = Memory()
-    monkeypatch.setattr(clu_writers, "create_default_writer", lambda *arguments, **options: made)
+    monkeypatch.setattr(event_writer, "open_tensorboard", lambda *arguments, **options: made)
     return made
 
 
