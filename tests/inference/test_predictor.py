@@ -369,3 +369,24 @@ def test_lone_surrogates_are_replaced(predictor, image):
 def test_the_arguments_of_the_predictor_are_checked(run_directory, arguments, message):
     with pytest.raises(ValueError, match=message):
         ofa_jax.Predictor(str(run_directory), **arguments)
+
+
+def test_a_first_answer_imports_neither_tensorflow_nor_seqio(run_directory, image, tmp_path):
+    image.save(tmp_path / "image.png")
+    program = (
+        "import sys, ofa_jax\n"
+        "predictor = ofa_jax.Predictor(sys.argv[1], beam_size=1, source_lengths=(32,))\n"
+        "print(predictor.predict(sys.argv[2], 'is it red?', candidates=['yes', 'no']).text)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(run_directory), str(tmp_path / "image.png")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, text, modules = done.stdout.splitlines()
+    assert text in ("yes", "no")
+    not_needed = {"tensorflow", "seqio", "keras", "pandas", "sklearn", "clu", "grain", "gin"}
+    assert not not_needed & set(modules.split())
