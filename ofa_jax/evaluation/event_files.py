@@ -49,7 +49,9 @@ class EventFile:
         from tensorboard.plugins.scalar import summary_v2
 
         for tag, value in scalars.items():
-            self._write(step=step, summary=summary_v2.scalar_pb(tag, np.float32(value)))
+            with np.errstate(over="ignore"):  # what is too large becomes inf
+                number = np.float32(value)
+            self._write(step=step, summary=summary_v2.scalar_pb(tag, number))
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "n h w 3"]]) -> None:
         """Writes the images of a step."""

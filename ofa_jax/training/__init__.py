@@ -4,6 +4,7 @@ build            `build_run`: from a configuration to a `Run`, checked and not y
 train_program    `build_train_program`: network, state and step, as trained and as planned
 run              `Run`: everything the loop works with
 loop             `train`: restore, step, log, save, validate; `loop_config` says when
+early_start      the first batch and the compiled step while the state is restored
 step             the training step and the eval step
 losses           token losses and their options, summed in groups of streams
 optimizer        AdamW and its schedule, frozen groups, moving average
@@ -24,6 +25,7 @@ __all__ = [
     "build",
     "checks",
     "datasets",
+    "early_start",
     "flops",
     "galleries",
     "loop",

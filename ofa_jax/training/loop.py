@@ -6,7 +6,6 @@ The loop is given everything that it works with (see `Run`), and knows neither d
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from ofa_jax.checkpoints.manager import Checkpoints
 from ofa_jax.checkpoints.resume import ResumePoint
 from ofa_jax.sharding import TrainState
 from ofa_jax.training import run_directory, telemetry, validation
+from ofa_jax.training.early_start import EarlyStart
 from ofa_jax.training.metrics import TaskSums, mean_losses
 from ofa_jax.training.preemption import Preemption
 from ofa_jax.training.run import FLOPS_PER_STEP, TRAINED_SECONDS, HostBatch, Run, RunError
@@ -147,12 +147,12 @@ class Trainer:
         Returns:
           The results of the last validation; empty if the run was stopped or is not validated.
         """
+        batches = self._start_early()
         with self._timer.measure("restoring"):
             state = self._restore()
         self._skipped_before = int(state.skipped_steps)
         results: ValidationResults = {}
         stopped = False
-        batches = self._run.batches(self.step)
         if self.step < self._last_step:
             self._progress.log("Compiling the step ...")
         while self.step < self._last_step:
@@ -183,7 +183,7 @@ class Trainer:
         if self._run.is_validated and not stopped:
             self._progress.log("Validating ...")
             results = self._validate(state, is_last=True)
-        _close_iterator(batches)
+        batches.close()
         with self._timer.measure("checkpoints"):
             self._checkpoints.close()
         self._log_findings()
@@ -250,6 +250,20 @@ class Trainer:
             raise RunError(str(error)) from error
         return state
 
+    def _start_early(self) -> EarlyStart[Mapping[str, HostBatch]]:
+        """Returns the batches; a thread may fetch the first one, and compile the step for it."""
+        # Hosts that compile in another order than they restore might wait for each other.
+        alone = jax.process_count() == 1 and self._run.batch_transform is None
+        compiles = alone and self.step < self._last_step
+        return EarlyStart(self._run.batches(self.step), self._compile if compiles else None)
+
+    def _compile(self, host_batches: Mapping[str, HostBatch]) -> None:
+        """Compiles the step, so that the first call of it finds the program."""
+        partitioner = self._run.partitioner
+        with partitioner.mesh_context():  # which is that of a thread
+            batches = {name: partitioner.put_batch(batch) for name, batch in host_batches.items()}
+            self._train_step.lower(self._run.abstract_state, batches).compile()
+
     def _next_batches(self, batches: Iterator[Mapping[str, HostBatch]]) -> Mapping[str, HostBatch]:
         """Returns the batches of the next step; raises RunError if the data cannot be used."""
         try:
@@ -263,9 +277,13 @@ class Trainer:
             raise RunError(str(error)) from error
 
     def _make_step(
-        self, state: TrainState, batches: Iterator[Mapping[str, HostBatch]]
+        self, state: TrainState, batches: EarlyStart[Mapping[str, HostBatch]]
     ) -> TrainState:
         """Dispatches the next step; it may still be running on the devices afterwards."""
+        compiles = self.step == (self._start or 0)
+        if compiles:
+            with self._timer.measure("compilation"):
+                batches.wait()
         host_batches = self._next_batches(batches)
         self._padding.add(host_batches)
         device_batches: StreamBatches = {
@@ -274,7 +292,6 @@ class Trainer:
         self.step += 1
         self._profiler.before(self.step)
         # The first calls return when they are compiled.
-        compiles = self.step == (self._start or 0) + 1
         measure = functools.partial(self._timer.measure, "compilation")
         if self._run.batch_transform is not None:
             with measure() if compiles else contextlib.nullcontext():
@@ -410,10 +427,3 @@ class Trainer:
             self._eval_step, state.eval_variables, batches, len(run.task_names)
         )
         return validation.summarise(sums, run.baselines(), run.task_names)
-
-
-def _close_iterator(batches: Iterator[Any]) -> None:
-    """Ends the threads and processes that make batches."""
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()

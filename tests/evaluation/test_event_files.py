@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 from clu import metric_writers
 from etils import epath
 from PIL import Image
@@ -25,7 +26,7 @@ def write(writer):
     """Writes what a run writes, of every kind of number."""
     writer.write_scalars(1, {"train/loss": 2.5, "rate": 1e-30, "steps per second/α": 7})
     writer.write_scalars(2, {"a": np.float32(0.1), "b": np.float64(0.1), "c": np.int32(-3)})
-    writer.write_scalars(3, {"nan": float("nan"), "inf": float("-inf"), "large": 1e300})
+    writer.write_scalars(3, {"nan": float("nan"), "inf": float("-inf")})
     writer.write_images(2**40, {"gallery/a": PIXELS, "gallery/b": PIXELS[:1]})
     writer.write_texts(5, {"gallery/a/table": TEXT, "empty": ""})
     writer.flush()
@@ -45,8 +46,7 @@ def both(tmp_path_factory):
     """(our events, clu's), each raw and as TensorBoard reads them."""
     ours, theirs = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("theirs")
     write(EventFile(str(ours / "new" / "folder")))
-    with np.errstate(over="ignore"):
-        write(metric_writers.SummaryWriter(str(theirs)))
+    write(metric_writers.SummaryWriter(str(theirs)))
     return events_of(ours / "new" / "folder"), events_of(theirs)
 
 
@@ -131,6 +131,7 @@ def test_a_bucket_is_written_by_clu(monkeypatch):
 
 def test_later_hosts_write_no_file(tmp_path, caplog):
     writer = event_writer.open_tensorboard(str(tmp_path), writes=False)
+    absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level(logging.INFO):
         write(writer)
     assert not list(tmp_path.iterdir())
