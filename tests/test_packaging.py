@@ -33,6 +33,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
     "gin": "gin-config",
+    "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "pymdownx": "pymdown-extensions",
     "skimage": "scikit-image",

@@ -21,9 +21,9 @@ feature_converter     the batches of the loader for users of plain seqio
 tensors               records and examples as TensorFlow tensors
 model_checks          checks that a model accepts the batches of a stream
 
-Only `feature_converter`, `tensors` and the seqio_* modules import TensorFlow and seqio, of these
-`seqio_evaluation` does not and `seqio_bridge` only for a task that needs them. Modules that register
-tasks with `registration`, such as `tasks.pretraining`, do not.
+Only `feature_converter`, `tensors` and the seqio_* modules import TensorFlow and seqio; of these
+`seqio_evaluation` does not, and `seqio_bridge` does so for a task that needs them. Modules that
+register tasks with `registration`, such as `tasks.pretraining`, import neither.
 """
 
 from ofa_jax.data.features import Stream

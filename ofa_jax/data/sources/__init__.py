@@ -28,6 +28,7 @@
     cached_tasks        seqio's offline caches of tasks
     tfds                TFDS data sets through the TFDS API
     tfds_parquet        TFDS data sets stored as parquet, without TensorFlow
+    example_message     the message in which TFDS and others store records
     single_target       wraps a source so that each record has a single target
     negative_controls   wraps a source so that the image does not fit
     downstream_scenes   scenes and sentences of the downstream tasks on Scenes
@@ -45,6 +46,7 @@ __all__ = [
     "coco_json",
     "derived_files",
     "downstream_scenes",
+    "example_message",
     "field_table",
     "image_paths",
     "json_lines",

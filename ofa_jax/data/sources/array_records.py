@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from ofa_jax.data.sources.example_message import example_class
 from ofa_jax.data.sources.ofa_tsv import (
     FILE_OF_KIND,
     PRETRAINING_FILES,
@@ -85,9 +86,7 @@ def type_of(record: Record) -> str:
 
 def serialise(record: Record, fields: Mapping[str, str]) -> bytes:
     """Serialises a record as a tf.train.Example with these fields; missing ones become empty."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
+    example = example_class()()
     for name, kind in fields.items():
         feature, value = example.features.feature[name], record.get(name)
         if kind in ("string", "bytes"):

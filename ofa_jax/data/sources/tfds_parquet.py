@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax.data.sources.example_message import example_class
 from ofa_jax.data.sources.shards import (
     check_counts,
     complete_shards,
@@ -74,11 +75,8 @@ def parse_example(serialised: bytes, fields: Mapping[str, str]) -> dict[str, Any
     Raises:
       InvalidRecordError: the bytes are damaged, or there is no image where one is wanted.
     """
-    # TFDS has the message's definition without TensorFlow; it is imported late as it takes 0.3 s.
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
-        stored = tf_example_pb2.Example.FromString(serialised).features.feature
+        stored = example_class().FromString(serialised).features.feature
     except Exception as error:  # noqa: BLE001  protobuf's own error, without depending on protobuf
         raise damaged_record("its stored bytes are not a tf.train.Example") from error
     return {name: _parse_feature(stored[name], name, kind) for name, kind in fields.items()}

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from rouge_score.rouge_scorer import RougeScorer
-
 from ofa_jax.evaluation.metrics import inputs
 
 _KINDS = ("rouge1", "rouge2", "rougeL")
@@ -16,6 +14,9 @@ def rouge(references: Sequence[str], predictions: Sequence[str | None]) -> dict[
 
     These are the settings of the reference implementation.
     """
+    # Imported only now: it loads nltk and scikit-learn, which no other task needs.
+    from rouge_score.rouge_scorer import RougeScorer
+
     inputs.check_pairs("rouge", references, predictions)
     scorer = RougeScorer(_KINDS, use_stemmer=True)
     scores = [
