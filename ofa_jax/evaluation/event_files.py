@@ -1,7 +1,7 @@
-"""Writes TensorBoard's event files without TensorFlow, byte for byte as clu's writer has them.
+"""Writes TensorBoard's event files without TensorFlow, with the events of clu's writer.
 
 Importing TensorFlow takes longer than everything else before the first step of a run. TensorBoard's
-own parts make the records; only PNGs are compressed by Pillow, with the same pixels.
+own parts make the records, and Pillow the PNGs of images.
 """
 
 import contextlib

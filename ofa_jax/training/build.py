@@ -277,7 +277,7 @@ def _candidate_tries(
                 "candidates."
             )
         encode = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).encode
-        encoded = [encode(candidate) for candidate in spec.candidates()]
+        encoded = [[int(index) for index in encode(c)] for c in spec.candidates()]
         tries[stream.name] = Trie.from_sequences(encoded, vocab_size)
     return tries
 

@@ -142,8 +142,9 @@ def _read_table(path: str) -> Any:
     schema = pyarrow.schema([("data", pyarrow.large_binary())])
     try:
         open_regular(path).close()
-        table = pyarrow.parquet.read_table(path, columns=["data"], page_checksum_verification=True)
-        return table.cast(schema)
+        # Not read_table, which imports pandas.
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=["data"]).cast(schema)
     except FileNotFoundError:
         raise
     # A damaged file may make it raise anything; ArrowInvalid and OSError are the usual ones.
