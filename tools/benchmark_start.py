@@ -6,7 +6,8 @@
 first step     a copy of the run continues from its oldest checkpoint, with its own config.gin, from
                the start of the process until the line of its first step
 first answer   a new process makes a Predictor of the run and gets one answer about the image (one
-               of the validation split of Scenes, in OFA_DATA_DIR, if none is given)
+               of the validation split of Scenes, in OFA_DATA_DIR, if none is given), with the
+               commands' compilation cache (`cache_compiled_programs`)
 modules        how many modules either has imported by then, and whether TensorFlow is among them
 
 The first of the repeats fills the compilation cache and is reported apart. The run stays as it is.
@@ -35,6 +36,8 @@ _STEP = re.compile(r"step \d[\d,]*/")
 _ANSWER, _MODULES = "answer: ", "modules: "
 _PREDICT = f"""
 import sys, ofa_jax
+from ofa_jax.cli.compilation_cache import cache_compiled_programs
+cache_compiled_programs()
 predictor = ofa_jax.Predictor(sys.argv[1])
 print({_ANSWER!r} + repr(predictor.predict(sys.argv[2], sys.argv[3]).text), flush=True)
 print({_MODULES!r} + str(len(sys.modules)), "tensorflow" in sys.modules, flush=True)
