@@ -112,7 +112,7 @@ def metric_task(name: str) -> "seqio.Task | None":
     Raises:
       ValueError: there is no task of that name.
     """
-    if not task_registry.is_handed_over():
+    if not task_registry.seqio_is_imported():
         for task in task_registry.find(name).tasks:
             if task.name == name and task.evaluation is None:
                 return None
@@ -129,7 +129,7 @@ def vocabulary_of(name: str, settings: Any = None) -> "OFAVocabulary | seqio.Voc
     Raises:
       ValueError: there is no task or mixture of that name.
     """
-    if not task_registry.is_handed_over():
+    if not task_registry.seqio_is_imported():
         return task_registry.find(name).tasks[0].source.of(settings).vocabulary
     from ofa_jax.data.seqio_vocabulary import TaskVocabulary
 
@@ -152,7 +152,7 @@ def rates(mixture_or_task_name: str, settings: Any = None) -> dict[str, float]:
     Raises:
       ValueError: there is none of that name, or a task of it has no inputs or no targets.
     """
-    if task_registry.is_handed_over():
+    if task_registry.seqio_is_imported():
         named = _rates_of_seqio(mixture_or_task_name, settings)
     else:
         named = task_registry.rates(mixture_or_task_name, settings)
@@ -206,7 +206,7 @@ def _functions_and_records(
     name: str, split: str, context: TaskContext
 ) -> tuple[tuple[Preprocess, ...], RecordSource] | None:
     """Returns the functions and the records of a task; None if it is not made of them."""
-    if not task_registry.is_handed_over():
+    if not task_registry.seqio_is_imported():
         (task,) = task_registry.find(name).tasks
         return (task.preprocessor(context),), task.records(split, context)
     import seqio

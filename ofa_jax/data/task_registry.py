@@ -34,9 +34,9 @@ __all__ = [
     "check_split",
     "find",
     "forget_cache_dirs",
-    "is_handed_over",
     "names",
     "rates",
+    "seqio_is_imported",
     "unknown_name",
 ]
 
@@ -145,7 +145,7 @@ _registered: dict[str, Task | Mixture] = {}
 """Everything that seqio does not have yet, in the order of registration."""
 
 
-def is_handed_over() -> bool:
+def seqio_is_imported() -> bool:
     """Returns whether seqio is imported, so that its registry has everything."""
     return _SEQIO in sys.modules
 
@@ -156,7 +156,7 @@ def add(entry: Task | Mixture) -> None:
     Raises:
       ValueError: the name is taken or no name, or a part of the mixture is not registered.
     """
-    if not is_handed_over():
+    if not seqio_is_imported():
         with _lock:
             _add_here(entry)
         return
@@ -250,7 +250,7 @@ def _hand_over(module: ModuleType | None = None) -> None:
         for found in map(sys.modules.get, _NEEDED)
         if found is not None and found is not module
     )
-    if waits or not is_handed_over():
+    if waits or not seqio_is_imported():
         return
     with _lock:
         entries = list(_registered.values())
