@@ -92,8 +92,11 @@ def export_model(
     check_target(folder)
     preset = _find_preset(loaded, options)
     variables, config = layout.ensure_plain(loaded.variables, loaded.model.config)
-    # The programs run on every platform, whichever they are written on.
+    # The programs run on every platform, whichever they are written on; a kernel is of one, and of
+    # known shapes.
     config = config.on_platform("cpu")
+    if config.attention_implementation == "fused":
+        config = config.replace(attention_implementation="columns")
     parameters = programs.flatten_variables(variables)
     built = _build(loaded, OFA(config), parameters, preset, options)
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"

@@ -1,6 +1,7 @@
 """Exports with an open number of rows, guidance, and all platforms: what the Predictor finds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,15 @@ def test_the_programs_are_lowered_for_every_platform(name, request):
         assert {str(size) for x in read.in_avals for size in x.shape if type(size) is not int} == {
             "batch"
         }
+
+
+def test_a_model_with_fused_attention_is_exported(run_directory, tmp_path):
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    described = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(described | {"attention_implementation": "fused"}))
+    flags = ["--batch_size=any", "--target_length=4", "--decoding.beam_size=1"]
+    folder = export_run(run, tmp_path / "fused", *flags)
+    assert json.loads((folder / "manifest.json").read_text())["platforms"] == [*PLATFORMS]
 
 
 def test_the_manifest_names_the_open_size(exported):
