@@ -152,7 +152,14 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
+# Each imports TensorFlow; these are where registration is most easily missed.
+ALWAYS = ("tasks first", "a vocabulary, which imports seqio itself", "features and fill_features")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [pytest.param(use, marks=() if use in ALWAYS else (pytest.mark.slow,)) for use in USES],
+)
 def test_seqio_finds_the_tasks_whichever_import_comes_first(use, small_scenes):
     program = textwrap.dedent(USES[use]) + textwrap.dedent(
         """
