@@ -1,4 +1,4 @@
-"""Converts checkpoints between fairseq's `.pt` (official OFA), Hugging Face folders and ours.
+"""Converts checkpoints between fairseq's `.pt` (official OFA), Hugging Face folders, t5x and ours.
 
     ofa-convert ofa_base.pt runs/ofa_base
     ofa-convert runs/ofa_base ofa_base_again.pt
@@ -8,17 +8,22 @@
     ofa-convert vqa_large_best.pt runs/vqa_large --weights=ema
     ofa-convert ofa_base.pt runs/more_bins --vocab_size=60457
     ofa-convert bart.base.pt runs/from_bart --bart --size=base
+    ofa-convert runs/ofa_base runs/t5x --layout=t5x
+    ofa-convert runs/t5x/checkpoint_2000 runs/back
 
 INPUT is recognised by its content: a `.pt` of fairseq, a folder with weights (model.safetensors or
-pytorch_model.bin, or several files with an index) and config.json, or a run directory of ours. What
-it holds and was not taken (averaged weights, an optimiser's state) is listed. OUTPUT (`.pt` is
-fairseq's) and --layout decide the result. INITIAL_CHECKPOINT_PATH accepts the resulting run
-directory, and the other two themselves. Nothing in a `.pt` is executed. Converting there and back
-gives the same tensors bit for bit: origin.json keeps what our variables do not hold.
+pytorch_model.bin, or several files with an index) and config.json, a run directory of ours, or one
+of t5x with `checkpoint_STEP`. What it holds and was not taken (averaged weights, an optimiser's
+state) is listed. OUTPUT (`.pt` is fairseq's) and --layout decide the result.
+INITIAL_CHECKPOINT_PATH accepts the resulting run directory, and the other two themselves. Nothing
+in a `.pt` is executed. Converting there and back gives the same tensors bit for bit: origin.json
+keeps what our variables do not hold.
 
 A Hugging Face folder gets model.safetensors and pytorch_model.bin, config.json, the tokenizer files
 and preprocessor_config.json as far as INPUT or --vocabulary has them, and a model card with the
 results of the run's evaluations (README.md).
+
+From and to t5x, the step and the optimiser's state go along: docs/guides/t5x.md says which parts.
 """
 
 import sys

@@ -10,6 +10,7 @@ from ofa_jax.decoding import DecodingConfig
 from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training.loop_config import LoopConfig
+from ofa_jax.training.metric_writers import WandbWriter
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS = [
@@ -19,7 +20,7 @@ ROWS = [
 ]
 CLASSES = {
     "LoopConfig": LoopConfig, "Partitioner": Partitioner, "model_config": OFAConfig,
-    "DecodingConfig": DecodingConfig,
+    "DecodingConfig": DecodingConfig, "WandbWriter": WandbWriter,
 }  # fmt: skip
 
 
@@ -42,6 +43,6 @@ def test_each_row_names_what_is_there(row):
 
 def test_every_kind_of_user_is_there():
     text = (ROOT / "docs" / "habits.md").read_text()
-    for name in ("t5x", "seqio", "MaxText", "big_vision", "Hugging Face", "fairseq"):
+    for name in ("t5x", "seqio", "MaxText", "big_vision", "Hugging Face", "fairseq", "Clusters"):
         assert f"\n## {name}" in text
-    assert len(ROWS) > 45
+    assert len(ROWS) > 65

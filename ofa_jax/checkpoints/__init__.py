@@ -7,6 +7,7 @@
 | `checksums` | checksums of a checkpoint's files, which reveal damage |
 | `load` | configuration and variables for inference, of our and of others' checkpoints |
 | `warm_start` | initialises a new run from a checkpoint |
+| `t5x_files` | reads and writes checkpoints of t5x |
 | `watch` | selects checkpoints to evaluate, and waits for new ones |
 
 Orbax writes the files. It has no checksums, no fallback to an older intact checkpoint, and its

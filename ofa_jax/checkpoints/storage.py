@@ -17,6 +17,7 @@ from etils import epath
 
 from ofa_jax.checkpoints import checksums, orbax_logs
 from ofa_jax.model import OFAConfig
+from ofa_jax.sharding import TrainState
 from ofa_jax.utils import files
 from ofa_jax.utils.text_files import DamagedFileError, read_json
 
@@ -28,6 +29,7 @@ __all__ = [
     "count_parameters",
     "find_checkpoint",
     "list_checkpoints",
+    "load_numpy",
     "load_numpy_variables",
     "parse_model_config",
     "read_arrays_tree",
@@ -194,14 +196,19 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def save_variables(
-    directory: epath.PathLike, variables: Mapping[str, Any], step: int = 0
+    directory: epath.PathLike,
+    variables: Mapping[str, Any] | TrainState,
+    step: int = 0,
+    run: Mapping[str, Any] | None = None,
 ) -> epath.Path:
-    """Writes a checkpoint of parameters and batch statistics, without an optimizer state.
+    """Writes a checkpoint of parameters and batch statistics, or of a whole train state.
 
     Args:
       directory: a run directory; the checkpoint is its `checkpoints/<step>`.
-      variables: {"params", "batch_stats"}.
+      variables: {"params", "batch_stats"}, without an optimizer state, or a train state.
       step: of the checkpoint.
+      run: what training saves beside a train state, so that it continues from there; None for a
+        checkpoint that runs are only initialised from.
 
     Returns:
       The checkpoint's folder.
@@ -213,7 +220,12 @@ def save_variables(
     if folder.exists():
         raise FileExistsError(f"There is a checkpoint in {folder} already: choose another folder.")
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder / "state", dict(variables))
+        checkpointer.save(
+            folder / "state", variables if isinstance(variables, TrainState) else dict(variables)
+        )
+    if run is not None and jax.process_index() == 0:
+        (folder / "run").mkdir()
+        files.write_json(folder / "run" / "metadata", dict(run))
     if jax.process_index() == 0:
         checksums.write(folder)
     return folder
@@ -242,13 +254,31 @@ def load_numpy_variables(path: epath.PathLike, averaged: bool = False) -> dict[s
     saved = read_arrays_tree(folder)
     params = _AVERAGE if averaged and saved.get(_AVERAGE) else "params"
     item = {name: _part(saved, name, folder) for name in (params, "batch_stats")}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    restored = _restore(folder, item, as_numpy)
+    restored = load_numpy(folder, item)
     return {"params": restored[params], "batch_stats": restored["batch_stats"]}
+
+
+def load_numpy(folder: epath.Path, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads parts of a checkpoint as numpy arrays.
+
+    Args:
+      folder: of the checkpoint.
+      item: parts of its tree, see `read_arrays_tree`.
+
+    Raises:
+      DamagedFileError: they cannot be read.
+    """
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(item))
+    return _restore(folder, dict(item), as_numpy)
 
 
 def _part(saved: Mapping[str, Any], name: str, folder: epath.Path) -> Any:
     """Returns a part of a checkpoint's tree; raises DamagedFileError if it lacks the part."""
+    if name not in saved and "target" in saved:
+        raise ValueError(
+            f"{folder} is a checkpoint of t5x: convert it with ofa-convert first, see "
+            "docs/guides/t5x.md."
+        )
     if name not in saved:
         raise unreadable(folder, ValueError(f"it has no {name}"))
     return saved[name]

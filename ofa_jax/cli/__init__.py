@@ -13,4 +13,5 @@
 | `train_command`, `evaluate_command`, `infer_command` | what `ofa_jax.train` and so on run |
 | `plan_command` | the command line of `ofa_jax.plan` |
 | `convert_command` | the command line of `ofa_jax.convert` |
+| `convert_inputs` | the checkpoints that it reads |
 """

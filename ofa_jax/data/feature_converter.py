@@ -79,12 +79,18 @@ class OFAFeatureConverter(seqio.FeatureConverter):
                 [index, *(example[name] for name in names)],
                 [tf.as_dtype(array.dtype) for array in empty.values()],
             )
-            return {
+            converted = {
                 name: tf.ensure_shape(output, array.shape)
                 for (name, array), output in zip(empty.items(), outputs, strict=True)
             }
+            return converted | self._pass_on(example)
 
         return ds.enumerate().map(convert_tensors, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _pass_on(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns what a subclass takes over from an example beside the stream's features."""
+        del example
+        return {}
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]

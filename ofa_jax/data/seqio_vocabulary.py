@@ -105,6 +105,11 @@ class TaskVocabulary(SeqioVocabulary):
         """The vocabulary of the default settings."""
         return self._source.of().vocabulary
 
+    @property
+    def settings(self) -> Any:
+        """The settings in effect by default."""
+        return self._source.of()
+
     def resolve(self, settings: Any) -> SeqioVocabulary:
         """Returns the vocabulary of the settings of a run."""
         return SeqioVocabulary(self._source.of(settings).vocabulary)

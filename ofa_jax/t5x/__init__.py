@@ -3,6 +3,7 @@
 | module | contents |
 | --- | --- |
 | `compat` | checks that t5x is installed, and restores a name that it needs and JAX dropped |
+| `mixtures` | mixtures whose examples carry their loss group |
 | `model` | `OFAModel`, a `t5x.models.BaseTransformerModel` |
 | `settings` | optimizer, feature converter and axis rules as t5x wants them |
 
@@ -16,6 +17,7 @@ from ofa_jax.t5x import compat
 
 compat.prepare()
 
+from ofa_jax.t5x.mixtures import grouped_mixture  # noqa: E402
 from ofa_jax.t5x.model import OFAModel  # noqa: E402
 from ofa_jax.t5x.settings import adamw, feature_converter, logical_axis_rules  # noqa: E402
 
@@ -24,7 +26,9 @@ __all__ = [
     "adamw",
     "compat",
     "feature_converter",
+    "grouped_mixture",
     "logical_axis_rules",
+    "mixtures",
     "model",
     "settings",
 ]

@@ -1,7 +1,7 @@
 """OFA as a `t5x.models.BaseTransformerModel`.
 
-One stream a step: the loss of several streams in groups is ours alone (`ofa_jax.train`). The
-running statistics of batch norm are t5x's `flax_mutables`.
+One stream a step, in which all tokens weigh the same, or those of each loss group together (see
+`mixtures`). The running statistics of batch norm are t5x's `flax_mutables`.
 """
 
 import dataclasses
@@ -11,17 +11,23 @@ from typing import Any
 
 import flax
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import seqio
+from etils import epath
 from flax.linen import partitioning as flax_partitioning
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from t5x import metrics as t5x_metrics
 from t5x import models, optimizers
 
+from ofa_jax.checkpoints import storage
 from ofa_jax.data.features import Stream
 from ofa_jax.decoding import DecodingConfig, make_decoder
 from ofa_jax.model import OFA, OFAConfig
+from ofa_jax.t5x import mixtures
 from ofa_jax.t5x.settings import feature_converter
-from ofa_jax.training.losses import LossConfig, TokenLosses, token_losses, total
+from ofa_jax.training.build import make_processor
+from ofa_jax.training.losses import LossConfig, TokenLosses, grouped_loss, token_losses, total
 
 __all__ = ["OFAModel"]
 
@@ -38,6 +44,7 @@ class OFAModel(models.BaseTransformerModel):
         optimizer_def: optimizers.OptimizerDefType,
         loss: LossConfig | None = None,
         decoding: DecodingConfig | None = None,
+        model_dir: str | None = None,
     ):
         """Makes a model for the task or mixture of a stream.
 
@@ -48,6 +55,8 @@ class OFAModel(models.BaseTransformerModel):
           optimizer_def: of t5x, such as `adamw`.
           loss: options of the loss; plain cross-entropy when None.
           decoding: how outputs are generated; greedily, as long as the stream's targets, when None.
+          model_dir: where model.json and vocabulary are written, for `ofa-convert` and those who
+            use the result; nowhere when None.
 
         Raises:
           ValueError: the task is not one of ours, or options do not fit each other.
@@ -73,7 +82,10 @@ class OFAModel(models.BaseTransformerModel):
                 "t5x decodes with beams here: set DecodingConfig.method = 'beam' and leave "
                 "guidance_scale at 1."
             )
+        self.groups = mixtures.group_names(stream.mixture_or_task_name)
         self.FEATURE_CONVERTER_CLS = functools.partial(feature_converter, stream)
+        if model_dir is not None:
+            _describe(model_dir, config, stream, features["targets"].vocabulary)
         super().__init__(
             OFA(config),
             features["inputs"].vocabulary,
@@ -125,7 +137,11 @@ class OFAModel(models.BaseTransformerModel):
         dropout_rng: PRNGKeyArray | None,
         flax_mutables: Any = None,
     ) -> tuple[Float[Array, ""], tuple[Any, Any]]:
-        """Returns the loss per token, t5x's metrics and the new batch statistics."""
+        """Returns the loss per token, t5x's metrics and the new batch statistics.
+
+        In a grouped mixture the loss is the sum of the groups' losses per token, and among the
+        metrics; t5x's own metrics are those of all tokens.
+        """
         logits, stats = self._apply(params, flax_mutables, batch, dropout_rng)
         tokens = self._token_losses(logits, batch, self.loss)
         summed, _, number = total([tokens], self.loss, 0)
@@ -140,7 +156,21 @@ class OFAModel(models.BaseTransformerModel):
                 "decoder": batch["decoder_target_tokens"] != pad,
             },
         )
-        return summed / jnp.maximum(number, 1), (metrics, stats)
+        if mixtures.LOSS_GROUPS not in batch or not self.groups:
+            return summed / jnp.maximum(number, 1), (metrics, stats)
+        loss = self._loss_of_groups(tokens, batch[mixtures.LOSS_GROUPS])
+        metrics["loss_of_groups"] = t5x_metrics.AveragePerStep.from_model_output(loss)
+        return loss, (metrics, stats)
+
+    def _loss_of_groups(self, tokens: TokenLosses, groups: Int[Array, " b"]) -> Float[Array, ""]:
+        """Returns the sum of the losses per token of the groups, as `grouped_loss` defines it."""
+        parts = {}
+        for number, name in enumerate(self.groups):
+            own = tokens.scored & (groups == number)[:, None]
+            parts[name] = TokenLosses(
+                jnp.where(own, tokens.loss, 0), jnp.where(own, tokens.nll, 0), None, own
+            )
+        return grouped_loss(parts, {name: name for name in parts}, self.loss, 0)
 
     def eval_fn(
         self, params: Any, batch: Batch, flax_mutables: Any = None
@@ -184,6 +214,19 @@ class OFAModel(models.BaseTransformerModel):
     ) -> Int[Array, "b t"]:
         """Returns the best output of each example; see `predict_batch_with_aux`."""
         return self.predict_batch_with_aux(params, batch, rng, flax_mutables)[0]
+
+
+def _describe(
+    model_dir: str, config: OFAConfig, stream: Stream, vocabulary: seqio.Vocabulary
+) -> None:
+    """Writes what a run directory of ours has beside its checkpoints."""
+    if jax.process_index():
+        return
+    epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
+    storage.write_model_config(model_dir, config)
+    processor = make_processor([stream], getattr(vocabulary, "settings", None))
+    if processor is not None:
+        processor.save(model_dir)
 
 
 def logical_axes(boxed: Mapping[str, Any]) -> dict[str, Any]:

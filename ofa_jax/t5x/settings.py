@@ -8,6 +8,7 @@ from t5x import optimizers, partitioning
 
 from ofa_jax.data.feature_converter import OFAFeatureConverter
 from ofa_jax.data.features import Stream
+from ofa_jax.t5x.mixtures import GroupedFeatureConverter, group_names
 from ofa_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 __all__ = ["adamw", "feature_converter", "logical_axis_rules"]
@@ -79,4 +80,6 @@ def feature_converter(stream: Stream, pack: bool = False, **others: Any) -> seqi
     del others
     if pack:
         raise ValueError("OFA's examples are not packed: set DatasetConfig.pack = False.")
+    if group_names(stream.mixture_or_task_name):
+        return GroupedFeatureConverter(stream)
     return OFAFeatureConverter(stream)

@@ -228,7 +228,7 @@ def build_run(
             validation_split,
         ),
         model=model,
-        processor=_make_processor(streams, settings),
+        processor=make_processor(streams, settings),
     )
 
 
@@ -352,7 +352,7 @@ def _initial_state(
     return new_state
 
 
-def _make_processor(streams: Sequence[Stream], settings: TaskSettings | None) -> Processor | None:
+def make_processor(streams: Sequence[Stream], settings: TaskSettings | None) -> Processor | None:
     """Returns what inference needs beside the model; None for a vocabulary that is not OFA's."""
     name = streams[0].mixture_or_task_name
     vocabulary = seqio_bridge.vocabulary_of(name, settings)

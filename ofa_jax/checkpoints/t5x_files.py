@@ -1,0 +1,294 @@
+"""Reads and writes checkpoints of t5x, without t5x.
+
+A MODEL_DIR of t5x has `checkpoint_STEP/state`, written by Orbax as ours are, with
+
+    target          the parameters
+    flax_mutables   {"batch_stats": running statistics of batch norm}
+    state           {"step", "param_states": the state of the optimizer}
+
+`param_states` is the state of optax with the fields of its tuples by name or number and without
+its empty parts. That of `OptimizerConfig`'s AdamW maps to ours and back; `skipped_steps` of ours
+is the number of steps that its counter lacks. Averaged parameters (EMA) have no place in it.
+
+Beside the checkpoints, `model.json` and `interface` are those of a run of ours. `ofa_run.json` is
+what one of our checkpoints had of its run, so that `ofa-train` continues it when it has come back.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from ofa_jax.checkpoints import storage
+from ofa_jax.sharding import TrainState
+from ofa_jax.utils import files
+from ofa_jax.utils.text_files import DamagedFileError, read_json
+
+__all__ = [
+    "T5XState",
+    "find",
+    "from_opt_state",
+    "is_t5x",
+    "read",
+    "read_ours",
+    "to_train_state",
+    "write",
+]
+
+RUN_FILE = "ofa_run.json"
+_NAME = re.compile(r"checkpoint_(\d+)")
+_LEGACY = "checkpoint"
+"""A file of msgpack in a checkpoint that t5x wrote without Orbax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class T5XState:
+    """What a checkpoint of t5x holds.
+
+    Attributes:
+      step: number of updates.
+      variables: {"params", "batch_stats"}.
+      param_states: state of the optimizer as t5x names its parts; None without one.
+      run: of `ofa_run.json`; None if the training was never one of ours.
+    """
+
+    step: int
+    variables: dict[str, Any]
+    param_states: dict[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+
+
+# --------------------------------------------------------------------------------------- finding
+
+
+def is_t5x(path: epath.PathLike) -> bool:
+    """Returns whether a path is a checkpoint of t5x, or a folder that has some."""
+    return bool(_checkpoints(path))
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """Returns the folder of one checkpoint of t5x.
+
+    Args:
+      path: a folder `checkpoint_STEP`, or a MODEL_DIR for its newest one.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: t5x wrote it without Orbax.
+    """
+    found = _checkpoints(path)
+    if not found:
+        raise FileNotFoundError(
+            f"There is no checkpoint of t5x in {path}: give a folder checkpoint_STEP, or the "
+            "MODEL_DIR that has it."
+        )
+    folder = found[max(found)]
+    if not storage.has_state(folder):
+        raise ValueError(
+            f"t5x wrote {folder} with use_orbax = False, which is not read: let t5x restore it and "
+            "save it with use_orbax = True, its default."
+        )
+    return folder
+
+
+def _checkpoints(path: epath.PathLike) -> dict[int, epath.Path]:
+    """Returns step -> folder."""
+    folder = storage.absolute_path(path)
+    candidates = [folder]
+    if not _NAME.fullmatch(folder.name) and folder.is_dir():
+        candidates = list(folder.iterdir())
+    found = {}
+    for candidate in candidates:
+        match = _NAME.fullmatch(candidate.name)
+        if match and (storage.has_state(candidate) or (candidate / _LEGACY).is_file()):
+            found[int(match[1])] = candidate
+    return found
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def read(path: epath.PathLike) -> T5XState:
+    """Reads a checkpoint of t5x as numpy arrays.
+
+    Args:
+      path: as for `find`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or of a model without batch statistics.
+    """
+    folder = find(path)
+    tree = storage.read_arrays_tree(folder)
+    mutables = tree.get("flax_mutables")
+    if "target" not in tree or not isinstance(mutables, Mapping) or "batch_stats" not in mutables:
+        raise ValueError(
+            f"{folder} is not a checkpoint of OFA: it has no target and flax_mutables/batch_stats, "
+            "which ofa_jax.t5x.OFAModel has."
+        )
+    names = [name for name in ("target", "flax_mutables", "state") if name in tree]
+    held = storage.load_numpy(folder, {name: tree[name] for name in names})
+    state = held.get("state") or {}
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return T5XState(
+        step=int(match[1]),
+        variables={
+            "params": held["target"],
+            "batch_stats": held["flax_mutables"]["batch_stats"],
+        },
+        param_states=_without_empty(state.get("param_states")),
+        run=_read_run(folder),
+    )
+
+
+def _read_run(folder: epath.Path) -> Mapping[str, Any] | None:
+    """Returns what MODEL_DIR has of a run of ours."""
+    path = folder.parent / RUN_FILE
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{path} is not a JSON object: delete it to convert without it.")
+    return found
+
+
+def read_ours(path: epath.PathLike, averaged: bool = False) -> T5XState:
+    """Reads a checkpoint of ours in t5x's terms.
+
+    Args:
+      path: as for `storage.find_checkpoint`.
+      averaged: whether to take the averaged parameters (EMA); the optimizer's state, which belongs
+        to the last ones, is then left out.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it is damaged.
+    """
+    folder = storage.find_checkpoint(path)
+    variables = storage.load_numpy_variables(folder, averaged)
+    tree = storage.read_arrays_tree(folder)
+    param_states = run = None
+    if not averaged and tree.get("opt_state"):
+        part = storage.load_numpy(folder, {"opt_state": tree["opt_state"]})
+        param_states = from_opt_state(part["opt_state"])
+        if (folder / "run").is_dir():
+            run = storage.read_run_metadata(folder)
+    step = storage.step_of(folder.name)
+    return T5XState(0 if step is None else step, variables, param_states, run)
+
+
+# ------------------------------------------------------------------------------------ optimizers
+
+
+def from_opt_state(opt_state: Any) -> dict[str, Any] | None:
+    """Returns a state of optax, as Orbax reads it, in the form of t5x's `param_states`."""
+    return _without_empty(opt_state)
+
+
+def _without_empty(tree: Any) -> Any:
+    """Returns dicts for tuples and lists, without parts that are empty; None if nothing is left."""
+    if isinstance(tree, list | tuple):
+        tree = {str(index): part for index, part in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        return tree
+    parts = {str(name): _without_empty(part) for name, part in tree.items()}
+    return {name: part for name, part in parts.items() if part is not None} or None
+
+
+def to_opt_state(param_states: Mapping[str, Any], params: Any) -> Any:
+    """Returns the state of `make_optimizer`'s AdamW; None if it is that of another optimizer.
+
+    Args:
+      param_states: of t5x.
+      params: of the same checkpoint.
+    """
+    if set(param_states) == {"inner_states"}:  # groups that are not trained
+        inner = param_states["inner_states"]
+        learn = inner.get("learn") if set(inner) == {"learn"} else None
+        state = _adamw_state((learn or {}).get("inner_state"), params)
+        if state is None:
+            return None
+        states = {"learn": optax.MaskedState(state), "rest": optax.MaskedState(optax.EmptyState())}
+        return optax.MultiTransformState(states)
+    return _adamw_state(param_states, params)
+
+
+def _adamw_state(states: Any, params: Any) -> Any:
+    """Returns the state of clipping and AdamW, or None."""
+    adamw = states.get("1") if isinstance(states, Mapping) and set(states) == {"1"} else None
+    if not isinstance(adamw, Mapping) or set(adamw) != {"0", "2"}:
+        return None
+    adam, schedule = adamw["0"], adamw["2"]
+    if set(adam) != {"count", "mu", "nu"} or set(schedule) != {"count"}:
+        return None
+    return (
+        optax.EmptyState(),
+        (
+            optax.ScaleByAdamState(
+                adam["count"], _like(adam["mu"], params), _like(adam["nu"], params)
+            ),
+            optax.EmptyState(),
+            optax.ScaleByScheduleState(schedule["count"]),
+        ),
+    )
+
+
+def _like(moments: Any, params: Any) -> Any:
+    """Returns moments in the structure of the parameters, masked where there are none."""
+    if not isinstance(params, Mapping):
+        return optax.MaskedNode() if moments is None else moments
+    moments = moments or {}
+    return {name: _like(moments.get(name), part) for name, part in params.items()}
+
+
+def to_train_state(state: T5XState) -> TrainState | None:
+    """Returns the train state of ours; None if the optimizer is another one, or there is none."""
+    opt_state = None
+    if state.param_states is not None:
+        opt_state = to_opt_state(state.param_states, state.variables["params"])
+    if opt_state is None or state.param_states is None:
+        return None
+    inner = state.param_states.get("inner_states", {}).get("learn", {}).get("inner_state")
+    count = (inner or state.param_states)["1"]["0"]["count"]
+    return TrainState(
+        step=np.array(state.step, np.int32),
+        skipped_steps=np.array(state.step - int(count), np.int32),
+        params=state.variables["params"],
+        batch_stats=state.variables["batch_stats"],
+        opt_state=opt_state,
+    )
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def write(directory: epath.PathLike, state: T5XState) -> epath.Path:
+    """Writes a checkpoint as t5x does with Orbax.
+
+    Args:
+      directory: the MODEL_DIR.
+      state: to write. Without `param_states` t5x trains from it with `fallback_to_scratch`.
+
+    Returns:
+      The folder `checkpoint_STEP`.
+    """
+    folder = storage.absolute_path(directory) / f"checkpoint_{state.step}"
+    held: dict[str, Any] = {"step": np.array(state.step, np.int32)}
+    if state.param_states is not None:
+        held["param_states"] = state.param_states
+    content = {
+        "target": state.variables["params"],
+        "state": held,
+        "flax_mutables": {"batch_stats": state.variables["batch_stats"]},
+    }
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", content)
+    if state.run is not None:
+        files.write_json(folder.parent / RUN_FILE, dict(state.run))
+    return folder

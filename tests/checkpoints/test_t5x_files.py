@@ -1,0 +1,211 @@
+"""Checkpoints of t5x from ours and back, bit for bit, by `ofa-convert`; t5x is not needed."""
+
+import argparse
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import official_model
+import optax
+import pytest
+from small_model import SMALL
+from small_run import make_parts
+
+from ofa_jax import convert
+from ofa_jax.checkpoints import storage, t5x_files
+from ofa_jax.checkpoints.manager import Checkpoints
+from ofa_jax.interop import from_fairseq, torch_file
+
+STEP, SKIPPED = 12, 3
+RUN = {"seed": 3, "streams": [{"name": "pairs"}], "trained_seconds": 1.5}
+OPTIMIZERS = {
+    "adamw": {},
+    "frozen": {"frozen": ("resnet",)},
+    "averaged": {"ema_decay": 0.99},
+}
+
+
+def random_state(new_state):
+    """Returns a state of other numbers, none of which are alike."""
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        if x.dtype == np.float32:
+            return rng.standard_normal(x.shape).astype(np.float32)
+        return np.array(STEP - SKIPPED, x.dtype)
+
+    state = jax.tree.map(draw, new_state())
+    return state.replace(step=np.array(STEP, np.int32), skipped_steps=np.array(SKIPPED, np.int32))
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def run(request, tmp_path_factory):
+    """Returns (a run directory with one checkpoint, its state, its abstract state)."""
+    abstract, new_state, _, _ = make_parts(SMALL, **OPTIMIZERS[request.param])
+    state = random_state(new_state)
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(STEP, state, RUN)
+    checkpoints.close()
+    storage.write_model_config(folder, SMALL)
+    return folder, state, abstract
+
+
+def restore(folder, abstract, step=STEP):
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore(step, abstract)
+    checkpoints.close()
+    return found
+
+
+def assert_same(one, two):
+    """Compares trees bit for bit, types included."""
+    one, two = (jax.tree_util.tree_leaves_with_path(tree) for tree in (one, two))
+    assert [path for path, _ in one] == [path for path, _ in two]
+    for (path, a), (_, b) in zip(one, two, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes(), path
+
+
+def test_a_state_comes_back_bit_for_bit_and_its_run_goes_on(run, tmp_path, capsys):
+    folder, state, abstract = run
+    convert.main([str(folder), str(tmp_path / "t5x"), "--layout=t5x"])
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "back")])
+    wanted = state.replace(ema_params=None)
+    found, metadata = restore(tmp_path / "back", abstract.replace(ema_params=None))
+    assert_same(found, wanted)
+    assert metadata == RUN and storage.read_model_config(tmp_path / "back") == SMALL
+    printed = capsys.readouterr().out
+    assert (state.ema_params is not None) == ("averaged weights, which are not taken" in printed)
+
+
+def test_a_checkpoint_of_t5x_has_the_names_of_t5x(run, tmp_path):
+    folder, state, _ = run
+    convert.main([str(folder), str(tmp_path / "t5x"), "--layout=t5x"])
+    checkpoint = t5x_files.find(tmp_path / "t5x")
+    assert checkpoint.name == f"checkpoint_{STEP}"
+    tree = storage.read_arrays_tree(checkpoint)
+    assert set(tree) == {"target", "state", "flax_mutables"}
+    assert set(tree["state"]) == {"step", "param_states"}
+    read = t5x_files.read(tmp_path / "t5x")
+    assert_same(read.variables, state.variables)
+    states = read.param_states
+    if "inner_states" in states:
+        states = states["inner_states"]["learn"]["inner_state"]
+    adam = states["1"]["0"]
+    assert int(adam["count"]) == int(states["1"]["2"]["count"]) == STEP - SKIPPED
+    kernel = state.params["token_embedding"]["embedding"]
+    assert adam["mu"]["token_embedding"]["embedding"].shape == kernel.shape
+
+
+def test_averaged_weights_are_taken_without_the_optimizer(run, tmp_path, capsys):
+    folder, state, _ = run
+    if state.ema_params is None:
+        pytest.skip("has no averaged weights")
+    convert.main([str(folder), str(tmp_path / "t5x"), "--layout=t5x", "--weights=ema"])
+    read = t5x_files.read(tmp_path / "t5x")
+    assert_same(read.variables["params"], state.ema_params)
+    assert read.param_states is None and read.run is None
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "back")])
+    found = storage.load_numpy_variables(tmp_path / "back")
+    assert_same(found["params"], state.ema_params)
+
+
+def make_t5x(folder, step=5, **changes):
+    """Writes a checkpoint as t5x's own training does; returns its state."""
+    _, new_state, _, _ = make_parts(SMALL)
+    state = random_state(new_state)
+    adamw = state.opt_state[1]
+    states = {
+        "1": {
+            "0": {"count": adamw[0].count, "mu": adamw[0].mu, "nu": adamw[0].nu},
+            "2": {"count": adamw[2].count},
+        }
+    }
+    held = t5x_files.T5XState(step, state.variables, states)
+    held = dataclasses.replace(held, **changes)
+    t5x_files.write(folder, held)
+    storage.write_model_config(folder, SMALL)
+    return held
+
+
+def test_the_optimizer_of_a_training_of_t5x_is_kept_but_no_run_goes_on(tmp_path, capsys):
+    held = make_t5x(tmp_path / "t5x", step=STEP)
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "run")])
+    assert "ofa-train cannot continue from it" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="not written by training"):
+        storage.read_run_metadata(tmp_path / "run")
+    convert.main([str(tmp_path / "run"), str(tmp_path / "again"), "--layout=t5x"])
+    again = t5x_files.read(tmp_path / "again")
+    assert again.step == STEP and again.run is None
+    assert_same(again.param_states, held.param_states)
+
+
+def test_another_optimizer_is_left_out(tmp_path, capsys):
+    lion = jax.tree.map(np.asarray, optax.lion(1e-3).init({"a": np.zeros(3, np.float32)}))
+    make_t5x(tmp_path / "t5x", param_states={"0": {"count": lion[0].count, "mu": lion[0].mu}})
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "run")])
+    assert "it is not that of ofa_jax.t5x.adamw" in capsys.readouterr().out
+    assert set(storage.read_arrays_tree(storage.find_checkpoint(tmp_path / "run"))) == {
+        "params", "batch_stats"
+    }  # fmt: skip
+
+
+def test_the_newest_checkpoint_is_taken_and_others_by_name(tmp_path):
+    for step in (9, 10):
+        make_t5x(tmp_path / "t5x", step=step, param_states=None)
+    assert t5x_files.find(tmp_path / "t5x").name == "checkpoint_10"
+    convert.main([str(tmp_path / "t5x" / "checkpoint_9"), str(tmp_path / "run")])
+    assert list(storage.list_checkpoints(tmp_path / "run")) == [9]
+
+
+def test_an_official_checkpoint_becomes_one_of_t5x(golden, tmp_path):
+    args, state_dict = official_model.make_tiny(golden)
+    path = tmp_path / "model.pt"
+    torch_file.save(path, {"args": argparse.Namespace(**args), "model": state_dict})
+    convert.main([str(path), str(tmp_path / "t5x"), "--layout=t5x"])
+    read = t5x_files.read(tmp_path / "t5x")
+    config = storage.parse_model_config(tmp_path / "t5x" / "model.json")
+    assert read.step == 0 and read.param_states is None
+    assert_same(read.variables, from_fairseq(state_dict, config))
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "again.pt")])
+    again = torch_file.load(tmp_path / "again.pt")["model"]
+    for name, array in state_dict.items():
+        if array.dtype == np.float32:
+            np.testing.assert_array_equal(again[name], array)
+
+
+def fails(capsys, *arguments):
+    """Returns the sentence with which a conversion fails."""
+    with pytest.raises(SystemExit) as error:
+        convert.main([str(argument) for argument in arguments])
+    assert error.value.code == 2
+    *_, sentence = capsys.readouterr().err.strip().splitlines()  # behind the progress
+    return sentence
+
+
+def test_what_cannot_be_converted_is_said_in_a_sentence(tmp_path, capsys):
+    folder = tmp_path / "t5x"
+    make_t5x(folder)
+    out = tmp_path / "out"
+    assert "leave --weights out" in fails(capsys, folder, out, "--weights=ema")
+    other = tmp_path / "other.json"
+    wider = SMALL.replace(ffn_width=64)
+    other.write_text(json.dumps(dataclasses.asdict(wider)))
+    assert "is of another model" in fails(capsys, folder, out, f"--model_config={other}")
+    (folder / "model.json").rename(tmp_path / "model.json")
+    assert re.search(
+        "no .*model.json, so the model of .* --model_config=PATH", fails(capsys, folder, out)
+    )
+    convert.main([str(folder), str(out), f"--model_config={tmp_path / 'model.json'}"])
+    assert "for checkpoints of t5x" in fails(capsys, out, tmp_path / "o", f"--model_config={other}")
+    with pytest.raises(ValueError, match="checkpoint of t5x: convert it with ofa-convert first"):
+        storage.load_numpy_variables(folder / "checkpoint_5")
+    legacy = tmp_path / "old" / "checkpoint_3"
+    legacy.mkdir(parents=True)
+    (legacy / "checkpoint").write_bytes(b"\x80")
+    assert "use_orbax = False" in fails(capsys, tmp_path / "old", tmp_path / "o")
+    make_t5x(tmp_path / "t5", param_states=None, variables={"params": {}, "batch_stats": {}})
+    assert "is not a checkpoint of OFA" in fails(capsys, tmp_path / "t5", tmp_path / "o")
