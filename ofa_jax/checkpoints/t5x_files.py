@@ -15,7 +15,6 @@ what one of our checkpoints had of its run, so that `ofa-train` continues it whe
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,9 +40,8 @@ __all__ = [
 ]
 
 RUN_FILE = "ofa_run.json"
-_NAME = re.compile(r"checkpoint_(\d+)")
-_LEGACY = "checkpoint"
-"""A file of msgpack in a checkpoint that t5x wrote without Orbax."""
+_PREFIX = _LEGACY = "checkpoint"
+"""Of the name of a checkpoint; and a file of msgpack in one that t5x wrote without Orbax."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +98,21 @@ def _checkpoints(path: epath.PathLike) -> dict[int, epath.Path]:
     """Returns step -> folder."""
     folder = storage.absolute_path(path)
     candidates = [folder]
-    if not _NAME.fullmatch(folder.name) and folder.is_dir():
+    if _step_of(folder) is None and folder.is_dir():
         candidates = list(folder.iterdir())
-    found = {}
-    for candidate in candidates:
-        match = _NAME.fullmatch(candidate.name)
-        if match and (storage.has_state(candidate) or (candidate / _LEGACY).is_file()):
-            found[int(match[1])] = candidate
-    return found
+    steps = {candidate: _step_of(candidate) for candidate in candidates}
+    return {
+        step: candidate
+        for candidate, step in steps.items()
+        if step is not None
+        if storage.has_state(candidate) or (candidate / _LEGACY).is_file()
+    }
+
+
+def _step_of(folder: epath.Path) -> int | None:
+    """Returns the step of a folder `checkpoint_STEP`; None for other names."""
+    prefix, _, number = folder.name.partition("_")
+    return storage.step_of(number) if prefix == _PREFIX else None
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -133,16 +138,18 @@ def read(path: epath.PathLike) -> T5XState:
         )
     names = [name for name in ("target", "flax_mutables", "state") if name in tree]
     held = storage.load_numpy(folder, {name: tree[name] for name in names})
-    state = held.get("state") or {}
-    match = _NAME.fullmatch(folder.name)
-    assert match is not None
+    state = held.get("state")
+    step = _step_of(folder)
+    assert step is not None
     return T5XState(
-        step=int(match[1]),
+        step=step,
         variables={
             "params": held["target"],
             "batch_stats": held["flax_mutables"]["batch_stats"],
         },
-        param_states=_without_empty(state.get("param_states")),
+        param_states=from_opt_state(state["param_states"])
+        if isinstance(state, Mapping) and "param_states" in state
+        else None,
         run=_read_run(folder),
     )
 
@@ -186,9 +193,14 @@ def read_ours(path: epath.PathLike, averaged: bool = False) -> T5XState:
 # ------------------------------------------------------------------------------------ optimizers
 
 
+class _OtherOptimizerError(Exception):
+    """A state is not that of `make_optimizer`."""
+
+
 def from_opt_state(opt_state: Any) -> dict[str, Any] | None:
     """Returns a state of optax, as Orbax reads it, in the form of t5x's `param_states`."""
-    return _without_empty(opt_state)
+    found = _without_empty(opt_state)
+    return found if isinstance(found, dict) else None
 
 
 def _without_empty(tree: Any) -> Any:
@@ -201,68 +213,68 @@ def _without_empty(tree: Any) -> Any:
     return {name: part for name, part in parts.items() if part is not None} or None
 
 
-def to_opt_state(param_states: Mapping[str, Any], params: Any) -> Any:
-    """Returns the state of `make_optimizer`'s AdamW; None if it is that of another optimizer.
-
-    Args:
-      param_states: of t5x.
-      params: of the same checkpoint.
-    """
-    if set(param_states) == {"inner_states"}:  # groups that are not trained
-        inner = param_states["inner_states"]
-        learn = inner.get("learn") if set(inner) == {"learn"} else None
-        state = _adamw_state((learn or {}).get("inner_state"), params)
-        if state is None:
-            return None
-        states = {"learn": optax.MaskedState(state), "rest": optax.MaskedState(optax.EmptyState())}
-        return optax.MultiTransformState(states)
-    return _adamw_state(param_states, params)
+def to_train_state(state: T5XState) -> TrainState | None:
+    """Returns the train state of ours; None if the optimizer is another one, or there is none."""
+    if state.param_states is None:
+        return None
+    params = state.variables["params"]
+    try:
+        if set(state.param_states) == {"inner_states"}:  # some groups are not trained
+            inner = _parts(_parts(state.param_states["inner_states"], "learn")[0], "inner_state")
+            learned = _adamw_state(inner[0], params)
+            opt_state: Any = optax.MultiTransformState(
+                {
+                    "learn": optax.MaskedState(learned),
+                    "rest": optax.MaskedState(optax.EmptyState()),
+                }
+            )
+        else:
+            opt_state = learned = _adamw_state(state.param_states, params)
+    except _OtherOptimizerError:
+        return None
+    skipped = state.step - int(learned[1][0].count)
+    return TrainState(
+        step=np.array(state.step, np.int32),
+        skipped_steps=np.array(max(skipped, 0), np.int32),
+        params=params,
+        batch_stats=state.variables["batch_stats"],
+        opt_state=opt_state,
+    )
 
 
 def _adamw_state(states: Any, params: Any) -> Any:
-    """Returns the state of clipping and AdamW, or None."""
-    adamw = states.get("1") if isinstance(states, Mapping) and set(states) == {"1"} else None
-    if not isinstance(adamw, Mapping) or set(adamw) != {"0", "2"}:
-        return None
-    adam, schedule = adamw["0"], adamw["2"]
-    if set(adam) != {"count", "mu", "nu"} or set(schedule) != {"count"}:
-        return None
+    """Returns the state of clipping and AdamW; raises _OtherOptimizerError for others."""
+    adam, schedule = _parts(_parts(states, "1")[0], "0", "2")
+    count, mu, nu = _parts(adam, "count", "mu", "nu")
+    (updates,) = _parts(schedule, "count")
+    if np.shape(count) or np.shape(updates):
+        raise _OtherOptimizerError
+    adam_state = optax.ScaleByAdamState(count, _like(mu, params), _like(nu, params))
     return (
         optax.EmptyState(),
-        (
-            optax.ScaleByAdamState(
-                adam["count"], _like(adam["mu"], params), _like(adam["nu"], params)
-            ),
-            optax.EmptyState(),
-            optax.ScaleByScheduleState(schedule["count"]),
-        ),
+        (adam_state, optax.EmptyState(), optax.ScaleByScheduleState(updates)),
     )
+
+
+def _parts(states: Any, *names: str) -> list[Any]:
+    """Returns the parts of a state that has just these."""
+    if not isinstance(states, Mapping) or set(states) != set(names):
+        raise _OtherOptimizerError
+    return [states[name] for name in names]
 
 
 def _like(moments: Any, params: Any) -> Any:
     """Returns moments in the structure of the parameters, masked where there are none."""
     if not isinstance(params, Mapping):
-        return optax.MaskedNode() if moments is None else moments
-    moments = moments or {}
+        if moments is None:
+            return optax.MaskedNode()
+        if np.shape(moments) != np.shape(params):
+            raise _OtherOptimizerError
+        return moments
+    moments = {} if moments is None else moments
+    if not isinstance(moments, Mapping) or set(moments) - set(params):
+        raise _OtherOptimizerError
     return {name: _like(moments.get(name), part) for name, part in params.items()}
-
-
-def to_train_state(state: T5XState) -> TrainState | None:
-    """Returns the train state of ours; None if the optimizer is another one, or there is none."""
-    opt_state = None
-    if state.param_states is not None:
-        opt_state = to_opt_state(state.param_states, state.variables["params"])
-    if opt_state is None or state.param_states is None:
-        return None
-    inner = state.param_states.get("inner_states", {}).get("learn", {}).get("inner_state")
-    count = (inner or state.param_states)["1"]["0"]["count"]
-    return TrainState(
-        step=np.array(state.step, np.int32),
-        skipped_steps=np.array(state.step - int(count), np.int32),
-        params=state.variables["params"],
-        batch_stats=state.variables["batch_stats"],
-        opt_state=opt_state,
-    )
 
 
 # --------------------------------------------------------------------------------------- writing

@@ -65,7 +65,7 @@ def grouped_mixture(mixture: str, groups: Mapping[str, str] | None = None) -> st
         seqio.TaskRegistry.add_provider(
             grouped, _with_group(task, grouped, numbers.index(chosen[task.name]))
         )
-        # A rate may follow from the settings of a run, which know the original's name.
+        # A rate may follow from the settings of a run, which know the task without a group.
         rates.append((grouped, lambda _, task=task: original.get_rate(task)))
     seqio.MixtureRegistry.add(name, rates)
     return name

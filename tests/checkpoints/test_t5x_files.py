@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import official_model
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from small_model import SMALL
 from small_run import make_parts
@@ -143,6 +144,25 @@ def test_the_optimizer_of_a_training_of_t5x_is_kept_but_no_run_goes_on(tmp_path,
     assert_same(again.param_states, held.param_states)
 
 
+def test_states_of_other_optimizers_are_none_of_ours(tmp_path):
+    held = make_t5x(tmp_path / "t5x", step=STEP)
+    assert int(t5x_files.to_train_state(held).skipped_steps) == SKIPPED
+    adam = held.param_states["1"]["0"]
+    first, *_ = adam["mu"]
+    damaged = [
+        {"0": adam},
+        {"1": {"0": adam}},
+        {"1": adam["count"]},
+        {"1": {"0": adam | {"count": np.zeros(3, np.int32)}, "2": {"count": adam["count"]}}},
+        {"1": {"0": adam | {"mu": adam["count"]}, "2": {"count": adam["count"]}}},
+        {"1": {"0": adam | {"nu": {first: adam["count"]}}, "2": {"count": adam["count"]}}},
+        {"inner_states": {"other": {"inner_state": held.param_states}}},
+    ]
+    for states in damaged:
+        changed = dataclasses.replace(held, param_states=states)
+        assert t5x_files.to_train_state(changed) is None
+
+
 def test_another_optimizer_is_left_out(tmp_path, capsys):
     lion = jax.tree.map(np.asarray, optax.lion(1e-3).init({"a": np.zeros(3, np.float32)}))
     make_t5x(tmp_path / "t5x", param_states={"0": {"count": lion[0].count, "mu": lion[0].mu}})
@@ -207,5 +227,8 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(tmp_path, capsys):
     legacy.mkdir(parents=True)
     (legacy / "checkpoint").write_bytes(b"\x80")
     assert "use_orbax = False" in fails(capsys, tmp_path / "old", tmp_path / "o")
-    make_t5x(tmp_path / "t5", param_states=None, variables={"params": {}, "batch_stats": {}})
+    foreign = {"target": {"embedding": np.zeros(3)}, "state": {"step": np.array(5)}}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "t5" / "checkpoint_5" / "state", foreign)
+    storage.write_model_config(tmp_path / "t5", SMALL)
     assert "is not a checkpoint of OFA" in fails(capsys, tmp_path / "t5", tmp_path / "o")
