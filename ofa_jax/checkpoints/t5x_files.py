@@ -118,11 +118,12 @@ def _step_of(folder: epath.Path) -> int | None:
 # --------------------------------------------------------------------------------------- reading
 
 
-def read(path: epath.PathLike) -> T5XState:
+def read(path: epath.PathLike, with_optimizer: bool = True) -> T5XState:
     """Reads a checkpoint of t5x as numpy arrays.
 
     Args:
       path: as for `find`.
+      with_optimizer: whether to read the optimizer's state, which is twice as large as the model.
 
     Raises:
       FileNotFoundError: there is none.
@@ -136,7 +137,8 @@ def read(path: epath.PathLike) -> T5XState:
             f"{folder} is not a checkpoint of OFA: it has no target and flax_mutables/batch_stats, "
             "which ofa_jax.t5x.OFAModel has."
         )
-    names = [name for name in ("target", "flax_mutables", "state") if name in tree]
+    wanted = ("target", "flax_mutables", *(["state"] if with_optimizer else []))
+    names = [name for name in wanted if name in tree]
     held = storage.load_numpy(folder, {name: tree[name] for name in names})
     state = held.get("state")
     step = _step_of(folder)

@@ -112,7 +112,7 @@ def _load_t5x(options: argparse.Namespace, layout: str) -> Loaded:
     folder = t5x_files.find(options.input)
     config = _model_of_t5x(folder, options.model_config)
     with progress.substage("reading the checkpoint"):
-        training = t5x_files.read(folder)
+        training = t5x_files.read(folder, with_optimizer=layout in (OURS, T5X))
     network = OFA(config)
     wanted = jax.eval_shape(lambda: nn.meta.unbox(network.init(jax.random.key(0), _ANY_BATCH)))
     storage.check_shapes(training.variables, dict(wanted), folder)
@@ -217,7 +217,7 @@ def _find_results(options: argparse.Namespace, layout: str) -> Sequence[model_ca
         return ()
     if options.results is not None:
         return model_card.read_results(pathlib.Path(options.results))
-    if files.is_official(options.input):
+    if files.is_official(options.input) or t5x_files.is_t5x(options.input):
         return ()
     folder = storage.find_checkpoint(options.input)
     try:

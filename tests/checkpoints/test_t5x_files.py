@@ -191,6 +191,8 @@ def test_an_official_checkpoint_becomes_one_of_t5x(golden, tmp_path):
     assert read.step == 0 and read.param_states is None
     assert_same(read.variables, from_fairseq(state_dict, config))
     convert.main([str(tmp_path / "t5x"), str(tmp_path / "again.pt")])
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "hf"), "--layout=huggingface"])
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
     again = torch_file.load(tmp_path / "again.pt")["model"]
     for name, array in state_dict.items():
         if array.dtype == np.float32:
