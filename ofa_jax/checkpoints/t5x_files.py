@@ -234,10 +234,11 @@ def to_train_state(state: T5XState) -> TrainState | None:
             opt_state = learned = _adamw_state(state.param_states, params)
     except _OtherOptimizerError:
         return None
-    skipped = state.step - int(learned[1][0].count)
+    skipped = max(state.step - int(learned[1][0].count), 0)
+    counters: Any = [np.array(number, np.int32) for number in (state.step, skipped)]
     return TrainState(
-        step=np.array(state.step, np.int32),
-        skipped_steps=np.array(max(skipped, 0), np.int32),
+        step=counters[0],
+        skipped_steps=counters[1],
         params=params,
         batch_stats=state.variables["batch_stats"],
         opt_state=opt_state,

@@ -2,7 +2,6 @@
 
 import contextvars
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -60,34 +59,6 @@ def test_every_task_can_be_cached_and_draws_only_afterwards():
         task = seqio.TaskRegistry.get(name)
         assert task.supports_caching and not task.requires_caching
         assert isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder)
-
-
-ALL_TASKS = """
-import importlib, json, pathlib
-import seqio
-for path in sorted(pathlib.Path("tasks").glob("[!_]*.py")):
-    importlib.import_module(f"tasks.{path.stem}")
-from ofa_jax.data.seqio_tasks import RecordDataSource
-from ofa_jax.evaluation import eval_spec
-tasks = [seqio.TaskRegistry.get(name) for name in seqio.TaskRegistry.names()]
-print(json.dumps({task.name: {
-    "of records": isinstance(task.source, RecordDataSource),
-    "cached first": isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder),
-    "features have a length": all(own.rank > 0 for own in task.output_features.values()),
-    "has metrics": bool(task.metric_fns) and task.postprocessor is not None,
-    "has a spec": eval_spec.find(task.name).task == task.name,
-} for task in tasks}))
-"""
-
-
-def test_every_module_of_tasks_gives_seqio_all_that_it_asks_for():
-    """In a process of their own, as other tests register tasks as well."""
-    lines = subprocess.run(
-        [sys.executable, "-c", ALL_TASKS], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    found = json.loads(lines[-1])
-    assert {"vqa", "coco_captioning", "glue_cola", "gigaword", *objectives.OBJECTIVES} <= set(found)
-    assert {name: own for name, own in found.items() if not all(own.values())} == {}
 
 
 def test_the_loader_does_not_see_the_placeholder():
