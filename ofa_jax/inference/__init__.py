@@ -12,7 +12,7 @@ sources       sources of many requests: JSON lines, TSV files, folders of images
 line_files    JSON lines, and what TSV files (`tsv_lines`) share with them; `fields` of a line
 entries       a request of a source, and how its image is found and read
 task_inputs   the examples of a seqio task as inputs, decoded by `task_pipeline`
-build         builds a job
+build         builds a job, and `checks` that its parts fit together
 fingerprint   what the predictions of a job depend on
 resume        continues a job in its output directory, or refuses to
 kinds         finds how each request is decoded

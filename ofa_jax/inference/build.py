@@ -3,25 +3,24 @@
 inputs ─▶ output shards ─▶ compare with an earlier start ─▶ load the model ─▶ decoder and batches
 """
 
-import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
 
 import jax
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.data.choices import read_choices
-from ofa_jax.data.features import PATCH_SIZE, Stream
+from ofa_jax.data.features import PATCH_SIZE
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation import memory_checks
-from ofa_jax.inference import fingerprint, presets, resume, task_inputs
+from ofa_jax.inference import checks, fingerprint, presets, resume, task_inputs
 from ofa_jax.inference.image_generation import ImageGeneration
-from ofa_jax.inference.job import Job, Pipeline, RequestPipeline, lock
+from ofa_jax.inference.job import Job, Pipeline, RequestPipeline, TaskPipeline, lock
 from ofa_jax.inference.kinds import KindOptions, Kinds
-from ofa_jax.inference.loading import load_model
+from ofa_jax.inference.loading import LoadedModel, load_model
 from ofa_jax.inference.request_batches import RequestBatches
 from ofa_jax.inference.resume import Resumed
 from ofa_jax.inference.shards import Shards, job_digest
@@ -29,7 +28,6 @@ from ofa_jax.inference.sources import ImageFolder, JsonLines, RequestSource, Tsv
 from ofa_jax.inference.task_inputs import LoadedTask, TaskInputs
 from ofa_jax.inference.task_pipeline import make_task_pipeline
 from ofa_jax.interop import files
-from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -136,48 +134,38 @@ def build_job(
     host = jax.process_index() if host is None else host
     num_hosts = jax.process_count() if num_hosts is None else num_hosts
     partitioner = partitioner or Partitioner(devices=tuple(jax.local_devices()))
-    _check_shapes(batch_size, shard_size, partitioner)
-    _check_hosts(host, num_hosts, partitioner)
-    if check_memory:
-        shapes = _shapes(batch_size, source_length, image_size)
-        memory_checks.check_host([shapes], partitioner, 0, "infer.check_memory")
-    directory = _local_directory(output_dir)
+    checks.check_shapes(batch_size, shard_size, partitioner)
+    checks.check_hosts(host, num_hosts, partitioner)
+    memory = checks.BatchMemory(batch_size, source_length, image_size, partitioner, check_memory)
+    memory.check_host()
+    directory = checks.local_directory(output_dir)
     allowed = _read_candidates(candidates, candidates_file)
-    _check_candidate_options(inputs, task, allowed, score_all, image_size)
+    checks.check_candidate_options(inputs, task, allowed, score_all, image_size)
     loaded_task = (
         task_inputs.load_task(inputs, source_length, num_threads, settings)
         if isinstance(inputs, TaskInputs)
         else None
     )
-    _check_inputs(inputs)
+    checks.check_inputs(inputs)
     name = checkpoint if files.is_official(checkpoint) else str(storage.find_checkpoint(checkpoint))
-    # Everything that the predictions depend on, under the keys of existing job.json files.
-    current = {
-        "version": fingerprint.VERSION,
-        "checkpoint": name,
-        "model": fingerprint.of_model(name, vocabulary),
-        "inputs": fingerprint.describe_inputs(inputs),
-        "files": fingerprint.of_inputs(inputs, loaded_task),
-        "shard_size": shard_size,
-        "batch_size": batch_size,
-        "source_length": source_length,
-        "image_size": image_size,
-        "seed": seed,
-        "dtype": dtype,
-        "task": task,
-        "score_all": score_all,
-        "decoding": None if decoding is None else decoding.to_json(),
-        "decode_options": None if decode_options is None else dataclasses.asdict(decode_options),
-        "answers": fingerprint.of_candidates(allowed),
-    }
-    if weights is not None:
-        current["weights"] = weights
-    if image_generation is not None:
-        current["image_generation"] = image_generation.to_json()
-
-    def count_inputs() -> int:
-        return _num_inputs(cast(RequestSource, inputs) if loaded_task is None else loaded_task)
-
+    model_image_size = image_size or None
+    of_all = KindOptions(
+        task, decoding, allowed, score_all, model_image_size, source_length, seed, image_generation
+    )
+    current = fingerprint.of_job(
+        fingerprint.of_model(name, vocabulary),
+        inputs,
+        loaded_task,
+        of_all,
+        decode_options,
+        weights,
+        checkpoint=name,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        image_size=image_size,
+        dtype=dtype,
+    )
+    count_inputs = functools.partial(_count_inputs, inputs, loaded_task)
     is_one_kind = task is not None or isinstance(inputs, TaskInputs | ImageFolder)
     resumed = resume.find_started(directory, current, count_inputs, is_one_kind)
     damaged = {} if resumed is None else _find_damage(resumed, host, num_hosts)
@@ -194,59 +182,18 @@ def build_job(
         dtype,
         weights,
         image_tokenizer=image_tokenizer,
-        image_size=image_size or None,
+        image_size=model_image_size,
         decode_options=decode_options,
     )
-    _check_source_length(source_length, loaded.model.config)
-
-    def check_decoding(decoding: DecodingConfig) -> None:
-        if not check_memory:
-            return
-        size = loaded.processor.image_size if image_size is None else image_size
-        shapes = _shapes(batch_size, source_length, size)
-        config = loaded.model.config
-        memory_checks.check_task(config, shapes, decoding, None, partitioner, "infer.check_memory")
-
-    pipeline: Pipeline
-    if loaded_task is not None:
-        pipeline = make_task_pipeline(
-            loaded_task,
-            loaded,
-            settings,
-            decoding,
-            batch_size,
-            source_length,
-            seed,
-            image_generation,
-        )
-        check_decoding(pipeline.decoding)
-    else:
-        of_all = KindOptions(
-            task,
-            decoding,
-            allowed,
-            score_all,
-            image_size or None,
-            source_length,
-            seed,
-            image_generation,
-        )
-        kinds = Kinds(loaded, of_all, check_decoding)
-        batches = RequestBatches(
-            cast(RequestSource, inputs),
-            loaded.processor,
-            kinds,
-            batch_size,
-            source_length,
-            with_images=image_size != 0,
-            num_threads=num_threads,
-        )
-        pipeline = RequestPipeline(loaded, kinds, batches)
-    num_inputs = count_inputs()  # builds the index of the lines, in the output directory
-    if resumed is None:
-        resumed = _start(directory, current, num_inputs, shard_size)
-    else:
-        _check_num_inputs(resumed, num_inputs)
+    checks.check_source_length(source_length, loaded.model.config)
+    check_decoding = functools.partial(memory.check_decoding, loaded)
+    pipeline: Pipeline = (
+        _open_requests(inputs, loaded, of_all, batch_size, image_size, num_threads, check_decoding)
+        if loaded_task is None
+        else _open_task(loaded_task, loaded, settings, of_all, batch_size, check_decoding)
+    )
+    # Counting builds the index of the lines, in the output directory.
+    resumed = _start_or_continue(resumed, directory, current, count_inputs(), shard_size)
     return Job(
         pipeline,
         resumed.shards,
@@ -259,22 +206,74 @@ def build_job(
     )
 
 
-def _start(
-    directory: pathlib.Path, current: dict[str, Any], num_inputs: int, shard_size: int
+def _open_requests(
+    inputs: RequestSource | TaskInputs,
+    loaded: LoadedModel,
+    of_all: KindOptions,
+    batch_size: int,
+    image_size: int | None,
+    num_threads: int,
+    check_decoding: Callable[[DecodingConfig], None],
+) -> RequestPipeline:
+    """Returns the model with the requests of a source, each decoded by its own kind."""
+    kinds = Kinds(loaded, of_all, check_decoding)
+    batches = RequestBatches(
+        cast(RequestSource, inputs),
+        loaded.processor,
+        kinds,
+        batch_size,
+        of_all.source_length,
+        with_images=image_size != 0,
+        num_threads=num_threads,
+    )
+    return RequestPipeline(loaded, kinds, batches)
+
+
+def _open_task(
+    task: LoadedTask,
+    loaded: LoadedModel,
+    settings: TaskSettings | None,
+    of_all: KindOptions,
+    batch_size: int,
+    check_decoding: Callable[[DecodingConfig], None],
+) -> TaskPipeline:
+    """Returns the model with the examples of a seqio task."""
+    pipeline = make_task_pipeline(
+        task,
+        loaded,
+        settings,
+        of_all.decoding,
+        batch_size,
+        of_all.source_length,
+        of_all.seed,
+        of_all.image_generation,
+    )
+    check_decoding(pipeline.decoding)
+    return pipeline
+
+
+def _start_or_continue(
+    resumed: Resumed | None,
+    directory: pathlib.Path,
+    current: dict[str, Any],
+    num_inputs: int,
+    shard_size: int,
 ) -> Resumed:
-    """Returns a new job, whose configuration the directory will keep."""
-    record = json.loads(json.dumps(current | {"num_inputs": num_inputs}))
-    return Resumed(Shards(directory, num_inputs, shard_size, job_digest(record)), record)
+    """Returns a new job, whose configuration the directory will keep, or the one that goes on.
 
-
-def _check_num_inputs(resumed: Resumed, num_inputs: int) -> None:
-    """Raises ValueError if a job that is continued had another number of inputs."""
+    Raises:
+      ValueError: the job that is continued had another number of inputs.
+    """
+    if resumed is None:
+        record = json.loads(json.dumps(current | {"num_inputs": num_inputs}))
+        return Resumed(Shards(directory, num_inputs, shard_size, job_digest(record)), record)
     started = resumed.shards
     if num_inputs != started.num_inputs:
         raise ValueError(
             f"The job in {started.directory} was started with {started.num_inputs:,} inputs, but "
             f"now there are {num_inputs:,}: choose another OUTPUT_DIR, or restore the inputs."
         )
+    return resumed
 
 
 def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
@@ -287,82 +286,11 @@ def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
     return outputs.damaged(checked_here)
 
 
-def _shapes(batch_size: int, source_length: int, image_size: int | None) -> Stream:
-    """Returns the shapes of a batch, as far as they are known."""
-    lengths = {"inputs": source_length, "targets": 1}
-    return Stream("inputs", "infer", batch_size, lengths, image_size=image_size or None)
-
-
-def _check_shapes(batch_size: int, shard_size: int, partitioner: Partitioner) -> None:
-    """Raises ValueError for shapes that do not fit each other or the mesh."""
-    if shard_size % batch_size:
-        raise ValueError(
-            f"infer.shard_size is {shard_size}, which is not a multiple of infer.batch_size = "
-            f"{batch_size}: a file holds whole batches."
-        )
-    if batch_size % partitioner.num_data_shards:
-        raise ValueError(
-            f"infer.batch_size {batch_size} does not divide over the "
-            f"{partitioner.num_data_shards} data shards of the mesh; choose a multiple."
-        )
-
-
-def _check_hosts(host: int, num_hosts: int, partitioner: Partitioner) -> None:
-    """Raises ValueError for an unknown host, or a mesh over several hosts."""
-    if not 0 <= host < num_hosts:
-        raise ValueError(f"infer.host is {host} of {num_hosts}: hosts are counted from 0.")
-    if any(device.process_index != jax.process_index() for device in partitioner.mesh.devices.flat):
-        raise ValueError(
-            "infer.partitioner has devices of other hosts, but each host works alone: leave it "
-            "out, or give devices of this host."
-        )
-
-
-def _local_directory(output_dir: str) -> pathlib.Path:
-    """Returns the output directory; raises ValueError if it is in an object store."""
-    if "://" in output_dir:
-        raise ValueError(
-            f"OUTPUT_DIR is {output_dir}: output files are written to a disk or a mount, where "
-            "renaming a file is atomic."
-        )
-    return pathlib.Path(output_dir)
-
-
-def _check_inputs(inputs: Any) -> None:
-    """Raises ValueError for inputs that cannot be used, before anything is written for them."""
-    if isinstance(inputs, ImageFolder) and not len(inputs):
-        raise ValueError(f"There is no image in {inputs.path}: check INPUTS.")
-    if isinstance(inputs, Tsv):
-        inputs.check_headers()
-
-
-def _check_candidate_options(
-    inputs: Any,
-    task: str | None,
-    candidates: Sequence[str] | None,
-    score_all: bool,
-    image_size: int | None,
-) -> None:
-    """Raises ValueError for options that would have no effect."""
-    if isinstance(inputs, TaskInputs):
-        given = {"task": task, "candidates": candidates, "image_size": image_size}
-        given["score_all"] = score_all or None
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"infer.{name} is given, but the seqio task {inputs.task} has its own: leave "
-                    "it out."
-                )
-    elif score_all and candidates is None:
-        raise ValueError(
-            "infer.score_all is True, but there are no candidates to score: give infer.candidates."
-        )
-
-
-def _num_inputs(inputs: RequestSource | LoadedTask) -> int:
+def _count_inputs(inputs: RequestSource | TaskInputs, task: LoadedTask | None) -> int:
     """Returns the number of inputs; raises ValueError if there is none."""
-    if isinstance(inputs, LoadedTask):
-        return inputs.num_examples
+    if task is not None:
+        return task.num_examples
+    inputs = cast(RequestSource, inputs)
     if not len(inputs):
         raise ValueError(f"There is no request in {getattr(inputs, 'path', 'it')}: check INPUTS.")
     return len(inputs)
@@ -380,12 +308,3 @@ def _read_candidates(
             raise FileNotFoundError(f"There is no file {path} (infer.candidates_file).")
         candidates = read_choices(path)
     return None if candidates is None else presets.format_candidates(candidates)
-
-
-def _check_source_length(source_length: int, model: OFAConfig) -> None:
-    """Raises ValueError if the model has too few positions for instructions."""
-    if source_length > model.max_source_positions:
-        raise ValueError(
-            f"infer.source_length is {source_length}, but the model has "
-            f"{model.max_source_positions} positions: shorten it."
-        )

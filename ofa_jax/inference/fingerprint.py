@@ -17,17 +17,75 @@ from typing import Any
 
 from ofa_jax.checkpoints import storage
 from ofa_jax.evaluation import fingerprints
+from ofa_jax.inference.kinds import KindOptions
 from ofa_jax.inference.sources import ImageFolder
 from ofa_jax.inference.task_inputs import LoadedTask
 from ofa_jax.interop import files as official
 from ofa_jax.tokenizers import huggingface_files
 from ofa_jax.tokenizers.processor import FOLDER
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
+from ofa_jax.utils.decode_options import DecodeOptions
 
 VERSION = 2
 """Of job.json. The first version decoded all lines as the first one, and did not record files."""
 
 _MAX_LISTED = 2000
+
+
+def of_job(
+    model: Mapping[str, Any],
+    inputs: Any,
+    task: LoadedTask | None,
+    options: KindOptions,
+    decode_options: DecodeOptions | None,
+    weights: str | None,
+    *,
+    checkpoint: str,
+    shard_size: int,
+    batch_size: int,
+    image_size: int | None,
+    dtype: str | None,
+) -> dict[str, Any]:
+    """Returns everything that the predictions depend on, under the keys of job.json.
+
+    Args:
+      model: see `of_model`.
+      inputs: of the job.
+      task: the seqio task of the inputs, if they are one.
+      options: for all requests.
+      decode_options: how images are decoded.
+      weights: which parameters of the checkpoint.
+      checkpoint: its name.
+      shard_size: requests of an output file.
+      batch_size: requests that are decoded at once.
+      image_size: as the user gives it.
+      dtype: of the computation.
+    """
+    decoding, generation = options.decoding, options.image_generation
+    current = {
+        "version": VERSION,
+        "checkpoint": checkpoint,
+        "model": model,
+        "inputs": describe_inputs(inputs),
+        "files": of_inputs(inputs, task),
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+        "source_length": options.source_length,
+        "image_size": image_size,
+        "seed": options.seed,
+        "dtype": dtype,
+        "task": options.task,
+        "score_all": options.score_all,
+        "decoding": None if decoding is None else decoding.to_json(),
+        "decode_options": None if decode_options is None else dataclasses.asdict(decode_options),
+        "answers": of_candidates(options.candidates),
+    }
+    # Later options stand there only if they are given, so that earlier jobs go on.
+    if weights is not None:
+        current["weights"] = weights
+    if generation is not None:
+        current["image_generation"] = generation.to_json()
+    return current
 
 
 def describe_inputs(inputs: Any) -> dict[str, Any]:
