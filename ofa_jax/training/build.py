@@ -131,11 +131,7 @@ def build_run(
       ValueError, FileNotFoundError, ImportError: with a sentence that says what to do.
     """
     import_task_modules(mixture_or_task_module, settings)
-    if self_critical is not None and restrict_to_candidates:
-        raise ValueError(
-            "train.self_critical and train.restrict_to_candidates do not go together: captions "
-            "are not chosen among given candidates; leave one of them out."
-        )
+    checks.check_target_options(self_critical, restrict_to_candidates)
     peak_flops = checks.checked_peak_flops(peak_flops)
     # Nothing is written here: the loop writes once it has accepted the run.
     directory = epath.Path(model_dir)
@@ -160,72 +156,52 @@ def build_run(
         num_workers=num_workers,
         settings=settings,
     )
-    training_data = open_split(train_split, training=True)
-    first_batches = _checked_first_batches(OFA(model), streams, training_data)
+    data = open_split(train_split, training=True)
+    first_batches = _checked_first_batches(OFA(model), streams, data)
     held_out = open_split(validation_split) if validation_split is not None else None
-    loader = training_data.loader
-
-    candidates = (
-        _candidate_tries(streams, model.vocab_size, settings) if restrict_to_candidates else None
-    )
     program = build_train_program(
         model,
         optimizer,
         loss,
         partitioner,
         loss_groups_of(streams),
-        len(loader.task_names),
+        len(data.loader.task_names),
         seed,
         gradient_accumulation,
-        candidates,
+        _candidate_tries(streams, model.vocab_size, settings) if restrict_to_candidates else None,
     )
-    batch_transform = None
-    if self_critical is not None:
-        batch_transform = _build_self_critical(
-            self_critical, program, training_data, seed, settings
-        )
+    batch_transform = _build_self_critical(self_critical, program, data, seed, settings)
     new_state = _initial_state(
         program, seed, initial_checkpoint_path, initial_checkpoint_weights, initial_resnet_path
     )
-
+    galleries = GalleryConfig(gallery_examples, final_gallery_examples)
     return Run(
         model_dir=directory,
-        run_fingerprint=_run_fingerprint(seed, streams, settings, training_data),
+        run_fingerprint=_run_fingerprint(seed, streams, settings, data),
         config=loop,
         partitioner=partitioner,
         train_step=program.train_step,
         eval_step=program.eval_step,
         abstract_state=program.abstract_state,
         new_state=new_state,
-        batches=loader.batches,
+        batches=data.loader.batches,
         validation_batches=_validation_batches(held_out, validation_examples),
-        baselines=functools.partial(
-            datasets.baselines,
-            directory,
-            model.vocab_size,
-            training_data,
-            held_out,
-            baseline_examples,
-            validation_examples,
+        baselines=lambda: datasets.baselines(
+            directory, model.vocab_size, data, held_out, baseline_examples, validation_examples
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
         flops_per_step=program.model_flops(abstract_batches(streams, first_batches)),
         peak_flops=peak_flops,
-        task_names=loader.task_names,
-        skipped_records=loader.skipped_records.total,
+        task_names=data.loader.task_names,
+        skipped_records=data.loader.skipped_records.total,
         pad_id=model.pad_id,
         writer=writer,
         console=Console(quiet=jax.process_index() > 0),
         batch_transform=batch_transform,
         new_in_fingerprint=(_NUM_RECORDS,),
-        findings=lambda: loader.findings,
+        findings=lambda: data.loader.findings,
         galleries=make_galleries(
-            GalleryConfig(gallery_examples, final_gallery_examples),
-            program,
-            held_out,
-            settings,
-            directory,
-            validation_split,
+            galleries, program, held_out, settings, directory, validation_split
         ),
         model=model,
         processor=make_processor(streams, settings),
@@ -283,17 +259,22 @@ def _candidate_tries(
 
 
 def _build_self_critical(
-    config: SelfCriticalConfig,
+    config: SelfCriticalConfig | None,
     program: TrainProgram,
     data: RunData,
     seed: int,
     settings: TaskSettings | None,
-) -> SelfCritical:
+) -> SelfCritical | None:
     """Builds the transform whose reward is CIDEr-D, or a ranker's score of images.
+
+    Returns:
+      None without a configuration: the run trains on the targets of the data.
 
     Raises:
       ValueError: options or data that self-critical training cannot use.
     """
+    if config is None:
+        return None
     config.check(program.loss)
     streams = data.loader.streams
     if len(streams) > 1 or streams[0].name not in data.tasks:

@@ -8,7 +8,19 @@ from ofa_jax.data.features import Stream
 from ofa_jax.model import OFAConfig
 from ofa_jax.sharding import Partitioner
 from ofa_jax.training.losses import LossConfig
+from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.utils import hardware
+
+
+def check_target_options(
+    self_critical: SelfCriticalConfig | None, restrict_to_candidates: bool
+) -> None:
+    """Raises ValueError for two options that both choose what is trained on."""
+    if self_critical is not None and restrict_to_candidates:
+        raise ValueError(
+            "train.self_critical and train.restrict_to_candidates do not go together: captions "
+            "are not chosen among given candidates; leave one of them out."
+        )
 
 
 def check_accumulation(
