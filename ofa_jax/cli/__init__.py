@@ -11,6 +11,7 @@
 | `gin_registry` | the classes and functions that gin can configure |
 | `compilation_cache` | keeps compiled programs |
 | `train_command`, `evaluate_command`, `infer_command` | what `ofa_jax.train` and so on run |
+| `training_run` | trains a run, with what every command that trains does around the loop |
 | `plan_command` | the command line of `ofa_jax.plan` |
 | `convert_command` | the command line of `ofa_jax.convert` |
 | `convert_inputs` | the checkpoints that it reads |
