@@ -178,35 +178,39 @@ def test_a_tokenizer_replaces_nothing_else(tmp_path, capsys):
 # --------------------------------------------------------------------------------------- results
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"splits": {"test": 3}}'])
-def test_damaged_results_are_refused_before_anything_runs(tmp_path, content, capsys):
-    (tmp_path / "scenes.json").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "scenes.json"))):
-        scenes_results.load(tmp_path / "scenes.json")
-    calls = []
-    arguments = [f"--results_dir={tmp_path}", f"--model_dir={trained_run(tmp_path)}"]
-    assert report_scenes.main(arguments, lambda command: calls.append(command) or 0) == 2
-    assert str(tmp_path / "scenes.json") in capsys.readouterr().err
-    assert not calls and (tmp_path / "scenes.json").read_text() == content
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", '[{"run": 3}]', "[3]"])
-def test_damaged_ablations_are_refused_before_anything_runs(tmp_path, content, capsys):
-    (tmp_path / "ablations.json").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "ablations.json"))):
-        ablation_results.load(tmp_path / "ablations.json")
-    calls = []
-    arguments = [f"--results_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}"]
-    assert ablations.main(arguments, lambda command: calls.append(command) or 0) == 2
-    assert str(tmp_path / "ablations.json") in capsys.readouterr().err
-    assert not calls and (tmp_path / "ablations.json").read_text() == content
-
-
 def trained_run(folder):
     """Returns a folder that looks like a trained run."""
     (folder / "run" / "checkpoints" / "40" / "state").mkdir(parents=True)
     (folder / "run" / "config.gin").write_text("")
     return folder / "run"
+
+
+# Name of the results -> the command, what reads them, and what they must not be.
+RESULTS = {
+    "scenes": (report_scenes, scenes_results, ["[]", '{"run": {}}', '{"splits": {"test": 3}}']),
+    "ablations": (ablations, ablation_results, ["{}", '[{"run": 3}]', "[3]"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, content) for name, (*_, wrong) in RESULTS.items() for content in ["", "{", *wrong]],
+)
+def test_damaged_results_are_refused_before_anything_runs(tmp_path, name, content, capsys):
+    command, results, _ = RESULTS[name]
+    path = tmp_path / f"{name}.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        results.load(path)
+    calls = []
+    run = {
+        "scenes": f"--model_dir={trained_run(tmp_path)}",
+        "ablations": f"--runs_dir={tmp_path / 'runs'}",
+    }[name]
+    arguments = [f"--results_dir={tmp_path}", run]
+    assert command.main(arguments, lambda command: calls.append(command) or 0) == 2
+    assert str(path) in capsys.readouterr().err
+    assert not calls and path.read_text() == content
 
 
 def test_two_commands_do_not_write_the_same_results(tmp_path, capsys):

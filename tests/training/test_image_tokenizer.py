@@ -37,6 +37,7 @@ from ofa_jax.training.image_tokenizer.step import to_pixels
 from ofa_jax.training.optimizer import OptimizerConfig
 
 TABLE = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+WITH_DISCRIMINATOR = dict(size=8, perceptual=0.0, discriminator_layers=1, discriminator_width=8)
 
 
 def start(program, features=None):
@@ -183,13 +184,7 @@ def test_a_few_images_are_learned(kind):
 
 
 def test_the_discriminator_starts_at_its_step():
-    program = make_program(
-        size=8,
-        perceptual=0.0,
-        discriminator_start=2,
-        discriminator_layers=1,
-        discriminator_width=8,
-    )
+    program = make_program(discriminator_start=2, **WITH_DISCRIMINATOR)
     state, step = start(program)
     before = jax.tree.map(np.asarray, state.params["discriminator"])
     seen = []
@@ -226,14 +221,7 @@ def test_the_smallest_image_has_one_score(layers):
 
 def test_the_adversarial_gradient_is_that_of_the_formula():
     """The gradients at the last layer, by differentiating the whole network."""
-    program = make_program(
-        size=8,
-        perceptual=0.0,
-        discriminator_start=0,
-        discriminator_layers=1,
-        discriminator_width=8,
-        adversarial=0.5,
-    )
+    program = make_program(discriminator_start=0, adversarial=0.5, **WITH_DISCRIMINATOR)
     state, _ = start(program)
     pixels = to_pixels(flat_images(2, 8))
     key = jax.random.key(0)

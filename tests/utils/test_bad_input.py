@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ofa_jax.utils import bad_input, files, text_files
 from ofa_jax.utils.bad_input import Finding, InvalidRecordError, Treatment
-from ofa_jax.utils.locks import LockedError, directory_lock
+from ofa_jax.utils.locks import LockedError, directory_lock, waiting_lock
 
 DROPPED = bad_input.declare("test: a part", Treatment.DROPPED, "Only in tests.", __name__)
 
@@ -151,6 +151,21 @@ def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
     holder.communicate()
     with directory_lock(tmp_path, "OUTPUT_DIR"):
         assert not list(tmp_path.iterdir())
+
+
+def test_waiting_for_a_locked_folder_ends_with_its_lock(tmp_path):
+    entered = threading.Event()
+
+    def wait():
+        with waiting_lock(tmp_path, "OUTPUT_DIR", seconds=0.01):
+            entered.set()
+
+    thread = threading.Thread(target=wait)
+    with directory_lock(tmp_path, "OUTPUT_DIR"):
+        thread.start()
+        assert not entered.wait(0.1)
+    thread.join(60)
+    assert entered.is_set()
 
 
 def test_messages_have_no_memory_addresses():

@@ -15,17 +15,15 @@ from fuzz.cases import (
     Target,
     attempt,
     check,
-    check_record_error,
     check_unchanged,
     snapshot,
 )
 from fuzz.mutations import mutate_bytes, mutate_json_file
-from fuzz.targets.tsv_files import make_example
+from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources.array_records import FIELDS_OF_FILE, OfaArrayRecords, serialise
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND
 from ofa_jax.data.sources.tfds_parquet import TfdsParquetRecords
 from ofa_jax.data.sources.tsv_records import TsvRecords
-from ofa_jax.preprocessing.records import InvalidRecordError
 
 _REFUSALS = (ValueError, OSError)
 
@@ -59,13 +57,7 @@ class _Shards(Target):
         assert count is not None
         check(count <= 200, f"{count} records of 12 lines")
         generator = np.random.default_rng(rng.randrange(2**32))
-        for index in range(count):
-            record, error = attempt(lambda index=index: records[index], InvalidRecordError)
-            if error is not None:
-                check_record_error(error)
-                continue
-            for objective in self._objectives.get(kind, ()):
-                make_example(objective, record, generator)
+        make_examples(self._objectives.get(kind, ()), read_all(records), generator)
         return ACCEPTED
 
     def _damage(self, rng: random.Random, root: pathlib.Path) -> str:

@@ -23,16 +23,14 @@ from fuzz.cases import (
     Target,
     attempt,
     check,
-    check_record_error,
     check_unchanged,
     snapshot,
 )
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_json_file, mutate_text
-from fuzz.targets.tsv_files import make_example
+from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources import arrow_files, coco_json, json_lines, webdataset
 from ofa_jax.data.sources.tables import OBJECTIVES_OF_KIND, TableDataSet
 from ofa_jax.data.sources.tsv_index import SUFFIX
-from ofa_jax.preprocessing.records import InvalidRecordError
 
 _REFUSALS = (ValueError, OSError)
 _MADE = (SUFFIX, json_lines.UNPACKED_SUFFIX, arrow_files.CACHE_SUFFIX, webdataset.INDEX_SUFFIX)
@@ -125,18 +123,12 @@ class _Tables(Target):
         """Reads all records, and makes examples of them."""
         check(len(records) <= 60 * _ROWS, f"{len(records)} records of {_ROWS} rows")
         generator = np.random.default_rng(rng.randrange(2**32))
-        found = []
         for index in range(len(records)):
-            record, error = attempt(lambda index=index: records[index], InvalidRecordError)
             check(isinstance(records.location(index), str), "a record has no place")
-            if error is not None:
-                check_record_error(error)
-                continue
-            assert record is not None
+        found = [record for record in read_all(records) if record is not None]
+        for record in found:
             check(record.get("image") != _SECRET, "an image outside the folder is read")
-            found.append(record)
-            for objective in self._objectives.get(kind, ()):
-                make_example(objective, record, generator)
+        make_examples(self._objectives.get(kind, ()), found, generator)
         self.check_rows(kind, root, found)
 
     def check_rows(self, kind: str, root: pathlib.Path, found: list[Any]) -> None:

@@ -14,15 +14,14 @@ from fuzz.cases import (
     Target,
     attempt,
     check,
-    check_record_error,
     check_unchanged,
     snapshot,
 )
 from fuzz.mutations import mutate_bytes, mutate_text
+from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, TYPES_OF_KIND
 from ofa_jax.data.sources.tsv_index import SUFFIX
 from ofa_jax.data.sources.tsv_records import TsvRecords
-from ofa_jax.preprocessing.records import InvalidRecordError
 
 _OPENING = (ValueError, FileNotFoundError)
 
@@ -59,7 +58,7 @@ class TsvFiles(Target):
         if error is not None:
             return REFUSED
         assert records is not None
-        self._check_lines(kind, changed, _read_all(records))
+        self._check_lines(kind, changed, read_all(records))
         if kind in FILE_OF_KIND.values():
             self._check_objectives(rng, kind, path)
         return ACCEPTED
@@ -91,10 +90,7 @@ class TsvFiles(Target):
         if error is not None or not len(records):
             return
         generator = np.random.default_rng(rng.randrange(2**32))
-        for record in _read_all(records):
-            for objective in self._objectives[wanted]:
-                if record is not None:
-                    make_example(objective, record, generator)
+        make_examples(self._objectives[wanted], read_all(records), generator)
 
     def _with_index(self, rng: random.Random, kind: str, path: pathlib.Path) -> str:
         """Reads a good file beside a mutated index."""
@@ -110,7 +106,7 @@ class TsvFiles(Target):
         check(error is None, f"a damaged index is not made anew: {error}")
         assert records is not None
         expected = list(self._records[kind].values())
-        found = _read_all(records)
+        found = read_all(records)
         check(
             len(found) == len(expected) and all(map(_equal, found, expected)),
             "a damaged index is used: the records are others",
@@ -126,29 +122,6 @@ def _forget_opened_files() -> None:
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
-
-
-def make_example(objective: Any, record: Any, generator: np.random.Generator) -> None:
-    """Makes an example of a record, as training does; InvalidRecordError alone is allowed."""
-    example, error = attempt(lambda: objective(record, generator), InvalidRecordError)
-    if error is not None:
-        check_record_error(error)
-        return
-    assert example is not None
-    made = good.features(example)
-    finite = all(np.isfinite(array).all() for array in made.values())
-    check(finite, "the features of a record are not finite")
-
-
-def _read_all(records: Any) -> list[Any]:
-    """Reads all records; None stands for those that are skipped."""
-    found = []
-    for index in range(len(records)):
-        record, error = attempt(lambda index=index: records[index], InvalidRecordError)
-        if error is not None:
-            check_record_error(error)
-        found.append(record)
-    return found
 
 
 def _equal(first: Any, second: Any) -> bool:
