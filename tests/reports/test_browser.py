@@ -1,30 +1,18 @@
 """The pages in a real browser: no error, every image loads, boxes are where the JSON says."""
 
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
 import seqio
-from left_out import NO_CHROMIUM
+from browser_fixtures import needs_browser
 from report_files import PREDICTED, TRUE, write_run
 
 from ofa_jax.reports import run_report
 from ofa_jax.reports.mixture import TaskSample
 from ofa_jax.reports.mixture_page import write_mixture_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = needs_browser
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import contextlib
 import threading
 
 import pytest
+from browser_fixtures import browser  # noqa: F401
 from run_fixtures import config, image, processor, run_directory, variables  # noqa: F401
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import shutil
 import socket
 import threading
 import urllib.error
@@ -12,6 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from browser_fixtures import needs_browser
 from PIL import Image
 from run_fixtures import config, processor, run_directory, variables  # noqa: F401
 
@@ -28,8 +28,6 @@ from ofa_jax.serving.limits import Limits  # noqa: E402
 from ofa_jax.serving.page_examples import PageExample  # noqa: E402
 from ofa_jax.serving.prediction_queue import PredictionQueue  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 WIDTH, HEIGHT = 200, 150
 EXAMPLE = 'which region does the text "a red apple" describe?'
 
@@ -120,16 +118,6 @@ def address(predictor):
     limits = Limits(max_image_bytes=400_000, max_image_pixels=90_000)
     with serving(predictor, content, limits) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

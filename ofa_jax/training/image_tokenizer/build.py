@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -109,23 +109,13 @@ def build_tokenizer_run(
     )
     evaluation = None
     if validation_split is not None:
-        _check_baseline(baseline, images)
-        batches = functools.partial(
-            evaluation_images, images, validation_split, validation_examples
-        )
-        next(iter(batches()))  # a split that cannot be used is found before the training
+        batches = _open_validation(images, validation_split, validation_examples, baseline)
         measure = None if distance is None else make_distance(distance, variables)
         evaluation = TokenizerEvaluation(model, batches, directory, measure, baseline)
     abstract = program.abstract_state(variables, partitioner)
     return Run(
         model_dir=directory,
-        run_fingerprint={
-            "seed": seed,
-            "vqgan": dataclasses.asdict(model),
-            "quantizer": quantizer.kind,
-            "batch_size": images.batch_size,
-            "num_records": loader.num_records,
-        },
+        run_fingerprint=_run_fingerprint(seed, model, quantizer, images, loader),
         config=loop,
         partitioner=partitioner,
         train_step=program.make_train_step(),
@@ -186,6 +176,37 @@ def _initial_state(
             "give the run the same VQGANConfig, or leave the path out."
         )
     return lambda: program.new_state(features, abstract, start.params)
+
+
+def _run_fingerprint(
+    seed: int,
+    model: VQGANConfig,
+    quantizer: QuantizerConfig,
+    images: ImageBatches,
+    loader: ImageLoader,
+) -> dict[str, Any]:
+    """Returns what must not change when a run is continued; its keys stand in checkpoints."""
+    return {
+        "seed": seed,
+        "vqgan": dataclasses.asdict(model),
+        "quantizer": quantizer.kind,
+        "batch_size": images.batch_size,
+        "num_records": loader.num_records,
+    }
+
+
+def _open_validation(
+    images: ImageBatches, split: str, num_examples: int, baseline: ImageTokenizer | None
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Returns the function that makes the batches; checks that the split can be used.
+
+    Raises:
+      ValueError: it cannot, or the baseline cannot encode its images.
+    """
+    _check_baseline(baseline, images)
+    batches = functools.partial(evaluation_images, images, split, num_examples)
+    next(iter(batches()))
+    return batches
 
 
 def _check_options(
