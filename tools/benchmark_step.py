@@ -1,6 +1,7 @@
 """Times the training step on this machine: seconds, examples and FLOPs per second, and their parts.
 
     python -m tools.benchmark_step
+    python -m tools.benchmark_step --steps=0      # times nothing: what XLA made of each program
     python -m tools.benchmark_step --size=base --steps=3
     python -m tools.benchmark_step --size=tiny --batch_size=8 --dtype=bfloat16 --json
 
@@ -8,12 +9,17 @@ The step is the real one: dropout, stochastic depth, batch statistics, clipping 
 batch of images with sampled patches. FLOPs are those that XLA
 counts before optimisation. `share_of_matmul_rate` is relative to a float32 matrix product that is
 measured on the same machine just before. The parts are timed as separate programs; the whole step
-may overlap them or share work between them, so their times need not add up.
+may overlap them or share work between them, so their times need not add up. Bytes are those that
+XLA's instructions read and write after optimisation, "temporary" is the memory of a run beside
+arguments and results, and page faults are the kernel's count for a run; none of these depends on
+how busy the machine is.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,16 +100,22 @@ class Timing:
     """The timing of a program.
 
     Attributes:
-      seconds: median of the runs.
+      seconds: median of the runs; NaN without runs.
       flops: of one run, as XLA counts the program before optimisation.
       compile_seconds: until the program could run.
       runs: seconds of each run.
+      bytes_accessed: that the compiled program's instructions read and write, as XLA counts them.
+      temporary_bytes: memory of a run beside arguments and results.
+      page_faults: of a run, on average; NaN without runs.
     """
 
     seconds: float
     flops: float
     compile_seconds: float
     runs: tuple[float, ...] = ()
+    bytes_accessed: float = np.nan
+    temporary_bytes: float = np.nan
+    page_faults: float = np.nan
 
     @property
     def flops_per_second(self) -> float:
@@ -119,22 +131,36 @@ def time_program(
     Args:
       function: of arrays; with `donate` it returns its first argument's successor first.
       arguments: to call it with.
-      runs: counted ones.
+      runs: counted ones; 0 to compile alone.
       donate: give the first argument's memory away, as training does.
     """
     start = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
-    arguments, seconds = list(arguments), []
-    for _ in range(runs + 1):
+    arguments, seconds, faults = list(arguments), [], [_page_faults()]
+    for _ in range(runs + 1 if runs else 0):
         start = time.perf_counter()
         result = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - start)
+        faults.append(_page_faults())
         if donate:
             arguments[0] = result[0]
     counted = tuple(seconds[1:])
-    return Timing(float(np.median(counted)), _flops(lowered), compile_seconds, counted)
+    return Timing(
+        seconds=float(np.median(counted)) if runs else np.nan,
+        flops=_flops(lowered),
+        compile_seconds=compile_seconds,
+        runs=counted,
+        bytes_accessed=float((compiled.cost_analysis() or {}).get("bytes accessed", np.nan)),
+        temporary_bytes=float(getattr(compiled.memory_analysis(), "temp_size_in_bytes", np.nan)),
+        page_faults=(faults[-1] - faults[1]) / runs if runs else np.nan,
+    )
+
+
+def _page_faults() -> int:
+    """Returns the pages that the kernel has given to this process until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _flops(lowered: Any) -> float:
@@ -145,7 +171,7 @@ def _flops(lowered: Any) -> float:
 def matmul_rate(runs: int, side: int = 2048) -> float:
     """Measures the FLOP/s of a float32 product of two square matrices on one device."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
-    timing = time_program(lambda x: x @ x, [x], max(runs, 5))
+    timing = time_program(lambda x: x @ x, [x], max(runs, 5) if runs else 0)
     return 2 * side**3 / timing.seconds
 
 
@@ -185,28 +211,33 @@ def _time_resnet(
     runs: int,
 ) -> dict[str, Timing]:
     """Times the ResNet on a batch of images."""
-    resnet, key = ResNet(config), jax.random.key(0)
-    own = {
-        "params": variables["params"]["encoder"]["resnet"],
-        "batch_stats": variables["batch_stats"]["encoder"]["resnet"],
-    }
+    own = [variables[part]["encoder"]["resnet"] for part in ("params", "batch_stats")]
 
-    def features(params, images):
-        """Returns the sum of the features, a scalar to differentiate."""
-        x, _ = resnet.apply(
-            own | {"params": params},
+    def features(params, statistics, images, config, train):
+        """Returns the sum of the features, a scalar to differentiate, and new statistics."""
+        x, updates = ResNet(config).apply(
+            {"params": params, "batch_stats": statistics},
             normalise_images(images),
-            train=True,
+            train,
             mutable=["batch_stats"],
-            rngs={"dropout": key},
+            rngs={"dropout": jax.random.key(0)},
         )
-        return x.astype(jnp.float32).sum()
+        return x.astype(jnp.float32).sum(), updates
 
-    arguments = [own["params"], images]
-    return {
-        "ResNet, forward": time_program(features, arguments, runs),
-        "ResNet, forward and backward": time_program(jax.grad(features), arguments, runs),
+    def forward(config, train):
+        return functools.partial(features, config=config, train=train)
+
+    def backward(config):
+        return jax.grad(forward(config, True), has_aux=True)
+
+    frozen = config.replace(freeze_batch_norm=True)
+    programs = {
+        "ResNet, evaluation": forward(config, False),
+        "ResNet, forward": forward(config, True),
+        "ResNet, forward and backward": backward(config),
+        "the same, norms frozen": backward(frozen),
     }
+    return {name: time_program(program, [*own, images], runs) for name, program in programs.items()}
 
 
 def _time_model(
@@ -262,14 +293,16 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(
             f"--{field.name}", type=type(field.default), default=field.default, choices=choices
         )
-    parser.add_argument("--steps", type=int, default=5, help="counted runs; the median is shown")
+    parser.add_argument("--steps", type=int, default=5, help="counted runs; 0 compiles alone")
     parser.add_argument("--no_parts", action="store_true", help="time the whole step alone")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
     options = parser.parse_args(arguments)
     platforms.skip_missing_tpu()
     work = Workload(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Workload)})
-    if min(work.batch_size, work.source_length, work.target_length, options.steps) < 1:
-        parser.error("batch_size, source_length, target_length and steps must be at least 1.")
+    if min(work.batch_size, work.source_length, work.target_length, options.steps + 1) < 1:
+        parser.error(
+            "batch_size, source_length and target_length must be at least 1, and steps 0 or more."
+        )
     if work.image_size % 16 or work.num_patches > (work.image_size // 16) ** 2:
         parser.error(
             f"images of {work.image_size} pixels have no {work.num_patches} patches of 16: "
@@ -288,7 +321,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _as_json(work: Workload, rate: float, timings: dict[str, Timing]) -> dict[str, Any]:
     """Returns what `--json` prints."""
-    return {
+    figures = {
         "workload": dataclasses.asdict(work),
         "device": jax.devices()[0].device_kind,
         "matmul_flops_per_second": rate,
@@ -302,6 +335,14 @@ def _as_json(work: Workload, rate: float, timings: dict[str, Timing]) -> dict[st
             for name, timing in timings.items()
         },
     }
+    return _without_nan(figures)
+
+
+def _without_nan(figures: Any) -> Any:
+    """Replaces NaN, which JSON does not know, by None in nested dicts."""
+    if isinstance(figures, dict):
+        return {name: _without_nan(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and np.isnan(figures) else figures
 
 
 def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps: int) -> None:
@@ -311,19 +352,38 @@ def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps:
         f"{work.num_patches or 'all'} patches, {work.source_length} + {work.target_length} tokens, "
         f"{work.dtype}, on {jax.devices()[0].device_kind}"
     )
-    for name in ("program", "seconds", "GFLOP", "GFLOP/s", "of matmul rate", "compiled in"):
+    for name in (
+        "program",
+        "seconds",
+        "GFLOP",
+        "GFLOP/s",
+        "of matmul rate",
+        "GB",
+        "temporary",
+        "page faults",
+        "compiled in",
+    ):
         table.add_column(name, justify="left" if name == "program" else "right")
+
+    def shown(number: float, form: str) -> str:
+        return "" if np.isnan(number) else format(number, form)
+
     for name, timing in timings.items():
         table.add_row(
             name,
-            f"{timing.seconds:.3f}",
+            shown(timing.seconds, ".3f"),
             f"{timing.flops / 1e9:.1f}",
-            f"{timing.flops_per_second / 1e9:.1f}",
-            f"{timing.flops_per_second / rate:.0%}",
+            shown(timing.flops_per_second / 1e9, ".1f"),
+            shown(timing.flops_per_second / rate, ".0%"),
+            shown(timing.bytes_accessed / 1e9, ".2f"),
+            shown(timing.temporary_bytes / 1e9, ".2f GB"),
+            shown(timing.page_faults, ",.0f"),
             f"{timing.compile_seconds:.0f} s",
         )
     console = Console()
     console.print(table)
+    if not steps:
+        return
     console.print(
         f"{work.batch_size / timings['whole step'].seconds:.2f} examples/s; float32 matmul here: "
         f"{rate / 1e9:.0f} GFLOP/s; median of {steps} runs.",

@@ -37,7 +37,7 @@ Contents:
                       `attention_program`, with `attention_blocks` of queries and keys, the bias of
                       sampled `attention_patches` and the bits of `attention_random`
     positions         position ids and rows of the relative tables; `position_biases` looks them up
-    resnet            image encoder; `convolutions` holds its operations
+    resnet            image encoder; `convolutions` and `batch_norm` hold its operations
     layers            dense, norms, embedding, stochastic depth, rematerialisation
     cache             decoder cache for decoding token by token
     pack_streams      scoring several streams at once
