@@ -358,8 +358,8 @@ def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps:
         "GFLOP",
         "GFLOP/s",
         "of matmul rate",
-        "GB",
-        "temporary",
+        "GB moved",
+        "GB temporary",
         "page faults",
         "compiled in",
     ):
@@ -376,11 +376,11 @@ def _print_table(work: Workload, rate: float, timings: dict[str, Timing], steps:
             shown(timing.flops_per_second / 1e9, ".1f"),
             shown(timing.flops_per_second / rate, ".0%"),
             shown(timing.bytes_accessed / 1e9, ".2f"),
-            shown(timing.temporary_bytes / 1e9, ".2f GB"),
+            shown(timing.temporary_bytes / 1e9, ".2f"),
             shown(timing.page_faults, ",.0f"),
             f"{timing.compile_seconds:.0f} s",
         )
-    console = Console()
+    console = Console(width=max(Console().width, 120))  # where narrower, columns would be cut
     console.print(table)
     if not steps:
         return
