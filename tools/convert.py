@@ -25,7 +25,12 @@ from typing import Any
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.data.pretraining_settings import PretrainingSettings
 from ofa_jax.data.sources.array_records import NEGATIVES
-from ofa_jax.data.sources.base import DataSet, RecordSource, refuse_endless
+from ofa_jax.data.sources.base import (
+    DataSet,
+    RecordSource,
+    WrongDataOptionError,
+    refuse_endless,
+)
 from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing.record_fields import MISSING
 from ofa_jax.training.build import build_run
@@ -56,7 +61,7 @@ def open_sources(
                 continue
             try:
                 records = data_set.records(kind, split)
-            except DamagedFileError:
+            except (DamagedFileError, WrongDataOptionError):
                 raise
             except ValueError as error:
                 problem = problem or error

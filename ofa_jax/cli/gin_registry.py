@@ -17,7 +17,8 @@ from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.arrow_files import ArrowData
 from ofa_jax.data.sources.cached_tasks import CachedTasks
 from ofa_jax.data.sources.coco_json import CocoData
-from ofa_jax.data.sources.json_lines import ImageFolderData, JsonData
+from ofa_jax.data.sources.image_folders import ImageFolderData
+from ofa_jax.data.sources.json_lines import JsonData
 from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
 from ofa_jax.data.sources.scenes import Scenes

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from ofa_jax.data.sources.base import DataSet, RecordSource
+from ofa_jax.data.sources.base import DataSet, RecordSource, refuse_other_orientation
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.sources.single_target import SingleTarget
 from ofa_jax.data.task_settings import SettingsSource
@@ -50,6 +50,8 @@ class PretrainingSettings:
 
     def __post_init__(self) -> None:
         refuse_unknown("PretrainingSettings.rates", self.rates, objectives.OBJECTIVES)
+        given = self.options.get("decode_options")
+        refuse_other_orientation(self.data_set, given, "PretrainingSettings.options")
 
     @property
     def code_image_size(self) -> int:

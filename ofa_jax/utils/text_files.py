@@ -92,8 +92,13 @@ def read_lines(path: epath.PathLike) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def read_json(path: epath.PathLike) -> Any:
+def read_json(path: epath.PathLike, only_finite: bool = True) -> Any:
     """Reads a JSON file.
+
+    Args:
+      path: of the file.
+      only_finite: whether NaN and Infinity are refused, which are no numbers of JSON, but which
+        Python writes.
 
     Raises:
       OSError: it does not exist or is not a regular file.
@@ -102,7 +107,7 @@ def read_json(path: epath.PathLike) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant if only_finite else None)
     except RecursionError:
         raise DamagedFileError(f"{path} is not valid JSON: it is nested too deeply.") from None
     except ValueError as error:

@@ -16,10 +16,15 @@
       array_record_writer  writes these files
       tsv_conversion       reads TSV files for their conversion
     tables              what the following sources share: records made of rows
+      table_rows          the protocol of rows, and those of several files
+      table_checks        checks of the options against a sample of the rows
       field_table         which field of a row is which field of a record
+      file_patterns       the files of a split: paths, folders, patterns
       image_paths         images that records name by a path
-      json_lines          JSON lines, and folders of images
+      json_lines          JSON lines
+      image_folders       folders of images with their texts beside them
       arrow_files         Parquet files and saved Hugging Face data sets
+      arrow_folders       their splits, shards and partitions
       webdataset          WebDataset tars
       coco_json           JSON files in the format of COCO
       tfds_data           TFDS data sets by their names
@@ -41,6 +46,7 @@ __all__ = [
     "array_record_writer",
     "array_records",
     "arrow_files",
+    "arrow_folders",
     "base",
     "cached_tasks",
     "coco_json",
@@ -48,6 +54,8 @@ __all__ = [
     "downstream_scenes",
     "example_message",
     "field_table",
+    "file_patterns",
+    "image_folders",
     "image_paths",
     "json_lines",
     "memory",
@@ -58,6 +66,8 @@ __all__ = [
     "shards",
     "single_target",
     "streamed_scenes",
+    "table_checks",
+    "table_rows",
     "tables",
     "tfds",
     "tfds_data",

@@ -10,6 +10,7 @@ bytes, paths, or the structs of `datasets`; numbers of classes get their names f
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -21,26 +22,36 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.derived_files import derived_file
+from ofa_jax.data.sources.arrow_folders import (
+    DATASET_DICT,
+    STATE,
+    complete_shards_of,
+    partition_of,
+    saved_files,
+    saved_splits,
+    splits_of_folder,
+)
+from ofa_jax.data.sources.base import WrongDataOptionError
+from ofa_jax.data.sources.derived_files import UNWRITABLE, derived_file, written_to
 from ofa_jax.data.sources.field_table import FieldTable, Row
-from ofa_jax.data.sources.shards import complete_shards, damaged_record
-from ofa_jax.data.sources.tables import (
+from ofa_jax.data.sources.file_patterns import (
+    ARROW_SUFFIX,
     Files,
-    JoinedRows,
-    Rows,
-    TableDataSet,
     find_files,
     splits_of,
 )
+from ofa_jax.data.sources.shards import damaged_record
+from ofa_jax.data.sources.table_rows import JoinedRows, Rows
+from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.utils import options, progress, text_files
 from ofa_jax.utils.files import atomic_path, open_regular
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.wrong_files import check_placeholder, shorten
 
-STATE, DATASET_DICT = "state.json", "dataset_dict.json"
-CACHE_SUFFIX = ".rows.arrow"
+CACHE_SUFFIX = ARROW_SUFFIX
 _BATCH_ROWS = 256
 _METADATA = b"huggingface"
+_LISTS = ("Sequence", "List", "LargeList")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +62,14 @@ class ArrowRows:
       path: of an Arrow file, in the format of streams or of files.
       shown: the path as it was given.
       image_folder: that paths of images are relative to.
+      partition: the names and values of its folders, such as `language=en`: columns that
+        partitioned data sets do not store in the file.
     """
 
     path: str
     shown: str
     image_folder: str
+    partition: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,7 +102,7 @@ class ArrowRows:
         try:
             part = table.slice(index, 1)
             part.validate(full=True)
-            return part.to_pylist()[0]
+            return {**dict(self.partition), **part.to_pylist()[0]}
         except Exception as error:  # pyarrow's own errors have several bases
             raise damaged_record(
                 f"its stored bytes are damaged ({shorten(' '.join(str(error).split()))})"
@@ -96,7 +110,7 @@ class ArrowRows:
 
     def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
         """Returns all rows, where the file has all columns of one of the sets, or none."""
-        names = set(self._table.column_names)
+        names = set(self._table.column_names) | set(dict(self.partition))
         sets = [
             [name if name in names else name.split(".")[0] for name in wanted] for wanted in needed
         ]
@@ -106,7 +120,7 @@ class ArrowRows:
         valid = np.zeros(len(self), bool)
         for wanted in fitting:
             own = np.ones(len(self), bool)
-            for name in wanted:
+            for name in set(wanted) & set(self._table.column_names):
                 column = self._table.column(name)
                 if column.null_count:
                     own &= column.is_valid().to_numpy()
@@ -128,7 +142,7 @@ def _class_labels(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields the columns whose values are numbers of classes, with the names of these."""
     for name, feature in features.items():
-        while isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List"):
+        while isinstance(feature, dict) and feature.get("_type") in _LISTS:
             feature = feature.get("feature")
         while isinstance(feature, list) and feature:
             feature = feature[0]
@@ -158,7 +172,6 @@ def _open(path: str, shown: str) -> Any:
             source.seek(0)
             table = pyarrow.ipc.open_file(source).read_all()
         table.validate()
-        return table
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file may make pyarrow raise anything
@@ -167,6 +180,16 @@ def _open(path: str, shown: str) -> Any:
         raise text_files.DamagedFileError(
             f"{shown} is damaged, or no Arrow file ({problem}): copy it again."
         ) from error
+    _refuse_double_columns(shown, table.column_names)
+    return table
+
+
+def _refuse_double_columns(path: str, names: Sequence[str]) -> None:
+    """Raises WrongDataOptionError if two columns have the same name."""
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise WrongDataOptionError(
+            f"{path} has several columns called {', '.join(map(shorten, double))}: rename them."
+        )
 
 
 def rewrite(path: str, index_dir: str | None) -> str:
@@ -180,15 +203,9 @@ def rewrite(path: str, index_dir: str | None) -> str:
     folder = target.parent
     if target.is_file():
         return str(target)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with written_to(folder, f"The rows of {path}", path):
         with atomic_path(target) as temporary:
             _rewrite_to(path, str(temporary))
-    except PermissionError as error:
-        raise OSError(
-            f"The rows of {path} cannot be written to {folder} ({error.strerror}): give a folder "
-            "that can be written to as index_dir."
-        ) from error
     for old in folder.glob(f"{versions}{CACHE_SUFFIX}"):
         if old != target:
             old.unlink(missing_ok=True)
@@ -204,6 +221,7 @@ def _rewrite_to(path: str, target: str) -> None:
         open_regular(path).close()
         file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         schema = _large(file.schema_arrow)
+        _refuse_double_columns(path, schema.names)
         with (
             progress.substage(f"unpacking {path}", file.metadata.num_rows, "rows") as stage,
             pyarrow.OSFile(target, "wb") as sink,
@@ -213,9 +231,11 @@ def _rewrite_to(path: str, target: str) -> None:
                 table = pyarrow.Table.from_batches([batch]).cast(schema)
                 writer.write_table(table)
                 stage.advance(batch.num_rows)
-    except (FileNotFoundError, PermissionError):
+    except WrongDataOptionError:
         raise
     except Exception as error:  # a damaged file may make pyarrow raise anything
+        if getattr(error, "errno", None) in (errno.ENOENT, *UNWRITABLE):
+            raise
         check_placeholder(path)
         problem = shorten(" ".join(str(error).split()))
         raise text_files.DamagedFileError(
@@ -264,10 +284,10 @@ class ArrowData(TableDataSet):
             return self.files
         folder = pathlib.Path(self.data_dir, self.files)
         if (folder / DATASET_DICT).is_file():
-            names = _strings(folder / DATASET_DICT, "splits")
+            names = saved_splits(folder)
             return {name: os.path.join(self.files, name) for name in names}
         if folder.is_dir() and not (folder / STATE).is_file():
-            return _splits_of_folder(folder, self.files) or self.files
+            return splits_of_folder(folder, self.files) or self.files
         return self.files
 
     def __getstate__(self) -> dict[str, Any]:
@@ -286,7 +306,7 @@ class ArrowData(TableDataSet):
         for name in [given] if isinstance(given, str) else given:
             folder = pathlib.Path(self.data_dir, name)
             if (folder / STATE).is_file():
-                paths += _saved_files(folder)
+                paths += saved_files(folder)
             else:
                 found = find_files(
                     "ArrowData", {split: name}, split, self.data_dir, (".parquet", ".arrow")
@@ -302,7 +322,7 @@ class ArrowData(TableDataSet):
         folder = os.path.dirname(path)
         if self.image_folder is not None:
             folder = os.path.join(self.data_dir, self.image_folder)
-        return ArrowRows(stored, path, folder or ".")
+        return ArrowRows(stored, path, folder or ".", partition_of(path))
 
     def table_of(self, rows: Rows) -> FieldTable:
         """Returns the table, with the names of classes that the files know."""
@@ -320,71 +340,6 @@ class ArrowData(TableDataSet):
         if self.class_names is None:
             return self.table_of(self.rows("train")).class_names
         return tuple(self.class_names)
-
-
-def complete_shards_of(paths: Sequence[str]) -> None:
-    """Raises FileNotFoundError if files are shards, and one of the shards is missing."""
-    by_stem: dict[str, list[pathlib.Path]] = {}
-    for path in map(pathlib.Path, paths):
-        stem = path.with_name(path.name.removesuffix(path.suffix))
-        name = str(stem).rpartition("-of-")[0].rpartition("-")[0]
-        if name:
-            by_stem.setdefault(name, []).append(stem)
-    for shards in by_stem.values():
-        complete_shards(shards)
-
-
-def _splits_of_folder(folder: pathlib.Path, given: str) -> dict[str, tuple[str, ...]]:
-    """Returns split -> Parquet files, by their names; empty if these name no splits."""
-    found: dict[str, list[str]] = {}
-    for parent in (folder, folder / "data"):
-        for path in sorted(parent.glob("*.parquet")):
-            split = path.name.removesuffix(".parquet").split("-")[0].split(".")[0]
-            name = os.path.join(given, os.path.relpath(path, folder))
-            found.setdefault(split, []).append(name)
-        if found:
-            break
-    if "train" not in found and "validation" not in found:
-        return {}
-    for names in found.values():
-        complete_shards_of([str(folder / os.path.relpath(name, given)) for name in names])
-    return {split: tuple(paths) for split, paths in found.items()}
-
-
-def _saved_files(folder: pathlib.Path) -> list[str]:
-    """Returns the Arrow files that `save_to_disk` lists. Raises DamagedFileError."""
-    state = text_files.read_json(folder / STATE)
-    listed = state.get("_data_files") if isinstance(state, dict) else None
-    names = [one.get("filename") if isinstance(one, dict) else None for one in listed or ()]
-    if not names or any(
-        not isinstance(name, str) or os.path.basename(name) != name for name in names
-    ):
-        raise text_files.DamagedFileError(
-            f"{folder / STATE} lists no Arrow files: save the data set again."
-        )
-    if state.get("_indices_data_files"):
-        raise text_files.DamagedFileError(
-            f"{folder} has its rows in another order than its files: save it again with "
-            "`flatten_indices`."
-        )
-    if missing := [name for name in names if not (folder / str(name)).is_file()]:
-        raise FileNotFoundError(
-            f"{folder / str(missing[0])} is missing, which {STATE} lists: copy it there."
-        )
-    return [str(folder / str(name)) for name in names]
-
-
-def _strings(path: pathlib.Path, key: str) -> list[str]:
-    """Returns the names of splits. Raises DamagedFileError."""
-    found = text_files.read_json(path)
-    values = found.get(key) if isinstance(found, dict) else None
-    if (
-        not isinstance(values, list)
-        or not values
-        or not all(isinstance(value, str) and os.path.basename(value) == value for value in values)
-    ):
-        raise text_files.DamagedFileError(f"{path} lists no {key}: save the data set again.")
-    return values
 
 
 def _begins_with(path: str, magic: bytes) -> bool:

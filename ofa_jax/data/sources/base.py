@@ -1,10 +1,18 @@
-"""The two protocols that data sources implement: `RecordSource` and `DataSet`."""
+"""The two protocols that data sources implement: `RecordSource` and `DataSet`; and their errors."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
+
+
+class WrongDataOptionError(ValueError):
+    """An option of a data set that cannot be meant, such as the name of a field that no row has.
+
+    `DataSet.records` raises a plain ValueError where it has no records of a kind, which a mixture
+    or a conversion may leave out; this error always reaches the user.
+    """
 
 
 class RecordSource(Protocol):
@@ -35,6 +43,25 @@ class DataSet(Protocol):
 
     def negatives(self) -> NegativePool:
         """Returns the pool of false captions, names and answers of the train split."""
+
+
+def refuse_other_orientation(data_set: Any, decode_options: Any, where: str) -> None:
+    """Raises WrongDataOptionError if shares of an image would become pixels of another one.
+
+    Args:
+      data_set: its boxes may be shares of the image as its own `decode_options` decode it.
+      decode_options: how the image is decoded instead; None for the data set's own.
+      where: the option that says so.
+    """
+    own = getattr(data_set, "decode_options", None)
+    if own is None or decode_options is None or not getattr(data_set, "relative_boxes", False):
+        return
+    if own.honour_orientation != decode_options.honour_orientation:
+        name = type(data_set).__name__
+        raise WrongDataOptionError(
+            f"The boxes of {name} are shares of the image as {name}.decode_options decodes it, but "
+            f"{where} decodes it otherwise (honour_orientation): set {name}.decode_options instead."
+        )
 
 
 def is_endless(records: RecordSource) -> bool:

@@ -22,26 +22,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.field_table import Row
+from ofa_jax.data.sources.base import WrongDataOptionError
+from ofa_jax.data.sources.field_table import BoxFormat, Row
+from ofa_jax.data.sources.file_patterns import Files, find_files, splits_of
 from ofa_jax.data.sources.json_lines import parse_line
-from ofa_jax.data.sources.tables import (
-    Files,
-    Rows,
-    TableDataSet,
-    find_files,
-    splits_of,
-)
+from ofa_jax.data.sources.table_rows import Rows
+from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.utils import options
 from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError, read_json
+from ofa_jax.utils.wrong_files import shorten
 
 BAD_ANNOTATION = declare(
     "malformed annotation",
     Treatment.DROPPED,
     "An annotation of a COCO file is no object, belongs to no image of the file, or has neither a "
-    "caption nor a box of a known category nor a question.",
+    "caption nor a box of a known category nor a question. Images without an id, and those that "
+    "share it with another one, are left out with their annotations.",
     __name__,
 )
 _FIELDS = ("captions", "object_labels", "questions", "phrases")
@@ -99,34 +98,48 @@ _ROW_FIELDS = {"id", "image", "captions", "object_labels", "object_boxes", "ques
                "phrases", "phrase_boxes"}  # fmt: skip
 
 
-def read_coco(paths: Sequence[str], image_folder: str) -> CocoRows:
+def read_coco(
+    paths: Sequence[str], image_folder: str, class_names: Mapping[str, str] | None = None
+) -> CocoRows:
     """Parses COCO files; annotations of several files of the same images are joined.
+
+    Args:
+      paths: of the files.
+      image_folder: that the names of images are relative to.
+      class_names: id -> name of the categories of files that have none.
 
     Raises:
       FileNotFoundError: there is no such file.
+      WrongDataOptionError: the files are about different images.
       DamagedFileError: one is no JSON, or not in the format of COCO.
     """
-    images: dict[Any, dict[str, Any]] = {}
+    images: dict[str, dict[str, Any]] = {}
     dropped: collections.Counter[str] = collections.Counter()
     for path in paths:
         content = _read(path)
-        for number, image in enumerate(content["images"]):
-            if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-                raise DamagedFileError(f"{path}: number {number + 1} of its images has no id.")
-            name = image.get("file_name")
-            images.setdefault(image["id"], {"id": str(image["id"]), "image": name})
-        categories = _categories(content.get("categories"))
+        own = _images(path, content["images"], dropped)
+        for key, image in own.items():
+            if (known := images.setdefault(key, image))["image"] != image["image"]:
+                raise WrongDataOptionError(
+                    f"The image {key} is {shorten(image['image'])} in {path}, and "
+                    f"{shorten(known['image'])} in {paths[0]}: files of CocoData.annotations must "
+                    "be about the same images; mix other ones by MixedData."
+                )
+        categories = _categories(content.get("categories")) or class_names or {}
         for annotation in content.get("annotations") or ():
-            problem = _add(annotation, images, categories)
+            # An image is known by all files, but an annotation belongs to one of its own file.
+            problem = _add(annotation, images, own, categories)
             if problem is not None:
-                dropped[f"{path}: {problem}"] += 1
+                dropped[f"annotations of {path}: {problem}"] += 1
     for problem, count in dropped.items():
-        note(BAD_ANNOTATION, f"{count:,} annotations of {problem}")
+        note(BAD_ANNOTATION, f"{count:,} {problem}")
+    if not images:
+        raise DamagedFileError(f"{paths[0]} has no images that can be used.")
     return _pack(paths[0], image_folder, images.values())
 
 
 def _read(path: str) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_json(path, only_finite=False)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DamagedFileError(
             f"{path} is not in the format of COCO: it must be an object with `images` and "
@@ -137,25 +150,55 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _categories(given: Any) -> dict[Any, str]:
+def _images(path: str, given: Sequence[Any], dropped: collections.Counter) -> dict[str, dict]:
+    """Returns the images of a file by their ids, without those that have none or share one."""
+    found: dict[str, dict[str, Any]] = {}
+    shared: set[str] = set()
+    for image in given:
+        key = _key(image.get("id")) if isinstance(image, dict) else None
+        if key is None:
+            dropped[f"images of {path}: have no id"] += 1
+            continue
+        name = image.get("file_name")
+        if found.setdefault(key, {"id": key, "image": name})["image"] != name:
+            shared.add(key)
+    for key in shared:
+        del found[key]
+        dropped[f"images of {path}: share their id with another one"] += 1
+    return found
+
+
+def _key(value: Any) -> str | None:
+    """Returns an id as a text: 7, 7.0 and "7" are the same; None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _categories(given: Any) -> dict[str, str]:
     """Returns id -> name of the categories; others are left out."""
     return {
-        one["id"]: one["name"]
+        key: one["name"]
         for one in (given if isinstance(given, list) else ())
         if isinstance(one, dict)
-        and isinstance(one.get("id"), int | str)
+        and (key := _key(one.get("id"))) is not None
         and isinstance(one.get("name"), str)
     }
 
 
-def _add(annotation: Any, images: Mapping[Any, dict], categories: Mapping[Any, str]) -> str | None:
+def _add(
+    annotation: Any,
+    images: Mapping[str, dict],
+    own: Mapping[str, dict],
+    categories: Mapping[str, str],
+) -> str | None:
     """Adds an annotation to its image; returns why it cannot be used, if so."""
     if not isinstance(annotation, dict):
         return "are no objects"
-    image_id = annotation.get("image_id")
-    image = images.get(image_id) if isinstance(image_id, int | str) else None
-    if image is None:
+    key = _key(annotation.get("image_id"))
+    if key is None or key not in own:
         return "belong to no image of the file"
+    image = images[key]
     used = False
     if isinstance(caption := annotation.get("caption"), str):
         image.setdefault("captions", []).append(caption)
@@ -167,11 +210,10 @@ def _add(annotation: Any, images: Mapping[Any, dict], categories: Mapping[Any, s
         used = True
     if annotation.get("iscrowd") == 1:
         return None
-    box = _corners(annotation.get("bbox"))
-    if box is None:
+    box = annotation.get("bbox")
+    if not _is_box(box):
         return None if used else "have neither a caption nor a box of four numbers"
-    category = annotation.get("category_id")
-    name = categories.get(category) if isinstance(category, int | str) else None
+    name = categories.get(_key(annotation.get("category_id")) or "")
     if name is not None:
         image.setdefault("object_labels", []).append(name)
         image.setdefault("object_boxes", []).append(box)
@@ -183,14 +225,13 @@ def _add(annotation: Any, images: Mapping[Any, dict], categories: Mapping[Any, s
     return None if used else "have a box of an unknown category"
 
 
-def _corners(box: Any) -> list[float] | None:
-    """Returns x0, y0, x1, y1 of a box x, y, width, height; None if it is something else."""
-    if not isinstance(box, list) or len(box) != 4:
-        return None
-    if not all(type(number) in (int, float) and abs(number) < 1e9 for number in box):
-        return None
-    x, y, width, height = box
-    return [x, y, x + width, y + height]
+def _is_box(box: Any) -> bool:
+    """Returns whether a value is four finite numbers."""
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(number) in (int, float) and abs(number) < 1e9 for number in box)
+    )
 
 
 def _phrases(annotation: Mapping[str, Any]) -> list[str]:
@@ -224,9 +265,11 @@ _READ_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=8)
-def _read_once(paths: tuple[str, ...], folder: str, states: tuple) -> CocoRows:
+def _read_once(
+    paths: tuple[str, ...], folder: str, class_names: tuple[str, ...], states: tuple
+) -> CocoRows:
     del states  # only for the cache
-    return read_coco(paths, folder)
+    return read_coco(paths, folder, {str(key): name for key, name in enumerate(class_names)})
 
 
 @checked
@@ -244,6 +287,7 @@ class CocoData(TableDataSet):
     annotations: Files
     image_folder: Mapping[options.Name, options.Path] | options.Path
     data_dir: options.Folder = ""
+    box_format: BoxFormat = dataclasses.field(default="xywh", kw_only=True)
 
     @property
     def splits(self) -> Sequence[str]:
@@ -256,13 +300,15 @@ class CocoData(TableDataSet):
         given = self.image_folder
         if not isinstance(given, str):
             if split not in given:
-                raise ValueError(
+                raise WrongDataOptionError(
                     f"CocoData.image_folder has no split {split!r}: name the folder of its images."
                 )
             given = given[split]
+        folder = os.path.join(self.data_dir, given)
         states = tuple((os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
         with _READ_LOCK:
-            return _read_once(paths, os.path.join(self.data_dir, given), states)
+            names = tuple(self.class_names or ())
+            return _read_once(paths, folder, names, states)
 
     def object_names(self) -> tuple[str, ...]:
         """Returns the names of the categories that objects of the train split have."""

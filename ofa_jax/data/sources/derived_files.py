@@ -1,9 +1,15 @@
 """Names of files that are made from a user's file once, and kept beside it or in another folder."""
 
+import contextlib
+import errno
 import os
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Of errors that another folder avoids."""
 
 
 class DerivedFile(NamedTuple):
@@ -36,3 +42,27 @@ def derived_file(path: str, index_dir: str | None, suffix: str) -> DerivedFile:
     folder = source.parent if index_dir is None else pathlib.Path(index_dir)
     version = f"{status.st_size:x}-{status.st_mtime_ns:x}"
     return DerivedFile(folder / f"{name}{version}{suffix}", f"{name}*")
+
+
+@contextlib.contextmanager
+def written_to(folder: pathlib.Path, what: str, source: str) -> Iterator[None]:
+    """Makes a folder for a made file; an error of writing there becomes a sentence.
+
+    Args:
+      folder: that is written to within the block.
+      what: the subject of the sentence, e.g. "The index of pairs.tar".
+      source: the user's file, which is read; its own errors stay as they are.
+
+    Raises:
+      OSError: the folder cannot be written to, or has no room.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename == source:
+            raise
+        raise OSError(
+            f"{what} cannot be written to {folder} ({error.strerror}): give a folder that can be "
+            "written to as index_dir."
+        ) from error

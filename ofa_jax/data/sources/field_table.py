@@ -10,19 +10,22 @@ dropped by the preprocessor, which counts both.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from ofa_jax.data.sources.image_paths import ImageFolder
 from ofa_jax.preprocessing.image_files import read_size
-from ofa_jax.preprocessing.record_fields import MISSING, WRONG_TYPE, kind_of
+from ofa_jax.preprocessing.record_fields import MISSING, NOT_UTF8, WRONG_TYPE, kind_of
 from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError, Record
+from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.decode_options import DecodeOptions
 from ofa_jax.utils.options import Name, NotEmpty, OneOf
 from ofa_jax.utils.suggestions import refuse_unknown
+from ofa_jax.utils.wrong_files import shorten
 
 BOX_FORMATS = ("xyxy", "xywh", "yxyx", "cxcywh")
 """Corners; a corner, width and height; corners with y first; centre, width and height."""
@@ -32,6 +35,14 @@ Fields = Mapping[Name, Name]
 BoxFormat = Annotated[str, OneOf(BOX_FORMATS)]
 ClassNames = Annotated[Sequence[Name], NotEmpty()] | None
 Row = Mapping[str, Any]
+
+ODD_ID = declare(
+    "id is not a text",
+    Treatment.REPLACED,
+    "The id of a record is neither a text nor a number; the number of the record, counted from 0, "
+    "stands for it.",
+    __name__,
+)
 
 NEEDED_FIELDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "captions": (("image", "captions"),),
@@ -48,6 +59,7 @@ _TEXTS = ("captions", "negative_captions", "questions", "answers", "answer_types
           "true_phrases", "object_labels")  # fmt: skip
 _BOXES = ("phrase_boxes", "true_phrase_boxes", "object_boxes")
 _LABELS = ("object_labels", "phrases", "label")
+_MATCHES = ("yes", "no")
 _KNOWN = tuple(dict.fromkeys(name for fields in RECORD_FIELDS.values() for name in fields))
 
 
@@ -61,6 +73,7 @@ class FieldTable:
       relative_boxes: whether boxes are shares of the image's width and height, not pixels.
       class_names: the names of classes that rows give by their numbers, counted from 0.
       decode_options: how images are decoded, for the sizes that relative boxes are shares of.
+      named: the fields of the record that the user names in `fields`.
     """
 
     fields: Fields
@@ -68,6 +81,7 @@ class FieldTable:
     relative_boxes: bool = False
     class_names: tuple[str, ...] = ()
     decode_options: DecodeOptions = DecodeOptions()
+    named: tuple[str, ...] = ()
 
     def check(self, owner: str) -> None:
         """Raises ValueError if the table names a field that records do not have."""
@@ -98,10 +112,13 @@ class FieldTable:
         record: dict[str, Any] = {}
         for field in RECORD_FIELDS[kind]:
             value = look_up(row, self.source_of(field))
-            if value is None or (field == "id" and not isinstance(value, str | bytes | int)):
+            if value is None or (field == "label" and self._is_other_label(value)):
                 continue
-            record[field] = images.read(value) if field == "image" else self._value(field, value)
-        record.setdefault("id", str(number))
+            if field == "image":
+                record[field] = images.read(value)
+            else:
+                record[field] = self._value(field, value)
+        record["id"] = record.get("id") or str(number)
         if "image" in RECORD_FIELDS[kind] and "image" not in record:
             raise InvalidRecordError(
                 f"it has no {self.source_of('image')}, of which its image is made", MISSING
@@ -110,6 +127,16 @@ class FieldTable:
             if field in record and len(record[field]):
                 record[field] = self._to_pixels(record[field], record["image"])
         return record
+
+    def labels(self, value: Any) -> list[Any]:
+        """Returns the classes of a row, by their names where they are known."""
+        plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        named = self._named(plain)
+        return named if isinstance(named, list) else [named]
+
+    def corners(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Returns boxes as x0, y0, x1, y1, in the units of the row."""
+        return _TO_CORNERS[self.box_format](boxes)
 
     def texts(self, row: Row, field: str) -> list[str]:
         """Returns the texts of a list of a row, without others; empty where there are none."""
@@ -125,19 +152,39 @@ class FieldTable:
             value = value.tolist()
         if field in _LABELS:
             value = self._named(value)
+        if field == "id":
+            return _id(value)
         if field in _BOXES:
-            return _boxes(field, value)
+            return read_boxes(field, value)
         if field in _TEXTS:
             return [value] if isinstance(value, str | bytes) else _as_list(field, value)
         if field == "answer_confidences":
             return [value] if isinstance(value, int | float) else _as_list(field, value)
         if field == "codes":
             return _codes(value)
-        if field == "id" and isinstance(value, int):
-            return str(value)
+        if field == "label" and isinstance(value, bool):
+            value = _MATCHES[not value]
         if not isinstance(value, str | bytes):
             raise _wrong(field, value, "a text")
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        text = _decode(field, value) if isinstance(value, bytes) else value
+        if field == "label" and text not in _MATCHES:
+            raise InvalidRecordError(
+                f"its label is {shorten(text)!r}, not yes or no: whether its text is true",
+                WRONG_TYPE,
+            )
+        return text
+
+    def _is_other_label(self, value: Any) -> bool:
+        """Returns whether a label is that of a class, not whether a text is true.
+
+        `label` is the usual name of both; only where the user names the field, it must be the
+        latter.
+        """
+        named = self._named(value)
+        is_match = isinstance(named, bool) or (
+            isinstance(named, str | bytes) and named in (*_MATCHES, b"yes", b"no")
+        )
+        return "label" not in self.named and not is_match
 
     def _named(self, value: Any) -> Any:
         """Replaces the numbers of classes by their names; a number without a name stays."""
@@ -148,10 +195,11 @@ class FieldTable:
         return value
 
     def _to_pixels(
-        self, boxes: Float32[np.ndarray, "n 4"], image: bytes
+        self, boxes: Float[np.ndarray, "n 4"], image: bytes
     ) -> Float32[np.ndarray, "n 4"]:
         """Returns boxes as x0, y0, x1, y1 in pixels of the decoded image."""
-        corners = _TO_CORNERS[self.box_format](boxes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners = self.corners(boxes).astype(np.float32)
         if not self.relative_boxes:
             return corners
         width, height = read_size(image, self.decode_options)
@@ -174,8 +222,13 @@ def look_up(row: Row, name: str) -> Any:
 
 
 def has_value(row: Row, name: str) -> bool:
-    """Returns whether a row has something under a name: an empty text or list is nothing."""
+    """Returns whether a row has something under a name.
+
+    An empty text or list is nothing, and so is a list without any values.
+    """
     value = look_up(row, name)
+    if isinstance(value, list):
+        return any(one is not None for one in value)
     return value is not None and not (hasattr(value, "__len__") and not len(value))
 
 
@@ -197,16 +250,51 @@ def _codes(value: Any) -> Any:
     raise InvalidRecordError("its codes are not whole numbers", WRONG_TYPE)
 
 
-def _boxes(field: str, value: Any) -> Float32[np.ndarray, "n 4"]:
-    """Returns boxes; those that are not four numbers are NaN, and are dropped later."""
+def _id(value: Any) -> str:
+    """Returns an id as a text; empty where the number of the record must stand for it."""
+    if isinstance(value, bytes):
+        return _decode("id", value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value) if value.is_integer() else value)  # pandas makes floats of ids
+    note(ODD_ID, f"its id is a {kind_of(value)}: {shorten(str(value))}")
+    return ""
+
+
+def _decode(field: str, value: bytes) -> str:
+    """Decodes a text that a source stores as bytes."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        note(NOT_UTF8, f"its {field} has bytes that are not UTF-8: {value[:40]!r}")
+        return value.decode("utf-8", "replace")
+
+
+def read_boxes(field: str, value: Any) -> Float[np.ndarray, "n 4"]:
+    """Returns boxes as they are written; those that are not four numbers are NaN.
+
+    Raises:
+      InvalidRecordError: they are no list of boxes.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     values = _as_list(field, value)
+    if values and all(isinstance(one, Mapping) for one in values):
+        raise InvalidRecordError(
+            f"its {field} are mappings (of {shorten(', '.join(map(str, values[0])))}), not lists "
+            "of four numbers",
+            WRONG_TYPE,
+        )
     if values and not any(isinstance(one, list | tuple | None.__class__) for one in values):
         if len(values) != 4:
             raise InvalidRecordError(
                 f"its {field} are {len(values)} values, not four for each box", WRONG_TYPE
             )
         values = [values]
-    boxes = np.full((len(values), 4), np.nan, np.float32)
+    boxes = np.full((len(values), 4), np.nan)
     for own, given in zip(boxes, values, strict=True):
         if isinstance(given, list | tuple) and len(given) == 4:
             if all(isinstance(number, int | float) for number in given):
@@ -217,11 +305,11 @@ def _boxes(field: str, value: Any) -> Float32[np.ndarray, "n 4"]:
     return boxes
 
 
-def _corners_of_corner_and_size(boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
+def _corners_of_corner_and_size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def _corners_of_centre_and_size(boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
+def _corners_of_centre_and_size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
 

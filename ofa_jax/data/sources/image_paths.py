@@ -34,6 +34,7 @@ OUTSIDE_FOLDER = declare(
     __name__,
 )
 _MAX_PATH_LENGTH = 4096
+_SMALLEST_IMAGE = 24
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -121,10 +122,14 @@ def _from_base64(text: str) -> bytes:
             f"its image {shown} is a URL, and nothing is fetched: download it, and give its path",
             NO_IMAGE_FILE,
         )
+    hint = " (the folders of a path have / between them)" if "\\" in text else ""
+    problem = InvalidRecordError(
+        f"its image {shown} is neither a file nor base64{hint}", NO_IMAGE_FILE
+    )
     try:
-        # The name of a missing file is rarely base64: it has a dot.
-        return decode_base64("".join(text.split()).encode("ascii"))
+        decoded = decode_base64("".join(text.split()).encode("ascii"))
     except (InvalidLineError, UnicodeEncodeError):
-        raise InvalidRecordError(
-            f"its image {shown} is neither a file nor base64", NO_IMAGE_FILE
-        ) from None
+        raise problem from None
+    if len(decoded) < _SMALLEST_IMAGE:  # the name of a missing file may happen to be base64
+        raise problem
+    return decoded

@@ -1,7 +1,6 @@
-"""JSON lines with image paths, and folders of images with their texts beside them.
+"""JSON lines with image paths.
 
-    JsonData           {"image": "images/0.jpg", "captions": ["a red apple", "an apple"]}
-    ImageFolderData    0.jpg, perhaps with 0.txt (captions, one a line) and 0.json (other fields)
+    {"image": "images/0.jpg", "captions": ["a red apple", "an apple"]}
 
 A JSON line is one record, its fields as in `preprocessing.records`, or as `fields` says. A file is
 read in any order through the line index of `tsv_index`; one that ends in `.gz` is unpacked once, to
@@ -9,6 +8,7 @@ a file beside it. Boxes are in pixels, unless `box_format` and `relative_boxes` 
 """
 
 import dataclasses
+import errno
 import functools
 import gzip
 import json
@@ -21,16 +21,11 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.derived_files import derived_file
+from ofa_jax.data.sources.derived_files import derived_file, written_to
 from ofa_jax.data.sources.field_table import Row, has_value
-from ofa_jax.data.sources.tables import (
-    Files,
-    JoinedRows,
-    Rows,
-    TableDataSet,
-    find_files,
-    splits_of,
-)
+from ofa_jax.data.sources.file_patterns import UNPACKED_SUFFIX, Files, find_files, splits_of
+from ofa_jax.data.sources.table_rows import JoinedRows, Rows
+from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils import options, progress
@@ -46,12 +41,10 @@ BAD_JSON = declare(
     "finite.",
     __name__,
 )
-UNPACKED_SUFFIX = ".unpacked"
 _SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _MAX_LINE_BYTES = 256 << 20
 _UNKNOWN = np.uint16(np.iinfo(np.uint16).max)
 _PART_BYTES = 1 << 20
-_NOTE = "give a folder that can be written to as index_dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +132,26 @@ def parse_line(line: bytes) -> Row:
     return value
 
 
+def sample_texts(suffix: str, content: bytes) -> Mapping[str, Any]:
+    """Returns the fields of a text or JSON file that belongs to an image.
+
+    Args:
+      suffix: "json" for the fields of a record; another one for captions, one a line.
+      content: of the file.
+
+    Raises:
+      InvalidRecordError: it is no UTF-8, or no JSON object.
+    """
+    if suffix == "json":
+        return parse_line(content.removeprefix(b"\xef\xbb\xbf"))
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidRecordError(f"its {suffix} is not UTF-8", BAD_JSON) from None
+    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
+    return {"captions": [line for line in lines if line]}
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
@@ -173,9 +186,19 @@ def _scan(
     if not known:
         raise DamagedFileError(
             f"{rows.shown} is not JSON lines, one object a line: no line of it can be used "
-            f"({problem})."
+            f"({problem}).{_advice(rows)}"
         )
     return codes, tuple(known)
+
+
+def _advice(rows: JsonRows) -> str:
+    """Returns a sentence for a file in another form, after a space; "" where none is known."""
+    if rows.shown.lower().endswith((".csv", ".tsv")):
+        return " Tables in text are not read: write each row as an object, or a Parquet file."
+    with open_regular(rows.path) as file:
+        if file.read(_PART_BYTES).lstrip()[:1] == b"[":
+            return " Write the objects of its list one a line, e.g. by `jq -c '.[]'`."
+    return ""
 
 
 def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
@@ -190,16 +213,12 @@ def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
     if target.is_file():
         return str(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary, temporary.open("wb") as output:
-            _unpack_to(path, output, max_bytes)
+        with written_to(folder, f"What is in {path}", path), atomic_path(target) as temporary:
+            with temporary.open("wb") as output:
+                _unpack_to(path, output, max_bytes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DamagedFileError(
             f"{path} is damaged, or not compressed with gzip ({error}): get it again."
-        ) from error
-    except PermissionError as error:
-        raise OSError(
-            f"{path} cannot be unpacked to {folder} ({error.strerror}): {_NOTE}."
         ) from error
     for old in folder.glob(f"{versions}{UNPACKED_SUFFIX}*"):
         if not old.name.startswith(target.name):  # of an earlier version, and its index
@@ -208,8 +227,8 @@ def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
 
 
 def _unpack_to(path: str, output: Any, max_bytes: int) -> None:
-    if shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free < os.stat(path).st_size:
-        raise OSError(f"The disk has no room to unpack {path}: {_NOTE}.")
+    if shutil.disk_usage(os.path.dirname(output.name)).free < os.stat(path).st_size:
+        raise OSError(errno.ENOSPC, "the disk has no room")
     written = 0
     with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as lines:
         while part := lines.read(_PART_BYTES):
@@ -262,139 +281,3 @@ class JsonData(TableDataSet):
         rows = JsonRows(unpacked, path, folder or ".", self.index_dir)
         len(rows)  # builds the index now
         return rows
-
-
-# ----------------------------------------------------------------------------------- image folders
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_MAX_TEXT_BYTES = 16 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderRows:
-    """The images of a folder with the texts that lie beside them.
-
-    Attributes:
-      folder: of all images.
-      paths: of the images, relative to it.
-    """
-
-    folder: str
-    paths: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The folder."""
-        return self.folder
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def folder_of(self, index: int) -> str:
-        """Returns the folder that paths of images are relative to."""
-        del index
-        return self.folder
-
-    def location(self, index: int) -> str:
-        """Returns the path of an image."""
-        return os.path.join(self.folder, self.paths[index])
-
-    def row(self, index: int, fields: Sequence[str] | None = None) -> Row:
-        """Reads the texts beside an image. Raises InvalidRecordError if one cannot be read."""
-        del fields
-        path = self.paths[index]
-        row: dict[str, Any] = {"id": path, "image": path}
-        stem = os.path.join(self.folder, os.path.splitext(path)[0])
-        if (text := self._text(f"{stem}.txt")) is not None:
-            row |= sample_texts("txt", text)
-        if (text := self._text(f"{stem}.json")) is not None:
-            row |= {k: v for k, v in sample_texts("json", text).items() if k != "image"}
-        if parent := os.path.dirname(path):
-            row.setdefault("label", os.path.basename(parent))
-        return row
-
-    def _text(self, path: str) -> bytes | None:
-        """Returns the content of a file; None if there is none."""
-        if not os.path.lexists(path):
-            return None
-        try:
-            with open_regular(path) as file:
-                return file.read(_MAX_TEXT_BYTES)
-        except OSError as error:
-            raise InvalidRecordError(
-                f"{os.path.basename(path)} cannot be read ({error.strerror})", BAD_JSON
-            ) from error
-
-    def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
-        """Returns the images that have a text beside them, where one is needed."""
-        if any(tuple(names) == ("image",) for names in needed):
-            return None
-        has_text = [
-            any(os.path.lexists(os.path.join(self.folder, stem + end)) for end in (".txt", ".json"))
-            for stem in (os.path.splitext(path)[0] for path in self.paths)
-        ]
-        return None if all(has_text) else np.flatnonzero(has_text).astype(np.uint32)
-
-
-def sample_texts(suffix: str, content: bytes) -> Mapping[str, Any]:
-    """Returns the fields of a text or JSON file that belongs to an image.
-
-    Args:
-      suffix: "json" for the fields of a record; another one for captions, one a line.
-      content: of the file.
-
-    Raises:
-      InvalidRecordError: it is no UTF-8, or no JSON object.
-    """
-    if suffix == "json":
-        return parse_line(content.removeprefix(b"\xef\xbb\xbf"))
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidRecordError(f"its {suffix} is not UTF-8", BAD_JSON) from None
-    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
-    return {"captions": [line for line in lines if line]}
-
-
-@checked
-@dataclasses.dataclass(frozen=True)
-class ImageFolderData(TableDataSet):
-    """A folder of images: `a/0.jpg`, its captions in `a/0.txt`, other fields in `a/0.json`.
-
-    Images without a text beside them are records for image infilling alone. The folder that an
-    image is in is its field `label`.
-
-    Attributes:
-      folders: a folder, or a dict from split to folder; folders in them are read too.
-    """
-
-    folders: Mapping[options.Name, options.Path] | options.Path
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """The names of the splits."""
-        return splits_of(self.folders)
-
-    def rows(self, split: str) -> Rows:
-        """Lists the images of a split, in the order of their names.
-
-        Raises:
-          FileNotFoundError: there is no such folder, or no image in it.
-        """
-        folder = self.folders if isinstance(self.folders, str) else self.folders[split]
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"There is no folder {folder}: check the path.")
-        found: list[str] = []
-        for parent, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            relative = os.path.relpath(parent, folder)
-            found += [
-                os.path.normpath(os.path.join(relative, name))
-                for name in sorted(names)
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            ]
-        if not found:
-            raise FileNotFoundError(
-                f"There are no images in {folder}: their names end in {', '.join(IMAGE_SUFFIXES)}."
-            )
-        return FolderRows(folder, tuple(found))

@@ -17,9 +17,15 @@ from typing import Annotated, Any, overload
 import numpy as np
 from absl import logging
 
-from ofa_jax.data.sources.base import DataSet, RecordSource
+from ofa_jax.data.sources.base import (
+    DataSet,
+    RecordSource,
+    WrongDataOptionError,
+    refuse_other_orientation,
+)
+from ofa_jax.data.sources.table_checks import OBJECTIVES_OF_KIND
 from ofa_jax.preprocessing.negatives import NegativePool
-from ofa_jax.preprocessing.records import Record
+from ofa_jax.preprocessing.records import RECORD_FIELDS, Record
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.options import Name, NotEmpty, Weights
@@ -144,37 +150,59 @@ class MixedData:
                     "is stored): set MixedData.decode_options = @DecodeOptions()."
                 )
             object.__setattr__(self, "decode_options", own.pop())
+        for source in self.sources.values():
+            refuse_other_orientation(source, self.decode_options, "MixedData.decode_options")
+        refuse_unknown("MixedData.kind_rates", self.kind_rates, RECORD_FIELDS)
         for where, rates in (("rates", self.rates), *self.kind_rates.items()):
             refuse_unknown(f"MixedData.{where}", rates, self.sources)
             if rates and (missing := sorted(set(self.sources) - set(rates))):
                 raise ValueError(
                     f"MixedData.{where} has no rate for {', '.join(missing)}: give each source one."
                 )
+        if not self._read:
+            raise ValueError(
+                "MixedData.rates gives every source the rate 0: give one of them another rate."
+            )
+
+    @property
+    def _read(self) -> Mapping[str, DataSet]:
+        """The sources with a rate other than 0; the files of the others need not be there."""
+        kinds = [self.kind_rates.get(kind, self.rates) for kind in RECORD_FIELDS]
+        return {
+            name: source
+            for name, source in self.sources.items()
+            if any(not rates or rates[name] for rates in kinds)
+        }
 
     @property
     def splits(self) -> Sequence[str]:
         """The splits of any source."""
-        return tuple(dict.fromkeys(split for one in self.sources.values() for split in one.splits))
+        return tuple(dict.fromkeys(split for one in self._read.values() for split in one.splits))
 
     def records(self, kind: str, split: str) -> RecordSource:
         """Returns the records of a kind, of all sources that have such records.
 
         Raises:
           FileNotFoundError: a file of a source is missing.
+          WrongDataOptionError: an option of a source cannot be meant.
           ValueError: no source has such records; the sentence is that of the first.
         """
         found: dict[str, RecordSource] = {}
         problems: list[ValueError] = []
+        if kind not in RECORD_FIELDS:
+            raise ValueError(
+                f"There is no kind of record {kind!r}: choose one of {', '.join(RECORD_FIELDS)}."
+            )
         given = self.kind_rates.get(kind, self.rates)
         for name, source in self.sources.items():
             if given and not given[name]:
                 continue
             try:
                 records = source.records(kind, split)
-            except DamagedFileError:
+            except (DamagedFileError, WrongDataOptionError):
                 raise
             except ValueError as error:  # it has no such records
-                logging.info("MixedData leaves %s out of %s: %s", name, kind, error)
+                logging.warning("MixedData leaves %s out of %s: %s", name, kind, error)
                 problems.append(error)
                 continue
             if len(records):
@@ -182,15 +210,18 @@ class MixedData:
         if not found:
             if problems:
                 raise problems[0]
+            rates = ", ".join(f"'{objective}': 0" for objective in OBJECTIVES_OF_KIND[kind])
             raise ValueError(
-                f"No source of MixedData has records of the kind {kind} in the split {split}."
+                f"No source of MixedData with a rate above 0 has records of the kind {kind} in the "
+                f"split {split}: leave the objective out with PretrainingSettings.rates = "
+                f"{{{rates}}}."
             )
-        rates = {name: given[name] if given else float(len(found[name])) for name in found}
-        return MixedRecords.at_rates(found, rates)
+        shares = {name: given[name] if given else float(len(found[name])) for name in found}
+        return MixedRecords.at_rates(found, shares)
 
     def negatives(self) -> NegativePool:
         """Returns the false captions, names and answers of all sources together."""
-        pools = [source.negatives() for source in self.sources.values()]
+        pools = [source.negatives() for source in self._read.values()]
         kinds = dict.fromkeys(kind for pool in pools for kind in pool.answers_by_type)
         return NegativePool(
             join_texts([pool.captions for pool in pools]),

@@ -6,29 +6,30 @@ of record needs, and samples the false captions of image-text matching from its 
 """
 
 import dataclasses
-import glob
-import pathlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, overload
+from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
+from absl import logging
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources import table_checks
+from ofa_jax.data.sources.base import RecordSource, WrongDataOptionError
 from ofa_jax.data.sources.field_table import (
     BoxFormat,
     ClassNames,
     Fields,
     FieldTable,
-    Row,
-    has_value,
 )
+from ofa_jax.data.sources.file_patterns import Files, Paths, find_files, splits_of
 from ofa_jax.data.sources.image_paths import ImageFolder
+from ofa_jax.data.sources.table_checks import OBJECTIVES_OF_KIND
+from ofa_jax.data.sources.table_rows import JoinedRows, Rows
 from ofa_jax.preprocessing.negatives import OTHER, NegativePool
 from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError, Record
-from ofa_jax.utils import options
+from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
 from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.text_files import DamagedFileError
 
 __all__ = [
     "OBJECTIVES_OF_KIND",
@@ -42,55 +43,8 @@ __all__ = [
     "splits_of",
 ]
 
-Paths = options.Path | Annotated[Sequence[options.Path], options.NotEmpty()]
-Files = Mapping[options.Name, Paths] | Paths
 _TRAIN = "train"
-_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-_SAMPLED_ROWS, _MAX_DRAWS, _MAX_NAMES = 20, 20, 100_000
-
-OBJECTIVES_OF_KIND: Mapping[str, tuple[str, ...]] = {
-    "captions": ("image_captioning",),
-    "questions": ("visual_question_answering",),
-    "pairs": ("image_text_matching",),
-    "regions": ("visual_grounding", "grounded_captioning"),
-    "objects": ("object_detection",),
-    "images": ("image_infilling",),
-    "text": ("text_infilling",),
-}
-"""Kind of record -> the objectives that read it."""
-
-
-class Rows(Protocol):
-    """Random access to the rows of a source; picklable, for data workers.
-
-    Attributes:
-      name: of the source, for messages.
-    """
-
-    @property
-    def name(self) -> str:
-        """What messages call the source."""
-
-    def __len__(self) -> int: ...
-
-    def folder_of(self, index: int) -> str:
-        """Returns the folder that the path of a row's image is relative to."""
-
-    def row(self, index: int, fields: Sequence[str] | None = None) -> Row:
-        """Returns a row; of its fields those named, if that is cheaper.
-
-        Raises:
-          InvalidRecordError: it is damaged.
-        """
-
-    def location(self, index: int) -> str:
-        """Returns where a row is stored, e.g. "data.jsonl, line 7"."""
-
-    def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
-        """Returns the numbers of the rows that have all fields of one of the sets.
-
-        Rows that are not known to lack them count too; None stands for all rows.
-        """
+_MAX_DRAWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +134,7 @@ class TableDataSet:
       relative_boxes: whether boxes are shares of the image's width and height, not pixels.
       class_names: the names of classes that the source gives by their numbers, counted from 0.
       allow_outside_images: whether paths of images may lead out of the folder of the source.
+      decode_options: how images are decoded, in whose pixels the boxes are.
     """
 
     fields: Fields = dataclasses.field(default_factory=dict)
@@ -187,6 +142,7 @@ class TableDataSet:
     relative_boxes: bool = False
     class_names: ClassNames = None
     allow_outside_images: bool = False
+    decode_options: DecodeOptions = AS_SEEN
 
     def __post_init__(self) -> None:
         self.table.check(type(self).__name__)
@@ -195,6 +151,11 @@ class TableDataSet:
     def splits(self) -> Sequence[str]:
         """The names of the splits."""
         raise NotImplementedError
+
+    @property
+    def main_split(self) -> str:
+        """The split that must have what the options name: "train", or the first one."""
+        return _TRAIN if _TRAIN in self.splits else self.splits[0]
 
     def rows(self, split: str) -> Rows:
         """Opens the rows of a split."""
@@ -208,6 +169,8 @@ class TableDataSet:
             self.box_format,
             self.relative_boxes,
             tuple(self.class_names or ()),
+            self.decode_options,
+            tuple(self.fields),
         )
 
     def default_fields(self) -> dict[str, str]:
@@ -224,6 +187,8 @@ class TableDataSet:
 
         Raises:
           FileNotFoundError: a file is missing.
+          WrongDataOptionError: `fields` names what no row has, or values are not in the form that
+            the options say.
           ValueError: there is no such kind or split, or no row has what the kind needs.
         """
         return self._records(kind, split)
@@ -241,43 +206,18 @@ class TableDataSet:
             )
         rows = self.rows(split)
         table = self.table_of(rows)
+        if split == self.main_split:
+            table_checks.check_named_fields(name, rows, table, kind)
         numbers = rows.select(table.needed(kind))
         records = TableRecords(rows, kind, table, self.allow_outside_images, numbers)
-        if not len(records) or (numbers is None and not self._sample_has(rows, table, kind)):
-            raise ValueError(self._nothing_of(kind, rows, table))
+        if not len(records) or not table_checks.has_records(rows, numbers, table, kind):
+            raise ValueError(table_checks.describe_missing(name, rows, table, kind))
+        table_checks.check_values(name, rows, numbers, table, kind)
+        if numbers is not None:
+            logging.info(
+                "%s: %d of %d have what %s need.", rows.name, len(records), len(rows), kind
+            )
         return records
-
-    def _sample_has(self, rows: Rows, table: FieldTable, kind: str) -> bool:
-        """Returns whether a row has what a kind needs, of some that are spread over all."""
-        places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).astype(int)
-        for number in places.tolist():
-            try:
-                row = rows.row(number)
-            except InvalidRecordError:
-                return True  # the loader counts it
-            if any(all(has_value(row, name) for name in names) for names in table.needed(kind)):
-                return True
-        return False
-
-    def _nothing_of(self, kind: str, rows: Rows, table: FieldTable) -> str:
-        """Returns the sentence for a source without records of a kind."""
-        name = type(self).__name__
-        if not len(rows):
-            return f"{rows.name} has no records: check the path."
-        found: dict[str, None] = {}
-        for number in range(min(len(rows), _SAMPLED_ROWS)):
-            try:
-                found.update(dict.fromkeys(map(str, rows.row(number))))
-            except InvalidRecordError:
-                continue
-        wanted = " or ".join(" and ".join(names) for names in table.needed(kind))
-        rates = ", ".join(f"'{objective}': 0" for objective in OBJECTIVES_OF_KIND[kind])
-        return (
-            f"No record of {rows.name} has {wanted}, which records of the kind {kind} need (the "
-            f"fields there are {', '.join(list(found)[:12]) or 'none'}): say which field is which "
-            f"with {name}.fields = {{'{table.needed(kind)[0][-1]}': 'FIELD'}}, or leave the "
-            f"objective out with PretrainingSettings.rates = {{{rates}}}."
-        )
 
     def negatives(self) -> NegativePool:
         """Returns the captions, names and answers of the train split, to sample false ones from."""
@@ -296,139 +236,7 @@ class TableDataSet:
         """Returns one text of each record of a kind; None where there are no such records."""
         try:
             return RowTexts(self._records(kind, _TRAIN), field or kind)
+        except (DamagedFileError, WrongDataOptionError):
+            raise
         except ValueError:
             return None
-
-
-def find_files(
-    owner: str, files: Files, split: str, folder: str = "", suffixes: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Returns the files of a split, in order.
-
-    Args:
-      owner: what the sentences call the data set.
-      files: a path or a pattern such as "part-*.jsonl" or "part-{000..012}.tar", a list of either,
-        or a dict from split to them.
-      split: a key of it; "train" where there is no dict.
-      folder: that they are relative to.
-      suffixes: of the files that a folder stands for.
-
-    Raises:
-      FileNotFoundError: a path does not exist, or nothing fits a pattern.
-    """
-    by_split = files if isinstance(files, Mapping) else {_TRAIN: files}
-    given = by_split[split]
-    found: list[str] = []
-    for name in expand_ranges([given] if isinstance(given, str) else given):
-        path = pathlib.Path(folder, name)
-        if path.is_dir() and suffixes:
-            fitting = [p for p in path.iterdir() if p.name.endswith(tuple(suffixes))]
-        elif path.exists():
-            fitting = [path]
-        else:
-            fitting = list(_glob(path))
-        if not fitting:
-            raise FileNotFoundError(
-                f"There is no file {path} (of {owner}, split {split}): check the path."
-            )
-        found += sorted(str(one) for one in fitting if not one.name.startswith("."))
-    return tuple(dict.fromkeys(found))
-
-
-def expand_ranges(names: Sequence[str]) -> list[str]:
-    """Returns names with each range of numbers in braces written out: "{08..11}" is 08, 09, 10, 11.
-
-    Raises:
-      ValueError: a range stands for too many names.
-    """
-    expanded: list[str] = []
-    for name in names:
-        found = _RANGE.search(name)
-        if found is None:
-            expanded.append(name)
-            continue
-        first, last = int(found[1]), int(found[2])
-        if not first <= last < first + _MAX_NAMES:
-            raise ValueError(f"{name}: the numbers in braces are no range of files.")
-        width = len(found[1])
-        expanded += expand_ranges(
-            [
-                f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}"
-                for number in range(first, last + 1)
-            ]
-        )
-    return expanded
-
-
-def _glob(path: pathlib.Path) -> Sequence[pathlib.Path]:
-    """Returns what fits a pattern; only files."""
-    if not glob.has_magic(str(path)):
-        return []
-    return [pathlib.Path(name) for name in glob.glob(str(path), recursive=True)]
-
-
-def splits_of(files: Files) -> tuple[str, ...]:
-    """Returns the splits of files, "train" where they are given without any."""
-    return tuple(files) if isinstance(files, Mapping) else (_TRAIN,)
-
-
-@dataclasses.dataclass(frozen=True)
-class JoinedRows:
-    """The rows of several files, one after the other.
-
-    Attributes:
-      parts: the rows of each file.
-    """
-
-    parts: tuple[Any, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the first file, and how many there are."""
-        first = self.parts[0].name
-        return first if len(self.parts) == 1 else f"{first} and {len(self.parts) - 1} more"
-
-    @property
-    def _starts(self) -> np.ndarray:
-        if "_cached" not in self.__dict__:
-            starts = np.cumsum([0, *(len(part) for part in self.parts)])
-            object.__setattr__(self, "_cached", starts)
-        return self.__dict__["_cached"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts}
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def _find(self, index: int) -> tuple[Any, int]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part], index - int(self._starts[part])
-
-    def folder_of(self, index: int) -> str:
-        """Returns the folder that the path of a row's image is relative to."""
-        part, number = self._find(index)
-        return part.folder_of(number)
-
-    def row(self, index: int, fields: Sequence[str] | None = None) -> Row:
-        """Returns a row of the file that has it."""
-        part, number = self._find(index)
-        return part.row(number, fields)
-
-    def location(self, index: int) -> str:
-        """Returns the file and the place in it."""
-        part, number = self._find(index)
-        return part.location(number)
-
-    def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
-        """Returns the rows that have all fields of one of the sets; None for all."""
-        chosen = [part.select(needed) for part in self.parts]
-        if all(numbers is None for numbers in chosen):
-            return None
-        every = [
-            np.arange(len(part)) if numbers is None else numbers
-            for part, numbers in zip(self.parts, chosen, strict=True)
-        ]
-        return np.concatenate(
-            [numbers + start for numbers, start in zip(every, self._starts[:-1], strict=True)]
-        )

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.base import RecordSource
+from ofa_jax.data.sources.base import RecordSource, WrongDataOptionError
 from ofa_jax.data.sources.field_table import BoxFormat, FieldTable, Row
-from ofa_jax.data.sources.tables import Rows, TableDataSet
+from ofa_jax.data.sources.table_rows import Rows
+from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.data.sources.tfds import TfdsRecords, decode_text
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
@@ -42,12 +43,27 @@ TFDS_FIELDS: Mapping[str, Mapping[str, str]] = {
 _NO_NAME = re.compile(r"\d+|/[mg]/\w+")  # "17", and "/m/011k07" of Open Images
 
 
-def plain_row(example: Mapping[str, Any]) -> Row:
+@dataclasses.dataclass(frozen=True)
+class ToRow:
+    """Makes rows of examples; see `plain_row`.
+
+    Attributes:
+      image: the feature that is the image.
+    """
+
+    image: str
+
+    def __call__(self, example: Mapping[str, Any]) -> Row:
+        """Returns an example as plain values."""
+        return plain_row(example, self.image)
+
+
+def plain_row(example: Mapping[str, Any], image: str = "image") -> Row:
     """Returns an example of TFDS as plain values; regions of `ref_coco` are joined.
 
     Each referring expression of an object becomes a phrase with the box of the object.
     """
-    row = {name: _plain(value, name == "image") for name, value in example.items()}
+    row = {name: _plain(value, name == image) for name, value in example.items()}
     objects = row.get("objects")
     if isinstance(objects, dict) and "refexp" in objects:
         expressions = objects["refexp"]
@@ -152,7 +168,7 @@ class TfdsData(TableDataSet):
             return tfds.builder(self.name, data_dir=self.data_dir).info.features
         except Exception as error:  # TFDS raises exceptions of many types
             problem = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise WrongDataOptionError(
                 f"TFDS has no data set {self.name} ({type(error).__name__}: {problem}): check the "
                 "name, and build the data set first."
             ) from error
@@ -164,11 +180,17 @@ class TfdsData(TableDataSet):
         """Opens a split; images stay encoded."""
         import tensorflow_datasets as tfds
 
-        has_image = "image" in self._features
-        decoders = {"image": tfds.decode.SkipDecoding()} if has_image else None
-        return TfdsRows(
-            TfdsRecords(self.name, self.split_names[split], plain_row, self.data_dir, decoders)
+        image = self.table.source_of("image")
+        decoders = {image: tfds.decode.SkipDecoding()} if image in self._features else None
+        records = TfdsRecords(
+            self.name, self.split_names[split], ToRow(image), self.data_dir, decoders
         )
+        if split == self.main_split:
+            try:
+                len(records)
+            except ValueError as error:  # a mixture must not leave it out
+                raise WrongDataOptionError(str(error)) from error
+        return TfdsRows(records)
 
     def table_of(self, rows: Rows) -> FieldTable:
         """Returns the table, with the names of classes that TFDS knows."""

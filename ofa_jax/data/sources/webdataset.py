@@ -11,6 +11,7 @@ The endings and what they become: images -> `image`, `txt` and `caption` -> `cap
 import dataclasses
 import functools
 import io
+import json
 import os
 import pathlib
 import tarfile
@@ -22,30 +23,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
+from ofa_jax.data.sources.derived_files import written_to
 from ofa_jax.data.sources.field_table import Row
-from ofa_jax.data.sources.json_lines import IMAGE_SUFFIXES, sample_texts
+from ofa_jax.data.sources.file_patterns import TAR_INDEX_SUFFIX, Files, find_files, splits_of
+from ofa_jax.data.sources.image_folders import IMAGE_SUFFIXES
+from ofa_jax.data.sources.json_lines import sample_texts
 from ofa_jax.data.sources.shards import damaged_record
-from ofa_jax.data.sources.tables import (
-    Files,
-    JoinedRows,
-    Rows,
-    TableDataSet,
-    find_files,
-    splits_of,
-)
+from ofa_jax.data.sources.table_rows import JoinedRows, Rows
+from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.data.sources.tsv_index import FileState
 from ofa_jax.utils import options, progress
 from ofa_jax.utils.array_files import load_arrays
+from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.decode_options import AS_SEEN
 from ofa_jax.utils.files import atomic_path, open_regular
 from ofa_jax.utils.option_checks import checked
-from ofa_jax.utils.text_files import DamagedFileError
-from ofa_jax.utils.wrong_files import describe
+from ofa_jax.utils.text_files import DamagedFileError, replace_surrogates
+from ofa_jax.utils.wrong_files import describe, shorten
 
-INDEX_SUFFIX = ".members.npz"
+INDEX_SUFFIX = TAR_INDEX_SUFFIX
+LEFT_OUT = declare(
+    "file of a tar left out",
+    Treatment.DROPPED,
+    "A file of a WebDataset tar is a link to no earlier file of the tar, a sparse file, a device "
+    "or a pipe. Links within the tar are followed.",
+    __name__,
+)
+SEVERAL_IMAGES = declare(
+    "one of several images",
+    Treatment.DROPPED,
+    "A sample of a WebDataset tar has several images, none of which has a plain ending such as "
+    "`jpg`: the first is taken. `WebDatasetData.fields = {'image': 'left.jpg'}` names one.",
+    __name__,
+)
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _TEXTS = ("txt", "text", "caption", "captions")
-_FORMAT = "ofa_jax tar index 1"
+_FORMAT = "ofa_jax tar index 2"
 _BLOCK = 512
 _MAX_MEMBER_BYTES = AS_SEEN.max_encoded_bytes
 
@@ -84,10 +97,12 @@ class TarRows:
     Attributes:
       path: of the tar.
       index_dir: the folder of the index; None for that of the tar.
+      image_ending: of the image that is meant where a sample has several; None for the first.
     """
 
     path: str
     index_dir: str | None = None
+    image_ending: str | None = None
 
     @property
     def name(self) -> str:
@@ -120,7 +135,7 @@ class TarRows:
             for number in range(int(found.starts[index]), int(found.starts[index + 1])):
                 ending = found.endings[found.suffixes[number]]
                 is_image = ending.rpartition(".")[2] in _IMAGES
-                if is_image and fields is not None and "image" not in fields:
+                if is_image and fields is not None and not {"image", ending} & set(fields):
                     continue
                 size = int(found.sizes[number])
                 if size > _MAX_MEMBER_BYTES:
@@ -130,6 +145,14 @@ class TarRows:
                 if len(content) != size:
                     raise damaged_record("its tar has become shorter since it was indexed")
                 _add(row, ending, content, is_image)
+        images = [name for name in row if name.rpartition(".")[2] in _IMAGES and name != "image"]
+        images = [name for name in images if isinstance(row[name], bytes)]
+        if len(images) > 1 and self.image_ending not in row:
+            plain = [name for name in images if "." not in name]
+            row["image"] = row[(plain or images)[0]]
+            if len(plain) != 1:
+                where = f"{self.location(index)} has the images {', '.join(images)}"
+                note(SEVERAL_IMAGES, f"{where}: {(plain or images)[0]} is taken")
         return row
 
     def select(self, needed: Sequence[Sequence[str]]) -> Integer[np.ndarray, " rows"] | None:
@@ -140,10 +163,8 @@ class TarRows:
         chosen = np.zeros(len(self), bool)
         for names in needed:
             own = np.ones(len(self), bool)
-            if "image" in names:
-                own &= self._has(found, lambda ending: ending.rpartition(".")[2] in _IMAGES)
-            if others := set(names) - {"image"}:
-                own &= self._has(found, lambda ending: _may_have(ending, others))
+            for name in set(names) - {"id"}:
+                own &= self._has(found, functools.partial(_may_have, name=name))
             chosen |= own
         return None if chosen.all() else np.flatnonzero(chosen).astype(np.uint32)
 
@@ -155,9 +176,12 @@ class TarRows:
         return counts[found.starts[1:]] > counts[found.starts[:-1]]
 
 
-def _may_have(ending: str, names: set[str]) -> bool:
-    """Returns whether a file of a sample may have one of some fields of a row."""
-    return ending == "json" or ending in names or (ending in _TEXTS and "captions" in names)
+def _may_have(ending: str, name: str) -> bool:
+    """Returns whether a file of a sample may have a field of a row."""
+    if name == "image":
+        return ending.rpartition(".")[2] in _IMAGES
+    known = {"cls": "label"} | dict.fromkeys(_TEXTS, "captions")
+    return ending in ("json", name) or known.get(ending) == name
 
 
 def _add(row: dict[str, Any], ending: str, content: bytes, is_image: bool) -> None:
@@ -167,8 +191,10 @@ def _add(row: dict[str, Any], ending: str, content: bytes, is_image: bool) -> No
         row[ending] = content
     elif ending == "json":
         for name, value in sample_texts("json", content).items():
-            if name != "image":  # that of the tar is there
-                row.setdefault(name, value) if name != "id" else row.update(id=value)
+            if name == "id" and isinstance(value, str | int):
+                row["id"] = value
+            elif name != "image":  # that of the tar is there
+                row.setdefault(name, value)
     elif ending in _TEXTS:
         texts = sample_texts("txt", content)["captions"]
         row["captions"] = row[ending] = texts
@@ -198,19 +224,13 @@ def _open_index(rows: TarRows, size: int, mtime_ns: int, inode: int) -> TarIndex
         name: value for name, value in index._asdict().items() if isinstance(value, np.ndarray)
     }
     arrays["keys"] = np.frombuffer(index.keys, np.uint8)
-    arrays["endings"] = np.frombuffer("\n".join(index.endings).encode(), np.uint8)
+    arrays["endings"] = np.frombuffer(json.dumps(index.endings).encode(), np.uint8)
     arrays["state"] = np.frombuffer(wanted.encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with written_to(target.parent, f"The index of {rows.path}", rows.path):
         with atomic_path(target) as temporary:
             temporary.write_bytes(buffer.getvalue())
-    except PermissionError as error:
-        raise OSError(
-            f"The index of {rows.path} cannot be written to {target.parent} ({error.strerror}): "
-            "give a folder that can be written to as index_dir."
-        ) from error
     return index
 
 
@@ -221,7 +241,7 @@ def _read_index(path: pathlib.Path, wanted: str, size: int) -> TarIndex | None:
         if arrays.pop("state").tobytes().decode() != wanted:
             return None
         keys = arrays.pop("keys").tobytes()
-        endings = tuple(arrays.pop("endings").tobytes().decode().split("\n"))
+        endings = tuple(map(str, json.loads(arrays.pop("endings").tobytes())))
         index = TarIndex(keys=keys, endings=endings, **arrays)
         fits = (
             len(index.starts) == len(index.key_ends) + 1
@@ -235,15 +255,81 @@ def _read_index(path: pathlib.Path, wanted: str, size: int) -> TarIndex | None:
     return index if fits else None
 
 
+class _Member(NamedTuple):
+    """A file of a tar: its ending, and where its content is."""
+
+    ending: str
+    offset: int
+    size: int
+
+
+class _Samples:
+    """Sorts the files of a tar by sample, in the order of the tar.
+
+    Files of one name belong together wherever they are. A file whose ending its sample has already
+    begins another sample of the same name, as in tars that were appended to.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.members: list[list[_Member]] = []
+        self._latest: dict[str, int] = {}
+        self._by_name: dict[str, _Member] = {}
+        self.left_out: dict[str, str] = {}
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Adds what a header describes; other things than files with an ending are left out."""
+        folder, base = os.path.split(member.name)
+        stem, dot, ending = base.partition(".")
+        if member.isdir() or not dot or not stem:
+            return
+        if member.islnk() or member.issym():  # nothing outside of the tar is looked at
+            link = member.linkname
+            where = link if member.islnk() else os.path.join(folder, link)
+            target = self._by_name.get(os.path.normpath(where))
+            if target is None:
+                self.left_out[member.name] = "is a link to no earlier file of the tar"
+                return
+            found = _Member(ending.lower(), target.offset, target.size)
+        elif member.isreg() and not member.issparse():
+            found = _Member(ending.lower(), member.offset_data, member.size)
+        else:
+            self.left_out[member.name] = "is a sparse file, a device or a pipe"
+            return
+        self._by_name[os.path.normpath(member.name)] = found
+        key = os.path.join(folder, stem)
+        number = self._latest.get(key)
+        if number is None or any(own.ending == found.ending for own in self.members[number]):
+            number = self._latest[key] = len(self.keys)
+            self.keys.append(key)
+            self.members.append([])
+        self.members[number].append(found)
+
+    def index(self) -> TarIndex:
+        """Returns the index of what was added."""
+        endings: dict[str, int] = {}
+        members = [member for own in self.members for member in own]
+        suffixes = [endings.setdefault(one.ending, len(endings)) for one in members]
+        # What is no UTF-8 in a name becomes a surrogate, which cannot be encoded.
+        keys = [key.encode("utf-8", "replace") for key in self.keys]
+        return TarIndex(
+            np.cumsum([0, *map(len, self.members)], dtype=np.int64),
+            np.array(suffixes, np.uint32),
+            np.array([member.offset for member in members], np.int64),
+            np.array([member.size for member in members], np.int64),
+            np.cumsum([len(key) for key in keys], dtype=np.int64),
+            b"".join(keys),
+            tuple(map(replace_surrogates, endings)),
+        )
+
+
 def build_index(path: str) -> TarIndex:
     """Reads the headers of a tar, from the first to the last.
 
     Raises:
       DamagedFileError: it is no tar, is compressed, is cut off or is damaged.
     """
-    starts, suffixes, offsets, sizes, key_ends = [0], [], [], [], []
-    endings: dict[str, int] = {}
-    keys, last = bytearray(), None
+    samples = _Samples()
     total = os.stat(path).st_size
     try:
         with (
@@ -253,22 +339,9 @@ def build_index(path: str) -> TarIndex:
         ):
             for member in tar:
                 stage.update(member.offset)
-                if member.offset_data + member.size > total:
+                if member.isreg() and member.offset_data + member.size > total:
                     raise tarfile.ReadError("it ends within a file")
-                folder, base = os.path.split(member.name)
-                stem, dot, ending = base.partition(".")
-                if not member.isreg() or member.issparse() or not dot or not stem:
-                    continue
-                key = os.path.join(folder, stem)
-                if key != last:
-                    if last is not None:
-                        starts.append(len(sizes))
-                    keys += key.encode("utf-8", "replace")
-                    key_ends.append(len(keys))
-                    last = key
-                suffixes.append(endings.setdefault(ending.lower(), len(endings)))
-                offsets.append(member.offset_data)
-                sizes.append(member.size)
+                samples.add(member)
                 tar.members = []  # type: ignore[attr-defined]  # which it would keep
             # tarfile takes a damaged header for the end.
             file.seek(tar.offset)
@@ -280,18 +353,11 @@ def build_index(path: str) -> TarIndex:
         if what is None or "tar archive" in what:
             what = f"is damaged, or no tar ({error}): copy it again"
         raise DamagedFileError(f"{path} {what}.") from error
-    if not sizes:
+    for name, problem in samples.left_out.items():
+        note(LEFT_OUT, f"{path}: {shorten(name)} {problem}")
+    if not samples.keys:
         raise DamagedFileError(f"{path} has no samples: there are no files in it.")
-    starts.append(len(sizes))
-    return TarIndex(
-        np.array(starts, np.int64),
-        np.array(suffixes, np.uint16),
-        np.array(offsets, np.int64),
-        np.array(sizes, np.int64),
-        np.array(key_ends, np.int64),
-        bytes(keys),
-        tuple(endings),
-    )
+    return samples.index()
 
 
 @checked
@@ -318,6 +384,7 @@ class WebDatasetData(TableDataSet):
     def rows(self, split: str) -> Rows:
         """Opens the tars of a split, and indexes those that are not indexed yet."""
         paths = find_files("WebDatasetData", self.files, split, self.data_dir, (".tar",))
-        rows = JoinedRows(tuple(TarRows(path, self.index_dir) for path in paths))
+        ending = self.fields.get("image")
+        rows = JoinedRows(tuple(TarRows(path, self.index_dir, ending) for path in paths))
         len(rows)  # builds the indices now
         return rows

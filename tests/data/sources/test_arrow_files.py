@@ -192,3 +192,52 @@ def test_damage_within_an_arrow_file_never_crashes(tmp_path):
             reasons(records)
         except ValueError as error:
             assert "\n" not in str(error)
+
+
+def write_parquet(path, **columns):
+    """Writes a Parquet file with one image and other columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"image": [make_image()], **columns}), path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_the_words_of_names_say_the_splits_of_a_folder(tmp_path, kind):
+    for split in ("train", "test"):
+        path = tmp_path / "saved" / f"pets-{split}-00000-of-00001.{kind}"
+        write_parquet(path, captions=[split])
+        if kind == "arrow":
+            table = pyarrow.parquet.read_table(path)
+            with pyarrow.OSFile(str(path), "wb") as sink:
+                with pyarrow.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+    data = ArrowData(str(tmp_path / "saved"))
+    assert sorted(data.splits) == ["test", "train"]
+    for split in data.splits:
+        records = data.records("captions", split)
+        assert [records[n]["captions"] for n in range(len(records))] == [[split]]
+    with pytest.raises(ValueError, match="are of several splits"):
+        ArrowData(str(tmp_path / "saved" / f"*.{kind}")).records("captions", "train")
+
+
+def test_the_folders_of_a_partitioned_data_set_are_columns(tmp_path):
+    for language in ("en", "d%65"):
+        write_parquet(tmp_path / f"all/lang={language}/0.parquet", caption=["x"])
+    fields = {"captions": "caption", "data_set": "lang"}
+    with pytest.raises(FileNotFoundError, match=r"such as .*all/\*\*/\*\.parquet"):
+        ArrowData(str(tmp_path / "all"), fields=fields).records("captions", "train")
+    records = ArrowData(str(tmp_path / "all/**/*.parquet"), fields=fields).records(
+        "captions", "train"
+    )
+    assert [records[n]["data_set"] for n in range(2)] == ["de", "en"]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    columns = [pyarrow.array([make_image()]), pyarrow.array(["a"]), pyarrow.array(["b"])]
+    table = pyarrow.Table.from_arrays(columns, names=["image", "captions", "captions"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.OSFile(str(tmp_path / "b.arrow"), "wb") as sink:
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    for name in ("a.parquet", "b.arrow"):
+        with pytest.raises(ValueError, match=f"{name} has several columns called captions"):
+            ArrowData(str(tmp_path / name)).records("captions", "train")

@@ -117,3 +117,73 @@ def test_images_stay_below_their_folder(folder):
         "missing field",
         "field of a wrong type",
     ]
+
+
+def write(folder, name, images, annotations, **other):
+    """Writes a file in the format of COCO; returns its name."""
+    content = {"images": images, "annotations": annotations} | other
+    (folder / name).write_text(json.dumps(content))
+    return name
+
+
+def test_ids_are_the_same_as_numbers_and_as_texts(folder):
+    images = [{"id": 10, "file_name": "images/0.png"}, {"id": 11.0, "file_name": "images/1.png"}]
+    annotations = [{"image_id": "10", "caption": "zero"}, {"image_id": 11, "caption": "one"}]
+    annotations += [{"image_id": 10.0, "category_id": "3", "bbox": [1, 2, 3, 4]}]
+    categories = [{"id": 3, "name": "cat"}]
+    name = write(folder, "a.json", images, annotations, categories=categories)
+    records = CocoData(name, ".", str(folder)).records("captions", "train")
+    assert [plain(records[n]) for n in range(2)] == [
+        {"id": "10", "captions": ["zero"], "object_labels": ["cat"]},
+        {"id": "11", "captions": ["one"]},
+    ]
+
+
+def test_images_that_share_an_id_are_left_out_and_counted(folder):
+    images = [*IMAGES, {"id": 10, "file_name": "images/3.png"}, {"file_name": "images/3.png"}, 7]
+    name = write(folder, "a.json", images, CAPTIONS["annotations"])
+    with collect() as findings:
+        records = CocoData(name, ".", str(folder)).records("captions", "train")
+    assert [plain(records[0])] == [{"id": "11", "captions": ["a cat"]}] and len(records) == 1
+    details = sorted(finding.detail.replace(f"{folder}/", "") for finding in findings)
+    assert details == [
+        "1 images of a.json: share their id with another one",
+        "2 annotations of a.json: belong to no image of the file",
+        "2 images of a.json: have no id",
+    ]
+
+
+def test_files_about_different_images_are_refused(folder):
+    other = [{"id": 10, "file_name": "images/3.png"}]
+    names = ["captions.json", write(folder, "b.json", other, [{"image_id": 10, "caption": "x"}])]
+    with pytest.raises(ValueError, match="The image 10 is images/3.png in .* mix other ones"):
+        CocoData(names, ".", str(folder)).records("captions", "train")
+
+
+def test_boxes_are_in_the_format_that_the_option_says(folder):
+    annotations = [{"image_id": 10, "category_id": 17, "bbox": [10, 10, 20.5, 30]}]
+    name = write(folder, "a.json", IMAGES, annotations, categories=INSTANCES["categories"])
+    expected = {"xywh": [10, 10, 30.5, 40], "xyxy": [10, 10, 20.5, 30]}
+    for box_format, box in (*expected.items(), (None, expected["xywh"])):
+        options = {} if box_format is None else {"box_format": box_format}
+        records = CocoData(name, ".", str(folder), **options).records("objects", "train")
+        np.testing.assert_array_equal(records[0]["object_boxes"], [box])
+
+
+def test_numbers_that_are_not_finite_drop_their_annotation(folder):
+    boxes = [[float("nan"), 1, 2, 3], [1, 2, float("inf"), 4], [1, 2, 3, 4]]
+    annotations = [{"image_id": 10, "category_id": 17, "bbox": box} for box in boxes]
+    name = write(folder, "a.json", IMAGES, annotations, categories=INSTANCES["categories"])
+    with collect() as findings:
+        records = CocoData(name, ".", str(folder)).records("objects", "train")
+    np.testing.assert_array_equal(records[0]["object_boxes"], [[1, 2, 4, 6]])
+    assert [finding.detail.split()[0] for finding in findings] == ["2"]
+
+
+def test_categories_may_come_from_the_names_of_classes(folder):
+    annotations = [{"image_id": 10, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    name = write(folder, "a.json", IMAGES, annotations)
+    records = CocoData(name, ".", str(folder), class_names=["cat", "dog"]).records(
+        "objects", "train"
+    )
+    assert records[0]["object_labels"] == ["dog"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from table_files import make_image, plain, reasons, write_images, write_lines
 
-from ofa_jax.data.sources.json_lines import ImageFolderData, JsonData
+from ofa_jax.data.sources.image_folders import ImageFolderData
+from ofa_jax.data.sources.json_lines import JsonData
 from ofa_jax.utils.bad_input import InvalidRecordError
 from ofa_jax.utils.text_files import DamagedFileError
 

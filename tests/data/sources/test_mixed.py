@@ -4,6 +4,7 @@ import collections
 import pickle
 
 import pytest
+from absl import logging
 from table_files import write_images, write_lines
 
 from ofa_jax.data.features import Stream
@@ -90,3 +91,42 @@ def test_what_cannot_be_meant_is_refused(sources, tmp_path):
     damaged = MixedData(sources | {"bad": JsonData(str(tmp_path / "bad.jsonl"))})
     with pytest.raises(DamagedFileError, match=r"bad\.jsonl is not JSON lines"):
         damaged.records("captions", "train")
+
+
+def test_a_source_at_rate_0_need_not_be_there(sources):
+    data = MixedData(
+        sources | {"gone": JsonData("gone.jsonl")}, {"large": 1, "small": 1, "gone": 0}
+    )
+    assert len(data.records("captions", "train")) == 20
+    assert len(data.negatives().captions) == 13 and data.splits == ("train",)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        MixedData(data.sources).records("captions", "train")
+
+
+def test_a_wrong_option_of_a_source_is_not_taken_for_missing_records(sources, tmp_path):
+    rows = [{"image": "images/0.png", "caption": "x"}]
+    path = str(write_lines(tmp_path / "typo.jsonl", rows))
+    typo = MixedData(sources | {"typo": JsonData(path, fields={"captions": "capton"})})
+    with pytest.raises(ValueError, match="captions is 'capton', but no record"):
+        typo.records("captions", "train")
+    with pytest.raises(ValueError, match="captions is 'capton', but no record"):
+        typo.negatives()
+
+
+def test_rates_that_read_nothing_are_refused(sources):
+    with pytest.raises(ValueError, match="gives every source the rate 0"):
+        MixedData(sources, {"large": 0, "small": 0})
+    with pytest.raises(
+        ValueError, match=r"MixedData\.kind_rates names caption; known are captions"
+    ):
+        MixedData(sources, kind_rates={"caption": {"large": 1, "small": 1}})
+    data = MixedData(sources, kind_rates={"text": {"large": 0, "small": 0}})
+    with pytest.raises(ValueError, match="No source of MixedData with a rate above 0 .*text_infil"):
+        data.records("text", "train")
+
+
+def test_a_source_that_is_left_out_of_a_kind_is_named(sources, monkeypatch):
+    found = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: found.append(text % values))
+    MixedData(sources).records("text", "train")
+    assert len(found) == 1 and found[0].startswith("MixedData leaves large out of text: No record")

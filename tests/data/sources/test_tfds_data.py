@@ -5,10 +5,12 @@ import pickle
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from table_files import make_image
+from table_files import make_image, write_images, write_lines
 
 from ofa_jax.data.sources import tfds as tfds_source
 from ofa_jax.data.sources.image_paths import ImageFolder
+from ofa_jax.data.sources.json_lines import JsonData
+from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.tfds_data import TFDS_FIELDS, TfdsData, plain_row
 
 KINDS = {
@@ -135,3 +137,32 @@ def test_an_unknown_data_set_is_one_sentence():
     with pytest.raises(ValueError, match="TFDS has no data set no_such_set") as raised:
         TfdsData("no_such_set").records("text", "train")
     assert "\n" not in str(raised.value)
+
+
+def test_an_image_of_another_name_stays_encoded(monkeypatch):
+    features = tfds.features.FeaturesDict(
+        {"photo": tfds.features.Image(), "caption": tfds.features.Text()}
+    )
+    stored = Stored(features, {"photo": tfds.decode.SkipDecoding()})
+    asked = []
+
+    def open_mocked(self):
+        asked.append(self.decoders)
+        return stored
+
+    monkeypatch.setattr(tfds_source.TfdsRecords, "_open", open_mocked)
+    monkeypatch.setattr(TfdsData, "_features", features)
+    data = TfdsData("mine", fields={"image": "photo", "captions": "caption"})
+    record = pickle.loads(pickle.dumps(data.records("captions", "train")))[0]
+    assert isinstance(record["image"], bytes) and record["captions"] == ["some words"]
+    assert all(set(decoders) == {"photo"} for decoders in asked)
+
+
+def test_a_mixture_does_not_leave_out_a_data_set_that_is_not_built(tmp_path):
+    write_images(tmp_path, 1)
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "words"}])
+    data = MixedData(
+        {"mine": JsonData(str(path)), "tfds": TfdsData("lm1b", data_dir=str(tmp_path))}
+    )
+    with pytest.raises(ValueError, match="TFDS cannot open lm1b"):
+        data.records("text", "train")

@@ -11,6 +11,7 @@ import pytest
 from table_files import make_image, plain, reasons
 
 from ofa_jax.data.sources.webdataset import WebDatasetData
+from ofa_jax.utils.bad_input import collect
 from ofa_jax.utils.text_files import DamagedFileError
 
 
@@ -145,3 +146,103 @@ def test_a_tar_that_becomes_shorter_is_noticed(tmp_path):
     os.truncate(path, 600)
     with pytest.raises(ValueError):
         records[1]
+
+
+def read(path, **options):
+    """Returns id, captions and whether the image is that of the number, of all samples."""
+    records = WebDatasetData(path, **options).records("captions", "train")
+    found = [records[n] for n in range(len(records))]
+    images = [make_image(number) for number in range(4)]
+    return [(one["id"], one["captions"], images.index(one["image"])) for one in found]
+
+
+def test_samples_of_one_name_are_not_mixed_up(tmp_path):
+    members = [
+        ("a.png", make_image(0)),
+        ("a.txt", b"zero"),
+        ("a.png", make_image(1)),
+        ("a.txt", b"one"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # the second time with the stored index
+        assert read(path) == [("a", ["zero"], 0), ("a", ["one"], 1)]
+        os.utime(path)
+
+
+def test_files_of_a_sample_need_not_be_side_by_side(tmp_path):
+    members = [
+        ("a.png", make_image(0)),
+        ("x/b.png", make_image(1)),
+        ("a.txt", b"zero"),
+        ("x/b.txt", b"one"),
+    ]
+    assert read(write_tar(tmp_path / "a.tar", members)) == [
+        ("a", ["zero"], 0),
+        ("x/b", ["one"], 1),
+    ]
+
+
+def test_links_within_a_tar_are_followed_and_others_counted(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("d/a.png", make_image(2)), ("d/a.txt", b"two")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        links = [
+            (tarfile.LNKTYPE, "d/b.png", "d/a.png"),
+            (tarfile.SYMTYPE, "d/b.txt", "./a.txt"),
+            (tarfile.SYMTYPE, "d/c.png", "../../etc/passwd"),
+            (tarfile.LNKTYPE, "d/c.txt", "/etc/passwd"),
+        ]
+        for kind, name, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    with collect() as findings:
+        assert read(str(path)) == [("d/a", ["two"], 2), ("d/b", ["two"], 2)]
+    assert [finding.reason.name for finding in findings] == ["file of a tar left out"] * 2
+
+
+def test_names_of_any_characters_are_read(tmp_path):
+    members = [
+        ("caf\udce9.png", make_image(0)),
+        ("caf\udce9.txt", b"zero"),
+        ("../../a b.png", make_image(1)),
+        ("../../a b.txt", b"one"),
+        ("b.pn\ng", b"no image"),
+        ("b.png", make_image(2)),
+        ("b.txt", b"two"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):
+        assert read(path) == [
+            ("caf?", ["zero"], 0),
+            ("../../a b", ["one"], 1),
+            ("b", ["two"], 2),
+        ]
+        os.utime(path)
+
+
+def test_several_images_of_a_sample_are_named_or_counted(tmp_path):
+    members = [
+        ("a.left.png", make_image(0)),
+        ("a.right.png", make_image(1)),
+        ("a.txt", b"two views"),
+        ("b.seg.png", make_image(2)),
+        ("b.png", make_image(3)),
+        ("b.txt", b"one view and a mask"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    with collect() as findings:
+        assert [image for _, _, image in read(path)] == [0, 3]
+    assert [finding.reason.name for finding in findings] == ["one of several images"]
+    with collect() as findings:
+        assert [image for _, _, image in read(path, fields={"image": "right.png"})] == [1]
+    assert not findings
+
+
+def test_a_class_is_no_sign_that_a_caption_is_false(tmp_path):
+    members = [("a.png", make_image(0)), ("a.txt", b"a cat"), ("a.cls", b"7")]
+    records = WebDatasetData(write_tar(tmp_path / "a.tar", members)).records("pairs", "train")
+    assert reasons(records) == [None] and "label" not in records[0]
