@@ -30,7 +30,7 @@ def tiny(golden):
 
 
 @pytest.fixture(scope="session", params=[np.float32, ml_dtypes.bfloat16])
-def official(request, tiny, tmp_path_factory):
+def official_file(request, tiny, tmp_path_factory):
     """Writes a `.pt` of each type; returns its path."""
     args, state_dict = tiny
     cast = {id(a): a.astype(request.param) for a in state_dict.values() if a.dtype == np.float32}
@@ -52,11 +52,11 @@ def vocabulary(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def folder(official, vocabulary, tmp_path_factory):
+def folder(official_file, vocabulary, tmp_path_factory):
     """Converts each official file to a folder in several files."""
     path = tmp_path_factory.mktemp("hf") / "tiny"
     command(
-        official, path, "--layout=huggingface", "--max_shard_size=100KB",
+        official_file, path, "--layout=huggingface", "--max_shard_size=100KB",
         f"--vocabulary={vocabulary[1]}",
     )  # fmt: skip
     return path

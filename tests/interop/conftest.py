@@ -1,3 +1,3 @@
 """Makes the fixtures of Hugging Face folders available to the tests in this folder."""
 
-from huggingface_fixtures import folder, official, tiny, vocabulary  # noqa: F401
+from huggingface_fixtures import folder, official_file, tiny, vocabulary  # noqa: F401

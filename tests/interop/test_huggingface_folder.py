@@ -42,15 +42,15 @@ def test_a_folder_has_what_from_pretrained_looks_for(folder):
         assert index["metadata"] == {"total_size": sum(unique.values())}
 
 
-def test_official_to_folder_and_back_is_bitwise(official, folder, tmp_path):
+def test_official_to_folder_and_back_is_bitwise(official_file, folder, tmp_path):
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         back = tmp_path / f"{index}.pt"
         command(folder / index, back)
-        one, two = torch_file.load(official)["model"], torch_file.load(back)["model"]
+        one, two = torch_file.load(official_file)["model"], torch_file.load(back)["model"]
         # Versions have no place in the folder.
         known = {key: array for key, array in one.items() if not key.endswith(".version")}
         assert_same_bytes(known, {key: two[key] for key in known})
-        assert files.read(back).config == files.read(official).config
+        assert files.read(back).config == files.read(official_file).config
 
 
 def test_folder_to_ours_and_back_is_bitwise(folder, tmp_path):
@@ -67,8 +67,8 @@ def test_folder_to_ours_and_back_is_bitwise(folder, tmp_path):
     assert described["torch_dtype"] == str(one.state_dict["encoder.embed_tokens.weight"].dtype)
 
 
-def test_safetensors_come_before_the_file_of_torch(official, tmp_path):
-    command(official, tmp_path / "hf", "--layout=huggingface")
+def test_safetensors_come_before_the_file_of_torch(official_file, tmp_path):
+    command(official_file, tmp_path / "hf", "--layout=huggingface")
     assert huggingface_folder.find_weights(tmp_path / "hf").name == "model.safetensors"
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"")
     files.read(tmp_path / "hf")
@@ -77,9 +77,9 @@ def test_safetensors_come_before_the_file_of_torch(official, tmp_path):
         files.read(tmp_path / "hf")
 
 
-def test_one_kind_of_files_and_another_type_can_be_asked_for(official, tmp_path, capsys):
+def test_one_kind_of_files_and_another_type_can_be_asked_for(official_file, tmp_path, capsys):
     command(
-        official, tmp_path / "hf", "--layout=huggingface", "--weight_files=safetensors",
+        official_file, tmp_path / "hf", "--layout=huggingface", "--weight_files=safetensors",
         "--dtype=float16",
     )  # fmt: skip
     assert not list(tmp_path.glob("hf/*.bin"))
@@ -87,12 +87,14 @@ def test_one_kind_of_files_and_another_type_can_be_asked_for(official, tmp_path,
     assert {str(array.dtype) for array in loaded.values()} == {"float16", "int64"}
     assert "--vocabulary=PATH gives one" in capsys.readouterr().out
     for option in ("--weight_files=bin", "--max_shard_size=1GB", "--results=x"):
-        assert "is for Hugging Face folders" in refused(capsys, official, tmp_path / "x.pt", option)
-    assert "our checkpoints are float32" in refused(
-        capsys, official, tmp_path / "x", "--dtype=float16"
+        assert "is for Hugging Face folders" in refused(
+            capsys, official_file, tmp_path / "x.pt", option
+        )
+    assert "our checkpoints, and those of t5x, are float32" in refused(
+        capsys, official_file, tmp_path / "x", "--dtype=float16"
     )
     sentence = refused(
-        capsys, official, tmp_path / "x", "--layout=huggingface", "--max_shard_size=much"
+        capsys, official_file, tmp_path / "x", "--layout=huggingface", "--max_shard_size=much"
     )
     assert "max_shard_size is much" in sentence
     with pytest.raises(ValueError, match="weight_files is"):

@@ -110,7 +110,7 @@ def test_damaged_tokenizer_files_are_one_sentence(vocabulary, tmp_path):
     )
 
 
-def test_a_vocabulary_that_the_files_cannot_express_is_left_out(official, tmp_path, capsys):
+def test_a_vocabulary_that_the_files_cannot_express_is_left_out(official_file, tmp_path, capsys):
     path = tmp_path / "tokenizer.json"
     train_tokenizer([TEXT], 300, path)
     content = json.loads(path.read_text())
@@ -119,7 +119,7 @@ def test_a_vocabulary_that_the_files_cannot_express_is_left_out(official, tmp_pa
     made = OFAVocabulary.from_tokenizer_json(path, num_codes=64, num_bins=32)
     made.save(tmp_path / "vocabulary.json")
     command(
-        official, tmp_path / "hf", "--layout=huggingface",
+        official_file, tmp_path / "hf", "--layout=huggingface",
         f"--vocabulary={tmp_path / 'vocabulary.json'}",
     )  # fmt: skip
     assert "no tokenizer files: this vocabulary is not a plain byte-level BPE" in (
@@ -129,12 +129,12 @@ def test_a_vocabulary_that_the_files_cannot_express_is_left_out(official, tmp_pa
 
 
 def test_a_vocabulary_of_another_size_is_not_written(
-    official, folder, vocabulary, tmp_path, capsys
+    official_file, folder, vocabulary, tmp_path, capsys
 ):
     other = tmp_path / "other.json"
     OFAVocabulary.from_tokenizer_json(vocabulary[1].with_name("tokenizer.json"), 64, 40).save(other)
     assert "the vocabulary has 409 ids and the model 401: give that of its training" in refused(
-        capsys, official, tmp_path / "x", f"--vocabulary={other}"
+        capsys, official_file, tmp_path / "x", f"--vocabulary={other}"
     )
     command(folder, tmp_path / "more", "--vocab_size=450")
     assert "is not taken: the vocabulary has 401 ids and the model 450" in capsys.readouterr().out

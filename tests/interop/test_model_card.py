@@ -56,22 +56,22 @@ def test_the_hub_reads_the_metadata_of_the_card(run, tmp_path):
     assert found["image_captioning", "validation_loss"] == 1.25
 
 
-def test_results_can_be_given_and_damaged_ones_are_named(run, official, tmp_path, capsys):
+def test_results_can_be_given_and_damaged_ones_are_named(run, official_file, tmp_path, capsys):
     for number, source in enumerate(
         (run, run / "evaluations" / "test", run / "evaluations" / "test" / "metrics.json")
     ):
         out = tmp_path / str(number)
-        command(official, out, "--layout=huggingface", f"--results={source}")
+        command(official_file, out, "--layout=huggingface", f"--results={source}")
         assert "| acc@0.5 | 0.4375 | test | 20 |" in (out / "README.md").read_text()
-    command(official, tmp_path / "none", "--layout=huggingface")
+    command(official_file, tmp_path / "none", "--layout=huggingface")
     assert "Not evaluated yet" in (tmp_path / "none" / "README.md").read_text()
     hf = ("--layout=huggingface",)
     assert "There is no " in refused(
-        capsys, official, tmp_path / "x", *hf, f"--results={tmp_path / 'nothing'}"
+        capsys, official_file, tmp_path / "x", *hf, f"--results={tmp_path / 'nothing'}"
     )
     (run / "summary.json").write_text('{"a": {"b": "c"}}')
     assert "has no numbers for the task a" in refused(
-        capsys, official, tmp_path / "x", *hf, f"--results={run}"
+        capsys, official_file, tmp_path / "x", *hf, f"--results={run}"
     )
     command(run, tmp_path / "y", *hf)
     assert "The model card has no results" in capsys.readouterr().out
