@@ -1,5 +1,6 @@
 """The VQGAN against numbers of the official one, read from a file in the official format."""
 
+import dataclasses
 import json
 import pickle
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_tokenizer import TINY
 
 from ofa_jax.interop import torch_file, vqgan_file
 from ofa_jax.tokenizers import ImageTokenizer
@@ -133,16 +135,7 @@ def test_a_file_of_another_model_is_reported(vqgan, vqgan_state, tmp_path):
 
 def test_blocks_of_pixels_are_channels_of_the_first_level(tmp_path):
     """The same codes as a VQGAN of single pixels whose images are folded before; and back."""
-    config = VQGANConfig(
-        width=32,
-        multipliers=(1, 1),
-        num_blocks=1,
-        attention_levels=(),
-        latent_width=32,
-        code_width=8,
-        num_codes=16,
-        block_size=4,
-    )
+    config = dataclasses.replace(TINY, block_size=4)
     assert config.pixels_per_code == 8
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
     params = Network(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]

@@ -1,10 +1,27 @@
 """The two protocols that data sources implement: `RecordSource` and `DataSet`; and their errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import Record
+
+OBJECTIVES_OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "captions": ("image_captioning",),
+    "questions": ("visual_question_answering",),
+    "pairs": ("image_text_matching",),
+    "regions": ("visual_grounding", "grounded_captioning"),
+    "objects": ("object_detection",),
+    "images": ("image_infilling",),
+    "text": ("text_infilling",),
+}
+"""Kind of record -> the objectives that read it."""
+
+
+def rates_without(kind: str) -> str:
+    """Returns the setting that leaves out the objectives that read records of a kind."""
+    rates = ", ".join(f"'{objective}': 0" for objective in OBJECTIVES_OF_KIND[kind])
+    return f"PretrainingSettings.rates = {{{rates}}}"
 
 
 class WrongDataOptionError(ValueError):

@@ -21,9 +21,9 @@ from ofa_jax.data.sources.base import (
     DataSet,
     RecordSource,
     WrongDataOptionError,
+    rates_without,
     refuse_other_orientation,
 )
-from ofa_jax.data.sources.table_checks import OBJECTIVES_OF_KIND
 from ofa_jax.preprocessing.negatives import NegativePool
 from ofa_jax.preprocessing.records import RECORD_FIELDS, Record
 from ofa_jax.utils.decode_options import AS_SEEN, DecodeOptions
@@ -210,11 +210,9 @@ class MixedData:
         if not found:
             if problems:
                 raise problems[0]
-            rates = ", ".join(f"'{objective}': 0" for objective in OBJECTIVES_OF_KIND[kind])
             raise ValueError(
                 f"No source of MixedData with a rate above 0 has records of the kind {kind} in the "
-                f"split {split}: leave the objective out with PretrainingSettings.rates = "
-                f"{{{rates}}}."
+                f"split {split}: leave the objective out with {rates_without(kind)}."
             )
         shares = {name: given[name] if given else float(len(found[name])) for name in found}
         return MixedRecords.at_rates(found, shares)

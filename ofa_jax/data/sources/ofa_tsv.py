@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from ofa_jax.data.choices import describe_json, parse_json, quote
+from ofa_jax.data.sources.base import rates_without
 from ofa_jax.data.sources.tsv_columns import CAPTION, QUESTION, REGION
 from ofa_jax.data.sources.tsv_file import TextFileLines
 from ofa_jax.data.sources.tsv_records import TsvRecords, parse_selected_cols
@@ -168,21 +169,9 @@ class OfaTsv:
         return read_negatives(os.path.join(self.data_dir, self.negative_samples), self.index_dir)
 
 
-_OBJECTIVES_OF_KIND = {
-    "captions": ("image_captioning",),
-    "questions": ("visual_question_answering",),
-    "pairs": ("image_text_matching",),
-    "regions": ("visual_grounding", "grounded_captioning"),
-    "objects": ("object_detection",),
-    "images": ("image_infilling",),
-    "text": ("text_infilling",),
-}
-
-
 def _how_to_omit(kind: str, split: str) -> str:
     """Returns advice on how to train without records of a kind."""
-    rates = ", ".join(f"'{name}': 0" for name in _OBJECTIVES_OF_KIND[kind])
-    leave_out = f"leave the task out with PretrainingSettings.rates = {{{rates}}}"
+    leave_out = f"leave the task out with {rates_without(kind)}"
     return leave_out if split == "train" else f"{leave_out}, or set train.validation_split = None"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.base import WrongDataOptionError
+from ofa_jax.data.sources.base import WrongDataOptionError, rates_without
 from ofa_jax.data.sources.field_table import FieldTable, Row, has_value, look_up, read_boxes
 from ofa_jax.data.sources.table_rows import Rows
 from ofa_jax.preprocessing.boxes import nonempty
@@ -20,23 +20,11 @@ from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError
 from ofa_jax.utils.wrong_files import shorten
 
 __all__ = [
-    "OBJECTIVES_OF_KIND",
     "check_named_fields",
     "check_values",
     "describe_missing",
     "has_records",
 ]
-
-OBJECTIVES_OF_KIND: Mapping[str, tuple[str, ...]] = {
-    "captions": ("image_captioning",),
-    "questions": ("visual_question_answering",),
-    "pairs": ("image_text_matching",),
-    "regions": ("visual_grounding", "grounded_captioning"),
-    "objects": ("object_detection",),
-    "images": ("image_infilling",),
-    "text": ("text_infilling",),
-}
-"""Kind of record -> the objectives that read it."""
 
 _SAMPLED_ROWS, _SEARCHED_ROWS, _SHOWN_FIELDS = 20, 10_000, 12
 # Boxes that are shares of the image may reach a little beyond it; in pixels they are far larger.
@@ -142,13 +130,12 @@ def describe_missing(owner: str, rows: Rows, table: FieldTable, kind: str) -> st
     if not len(rows):
         return f"{rows.name} has no records: check the path."
     wanted = " or ".join(" and ".join(names) for names in table.needed(kind))
-    rates = ", ".join(f"'{objective}': 0" for objective in OBJECTIVES_OF_KIND[kind])
     hint = getattr(rows, "hint", "")
     return (
         f"No record of {rows.name} has {wanted}, which records of the kind {kind} need (the "
         f"fields there are {_fields_of(rows)}): {hint}say which field is which "
         f"with {owner}.fields = {{'{table.needed(kind)[0][-1]}': 'FIELD'}}, or leave the "
-        f"objective out with PretrainingSettings.rates = {{{rates}}}."
+        f"objective out with {rates_without(kind)}."
     )
 
 

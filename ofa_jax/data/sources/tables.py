@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Integer
 
 from ofa_jax.data.sources import table_checks
-from ofa_jax.data.sources.base import RecordSource, WrongDataOptionError
+from ofa_jax.data.sources.base import OBJECTIVES_OF_KIND, RecordSource, WrongDataOptionError
 from ofa_jax.data.sources.field_table import (
     BoxFormat,
     ClassNames,
@@ -23,7 +23,6 @@ from ofa_jax.data.sources.field_table import (
 )
 from ofa_jax.data.sources.file_patterns import Files, Paths, find_files, splits_of
 from ofa_jax.data.sources.image_paths import ImageFolder
-from ofa_jax.data.sources.table_checks import OBJECTIVES_OF_KIND
 from ofa_jax.data.sources.table_rows import JoinedRows, Rows
 from ofa_jax.preprocessing.negatives import OTHER, NegativePool
 from ofa_jax.preprocessing.records import RECORD_FIELDS, InvalidRecordError, Record
