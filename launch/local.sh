@@ -37,19 +37,23 @@ python -m tools.build_scenes --data_dir="$OFA_DATA_DIR"
 initial="$OFA_DATA_DIR/scenes/encoder"
 python -m tools.pretrain_encoder --data_dir="$OFA_DATA_DIR" --output="$initial"
 gin_file=scenes_first_run
+stage_dirs=()
 if [[ "$kind" == full ]]; then
-  # It continues from a first run of its own.
-  stage_dir="${model_dir}_first_run"
-  python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_first_run.gin" \
-    "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@" "--gin.MODEL_DIR='$stage_dir'"
-  initial="$stage_dir"
+  # Each stage continues from the one before; the first is a first run of its own.
+  for stage in first_run full_objectives full_matching; do
+    stage_dir="${model_dir}_${stage#full_}"
+    python -m ofa_jax.train --gin_file="gin_configs/runs/scenes_$stage.gin" \
+      "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@" "--gin.MODEL_DIR='$stage_dir'"
+    initial="$stage_dir"
+    stage_dirs+=("$stage_dir")
+  done
   gin_file=scenes_full
 fi
 python -m ofa_jax.train --gin_file="gin_configs/runs/$gin_file.gin" \
   "--gin.INITIAL_CHECKPOINT_PATH='$initial'" "$@"
 if [[ "$kind" == full ]]; then
   python -m tools.report_scenes --model_dir="$model_dir" --train_command="$command" \
-    --stage_dirs "$stage_dir"
+    --stage_dirs "${stage_dirs[@]}"
 fi
 python -m tools.summarise_scenes --model_dir="$model_dir" --kind="$kind" \
   --train_command="$command" --started="$started"

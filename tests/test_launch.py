@@ -396,7 +396,9 @@ def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, full):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    stages = ["scenes_first_run", "scenes_full"][: 2 if full else 1]
+    stages = ["scenes_first_run"]
+    if full:
+        stages += ["scenes_full_objectives", "scenes_full_matching", "scenes_full"]
     expected = ["tools.build_scenes", "tools.pretrain_encoder", *["ofa_jax.train"] * len(stages)]
     expected += ["tools.report_scenes"] * full + ["tools.summarise_scenes"]
     assert [line.split()[1] for line in lines] == expected
@@ -406,11 +408,12 @@ def test_a_local_run_goes_from_the_data_to_a_summary(tmp_path, full):
         assert (ROOT / "gin_configs" / "runs" / f"{stage}.gin").is_file()
         assert f"--gin_file=gin_configs/runs/{stage}.gin " in line
         assert f"--gin.INITIAL_CHECKPOINT_PATH='{initial}' " in line
-        initial = f"runs/mine_{stage.removeprefix('scenes_')}"
+        initial = f"runs/mine_{stage.removeprefix('scenes_').removeprefix('full_')}"
         model_dir = "runs/mine" if stage == stages[-1] else initial
         assert line.endswith(f"--gin.MODEL_DIR='{model_dir}'")
     if full:
-        assert lines[-2].endswith("--stage_dirs runs/mine_first_run")
+        directories = "runs/mine_first_run runs/mine_objectives runs/mine_matching"
+        assert lines[-2].endswith(f"--stage_dirs {directories}")
     summary = lines[-1]
     assert f"--model_dir=runs/mine --kind={'full' if full else 'first'} " in summary
     command = " ".join(["bash launch/local.sh", *arguments])
