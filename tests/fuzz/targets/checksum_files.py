@@ -7,7 +7,7 @@ import shutil
 
 from etils import epath
 
-from fuzz.cases import ACCEPTED, Target, check, check_sentence
+from fuzz import cases
 from fuzz.mutations import mutate_bytes, mutate_text
 from ofa_jax.checkpoints import checksums
 
@@ -22,7 +22,7 @@ _OTHERS = (
 )
 
 
-class ChecksumFiles(Target):
+class ChecksumFiles(cases.Target):
     """Damages a checkpoint's list of checksums or one of its files."""
 
     name = "checksums"
@@ -62,11 +62,11 @@ class ChecksumFiles(Target):
             listed.write_bytes(mutate(rng, listed.read_bytes()))
             must_find = _entries(listed.read_bytes()) != before
         found = checksums.find_damage(epath.Path(step))
-        check(found is not None or not must_find, "damage is not found")
+        cases.check(found is not None or not must_find, "damage is not found")
         if found is not None:
-            check_sentence(f"The checkpoint is damaged: {found}")
+            cases.check_sentence(f"The checkpoint is damaged: {found}")
             return "found"
-        return ACCEPTED
+        return cases.ACCEPTED
 
     def _add(self, rng: random.Random, listed: pathlib.Path) -> None:
         line = f"{'0' * 64}  {rng.choice(_OTHERS)}\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import gin
 
-from fuzz.cases import ACCEPTED, REFUSED, Target, attempt, check_unchanged, snapshot
+from fuzz import cases
 from fuzz.mutations import INTEGERS, mutate_bytes, mutate_text
 from ofa_jax.cli import common, gin_registry
 from ofa_jax.model.named_config import model_config
@@ -26,7 +26,7 @@ VALUES = (
 )  # fmt: skip
 
 
-class GinFiles(Target):
+class GinFiles(cases.Target):
     """Reads mutated gin files, and makes registered objects with odd options."""
 
     name = "gin"
@@ -62,12 +62,12 @@ class GinFiles(Target):
         arguments = [f"--gin_file={folder / 'a.gin'}", f"--gin_search_paths={folder}"]
         if rng.random() < 0.5:
             arguments.append(f"--gin.{rng.choice(_WORDS)}={rng.choice(VALUES)}")
-        before = snapshot(folder)
-        _, error = attempt(
+        before = cases.snapshot(folder)
+        _, error = cases.attempt(
             lambda: common.parse_arguments("python -m ofa_jax.train", "", arguments), *_USER_ERRORS
         )
-        check_unchanged(before, folder)
-        return ACCEPTED if error is None else REFUSED
+        cases.check_unchanged(before, folder)
+        return cases.ACCEPTED if error is None else cases.REFUSED
 
     def _make_object(self, rng: random.Random) -> str:
         """Makes one of the registered objects with one or two odd options."""
@@ -86,7 +86,7 @@ class GinFiles(Target):
             common.parse_arguments("python -m ofa_jax.train", "", arguments)
             return gin.get_configurable(name)()
 
-        _, error = attempt(make, *_USER_ERRORS, ends="\n  In call to configurable")
+        _, error = cases.attempt(make, *_USER_ERRORS, ends="\n  In call to configurable")
         return "made" if error is None else "not made"
 
 

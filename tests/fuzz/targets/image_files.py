@@ -7,7 +7,7 @@ import numpy as np
 from hostile_images import SKIPPED, encode, hostile_images, noise
 from PIL import Image
 
-from fuzz.cases import ACCEPTED, REFUSED, Target, attempt, check, check_record_error
+from fuzz import cases
 from fuzz.mutations import mutate_bytes
 from ofa_jax.preprocessing import images
 from ofa_jax.preprocessing.records import InvalidRecordError
@@ -16,7 +16,7 @@ _KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MODES = ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "I;16", "F", "I")
 
 
-class ImageFiles(Target):
+class ImageFiles(cases.Target):
     """Decodes one image, and resizes it as the objectives do."""
 
     name = "images"
@@ -41,19 +41,19 @@ class ImageFiles(Target):
         """Decodes a mutated image."""
         content = mutate_bytes(rng, rng.choice(self._good))
         (folder / "image").write_bytes(content)
-        image, error = attempt(lambda: images.decode(content), InvalidRecordError)
+        image, error = cases.attempt(lambda: images.decode(content), InvalidRecordError)
         if error is not None:
-            check_record_error(error)
-            return REFUSED
+            cases.check_record_error(error)
+            return cases.REFUSED
         assert image is not None
-        check(image.mode == "RGB", f"the image has the mode {image.mode}")
-        check(min(image.size) > 0, f"the image has the size {image.size}")
-        check(content not in self._hostile, "a file that must be skipped is decoded")
+        cases.check(image.mode == "RGB", f"the image has the mode {image.mode}")
+        cases.check(min(image.size) > 0, f"the image has the size {image.size}")
+        cases.check(content not in self._hostile, "a file that must be skipped is decoded")
         window, _ = images.resize_shorter_side(image, images.NO_BOXES, 32, 64)
         cropped, _ = images.center_crop(window, images.NO_BOXES, 32)
-        check(images.to_array(cropped).shape == (32, 32, 3), "the crop has another size")
+        cases.check(images.to_array(cropped).shape == (32, 32, 3), "the crop has another size")
         images.resize_to_square(image, 32)
-        return ACCEPTED
+        return cases.ACCEPTED
 
 
 TARGETS = {"images": ImageFiles}

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from fuzz.cases import ACCEPTED, REFUSED, Target, attempt, check
+from fuzz import cases
 from fuzz.mutations import mutate_bytes, mutate_json_file, mutate_text
 from ofa_jax.evaluation.prediction_files import PredictionFiles
 from ofa_jax.evaluation.results import EvalResults
@@ -34,7 +34,7 @@ def _answer(index: int) -> dict[str, Any]:
     return {"id": f"r{index}", "instruction": "what is it?", "answer": f"a dog \u2028 {index}"}
 
 
-class OutputFiles(Target):
+class OutputFiles(cases.Target):
     """Damages an output of an interrupted job, and lets the job go on."""
 
     name = "outputs"
@@ -113,14 +113,14 @@ class OutputFiles(Target):
             mutate = mutate_json_file
         changed = mutate(rng, content)
         path.write_bytes(changed)
-        found, error = attempt(finish, *_REFUSALS)
+        found, error = cases.attempt(finish, *_REFUSALS)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert found is not None
-        check(len(found) == len(expected), f"{len(found)} lines instead of {len(expected)}")
+        cases.check(len(found) == len(expected), f"{len(found)} lines instead of {len(expected)}")
         if known or not _is_plausible(changed):
-            check(found == expected, "damaged lines are used")
-        return ACCEPTED
+            cases.check(found == expected, "damaged lines are used")
+        return cases.ACCEPTED
 
     def _metrics(self, rng: random.Random, folder: pathlib.Path) -> str:
         """Damages the results of evaluations, and adds one."""
@@ -134,13 +134,15 @@ class OutputFiles(Target):
             again = EvalResults(epath.Path(folder))
             for step in (5, 10, 15):
                 for name, value in again.of_step(step).items():
-                    check(isinstance(name, str) and isinstance(value, dict), "odd results are used")
+                    cases.check(
+                        isinstance(name, str) and isinstance(value, dict), "odd results are used"
+                    )
             again.add(15, "vqa", {"accuracy": 0.7})
             added = EvalResults(epath.Path(folder)).of_step(15)
-            check(added["vqa"] == {"accuracy": 0.7}, "a new result is lost")
+            cases.check(added["vqa"] == {"accuracy": 0.7}, "a new result is lost")
 
-        _, error = attempt(go_on, *_REFUSALS)
-        return ACCEPTED if error is None else REFUSED
+        _, error = cases.attempt(go_on, *_REFUSALS)
+        return cases.ACCEPTED if error is None else cases.REFUSED
 
     def _validations(self, rng: random.Random, folder: pathlib.Path) -> str:
         """Damages the history of validations, and asks for the best step."""
@@ -153,12 +155,14 @@ class OutputFiles(Target):
         def go_on() -> None:
             again = History(epath.Path(path))
             best = again.best("loss", [5, 10])
-            check(best in (None, 5, 10), f"the best step is {best}")
+            cases.check(best in (None, 5, 10), f"the best step is {best}")
             again.add(15, {"total": {"loss": 0.01}})
-            check(History(epath.Path(path)).best("loss", [15]) == 15, "a new validation is lost")
+            cases.check(
+                History(epath.Path(path)).best("loss", [15]) == 15, "a new validation is lost"
+            )
 
-        _, error = attempt(go_on, *_REFUSALS)
-        return ACCEPTED if error is None else REFUSED
+        _, error = cases.attempt(go_on, *_REFUSALS)
+        return cases.ACCEPTED if error is None else cases.REFUSED
 
 
 def _is_plausible(content: bytes) -> bool:

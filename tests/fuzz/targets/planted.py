@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from fuzz.cases import ACCEPTED, Target, attempt, check_line, check_unchanged, snapshot
+from fuzz import cases
 
 
 def _start_program(folder: pathlib.Path) -> None:
@@ -62,23 +62,23 @@ def _log_traceback(folder: pathlib.Path) -> None:
 
 
 def _raise_by_accident(folder: pathlib.Path) -> None:
-    attempt(lambda: int(folder.name), ValueError)
+    cases.attempt(lambda: int(folder.name), ValueError)
 
 
 def _raise_another_class(folder: pathlib.Path) -> None:
     del folder
-    attempt(lambda: {}["key"], ValueError)
+    cases.attempt(lambda: {}["key"], ValueError)
 
 
 def _change_input(folder: pathlib.Path) -> None:
-    before = snapshot(folder)
+    before = cases.snapshot(folder)
     (folder / "a").write_text("a")
-    check_unchanged(before, folder)
+    cases.check_unchanged(before, folder)
 
 
 def _surrogate(folder: pathlib.Path) -> None:
     del folder
-    check_line({"id": "\udce9"})
+    cases.check_line({"id": "\udce9"})
 
 
 FAULTS: dict[str, Callable[[pathlib.Path], None]] = {
@@ -98,7 +98,7 @@ FAULTS: dict[str, Callable[[pathlib.Path], None]] = {
 """What the failure says -> a fault; the number of a case selects one."""
 
 
-class Planted(Target):
+class Planted(cases.Target):
     """Commits one of the faults."""
 
     name = "planted"
@@ -107,7 +107,7 @@ class Planted(Target):
     def run(self, rng: random.Random, folder: pathlib.Path) -> str:
         """Commits the fault that the generator's first draw selects."""
         list(FAULTS.values())[rng.randrange(len(FAULTS))](folder)
-        return ACCEPTED
+        return cases.ACCEPTED
 
 
 TARGETS = {"planted": Planted}

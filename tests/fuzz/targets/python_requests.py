@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fuzz import good
-from fuzz.cases import ACCEPTED, REFUSED, Target, attempt, check
+from fuzz import cases, good
 from fuzz.mutations import integer, json_value, mutate_bytes, text
 from ofa_jax.decoding import DecodingConfig
 from ofa_jax.evaluation.batch_decoder import DecodedBatch
@@ -20,7 +19,7 @@ from ofa_jax.sharding import Partitioner
 _REFUSALS = (ValueError, TypeError, OSError)
 
 
-class PythonRequests(Target):
+class PythonRequests(cases.Target):
     """Calls `predict` and `predict_batch` with a decoder that draws tokens."""
 
     name = "requests"
@@ -61,7 +60,7 @@ class PythonRequests(Target):
             arguments[name] = self._odd(rng, name, folder)
         keywords = {name: arguments[name] for name in ("region", "candidates", "task", "decoding")}
         if rng.random() < 0.7:
-            prediction, error = attempt(
+            prediction, error = cases.attempt(
                 lambda: self._predictor.predict(
                     arguments["image"], arguments["instruction"], **keywords
                 ),
@@ -72,25 +71,25 @@ class PythonRequests(Target):
             images = rng.choice(([arguments["image"]] * 3, [], arguments["image"]))
             texts = rng.choice((arguments["instruction"], [arguments["instruction"]] * 3))
             keywords["regions"] = [keywords.pop("region")] * 3
-            found, error = attempt(
+            found, error = cases.attempt(
                 lambda: self._predictor.predict_batch(images, texts, **keywords), *_REFUSALS
             )
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert found is not None
         for prediction in found:
-            check(isinstance(prediction.text, str), "a prediction has no text")
-            check(np.isfinite(prediction.score), "a prediction has no finite score")
-            check(np.isfinite(prediction.boxes).all(), "a box is not finite")
+            cases.check(isinstance(prediction.text, str), "a prediction has no text")
+            cases.check(np.isfinite(prediction.score), "a prediction has no finite score")
+            cases.check(np.isfinite(prediction.boxes).all(), "a box is not finite")
         self._check_letters(arguments)
-        return ACCEPTED
+        return cases.ACCEPTED
 
     def _check_letters(self, arguments: dict[str, Any]) -> None:
-        check(not isinstance(arguments["candidates"], str | bytes), "letters are candidates")
-        check(not isinstance(arguments["region"], str | bytes), "letters are a region")
+        cases.check(not isinstance(arguments["candidates"], str | bytes), "letters are candidates")
+        cases.check(not isinstance(arguments["region"], str | bytes), "letters are a region")
         image = arguments["image"]
         if isinstance(image, np.ndarray | Image.Image):
-            check(min(np.shape(image)[:2]) > 0, "an image without pixels is answered")
+            cases.check(min(np.shape(image)[:2]) > 0, "an image without pixels is answered")
 
     def _odd(self, rng: random.Random, name: str, folder: pathlib.Path) -> Any:
         """Returns an odd value of an argument."""
@@ -109,7 +108,7 @@ class PythonRequests(Target):
             return rng.choice(("visual_grounding", "image_captioning", json_value(rng)))
         if name == "decoding":
             options = {"beam_size": integer(rng), "max_length": rng.choice((1, 2, integer(rng)))}
-            made, _ = attempt(lambda: DecodingConfig(**options), ValueError, TypeError)
+            made, _ = cases.attempt(lambda: DecodingConfig(**options), ValueError, TypeError)
             return made or json_value(rng)
         box = [rng.choice((0, 5, -1, 1e9, float("nan"), "7", None, integer(rng))) for _ in range(4)]
         return rng.choice(

@@ -5,18 +5,7 @@ import pathlib
 import random
 from typing import Any
 
-from fuzz import good
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    attempt,
-    check,
-    check_line,
-    check_sentence,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, good
 from fuzz.mutations import TOKENS, mutate_bytes, mutate_json, mutate_text
 from ofa_jax.data.sources.tsv_index import SUFFIX
 from ofa_jax.inference.kinds import KindOptions, Kinds
@@ -29,7 +18,7 @@ _OPENING = (ValueError, FileNotFoundError)
 _BLANK = b" \t\r\n\x0b\x0c"
 
 
-class RequestFiles(Target):
+class RequestFiles(cases.Target):
     """Makes the rows of all requests of a mutated file, without a model."""
 
     name = "jsonl"
@@ -65,23 +54,25 @@ class RequestFiles(Target):
         content, whole = self._mutate(rng, kind)
         path = folder / f"requests.{kind}"
         path.write_bytes(content)
-        before = snapshot(folder, SUFFIX)
-        source, error = attempt(lambda: _open(kind, path, rng), *_OPENING)
+        before = cases.snapshot(folder, SUFFIX)
+        source, error = cases.attempt(lambda: _open(kind, path, rng), *_OPENING)
         if error is None:
-            rows, error = attempt(lambda: self._rows(rng, source), *_OPENING)
-        check_unchanged(before, folder, SUFFIX)
+            rows, error = cases.attempt(lambda: self._rows(rng, source), *_OPENING)
+        cases.check_unchanged(before, folder, SUFFIX)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         expected = len(_lines(content)) - (kind == "table")
-        check(len(rows) == expected, f"{len(rows)} answers to {expected} lines")
+        cases.check(len(rows) == expected, f"{len(rows)} answers to {expected} lines")
         for row in rows:
             _check_row(row)
         if kind == "json":
             for line, row in zip(_lines(content), rows, strict=True):
                 if line in whole:
-                    check(row.error is None, f"a good line has the error {row.error}")
-                    check(row.id == json.loads(line)["id"], f"a good line has the id {row.id}")
-        return ACCEPTED
+                    cases.check(row.error is None, f"a good line has the error {row.error}")
+                    cases.check(
+                        row.id == json.loads(line)["id"], f"a good line has the id {row.id}"
+                    )
+        return cases.ACCEPTED
 
     def _mutate(self, rng: random.Random, kind: str) -> tuple[bytes, set[bytes]]:
         """Returns the content of a file, and its good lines."""
@@ -114,16 +105,16 @@ class RequestFiles(Target):
             content = mutate_bytes(rng, good.image(1)) if rng.random() < 0.5 else good.image(0)
             (root / name).write_bytes(content)
         (root / b"caf\xe9.png".decode("utf-8", "surrogateescape")).write_bytes(good.image(1))
-        source, error = attempt(
+        source, error = cases.attempt(
             lambda: ImageFolder(str(root), "what does the image describe?"), *_OPENING
         )
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         rows = self._rows(rng, source)
         for row in rows:
             _check_row(row)
-        check(len({row.id for row in rows}) == len(rows), "two images have the same id")
-        return ACCEPTED
+        cases.check(len({row.id for row in rows}) == len(rows), "two images have the same id")
+        return cases.ACCEPTED
 
 
 def _open(kind: str, path: pathlib.Path, rng: random.Random) -> Any:
@@ -144,12 +135,14 @@ def _lines(content: bytes) -> list[bytes]:
 
 def _check_row(row: Any) -> None:
     """Checks that a row becomes a line of the output, whatever it holds."""
-    check(row is not None, "a request has no row")
-    check_line({"id": row.id, "instruction": row.instruction, "error": row.error})
-    check(bool(row.id), "a request has no id")
+    cases.check(row is not None, "a request has no row")
+    cases.check_line({"id": row.id, "instruction": row.instruction, "error": row.error})
+    cases.check(bool(row.id), "a request has no id")
     if row.error is not None:
-        check_sentence(row.error)
-        check("unexpected error" not in row.error.lower(), f"an unexpected error: {row.error}")
+        cases.check_sentence(row.error)
+        cases.check(
+            "unexpected error" not in row.error.lower(), f"an unexpected error: {row.error}"
+        )
 
 
 TARGETS = {"jsonl": RequestFiles}

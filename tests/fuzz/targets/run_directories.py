@@ -10,16 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fuzz import good
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    attempt,
-    check,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, good
 from fuzz.mutations import mutate_bytes, mutate_json_file
 from ofa_jax.checkpoints import checksums, resume, storage
 from ofa_jax.inference.loading import load_model
@@ -28,7 +19,7 @@ from ofa_jax.sharding import Partitioner
 _REFUSALS = (ValueError, OSError)
 
 
-class RunDirectories(Target):
+class RunDirectories(cases.Target):
     """Damages a file of a run, and loads the run for inference or to go on."""
 
     name = "run"
@@ -63,18 +54,20 @@ class RunDirectories(Target):
         self._damage(rng, root)
         if rng.random() < 0.4:
             return self._go_on(root)
-        before = snapshot(root)
-        loaded, error = attempt(lambda: load_model(str(root), self._partitioner), *_REFUSALS)
-        check_unchanged(before, root)
+        before = cases.snapshot(root)
+        loaded, error = cases.attempt(lambda: load_model(str(root), self._partitioner), *_REFUSALS)
+        cases.check_unchanged(before, root)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert loaded is not None
         found = jax.tree.leaves(loaded.variables)
         matches = [_equal(found, jax.tree.leaves(held)) for held in self._variables.values()]
-        check(any(matches), "damaged parameters are used")
+        cases.check(any(matches), "damaged parameters are used")
         processor = loaded.processor
-        check(processor.vocabulary.vocab_size == self._config.vocab_size, "another vocabulary")
-        return ACCEPTED
+        cases.check(
+            processor.vocabulary.vocab_size == self._config.vocab_size, "another vocabulary"
+        )
+        return cases.ACCEPTED
 
     def _go_on(self, root: pathlib.Path) -> str:
         """Chooses the checkpoint that training goes on from."""
@@ -82,12 +75,12 @@ class RunDirectories(Target):
         def choose() -> Any:
             return resume.find_resume_point(epath.Path(root) / "checkpoints").step
 
-        before = snapshot(root)
-        step, error = attempt(choose, *_REFUSALS)
-        check_unchanged(before, root)
+        before = cases.snapshot(root)
+        step, error = cases.attempt(choose, *_REFUSALS)
+        cases.check_unchanged(before, root)
         if error is not None:
-            return REFUSED
-        check(step in (5, 10), f"the newest intact step is {step}")
+            return cases.REFUSED
+        cases.check(step in (5, 10), f"the newest intact step is {step}")
         if step is not None:
             for path in (self._good / "checkpoints" / str(step)).rglob("*"):
                 if path.is_file() and "_CHECKPOINT_METADATA" not in path.name:
@@ -95,8 +88,10 @@ class RunDirectories(Target):
                     same = (root / name).is_file() and (
                         (root / name).read_bytes() == path.read_bytes()
                     )
-                    check(same or path.name == "SHA256SUMS", f"{name} is damaged, and is used")
-        return "fallen back" if step == 5 else ACCEPTED
+                    cases.check(
+                        same or path.name == "SHA256SUMS", f"{name} is damaged, and is used"
+                    )
+        return "fallen back" if step == 5 else cases.ACCEPTED
 
     def _damage(self, rng: random.Random, root: pathlib.Path) -> None:
         """Damages a file, empties it, deletes it, or adds a folder of a newer step."""

@@ -7,8 +7,7 @@ import struct
 
 import numpy as np
 
-from fuzz import good
-from fuzz.cases import ACCEPTED, REFUSED, Target, attempt, check, check_unchanged, snapshot
+from fuzz import cases, good
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_json_file
 from ofa_jax.checkpoints.load import load_config
 from ofa_jax.inference.loading import load_processor
@@ -18,7 +17,7 @@ _REFUSALS = (ValueError, FileNotFoundError)
 _NAMES = ("model.safetensors", "pytorch_model.safetensors", "model.safetensors.index.json")
 
 
-class SafetensorsFiles(Target):
+class SafetensorsFiles(cases.Target):
     """Opens a mutated folder as a checkpoint."""
 
     name = "safetensors"
@@ -53,19 +52,19 @@ class SafetensorsFiles(Target):
         if rng.random() < 0.3:
             (root / "pytorch_model.bin").write_bytes(content)
         path = rng.choice([root, *root.glob("*.safetensors"), *root.glob("*.bin")])
-        before = snapshot(folder)
+        before = cases.snapshot(folder)
         calls = (
             lambda: files.read(path),
             lambda: load_config(str(path)),
             lambda: load_processor(str(path), good.processor().vocabulary),
         )
-        read, error = attempt(rng.choice(calls), *_REFUSALS)
-        check_unchanged(before, folder)
+        read, error = cases.attempt(rng.choice(calls), *_REFUSALS)
+        cases.check_unchanged(before, folder)
         if isinstance(read, files.OfficialCheckpoint):
             for name, array in read.state_dict.items():
-                check(array.nbytes <= len(content), f"{name} has more bytes than the file")
+                cases.check(array.nbytes <= len(content), f"{name} has more bytes than the file")
                 array.astype(np.float32).sum()
-        return REFUSED if error is not None else ACCEPTED
+        return cases.REFUSED if error is not None else cases.ACCEPTED
 
 
 TARGETS = {"safetensors": SafetensorsFiles}

@@ -8,16 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzz import good
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    attempt,
-    check,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, good
 from fuzz.mutations import mutate_bytes, mutate_json_file
 from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources.array_records import FIELDS_OF_FILE, OfaArrayRecords, serialise
@@ -28,7 +19,7 @@ from ofa_jax.data.sources.tsv_records import TsvRecords
 _REFUSALS = (ValueError, OSError)
 
 
-class _Shards(Target):
+class _Shards(cases.Target):
     """Damages, drops, renames or empties a shard, or a file beside the shards."""
 
     pattern = ""
@@ -42,23 +33,23 @@ class _Shards(Target):
         root = folder / "data"
         shutil.copytree(self._good, root)
         missing = self._damage(rng, root)
-        before = snapshot(root)
-        opened, error = attempt(lambda: self.open(rng, root), *_REFUSALS)
-        check_unchanged(before, root)
+        before = cases.snapshot(root)
+        opened, error = cases.attempt(lambda: self.open(rng, root), *_REFUSALS)
+        cases.check_unchanged(before, root)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert opened is not None
         records, kind = opened
-        count, error = attempt(lambda: len(records), *_REFUSALS)
+        count, error = cases.attempt(lambda: len(records), *_REFUSALS)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         used = FILE_OF_KIND[kind]
-        check(used not in missing.split("-"), f"{missing} is missing, and nothing is said")
+        cases.check(used not in missing.split("-"), f"{missing} is missing, and nothing is said")
         assert count is not None
-        check(count <= 200, f"{count} records of 12 lines")
+        cases.check(count <= 200, f"{count} records of 12 lines")
         generator = np.random.default_rng(rng.randrange(2**32))
         make_examples(self._objectives.get(kind, ()), read_all(records), generator)
-        return ACCEPTED
+        return cases.ACCEPTED
 
     def _damage(self, rng: random.Random, root: pathlib.Path) -> str:
         """Damages a file; returns the name of a shard that is now missing, or ''."""

@@ -16,16 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzz import good
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    attempt,
-    check,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, good
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_json_file, mutate_text
 from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources import arrow_files, coco_json, json_lines, webdataset
@@ -58,7 +49,7 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-class _Tables(Target):
+class _Tables(cases.Target):
     """Damages a file of a table, or its index, and reads everything of every kind."""
 
     megabytes = 1536
@@ -91,15 +82,15 @@ class _Tables(Target):
         shutil.copytree(self._good, root)
         (folder / "outside.png").write_bytes(_SECRET)
         self._damage(rng, root)
-        before = snapshot(root, *_MADE)
+        before = cases.snapshot(root, *_MADE)
         kind = rng.choice(_KINDS)
         data = self.data_set(root)
-        records, error = attempt(lambda: data.records(kind, "train"), *_REFUSALS)
+        records, error = cases.attempt(lambda: data.records(kind, "train"), *_REFUSALS)
         if error is None:
             self._read(rng, kind, records, root)
-            attempt(lambda: self._sample(data), *_REFUSALS)
-        check_unchanged(before, root, *_MADE)
-        return REFUSED if error is not None else ACCEPTED
+            cases.attempt(lambda: self._sample(data), *_REFUSALS)
+        cases.check_unchanged(before, root, *_MADE)
+        return cases.REFUSED if error is not None else cases.ACCEPTED
 
     def _damage(self, rng: random.Random, root: pathlib.Path) -> None:
         """Changes a file, empties it, removes it, or replaces it by a link that leads outside."""
@@ -121,13 +112,13 @@ class _Tables(Target):
 
     def _read(self, rng: random.Random, kind: str, records: Any, root: pathlib.Path) -> None:
         """Reads all records, and makes examples of them."""
-        check(len(records) <= 60 * _ROWS, f"{len(records)} records of {_ROWS} rows")
+        cases.check(len(records) <= 60 * _ROWS, f"{len(records)} records of {_ROWS} rows")
         generator = np.random.default_rng(rng.randrange(2**32))
         for index in range(len(records)):
-            check(isinstance(records.location(index), str), "a record has no place")
+            cases.check(isinstance(records.location(index), str), "a record has no place")
         found = [record for record in read_all(records) if record is not None]
         for record in found:
-            check(record.get("image") != _SECRET, "an image outside the folder is read")
+            cases.check(record.get("image") != _SECRET, "an image outside the folder is read")
         make_examples(self._objectives.get(kind, ()), found, generator)
         self.check_rows(kind, root, found)
 
@@ -138,7 +129,7 @@ class _Tables(Target):
         """Reads all negative samples."""
         pool = data.negatives()
         for number in range(len(pool.captions)):
-            check(isinstance(pool.captions[number], str), "a false caption is no text")
+            cases.check(isinstance(pool.captions[number], str), "a false caption is no text")
 
 
 class JsonLines(_Tables):
@@ -190,7 +181,7 @@ class JsonLines(_Tables):
                 and image.is_file()
                 and image.read_bytes() == good.image(int(row["id"][1:]))
             ):
-                check(times[row["id"]] >= present[line], f"the line of {row['id']} is lost")
+                cases.check(times[row["id"]] >= present[line], f"the line of {row['id']} is lost")
 
 
 class Arrow(_Tables):

@@ -11,17 +11,7 @@ import ml_dtypes
 import numpy as np
 from hostile_checkpoints import hostile_checkpoints
 
-from fuzz import structured
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    Violation,
-    attempt,
-    check,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, structured
 from fuzz.mutations import mutate_bytes
 from ofa_jax.interop import files, from_fairseq, torch_file
 
@@ -31,7 +21,7 @@ _REFUSALS = (ValueError, FileNotFoundError)
 _CLASSES = (argparse.Namespace, collections.OrderedDict, dict, set, files.OfficialCheckpoint)
 
 
-class TorchFiles(Target):
+class TorchFiles(cases.Target):
     """Reads a mutated checkpoint, and converts it if it is accepted."""
 
     name = "pt"
@@ -69,27 +59,29 @@ class TorchFiles(Target):
         number, content, may_differ = self._mutate(rng)
         path = folder / "damaged.pt"
         path.write_bytes(content)
-        before = snapshot(folder)
-        read, error = attempt(lambda: files.read(path), *_REFUSALS, mentions="damaged.pt")
+        before = cases.snapshot(folder)
+        read, error = cases.attempt(lambda: files.read(path), *_REFUSALS, mentions="damaged.pt")
         self._check_globals()
-        check_unchanged(before, folder)
+        cases.check_unchanged(before, folder)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert read is not None
         # Checksums are compared when a tensor is first used.
-        arrays, error = attempt(lambda: dict(read.state_dict), *_REFUSALS, mentions="damaged.pt")
+        arrays, error = cases.attempt(
+            lambda: dict(read.state_dict), *_REFUSALS, mentions="damaged.pt"
+        )
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert arrays is not None
         for name, array in arrays.items():
-            check(array.nbytes <= len(content), f"{name} has more bytes than the file")
+            cases.check(array.nbytes <= len(content), f"{name} has more bytes than the file")
             array.astype(np.float32).sum()
         if not may_differ:
-            check(_equal(arrays, self._arrays[number]), "damaged tensors are used")
+            cases.check(_equal(arrays, self._arrays[number]), "damaged tensors are used")
         json.dumps(copy.copy(dict(read.origin)))
-        attempt(lambda: from_fairseq(read.state_dict, read.config), *_REFUSALS)
+        cases.attempt(lambda: from_fairseq(read.state_dict, read.config), *_REFUSALS)
         self._check_globals()
-        return ACCEPTED
+        return cases.ACCEPTED
 
     def _mutate(self, rng: random.Random) -> tuple[int, bytes, bool]:
         """Returns the number of a checkpoint, its content, and whether it may hold other values."""
@@ -116,9 +108,9 @@ class TorchFiles(Target):
         """Checks that objects of this process are what they were."""
         dtype = np.dtype(ml_dtypes.bfloat16)
         if dtype.itemsize != 2 or np.dtype(np.float32).itemsize != 4 or dtype.byteorder not in "=|":
-            raise Violation("a pickle has changed a dtype of this process")
+            raise cases.Violation("a pickle has changed a dtype of this process")
         for cls, before in zip(_CLASSES, self._classes, strict=True):
-            check(dict(vars(cls)) == before, f"a pickle has changed {cls.__name__}")
+            cases.check(dict(vars(cls)) == before, f"a pickle has changed {cls.__name__}")
 
 
 def _equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:

@@ -7,16 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzz import good
-from fuzz.cases import (
-    ACCEPTED,
-    REFUSED,
-    Target,
-    attempt,
-    check,
-    check_unchanged,
-    snapshot,
-)
+from fuzz import cases, good
 from fuzz.mutations import mutate_bytes, mutate_text
 from fuzz.records import make_examples, read_all
 from ofa_jax.data.sources.ofa_tsv import FILE_OF_KIND, TYPES_OF_KIND
@@ -26,7 +17,7 @@ from ofa_jax.data.sources.tsv_records import TsvRecords
 _OPENING = (ValueError, FileNotFoundError)
 
 
-class TsvFiles(Target):
+class TsvFiles(cases.Target):
     """Reads all records of a mutated file, or of a good file with a mutated index."""
 
     name = "tsv"
@@ -52,16 +43,16 @@ class TsvFiles(Target):
         mutate = rng.choice((mutate_text, mutate_text, mutate_bytes))
         changed = mutate(rng, content)
         path.write_bytes(changed)
-        before = snapshot(folder, SUFFIX)
-        records, error = attempt(lambda: TsvRecords.open(str(path), kind), *_OPENING)
-        check_unchanged(before, folder, SUFFIX)
+        before = cases.snapshot(folder, SUFFIX)
+        records, error = cases.attempt(lambda: TsvRecords.open(str(path), kind), *_OPENING)
+        cases.check_unchanged(before, folder, SUFFIX)
         if error is not None:
-            return REFUSED
+            return cases.REFUSED
         assert records is not None
         self._check_lines(kind, changed, read_all(records))
         if kind in FILE_OF_KIND.values():
             self._check_objectives(rng, kind, path)
-        return ACCEPTED
+        return cases.ACCEPTED
 
     def _check_lines(self, kind: str, content: bytes, found: list[Any]) -> None:
         """Checks that each line that was not changed is read exactly as often as it is there."""
@@ -74,14 +65,16 @@ class TsvFiles(Target):
         expected = collections.Counter(line for line in lines if line in self._records[kind])
         for line, count in expected.items():
             times = sum(_equal(record, self._records[kind][line]) for record in found)
-            check(times >= count, f"the line {line[:60]!r} is read {times} times, not {count}")
-        check(len(found) <= len(lines), f"{len(found)} records of {len(lines)} lines")
+            cases.check(
+                times >= count, f"the line {line[:60]!r} is read {times} times, not {count}"
+            )
+        cases.check(len(found) <= len(lines), f"{len(found)} records of {len(lines)} lines")
 
     def _check_objectives(self, rng: random.Random, kind: str, path: pathlib.Path) -> None:
         """Makes examples of the records of one kind, as training does."""
         kinds = [name for name, file in FILE_OF_KIND.items() if file == kind]
         wanted = rng.choice(kinds)
-        records, error = attempt(
+        records, error = cases.attempt(
             lambda: TsvRecords.open(
                 str(path), kind, types=TYPES_OF_KIND.get(wanted), with_malformed=wanted == "pairs"
             ),
@@ -101,17 +94,17 @@ class TsvFiles(Target):
         changed = mutate_bytes(rng, content)
         index.write_bytes(changed)
         _forget_opened_files()
-        records, error = attempt(lambda: TsvRecords.open(str(path), kind), *_OPENING)
+        records, error = cases.attempt(lambda: TsvRecords.open(str(path), kind), *_OPENING)
         _forget_opened_files()
-        check(error is None, f"a damaged index is not made anew: {error}")
+        cases.check(error is None, f"a damaged index is not made anew: {error}")
         assert records is not None
         expected = list(self._records[kind].values())
         found = read_all(records)
-        check(
+        cases.check(
             len(found) == len(expected) and all(map(_equal, found, expected)),
             "a damaged index is used: the records are others",
         )
-        return "recovered" if index.read_bytes() != changed else ACCEPTED
+        return "recovered" if index.read_bytes() != changed else cases.ACCEPTED
 
 
 def _forget_opened_files() -> None:
