@@ -28,7 +28,7 @@
       webdataset          WebDataset tars
       coco_json           JSON files in the format of COCO
       tfds_data           TFDS data sets by their names
-    derived_files       names of the files that are made from a user's files
+    derived_files       files that are made once from a user's files
     mixed               several data sets at given rates
     cached_tasks        seqio's offline caches of tasks
     tfds                TFDS data sets through the TFDS API

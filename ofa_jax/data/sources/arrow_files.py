@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Integer
 
 from ofa_jax.data.sources.arrow_folders import (
@@ -32,7 +33,7 @@ from ofa_jax.data.sources.arrow_folders import (
     splits_of_folder,
 )
 from ofa_jax.data.sources.base import WrongDataOptionError
-from ofa_jax.data.sources.derived_files import UNWRITABLE, derived_file, written_to
+from ofa_jax.data.sources.derived_files import UNWRITABLE, make_derived_file
 from ofa_jax.data.sources.field_table import FieldTable, Row
 from ofa_jax.data.sources.file_patterns import (
     ARROW_SUFFIX,
@@ -44,7 +45,7 @@ from ofa_jax.data.sources.shards import damaged_record
 from ofa_jax.data.sources.table_rows import JoinedRows, Rows
 from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.utils import options, progress, text_files
-from ofa_jax.utils.files import atomic_path, open_regular
+from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.wrong_files import check_placeholder, shorten
 
@@ -199,20 +200,11 @@ def rewrite(path: str, index_dir: str | None) -> str:
       DamagedFileError: the file is damaged.
       OSError: there is no such file, or the other one cannot be written.
     """
-    target, versions = derived_file(path, index_dir, CACHE_SUFFIX)
-    folder = target.parent
-    if target.is_file():
-        return str(target)
-    with written_to(folder, f"The rows of {path}", path):
-        with atomic_path(target) as temporary:
-            _rewrite_to(path, str(temporary))
-    for old in folder.glob(f"{versions}{CACHE_SUFFIX}"):
-        if old != target:
-            old.unlink(missing_ok=True)
-    return str(target)
+    write = functools.partial(_rewrite_to, path)
+    return make_derived_file(path, index_dir, CACHE_SUFFIX, f"The rows of {path}", write)
 
 
-def _rewrite_to(path: str, target: str) -> None:
+def _rewrite_to(path: str, target: epath.Path) -> None:
     """Writes the rows of a Parquet file to an Arrow file, batch by batch."""
     import pyarrow
     import pyarrow.parquet
@@ -224,7 +216,7 @@ def _rewrite_to(path: str, target: str) -> None:
         _refuse_double_columns(path, schema.names)
         with (
             progress.substage(f"unpacking {path}", file.metadata.num_rows, "rows") as stage,
-            pyarrow.OSFile(target, "wb") as sink,
+            pyarrow.OSFile(str(target), "wb") as sink,
             pyarrow.ipc.new_stream(sink, schema) as writer,
         ):
             for batch in file.iter_batches(_BATCH_ROWS):

@@ -1,18 +1,54 @@
-"""Names of files that are made from a user's file once, and kept beside it or in another folder."""
+"""Files that are made from a user's file once, and kept beside it or in another folder."""
 
 import contextlib
 import errno
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from etils import epath
+
+from ofa_jax.utils.files import atomic_path
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Of errors that another folder avoids."""
 
 
-class DerivedFile(NamedTuple):
+def make_derived_file(
+    path: str,
+    index_dir: str | None,
+    suffix: str,
+    what: str,
+    write: Callable[[epath.Path], None],
+) -> str:
+    """Makes a file from a user's file, unless that is done already; returns its path.
+
+    The file made from an earlier state of the user's file is deleted, with what was made from it.
+
+    Args:
+      path: the user's file.
+      index_dir: folder of the made file; that of `path` when None.
+      suffix: of the name of the made file.
+      what: the subject of a sentence about the made file, e.g. "The rows of pairs.parquet".
+      write: writes the made file to a path.
+
+    Raises:
+      OSError: there is no such file, or the other one cannot be written.
+    """
+    target, versions = _derived_file(path, index_dir, suffix)
+    if target.is_file():
+        return str(target)
+    with written_to(target.parent, what, path), atomic_path(target) as temporary:
+        write(temporary)
+    for old in target.parent.glob(f"{versions}{suffix}*"):
+        if not old.name.startswith(target.name):
+            old.unlink(missing_ok=True)
+    return str(target)
+
+
+class _DerivedFile(NamedTuple):
     """Where a made file is kept.
 
     Attributes:
@@ -24,7 +60,7 @@ class DerivedFile(NamedTuple):
     versions: str
 
 
-def derived_file(path: str, index_dir: str | None, suffix: str) -> DerivedFile:
+def _derived_file(path: str, index_dir: str | None, suffix: str) -> _DerivedFile:
     """Returns where a file made from another one is kept; a changed file gets a new name.
 
     Args:
@@ -41,7 +77,7 @@ def derived_file(path: str, index_dir: str | None, suffix: str) -> DerivedFile:
     name = f".{source.name}.{checksum:08x}-"
     folder = source.parent if index_dir is None else pathlib.Path(index_dir)
     version = f"{status.st_size:x}-{status.st_mtime_ns:x}"
-    return DerivedFile(folder / f"{name}{version}{suffix}", f"{name}*")
+    return _DerivedFile(folder / f"{name}{version}{suffix}", f"{name}*")
 
 
 @contextlib.contextmanager

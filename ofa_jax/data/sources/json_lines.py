@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from etils import epath
 from jaxtyping import Integer
 
-from ofa_jax.data.sources.derived_files import derived_file, written_to
+from ofa_jax.data.sources.derived_files import make_derived_file
 from ofa_jax.data.sources.field_table import Row, has_value
 from ofa_jax.data.sources.file_patterns import UNPACKED_SUFFIX, Files, find_files, splits_of
 from ofa_jax.data.sources.table_rows import JoinedRows, Rows
@@ -30,7 +31,7 @@ from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import InvalidRecordError
 from ofa_jax.utils import options, progress
 from ofa_jax.utils.bad_input import Treatment, declare
-from ofa_jax.utils.files import atomic_path, open_regular
+from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.option_checks import checked
 from ofa_jax.utils.text_files import DamagedFileError
 
@@ -208,29 +209,25 @@ def unpack(path: str, index_dir: str | None, max_bytes: int) -> str:
       DamagedFileError: the file is damaged, or larger than `max_bytes`.
       OSError: there is no such file, or the other one cannot be written.
     """
-    target, versions = derived_file(path, index_dir, UNPACKED_SUFFIX)
-    folder = target.parent
-    if target.is_file():
-        return str(target)
+    write = functools.partial(_unpack_to, path, max_bytes)
     try:
-        with written_to(folder, f"What is in {path}", path), atomic_path(target) as temporary:
-            with temporary.open("wb") as output:
-                _unpack_to(path, output, max_bytes)
+        return make_derived_file(path, index_dir, UNPACKED_SUFFIX, f"What is in {path}", write)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DamagedFileError(
             f"{path} is damaged, or not compressed with gzip ({error}): get it again."
         ) from error
-    for old in folder.glob(f"{versions}{UNPACKED_SUFFIX}*"):
-        if not old.name.startswith(target.name):  # of an earlier version, and its index
-            old.unlink(missing_ok=True)
-    return str(target)
 
 
-def _unpack_to(path: str, output: Any, max_bytes: int) -> None:
-    if shutil.disk_usage(os.path.dirname(output.name)).free < os.stat(path).st_size:
+def _unpack_to(path: str, max_bytes: int, target: epath.Path) -> None:
+    """Writes the content of a gzip file to another file, piece by piece."""
+    if shutil.disk_usage(target.parent).free < os.stat(path).st_size:
         raise OSError(errno.ENOSPC, "the disk has no room")
     written = 0
-    with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as lines:
+    with (
+        target.open("wb") as output,
+        open_regular(path) as packed,
+        gzip.GzipFile(fileobj=packed) as lines,
+    ):
         while part := lines.read(_PART_BYTES):
             written += len(part)
             if written > max_bytes:

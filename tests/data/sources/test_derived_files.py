@@ -11,21 +11,21 @@ import pytest
 from table_files import write_images
 from test_webdataset import samples, write_tar
 
-from ofa_jax.data.sources import arrow_files, json_lines, webdataset
+from ofa_jax.data.sources import arrow_files, derived_files, json_lines, webdataset
 
 
 @pytest.fixture(params=["gzip", "parquet", "tar"])
 def made(request, tmp_path):
-    """Returns the module of a source, and a function that makes its data set."""
+    """Returns the module that writes a source's files, and a function that makes its data set."""
     (name,) = write_images(tmp_path, 1)
     if request.param == "gzip":
         path = tmp_path / "a.jsonl.gz"
         path.write_bytes(gzip.compress(b'{"image": "%s", "captions": ["x"]}\n' % name.encode()))
-        return json_lines, lambda **options: json_lines.JsonData(str(path), **options)
+        return derived_files, lambda **options: json_lines.JsonData(str(path), **options)
     if request.param == "parquet":
         path = tmp_path / "a.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"image": [name], "captions": [["x"]]}), path)
-        return arrow_files, lambda **options: arrow_files.ArrowData(str(path), **options)
+        return derived_files, lambda **options: arrow_files.ArrowData(str(path), **options)
     path = write_tar(tmp_path / "a.tar", samples(0, 1))
     return webdataset, lambda **options: webdataset.WebDatasetData(path, **options)
 
