@@ -16,15 +16,23 @@ from ofa_jax.utils.bad_input import collect
 
 END = "<eos>"
 """The last word of every caption, so that ending in time is rewarded (reference implementation)."""
+RecordIds = Sequence[tuple[str, int]]
+"""(task, record index) of each example of a batch, from the data loader."""
+Samples = Int32[np.ndarray, "batch samples length"]
+"""Token ids of the samples of each example."""
+Rewards = Float64[np.ndarray, "batch samples"]
+"""What each sample is worth; NaN where that cannot be said."""
+RecordReward = Callable[[RecordIds, Samples], Rewards]
+"""A reward that depends on the records of the examples."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class CaptionReward:
     """CIDEr-D of sampled captions against the captions of their records.
 
-    The document frequencies are those of all training records. Words are in lower case, without
-    punctuation, and END is the last one: its n-grams distinguish a complete caption from a
-    truncated one.
+    Rewards are between 0 and 10. The document frequencies are those of all training records. Words
+    are in lower case, without punctuation, and END is the last one: its n-grams distinguish a
+    complete caption from a truncated one.
     """
 
     def __init__(
@@ -67,20 +75,8 @@ class CaptionReward:
         }
         return cls(references, decode)
 
-    def __call__(
-        self,
-        record_ids: Sequence[tuple[str, int]],
-        samples: Int32[np.ndarray, "batch samples length"],
-    ) -> Float64[np.ndarray, "batch samples"]:
-        """Computes the reward of every sample.
-
-        Args:
-          record_ids: (task, record index) of each example, from the data loader.
-          samples: token ids.
-
-        Returns:
-          Rewards between 0 and 10; NaN for examples whose record has no caption.
-        """
+    def __call__(self, record_ids: RecordIds, samples: Samples) -> Rewards:
+        """Computes the CIDEr-D of every sample; NaN for examples whose record has no caption."""
         rewards = np.full(samples.shape[:2], np.nan)
         for row, (task, index) in enumerate(record_ids):
             references = self._references[task][index]
@@ -125,19 +121,10 @@ class ImageReward:
         self._ranker = ranker
         self._scale = scale
 
-    def __call__(
-        self,
-        record_ids: Sequence[tuple[str, int]],
-        samples: Int32[np.ndarray, "batch samples length"],
-    ) -> Float64[np.ndarray, "batch samples"]:
-        """Computes the reward of every sample.
+    def __call__(self, record_ids: RecordIds, samples: Samples) -> Rewards:
+        """Computes the scaled score of every sample.
 
-        Args:
-          record_ids: (task, record index) of each example, from the data loader.
-          samples: token ids.
-
-        Returns:
-          The scaled scores; NaN for samples that are no image, and for records without a caption.
+        It is NaN for samples that are no image, and for examples whose record has no caption.
 
         Raises:
           ValueError: the ranker gives no finite numbers.

@@ -8,7 +8,8 @@ early_start      the first batch and the compiled step while the state is restor
 step             the training step and the eval step
 losses           token losses and their options, summed in groups of streams
 optimizer        AdamW and its schedule, frozen groups, moving average
-self_critical    training on the CIDEr-D of sampled captions
+self_critical    training on the rewards of sampled targets, CIDEr-D or a CLIP's scores;
+                 `self_critical_rewards` builds it for the records of a run
 datasets         the data of a split, and the baselines computed from it
 validation       loss and accuracy beside two baselines; the history of all validations
 galleries        what the model predicts at each validation, for people to look at
@@ -37,6 +38,7 @@ __all__ = [
     "preemption",
     "run",
     "self_critical",
+    "self_critical_rewards",
     "step",
     "telemetry",
     "terminal",

@@ -4,11 +4,13 @@ open the datasets ─▶ check the first batch against the model ─▶ candidat
   ─▶ train program (network, state, step) ─▶ self-critical transform ─▶ initial state ─▶ Run
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 from etils import epath
 from rich.console import Console
 
@@ -19,7 +21,6 @@ from ofa_jax.data.model_checks import check_codes, check_fits
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
-from ofa_jax.evaluation.rewards import CaptionReward, ImageReward
 from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
@@ -32,7 +33,8 @@ from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.metric_writers import MetricWriters, make_writer
 from ofa_jax.training.optimizer import OptimizerConfig
 from ofa_jax.training.run import HostBatch, Run
-from ofa_jax.training.self_critical import SelfCritical, SelfCriticalConfig
+from ofa_jax.training.self_critical import SelfCriticalConfig
+from ofa_jax.training.self_critical_rewards import build_self_critical
 from ofa_jax.training.train_program import (
     TrainProgram,
     abstract_batches,
@@ -136,10 +138,8 @@ def build_run(
     # Nothing is written here: the loop writes once it has accepted the run.
     directory = epath.Path(model_dir)
     writer = make_writer(directory, metric_writers)
-    if settings is not None:
-        check_codes(model, settings.code_image_size, streams)
+    model = _model_of_tasks(model, streams, settings, optimizer)
     partitioner = partitioner or Partitioner()
-    model = training_model(_with_vocabulary_size(model, streams, settings), optimizer)
     checks.check_accumulation(streams, partitioner, gradient_accumulation)
     checks.check_ids(loss, model)
     if check_memory:
@@ -156,9 +156,8 @@ def build_run(
         num_workers=num_workers,
         settings=settings,
     )
-    data = open_split(train_split, training=True)
-    first_batches = _checked_first_batches(OFA(model), streams, data)
-    held_out = open_split(validation_split) if validation_split is not None else None
+    splits = _open_splits(open_split, train_split, validation_split, OFA(model))
+    data = splits.training
     program = build_train_program(
         model,
         optimizer,
@@ -170,7 +169,7 @@ def build_run(
         gradient_accumulation,
         _candidate_tries(streams, model.vocab_size, settings) if restrict_to_candidates else None,
     )
-    batch_transform = _build_self_critical(self_critical, program, data, seed, settings)
+    batch_transform = build_self_critical(self_critical, program, data, seed, settings)
     new_state = _initial_state(
         program, seed, initial_checkpoint_path, initial_checkpoint_weights, initial_resnet_path
     )
@@ -185,12 +184,12 @@ def build_run(
         abstract_state=program.abstract_state,
         new_state=new_state,
         batches=data.loader.batches,
-        validation_batches=_validation_batches(held_out, validation_examples),
-        baselines=lambda: datasets.baselines(
-            directory, model.vocab_size, data, held_out, baseline_examples, validation_examples
+        validation_batches=splits.validation_batches(validation_examples),
+        baselines=splits.baselines(
+            directory, model.vocab_size, baseline_examples, validation_examples
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
-        flops_per_step=program.model_flops(abstract_batches(streams, first_batches)),
+        flops_per_step=program.model_flops(abstract_batches(streams, splits.first_batches)),
         peak_flops=peak_flops,
         task_names=data.loader.task_names,
         skipped_records=data.loader.skipped_records.total,
@@ -201,17 +200,27 @@ def build_run(
         new_in_fingerprint=(_NUM_RECORDS,),
         findings=lambda: data.loader.findings,
         galleries=make_galleries(
-            galleries, program, held_out, settings, directory, validation_split
+            galleries, program, splits.validation, settings, directory, validation_split
         ),
         model=model,
         processor=make_processor(streams, settings),
     )
 
 
-def _with_vocabulary_size(
-    model: OFAConfig, streams: Sequence[Stream], settings: TaskSettings | None
+def _model_of_tasks(
+    model: OFAConfig,
+    streams: Sequence[Stream],
+    settings: TaskSettings | None,
+    optimizer: OptimizerConfig,
 ) -> OFAConfig:
-    """Returns the model with the vocabulary size of its tasks; raises ValueError if they differ."""
+    """Returns the model that is trained, with the vocabulary size of its tasks.
+
+    Raises:
+      ValueError: it does not fit the image codes of the tasks, or their vocabularies differ in
+        size.
+    """
+    if settings is not None:
+        check_codes(model, settings.code_image_size, streams)
     sizes = {
         stream.name: seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings).vocab_size
         for stream in streams
@@ -222,17 +231,67 @@ def _with_vocabulary_size(
             f"({', '.join(f'{name}: {size}' for name, size in sizes.items())}): one model has one "
             "vocabulary."
         )
-    return model.replace(vocab_size=next(iter(sizes.values())))
+    return training_model(model.replace(vocab_size=next(iter(sizes.values()))), optimizer)
 
 
-def _checked_first_batches(
-    network: OFA, streams: Sequence[Stream], data: RunData
-) -> Mapping[str, HostBatch]:
-    """Returns the batches of step 0, whose records, sizes and lengths are checked by the model."""
+@dataclasses.dataclass(frozen=True)
+class _Splits:
+    """The data of a run.
+
+    Attributes:
+      training: what is trained on.
+      first_batches: its {stream: batch} of step 0.
+      validation: None for a run without validation.
+    """
+
+    training: RunData
+    first_batches: Mapping[str, HostBatch]
+    validation: RunData | None
+
+    def validation_batches(
+        self, num_examples: int
+    ) -> Callable[[], Iterable[tuple[str, HostBatch]]] | None:
+        """Returns what makes the validation batches; None where there are no fixed examples."""
+        # Tasks in seqio's own order have no fixed examples to be validated on.
+        if self.validation is None or not self.validation.tasks:
+            return None
+        data = self.validation
+        return lambda: data.loader.validation_batches(data.tasks, num_examples)
+
+    def baselines(
+        self, directory: epath.Path, vocab_size: int, num_training: int, num_validation: int
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Returns what computes the baselines of the validation, see `datasets.baselines`."""
+        return functools.partial(
+            datasets.baselines,
+            directory,
+            vocab_size,
+            self.training,
+            self.validation,
+            num_training,
+            num_validation,
+        )
+
+
+def _open_splits(
+    open_split: Callable[..., RunData], training: str, validation: str | None, network: OFA
+) -> _Splits:
+    """Opens the data, and checks the records, sizes and lengths of its first batches.
+
+    Args:
+      open_split: opens a split by its name, see `RunData.open`.
+      training: name of the split that is trained on.
+      validation: name of the split for validation; None without one.
+      network: whose sizes the batches must fit.
+
+    Raises:
+      ValueError: a split cannot be opened, or its batches do not fit.
+    """
+    data = open_split(training, training=True)
     batches = next(data.loader.batches(0))
-    for stream in streams:
+    for stream in data.loader.streams:
         check_fits(network, stream, batches[stream.name])
-    return batches
+    return _Splits(data, batches, open_split(validation) if validation is not None else None)
 
 
 def _candidate_tries(
@@ -256,55 +315,6 @@ def _candidate_tries(
         encoded = [[int(index) for index in encode(c)] for c in spec.candidates()]
         tries[stream.name] = Trie.from_sequences(encoded, vocab_size)
     return tries
-
-
-def _build_self_critical(
-    config: SelfCriticalConfig | None,
-    program: TrainProgram,
-    data: RunData,
-    seed: int,
-    settings: TaskSettings | None,
-) -> SelfCritical | None:
-    """Builds the transform whose reward is CIDEr-D, or a ranker's score of images.
-
-    Returns:
-      None without a configuration: the run trains on the targets of the data.
-
-    Raises:
-      ValueError: options or data that self-critical training cannot use.
-    """
-    if config is None:
-        return None
-    config.check(program.loss)
-    streams = data.loader.streams
-    if len(streams) > 1 or streams[0].name not in data.tasks:
-        raise ValueError(
-            "train.self_critical needs a single stream, of tasks made of records "
-            f"(RecordDataSource and numpy preprocessors); the run has {len(streams)}: "
-            f"{', '.join(stream.mixture_or_task_name for stream in streams)}."
-        )
-    (stream,) = streams
-    records = {task.name: task.records for task in data.tasks[stream.name]}
-    vocabulary = seqio_bridge.vocabulary_of(stream.mixture_or_task_name, settings)
-    reward: CaptionReward | ImageReward
-    if config.ranker is None:
-        reward = CaptionReward.of_records(records, vocabulary.decode)
-    else:
-        if getattr(getattr(settings, "config", None), "caption_dropout", 0):
-            raise ValueError(
-                "SelfCriticalConfig.ranker compares each image with its caption, but "
-                "DownstreamSettings.options leaves out captions: set its caption_dropout to 0."
-            )
-        processor = Processor(vocabulary, getattr(settings, "image_tokenizer", None))
-        reward = ImageReward(records, processor, config.ranker, config.reward_scale)
-    return SelfCritical(
-        program.network,
-        config,
-        program.partitioner,
-        stream.name,
-        lambda step, samples: reward(data.loader.record_ids(step)[stream.name], samples),
-        seed,
-    )
 
 
 def _initial_state(
@@ -371,14 +381,3 @@ def _run_fingerprint(
             for stream, tasks in data.tasks.items()
         },
     }
-
-
-def _validation_batches(
-    held_out: RunData | None, num_examples: int
-) -> Callable[[], Iterable[tuple[str, HostBatch]]] | None:
-    """Returns what makes the validation batches; None where there are no fixed examples."""
-    # Tasks in seqio's own order have no fixed examples to be validated on.
-    if held_out is None or not held_out.tasks:
-        return None
-    data = held_out
-    return lambda: data.loader.validation_batches(data.tasks, num_examples)
