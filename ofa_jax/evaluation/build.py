@@ -188,10 +188,10 @@ def build_evaluation(
     )
     only = [tasks] if isinstance(tasks, str) else tasks
     _check_task_names(only, streams, settings)
-    loaded = _load_tasks(loader, streams, only, log)
-    loaded = [(task.replace_settings(dtype=dtype), stream) for task, stream in loaded]
-    if image_ranker is not None:
-        loaded = [(_ranked(task, image_ranker, settings), stream) for task, stream in loaded]
+    loaded = [
+        (_with_options(task, dtype, image_ranker, settings), stream)
+        for task, stream in _load_tasks(loader, streams, only, log)
+    ]
     root = _results_folder(model_dir, directory, split)
 
     def make_evaluator(config: OFAConfig) -> Evaluator:
@@ -225,13 +225,16 @@ def build_evaluation(
     return _with_evaluator(evaluation, existing)
 
 
-def _ranked(task: EvalTask, ranker: ImageRanker, settings: TaskSettings | None) -> EvalTask:
-    """Returns a task whose images are ranked; one without images from captions stays as it is.
+def _with_options(
+    task: EvalTask, dtype: str | None, ranker: ImageRanker | None, settings: TaskSettings | None
+) -> EvalTask:
+    """Returns a task with the dtype of the evaluation, its images ranked if it generates some.
 
     Raises:
-      ValueError: there is no image tokenizer.
+      ValueError: there is a ranker, but no image tokenizer.
     """
-    if task.spec.unconditional is None:
+    task = task.replace_settings(dtype=dtype)
+    if ranker is None or task.spec.unconditional is None:
         return task
     tokenizer = getattr(settings, "image_tokenizer", None)
     if tokenizer is None:

@@ -3,10 +3,11 @@
 inputs ─▶ output shards ─▶ compare with an earlier start ─▶ load the model ─▶ decoder and batches
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import jax
@@ -141,12 +142,7 @@ def build_job(
     directory = checks.local_directory(output_dir)
     allowed = _read_candidates(candidates, candidates_file)
     checks.check_candidate_options(inputs, task, allowed, score_all, image_size)
-    loaded_task = (
-        task_inputs.load_task(inputs, source_length, num_threads, settings)
-        if isinstance(inputs, TaskInputs)
-        else None
-    )
-    checks.check_inputs(inputs)
+    opened = _open_inputs(inputs, source_length, num_threads, settings)
     name = checkpoint if files.is_official(checkpoint) else str(storage.find_checkpoint(checkpoint))
     model_image_size = image_size or None
     of_all = KindOptions(
@@ -155,7 +151,7 @@ def build_job(
     current = fingerprint.of_job(
         fingerprint.of_model(name, vocabulary),
         inputs,
-        loaded_task,
+        opened.task,
         of_all,
         decode_options,
         weights,
@@ -165,16 +161,11 @@ def build_job(
         image_size=image_size,
         dtype=dtype,
     )
-    count_inputs = functools.partial(_count_inputs, inputs, loaded_task)
     is_one_kind = task is not None or isinstance(inputs, TaskInputs | ImageFolder)
-    resumed = resume.find_started(directory, current, count_inputs, is_one_kind)
-    damaged = {} if resumed is None else _find_damage(resumed, host, num_hosts)
-    if resumed is not None:
-        # Restoring is collective: all hosts read the checkpoint, or none.
-        if not damaged and not resumed.shards.unfinished(range(resumed.shards.count)):
-            return Job(None, resumed.shards, host, num_hosts)
-        with lock(resumed.shards, host, num_hosts):
-            pass  # refused before the model is loaded, if another process works here
+    resumed = resume.find_started(directory, current, opened.count, is_one_kind)
+    damaged = _find_damage(resumed, host, num_hosts)
+    if resumed is not None and not _is_unfinished(resumed, damaged, host, num_hosts):
+        return Job(None, resumed.shards, host, num_hosts)
     loaded = load_model(
         name,
         partitioner,
@@ -189,11 +180,11 @@ def build_job(
     check_decoding = functools.partial(memory.check_decoding, loaded)
     pipeline: Pipeline = (
         _open_requests(inputs, loaded, of_all, batch_size, image_size, num_threads, check_decoding)
-        if loaded_task is None
-        else _open_task(loaded_task, loaded, settings, of_all, batch_size, check_decoding)
+        if opened.task is None
+        else _open_task(opened.task, loaded, settings, of_all, batch_size, check_decoding)
     )
     # Counting builds the index of the lines, in the output directory.
-    resumed = _start_or_continue(resumed, directory, current, count_inputs(), shard_size)
+    resumed = _start_or_continue(resumed, directory, current, opened.count(), shard_size)
     return Job(
         pipeline,
         resumed.shards,
@@ -204,6 +195,44 @@ def build_job(
         damaged=damaged,
         message=resumed.message,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """The inputs of a job.
+
+    Attributes:
+      given: as the user gave them.
+      task: the examples, if they are those of a seqio task.
+    """
+
+    given: RequestSource | TaskInputs
+    task: LoadedTask | None
+
+    def count(self) -> int:
+        """Returns the number of inputs; raises ValueError if there is none."""
+        if self.task is not None:
+            return self.task.num_examples
+        requests = cast(RequestSource, self.given)
+        if not len(requests):
+            raise ValueError(
+                f"There is no request in {getattr(requests, 'path', 'it')}: check INPUTS."
+            )
+        return len(requests)
+
+
+def _open_inputs(
+    inputs: RequestSource | TaskInputs,
+    source_length: int,
+    num_threads: int,
+    settings: TaskSettings | None,
+) -> _Inputs:
+    """Loads the task of the inputs, if they have one; raises ValueError if they cannot be used."""
+    task = None
+    if isinstance(inputs, TaskInputs):
+        task = task_inputs.load_task(inputs, source_length, num_threads, settings)
+    checks.check_inputs(inputs)
+    return _Inputs(inputs, task)
 
 
 def _open_requests(
@@ -276,8 +305,10 @@ def _start_or_continue(
     return resumed
 
 
-def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
+def _find_damage(resumed: Resumed | None, host: int, num_hosts: int) -> dict[int, str]:
     """Returns the finished shards that must be written again, and what is wrong with them."""
+    if resumed is None:
+        return {}
     outputs = resumed.shards
     # Hosts that restore the checkpoint together must all find the same.
     checked_here = range(outputs.count)
@@ -286,14 +317,17 @@ def _find_damage(resumed: Resumed, host: int, num_hosts: int) -> dict[int, str]:
     return outputs.damaged(checked_here)
 
 
-def _count_inputs(inputs: RequestSource | TaskInputs, task: LoadedTask | None) -> int:
-    """Returns the number of inputs; raises ValueError if there is none."""
-    if task is not None:
-        return task.num_examples
-    inputs = cast(RequestSource, inputs)
-    if not len(inputs):
-        raise ValueError(f"There is no request in {getattr(inputs, 'path', 'it')}: check INPUTS.")
-    return len(inputs)
+def _is_unfinished(resumed: Resumed, damaged: Mapping[int, str], host: int, num_hosts: int) -> bool:
+    """Returns whether a job that goes on has shards to write.
+
+    Raises:
+      LockedError: it has, but another process works on them.
+    """
+    # Restoring is collective: all hosts read the checkpoint, or none.
+    if not damaged and not resumed.shards.unfinished(range(resumed.shards.count)):
+        return False
+    with lock(resumed.shards, host, num_hosts):
+        return True
 
 
 def _read_candidates(
