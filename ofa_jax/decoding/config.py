@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from ofa_jax.model import OFAConfig
 from ofa_jax.model.checks import check_length
-from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.tokenizers.id_layout import SPECIAL_SYMBOLS
 from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
 

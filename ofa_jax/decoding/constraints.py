@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ofa_jax.decoding.config import DecodingConfig, DynamicParams
 from ofa_jax.decoding.hypotheses import EOS, PAD, UNK, Continuation, DecodeState, gather_beams
 from ofa_jax.decoding.trie import Trie
-from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.tokenizers.id_layout import SPECIAL_SYMBOLS
 
 
 class ForcedPrefix(flax.struct.PyTreeNode):

@@ -24,7 +24,7 @@ from ofa_jax.preprocessing.downstream import (
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, has_no_words
-from ofa_jax.tokenizers.vocabulary import SPECIAL_SYMBOLS
+from ofa_jax.tokenizers.id_layout import SPECIAL_SYMBOLS
 
 
 def classify_sentences(

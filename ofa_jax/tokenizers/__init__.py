@@ -3,7 +3,8 @@
 | module | contents |
 | --- | --- |
 | `vocabulary` | `OFAVocabulary`: text, image codes and location bins in one id space |
-| `vocabulary_files` | reads the files of a text BPE |
+| `id_layout` | `IdLayout`: the order of its ids, and the ids of boxes and image codes |
+| `vocabulary_files` | reads the files of a vocabulary, and writes this library's |
 | `huggingface_files` | reads and writes the tokenizer files of Hugging Face folders |
 | `encodable_text` | bounds a text before it is encoded |
 | `image_tokenizer` | `ImageTokenizer`, the interface of image tokenizers |

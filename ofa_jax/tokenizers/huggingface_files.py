@@ -8,7 +8,6 @@
 | special_tokens_map.json, tokenizer_config.json | which symbol is bos, eos and so on |
 """
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -17,7 +16,9 @@ from typing import Any
 
 import tokenizers
 
+from ofa_jax.tokenizers.id_layout import MASK, NUM_SPECIALS, SPECIAL_SYMBOLS
 from ofa_jax.tokenizers.vocabulary_files import (
+    VocabularyParts,
     check_exists,
     make_tokenizer,
     other_order,
@@ -30,26 +31,14 @@ from ofa_jax.utils.wrong_files import shorten
 PIECES, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"
 FILES = (PIECES, MERGES, ADDED, "special_tokens_map.json", "tokenizer_config.json")
 """Names of the files that are written."""
-_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_MASK = "<mask>"
 _UNUSED = re.compile(r"madeupword\d{4}")
 """Names with which fairseq fills a dictionary up to a multiple of eight."""
 _CODE, _BIN = re.compile(r"<code_\d+>"), re.compile(r"<bin_\d+>")
 _NUM_CODES, _NUM_BINS = 8192, 1000
 _ROLES = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
-    "pad_token": "<pad>", "cls_token": "<s>", "mask_token": _MASK,
+    "pad_token": "<pad>", "cls_token": "<s>", "mask_token": MASK,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class VocabularyFiles:
-    """What the files hold, as the constructor of `OFAVocabulary` takes it."""
-
-    tokenizer: tokenizers.Tokenizer
-    text_symbols: Sequence[int | str]
-    num_codes: int
-    num_bins: int
 
 
 def has_vocabulary(directory: pathlib.Path) -> bool:
@@ -59,18 +48,18 @@ def has_vocabulary(directory: pathlib.Path) -> bool:
 
 def read(
     directory: pathlib.Path, num_codes: int | None = None, num_bins: int | None = None
-) -> VocabularyFiles:
+) -> VocabularyParts:
     """Reads a folder; see `OFAVocabulary.from_huggingface_directory`."""
     if not has_vocabulary(directory):
         refuse_other_vocabulary(directory)
     path = check_exists(directory / PIECES)
     symbols = _by_id(path, directory / ADDED)
-    if tuple(symbols[: len(_SPECIALS)]) != _SPECIALS:
+    if tuple(symbols[:NUM_SPECIALS]) != SPECIAL_SYMBOLS:
         raise other_order(directory)
-    if _MASK not in symbols:
-        raise ValueError(f"{path} has no {_MASK}: it is not the vocabulary of OFA.")
-    end = symbols.index(_MASK)
-    text, rest = symbols[len(_SPECIALS) : end], symbols[end + 1 :]
+    if MASK not in symbols:
+        raise ValueError(f"{path} has no {MASK}: it is not the vocabulary of OFA.")
+    end = symbols.index(MASK)
+    text, rest = symbols[NUM_SPECIALS:end], symbols[end + 1 :]
     counts = []
     for what, pattern, given, default in (
         ("codes", _CODE, num_codes, _NUM_CODES),
@@ -89,7 +78,7 @@ def read(
             (name for name, wanted in zip(rest, expected, strict=False) if name != wanted), rest[-1]
         )
         raise ValueError(
-            f"{directory} has the token {shorten(wrong)} behind {_MASK}, where OFA has <code_0> "
+            f"{directory} has the token {shorten(wrong)} behind {MASK}, where OFA has <code_0> "
             "and all other codes, then <bin_0> and all other bins, in order."
         )
     pieces: dict[str, int] = {}
@@ -97,7 +86,7 @@ def read(
         if not _UNUSED.fullmatch(name):
             pieces[name] = len(pieces)
     tokenizer = make_tokenizer(pieces, directory / MERGES, PIECES)
-    return VocabularyFiles(tokenizer, [pieces.get(name, name) for name in text], *counts)
+    return VocabularyParts(tokenizer, [pieces.get(name, name) for name in text], *counts)
 
 
 def _by_id(path: pathlib.Path, added: pathlib.Path) -> list[str]:

@@ -1,11 +1,6 @@
-"""The unified vocabulary: text, image codes and location bins in one id space (paper, section 3.1).
+"""The unified vocabulary: text, image codes and location bins in one id space.
 
-    <s> <pad> </s> <unk> | text BPE | <mask> | <code_0> ... <code_8191> | <bin_0> ... <bin_999>
-     0    1     2    3      4 ...
-
-Checkpoints depend on this order. The numbers of text ids, codes and bins are options; the official
-models have 50,260 text ids (GPT-2's 50,257 in the order of a fairseq dictionary, and three unused
-ones), 8,192 image codes and 1,000 location bins, 59,457 in all.
+`id_layout` has the order of the ids, and how boxes and image codes become ids. Here is the text.
 """
 
 import functools
@@ -18,28 +13,19 @@ from typing import Annotated
 import numpy as np
 import tokenizers
 from etils import epath
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy.typing import ArrayLike
-from tokenizers import models
 
-from ofa_jax.tokenizers import huggingface_files
+from ofa_jax.tokenizers import huggingface_files, vocabulary_files
 from ofa_jax.tokenizers.encodable_text import make_encodable
-from ofa_jax.tokenizers.vocabulary_files import (
-    check_exists,
-    missing_file,
-    parse_tokenizer,
-    read_gpt2_files,
-    refuse_other_vocabulary,
-)
-from ofa_jax.utils import files, options, text_files
+from ofa_jax.tokenizers.id_layout import MASK, NUM_SPECIALS, SPECIAL_SYMBOLS, IdLayout
+from ofa_jax.tokenizers.vocabulary_files import VocabularyParts
+from ofa_jax.utils import options
 from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.text_files import DamagedFileError
 
-__all__ = ["SPECIAL_SYMBOLS", "OFAVocabulary"]
+__all__ = ["OFAVocabulary"]
 
-SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
-_NUM_SPECIALS = len(SPECIAL_SYMBOLS)
-_NOT_TEXT = -1
-_FORMAT = "ofa_jax vocabulary 1"
 # A byte-level BPE writes the space byte as this character.
 _SPACE = "Ġ"
 
@@ -47,7 +33,7 @@ NumBins = Annotated[int, options.AtLeast(2), options.AtMost(options.LARGEST)]
 """A number of location bins."""
 
 
-class OFAVocabulary:
+class OFAVocabulary(IdLayout):
     """Text BPE, mask, image codes and location bins in one id space.
 
     `from_ofa_directory`, `from_gpt2_files` and `from_tokenizer_json` create one. It is immutable,
@@ -58,8 +44,6 @@ class OFAVocabulary:
       num_text: text ids, from 4 on.
       num_codes, num_bins: image codes and location bins.
     """
-
-    bos_id, pad_id, eos_id, unk_id = range(_NUM_SPECIALS)
 
     def __init__(
         self,
@@ -80,20 +64,12 @@ class OFAVocabulary:
         Raises:
           ValueError: the numbers are too small, or the BPE lacks an id of `text_symbols`.
         """
-        if num_codes < 0 or num_bins < 2:
-            raise ValueError(
-                f"num_codes is {num_codes} and num_bins is {num_bins}; give num_codes >= 0 and "
-                "num_bins >= 2."
-            )
-        self.num_text = len(text_symbols)
-        self.num_codes = num_codes
-        self.num_bins = num_bins
+        super().__init__(len(text_symbols), num_codes, num_bins)
         self._tokenizer = tokenizer
         self._symbols = tuple(text_symbols)
         size = tokenizer.get_vocab_size()
-        # Lookup tables: the BPE's id -> id of this vocabulary, and back.
+        # Lookup table: the BPE's id -> id of this vocabulary.
         self._from_tokenizer = np.full(size, self.unk_id, np.int32)
-        self._to_tokenizer = np.full(self.num_text, _NOT_TEXT, np.int32)
         for index, symbol in enumerate(self._symbols):
             if isinstance(symbol, int):
                 if not 0 <= symbol < size:
@@ -101,8 +77,7 @@ class OFAVocabulary:
                         f"The dictionary names BPE id {symbol}, but the BPE has only {size}: the "
                         "files belong to different vocabularies."
                     )
-                self._from_tokenizer[symbol] = _NUM_SPECIALS + index
-                self._to_tokenizer[index] = symbol
+                self._from_tokenizer[symbol] = NUM_SPECIALS + index
 
     @classmethod
     @checked
@@ -121,7 +96,9 @@ class OFAVocabulary:
         Raises:
           FileNotFoundError: a file is missing.
         """
-        tokenizer = read_gpt2_files(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
+        tokenizer = vocabulary_files.read_gpt2_files(
+            pathlib.Path(encoder_json), pathlib.Path(vocab_bpe)
+        )
         return cls(tokenizer, range(tokenizer.get_vocab_size()), num_codes, num_bins)
 
     @classmethod
@@ -143,14 +120,8 @@ class OFAVocabulary:
         if not (directory / "encoder.json").is_file():
             if huggingface_files.has_vocabulary(directory):
                 return cls.from_huggingface_directory(bpe_dir, num_codes, num_bins)
-            refuse_other_vocabulary(directory)
-        tokenizer = read_gpt2_files(directory / "encoder.json", directory / "vocab.bpe")
-        lines = text_files.read_lines(check_exists(directory / "dict.txt"))
-        names = [line.rsplit(" ", 1)[0] for line in lines]
-        symbols: list[int | str] = [
-            int(name) if name.isascii() and name.isdecimal() else name for name in names
-        ]
-        return cls(tokenizer, symbols, num_codes, num_bins)
+            vocabulary_files.refuse_other_vocabulary(directory)
+        return cls(*vocabulary_files.read_ofa_directory(directory), num_codes, num_bins)
 
     @classmethod
     @checked
@@ -189,7 +160,7 @@ class OFAVocabulary:
         huggingface_files.write(
             pathlib.Path(directory),
             self._tokenizer,
-            [*SPECIAL_SYMBOLS, *symbols, "<mask>"],
+            [*SPECIAL_SYMBOLS, *symbols, MASK],
             [self._symbol(index) for index in (*self.code_ids, *self.bin_ids)],
         )
 
@@ -206,29 +177,12 @@ class OFAVocabulary:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a byte-level BPE.
         """
-        if pathlib.Path(path).name == "vocab.txt":
-            refuse_other_vocabulary(pathlib.Path(path).parent)
-        tokenizer = parse_tokenizer(path, text_files.read_text(check_exists(pathlib.Path(path))))
-        if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
-            raise ValueError(
-                f"{path} is not a byte-level BPE; make one with `python -m tools.train_tokenizer`."
-            )
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        added = tokenizer.get_added_tokens_decoder()
-        symbols = [i for i in range(tokenizer.get_vocab_size()) if i not in added]
-        return cls(tokenizer, symbols, num_codes, num_bins)
+        return cls(*vocabulary_files.read_tokenizer_json(path), num_codes, num_bins)
 
     def save(self, path: epath.PathLike) -> None:
         """Writes the whole vocabulary to one JSON file."""
-        content = {
-            "format": _FORMAT,
-            "num_codes": self.num_codes,
-            "num_bins": self.num_bins,
-            "text_symbols": self._symbols,
-            "tokenizer": json.loads(self._tokenizer.to_str()),
-        }
-        files.write_text(path, json.dumps(content, ensure_ascii=False))
+        parts = VocabularyParts(self._tokenizer, self._symbols, self.num_codes, self.num_bins)
+        vocabulary_files.save(path, parts)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "OFAVocabulary":
@@ -239,54 +193,11 @@ class OFAVocabulary:
           ValueError: the file has another format.
         """
         path = epath.Path(path)
-        if not path.is_file():
-            raise missing_file(path)
-        content = text_files.read_json(path)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{path} was not written by OFAVocabulary.save: a tokenizer.json is read by "
-                "OFAVocabulary.from_tokenizer_json."
-            )
-        symbols, num_codes, num_bins = (
-            content.get(name) for name in ("text_symbols", "num_codes", "num_bins")
-        )
-        if (
-            not isinstance(symbols, list)
-            or not all(type(symbol) in (int, str) for symbol in symbols)
-            or type(num_codes) is not int
-            or type(num_bins) is not int
-        ):
-            raise text_files.DamagedFileError(
-                f"{path} is damaged: its numbers of codes and bins or its list of text ids are not "
-                "as OFAVocabulary.save writes them."
-            )
-        tokenizer = parse_tokenizer(path, json.dumps(content.get("tokenizer")))
+        parts = vocabulary_files.load(path)
         try:
-            return cls(tokenizer, symbols, num_codes, num_bins)
+            return cls(parts.tokenizer, parts.text_symbols, parts.num_codes, parts.num_bins)
         except ValueError as error:
-            raise text_files.DamagedFileError(f"{path} is damaged: {error}") from None
-
-    # ------------------------------------------------------------------------------ id ranges
-
-    @property
-    def mask_id(self) -> int:
-        """Id of `<mask>`, which follows the text ids."""
-        return _NUM_SPECIALS + self.num_text
-
-    @property
-    def code_ids(self) -> range:
-        """Ids of the image codes."""
-        return range(self.mask_id + 1, self.mask_id + 1 + self.num_codes)
-
-    @property
-    def bin_ids(self) -> range:
-        """Ids of the location bins."""
-        return range(self.code_ids.stop, self.code_ids.stop + self.num_bins)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.bin_ids.stop
+            raise DamagedFileError(f"{path} is damaged: {error}") from None
 
     # ------------------------------------------------------------------------------------ text
 
@@ -372,9 +283,9 @@ class OFAVocabulary:
         if index == self.unk_id:
             return SPECIAL_SYMBOLS[index]
         if index < self.mask_id:
-            return self._symbols[index - _NUM_SPECIALS]
+            return self._symbols[index - NUM_SPECIALS]
         if index == self.mask_id:
-            return "<mask>"
+            return MASK
         if index in self.code_ids:
             return f"<code_{index - self.code_ids.start}>"
         return f"<bin_{index - self.bin_ids.start}>"
@@ -385,96 +296,26 @@ class OFAVocabulary:
         names = [
             *SPECIAL_SYMBOLS,
             *map(str, self._symbols),
-            "<mask>",
+            MASK,
             *(f"<code_{i}>" for i in range(self.num_codes)),
             *(f"<bin_{i}>" for i in range(self.num_bins)),
         ]
         return {name: index for index, name in enumerate(names)}
 
     @functools.cached_property
-    def whole_word_starts(self) -> Bool[np.ndarray, "vocab_size"]:
+    def whole_word_starts(self) -> Bool[np.ndarray, " vocab_size"]:
         """Mask of the ids that begin a word, for whole-word masking (text infilling).
 
         True for pieces that begin with a space, the four special symbols and unused text ids; False
         for `<mask>`, codes and bins.
         """
         starts = np.zeros(self.vocab_size, bool)
-        starts[:_NUM_SPECIALS] = True
+        starts[:NUM_SPECIALS] = True
         for index, symbol in enumerate(self._symbols):
             # An unused id begins a word.
             piece = self._tokenizer.id_to_token(symbol) if isinstance(symbol, int) else _SPACE
-            starts[_NUM_SPECIALS + index] = (piece or "").startswith(_SPACE)
+            starts[NUM_SPECIALS + index] = (piece or "").startswith(_SPACE)
         return starts
-
-    # ------------------------------------------------------------------------- boxes and codes
-
-    def encode_box(self, box: ArrayLike, max_image_size: float) -> Int[np.ndarray, "4"]:
-        """Encodes a box as four location bins, `round(x / max_image_size * (num_bins - 1))`.
-
-        The scale is the fixed `max_image_size`, not the image's width. As in the official code, the
-        arithmetic is in float32 and halves are rounded to even.
-
-        Args:
-          box: x0, y0, x1, y1 in pixels of the transformed image.
-          max_image_size: coordinate of the last bin in pixels (512 in pretraining).
-
-        Returns:
-          int32 [4], ids.
-
-        Raises:
-          ValueError: the box has not four finite numbers, or exceeds the range of the bins.
-        """
-        coordinates = np.asarray(box, np.float32)
-        if coordinates.shape != (4,) or not np.isfinite(coordinates).all():
-            raise ValueError(f"A box is four finite numbers x0 y0 x1 y1, not {box!r}.")
-        bins = np.round(coordinates / np.float32(max_image_size) * np.float32(self.num_bins - 1))
-        if bins.min() < 0 or bins.max() >= self.num_bins:
-            raise ValueError(
-                f"Box {coordinates.tolist()} reaches outside 0..{max_image_size} pixels: clip it "
-                "to the image, or raise max_image_size."
-            )
-        return bins.astype(np.int32) + self.bin_ids.start
-
-    def decode_box(self, ids: ArrayLike, max_image_size: float) -> Float[np.ndarray, "4"]:
-        """Decodes four location bins to a box in pixels.
-
-        Returns:
-          float32 [4], x0 y0 x1 y1.
-
-        Raises:
-          ValueError: `ids` are not four location bins.
-        """
-        bins = np.asarray(ids, np.int64) - self.bin_ids.start
-        if bins.shape != (4,) or bins.min() < 0 or bins.max() >= self.num_bins:
-            raise ValueError(
-                f"A box is four ids in {self.bin_ids}, not {np.asarray(ids).tolist()}."
-            )
-        return (bins / (self.num_bins - 1) * max_image_size).astype(np.float32)
-
-    def encode_codes(self, codes: ArrayLike) -> Int[np.ndarray, " n"]:
-        """Encodes image codes in [0, num_codes), of any shape, row by row.
-
-        Raises:
-          ValueError: a code is out of range.
-        """
-        codes = np.asarray(codes, np.int64).reshape(-1)
-        if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
-            raise ValueError(
-                f"Image codes from {codes.min()} to {codes.max()}, but the vocabulary has "
-                f"{self.num_codes}: it was made for another image tokenizer."
-            )
-        return (codes + self.code_ids.start).astype(np.int32)
-
-    def decode_codes(self, ids: ArrayLike) -> Int[np.ndarray, " n"]:
-        """Decodes ids to image codes.
-
-        Raises:
-          ValueError: an id is not that of an image code.
-        """
-        codes = np.asarray(ids, np.int64).reshape(-1) - self.code_ids.start
-        if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
-            raise ValueError(f"Not all of these ids are image codes ({self.code_ids}).")
-        return codes.astype(np.int32)
 
     # ---------------------------------------------------------------------------------- others
 

@@ -1,6 +1,9 @@
-"""Reads the files of a text BPE: GPT-2's, and those of the library tokenizers."""
+"""Reads the files of a vocabulary: GPT-2's, those of the library tokenizers, and this library's."""
 
+import dataclasses
+import json
 import pathlib
+from collections.abc import Sequence
 
 import tokenizers
 from etils import epath
@@ -10,7 +13,22 @@ from ofa_jax.utils import files, text_files
 
 CHINESE = "BERT_CN_dict"
 """The reference implementation's folder with the vocabulary of its Chinese checkpoints."""
+_FORMAT = "ofa_jax vocabulary 1"
 _NEEDED = "give the folder with encoder.json, vocab.bpe and dict.txt of the English checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyParts:
+    """What files hold of a vocabulary, as the constructor of `OFAVocabulary` takes it."""
+
+    tokenizer: tokenizers.Tokenizer
+    text_symbols: Sequence[int | str]
+    num_codes: int
+    num_bins: int
+
+
+TextParts = tuple[tokenizers.Tokenizer, Sequence[int | str]]
+"""Its first two parts, for files without image codes and location bins."""
 
 
 def check_exists(path: pathlib.Path) -> pathlib.Path:
@@ -121,3 +139,70 @@ def make_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def read_ofa_directory(directory: pathlib.Path) -> TextParts:
+    """Reads the official folder, see `OFAVocabulary.from_ofa_directory`."""
+    tokenizer = read_gpt2_files(directory / "encoder.json", directory / "vocab.bpe")
+    lines = text_files.read_lines(check_exists(directory / "dict.txt"))
+    names = [line.rsplit(" ", 1)[0] for line in lines]
+    return tokenizer, [int(name) if name.isascii() and name.isdecimal() else name for name in names]
+
+
+def read_tokenizer_json(path: str) -> TextParts:
+    """Reads a byte-level BPE, see `OFAVocabulary.from_tokenizer_json`."""
+    if pathlib.Path(path).name == "vocab.txt":
+        refuse_other_vocabulary(pathlib.Path(path).parent)
+    tokenizer = parse_tokenizer(path, text_files.read_text(check_exists(pathlib.Path(path))))
+    if not isinstance(tokenizer.model, models.BPE) or "ByteLevel" not in str(tokenizer.decoder):
+        raise ValueError(
+            f"{path} is not a byte-level BPE; make one with `python -m tools.train_tokenizer`."
+        )
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    added = tokenizer.get_added_tokens_decoder()
+    return tokenizer, [i for i in range(tokenizer.get_vocab_size()) if i not in added]
+
+
+def save(path: epath.PathLike, parts: VocabularyParts) -> None:
+    """Writes a whole vocabulary to one JSON file."""
+    content = {
+        "format": _FORMAT,
+        "num_codes": parts.num_codes,
+        "num_bins": parts.num_bins,
+        "text_symbols": parts.text_symbols,
+        "tokenizer": json.loads(parts.tokenizer.to_str()),
+    }
+    files.write_text(path, json.dumps(content, ensure_ascii=False))
+
+
+def load(path: epath.Path) -> VocabularyParts:
+    """Reads a file that `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file has another format.
+    """
+    if not path.is_file():
+        raise missing_file(path)
+    content = text_files.read_json(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} was not written by OFAVocabulary.save: a tokenizer.json is read by "
+            "OFAVocabulary.from_tokenizer_json."
+        )
+    symbols, num_codes, num_bins = (
+        content.get(name) for name in ("text_symbols", "num_codes", "num_bins")
+    )
+    if (
+        not isinstance(symbols, list)
+        or not all(type(symbol) in (int, str) for symbol in symbols)
+        or type(num_codes) is not int
+        or type(num_bins) is not int
+    ):
+        raise text_files.DamagedFileError(
+            f"{path} is damaged: its numbers of codes and bins or its list of text ids are not "
+            "as OFAVocabulary.save writes them."
+        )
+    tokenizer = parse_tokenizer(path, json.dumps(content.get("tokenizer")))
+    return VocabularyParts(tokenizer, symbols, num_codes, num_bins)
