@@ -14,21 +14,17 @@ request or a batch, with an image or without) and decoding configuration.
 
 import collections
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
-from absl import logging
 
 from ofa_jax.data.features import PATCH_SIZE
 from ofa_jax.decoding import DecodingConfig
-from ofa_jax.evaluation.batch_decoder import BatchDecoder
-from ofa_jax.inference import presets, requests
+from ofa_jax.inference import requests
 from ofa_jax.inference.entries import clean_instruction
 from ofa_jax.inference.image_generation import (
     ImageGeneration,
-    Reranking,
     instructions_of,
     with_images,
 )
@@ -41,11 +37,9 @@ from ofa_jax.inference.predictor_arguments import (
     naming_request,
     refuse_unused,
 )
-from ofa_jax.inference.prepared import CallOptions, PreparedRequest, make_batch, read_row
-from ofa_jax.inference.presets import DecodePreset
+from ofa_jax.inference.prepared import CallOptions, PreparedRequest
+from ofa_jax.inference.request_decoder import RequestDecoder
 from ofa_jax.inference.requests import Box, Request
-from ofa_jax.inference.reranking import caption_of
-from ofa_jax.preprocessing import instructions as wordings
 from ofa_jax.sharding import Partitioner
 from ofa_jax.tokenizers import ImageTokenizer
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
@@ -55,8 +49,6 @@ from ofa_jax.utils.option_checks import checked
 
 SOURCE_LENGTHS = (32, 64, 128, 256, 512)
 """In tokens. An instruction is padded to the next length; beyond the last one it is truncated."""
-_MAX_DECODERS = 32
-_MAX_ALTERNATIVES = 64  # of `score_all`
 
 ImageSize = Annotated[
     int, options.AtLeast(PATCH_SIZE), options.AtMost(2**16), options.MultipleOf(PATCH_SIZE)
@@ -140,22 +132,13 @@ class Predictor:
                 image_size=image_size,
                 max_image_size=max_image_size,
             )
-        DecodingConfig(beam_size=beam_size).check(checkpoint.model.config)
         self.loaded = checkpoint
-        self._beam_size, self._seed = beam_size, seed
+        self._decoder = RequestDecoder(
+            checkpoint, beam_size, source_lengths, seed, image_generation
+        )
         # Each data shard of the mesh has the same number of rows.
         self._num_shards = checkpoint.partitioner.num_data_shards
         self._batch_size = -(-batch_size // self._num_shards) * self._num_shards
-        limit = checkpoint.model.config.max_source_positions
-        self._lengths = sorted({min(length, limit) for length in source_lengths})
-        self._decoders: collections.OrderedDict[Any, BatchDecoder] = collections.OrderedDict()
-        self._decodable: collections.OrderedDict[Any, None] = collections.OrderedDict()
-        self._num_requests = 0
-        self._image_generation = image_generation
-        self._rerankings: dict[ImageGeneration, Reranking] = {}
-        if image_generation is not None:
-            image_generation.check(checkpoint.processor)
-        self._lock = threading.Lock()
 
     @renamed.accept_former_keywords
     def predict(
@@ -266,7 +249,7 @@ class Predictor:
                 f"generation is {excerpt(repr(generation))}; give an ImageGeneration, as in "
                 "ImageGeneration(num_candidates=24)."
             )
-        generation = generation or self._image_generation or ImageGeneration()
+        generation = generation or self._decoder.image_generation or ImageGeneration()
         generation.check(self.loaded.processor)
         call = CallOptions("text_to_image", None, False, None, generation)
         batch = [self._make_request(None, text, None) for text in instructions_of(texts)]
@@ -311,8 +294,8 @@ class Predictor:
           FileNotFoundError, ValueError: see `predict`.
         """
         call = check_arguments(self.loaded, task, candidates, score_all, decoding)
-        prepared = self._prepare(self._make_request(image, instruction, region), call)
-        self._check_decodable(prepared)
+        prepared = self._decoder.prepare(self._make_request(image, instruction, region), call)
+        self._decoder.check_decodable(prepared)
         return prepared
 
     def decode(self, batch: Sequence[PreparedRequest]) -> list[Prediction | ValueError]:
@@ -327,19 +310,12 @@ class Predictor:
           For each request its prediction, or the error for which it has none.
         """
         is_single = len(batch) <= self._num_shards
-        return self._decode(batch, self._num_shards if is_single else self._batch_size)
+        return self._decoder.decode(batch, self._num_shards if is_single else self._batch_size)
 
     @property
     def batch_size(self) -> int:
         """The requests that are decoded at once."""
         return self._batch_size
-
-    def _prepare(self, request: Request, call: CallOptions) -> PreparedRequest:
-        """Encodes a request."""
-        preset = self._find_preset(request.instruction, call)
-        example, transform = requests.encode_request(request, self.loaded.processor, preset)
-        length = self._padded_length(len(example["inputs"]))
-        return PreparedRequest(example, transform, preset, call, length, request.instruction)
 
     def _predict(
         self,
@@ -353,110 +329,20 @@ class Predictor:
         groups = collections.defaultdict(list)
         for index, request in enumerate(batch):
             with naming_request(index if is_batch else None):
-                prepared.append(self._prepare(request, call))
+                prepared.append(self._decoder.prepare(request, call))
             groups[prepared[-1].group].append(index)
         for indices in groups.values():
-            self._check_decodable(prepared[indices[0]])
+            self._decoder.check_decodable(prepared[indices[0]])
         predictions: dict[int, Prediction] = {}
         for indices in groups.values():
             for chunk in _chunks(indices, batch_size):
-                found = self._decode([prepared[index] for index in chunk], batch_size)
+                found = self._decoder.decode([prepared[index] for index in chunk], batch_size)
                 for index, prediction in zip(chunk, found, strict=True):
                     with naming_request(index if is_batch else None):
                         if isinstance(prediction, ValueError):
                             raise prediction
                     predictions[index] = prediction
         return [predictions[index] for index in range(len(batch))]
-
-    def _decode(
-        self, batch: Sequence[PreparedRequest], num_rows: int
-    ) -> list[Prediction | ValueError]:
-        """Decodes requests of one group in a batch of `num_rows`, see `decode`."""
-        preset, call = batch[0].preset, batch[0].call
-        decoder = self._decoder(preset, call.candidates, call.score_all)
-        first, padding = self._num_requests, num_rows - len(batch)
-        self._num_requests += len(batch)
-        seeds = [*range(first, self._num_requests), *[0] * padding]
-        decoded = decoder(self.loaded.variables, make_batch(batch, num_rows), seeds=seeds)
-        generation = self._generation_of(call)
-        if generation is not None and preset.unconditional is not None:
-            reranking = self._rerankings.setdefault(generation, Reranking(generation, self.loaded))
-            decoded = reranking(decoded, [caption_of(request.instruction) for request in batch])
-        found: list[Prediction | ValueError] = []
-        for row, request in enumerate(batch):
-            try:
-                found.append(read_row(decoded, row, self.loaded.processor, request.transform))
-            except ValueError as error:
-                found.append(error)
-        return found
-
-    def _generation_of(self, call: CallOptions) -> ImageGeneration | None:
-        """Returns how a call generates images; None for the decoder's settings alone."""
-        if call.image_generation is not None or call.decoding is not None:
-            return call.image_generation
-        return self._image_generation
-
-    def _find_preset(self, instruction: str, call: CallOptions) -> DecodePreset:
-        """Returns the preset of a request, with other decoding settings if they are given."""
-        processor = self.loaded.processor
-        preset = presets.find_preset(
-            call.task or wordings.recognise_task(instruction),
-            processor,
-            self.loaded.model.config,
-            self._beam_size,
-        )
-        generation = self._generation_of(call)
-        if generation is not None:
-            preset = generation.apply(preset, processor.vocabulary.num_codes)
-        return presets.apply_options(
-            preset, call.decoding, call.candidates, processor.vocabulary, self._beam_size
-        )
-
-    def _check_decodable(self, request: PreparedRequest) -> None:
-        """Raises ValueError, before anything is compiled, for an output that is out of reach."""
-        preset, call = request.preset, request.call
-        key = preset.decoding, request.length, call
-        if key not in self._decodable:
-            presets.check_decodable(
-                preset,
-                call.candidates,
-                call.score_all,
-                request.length,
-                self.loaded.processor.vocabulary,
-                self.loaded.model.config,
-            )
-            with self._lock:
-                self._decodable[key] = None
-                if len(self._decodable) > _MAX_DECODERS:
-                    self._decodable.popitem(last=False)
-
-    def _padded_length(self, tokens: int) -> int:
-        """Returns the length to which an instruction is padded."""
-        longest = self._lengths[-1]
-        if tokens > longest:
-            logging.warning("An instruction of %d tokens is truncated to %d.", tokens, longest)
-        return next((length for length in self._lengths if length >= tokens), longest)
-
-    def _decoder(
-        self, preset: DecodePreset, candidates: tuple[str, ...] | None, score_all: bool
-    ) -> BatchDecoder:
-        """Returns the decoder of these settings; the most recently used ones are kept."""
-        key = preset.decoding, preset.unconditional, candidates, score_all
-        if key not in self._decoders:
-            self._decoders[key] = BatchDecoder(
-                self.loaded.model,
-                presets.inference_spec(
-                    preset.decoding, candidates, score_all, preset.unconditional
-                ),
-                self.loaded.processor.vocabulary,
-                self.loaded.partitioner,
-                seed=self._seed,
-                num_best=_MAX_ALTERNATIVES,
-            )
-        self._decoders.move_to_end(key)
-        if len(self._decoders) > _MAX_DECODERS:
-            self._decoders.popitem(last=False)
-        return self._decoders[key]
 
 
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:

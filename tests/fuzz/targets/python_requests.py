@@ -41,7 +41,7 @@ class PythonRequests(cases.Target):
 
             return decode
 
-        self._predictor._decoder = decoder  # type: ignore[method-assign]
+        self._predictor._decoder._find_decoder = decoder  # type: ignore[method-assign]
         self._path = folder / "plain.png"
         self._path.write_bytes(good.image(1))
 
