@@ -1,7 +1,7 @@
 """Inference: `ofa_jax.Predictor` in Python, and jobs over many inputs.
 
 predictor     predicts outputs for images and instructions, one at a time or in batches; checks its
-              arguments with `predictor_arguments`
+              arguments with `predictor_arguments`, and decodes with `request_decoder`
 loading       loads a checkpoint with its vocabulary, image tokenizer and image sizes
 presets       decode presets: how each task is decoded
 image_generation  how images are generated from captions; `reranking` chooses the best candidate
@@ -17,7 +17,7 @@ fingerprint   what the predictions of a job depend on
 resume        continues a job in its output directory, or refuses to
 kinds         finds how each request is decoded
 request_batches  puts requests of one kind into batches
-job           decodes many requests and writes them shard by shard
+job           decodes many requests and writes them shard by shard, with `shard_writer`
 shards        output files that are complete or absent
 
 The exported names are imported on first use.

@@ -3,7 +3,7 @@
 limits            sizes of uploads and texts, rates, and what is checked before anything is decoded
 prediction_queue  puts requests of several threads into batches; `prediction_requests` are what
                   it takes and refuses
-fields            the JSON fields of the endpoint, in and out
+fields            the JSON fields of the endpoint, in and out; `schemas` describe them
 http_app          the endpoint `POST /predict`
 http_guards       the host, the size and the rate of requests, before they are read
 api_page          the page that describes the endpoint

@@ -32,7 +32,7 @@ from ofa_jax.inference.image_generation import with_images
 from ofa_jax.inference.loading import LoadedModel
 from ofa_jax.model.config import PIXELS_PER_CODE
 from ofa_jax.preprocessing import instructions
-from ofa_jax.serving import demo_answers, fields
+from ofa_jax.serving import demo_answers, fields, schemas
 from ofa_jax.serving.http_guards import BodyReader, HttpError, discard_body, json_response
 from ofa_jax.serving.page_examples import PageExample
 from ofa_jax.serving.page_guard import PageGuard
@@ -51,7 +51,7 @@ _MAX_CONCURRENT = 64
 _CANDIDATES = {"image_text_matching": "yes\nno", "snli_ve": "yes\nno\nmaybe"}
 _ABOUT_REGIONS = (None, "grounded_captioning", "visual_question_answering")
 _UNUSED_REGION = "The box was not used: this instruction is about the whole image."
-_FIRST_INSTRUCTION = fields.EXAMPLE_INSTRUCTIONS["image_captioning"]
+_FIRST_INSTRUCTION = schemas.EXAMPLE_INSTRUCTIONS["image_captioning"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +265,7 @@ class _Page:
     def _on_task(self, task: str) -> tuple[str, str, bool]:
         """Returns an instruction and the allowed answers of a task."""
         allowed = _CANDIDATES.get(task, "")
-        return fields.EXAMPLE_INSTRUCTIONS.get(task, ""), allowed, bool(allowed)
+        return schemas.EXAMPLE_INSTRUCTIONS.get(task, ""), allowed, bool(allowed)
 
     def _on_example(self, chosen: str) -> tuple[str, str, str, bool, str]:
         """Returns what the form shows for an example."""

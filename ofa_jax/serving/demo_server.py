@@ -14,7 +14,7 @@ from ofa_jax.inference.image_generation import ImageGeneration
 from ofa_jax.inference.job import print_line
 from ofa_jax.inference.predictor import Predictor
 from ofa_jax.interop import image_tokenizer_file
-from ofa_jax.serving import fields
+from ofa_jax.serving import schemas
 from ofa_jax.serving.demo_page import add_demo_page, page_content
 from ofa_jax.serving.http_app import make_app
 from ofa_jax.serving.limits import Limits
@@ -69,7 +69,7 @@ class DemoServer:
         """Puts a question about a grey image into the queue, whose answer nobody waits for."""
         grey = np.full((64, 64, 3), 128, np.uint8)
         return self.queue.submit(
-            PredictionRequest(fields.EXAMPLE_INSTRUCTIONS[_WARM_UP_TASK], grey)
+            PredictionRequest(schemas.EXAMPLE_INSTRUCTIONS[_WARM_UP_TASK], grey)
         )
 
 

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 import ofa_jax
 from ofa_jax.inference.predictions import Prediction
-from ofa_jax.serving import fields
+from ofa_jax.serving import fields, schemas
 from ofa_jax.serving.api_page import make_page
 from ofa_jax.serving.fields import BadFieldError, ParsedRequest
 from ofa_jax.serving.http_guards import (
@@ -78,7 +78,7 @@ def make_app(queue: PredictionQueue, *, allowed_hosts: Iterable[str] = ()) -> Fa
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": dict(fields.REQUEST_SCHEMA)}},
+                "content": {"application/json": {"schema": dict(schemas.REQUEST_SCHEMA)}},
             }
         },
     )
@@ -103,14 +103,14 @@ def make_app(queue: PredictionQueue, *, allowed_hosts: Iterable[str] = ()) -> Fa
 
 def _describe_responses() -> dict[int | str, dict[str, Any]]:
     """Returns the responses of `POST /predict` for the OpenAPI description."""
-    schemas = {200: ("The prediction.", fields.ANSWER_SCHEMA)}
-    schemas |= {status: (reason, fields.ERROR_SCHEMA) for status, reason in _REASONS.items()}
+    answers = {200: ("The prediction.", schemas.ANSWER_SCHEMA)}
+    answers |= {status: (reason, schemas.ERROR_SCHEMA) for status, reason in _REASONS.items()}
     return {
         status: {
             "description": description,
             "content": {"application/json": {"schema": dict(schema)}},
         }
-        for status, (description, schema) in schemas.items()
+        for status, (description, schema) in answers.items()
     }
 
 

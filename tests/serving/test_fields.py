@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofa_jax.serving import fields
+from ofa_jax.serving import schemas
 from ofa_jax.serving.fields import BadFieldError, parse_body
 from ofa_jax.serving.limits import Limits, TooLargeError
 
@@ -16,7 +16,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-NAMES = st.sampled_from([*fields.REQUEST_SCHEMA["properties"], "imge"]) | st.text(max_size=8)
+NAMES = st.sampled_from([*schemas.REQUEST_SCHEMA["properties"], "imge"]) | st.text(max_size=8)
 LIKELY = st.sampled_from(
     ["a red apple", "image_captioning", "aGVsbG8=", "data:image/png;base64,aGVsbG8=", [0, 0, 9, 9]]
 )
@@ -32,7 +32,7 @@ def test_any_object_is_a_request_or_a_sentence(given_fields):
         str(error).encode()
     else:
         assert parsed.request.instruction.strip() and 1 <= parsed.num_candidates <= 64
-        assert set(given_fields) <= set(fields.REQUEST_SCHEMA["properties"])
+        assert set(given_fields) <= set(schemas.REQUEST_SCHEMA["properties"])
 
 
 @given(st.binary(max_size=60))
@@ -52,7 +52,7 @@ def test_every_field_is_read():
         "score_all": True,
         "num_candidates": 2,
     }
-    assert set(body) == set(fields.REQUEST_SCHEMA["properties"])
+    assert set(body) == set(schemas.REQUEST_SCHEMA["properties"])
     parsed = parse_body(json.dumps(body).encode(), Limits())
     request = parsed.request
     assert (parsed.id, parsed.num_candidates) == (7, 2)
@@ -69,7 +69,7 @@ def test_every_field_is_read():
 
 
 def test_null_is_as_if_a_field_were_left_out():
-    body = dict.fromkeys(fields.REQUEST_SCHEMA["properties"]) | {"task": "image_captioning"}
+    body = dict.fromkeys(schemas.REQUEST_SCHEMA["properties"]) | {"task": "image_captioning"}
     parsed = parse_body(json.dumps(body).encode(), Limits())
     assert parsed.request.instruction == "what does the image describe?"
     assert parsed.request.image is None and parsed.num_candidates == 5
@@ -79,6 +79,6 @@ def test_every_example_instruction_belongs_to_its_task():
     from ofa_jax.inference.presets import PRESETS
     from ofa_jax.preprocessing.instructions import recognise_task
 
-    assert set(fields.EXAMPLE_INSTRUCTIONS) == set(PRESETS)
-    for task, instruction in fields.EXAMPLE_INSTRUCTIONS.items():
+    assert set(schemas.EXAMPLE_INSTRUCTIONS) == set(PRESETS)
+    for task, instruction in schemas.EXAMPLE_INSTRUCTIONS.items():
         assert recognise_task(instruction) in (task, None)
