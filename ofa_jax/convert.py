@@ -13,11 +13,11 @@
 
 INPUT is recognised by its content: a `.pt` of fairseq, a folder with weights (model.safetensors or
 pytorch_model.bin, or several files with an index) and config.json, a run directory of ours, or one
-of t5x with `checkpoint_STEP`. What it holds and was not taken (averaged weights, an optimiser's
-state) is listed. OUTPUT (`.pt` is fairseq's) and --layout decide the result.
-INITIAL_CHECKPOINT_PATH accepts the resulting run directory, and the other two themselves. Nothing
-in a `.pt` is executed. Converting there and back gives the same tensors bit for bit: origin.json
-keeps what our variables do not hold.
+of t5x with `checkpoint_STEP`. What it holds but the result does not (averaged weights, an
+optimiser's state) is listed. OUTPUT (`.pt` is fairseq's) and --layout decide the result.
+INITIAL_CHECKPOINT_PATH accepts a run directory, and also a `.pt` or a Hugging Face folder that was
+not converted. Nothing in a `.pt` is executed. Converting there and back gives the same tensors bit
+for bit: origin.json keeps what our variables do not hold.
 
 A Hugging Face folder gets model.safetensors and pytorch_model.bin, config.json, the tokenizer files
 and preprocessor_config.json as far as INPUT or --vocabulary has them, and a model card with the

@@ -15,9 +15,8 @@ from ofa_jax.checkpoints import storage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 3
-# Each stream more is compiled once more by each of three processes. Images, batch statistics and
-# two groups of losses are in these two; rows of codes go over several devices in
-# test_partitioning.py.
+# Each of three processes compiles every stream, so there are only two. They have images, batch
+# statistics and two groups of losses; test_partitioning.py splits rows of codes over devices.
 STREAMS = "--gin.train.streams=[@pairs/Stream(), @text/Stream()]"
 
 

@@ -58,8 +58,8 @@ def worker_processes(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield executor
         except BaseException:
-            # Also one that was just started, which the executor does not know yet: it would wait
-            # for work, and this process for its end.
+            # The executor does not know a process that has just been started: such a process would
+            # wait for work, and this one for its end. So all children are killed.
             for process in multiprocessing.active_children():
                 process.kill()
             executor.shutdown(wait=False, cancel_futures=True)

@@ -118,9 +118,10 @@ def check(
       Those of `not_needed` that are left required.
 
     Raises:
-      ConfigError: a text that is not gin; an unknown configurable, parameter or macro; a macro
-        that nothing uses but resembles one; a `%gin.REQUIRED` that nothing has set; a value that
-        needs itself, or that its parameter cannot take; a module that may not be imported.
+      ConfigError: a text that is not gin; an unknown configurable, parameter or macro; an unused
+        macro whose name resembles that of another one; a `%gin.REQUIRED` that nothing has set; a
+        value that refers to itself, or that its parameter cannot take; a module that may not be
+        imported.
     """
     reader = _Reader(search_paths, list(renamings))
     found: list[Binding] = []

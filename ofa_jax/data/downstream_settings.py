@@ -77,7 +77,7 @@ class DownstreamSettings:
         of them.
       data_dir: the folder that all paths here start from.
       tfds: data -> name of the TFDS data set, e.g. {"cola": "glue/cola"}, stored as array_record or
-        parquet; counts more than `files`.
+        parquet; takes precedence over `files`.
       tfds_data_dir: TFDS's folder; its default when None.
       selected_cols: data -> columns as in the official flags, where they differ from the usual
         ones, e.g. {"imagenet": "0,1"}.
@@ -85,7 +85,8 @@ class DownstreamSettings:
       vqa_answers: the file of the candidate answers of VQA: JSON (a list, or a dict whose
         keys are answers), or text with one per line; see `choices`. The official pickles are not
         read.
-      class_names: the same of ImageNet's classes; over TFDS, in the order of its labels.
+      class_names: the file of the names of ImageNet's classes, in the same formats; with TFDS, in
+        the order of its labels.
       options: fields of `DownstreamConfig` that differ from the published ones. Images are decoded
         as the reference implementation does, and as people see them if all data is in TFDS.
       task_modules: modules that register tasks, besides those that the run names.

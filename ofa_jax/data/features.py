@@ -21,8 +21,8 @@ and, used only in evaluation (both optional):
 A *batch* stacks the features of B examples. Its shapes are the same at every step:
 
     encoder_input_tokens       int32[B, S]
-    encoder_images             uint8[B, H, W, 3]   streams with an image_size only, as the next one
-    encoder_image_mask         bool[B]             whether the example has an image
+    encoder_images             uint8[B, H, W, 3]   streams with an image_size only
+    encoder_image_mask         bool[B]             the same: whether the example has an image
     encoder_patch_indices      int32[B, K]         streams that sample patches only
     encoder_image_blank_boxes  int32[B, 4]         streams of images with code_targets only
     decoder_input_tokens       int32[B, T]         the targets shifted right behind bos

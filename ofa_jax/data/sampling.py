@@ -83,9 +83,9 @@ class RateInterleaving(grain.transforms.DatasetSelectionMap):
         return sys.maxsize
 
     def __getitem__(self, row: int) -> tuple[int, int]:
-        # Goes through the tasks. `before` and `after` count the rows that this task and the later
-        # ones share among themselves, up to this row exclusive and inclusive. If one row fewer is
-        # left to the later tasks than was added, the row belongs to this task.
+        # Goes through the tasks. `before` and `after` count the rows of this task and all later
+        # ones, without this row and with it. The row belongs to this task if the later ones have
+        # the same number of rows without it and with it.
         before, after, remaining = row, row + 1, sum(self._weights)
         for task, weight in enumerate(self._weights):
             later_before = before * (remaining - weight) // remaining

@@ -4,14 +4,14 @@ build               builds an evaluation: checkpoints, tasks, model
 run                 evaluates every selected checkpoint
 eval_spec           EvalSpec: how a task is decoded, parsed and scored; the registry of all tasks
 load_tasks          from the names of seqio tasks to tasks that are ready to be evaluated
-eval_example        what is known of an example; the boundary at which bad records end
+eval_example        what is known of an example; a bad record becomes an example with an error
 eval_sources        the examples of a task as batches
 batch_decoder       decodes batches with one compiled program
 pipeline            decodes many batches while the host prepares the next ones
 postprocess         parses decoded tokens
 image_ranking       chooses the best of several generated images
 evaluator           evaluates a task on a checkpoint; resumable
-scoring             the metrics of predictions, whatever a metric does
+scoring             the metrics of predictions; one that fails does not stop the others
 seqio_metrics       the same metrics for plain seqio
 prediction_lines    predictions as lines
 prediction_files    files of lines, in parts
@@ -23,7 +23,7 @@ gallery             examples with image, target and prediction, for the report
 gallery_events      the same for TensorBoard
 errors              the error of an evaluation that cannot continue
 results             metrics of all checkpoints, as JSON and as a table
-rewards             the reward of self-critical training
+rewards             the rewards of self-critical training
 trivial_baselines   baselines that look neither at the image nor at the text
 metrics             the metrics
 """

@@ -152,8 +152,7 @@ def build_evaluation(
       batches_per_part: batches per written part of the predictions.
       num_threads: threads that prepare batches.
       num_workers: processes that prepare batches, instead of threads; 0 for none.
-      check_memory: whether to refuse what needs more memory than there is, by an estimate from
-        below.
+      check_memory: whether to refuse the work if a lower bound on its memory exceeds what there is.
       gallery_examples: number of examples in the gallery of each task, half of them the worst and
         half the best; 0 for no gallery.
       override_decoding: changes a task's decoding settings.

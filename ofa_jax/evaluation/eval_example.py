@@ -1,4 +1,4 @@
-"""What an evaluation knows of an example, and the boundary at which bad records end."""
+"""What an evaluation knows of an example; a bad record becomes an example with an error."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Computes the metrics of written predictions. Whatever a metric does, the others are computed.
+"""Computes the metrics of written predictions; one that fails does not stop the others.
 
     predictions.jsonl ─▶ examples with a reference that the metric can use ─▶ metric ─▶ values
 

@@ -94,11 +94,11 @@ def build_job(
       inputs: the inputs to decode.
       vocabulary: for checkpoints that do not store theirs, see `loading.load_model`.
       image_tokenizer: decodes image codes, if the run does not store one.
-      task: selects the decode preset, a key of `presets.PRESETS`, e.g. "visual_grounding", of
-        requests that name no task themselves; that of each instruction when None. A seqio task has
-        its own.
+      task: the task of requests that name none, a key of `presets.PRESETS` such as
+        "visual_grounding"; it decides how they are decoded. When None, the task is recognised from
+        each instruction. A seqio task has its own preset.
       candidates: the only outputs allowed, e.g. ["yes", "no"]; a seqio task has its own.
-      candidates_file: a file with one candidate per line, instead.
+      candidates_file: a file with one candidate per line, in place of `candidates`.
       score_all: whether to score every candidate instead of searching among them.
       decoding: settings of the decoder; those of the preset or the task when None.
       image_size: size of the model's images in pixels a side; the run's when None; 0 for text
@@ -115,12 +115,11 @@ def build_job(
       num_hosts: number of hosts, which share the output files; that of the cluster when None.
       num_threads: threads that prepare requests.
       partitioner: the mesh; the devices of this host, along `data`, when None.
-      decode_options: how images of requests are decoded, and their limits; as people see them when
-        None.
+      decode_options: how images of requests are decoded, and their limits; when None, as an image
+        viewer shows them.
       settings: settings of the project's tasks; None for other inputs.
       mixture_or_task_module: module(s) to import, which register tasks.
-      check_memory: whether to refuse what needs more memory than there is, by an estimate from
-        below.
+      check_memory: whether to refuse a job if a lower bound on its memory exceeds what there is.
       image_generation: how images are generated from captions (candidates, guidance, ranker); those
         of the preset or the task when None.
 

@@ -21,7 +21,7 @@ _OVERRIDE = "infer.check_memory"
 
 @dataclasses.dataclass(frozen=True)
 class BatchMemory:
-    """Refuses batches that need more memory than there is, by an estimate from below.
+    """Refuses batches if a lower bound on their memory exceeds what there is.
 
     Attributes:
       batch_size: requests that are decoded at once.

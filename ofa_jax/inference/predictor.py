@@ -8,8 +8,8 @@
     )
     prediction.boxes                   # float32 [1, 4], pixels of room.jpg
 
-Nothing is compiled before the first call, and then once for each shape (length of instructions, one
-request or a batch, with an image or without) and decoding configuration.
+The first call compiles, and so does a later one whose shape (length of the instruction, one request
+or a batch, with an image or without) or decoding configuration is new.
 """
 
 import collections

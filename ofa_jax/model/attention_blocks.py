@@ -75,9 +75,9 @@ def vmem_bytes(
     """
     block, width = blocks.queries, round_up(blocks.keys)
     scores = 6 * block * width
-    # Arguments and results have two buffers each: what comes next is fetched meanwhile. A program
-    # has the bias of all queries and its block of keys and the gradient, or only the bias of its
-    # block of queries and all keys.
+    # Arguments and results have two buffers each, because the next ones are fetched meanwhile. A
+    # program holds the bias of all queries with its block of keys, and the gradient of this bias;
+    # or the bias of its block of queries with all keys, without a gradient.
     pairs = 2 * round_up(queries, block) * width
     if blocks.keys < keys:
         pairs = max(pairs, block * round_up(keys, width))

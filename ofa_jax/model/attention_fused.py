@@ -209,8 +209,8 @@ def _attend_forward(
 ) -> tuple[Array, tuple[list[Array], list[Array], list[Array]]]:
     """Attends, and saves what the backward pass reads."""
     mixed, statistics = _attend_with_statistics(spec, layout, floats, others)
-    # A layer that is rematerialised saves these: its backward pass does not need the forward
-    # kernel again. What it reads must have the name here, where it is made.
+    # Rematerialised layers save the arrays of this name, so that their backward pass does not run
+    # the forward kernel again. All that the backward pass reads is named here, where it is made.
     mixed = checkpoint_name(mixed, ATTENDED)
     saved = [checkpoint_name(x, ATTENDED) for x in statistics]
     return mixed, (floats, others, [mixed, *saved] if saved else [])

@@ -1,10 +1,10 @@
 """One program of an attention kernel: a block of queries and one of keys, of one example and head.
 
-Where all keys are one block, the softmax needs one pass. Where they are several, the forward pass
-keeps the largest score and the sum of the powers of each query so far (Milakov and Gimelshein 2018,
-Online normalizer calculation for softmax, section 3) and hands the last ones on to the backward
-pass, which takes weights from them and the sums over all keys from the result (Dao et al. 2022,
-FlashAttention, appendix B.4).
+If one block holds all keys, the softmax needs one pass. If there are several blocks, the forward
+pass keeps each query's largest score and its sum of exponentials so far (Milakov and Gimelshein
+2018, Online normalizer calculation for softmax, section 3). The backward pass computes the
+attention weights from their final values, and its sums over all keys from the attention's result
+(Dao et al. 2022, FlashAttention, appendix B.4).
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ _ABSENT = -(2.0**100)
 """Score of keys that only fill up a block: vanishes beside masked pairs too."""
 
 STATISTICS = 8
-"""Rows of the statistics of a block of queries: the largest score, the sum of powers, the sum of
-weights times their gradients, and unused ones, as a TPU wants a multiple of eight."""
+"""Rows of the statistics of a block of queries: the largest score, the sum of exponentials, the
+sum of weights times their gradients, and unused rows: a TPU needs a multiple of eight."""
 
 
 @dataclasses.dataclass(frozen=True)

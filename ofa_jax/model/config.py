@@ -67,8 +67,8 @@ class OFAConfig:
       scale_embedding: multiply token and patch embeddings by `sqrt(width)`.
       entangle_encoder_positions, entangle_decoder_positions: also add the position embeddings to
         the embeddings (the published models do not).
-      interpolate_positions: give images with more patches than an image of
-        `interpolation_image_size` position embeddings that are resized bilinearly from its grid.
+      interpolate_positions: images with more patches than an image of
+        `interpolation_image_size` get the position embeddings of its grid, resized bilinearly.
       interpolation_image_size: side in pixels of the image whose position grid is resized.
       type_embedding: add a type vector for text or image to the embeddings.
       text_norm, patch_norm, code_norm: LayerNorms on text, patch and code embeddings (`text_norm`

@@ -37,16 +37,16 @@ class DownstreamConfig:
 
     Attributes:
       vocabulary: encodes text, boxes and image codes.
-      image_size: the side of images in pixels,
-      grounding_image_size: and in grounding.
+      image_size: the side of images in pixels, except in grounding.
+      grounding_image_size: the side of images in grounding.
       max_image_size: the coordinate in pixels that the last location bin stands for.
       code_image_size: the side of generated images; each 8 x 8 pixels are one code.
       max_source_words: the maximum length of questions, phrases, premises and hypotheses.
       max_caption_words: the maximum length of captions in the target.
       max_prompt_words: the maximum length of captions that an image is generated from.
       max_sentence_words: the maximum length of each sentence in GLUE.
-      max_article_tokens: the maximum length of an article in words, and with its instruction in
-        tokens.
+      max_article_tokens: the maximum number of words of an article, and then of tokens of the
+        instruction with the article in it.
       max_summary_words: the maximum length of summaries.
       max_objects: the maximum number of detected objects in the instruction.
       detected_objects: whether the names of detected objects follow a question, where a record has

@@ -27,15 +27,16 @@ class ObjectiveConfig:
       image_size: the side of images in image-text pairs, in pixels.
       resize_range: the range that the shorter side of such images is sampled from, both ends
         included.
-      resize_max_size: the longer side is cut to this.
+      resize_max_size: the maximum length of the longer side; it alone is reduced to this, which
+        changes the aspect ratio, as in the reference implementation.
       max_image_size: the coordinate in pixels that the last location bin stands for.
       infill_image_size: the side of images in image infilling.
       code_image_size: the side of their centre, which is blanked and predicted as codes.
       detection_image_size: the side of images in object detection.
       max_source_words: the maximum length of captions and questions in the instruction.
       max_target_words: the maximum length of captions in the target.
-      text_length: text infilling encodes at most this many tokens of a text,
-      text_window: and keeps this many of them, from the end.
+      text_length: the maximum number of tokens that text infilling encodes of a text.
+      text_window: the number of these tokens that it keeps, the last ones.
       mask_ratio: the share of the words that text infilling masks.
       distant_negatives: the share of the false captions in matching that are about something else
         entirely, for records whose own `negative_captions` are all close to the truth. Only in

@@ -399,9 +399,10 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 """The name of each objective -> its function."""
 
-# The reference implementation makes two examples of a pair: the second asks whether image and text
-# match or, of a region, for its caption instead of its box. So matching is as frequent as captions
-# and questions together, and grounding as frequent as grounded captioning.
+# The reference implementation makes two examples of each record of this stream. The second one of a
+# caption or a question asks whether it matches the image; that of a region asks for its caption in
+# place of its box. So matching is as frequent as captions and questions together, and grounding as
+# frequent as grounded captioning.
 PAIR_RATES: Mapping[str, float] = {
     "image_captioning": 1.0,
     "visual_question_answering": 1.0,

@@ -15,7 +15,8 @@ InvalidRecordError if a field that it needs is missing.
     codes             int32[n], precomputed image codes: of the image's centre for infilling, of
                       the whole image for text-to-image generation
     text              str                              summary            str
-    data_set          str, the data set that the record is from (captions of "cc12m" are special)
+    data_set          str, the data set that the record is from (of a caption of "cc12m" the first
+                      two tokens get no loss)
     label             str, the target of a classification; in `pairs` "yes" or "no": whether
                       matching uses a true or a false text
     sentence, sentence1, sentence2, premise, hypothesis, question, question1, question2

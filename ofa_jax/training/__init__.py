@@ -1,7 +1,7 @@
 """Training: losses, optimizer, the step and the loop.
 
 build            `build_run`: from a configuration to a `Run`, checked and not yet compiled
-train_program    `build_train_program`: network, state and step, as trained and as planned
+train_program    `build_train_program`: network, state and step, for training and for plans
 run              `Run`: everything the loop works with
 loop             `train`: restore, step, log, save, validate; `loop_config` says when
 early_start      the first batch and the compiled step while the state is restored

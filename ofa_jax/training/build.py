@@ -97,13 +97,13 @@ def build_run(
       loop: when to log, save and validate.
       loss: its options; plain cross-entropy when None.
       partitioner: the mesh; all devices along `data` when None.
-      settings: what the tasks of this project run over; None for other tasks.
+      settings: data set, vocabulary and options of this project's tasks; None for other tasks.
       mixture_or_task_module: module(s) to import, which register tasks and mixtures.
       initial_checkpoint_path: where a new run takes parameters and batch statistics from.
       initial_checkpoint_weights: which parameters of that checkpoint: "model" for the last ones,
         "ema" for the averaged ones.
-      initial_resnet_path: where a new run takes its ResNet from, as torchvision saves a trained
-        one; it replaces that of the checkpoint if both are given.
+      initial_resnet_path: a file of a trained ResNet, as torchvision saves it, from which a new run
+        takes its ResNet; it replaces that of the checkpoint if both are given.
       seed: of parameters, order, augmentation and dropout.
       gradient_accumulation: number of parts into which the batch of a step is cut to save memory;
         see `step.make_train_step`.
@@ -122,11 +122,10 @@ def build_run(
       final_gallery_examples: the same for the last validation, in batches of that size.
       num_threads: threads that make batches.
       num_workers: processes that make batches; 0 for none.
-      peak_flops: operations per second of one device, which MFU is a share of; the published figure
-        of the device's kind when None. For a CPU, use the rate that `tools.benchmark_step`
-        measures.
-      check_memory: whether to refuse a run that needs more memory than there is, by an estimate
-        from below.
+      peak_flops: the most operations per second that one device can do, the divisor of MFU; the
+        published figure of the device's kind when None. For a CPU, use the rate that
+        `tools.benchmark_step` measures.
+      check_memory: whether to refuse a run if a lower bound on its memory exceeds what there is.
       metric_writers: further writers of metrics beside TensorBoard, see `training.metric_writers`.
 
     Raises:

@@ -29,8 +29,8 @@ class LoopConfig:
         that a supervisor restarts it. None for no limit. Compiling and validating count.
       profile_steps: the first and the last step to profile into MODEL_DIR/profile; None for none.
       max_minutes: minutes of training after which the run ends, whatever steps are left; checked
-        with every log. Time before a restart counts as far as a checkpoint has it; validation does
-        not count. None for no limit.
+        with every log. After a restart, the time up to the checkpoint that the run continues from
+        counts too; validation does not count. None for no limit.
     """
 
     total_steps: options.Steps

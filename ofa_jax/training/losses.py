@@ -51,8 +51,8 @@ class LossConfig:
       pad_id: targets that are not scored.
       logits_in_blocks: whether logits are computed block by block of the vocabulary, and again for
         the gradient, instead of being kept: less memory and memory traffic for a third more
-        arithmetic in this product. Not where a loss needs all of them (R-Drop, candidates) or the
-        vocabulary is split over devices. The result agrees within rounding.
+        arithmetic in this product. It has no effect where a loss needs all logits (R-Drop,
+        candidates) or the vocabulary is split over devices. The result agrees within rounding.
     """
 
     label_smoothing: options.Rate = 0.0

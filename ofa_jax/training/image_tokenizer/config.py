@@ -25,12 +25,13 @@ class QuantizerConfig:
       temperature: "gumbel": at the start.
       end_temperature: "gumbel": after `anneal_steps`; the temperature falls exponentially.
       anneal_steps: 0 for `temperature` throughout.
-      kl_weight: "gumbel": weight of the divergence of the codes' probabilities from even ones.
+      kl_weight: "gumbel": weight of the divergence of the codes' probabilities from uniform ones.
       straight_through: "gumbel": whether the decoder sees the vector of the drawn code, as it does
         after training, instead of the mean of all vectors by their probabilities.
       revive_period: steps between two revivals of unused codes; 0 for none.
-      revive_below: a code is unused if it is drawn less often than this share of an even use.
-      use_decay: of the moving average of the use of each code.
+      revive_below: a code counts as unused if it is drawn less often than this share of what it
+        would be if all codes were drawn equally often.
+      use_decay: decay of the moving average of how often each code is drawn.
     """
 
     kind: Annotated[str, options.OneOf((GUMBEL, NEAREST))] = GUMBEL
