@@ -11,10 +11,11 @@
     wordings            several wordings of an instruction
     instructions        instructions as users write them
     record_fields       checked access to a record's fields: texts and the image
-    record_questions    the same of questions and answers
-    record_regions      the same of boxes and image codes
+    record_questions    checked access to its questions and answers
+    record_regions      checked access to its boxes and image codes
     image_files         decoding of images, within limits
     images, boxes       image transforms, and those of boxes
+    pair_images         the images of pairs and regions
     image_sharing       one image for two examples of a record
     randaugment         RandAugment
     masking             the span masks of text infilling
@@ -38,6 +39,7 @@ __all__ = [
     "negatives",
     "objective_config",
     "objectives",
+    "pair_images",
     "prompts",
     "randaugment",
     "record_fields",

@@ -6,17 +6,16 @@ record has several captions, questions or phrases, one is sampled. All randomnes
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
 from ofa_jax.preprocessing import boxes as box_ops
 from ofa_jax.preprocessing import (
-    image_sharing,
     images,
     masking,
     negatives,
+    pair_images,
     prompts,
     record_questions,
     record_regions,
@@ -24,7 +23,6 @@ from ofa_jax.preprocessing import (
 from ofa_jax.preprocessing import record_fields as fields
 from ofa_jax.preprocessing.examples import Example, make_example
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
-from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
 from ofa_jax.preprocessing.text import clean_caption, has_no_words, is_blank
 from ofa_jax.preprocessing.wordings import fill
@@ -46,7 +44,7 @@ def image_captioning(record: Record, rng: np.random.Generator, config: Objective
         config.vocabulary,
         config.wording("image_captioning", rng),
         f" {caption}",
-        _load_pair_image(record, rng, config),
+        pair_images.load_image(record, rng, config),
     )
     if unscored := _UNSCORED_TOKENS.get(record.get("data_set", ""), 0):
         example["unscored_targets"] = np.int32(unscored)
@@ -62,7 +60,7 @@ def visual_question_answering(
         config.vocabulary,
         config.wording("visual_question_answering", rng).format(question=question),
         f" {answer}",
-        _load_pair_image(record, rng, config),
+        pair_images.load_image(record, rng, config),
         confidence,
     )
 
@@ -91,7 +89,7 @@ def image_text_matching(
         config.vocabulary,
         instruction,
         prompts.YES if positive else prompts.NO,
-        _load_pair_image(record, rng, config),
+        pair_images.load_image(record, rng, config),
         confidence,
     )
 
@@ -174,7 +172,7 @@ def _match_answer(
 
 def visual_grounding(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Returns `which region does the text " {phrase} " describe?` -> its box."""
-    phrase, bins, image, view = _sample_region(record, rng, config)
+    phrase, bins, image, view = pair_images.sample_region(record, rng, config)
     instruction = config.wording("visual_grounding", rng).format(
         phrase=clean_caption(phrase, config.max_source_words)
     )
@@ -185,99 +183,10 @@ def grounded_captioning(
     record: Record, rng: np.random.Generator, config: ObjectiveConfig
 ) -> Example:
     """Returns `what does the region describe? region: {box}` -> its phrase."""
-    phrase, bins, image, view = _sample_region(record, rng, config)
+    phrase, bins, image, view = pair_images.sample_region(record, rng, config)
     caption = clean_caption(phrase, config.max_target_words)
     instruction = fill(config.wording("grounded_captioning", rng), "region", bins)
     return make_example(config.vocabulary, instruction, f" {caption}", image, view=view)
-
-
-def _load_pair_image(
-    record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns the image of a pair: decoded, resized, cropped and augmented."""
-    name = ("pair", *_image_options(config))
-    return image_sharing.shared(name, rng, lambda rng: _make_pair_image(record, rng, config))
-
-
-def _make_pair_image(
-    record: Record, rng: np.random.Generator, config: ObjectiveConfig
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Makes the image of a pair."""
-    size = _sample_size(rng, config)
-    at_least = size if config.reduced_jpegs and config.training else None
-    resized, _ = images.resize_shorter_side(
-        fields.decode_image(record, config.decode_options, at_least),
-        images.NO_BOXES,
-        size,
-        config.resize_max_size,
-        config.decode_options.max_resized_pixels,
-    )
-    image, _ = images.center_crop(resized, images.NO_BOXES, config.image_size)
-    array = images.to_array(image)
-    return randaugment(array, rng) if config.training and config.randaugment else array
-
-
-def _image_options(config: ObjectiveConfig) -> tuple[Any, ...]:
-    """Returns what an image depends on besides its record and the draws."""
-    sizes = config.image_size, *config.resize_range, config.resize_max_size, config.max_image_size
-    return (
-        *sizes,
-        config.decode_options,
-        config.randaugment,
-        config.reduced_jpegs,
-        config.training,
-    )
-
-
-_Region = tuple[
-    str,
-    Int32[np.ndarray, "4"],
-    UInt8[np.ndarray, "size size 3"],
-    Float32[np.ndarray, "4"],
-]
-
-
-def _sample_region(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> _Region:
-    """Samples a phrase: returns it, its box's ids, the image cropped around it, and the view."""
-    name = ("region", *_image_options(config))
-    return image_sharing.shared(name, rng, lambda rng: _make_region(record, rng, config))
-
-
-def _make_region(record: Record, rng: np.random.Generator, config: ObjectiveConfig) -> _Region:
-    """Samples a phrase and crops the image around it."""
-    image = fields.decode_image(record, config.decode_options)
-    phrases, boxes = record_regions.usable_regions(
-        record, image.size, "phrases", "phrase_boxes", clean_caption
-    )
-    index = int(rng.integers(len(phrases)))
-    size = _sample_size(rng, config)
-    resized, box = images.resize_shorter_side(
-        image,
-        boxes[index : index + 1],
-        size,
-        config.resize_max_size,
-        config.decode_options.max_resized_pixels,
-    )
-    window = images.object_window(box[0], resized.size, config.image_size)
-    view = _view(image.size, resized.size, window, config.image_size)
-    cropped, box = images.object_center_crop(resized, box, config.image_size)
-    bins = config.vocabulary.encode_box(box[0], config.max_image_size)
-    return phrases[index], bins, images.to_array(cropped), view
-
-
-def _view(
-    stored: tuple[int, int], resized: tuple[int, int], window: tuple[float, float], size: int
-) -> Float32[np.ndarray, "4"]:
-    """Returns x0 y0 x1 y1 of a window of the resized image, in pixels of the stored image."""
-    left, top = window
-    corners = np.array([left, top, left + size, top + size])
-    return (corners * np.array(stored * 2) / np.array(resized * 2)).astype(np.float32)
-
-
-def _sample_size(rng: np.random.Generator, config: ObjectiveConfig) -> int:
-    """Samples the length of the shorter side; returns the smallest one outside of training."""
-    low, high = config.resize_range
-    return int(rng.integers(low, high + 1)) if config.training else low
 
 
 # ------------------------------------------------------------------------ images, objects and text
@@ -304,7 +213,7 @@ def object_detection(record: Record, rng: np.random.Generator, config: Objective
     example = detection_example(images.to_array(image), boxes, labels, config, instruction)
     if not config.training:
         (height, width), (top, left) = images.jitter_window(stored, size, *draws)
-        example["view"] = _view(stored, (width, height), (left, top), size)
+        example["view"] = pair_images.view_of(stored, (width, height), (left, top), size)
     return example
 
 
