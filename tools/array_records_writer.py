@@ -23,11 +23,11 @@ def usable_for(
 ) -> Iterator[Record]:
     """Yields the records of a file that can be serialised."""
     for kind, records in sources.items():
-        for record in usable_records(kind, records, options, counts):
+        for record, where in usable_records(kind, records, options, counts):
             try:
                 serialise(record, FIELDS_OF_FILE[file_kind])
             except Exception as raised:  # noqa: BLE001  fields of odd types
-                counts.skip(as_invalid_record(raised, "it cannot be written"), str(record["id"]))
+                counts.skip(as_invalid_record(raised, "it cannot be written"), where)
                 continue
             counts.written += 1
             yield record
@@ -56,6 +56,7 @@ def write_array_records(
     source = {
         "records": counts.written,
         "skipped": dict(sorted(counts.skipped.items())),
+        "changed": dict(sorted(counts.changed.items())),
         "skipped_lines": counts.named,
     }
     write_description(folder, file_kind, split, shards, source)

@@ -11,8 +11,12 @@ cannot be decoded, and other invalid records, are left out, counted by reason an
 negative samples are written too, so that matching trains as before. An output appears under its
 name only when it is complete.
 
-Both formats are decoded as stored: convert photographs with an EXIF orientation or transparency
-only if `PretrainingSettings.options` sets `decode_options` in the new run too.
+Entries that training could not use, such as a box without area, are dropped; a space stands for
+what TSV cannot hold. Both are counted, and fields that neither format stores are named.
+
+Both formats are decoded as stored, so boxes of photographs with an EXIF orientation would lie
+elsewhere: such images and those with transparency are counted, with the option of the new run that
+decodes them as they were.
 """
 
 import argparse
@@ -35,14 +39,14 @@ from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing.record_fields import MISSING
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import files, modules, progress
-from ofa_jax.utils.decode_options import AS_SEEN
+from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED
 from ofa_jax.utils.text_files import DamagedFileError
 
 from . import output_folders
 from .array_records_writer import write_array_records
 from .command import user_command
 from .tsv_writer import write_negatives, write_tsv
-from .usable_records import KINDS, KINDS_OF_FILE, Counts
+from .usable_records import KINDS, KINDS_OF_FILE, Counts, fields_not_stored
 
 
 def open_sources(
@@ -90,7 +94,9 @@ def convert(
     names: set[str] = set(data_set.negatives().object_names)
     plans = {split: open_sources(data_set, kinds, split) for split in splits or data_set.splits}
     output_folders.create(output_dir, "--output_dir")
+    stored_otherwise = 0
     for split, by_file in plans.items():
+        _name_lost_fields(data_set, split, by_file)
         for file_kind, sources in by_file.items():
             is_tsv = file_format == "tsv"
             name = f"{file_kind}-{split}.tsv" if is_tsv else f"{file_kind}/{split}"
@@ -109,8 +115,15 @@ def convert(
                     continue
                 raise
             names |= counts.names
+            stored_otherwise += counts.stored_otherwise
             _report(target, counts)
     write_negatives(data_set, output_dir / NEGATIVES, sorted(names))
+    if stored_otherwise and options != AS_STORED:
+        print(
+            f"{stored_otherwise:,} records have an image with an EXIF orientation or transparency, "
+            "which the new files are read without. Decode them as before, with their boxes, by "
+            "PretrainingSettings.options = {'decode_options': @DecodeOptions()} in the new run."
+        )
 
 
 class NothingUsableError(ValueError):
@@ -160,8 +173,21 @@ def _report(target: pathlib.Path, counts: Counts) -> None:
     print(f"{target}: {counts.written:,} written; {counts.skipped.total():,} records skipped.")
     for reason, count in sorted(counts.skipped.items()):
         print(f"    {count:>12,} skipped: {reason}")
+    for reason, count in sorted(counts.changed.items()):
+        print(f"    {count:>12,} entries dropped or replaced: {reason}")
+        print(f"                 e.g. {counts.examples[reason]}")
     for line in counts.named:
         print(f"    e.g. {line}")
+
+
+def _name_lost_fields(
+    data_set: DataSet, split: str, by_file: Mapping[str, Mapping[str, RecordSource]]
+) -> None:
+    """Says which fields of the records no kind of file stores."""
+    sources = {kind: records for own in by_file.values() for kind, records in own.items()}
+    if lost := fields_not_stored(data_set, split, sources):
+        false = "; texts whose label is no are true in the new files" * ("label" in lost)
+        print(f"Not stored by the format, in the split {split}: {', '.join(lost)}{false}.")
 
 
 def data_set_of(arguments: Sequence[str]) -> DataSet:

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ofa_jax.utils import text_files
+from ofa_jax.utils import strict_json, text_files
 from ofa_jax.utils.excerpts import truncate
 
 SHAPES = (
@@ -89,33 +89,16 @@ def _is_json(text: str) -> bool:
         return False
     try:
         parse_json(text)
-    except _DuplicateKeyError:
+    except strict_json.RepeatedKeyError:
         return True
     except (ValueError, RecursionError):
         return False
     return True
 
 
-class _DuplicateKeyError(ValueError):
-    """A JSON object has a key twice, of which json would keep the last one."""
-
-
 def parse_json(text: str) -> Any:
     """Parses JSON. Raises ValueError also if a key is there twice, or a number is not finite."""
-    return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateKeyError(f"it has the key {quote(key)} twice")
-        found[key] = value
-    return found
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+    return strict_json.parse(text)
 
 
 def _texts_of_json(value: Any) -> list[str]:

@@ -1,12 +1,11 @@
 """Requests in the lines of files: JSON lines, and what TSV files share with them."""
 
-import collections
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from ofa_jax.inference.fields import (
     note_typos,
 )
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.utils import options
+from ofa_jax.utils import options, strict_json
 from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.option_checks import checked
 
@@ -192,7 +191,9 @@ class JsonLines(LineFiles):
     def __getitem__(self, index: int) -> Entry:
         """Returns a request, see `RequestSource`."""
         try:
-            fields = json.loads(self._line(index).decode("utf-8"), object_pairs_hook=_JsonObject)
+            fields = json.loads(
+                self._line(index).decode("utf-8"), object_pairs_hook=strict_json.object_or_mark
+            )
         except UnicodeDecodeError as error:
             raise InvalidRecordError(
                 f"it is not JSON in UTF-8 (byte {error.start + 1})", NOT_JSON
@@ -203,23 +204,9 @@ class JsonLines(LineFiles):
             raise InvalidRecordError(f"it is not JSON ({error})", NOT_JSON) from error
         except RecursionError:
             raise InvalidRecordError("it is not JSON: it is nested too deeply", NOT_JSON) from None
-        if not isinstance(fields, _JsonObject):
+        if not isinstance(fields, dict):
             raise InvalidRecordError(f"it is not a JSON object but {json_type(fields)}", NOT_JSON)
-        for name in fields.repeated:
+        repeated = fields.repeated if isinstance(fields, strict_json.MarkedObject) else ()
+        for name in repeated:
             note(FIELD_TWICE, f"The field {name[:40]!r} is given more than once: the last counts")
         return self._entry(index, fields)
-
-
-class _JsonObject(dict[str, Any]):
-    """A JSON object.
-
-    Attributes:
-      repeated: the fields that it has more than once.
-    """
-
-    def __init__(self, pairs: Sequence[tuple[str, Any]]):
-        super().__init__(pairs)
-        self.repeated: list[str] = []
-        if len(self) < len(pairs):
-            counts = collections.Counter(name for name, _ in pairs)
-            self.repeated = [name for name, count in counts.items() if count > 1]

@@ -158,6 +158,22 @@ def read_size(encoded: bytes, options: DecodeOptions = AS_SEEN) -> tuple[int, in
     return _guarded(size)
 
 
+def is_stored_otherwise(encoded: bytes) -> bool:
+    """Returns whether `AS_SEEN` and `AS_STORED` give other pixels, from the header alone.
+
+    An image is rotated or mirrored by its EXIF data, or it has transparency.
+
+    Raises:
+      InvalidRecordError: see `decode`.
+    """
+
+    def differs() -> bool:
+        image = _open(encoded, AS_SEEN)
+        return _orientation(image) != 1 or _has_transparency(image)
+
+    return _guarded(differs)
+
+
 def _guarded(function: Callable[[], _Result]) -> _Result:
     """Calls a function that uses Pillow; raises InvalidRecordError for whatever it raises."""
     try:

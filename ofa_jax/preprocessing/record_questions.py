@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from ofa_jax.utils.bad_input import note
 
 
 class QuestionAnswer(NamedTuple):
-    """A cleaned question, its answer, and the answer's confidence and type (None if unknown)."""
+    """A question, its answer, and the answer's confidence and type (None if unknown)."""
 
     question: str
     answer: str
@@ -47,6 +47,24 @@ def usable_questions(
     Raises:
       InvalidRecordError: there is no usable question, or not one answer for each.
     """
+    clean = functools.partial(clean_question, max_words=max_words)
+    found = questions_as_written(record, clean, may_be_none)
+    return [one._replace(question=clean(one.question)) for one in found]
+
+
+def questions_as_written(
+    record: Record, clean: Callable[[str], str] | None = None, may_be_none: bool = False
+) -> list[QuestionAnswer]:
+    """Returns the questions that can be used, as they are before they are cleaned.
+
+    Args:
+      record: has questions and answers.
+      clean: the function that will clean the questions, if any.
+      may_be_none: whether all questions may be dropped.
+
+    Raises:
+      InvalidRecordError: there is no usable question, or not one answer for each.
+    """
     questions, answers = get_texts(record, "questions"), get_texts(record, "answers")
     if len(questions) != len(answers):
         raise record_error(
@@ -54,8 +72,6 @@ def usable_questions(
         )
     confidences = get_confidences(record, "answer_confidences", len(questions))
     types = _answer_types(record, len(questions))
-
-    clean = functools.partial(clean_question, max_words=max_words)
 
     def problem(index: int) -> Problem:
         if math.isnan(confidences[index]):
@@ -69,9 +85,7 @@ def usable_questions(
     problems = [problem(index) for index in range(len(questions))]
     usable = drop_unusable(record, "questions", problems, may_be_none)
     return [
-        QuestionAnswer(
-            clean(str(questions[index])), str(answers[index]), confidences[index], types[index]
-        )
+        QuestionAnswer(str(questions[index]), str(answers[index]), confidences[index], types[index])
         for index in usable
     ]
 

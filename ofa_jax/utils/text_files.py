@@ -5,12 +5,12 @@ characters U+2028, U+0085, vertical tab and form feed are part of the text, wher
 `str.splitlines` would end a line there.
 """
 
-import json
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 from etils import epath
 
+from ofa_jax.utils import strict_json
 from ofa_jax.utils.files import read_bytes
 from ofa_jax.utils.wrong_files import HEAD_BYTES, describe_placeholder, describe_pointer
 
@@ -92,31 +92,33 @@ def read_lines(path: epath.PathLike) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def read_json(path: epath.PathLike, only_finite: bool = True) -> Any:
+def read_json(path: epath.PathLike, only_finite: bool = True, mark_repeated: bool = False) -> Any:
     """Reads a JSON file.
 
     Args:
       path: of the file.
       only_finite: whether NaN and Infinity are refused, which are no numbers of JSON, but which
         Python writes.
+      mark_repeated: whether an object with a key twice becomes a `strict_json.MarkedObject` instead
+        of an error.
 
     Raises:
       OSError: it does not exist or is not a regular file.
-      DamagedFileError: it is not valid JSON: torn, of another encoding, nested too deeply, or with
-        numbers that are not finite.
+      DamagedFileError: it is not valid JSON: torn, of another encoding, nested too deeply, with
+        numbers that are not finite, or with a key twice in one object.
     """
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=_refuse_constant if only_finite else None)
+        return strict_json.parse(text, only_finite, mark_repeated)
     except RecursionError:
         raise DamagedFileError(f"{path} is not valid JSON: it is nested too deeply.") from None
+    except strict_json.RepeatedKeyError as error:
+        raise DamagedFileError(
+            f"{path} is ambiguous: {error} in one object: keep one of the two."
+        ) from None
     except ValueError as error:
         if (known := describe_placeholder(text[:HEAD_BYTES].encode())) and text:
             raise DamagedFileError(f"{path} {known}.") from None
         empty = not text.strip("\x00 \t\r\n")
         problem = "it is empty" if empty else str(error)
         raise DamagedFileError(f"{path} is not valid JSON: {problem}.") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")

@@ -137,3 +137,121 @@ def test_images_without_codes_are_left_out_and_the_rest_is_converted(file_format
     else:
         lines = (tmp_path / "more" / "images-train.tsv").read_text().splitlines()
         assert [line.split("\t")[2] for line in lines] == ["1 2"]
+
+
+HARD_TEXTS = [
+    "a, b",
+    "x& y",
+    "tail&",
+    "&head",
+    '"quoted" \\n',
+    "é 图 😀",
+    " u2028\u2028u0085\x85end",
+    "a" * 70_000,
+]
+
+
+def hard_rows():
+    """Returns rows with texts and numbers that a format may change."""
+    labels = [*HARD_TEXTS[:4], "&both&"]
+    boxes = [[0.1, 1 / 3, 10.123456 + n, 20] for n in range(len(labels))]
+    return [
+        {
+            "id": "c/1",
+            "image": "images/0.png",
+            "captions": HARD_TEXTS,
+            "object_labels": labels,
+            "data_set": "mine",
+        },
+        {
+            "id": "q",
+            "image": "images/1.png",
+            "questions": [f"{text}?" for text in HARD_TEXTS],
+            "answers": HARD_TEXTS,
+            "answer_confidences": [1 / (n + 3) for n in range(len(HARD_TEXTS))],
+        },
+        {"image": "images/2.png", "phrases": labels, "phrase_boxes": boxes},
+        {"image": "images/3.png", "object_labels": labels, "object_boxes": boxes},
+        {"id": "t", "text": " a text, with &signs& "},
+    ]
+
+
+def entries(data, kind, fields):
+    """Returns the parallel entries of all records of a kind, with the ids and images."""
+    records = data.records(kind, "train")
+    found = []
+    for record in map(records.__getitem__, range(len(records))):
+        row = plain(record)
+        columns = [row[field] if isinstance(row[field], list) else [row[field]] for field in fields]
+        found += [(row["id"], record.get("image"), *one) for one in zip(*columns, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tsv"])
+def test_every_field_comes_back_as_it_was(file_format, tmp_path, capsys):
+    write_images(tmp_path, 4)
+    data = JsonData(str(write_lines(tmp_path / "data.jsonl", hard_rows())))
+    out = tmp_path / "out"
+    convert.convert(data, out, file_format, ["captions", "questions", "regions", "objects", "text"])
+    shown = capsys.readouterr().out
+    assert "dropped or replaced" not in shown and "1 skipped" not in shown
+    found = OfaArrayRecords(str(out))
+    if file_format == "tsv":
+        names = {"vision_language", "text", "detection"}
+        files = {name: f"{name}-train.tsv" for name in names}
+        found = OfaTsv(**files, negative_samples="negative_samples", data_dir=str(out))
+    for kind, fields in (
+        ("captions", ("captions",)),
+        ("questions", ("questions", "answers", "answer_confidences")),
+        ("regions", ("phrases", "phrase_boxes")),
+        ("objects", ("object_labels", "object_boxes")),
+        ("text", ("text",)),
+    ):
+        expected = [
+            tuple(np.float32(value).item() if isinstance(value, float) else value for value in one)
+            for one in entries(data, kind, fields)
+        ]
+        assert entries(found, kind, fields) == expected
+    record = found.records("captions", "train")[0]
+    assert record["data_set"] == "mine"
+    assert [label.strip() for label in record["object_labels"]] == hard_rows()[0]["object_labels"]
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tsv"])
+def test_bad_entries_are_dropped_and_fields_that_are_lost_are_named(file_format, tmp_path, capsys):
+    (name,) = write_images(tmp_path, 1)
+    rows = [
+        {
+            "image": name,
+            "captions": ["fine", "", 7, None, "half \ud83d"],
+            "negative_captions": ["x"],
+        },
+        {
+            "image": name,
+            "questions": ["a?", "b?", "c?"],
+            "answers": ["yes", "no", " "],
+            "answer_confidences": [1, -1, 1],
+        },
+        {
+            "image": name,
+            "object_labels": ["a", "b", ""],
+            "object_boxes": [[1, 2, 3, 4], "x", [1, 2, 3, 4]],
+        },
+        {"image": name, "captions": ["", 7]},
+    ]
+    data = JsonData(str(write_lines(tmp_path / "data.jsonl", rows)))
+    convert.convert(data, tmp_path / "out", file_format, ["captions", "questions", "objects"])
+    shown = capsys.readouterr().out
+    assert "Not stored by the format, in the split train: negative_captions." in shown
+    assert "2 entries dropped or replaced: malformed entry" not in shown  # three: 7, None, -1
+    assert "data.jsonl, line 1: record 0: number 3 of its captions is not a text" in shown
+    assert "3 entries dropped or replaced: malformed entry" in shown
+    assert "1 skipped: no usable entry" in shown and "lone surrogate in a text" in shown
+    if file_format == "array_record":
+        found = OfaArrayRecords(str(tmp_path / "out"))
+        assert found.records("captions", "train")[0]["captions"] == ["fine", "half \ufffd"]
+        assert found.records("questions", "train")[0]["questions"] == ["a?"]
+        assert found.records("objects", "train")[0]["object_labels"] == ["a"]
+    else:
+        lines = (tmp_path / "out" / "vision_language-train.tsv").read_text().splitlines()
+        assert [line.split("\t")[2] for line in lines] == ["fine", "half \ufffd", ""]

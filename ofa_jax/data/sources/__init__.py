@@ -8,6 +8,7 @@
       tsv_records         records of TSV files
       tsv_columns         the formats of the official files and their parsers
       tsv_values          decoders of single columns
+      tsv_writing         lines that read back as the records that they are made of
       tsv_file            the lines of large text files
       tsv_index           the line index that gives random access to them
       tsv_conventions     recognises CSV, quoted cells and other encodings
@@ -79,5 +80,6 @@ __all__ = [
     "tsv_index",
     "tsv_records",
     "tsv_values",
+    "tsv_writing",
     "webdataset",
 ]

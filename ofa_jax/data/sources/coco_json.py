@@ -32,6 +32,7 @@ from ofa_jax.utils import options
 from ofa_jax.utils.bad_input import Treatment, declare, note
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.option_checks import checked
+from ofa_jax.utils.strict_json import MarkedObject
 from ofa_jax.utils.text_files import DamagedFileError, read_json
 from ofa_jax.utils.wrong_files import shorten
 
@@ -40,9 +41,11 @@ BAD_ANNOTATION = declare(
     Treatment.DROPPED,
     "An annotation of a COCO file is no object, belongs to no image of the file, or has neither a "
     "caption nor a box of a known category nor a question. Images without an id, and those that "
-    "share it with another one, are left out with their annotations.",
+    "share it with another one, are left out with their annotations; so is what has a field twice.",
     __name__,
 )
+_LISTS = {"images", "annotations", "categories"}
+_TWICE = "have a field twice"
 _FIELDS = ("captions", "object_labels", "questions", "phrases")
 
 
@@ -139,11 +142,15 @@ def read_coco(
 
 
 def _read(path: str) -> dict[str, Any]:
-    content = read_json(path, only_finite=False)
+    content = read_json(path, only_finite=False, mark_repeated=True)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DamagedFileError(
             f"{path} is not in the format of COCO: it must be an object with `images` and "
             "`annotations`."
+        )
+    if isinstance(content, MarkedObject) and (twice := set(content.repeated) & _LISTS):
+        raise DamagedFileError(
+            f"{path} is ambiguous: it has {shorten(min(twice))} twice: keep one of the two."
         )
     if not isinstance(content.get("annotations") or [], list):
         raise DamagedFileError(f"{path} is not in the format of COCO: `annotations` is no list.")
@@ -158,6 +165,9 @@ def _images(path: str, given: Sequence[Any], dropped: collections.Counter) -> di
         key = _key(image.get("id")) if isinstance(image, dict) else None
         if key is None:
             dropped[f"images of {path}: have no id"] += 1
+            continue
+        if isinstance(image, MarkedObject):
+            dropped[f"images of {path}: {_TWICE}"] += 1
             continue
         name = image.get("file_name")
         if found.setdefault(key, {"id": key, "image": name})["image"] != name:
@@ -181,6 +191,7 @@ def _categories(given: Any) -> dict[str, str]:
         key: one["name"]
         for one in (given if isinstance(given, list) else ())
         if isinstance(one, dict)
+        and not isinstance(one, MarkedObject)
         and (key := _key(one.get("id"))) is not None
         and isinstance(one.get("name"), str)
     }
@@ -195,6 +206,10 @@ def _add(
     """Adds an annotation to its image; returns why it cannot be used, if so."""
     if not isinstance(annotation, dict):
         return "are no objects"
+    sentences = annotation.get("sentences")
+    parts = sentences if isinstance(sentences, list) else ()
+    if any(isinstance(one, MarkedObject) for one in (annotation, *parts)):
+        return _TWICE
     key = _key(annotation.get("image_id"))
     if key is None or key not in own:
         return "belong to no image of the file"

@@ -11,12 +11,11 @@ import dataclasses
 import errno
 import functools
 import gzip
-import json
 import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -29,7 +28,7 @@ from ofa_jax.data.sources.table_rows import JoinedRows, Rows
 from ofa_jax.data.sources.tables import TableDataSet
 from ofa_jax.data.sources.tsv_file import OpenTsv, TsvFile
 from ofa_jax.preprocessing.records import InvalidRecordError
-from ofa_jax.utils import options, progress
+from ofa_jax.utils import options, progress, strict_json
 from ofa_jax.utils.bad_input import Treatment, declare
 from ofa_jax.utils.files import open_regular
 from ofa_jax.utils.option_checks import checked
@@ -38,8 +37,8 @@ from ofa_jax.utils.text_files import DamagedFileError
 BAD_JSON = declare(
     "bad JSON line",
     Treatment.SKIPPED,
-    "The line is not a JSON object in UTF-8, is nested too deeply, or has numbers that are not "
-    "finite.",
+    "The line is not a JSON object in UTF-8, is nested too deeply, has numbers that are not "
+    "finite, or has a field twice, of which nobody knows which one is meant.",
     __name__,
 )
 _SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -119,11 +118,15 @@ def _top(name: str, names: frozenset[str]) -> str:
 def parse_line(line: bytes) -> Row:
     """Parses a JSON line. Raises InvalidRecordError if it is not a JSON object."""
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        value = strict_json.parse(line.decode("utf-8"))
     except RecursionError:
         raise InvalidRecordError("its line is nested too deeply", BAD_JSON) from None
     except UnicodeDecodeError:
         raise InvalidRecordError("its line is not UTF-8", BAD_JSON) from None
+    except strict_json.RepeatedKeyError as error:
+        raise InvalidRecordError(
+            f"its line is ambiguous: {error} in one object: keep one of the two", BAD_JSON
+        ) from None
     except ValueError as error:
         raise InvalidRecordError(f"its line is not JSON: {error}", BAD_JSON) from None
     if not isinstance(value, dict):
@@ -151,10 +154,6 @@ def sample_texts(suffix: str, content: bytes) -> Mapping[str, Any]:
         raise InvalidRecordError(f"its {suffix} is not UTF-8", BAD_JSON) from None
     lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
     return {"captions": [line for line in lines if line]}
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 @functools.lru_cache(maxsize=64)

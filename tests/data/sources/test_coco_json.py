@@ -106,6 +106,35 @@ def test_a_file_that_is_something_else_is_refused_in_one_sentence(folder, text):
     assert "\n" not in str(raised.value)
 
 
+def test_what_has_a_field_twice_is_left_out_and_counted(folder):
+    text = json.dumps(INSTANCES)
+    for old, new in (
+        ('{"id": 12,', '{"id": 12, "file_name": "images/0.png",'),  # leaves out its annotations too
+        ('"bbox": [1, 2, 10, 20]', '"bbox": [0, 0, 1, 1], "bbox": [1, 2, 10, 20]'),
+        ('{"raw": "left one"}', '{"raw": "right one", "raw": "left one"}'),
+        ('{"id": 17,', '{"id": 17, "name": "dog",'),
+        ('{"images":', '{"info": 1, "info": 2, "images":'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    text = text.replace('"annotations": [', '"annotations": [{"image_id": 11, "category_id": 18, '
+                        '"bbox": [0, 0, 5, 5]}, ')  # fmt: skip
+    (folder / "twice.json").write_text(text)
+    with collect() as findings:
+        records = CocoData("twice.json", ".", str(folder)).records("objects", "train")
+    assert [records[n]["id"] for n in range(len(records))] == ["11"]
+    assert sorted(finding.detail.replace(f"{folder}/", "") for finding in findings) == [
+        "1 images of twice.json: have a field twice",
+        "2 annotations of twice.json: belong to no image of the file",
+        "2 annotations of twice.json: have a field twice",
+    ]
+    (folder / "lists.json").write_text(text.replace('"info": 2', '"images": []'))
+    with pytest.raises(
+        DamagedFileError, match=r"lists\.json is ambiguous: it has .?images.? twice"
+    ):
+        CocoData("lists.json", ".", str(folder)).records("objects", "train")
+
+
 def test_images_stay_below_their_folder(folder):
     images = [{"id": 1, "file_name": "../../secret.png"}, {"id": 2}, {"id": 3, "file_name": 4}]
     annotations = [{"image_id": number, "caption": "x"} for number in (1, 2, 3)]

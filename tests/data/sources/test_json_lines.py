@@ -101,6 +101,8 @@ def test_damaged_missing_and_mistyped_lines_are_skipped_with_a_reason(folder):
         '{"image": "images/0.png", "captions": ["x"], "id": NaN}',
         {"image": "images/0.png", "captions": "one text"},
         {"image": "images/1.png"},
+        '{"image": "images/0.png", "captions": ["x"], "image": "images/1.png"}',
+        '{"image": "images/0.png", "captions": ["x"], "extra": {"a": 1, "a": 1}}',
     ]
     records = JsonData(str(write_lines(folder / "data.jsonl", rows))).records("captions", "train")
     assert reasons(records) == [
@@ -115,7 +117,11 @@ def test_damaged_missing_and_mistyped_lines_are_skipped_with_a_reason(folder):
         "image file is not there",
         "bad JSON line",
         None,
+        "bad JSON line",
+        "bad JSON line",
     ]
+    with pytest.raises(InvalidRecordError, match='line is ambiguous: it has the key "image" twice'):
+        records[11]
 
 
 def test_boxes_that_are_no_boxes_are_left_to_the_preprocessor(folder):
