@@ -259,7 +259,8 @@ def _id(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
-        return str(int(value) if value.is_integer() else value)  # pandas makes floats of ids
+        is_whole = value.is_integer() and abs(value) < 1 << 53  # pandas makes floats of ids
+        return str(int(value) if is_whole else value)
     note(ODD_ID, f"its id is a {kind_of(value)}: {shorten(str(value))}")
     return ""
 
@@ -297,7 +298,9 @@ def read_boxes(field: str, value: Any) -> Float[np.ndarray, "n 4"]:
     boxes = np.full((len(values), 4), np.nan)
     for own, given in zip(boxes, values, strict=True):
         if isinstance(given, list | tuple) and len(given) == 4:
-            if all(isinstance(number, int | float) for number in given):
+            if all(
+                isinstance(number, int | float) and not isinstance(number, bool) for number in given
+            ):
                 try:
                     own[:] = given
                 except OverflowError:  # a whole number of hundreds of digits

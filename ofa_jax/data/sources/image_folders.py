@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -220,4 +221,10 @@ def _warn_of_others(folder: str, images: Sequence[str], others: Sequence[str]) -
     ):
         if found:
             shown = ", ".join(map(shorten, found[:_NAMED]))
-            logging.warning("%s: %d %s, e.g. %s.", folder, len(found), what, shown)
+            _warn_once(f"{folder}: {len(found)} {what}, e.g. {shown}.")
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(sentence: str) -> None:
+    """Warns, though each kind of record looks into the folder."""
+    logging.warning("%s", sentence)

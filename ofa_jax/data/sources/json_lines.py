@@ -275,5 +275,8 @@ class JsonData(TableDataSet):
         if self.image_folder is not None:
             folder = os.path.join(self.data_dir, self.image_folder)
         rows = JsonRows(unpacked, path, folder or ".", self.index_dir)
-        len(rows)  # builds the index now
+        try:
+            len(rows)  # builds the index now
+        except ValueError as error:  # what is in a gzip file is called by the name of that
+            raise type(error)(str(error).replace(unpacked, path)) from error
         return rows

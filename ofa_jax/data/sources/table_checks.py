@@ -159,12 +159,19 @@ def check_values(owner: str, rows: Rows, numbers: Numbers, table: FieldTable, ki
     sources = [table.source_of(box_field), table.source_of(label_field)]
     boxes: list[np.ndarray] = []
     labels: list[Any] = []
+    written: list[Any] = []
     for row in _sample(rows, numbers, _tops(sources)):
+        written.append(look_up(row, sources[0]))
         try:
-            boxes.append(read_boxes(box_field, look_up(row, sources[0])))
+            boxes.append(read_boxes(box_field, written[-1]))
         except InvalidRecordError:
             continue
         labels += table.labels(look_up(row, sources[1]))
+    if written and all(map(_is_of_texts, written)):
+        raise WrongDataOptionError(
+            f"The {sources[0]} of {rows.name} are texts such as {shorten(repr(written[0]))}: write "
+            "each box as four numbers, e.g. [0, 0, 10.5, 20]."
+        )
     found = np.concatenate(boxes) if boxes else np.zeros((0, 4))
     found = found[np.isfinite(found).all(axis=1)]
     if len(found):
@@ -177,6 +184,13 @@ def check_values(owner: str, rows: Rows, numbers: Numbers, table: FieldTable, ki
             f"{'none has a name' if known else 'no names are known'}: give the names in their "
             f"order, counted from 0, as {owner}.class_names{f' (there are {known})' * bool(known)}."
         )
+
+
+def _is_of_texts(value: Any) -> bool:
+    """Returns whether a value is a text, or a list of texts and of such lists."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_of_texts, value))
+    return isinstance(value, str)
 
 
 def _check_units(owner: str, name: str, field: str, boxes: np.ndarray, relative: bool) -> None:

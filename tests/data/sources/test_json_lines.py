@@ -130,9 +130,13 @@ def test_boxes_that_are_no_boxes_are_left_to_the_preprocessor(folder):
         {"image": "images/0.png", "object_labels": ["a"], "object_boxes": [1, 2, 3, 10**400]},
         {"image": "images/0.png", "object_labels": ["a"], "object_boxes": [1, 2, 3]},
         {"image": "images/0.png", "object_labels": ["a"], "object_boxes": "1,2,3,4"},
+        {"image": "images/0.png", "object_labels": ["a"], "object_boxes": [False, False, 9, True]},
     ]
     records = JsonData(str(write_lines(folder / "data.jsonl", rows))).records("objects", "train")
-    assert reasons(records) == [None, None, "field of a wrong type", "field of a wrong type"]
+    wrong = "field of a wrong type"
+    assert reasons(records) == [None, None, wrong, wrong, None]
+    for number in (0, 1, 4):
+        assert np.isnan(records[number]["object_boxes"]).all()
     assert np.isnan(records[0]["object_boxes"]).all()
 
 
@@ -181,6 +185,11 @@ def test_a_damaged_gzip_file_and_one_that_is_too_large_are_refused(folder):
     for name in ("cut", "text"):
         with pytest.raises(DamagedFileError, match=f"{name}.jsonl.gz is damaged"):
             JsonData(str(folder / f"{name}.jsonl.gz")).rows("train")
+    (folder / "empty.jsonl.gz").write_bytes(gzip.compress(b"\n"))
+    with pytest.raises(ValueError, match=r"The file [^ ]*/empty\.jsonl\.gz has only blank lines"):
+        JsonData(str(folder / "empty.jsonl.gz")).rows("train")
+    for path in folder.glob("*empty.jsonl.gz*"):
+        path.unlink()
     with pytest.raises(DamagedFileError, match="more than 1,000 bytes"):
         JsonData(str(folder / "bomb.jsonl.gz"), max_unpacked_bytes=1000).rows("train")
     assert not list(folder.glob(".*unpacked*"))

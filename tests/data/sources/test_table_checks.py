@@ -175,3 +175,13 @@ def test_the_reason_names_a_path_of_windows_and_a_name_that_looks_like_base64(li
     assert reasons(records) == ["image file is not there"] * 3
     with pytest.raises(ValueError, match="have / between them"):
         records[0]
+
+
+@pytest.mark.parametrize(
+    "boxes", ["0,0,9,9", [["0", "0", "9", "9"]], ["0", "0", "9", "9"], ["0 0"]]
+)
+def test_boxes_that_are_texts_are_refused(boxes, lines):
+    with pytest.raises(WrongDataOptionError, match="object_boxes of .* are texts such as .*0"):
+        JsonData(lines(*[region(object_boxes=boxes)] * 3)).records("objects", "train")
+    mixed = JsonData(lines(region(object_boxes=boxes), region(object_boxes=[[0, 0, 9, 9]])))
+    assert len(mixed.records("objects", "train")) == 2  # which the loader skips alone
