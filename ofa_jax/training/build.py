@@ -4,20 +4,18 @@ open the datasets ─▶ check the first batch against the model ─▶ candidat
   ─▶ train program (network, state, step) ─▶ self-critical transform ─▶ initial state ─▶ Run
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 from etils import epath
 from rich.console import Console
 
 from ofa_jax.checkpoints.warm_start import ResNetWarmStart, WarmStart
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import AT_LEAST_ONE_STREAM, Stream
-from ofa_jax.data.model_checks import check_codes, check_fits
+from ofa_jax.data.model_checks import check_codes
 from ofa_jax.data.task_settings import TaskSettings
 from ofa_jax.decoding import Trie
 from ofa_jax.evaluation import eval_spec
@@ -25,14 +23,14 @@ from ofa_jax.model import OFA, OFAConfig
 from ofa_jax.sharding import Partitioner, TrainState
 from ofa_jax.tokenizers.processor import IMAGE_SIZE_FIELDS, Processor
 from ofa_jax.tokenizers.vocabulary import OFAVocabulary
-from ofa_jax.training import checks, datasets, memory_checks
-from ofa_jax.training.datasets import RunData
+from ofa_jax.training import checks, memory_checks
+from ofa_jax.training.datasets import RunData, RunSplits
 from ofa_jax.training.galleries import GalleryConfig, make_galleries
 from ofa_jax.training.loop_config import LoopConfig
 from ofa_jax.training.losses import LossConfig
 from ofa_jax.training.metric_writers import MetricWriters, make_writer
 from ofa_jax.training.optimizer import OptimizerConfig
-from ofa_jax.training.run import HostBatch, Run
+from ofa_jax.training.run import Run
 from ofa_jax.training.self_critical import SelfCriticalConfig
 from ofa_jax.training.self_critical_rewards import build_self_critical
 from ofa_jax.training.train_program import (
@@ -155,7 +153,7 @@ def build_run(
         num_workers=num_workers,
         settings=settings,
     )
-    splits = _open_splits(open_split, train_split, validation_split, OFA(model))
+    splits = RunSplits.open(open_split, train_split, validation_split, OFA(model))
     data = splits.training
     program = build_train_program(
         model,
@@ -184,8 +182,8 @@ def build_run(
         new_state=new_state,
         batches=data.loader.batches,
         validation_batches=splits.validation_batches(validation_examples),
-        baselines=splits.baselines(
-            directory, model.vocab_size, baseline_examples, validation_examples
+        baselines=functools.partial(
+            splits.baselines, directory, model.vocab_size, baseline_examples, validation_examples
         ),
         examples_per_step=sum(stream.batch_size for stream in streams),
         flops_per_step=program.model_flops(abstract_batches(streams, splits.first_batches)),
@@ -231,66 +229,6 @@ def _model_of_tasks(
             "vocabulary."
         )
     return training_model(model.replace(vocab_size=next(iter(sizes.values()))), optimizer)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Splits:
-    """The data of a run.
-
-    Attributes:
-      training: what is trained on.
-      first_batches: its {stream: batch} of step 0.
-      validation: None for a run without validation.
-    """
-
-    training: RunData
-    first_batches: Mapping[str, HostBatch]
-    validation: RunData | None
-
-    def validation_batches(
-        self, num_examples: int
-    ) -> Callable[[], Iterable[tuple[str, HostBatch]]] | None:
-        """Returns what makes the validation batches; None where there are no fixed examples."""
-        # Tasks in seqio's own order have no fixed examples to be validated on.
-        if self.validation is None or not self.validation.tasks:
-            return None
-        data = self.validation
-        return lambda: data.loader.validation_batches(data.tasks, num_examples)
-
-    def baselines(
-        self, directory: epath.Path, vocab_size: int, num_training: int, num_validation: int
-    ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Returns what computes the baselines of the validation, see `datasets.baselines`."""
-        return functools.partial(
-            datasets.baselines,
-            directory,
-            vocab_size,
-            self.training,
-            self.validation,
-            num_training,
-            num_validation,
-        )
-
-
-def _open_splits(
-    open_split: Callable[..., RunData], training: str, validation: str | None, network: OFA
-) -> _Splits:
-    """Opens the data, and checks the records, sizes and lengths of its first batches.
-
-    Args:
-      open_split: opens a split by its name, see `RunData.open`.
-      training: name of the split that is trained on.
-      validation: name of the split for validation; None without one.
-      network: whose sizes the batches must fit.
-
-    Raises:
-      ValueError: a split cannot be opened, or its batches do not fit.
-    """
-    data = open_split(training, training=True)
-    batches = next(data.loader.batches(0))
-    for stream in data.loader.streams:
-        check_fits(network, stream, batches[stream.name])
-    return _Splits(data, batches, open_split(validation) if validation is not None else None)
 
 
 def _candidate_tries(

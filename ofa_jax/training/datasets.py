@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,16 @@ from etils import epath
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.features import Stream
 from ofa_jax.data.loader import Loader, task_names
+from ofa_jax.data.model_checks import check_fits
 from ofa_jax.data.sampling import WeightedTask
+from ofa_jax.model import OFA
 from ofa_jax.sharding import Partitioner
-from ofa_jax.training import validation
+from ofa_jax.training.run import HostBatch
+from ofa_jax.training.validation import Baselines
 from ofa_jax.utils import state_files
+
+_SCORES = ("unigram", "majority", "tokens")
+"""What is stored of the baselines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,61 +98,104 @@ class RunData:
         )
         return cls(loader, tasks)
 
-    def unsharded_loader(self) -> Loader:
-        """Returns a loader of all rows, for counts that must not depend on the mesh."""
-        return Loader(self.loader.streams, self.tasks, 0, sequential=self.loader.sequential)
+    def first_examples(self, num_examples: int) -> Iterator[HostBatch]:
+        """Yields batches of the first examples of each task, all of their rows on every host."""
+        # What is counted on them must not depend on the mesh.
+        loader = Loader(self.loader.streams, self.tasks, 0, sequential=self.loader.sequential)
+        for _, batch in loader.validation_batches(self.tasks, num_examples):
+            yield batch
 
 
-def baselines(
-    directory: epath.Path,
-    vocab_size: int,
-    training: RunData,
-    held_out: RunData | None,
-    num_training: int,
-    num_validation: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Computes the unigram and majority baselines of the validation losses.
+@dataclasses.dataclass(frozen=True)
+class RunSplits:
+    """The data that a run trains on, and that it is validated on.
 
-    The result is stored in the run directory, and computed again only if tasks, lengths or numbers
-    of examples differ.
-
-    Args:
-      directory: of the run.
-      vocab_size: of the model.
-      training: its first examples give the baselines.
-      held_out: its first examples are scored.
-      num_training: number of training examples of each task.
-      num_validation: number of validation examples of each task.
-
-    Returns:
-      See `validation.Baselines.score`.
+    Attributes:
+      training: what is trained on.
+      first_batches: its {stream: batch} of step 0.
+      validation: None for a run without validation.
     """
-    path = directory / "baselines.json"
-    task_names = training.loader.task_names
-    lengths = [dict(stream.task_feature_lengths) for stream in training.loader.streams]
-    key = {"tasks": list(task_names), "lengths": lengths}
-    key["examples"] = [num_training, num_validation]
-    known = state_files.read_own_json(path, _is_baselines)
-    if known is not None and known["key"] == key:
-        return np.array(known["unigram"]), np.array(known["majority"]), np.array(known["tokens"])
-    assert held_out is not None, "a run without validation has no baselines"
-    counted = validation.Baselines(len(task_names), vocab_size)
-    for _, batch in training.unsharded_loader().validation_batches(training.tasks, num_training):
-        counted.add(batch)
-    scores = counted.score(
-        batch
-        for _, batch in held_out.unsharded_loader().validation_batches(
-            held_out.tasks, num_validation
-        )
-    )
-    names = ("unigram", "majority", "tokens")
-    entry = {"key": key} | {n: list(x) for n, x in zip(names, scores, strict=True)}
-    state_files.write_own_json(path, entry)
-    return scores
+
+    training: RunData
+    first_batches: Mapping[str, HostBatch]
+    validation: RunData | None
+
+    @classmethod
+    def open(
+        cls,
+        open_split: Callable[..., RunData],
+        training: str,
+        validation: str | None,
+        network: OFA,
+    ) -> "RunSplits":
+        """Opens the splits, and checks the records, sizes and lengths of the first batches.
+
+        Args:
+          open_split: opens a split by its name, see `RunData.open`.
+          training: name of the split that is trained on.
+          validation: name of the split for validation; None without one.
+          network: whose sizes the batches must fit.
+
+        Raises:
+          ValueError: a split cannot be opened, or its batches do not fit.
+        """
+        data = open_split(training, training=True)
+        batches = next(data.loader.batches(0))
+        for stream in data.loader.streams:
+            check_fits(network, stream, batches[stream.name])
+        return cls(data, batches, open_split(validation) if validation is not None else None)
+
+    def validation_batches(
+        self, num_examples: int
+    ) -> Callable[[], Iterable[tuple[str, HostBatch]]] | None:
+        """Returns what makes the validation batches; None where there are no fixed examples."""
+        # Tasks in seqio's own order have no fixed examples to be validated on.
+        if self.validation is None or not self.validation.tasks:
+            return None
+        data = self.validation
+        return lambda: data.loader.validation_batches(data.tasks, num_examples)
+
+    def baselines(
+        self, directory: epath.Path, vocab_size: int, num_training: int, num_validation: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Computes the unigram and majority baselines of the validation losses.
+
+        The result is stored in the run directory, and computed again only if tasks, lengths or
+        numbers of examples differ.
+
+        Args:
+          directory: of the run.
+          vocab_size: of the model.
+          num_training: number of training examples of each task, the first ones, which give the
+            baselines.
+          num_validation: number of validation examples of each task, the first ones, which are
+            scored.
+
+        Returns:
+          See `validation.Baselines.score`.
+        """
+        path, loader = directory / "baselines.json", self.training.loader
+        key = {
+            "tasks": list(loader.task_names),
+            "lengths": [dict(stream.task_feature_lengths) for stream in loader.streams],
+            "examples": [num_training, num_validation],
+        }
+        known = state_files.read_own_json(path, _is_baselines)
+        if known is not None and known["key"] == key:
+            unigram, majority, tokens = (np.array(known[name]) for name in _SCORES)
+            return unigram, majority, tokens
+        assert self.validation is not None, "a run without validation has no baselines"
+        counted = Baselines(len(loader.task_names), vocab_size)
+        for batch in self.training.first_examples(num_training):
+            counted.add(batch)
+        scores = counted.score(self.validation.first_examples(num_validation))
+        entry = {"key": key} | {n: list(x) for n, x in zip(_SCORES, scores, strict=True)}
+        state_files.write_own_json(path, entry)
+        return scores
 
 
 def _is_baselines(value: Any) -> bool:
-    """Returns whether a JSON value is what `baselines` stores."""
+    """Returns whether a JSON value is what `RunSplits.baselines` stores."""
     if not isinstance(value, dict) or not isinstance(value.get("key"), dict):
         return False
     tasks = value["key"].get("tasks")
@@ -154,5 +203,5 @@ def _is_baselines(value: Any) -> bool:
         isinstance(scores := value.get(name), list)
         and len(scores) == len(tasks)
         and all(type(score) in (int, float) for score in scores)
-        for name in ("unigram", "majority", "tokens")
+        for name in _SCORES
     )
