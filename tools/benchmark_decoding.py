@@ -157,9 +157,8 @@ def show(timings: Timings, title: str, console: Console) -> None:
     console.print(table)
 
 
-@user_command
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command line."""
+def _make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark_decoding",
         description=__doc__,
@@ -177,6 +176,13 @@ def main(arguments: Sequence[str]) -> None:
         "--peer", action="store_true", help="time the reference implementation instead"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
+    return parser
+
+
+@user_command
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line."""
+    parser = _make_parser()
     options = parser.parse_args(arguments)
     platforms.skip_missing_tpu()
     side = math.isqrt(options.patches)

@@ -270,10 +270,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-@user_command
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command line."""
-    flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line; a mistake ends the command with a sentence."""
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark_loader",
@@ -324,6 +322,14 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"--images must be at least {len(TYPES)}, one of each type.")
     if min([*options.num_threads, *options.num_workers], default=1) < 1:
         parser.error("--num_threads and --num_workers count from 1.")
+    return options
+
+
+@user_command
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line."""
+    flags.FLAGS(["benchmark_loader"])  # grain reads its options from absl
+    options = _parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, pathlib.Path(folder))
     if options.json:

@@ -150,9 +150,8 @@ def noun_f1(
     return 2 * right / max(total, 1.0)
 
 
-@user_command
-def main(arguments: Sequence[str]) -> int:
-    """Runs the command line; returns the exit code."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.pretrain_resnet",
         description=__doc__,
@@ -171,7 +170,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+@user_command
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parse(arguments)
     platforms.skip_missing_tpu()
     if options.steps < 1 or options.batch_size < 1 or not 0 < options.learning_rate < math.inf:
         raise ValueError("--steps, --batch_size and --learning_rate must be positive.")

@@ -192,9 +192,7 @@ class RecordDataSource(seqio.DataSource):
             def convert(record: Mapping[str, Any]) -> list[np.ndarray]:
                 if read_references is not None and record:
                     record = {**record, _REFERENCES: read_references(record)}
-                return [
-                    tensors.to_tensor(record.get(name), spec) for name, spec in signature.items()
-                ]
+                return tensors.to_tensors(record, signature)
 
             try:
                 return convert(records[int(index)])
@@ -270,25 +268,16 @@ class numpy_preprocessor:  # noqa: N801  a decorator
         ) -> list[np.ndarray]:
             function = functions[bool(training)]
             rng = np.random.default_rng(np.asarray(seed).view(np.uint32).tolist())
-            record = {
-                name: tensors.from_tensor(value[0] if name in tensors.SINGLE else value)
-                for name, value in zip(names, values, strict=True)
-            }
-
-            def convert(example: Mapping[str, Any]) -> list[np.ndarray]:
-                return [
-                    tensors.to_tensor(example.get(name), spec) for name, spec in signature.items()
-                ]
-
+            record = tensors.from_tensors(names, values)
             try:
                 example = {**tensors.DEFAULTS, **function(record, rng), "_good": np.bool_(True)}
                 if evaluated:
                     example[REFERENCES] = references
                     example[BOX_TRANSFORM] = self._box_transform(record, example, function)
-                return convert(example)
+                return tensors.to_tensors(example, signature)
             except Exception as error:  # noqa: BLE001  a record of odd types may raise any
                 _log_skipped(error)
-                return convert({"_good": np.bool_(False)})
+                return tensors.to_tensors({"_good": np.bool_(False)}, signature)
 
         @seqio.map_over_dataset(num_seeds=1)
         def apply(element: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -1,6 +1,6 @@
 """The tensor types of records and examples, and conversion between tensors and plain values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,20 @@ def shaped(
     return {name: tf.ensure_shape(tensors[name], spec.shape) for name, spec in signature.items()}
 
 
-def to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
+def to_tensors(
+    fields: Mapping[str, Any], signature: Mapping[str, tf.TensorSpec]
+) -> list[np.ndarray]:
+    """Returns the fields of a record or an example as `numpy_function` hands them over.
+
+    Fields that are missing or None become empty values; those without a specification are left out.
+
+    Raises:
+      TypeError, ValueError: a field does not have the type or the shape of its specification.
+    """
+    return [_to_tensor(fields.get(name), spec) for name, spec in signature.items()]
+
+
+def _to_tensor(value: Any, spec: tf.TensorSpec) -> np.ndarray:
     """Returns a field as `numpy_function` hands it over; None becomes an empty value.
 
     Raises:
@@ -132,7 +145,15 @@ def _encode(text: Any) -> Any:
     return text or b""
 
 
-def from_tensor(value: Any) -> Any:
+def from_tensors(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Returns the fields of a record from the values of its tensors."""
+    return {
+        name: _from_tensor(value[0] if name in SINGLE else value)
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def _from_tensor(value: Any) -> Any:
     """Returns a tensor's value as a record holds it: str where it is UTF-8, else bytes."""
     if isinstance(value, bytes):
         return _text(value)
