@@ -11,7 +11,7 @@ from ofa_jax.checkpoints.warm_start import WarmStart
 from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.model import OFAConfig
 from ofa_jax.scenes.nouns import plural
-from tools import encoder_targets, pretrain_encoder
+from tools import encoder_targets, encoder_training, pretrain_encoder
 from tools.encoder_targets import MAX_COUNT, NO_TARGET, TargetMaker
 
 
@@ -150,14 +150,14 @@ def test_the_encoder_learns_a_batch_by_heart(data, maker):
         resnet_width=8,
     )
     ids = tuple(int(maker.vocabulary.encode(f" {name}")[0]) for name in maker.names)
-    trainer = pretrain_encoder.Trainer(config, ids, maker.vocabulary.bin_ids)
+    trainer = encoder_training.Trainer(config, ids, maker.vocabulary.bin_ids)
     repeated = [(60, itertools.repeat(batch)), (20, itertools.repeat(batch))]
-    params, statistics = pretrain_encoder.learn(trainer, repeated, 1e-2, 0, _Silent())
-    found = pretrain_encoder.accuracies(trainer, params, statistics, iter([batch]))
+    params, statistics = encoder_training.learn(trainer, repeated, 1e-2, 0, _Silent())
+    found = encoder_training.accuracies(trainer, params, statistics, iter([batch]))
     assert set(found) == {"patch_nouns", "counts", "text_boxes", "answers"}
     assert min(found.values()) > 0.9, found
     other = next(encoder_targets.batches(data.records("all", "validation"), everything, 4, 0))
-    wrong = pretrain_encoder.accuracies(trainer, params, statistics, iter([other]))
+    wrong = encoder_training.accuracies(trainer, params, statistics, iter([other]))
     assert wrong["text_boxes"] < 0.5  # a box learnt by heart is not found in another image
 
 
