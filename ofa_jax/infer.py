@@ -1,4 +1,4 @@
-"""Batch inference with a trained model: JSON lines, TSV files, image folders or seqio tasks.
+r"""Batch inference with a trained model: JSON lines, TSV files, image folders or seqio tasks.
 
     python -m ofa_jax.infer --gin_file=gin_configs/runs/infer.gin \
       --gin.CHECKPOINT="'runs/pretrain_scenes'" --gin.OUTPUT_DIR="'predictions'" \

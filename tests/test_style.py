@@ -103,6 +103,16 @@ def test_docstrings_of_functions_begin_with_a_verb_in_the_third_person():
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_command_in_a_docstring_keeps_its_lines():
+    wrong = []
+    for path in SOURCES:
+        documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
+        # Without r before the quotes, a backslash at the end of a line joins it to the next.
+        if any(len(line) > 100 for line in documentation.splitlines()):
+            wrong.append(relative(path))
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("word", BANNED)
 def test_the_fields_terms_are_used(word):
     pattern = re.compile(rf"(?<![A-Za-z0-9-]){word}(?![A-Za-z0-9])", re.I)

@@ -1,4 +1,4 @@
-"""Measures loss against compute for three sizes of the model and three of the data.
+r"""Measures loss against compute for three sizes of the model and three of the data.
 
     python -m tools.scaling --data_dir=data
     python -m tools.scaling --sizes small large --data 10x2000 40xendless --seeds 0 1 2 \

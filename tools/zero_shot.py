@@ -1,4 +1,4 @@
-"""Measures a Scenes run on unseen tasks, and on other wordings of the tasks that it was trained on.
+r"""Measures a Scenes run on unseen tasks, and on other wordings of the tasks it was trained on.
 
     python -m tools.zero_shot --model_dir=runs/pretrain_scenes_full
     python -m tools.zero_shot --model_dir=RUN --without=RUN_WITHOUT_REGION_TASKS \

@@ -38,7 +38,8 @@ class ScenesDownstreamSettings:
       num_bins: location bins, as in pretraining.
       image_size: pixels a side.
       code_image_size: pixels a side of generated images; each 8 x 8 are one code.
-      new_nouns: nouns that no scene of pretraining shows, besides those of pretraining.
+      new_nouns: how many nouns that no scene of pretraining shows these scenes have, besides those
+        of pretraining.
       num_train: scenes (and sentences) of the training split.
       num_validation: of the validation split.
       num_test: of each test split.

@@ -28,10 +28,9 @@ class Prediction:
       score: score of the hypothesis, see `DecodingConfig.length_penalty`; of an image that a ranker
         has chosen, that of the ranker.
       symbols: the whole output as text, with <bin_12> and <code_7>.
-      alternatives: the other hypotheses, the best first, without images except those of
-        `Predictor.generate_images`: of beam search and of
-        several samples as many as `DecodingConfig.beam_size` says; of `score_all` the others of the
-        best candidates.
+      alternatives: the other hypotheses, the best first: with `score_all` the next best candidates,
+        else the rest of the `DecodingConfig.beam_size` beams or samples. Only those of
+        `Predictor.generate_images` have images.
       warnings: what was changed or left out of a request, if a server says so.
     """
 

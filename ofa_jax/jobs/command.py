@@ -1,4 +1,4 @@
-"""The command line of the offline jobs.
+r"""The command line of the offline jobs.
 
     python -m ofa_jax.jobs encode_images --input 'pairs-*.tsv' --vqgan=last.ckpt \
       --output_dir=data/codes --direct_num_workers=4 --direct_running_mode=multi_processing

@@ -7,9 +7,10 @@ columns of the query and the key, it is part of the one product that makes the s
         = content query content key^T + position query position key^T
 
 Both sides sum the same products of the same rounded numbers in float32, in another order. With n =
-2 head_dim columns and unit roundoff u = 2^-24, each sum is within n u / (1 - n u) times the sum of
-the products' magnitudes of the exact one (Higham 2002, Accuracy and Stability, section 3.1), so the
-two differ by at most twice that, and one more rounding of the sum of the two products.
+2 head_dim columns and unit roundoff u = 2^-24, each sum differs from the exact one by at most
+n u / (1 - n u) times the sum of the products' magnitudes (Higham 2002, Accuracy and Stability,
+section 3.1). So the two sides differ by at most twice that, and by the rounding of the one addition
+on the right.
 """
 
 import flax

@@ -48,9 +48,9 @@ class VQGANConfig:
       latent_width: channels between encoder and quantiser.
       code_width: size of a code's vector.
       num_codes: size of the codebook.
-      block_size: side of the blocks of pixels that the first level takes and the last one makes as
-        channels of one place. 1 for single pixels, as in the official model; with 8, a VQGAN of one
-        level has codes of 8 x 8 pixels at a tenth of the cost.
+      block_size: side of the blocks of pixels that are folded into the channels of one place before
+        the first level, and unfolded after the last one. 1 for single pixels, as in the official
+        model; with 8, a VQGAN of one level has codes of 8 x 8 pixels at a tenth of the cost.
     """
 
     width: options.Count = 128

@@ -7,7 +7,7 @@ The examples are always the same ones, the first of the split, so that one sees 
 change. Decoding is as cheap as it can be: greedy, without the restriction to candidates, no longer
 than the targets of the stream, and in batches of one size, so that each program is compiled once in
 a run. Tasks of a stream share programs where their settings allow it. An evaluation decodes as the
-tasks say, and of the same step its gallery takes precedence in the report.
+tasks say; if there is one of the same step, the report shows its gallery instead.
 """
 
 import dataclasses
