@@ -25,6 +25,9 @@ TEXTS = [
 DATA_TEXTS = ("ofa_jax/scenes/", "ofa_jax/preprocessing/prompts.py")
 OLD_NAMES = ("ofa_jax/utils/renamed.py",)
 
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 460, 80
+"""Of a module; and of a function without its signature and docstring. Most have far less."""
+
 # First words that look like a verb in the third person and are none.
 NOUNS = {"Bins", "Boxes", "Codes", "Examples", "Images", "Ids", "Indices", "Its", "Losses", "Names"}
 NOUNS |= {"Options", "Records", "Rows", "Shapes", "Steps", "This", "Values"}
@@ -100,6 +103,26 @@ def test_docstrings_of_functions_begin_with_a_verb_in_the_third_person():
             first = documentation.split()[0].rstrip(",;")
             if not re.fullmatch(r"[A-Z][a-z-]*s", first) or first in NOUNS:
                 wrong.append(f"{relative(path)}:{node.lineno} {node.name}: {first}")
+    assert not wrong, "\n".join(wrong)
+
+
+def body_lines(node):
+    """Returns how many lines a function has after its signature and docstring."""
+    first = node.body[0]
+    if ast.get_docstring(node) is not None:
+        return node.end_lineno - first.end_lineno
+    return node.end_lineno - first.lineno + 1
+
+
+def test_modules_and_functions_can_be_kept_in_mind():
+    wrong = []
+    for path in SOURCES:
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > MAX_MODULE_LINES:
+            wrong.append(f"{relative(path)} has {lines} lines: split it by its ideas")
+        for node in functions(ast.parse(text)):
+            if (lines := body_lines(node)) > MAX_FUNCTION_LINES:
+                wrong.append(f"{relative(path)}:{node.lineno} {node.name} has {lines} lines")
     assert not wrong, "\n".join(wrong)
 
 
