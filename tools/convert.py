@@ -22,6 +22,7 @@ decodes them as they were.
 import argparse
 import contextlib
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from ofa_jax.data.pretraining_settings import PretrainingSettings
 from ofa_jax.data.sources.array_records import NEGATIVES
 from ofa_jax.data.sources.base import (
     DataSet,
+    NoRecordsError,
     RecordSource,
     WrongDataOptionError,
     refuse_endless,
@@ -39,14 +41,20 @@ from ofa_jax.model.named_config import model_config
 from ofa_jax.preprocessing.record_fields import MISSING
 from ofa_jax.training.build import build_run
 from ofa_jax.utils import files, modules, progress
+from ofa_jax.utils.bad_input import Finding, collect
 from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED
-from ofa_jax.utils.text_files import DamagedFileError
+from ofa_jax.utils.options import IsPath
+from ofa_jax.utils.text_files import DamagedFileError, replace_surrogates
+from ofa_jax.utils.wrong_files import shorten
 
 from . import output_folders
 from .array_records_writer import write_array_records
 from .command import user_command
 from .tsv_writer import write_negatives, write_tsv
 from .usable_records import KINDS, KINDS_OF_FILE, Counts, fields_not_stored
+
+_SHOWN = 10
+_SPLIT = re.compile(r"\w[\w-]*")
 
 
 def open_sources(
@@ -72,8 +80,11 @@ def open_sources(
                 continue
             refuse_endless(records, "converted")
             found.setdefault(file_kind, {})[kind] = records
+    if problem is not None and not found:
+        error = NoRecordsError if isinstance(problem, NoRecordsError) else ValueError
+        raise error(f"{problem} (Choose what is converted by --kinds and --splits.)")
     if not found:
-        raise problem or ValueError(f"There is nothing to convert in the split {split}.")
+        raise ValueError(f"There is nothing to convert in the split {split}.")
     return found
 
 
@@ -91,39 +102,64 @@ def convert(
       ValueError: an output is there already, or nothing can be used.
     """
     options = getattr(data_set, "decode_options", AS_SEEN)
-    names: set[str] = set(data_set.negatives().object_names)
-    plans = {split: open_sources(data_set, kinds, split) for split in splits or data_set.splits}
+    with collect() as findings:
+        names: set[str] = set(data_set.negatives().object_names)
+        plans = {split: open_sources(data_set, kinds, split) for split in splits or data_set.splits}
+    targets = _targets(output_dir, file_format, plans)
     output_folders.create(output_dir, "--output_dir")
+    _report_source(findings)
     stored_otherwise = 0
+    problem: NothingUsableError | None = None
     for split, by_file in plans.items():
         _name_lost_fields(data_set, split, by_file)
         for file_kind, sources in by_file.items():
-            is_tsv = file_format == "tsv"
-            name = f"{file_kind}-{split}.tsv" if is_tsv else f"{file_kind}/{split}"
-            target = output_dir / name
-            if target.exists():
-                raise ValueError(f"{target} exists: choose another --output_dir, or remove it.")
+            target = targets[file_kind, split]
             try:
                 counts = _write(target, file_kind, split, sources, options, shard_bytes)
             except NothingUsableError as error:
+                if file_format == "array_record":
+                    with contextlib.suppress(OSError):  # another split is in it
+                        target.parent.rmdir()
                 # Every record with an image is asked for codes, which only some data sets have.
                 if file_kind == "images" and len(kinds) > 1 and error.is_missing:
-                    if file_format == "array_record":
-                        with contextlib.suppress(OSError):  # another split is in it
-                            target.parent.rmdir()
                     print(f"{target}: left out: no image that can be read has codes.")
-                    continue
-                raise
+                else:
+                    problem = problem or error  # after the other files
+                continue
             names |= counts.names
             stored_otherwise += counts.stored_otherwise
             _report(target, counts)
-    write_negatives(data_set, output_dir / NEGATIVES, sorted(names))
+    if any(target.exists() for target in targets.values()):
+        write_negatives(data_set, output_dir / NEGATIVES, sorted(names))
     if stored_otherwise and options != AS_STORED:
         print(
             f"{stored_otherwise:,} records have an image with an EXIF orientation or transparency, "
             "which the new files are read without. Decode them as before, with their boxes, by "
             "PretrainingSettings.options = {'decode_options': @DecodeOptions()} in the new run."
         )
+    if problem is not None:
+        raise problem
+
+
+def _targets(
+    output_dir: pathlib.Path, file_format: str, plans: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], pathlib.Path]:
+    """Returns (kind of file, split) -> the file or folder to write. Raises ValueError."""
+    targets = {}
+    for split, by_file in plans.items():
+        if not _SPLIT.fullmatch(split):
+            raise ValueError(
+                f"The split {shorten(repr(split))} cannot be part of the names of files: give it a "
+                "name of letters, digits, - and _ in the options of the data set."
+            )
+        for file_kind in by_file:
+            is_tsv = file_format == "tsv"
+            name = f"{file_kind}-{split}.tsv" if is_tsv else f"{file_kind}/{split}"
+            target = output_dir / name
+            if target.exists():
+                raise ValueError(f"{target} exists: choose another --output_dir, or remove it.")
+            targets[file_kind, split] = target
+    return targets
 
 
 class NothingUsableError(ValueError):
@@ -167,6 +203,18 @@ def _write(
                 if not counts.written:
                     raise NothingUsableError(target, counts)
     return counts
+
+
+def _report_source(findings: Sequence[Finding]) -> None:
+    """Says what the source left out when it was opened."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for finding in findings:
+        by_reason.setdefault(finding.reason.name, {})[finding.detail] = None
+    for reason, details in by_reason.items():
+        for detail in list(details)[:_SHOWN]:
+            print(f"In the source: {replace_surrogates(detail)} ({reason}).")
+        if (others := len(details) - _SHOWN) > 0:
+            print(f"In the source: {others:,} more ({reason}).")
 
 
 def _report(target: pathlib.Path, counts: Counts) -> None:
@@ -226,6 +274,8 @@ def main(arguments: Sequence[str]) -> None:
     options, gin_arguments = parser.parse_known_args(arguments)
     if not gin_arguments:
         parser.error("give --gin_file=RUN.gin, whose data set is converted")
+    if not options.output_dir.strip() or not IsPath().holds(options.output_dir):
+        parser.error(f"--output_dir must be {IsPath().phrase}, and not empty")
     if options.shard_megabytes < 1:
         parser.error("--shard_megabytes must be at least 1")
     convert(

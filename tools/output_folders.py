@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from ofa_jax.utils.output_folders import complete_or_absent, own_name, remove_stale
 
@@ -14,13 +15,21 @@ __all__ = [
     "remove_stale",
 ]
 
+# What pathlib makes of "gs://bucket/folder" begins with it.
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+
 
 def create(folder: pathlib.Path, option: str) -> None:
     """Creates the folder that an option names, unless it exists.
 
     Raises:
-      OSError: it cannot be created or written to.
+      OSError: it cannot be created or written to, or is not on a disk.
     """
+    if _SCHEME.fullmatch(folder.parts[0] if folder.parts else ""):
+        raise OSError(
+            f"{folder} is in an object store, and files are written to disks only: choose another "
+            f"{option}, on a disk or a mount."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Writes records as the TSV files of the reference implementation, and the negative samples."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 from ofa_jax.data.sources.base import DataSet, RecordSource
 from ofa_jax.data.sources.ofa_tsv import ANSWERS_FILE, CAPTIONS_FILE, NAMES_FILE
 from ofa_jax.data.sources.tsv_writing import tsv_lines
+from ofa_jax.preprocessing.text import is_blank
 from ofa_jax.utils import files
 from ofa_jax.utils.bad_input import as_invalid_record, collect
 from ofa_jax.utils.text_files import replace_surrogates
@@ -39,22 +41,27 @@ def write_tsv(path: pathlib.Path, sources: Mapping[str, RecordSource], options: 
 def write_negatives(data_set: DataSet, target: pathlib.Path, names: Sequence[str]) -> None:
     """Writes the negative samples, where there are captions to sample from."""
     pool = data_set.negatives()
-    if not len(pool.captions) or target.exists():
+    captions = (_as_line(pool.captions[index]) for index in range(len(pool.captions)))
+    filled = (caption for caption in captions if not is_blank(caption))
+    first = None if target.exists() else next(filled, None)
+    if first is None:
         return
+    count = 0
     if not names:
         # The format needs one; it occurs in no caption, so that nothing is replaced by it.
         names = ["object"]
     with output_folders.complete_or_absent(target) as folder:
         with (folder / CAPTIONS_FILE).open("w", encoding="utf-8", newline="\n") as output:
-            captions = (_as_line(pool.captions[index]) for index in range(len(pool.captions)))
-            output.writelines(f"{caption}\n" for caption in captions if caption.strip())
+            for caption in itertools.chain([first], filled):
+                output.write(f"{caption}\n")
+                count += 1
         files.write_text(folder / NAMES_FILE, "".join(f"{_as_line(name)}\n" for name in names))
         answers = {
             kind: sorted({found[index] for index in range(len(found))})
             for kind, found in pool.answers_by_type.items()
         }
         files.write_json(folder / ANSWERS_FILE, answers)
-    print(f"{target}: {len(pool.captions):,} captions, {len(names):,} names of objects.")
+    print(f"{target}: {count:,} captions, {len(names):,} names of objects.")
 
 
 def _as_line(text: str) -> str:

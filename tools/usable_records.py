@@ -116,7 +116,7 @@ def usable_records(
             counts.skip(as_invalid_record(raised, "it cannot be read"), locate(index))
             continue
         counts.change(findings, locate(index))
-        counts.names.update(found.get("object_labels", ()))
+        counts.names.update(label.strip() for label in found.get("object_labels", ()))
         counts.stored_otherwise += otherwise
         yield found, locate(index)
 

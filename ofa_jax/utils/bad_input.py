@@ -150,7 +150,7 @@ def as_invalid_record(error: Exception, while_doing: str) -> InvalidRecordError:
     place = f"{type(error).__name__} at {traceback.extract_tb(error.__traceback__)[-1:]}"
     if place not in _logged_tracebacks:
         _logged_tracebacks.add(place)
-        logging.warning("A record %s:", while_doing, exc_info=error)
+        logging.warning("A record is skipped: %s.", while_doing, exc_info=error)
     problem = " ".join(str(error).split())
     return InvalidRecordError(
         f"{while_doing} ({type(error).__name__}: {problem})", UNEXPECTED_ERROR

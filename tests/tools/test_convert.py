@@ -1,15 +1,20 @@
 """Tests that a converted data set has the same records as its source."""
 
+import io
 import json
 
 import gin
 import numpy as np
 import pytest
+from PIL import Image
 from table_files import make_image, plain, write_images, write_lines
 
 from ofa_jax.data.sources.array_records import OfaArrayRecords
+from ofa_jax.data.sources.coco_json import CocoData
 from ofa_jax.data.sources.json_lines import JsonData
+from ofa_jax.data.sources.mixed import MixedData
 from ofa_jax.data.sources.ofa_tsv import OfaTsv
+from ofa_jax.preprocessing.negatives import NegativePool
 from tools import convert
 from tools.train_tokenizer import train_tokenizer
 
@@ -94,7 +99,7 @@ def test_nothing_is_left_behind_where_nothing_can_be_used(data, tmp_path):
         convert.convert(missing, tmp_path / "none", "tsv", ["text"])
 
 
-def test_the_command_converts_the_data_of_a_run(data, tmp_path, monkeypatch):
+def test_the_command_converts_the_data_of_a_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_tokenizer(["an apple"], 300, tmp_path / "tokenizer.json")
     (tmp_path / "run.gin").write_text(
@@ -114,6 +119,14 @@ JsonData.files = 'data.jsonl'
     assert (tmp_path / "out" / "text-train.tsv").read_text() == "g\tsome words\n"
     gin.clear_config()
     assert convert.main(arguments) == 2
+    for output_dir, sentence in (("", "not empty"), ("a\udcff", "in UTF-8"), ("gs://b/c", "disks")):
+        gin.clear_config()
+        try:
+            assert convert.main(["--gin_file=run.gin", f"--output_dir={output_dir}"]) == 2
+        except SystemExit as stopped:
+            assert stopped.code == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
     gin.clear_config()
 
 
@@ -255,3 +268,116 @@ def test_bad_entries_are_dropped_and_fields_that_are_lost_are_named(file_format,
     else:
         lines = (tmp_path / "out" / "vision_language-train.tsv").read_text().splitlines()
         assert [line.split("\t")[2] for line in lines] == ["fine", "half \ufffd", ""]
+
+
+def test_a_kind_without_usable_records_does_not_keep_the_others_from_being_written(data, tmp_path):
+    bad = [
+        {"id": "a", "image": "images/0.png", "captions": ["an apple"]},
+        {"image": "images/0.png", "object_labels": ["x"], "object_boxes": [[5, 5, 5, 5]]},
+        {"id": "t", "text": "some words"},
+    ]
+    odd = JsonData(str(write_lines(tmp_path / "odd.jsonl", bad)))
+    out = tmp_path / "out"
+    for file_format in ("array_record", "tsv"):
+        with pytest.raises(ValueError, match="detection.* would be empty: .* has no area within"):
+            convert.convert(odd, out, file_format)
+    assert OfaArrayRecords(str(out)).records("text", "train")[0]["text"] == "some words"
+    assert (out / "vision_language-train.tsv").read_text().startswith("a\t")
+    assert not [path for path in out.iterdir() if path.name.startswith(("detection", "images"))]
+
+
+def test_nothing_is_written_where_one_of_the_outputs_is_there(data, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "detection-train.tsv").write_text("mine")
+    with pytest.raises(ValueError, match=r"detection-train\.tsv exists"):
+        convert.convert(data, out, "tsv")
+    assert [path.name for path in out.iterdir()] == ["detection-train.tsv"]
+
+
+def test_converted_files_are_converted_again(data, tmp_path):
+    rows = [
+        {"id": "i", "image": "images/0.png", "captions": ["x && y"], "object_labels": ["a&", "b"]},
+        {
+            "id": "j",
+            "image": "images/1.png",
+            "object_labels": ["p&", "q,r", "s"],
+            "object_boxes": [[0, 0, 10, 10.3], [1 / 3, 1, 5, 5], [0, 0, 2, 2]],
+        },
+    ]
+    source = JsonData(str(write_lines(tmp_path / "some.jsonl", rows)))
+    convert.convert(source, tmp_path / "a", "tsv")
+    files = {"vision_language": "vision_language-train.tsv", "detection": "detection-train.tsv"}
+    tsv = OfaTsv(**files, negative_samples="negative_samples", data_dir=str(tmp_path / "a"))
+    convert.convert(tsv, tmp_path / "b", "array_record")
+    # Not all kinds are there, which is no reason to refuse those that are.
+    convert.convert(OfaArrayRecords(str(tmp_path / "b")), tmp_path / "c", "tsv")
+    for name in (*files.values(), "negative_samples/object.txt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    with pytest.raises(FileNotFoundError, match="There are no text records in"):
+        convert.convert(OfaArrayRecords(str(tmp_path / "b")), tmp_path / "d", "tsv", ["text"])
+    with pytest.raises(FileNotFoundError, match="There are no vision_language records in"):
+        MixedData({"a": OfaArrayRecords(str(tmp_path / "none"))}).records("captions", "train")
+    mixed = MixedData({"a": OfaArrayRecords(str(tmp_path / "b")), "b": tsv})
+    assert len(mixed.records("captions", "train")) == 2
+    with pytest.raises(FileNotFoundError, match="There are no text records in"):
+        mixed.records("text", "train")
+
+
+@pytest.mark.parametrize("split", ["../up", "a/b", "", ".hidden", "train\n"])
+def test_splits_that_are_no_names_of_files_are_refused(split, data, tmp_path):
+    lines = JsonData({"train": str(tmp_path / "data.jsonl")})
+    lines.files[split] = lines.files["train"]  # OptionErrors come before, for some of them
+    with pytest.raises(ValueError, match="cannot be part of the names of files"):
+        convert.convert(lines, tmp_path / "out", "tsv", ["text"], [split])
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_decoded_otherwise_are_counted(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, "JPEG", exif=exif)
+    (tmp_path / "turned.jpg").write_bytes(buffer.getvalue())
+    (tmp_path / "upright.jpg").write_bytes(make_image(kind="JPEG"))
+    rows = [
+        {"image": name, "object_labels": ["x"], "object_boxes": [[0, 45, 40, 60]]}
+        for name in ("turned.jpg", "upright.jpg")  # of 40 x 60 and 60 x 40 pixels
+    ]
+    data = JsonData(str(write_lines(tmp_path / "data.jsonl", rows)))
+    convert.convert(data, tmp_path / "out", "tsv", ["objects"])
+    shown = capsys.readouterr().out
+    assert "1 written; 1 records skipped" in shown
+    assert "1 records have an image with an EXIF orientation or transparency" in shown
+    tsv = OfaTsv(detection="detection-train.tsv", data_dir=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="no area within its image of 60 x 40 pixels"):
+        convert.convert(tsv, tmp_path / "again", "array_record", ["objects"])  # as it is stored
+    assert "orientation" not in capsys.readouterr().out
+
+
+def test_captions_that_are_all_blank_are_no_negatives(data, tmp_path):
+    class Blank(JsonData):
+        def negatives(self):
+            return NegativePool([" ", "\t"], ("name",), {})
+
+    blank = Blank(data.files)
+    convert.convert(blank, tmp_path / "out", "tsv", ["captions"])
+    assert not (tmp_path / "out" / "negative_samples").exists()
+
+
+def test_what_a_source_drops_when_it_is_opened_is_told(tmp_path, capsys):
+    (name,) = write_images(tmp_path, 1)
+    content = {
+        "images": [{"id": 1, "file_name": name}],
+        "annotations": [
+            {"image_id": 1, "caption": "a text"},
+            {"image_id": 2, "caption": "of no image"},
+            {"image_id": 1, "caption": None},
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    data = CocoData("coco.json", ".", str(tmp_path))
+    convert.convert(data, tmp_path / "out", "tsv", ["captions"])
+    shown = capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    assert "In the source: 1 annotations of coco.json: belong to no image of the file" in shown
+    assert "In the source: 1 annotations of coco.json: have neither a caption nor" in shown

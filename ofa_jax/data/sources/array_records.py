@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from ofa_jax.data.sources.base import NoRecordsError
 from ofa_jax.data.sources.example_message import example_class
 from ofa_jax.data.sources.ofa_tsv import (
     FILE_OF_KIND,
@@ -278,7 +279,7 @@ class OfaArrayRecords:
         """Returns the records of one of the kinds in `RECORD_FIELDS`.
 
         Raises:
-          FileNotFoundError: no such records were converted.
+          FileNotFoundError: no such records were converted; NoRecordsError, if others were.
           ValueError: there is no such kind, or no record of it.
         """
         if kind not in FILE_OF_KIND:
@@ -288,7 +289,8 @@ class OfaArrayRecords:
         file_kind, types = FILE_OF_KIND[kind], TYPES_OF_KIND.get(kind)
         folder = self.directory / file_kind / split
         if not (folder / DESCRIPTION).is_file():
-            raise FileNotFoundError(
+            error = NoRecordsError if split in self.splits else FileNotFoundError
+            raise error(
                 f"There are no {file_kind} records in {folder}: convert them with `python -m "
                 f"tools.convert_tsv --output_dir={self.directory} --split={split} "
                 f"--{file_kind} FILE.tsv`, or leave tasks out with PretrainingSettings.rates."

@@ -32,6 +32,13 @@ class WrongDataOptionError(ValueError):
     """
 
 
+class NoRecordsError(FileNotFoundError, ValueError):
+    """There are no files with records of a kind, though those of other kinds are there.
+
+    A mixture or a conversion may leave the kind out, as for any ValueError of `DataSet.records`.
+    """
+
+
 class RecordSource(Protocol):
     """Random access to records. Picklable and free of TensorFlow: data workers receive a copy.
 

@@ -278,5 +278,5 @@ class JsonData(TableDataSet):
         try:
             len(rows)  # builds the index now
         except ValueError as error:  # what is in a gzip file is called by the name of that
-            raise type(error)(str(error).replace(unpacked, path)) from error
+            raise ValueError(str(error).replace(unpacked, path)) from error
         return rows
