@@ -2,6 +2,7 @@
 
 import contextvars
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -15,14 +16,19 @@ import seqio_cache
 import seqio_evaluation
 import tensorflow as tf
 
+import tasks.scenes_negative_controls  # noqa: F401  registers its tasks
 from ofa_jax.data import seqio_bridge
 from ofa_jax.data.feature_converter import OFAFeatureConverter
 from ofa_jax.data.features import Stream
 from ofa_jax.data.registration import PRETRAINING_FEATURES, fill_features
+from ofa_jax.data.scenes_downstream import ScenesDownstreamSettings
 from ofa_jax.data.seqio_tasks import RecordDataSource
 from ofa_jax.data.sources.memory import InMemoryRecords
+from ofa_jax.data.sources.negative_controls import ABSENT_NOUN, SWAPPED, SWAPPED_OBJECTIVES
+from ofa_jax.data.sources.scenes import Scenes
 from ofa_jax.data.task_settings import default_settings, set_default_settings
 from ofa_jax.preprocessing import objectives
+from tasks import reworded, scenes_downstream, scenes_unseen
 
 LENGTHS = {"inputs": 64, "targets": 40}
 STREAM = Stream("s", "ofa_pretrain_pairs", 4, LENGTHS, image_size=64, code_targets=True)
@@ -59,6 +65,95 @@ def test_every_task_can_be_cached_and_draws_only_afterwards():
         task = seqio.TaskRegistry.get(name)
         assert task.supports_caching and not task.requires_caching
         assert isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder)
+
+
+ALL_TASKS = """
+import importlib, json, pathlib
+import seqio
+from ofa_jax.data.downstream_settings import DownstreamSettings
+from ofa_jax.data.pretraining_settings import scenes_settings
+from ofa_jax.data.seqio_tasks import RecordDataSource
+from ofa_jax.data.task_settings import default_settings
+from ofa_jax.evaluation import eval_spec
+
+names = {}
+for path in sorted(pathlib.Path("tasks").glob("[!_]*.py")):
+    before = set(seqio.TaskRegistry.names())
+    importlib.import_module(f"tasks.{path.stem}")
+    names[path.stem] = sorted(set(seqio.TaskRegistry.names()) - before)
+scenes = scenes_settings()
+with default_settings(scenes, DownstreamSettings(scenes.vocabulary)):
+    found = {task.name: {
+        "of records": isinstance(task.source, RecordDataSource),
+        "cached first": isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder),
+        "features have a length": all(own.rank > 0 for own in task.output_features.values()),
+        "has metrics": bool(task.metric_fns) and task.postprocessor is not None,
+        "has a spec": eval_spec.find(task.name).task == task.name,
+    } for task in map(seqio.TaskRegistry.get, seqio.TaskRegistry.names())}
+print(json.dumps([names, found]))
+"""
+OVER_SCENES = {
+    "reworded": [name + own for name in objectives.OBJECTIVES for own in reworded.SUFFIXES],
+    "scenes_downstream": list(scenes_downstream.TASKS),
+    "scenes_negative_controls": [ABSENT_NOUN, *(name + SWAPPED for name in SWAPPED_OBJECTIVES)],
+    "scenes_unseen": [
+        name + own
+        for name in scenes_unseen.NAMES
+        for own in (
+            "",
+            *([scenes_unseen.AMONG_ANSWERS] if scenes_unseen.has_answers(name) else []),
+            *(f"_{number}" for number in scenes_unseen.TRAINING_EXAMPLES),
+        )
+    ],
+}
+"""Module -> its tasks. Those of the other modules are compared in test_pretraining_eval and in
+test_downstream_tasks."""
+# One of each kind; the others differ in their instruction or in their training examples.
+COMPARED_FAST = [
+    "visual_grounding_unseen_wordings",
+    "scenes_text_to_image",
+    "scenes_vqa",
+    "visual_question_answering" + SWAPPED,
+    "region_neighbour_among_answers",
+]
+
+
+def test_every_module_of_tasks_gives_seqio_all_that_it_asks_for(small_scenes):
+    """In a process of its own, as other tests register tasks as well."""
+    lines = subprocess.run(
+        [sys.executable, "-c", ALL_TASKS],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OFA_DATA_DIR": str(small_scenes)},
+    ).stdout.splitlines()
+    names, found = json.loads(lines[-1])
+    assert {"vqa", "coco_captioning", "glue_cola", "gigaword", *objectives.OBJECTIVES} <= set(found)
+    assert {name: own for name, own in found.items() if not all(own.values())} == {}
+    assert {own: names[own] for own in OVER_SCENES} == {
+        module: sorted(own) for module, own in OVER_SCENES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in COMPARED_FAST else pytest.mark.slow)
+        for own in OVER_SCENES.values()
+        for name in own
+    ],
+)
+def test_seqio_evaluator_computes_the_metrics_of_every_task_over_scenes(
+    name, settings, small_scenes
+):
+    if name in scenes_downstream.TASKS:
+        settings = ScenesDownstreamSettings(
+            Scenes(str(small_scenes)), image_size=64, code_image_size=32, num_train=40,
+            num_validation=6,
+        )  # fmt: skip
+    with default_settings(settings):
+        theirs, ours, _ = seqio_evaluation.compare(name, settings)
+    assert theirs == ours and ours
 
 
 def test_the_loader_does_not_see_the_placeholder():
