@@ -6,6 +6,7 @@ A run directory holds them as `checkpoints/<step>`, with the model's configurati
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ orbax_logs.quiet()
 _AVERAGE = "ema_params"
 _LAST_STEP = 2**31 - 1
 """The largest step that a state can count."""
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+"""As messages of other libraries name a class."""
 
 
 def restore_variables(
@@ -106,7 +109,8 @@ def _restore(
 
 def unreadable(folder: epath.Path, error: Exception) -> DamagedFileError:
     """Returns the error of a checkpoint whose files cannot be read as what they should be."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = _CLASS.sub(r"\1", reason)[:200]
     return DamagedFileError(
         f"The checkpoint {folder} is damaged or incomplete, it cannot be read ({reason}): choose "
         "another one beside it."
@@ -124,8 +128,10 @@ def read_arrays_tree(folder: epath.Path) -> dict[str, Any]:
     """
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            # None where Orbax could not read it.
-            tree = checkpointer.metadata(folder / "state").item_metadata.tree
+            found = checkpointer.metadata(folder / "state").item_metadata
+        if found is None:
+            raise ValueError("it has no _METADATA of its arrays")
+        tree = found.tree  # None where Orbax could not read it
         if not isinstance(tree, dict):
             raise TypeError("it holds no arrays by name")
     except Exception as error:  # noqa: BLE001  see _restore

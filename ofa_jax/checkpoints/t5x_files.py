@@ -15,9 +15,12 @@ what one of our checkpoints had of its run, so that `ofa-train` continues it whe
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -41,7 +44,10 @@ __all__ = [
 
 RUN_FILE = "ofa_run.json"
 _PREFIX = _LEGACY = "checkpoint"
-"""Of the name of a checkpoint; and a file of msgpack in one that t5x wrote without Orbax."""
+"""Of the name of a checkpoint; and a file of msgpack in one that t5x wrote without Orbax, or in the
+`state` of one that an old Orbax wrote."""
+_METADATA = "_METADATA"
+"""The names and kinds of the arrays, in JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +59,14 @@ class T5XState:
       variables: {"params", "batch_stats"}.
       param_states: state of the optimizer as t5x names its parts; None without one.
       run: of `ofa_run.json`; None if the training was never one of ours.
+      unread: why the optimizer's state that it has was not read; "" if it was.
     """
 
     step: int
     variables: dict[str, Any]
     param_states: dict[str, Any] | None = None
     run: Mapping[str, Any] | None = None
+    unread: str = ""
 
 
 # --------------------------------------------------------------------------------------- finding
@@ -77,7 +85,7 @@ def find(path: epath.PathLike) -> epath.Path:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: t5x wrote it without Orbax.
+      ValueError: t5x wrote it without Orbax, or with an old one.
     """
     found = _checkpoints(path)
     if not found:
@@ -90,6 +98,12 @@ def find(path: epath.PathLike) -> epath.Path:
         raise ValueError(
             f"t5x wrote {folder} with use_orbax = False, which is not read: let t5x restore it and "
             "save it with use_orbax = True, its default."
+        )
+    state = folder / "state"
+    if not (state / _METADATA).is_file() and (state / _LEGACY).is_file():
+        raise ValueError(
+            f"An old version of Orbax wrote {folder}, without {_METADATA}, which is not read: let "
+            "t5x restore it and save it again."
         )
     return folder
 
@@ -118,16 +132,23 @@ def _step_of(folder: epath.Path) -> int | None:
 # --------------------------------------------------------------------------------------- reading
 
 
-def read(path: epath.PathLike, with_optimizer: bool = True) -> T5XState:
-    """Reads a checkpoint of t5x as numpy arrays.
+def read(
+    path: epath.PathLike, with_optimizer: bool = True, wanted: Mapping[str, Any] | None = None
+) -> T5XState:
+    """Reads a checkpoint of t5x as numpy arrays, the variables in float32.
+
+    Nothing vouches for the files, which have no checksums, so that shapes and types are compared
+    before memory is taken.
 
     Args:
       path: as for `find`.
       with_optimizer: whether to read the optimizer's state, which is twice as large as the model.
+      wanted: {"params", "batch_stats"} of arrays with the shapes that they should have.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged, or of a model without batch statistics.
+      ValueError: it is damaged, or of another model than `wanted`, or of one without batch
+        statistics.
     """
     folder = find(path)
     tree = storage.read_arrays_tree(folder)
@@ -137,23 +158,59 @@ def read(path: epath.PathLike, with_optimizer: bool = True) -> T5XState:
             f"{folder} is not a checkpoint of OFA: it has no target and flax_mutables/batch_stats, "
             "which ofa_jax.t5x.OFAModel has."
         )
-    wanted = ("target", "flax_mutables", *(["state"] if with_optimizer else []))
-    names = [name for name in wanted if name in tree]
-    held = storage.load_numpy(folder, {name: tree[name] for name in names})
+    saved = {"params": tree["target"], "batch_stats": mutables["batch_stats"]}
+    if wanted is not None:
+        storage.check_shapes(saved, wanted, folder)
+        if _largest(saved) > _largest(wanted):
+            raise storage.unreadable(folder, ValueError("it is stored in too large pieces"))
+    _check_types(saved, folder)
+    item = {"target": tree["target"], "flax_mutables": {"batch_stats": mutables["batch_stats"]}}
+    unread = ""
+    if with_optimizer and "state" in tree:
+        if _largest(tree["state"]) > _largest(saved):
+            unread = "it has an array that is larger than every parameter"
+        else:
+            item["state"] = tree["state"]
+    held = storage.load_numpy(folder, item)
     state = held.get("state")
     step = _step_of(folder)
     assert step is not None
     return T5XState(
         step=step,
         variables={
-            "params": held["target"],
-            "batch_stats": held["flax_mutables"]["batch_stats"],
+            "params": _as_float32(held["target"]),
+            "batch_stats": _as_float32(held["flax_mutables"]["batch_stats"]),
         },
         param_states=from_opt_state(state["param_states"])
         if isinstance(state, Mapping) and "param_states" in state
         else None,
         run=_read_run(folder),
+        unread=unread,
     )
+
+
+def _check_types(saved: Any, folder: epath.Path) -> None:
+    """Raises ValueError if an array of a checkpoint's variables does not hold real numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(saved):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise DamagedFileError(
+                f"The checkpoint {folder} is damaged: {name} has the type {dtype} and should have "
+                "float32. Choose another one beside it."
+            )
+
+
+def _largest(tree: Any) -> int:
+    """Returns the number of elements of the largest array of a tree, or of a piece in its file."""
+    leaves = jax.tree.leaves(tree)
+    shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+    shapes += [getattr(getattr(leaf, "storage", None), "chunk_shape", None) for leaf in leaves]
+    return max((math.prod(shape or ()) for shape in shapes), default=0)
+
+
+def _as_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
 
 
 def _read_run(folder: epath.Path) -> Mapping[str, Any] | None:
@@ -250,8 +307,9 @@ def _adamw_state(states: Any, params: Any) -> Any:
     adam, schedule = _parts(_parts(states, "1")[0], "0", "2")
     count, mu, nu = _parts(adam, "count", "mu", "nu")
     (updates,) = _parts(schedule, "count")
-    if np.shape(count) or np.shape(updates):
-        raise _OtherOptimizerError
+    for number in (count, updates):
+        if np.shape(number) or np.asarray(number).dtype.kind not in "iu" or int(number) < 0:
+            raise _OtherOptimizerError
     adam_state = optax.ScaleByAdamState(count, _like(mu, params), _like(nu, params))
     return (
         optax.EmptyState(),
@@ -271,7 +329,7 @@ def _like(moments: Any, params: Any) -> Any:
     if not isinstance(params, Mapping):
         if moments is None:
             return optax.MaskedNode()
-        if np.shape(moments) != np.shape(params):
+        if np.shape(moments) != np.shape(params) or not jnp.issubdtype(moments.dtype, jnp.floating):
             raise _OtherOptimizerError
         return moments
     moments = {} if moments is None else moments

@@ -75,7 +75,7 @@ def load(options: argparse.Namespace, layout: str) -> Loaded:
     """Loads any checkpoint; prints what it does not take."""
     path = beside = options.input
     if t5x_files.is_t5x(path):
-        beside = str(t5x_files.find(path).parent)
+        beside = str(t5x_files.find(path))
         loaded = _load_t5x(options, layout)
     elif files.is_official(path):
         loaded = _load_official(path, options.vocab_size, options.weights, layout)
@@ -111,11 +111,12 @@ def _load_t5x(options: argparse.Namespace, layout: str) -> Loaded:
         raise ValueError("A checkpoint of t5x holds one set of weights: leave --weights out.")
     folder = t5x_files.find(options.input)
     config = _model_of_t5x(folder, options.model_config)
-    with progress.substage("reading the checkpoint"):
-        training = t5x_files.read(folder, with_optimizer=layout in (OURS, T5X))
     network = OFA(config)
     wanted = jax.eval_shape(lambda: nn.meta.unbox(network.init(jax.random.key(0), _ANY_BATCH)))
-    storage.check_shapes(training.variables, dict(wanted), folder)
+    with progress.substage("reading the checkpoint"):
+        training = t5x_files.read(folder, layout in (OURS, T5X), dict(wanted))
+    if training.unread:
+        print(f"The optimiser's state of {folder} is not taken: {training.unread}.")
     training, config = _resize(training, config, options.vocab_size)
     if layout == OURS and training.param_states is not None:
         if t5x_files.to_train_state(training) is None:

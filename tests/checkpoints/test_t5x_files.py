@@ -6,18 +6,22 @@ import json
 import re
 
 import jax
+import ml_dtypes
 import numpy as np
 import official_model
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from huggingface_fixtures import tiny, vocabulary  # noqa: F401
 from small_model import SMALL
 from small_run import make_parts
 
 from ofa_jax import convert
 from ofa_jax.checkpoints import storage, t5x_files
 from ofa_jax.checkpoints.manager import Checkpoints
-from ofa_jax.interop import from_fairseq, torch_file
+from ofa_jax.inference import loading
+from ofa_jax.interop import config_from_fairseq, from_fairseq, torch_file
+from ofa_jax.tokenizers.processor import Processor
 
 STEP, SKIPPED = 12, 3
 RUN = {"seed": 3, "streams": [{"name": "pairs"}], "trained_seconds": 1.5}
@@ -155,6 +159,8 @@ def test_states_of_other_optimizers_are_none_of_ours(tmp_path):
         {"1": adam["count"]},
         {"1": {"0": adam | {"count": np.zeros(3, np.int32)}, "2": {"count": adam["count"]}}},
         {"1": {"0": adam | {"mu": adam["count"]}, "2": {"count": adam["count"]}}},
+        {"1": {"0": adam | {"count": -adam["count"]}, "2": {"count": adam["count"]}}},
+        {"1": {"0": adam, "2": {"count": np.array(np.nan, np.float32)}}},
         {"1": {"0": adam | {"nu": {first: adam["count"]}}, "2": {"count": adam["count"]}}},
         {"inner_states": {"other": {"inner_state": held.param_states}}},
     ]
@@ -197,6 +203,83 @@ def test_an_official_checkpoint_becomes_one_of_t5x(golden, tmp_path):
     for name, array in state_dict.items():
         if array.dtype == np.float32:
             np.testing.assert_array_equal(again[name], array)
+
+
+def test_vocabulary_and_image_sizes_go_along(tiny, vocabulary, tmp_path, capsys):  # noqa: F811
+    config, run, t5x = config_from_fairseq(tiny[0], 401), tmp_path / "run", tmp_path / "t5x"
+    storage.save_variables(run, from_fairseq(tiny[1], config), step=20)
+    storage.write_model_config(run, config)
+    Processor(vocabulary[0], image_size=48, max_image_size=64).save(run)
+    convert.main([str(run), str(t5x), "--layout=t5x"])
+    for source, name, *options in (
+        (t5x, "back"),
+        (t5x / "checkpoint_20", "by_name"),
+        (t5x, "hf", "--layout=huggingface"),
+    ):
+        convert.main([str(source), str(tmp_path / name), *options])
+        loaded = loading.load_processor(str(tmp_path / name))
+        assert (loaded.image_size, loaded.max_image_size) == (48, 64)
+        text = " a brown horse"
+        np.testing.assert_array_equal(loaded.vocabulary.encode(text), vocabulary[0].encode(text))
+    printed = capsys.readouterr().out
+    assert "not taken" not in printed and "no tokenizer files" not in printed
+
+
+def test_a_structure_of_an_old_orbax_is_refused(tmp_path, capsys):
+    make_t5x(tmp_path / "t5x", param_states=None)
+    state = tmp_path / "t5x" / "checkpoint_5" / "state"
+    (state / "_METADATA").rename(state / "checkpoint")
+    sentence = fails(capsys, tmp_path / "t5x", tmp_path / "out")
+    assert "old version of Orbax" in sentence and "save it again" in sentence
+    (state / "checkpoint").unlink()
+    sentence = fails(capsys, tmp_path / "t5x", tmp_path / "out")
+    assert "cannot be read (it has no _METADATA of its arrays)" in sentence
+
+
+def zarr_of_t5x(folder):
+    """Writes a checkpoint of t5x in zarr; returns the `.zarray` of each array."""
+    held = make_t5x(folder)
+    state = folder / "checkpoint_5" / "state"
+    content = {
+        "target": held.variables["params"],
+        "flax_mutables": {"batch_stats": held.variables["batch_stats"]},
+        "state": {"step": np.array(5), "param_states": held.param_states},
+    }
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(state, ocp.args.PyTreeSave(content), force=True)
+    return {path.parent.name: path for path in state.rglob(".zarray")}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("target", {"shape": [2**40]}, r"is \[1099511627776\] and should be"),
+        ("target", {"chunks": [2**40]}, "stored in too large pieces"),
+        ("target", {"dtype": "<i4"}, "has the type int32 and should have float32"),
+        ("state", {"shape": [2**40], "chunks": [2**40]}, ""),
+    ],
+)
+def test_arrays_are_checked_before_memory_is_taken(name, change, sentence, tmp_path, capsys):
+    arrays = zarr_of_t5x(tmp_path / "t5x")
+    path = next(
+        own for key, own in sorted(arrays.items())
+        if key.startswith(name) and len(json.loads(own.read_text())["shape"]) == 1
+    )  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if sentence:
+        assert re.search(sentence, fails(capsys, tmp_path / "t5x", tmp_path / "run"))
+        return
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "run")])
+    assert "it has an array that is larger than every parameter" in capsys.readouterr().out
+
+
+def test_parameters_in_bfloat16_become_float32(tmp_path):
+    held = make_t5x(tmp_path / "full", param_states=None)
+    half = jax.tree.map(lambda array: array.astype(ml_dtypes.bfloat16), held.variables)
+    make_t5x(tmp_path / "t5x", param_states=None, variables=half)
+    convert.main([str(tmp_path / "t5x"), str(tmp_path / "run")])
+    found = storage.load_numpy_variables(tmp_path / "run")
+    assert_same(found, jax.tree.map(lambda array: array.astype(np.float32), half))
 
 
 def fails(capsys, *arguments):

@@ -19,11 +19,12 @@ TARGETS = {
     "webdataset": "table_files",
     "coco": "table_files",
     "run": "run_directories",
+    "t5x": "t5x_checkpoints",
     "checksums": "checksum_files",
     "outputs": "output_files",
 }
 """Name of a target -> the module that has it."""
-SLOW = {"run": 6}
+SLOW = {"run": 6, "t5x": 6}
 """Target -> how many cases of others take as long as one of its; `--cases` counts accordingly."""
 _SELF_TEST = {"planted": "planted"}
 
