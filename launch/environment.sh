@@ -16,7 +16,8 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$required" ]]; then
   rm -f "$venv/project.sha256"
 fi
 # The build requirements are among the others, so this needs no network.
-project="$( (pwd && cat pyproject.toml setup.py) | sha256sum | cut -d' ' -f1)"
+project="$( (pwd && cat pyproject.toml setup.py && cat ofa_jax/*/_*.c 2>/dev/null || true) |
+  sha256sum | cut -d' ' -f1)"
 if [[ "$(cat "$venv/project.sha256" 2>/dev/null)" != "$project" ]]; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     --no-build-isolation --editable .

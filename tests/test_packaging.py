@@ -189,7 +189,7 @@ def test_the_lock_pins_versions_that_the_declarations_allow():
 def source(tmp_path_factory):
     """Returns a copy of the sources, in which a build may leave files."""
     source = tmp_path_factory.mktemp("source")
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
     for folder in ("ofa_jax", "tasks", "tools", "gin_configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ATTRIBUTION.md"):
@@ -270,6 +270,15 @@ def test_the_wheel_has_one_name_at_its_top(wheel):
     expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "ofa_jax").rglob("*.py")}
     assert expected | {"ofa_jax/py.typed"} <= set(files)
     assert f"ofa_jax-{ofa_jax.__version__}.dist-info/licenses/LICENSE" in files
+
+
+def test_one_compiled_module_serves_every_python(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        modules = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
+    if not modules:
+        pytest.skip("There is no C compiler, or it does not find Python's headers.")
+    assert modules == ["ofa_jax/preprocessing/_image_kernels.abi3.so"]
+    assert "-cp311-abi3-" in wheel.name
 
 
 # Every part of the real run, at sizes that compile quickly.

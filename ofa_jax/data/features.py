@@ -140,7 +140,9 @@ def to_features(
       StreamMismatchError: the size of the image differs from the stream's, or the targets are
         image codes and the stream has no code_targets.
     """
-    features = empty_features(stream, task_id)
+    image = example.get("image")
+    has_image = image is not None and image.size > 0
+    features = _empty_features(stream, task_id, zero_image=not has_image)
     inputs = np.asarray(example["inputs"], np.int32)
     targets = np.asarray(example["targets"], np.int32)
     source_length = stream.task_feature_lengths["inputs"]
@@ -160,8 +162,7 @@ def to_features(
     features["decoder_target_tokens"][:unscored] = PAD_ID
     features["decoder_loss_weights"][:unscored] = 0
 
-    image = example.get("image")
-    if image is not None and image.size:
+    if has_image:
         _place_image(features, example, image, stream, rng)
     if bool(single(example, "code_mask", False)):
         if not stream.code_targets:
@@ -201,7 +202,7 @@ def _place_image(
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         features["encoder_images"] = image  # `stack` makes the only copy
     else:
-        features["encoder_images"][...] = image
+        features["encoder_images"] = np.asarray(image).astype(np.uint8)
     features["encoder_image_mask"][...] = True
     if stream.num_sampled_patches is not None:
         chosen = rng.permutation(stream.num_patches)[: stream.num_sampled_patches]
@@ -226,6 +227,11 @@ def empty_features(stream: Stream, task_id: int) -> Features:
     They take the place of an invalid record, so that all other rows keep their positions, and fill
     up the last batch of an evaluation.
     """
+    return _empty_features(stream, task_id, zero_image=True)
+
+
+def _empty_features(stream: Stream, task_id: int, zero_image: bool) -> Features:
+    """Returns empty features; without `zero_image` their image is to be replaced."""
     source_length = stream.task_feature_lengths["inputs"]
     target_length = stream.task_feature_lengths["targets"]
     features = {
@@ -239,7 +245,7 @@ def empty_features(stream: Stream, task_id: int) -> Features:
     features["encoder_input_tokens"][0] = BOS_ID
     features["decoder_input_tokens"][0] = BOS_ID
     if stream.image_size is not None:
-        size = stream.image_size
+        size = stream.image_size if zero_image else 0
         features["encoder_images"] = np.zeros((size, size, 3), np.uint8)
         features["encoder_image_mask"] = np.array(False)
         if stream.num_sampled_patches is not None:

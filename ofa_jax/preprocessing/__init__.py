@@ -16,6 +16,8 @@
     image_files         decoding of images, within limits
     images, boxes       image transforms, and those of boxes
     pair_images         the images of pairs and regions
+    resampling          resizing by the compiled module
+    image_kernels       the compiled module
     image_sharing       one image for two examples of a record
     randaugment         RandAugment
     masking             the span masks of text infilling
@@ -31,6 +33,7 @@ __all__ = [
     "downstream",
     "examples",
     "image_files",
+    "image_kernels",
     "image_sharing",
     "images",
     "instructions",
@@ -46,6 +49,7 @@ __all__ = [
     "record_questions",
     "record_regions",
     "records",
+    "resampling",
     "text",
     "wordings",
 ]

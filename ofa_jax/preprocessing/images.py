@@ -1,7 +1,8 @@
 """Transforms of images and their boxes, with Pillow as in the reference implementation.
 
 An image is an RGB `PIL.Image` until `to_array` returns it as uint8 [height, width, 3]; between
-resizing and cropping it is a `LazyResize`. Sizes are in pixels, boxes float32 [n, 4] (see `boxes`).
+resizing and cropping it is a `LazyResize`, and then perhaps a `Pixels`. Sizes are in pixels, boxes
+float32 [n, 4] (see `boxes`).
 The caller draws all random numbers and passes them in.
 """
 
@@ -14,6 +15,7 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from ofa_jax.preprocessing import boxes as box_ops
+from ofa_jax.preprocessing import resampling
 from ofa_jax.preprocessing.image_files import UNREADABLE, decode, read_size, to_rgb
 from ofa_jax.utils.bad_input import InvalidRecordError, Treatment, declare
 from ofa_jax.utils.decode_options import AS_SEEN, AS_STORED, DecodeOptions
@@ -26,6 +28,7 @@ __all__ = [
     "UNREADABLE",
     "DecodeOptions",
     "LazyResize",
+    "Pixels",
     "blank_center",
     "center_crop",
     "center_slice",
@@ -75,12 +78,35 @@ def check_resized_size(
 
 
 @dataclasses.dataclass(frozen=True)
+class Pixels:
+    """The pixels of an image, read-only as those of `PIL.Image` are."""
+
+    array: UInt8[np.ndarray, "height width 3"]
+
+    def __post_init__(self) -> None:
+        self.array.setflags(write=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (width, height)."""
+        return self.array.shape[1], self.array.shape[0]
+
+    def to_image(self) -> Image.Image:
+        """Returns a `PIL.Image` with a copy of the pixels."""
+        return Image.fromarray(self.array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype, copy=copy)
+
+
+@dataclasses.dataclass(frozen=True)
 class LazyResize:
     """A bicubic resize that is deferred until the crop is known, to compute only its pixels.
 
     Pillow resizes the rows, rounds to 8 bits, and then resizes the columns. Rows that do not
-    contribute to the crop need no first pass, and columns outside it need no second pass. The
-    pixels are identical to those of resizing and then cropping.
+    contribute to the crop need no first pass, and columns outside it need no second pass; the
+    compiled module of `resampling` leaves them out of both. The pixels are identical to those of
+    resizing and then cropping.
 
     Attributes:
       image: the stored image.
@@ -100,9 +126,11 @@ class LazyResize:
         """The height after resizing."""
         return self.size[1]
 
-    def crop(self, window: tuple[float, float, float, float]) -> Image.Image:
+    def crop(self, window: tuple[float, float, float, float]) -> Image.Image | Pixels:
         """Returns what `PIL.Image.crop` of the resized image does: rounded, and black outside."""
         left, top, right, bottom = (round(edge) for edge in window)
+        if (array := self._compute((left, top, right, bottom))) is not None:
+            return Pixels(array)
         first, last = max(left, 0), min(right, self.width)
         if first >= last or self._columns_first:
             return self._resize_all().crop(window)
@@ -113,6 +141,14 @@ class LazyResize:
         strip = rows.crop((first, -above, last, self.image.height - above))
         strip = strip.resize((last - first, self.height), Image.Resampling.BICUBIC)
         return strip.crop((left - first, top, right - first, bottom))
+
+    def _compute(self, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Returns the pixels of a window by the compiled module; None where it cannot."""
+        left, top, right, bottom = window
+        inside = 0 <= left < right <= self.width and 0 <= top < bottom <= self.height
+        if not inside or self._columns_first or self.image.size == self.size:
+            return None
+        return resampling.resize_window(self.image, self.size, window)
 
     def _contributing_rows(self, top: int, bottom: int) -> tuple[int, int]:
         """Returns a range of stored rows that contains all that contribute to the resized rows."""
@@ -132,10 +168,11 @@ class LazyResize:
         return self.image.resize(self.size, Image.Resampling.BICUBIC)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._resize_all(), dtype)
+        array = self._compute((0, 0, *self.size))
+        return np.asarray(self._resize_all() if array is None else array, dtype)
 
 
-def to_array(image: Image.Image | LazyResize) -> UInt8[np.ndarray, "height width 3"]:
+def to_array(image: Image.Image | LazyResize | Pixels) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the pixels of an image."""
     return np.asarray(image)
 
@@ -182,7 +219,7 @@ def _crop(
     left: float,
     top: float,
     size: int,
-) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+) -> tuple[Image.Image | Pixels, Float32[np.ndarray, "n 4"]]:
     """Crops a square.
 
     Pillow rounds the window to whole pixels and fills the outside with black; the boxes move by the
@@ -194,7 +231,7 @@ def _crop(
 
 def center_crop(
     image: Image.Image | LazyResize, boxes: Float32[np.ndarray, "n 4"], size: int
-) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+) -> tuple[Image.Image | Pixels, Float32[np.ndarray, "n 4"]]:
     """Crops the central `size` x `size` pixels."""
     width, height = image.size
     return _crop(image, boxes, round((width - size) / 2), round((height - size) / 2), size)
@@ -211,13 +248,14 @@ def resize_and_center_crop(
     if image.size == (size, size):
         return image
     resized, _ = resize_shorter_side(image, NO_BOXES, size, max_pixels=max_pixels)
-    return center_crop(resized, NO_BOXES, size)[0]
+    cropped = center_crop(resized, NO_BOXES, size)[0]
+    return cropped.to_image() if isinstance(cropped, Pixels) else cropped
 
 
 def resize_to_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes the whole image to a square (bicubic), whatever its aspect ratio."""
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return to_array(LazyResize(image, (size, size)))
     return to_array(image)
 
 
@@ -247,7 +285,7 @@ def blank_center(
 
 def object_center_crop(
     image: Image.Image | LazyResize, boxes: Float32[np.ndarray, "n 4"], size: int
-) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+) -> tuple[Image.Image | Pixels, Float32[np.ndarray, "n 4"]]:
     """Crops `size` x `size` pixels around the first box, shifted to lie within the image."""
     return _crop(image, boxes, *object_window(boxes[0], image.size, size), size)
 
@@ -280,7 +318,7 @@ def large_scale_jitter(
     scale_draw: float,
     offset_draws: tuple[float, float],
     max_pixels: int = _MAX_PIXELS,
-) -> tuple[Image.Image, Float32[np.ndarray, "n 4"]]:
+) -> tuple[Image.Image | Pixels, Float32[np.ndarray, "n 4"]]:
     """Resizes the shorter side to 1.0-1.5 times `size` and crops `size` x `size` anywhere.
 
     This is the large-scale jitter of Ghiasi et al. 2021 (Copy-Paste), with OFA's range of scales.
@@ -303,10 +341,9 @@ def large_scale_jitter(
     scaled, offsets = jitter_window(image.size, size, scale_draw, offset_draws)
     resized = int(scaled[1]), int(scaled[0])
     check_resized_size(image.size, resized, max_pixels)
-    image = image.resize(resized, Image.Resampling.BICUBIC)
     ratio_height, ratio_width = scaled.astype(np.float32) / extent
     boxes = box_ops.scale(boxes, ratio_width, ratio_height)
-    return _crop(image, boxes, int(offsets[1]), int(offsets[0]), size)
+    return _crop(LazyResize(image, resized), boxes, int(offsets[1]), int(offsets[0]), size)
 
 
 def jitter_window(

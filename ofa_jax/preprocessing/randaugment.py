@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from ofa_jax.preprocessing import image_kernels
+
 # The pixels of an image, and what every operation returns for it.
 _Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -82,7 +84,13 @@ def sharpness(image: _Pixels, factor: float) -> _Pixels:
     """
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
-    smooth = cv2.filter2D(image, -1, kernel / 13).astype(np.float32)[1:-1, 1:-1]
+    smooth = cv2.filter2D(image, -1, kernel / 13)
+    if image_kernels.compiled is not None:
+        target = np.empty_like(smooth)
+        image = np.ascontiguousarray(image)
+        image_kernels.compiled.sharpen(image, smooth, factor, len(image), target)
+        return target
+    smooth = smooth.astype(np.float32)[1:-1, 1:-1]
     sharp = image.astype(np.float32)
     sharp[1:-1, 1:-1] = smooth + factor * (sharp[1:-1, 1:-1] - smooth)
     # Through int32: a negative float to uint8 is undefined in C.
@@ -106,12 +114,27 @@ def shear_y(image: _Pixels, factor: float) -> _Pixels:
 
 def translate_x(image: _Pixels, offset: float) -> _Pixels:
     """Shifts left by `offset` pixels."""
+    if float(offset).is_integer():
+        return _shift(image, 0, int(offset))
     return _affine(image, np.array([[1, 0, -offset], [0, 1, 0]], np.float32))
 
 
 def translate_y(image: _Pixels, offset: float) -> _Pixels:
     """Shifts up by `offset` pixels."""
+    if float(offset).is_integer():
+        return _shift(image, int(offset), 0)
     return _affine(image, np.array([[1, 0, 0], [0, 1, -offset]], np.float32))
+
+
+def _shift(image: _Pixels, up: int, left: int) -> _Pixels:
+    """Does what `_affine` does for whole pixels, between which nothing is interpolated."""
+    shifted = np.empty_like(image)
+    shifted[...] = FILL
+    height, width = image.shape[:2]
+    up, left = min(max(up, -height), height), min(max(left, -width), width)
+    visible = image[max(up, 0) : height + min(up, 0), max(left, 0) : width + min(left, 0)]
+    shifted[max(-up, 0) : height - max(up, 0), max(-left, 0) : width - max(left, 0)] = visible
+    return shifted
 
 
 def rotate(image: _Pixels, degrees: float) -> _Pixels:

@@ -42,3 +42,28 @@ def test_the_result_depends_on_the_generator_alone(expected):
     # image is unchanged with probability (1 - 0.45)^2 = 0.30. 40 draws are within 5 standard
     # deviations (2.9).
     assert abs(changed - 40 * 0.70) < 5 * 2.9
+
+
+@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
+@pytest.mark.parametrize("level", range(11))
+@pytest.mark.parametrize("draw", [0.0, 0.9])
+def test_shifting_by_whole_pixels_is_opencvs_translation(name, level, draw, monkeypatch):
+    image = np.random.default_rng(level).integers(0, 256, (23, 31, 3), np.uint8)
+    found = randaugment.apply_operation(name, image, level, draw)
+    monkeypatch.setattr(
+        randaugment,
+        "_shift",
+        lambda image, up, left: randaugment._affine(
+            image, np.array([[1, 0, -left], [0, 1, -up]], np.float32)
+        ),
+    )
+    expected = randaugment.apply_operation(name, image, level, draw)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("offset", [-40, -23, 0, 22, 23, 90])
+def test_an_image_shifted_out_of_sight_is_grey(offset):
+    image = np.random.default_rng(0).integers(0, 100, (23, 23, 3), np.uint8)
+    for shift in (randaugment.translate_x, randaugment.translate_y):
+        grey = (shift(image, offset) == randaugment.FILL).all()
+        assert grey == (abs(offset) >= 23)
