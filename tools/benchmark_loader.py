@@ -38,7 +38,7 @@ from ofa_jax.data.loader import Loader
 from ofa_jax.data.sampling import StreamSampler, WeightedTask
 from ofa_jax.data.sources.array_records import OfaArrayRecords
 from ofa_jax.data.sources.base import RecordSource
-from ofa_jax.preprocessing import examples, images, objectives
+from ofa_jax.preprocessing import examples, image_kernels, images, objectives
 from ofa_jax.preprocessing.objective_config import ObjectiveConfig
 from ofa_jax.preprocessing.randaugment import randaugment
 from ofa_jax.preprocessing.records import Record
@@ -226,6 +226,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     return {
         "options": vars(options),
         "cores": os.cpu_count(),
+        "compiled": image_kernels.compiled is not None,
         "jpeg_bytes": float(np.mean(sizes)),
         "stages": {
             name: dataclasses.asdict(stage)
@@ -244,7 +245,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     options = result["options"]
     table = Table(
         title=f"{WIDTH}x{HEIGHT} JPEGs of {result['jpeg_bytes'] / 1000:.0f} kB to "
-        f"{options['image_size']} px: processor time of one core",
+        f"{options['image_size']} px, resized by "
+        f"{'the compiled module' if result['compiled'] else 'Pillow'}: processor time of one core",
         title_justify="left",
     )
     for name in ("stage", "ms", "per second", "ms in an example"):

@@ -141,8 +141,9 @@ def to_features(
         image codes and the stream has no code_targets.
     """
     image = example.get("image")
-    has_image = image is not None and image.size > 0
-    features = _empty_features(stream, task_id, zero_image=not has_image)
+    if image is not None and not image.size:
+        image = None
+    features = _empty_features(stream, task_id, zero_image=image is None)
     inputs = np.asarray(example["inputs"], np.int32)
     targets = np.asarray(example["targets"], np.int32)
     source_length = stream.task_feature_lengths["inputs"]
@@ -162,7 +163,7 @@ def to_features(
     features["decoder_target_tokens"][:unscored] = PAD_ID
     features["decoder_loss_weights"][:unscored] = 0
 
-    if has_image:
+    if image is not None:
         _place_image(features, example, image, stream, rng)
     if bool(single(example, "code_mask", False)):
         if not stream.code_targets:

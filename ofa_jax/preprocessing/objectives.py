@@ -206,11 +206,11 @@ def object_detection(record: Record, rng: np.random.Generator, config: Objective
         scale, vertical, horizontal = 0.0, 0.5, 0.5
     draws = scale, (vertical, horizontal)
     size, stored = config.detection_image_size, image.size
-    image, boxes = images.large_scale_jitter(
+    cropped, boxes = images.large_scale_jitter(
         image, boxes, size, *draws, config.decode_options.max_resized_pixels
     )
     instruction = config.wording("object_detection", rng)
-    example = detection_example(images.to_array(image), boxes, labels, config, instruction)
+    example = detection_example(images.to_array(cropped), boxes, labels, config, instruction)
     if not config.training:
         (height, width), (top, left) = images.jitter_window(stored, size, *draws)
         example["view"] = pair_images.view_of(stored, (width, height), (left, top), size)

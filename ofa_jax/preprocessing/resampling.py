@@ -20,6 +20,7 @@ __all__ = ["Axis", "resize_window", "weigh_axis"]
 
 _PRECISION_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
 _SUPPORT = 2.0  # of the bicubic kernel
+_LONGEST_SIDE = 8192  # so that no file fills the memory with weights
 _PIXEL_BYTES = 4  # in Pillow's memory; rows that are aligned to more have gaps between them
 
 
@@ -35,7 +36,7 @@ class Axis(NamedTuple):
     weights: Int32[np.ndarray, "length count"]
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def weigh_axis(stored: int, resized: int) -> Axis:
     """Returns the weights with which Pillow resizes an axis of `stored` values to `resized`.
 
@@ -87,13 +88,12 @@ def resize_window(
 
     Returns:
       The pixels; None where Pillow must do it: without the compiled module, for another mode than
-      RGB, and for an image that is not one piece of memory, as of more than 16 MiB.
+      RGB, for very long sides, and for an image that is not one piece of memory, as of more than
+      16 MiB.
     """
-    if (
-        image_kernels.compiled is None
-        or image.mode != "RGB"
-        or Image.core.get_alignment() > _PIXEL_BYTES
-    ):
+    if image_kernels.compiled is None or image.mode != "RGB":
+        return None
+    if max(*image.size, *size) > _LONGEST_SIDE or Image.core.get_alignment() > _PIXEL_BYTES:
         return None
     try:
         pixels = image.__arrow_c_array__()[1]  # of the image's own memory: nothing is copied

@@ -112,6 +112,9 @@ def test_a_crop_is_read_only_and_becomes_an_image():
 def test_pillow_does_what_the_compiled_module_cannot():
     grey = make_image(60, 45).convert("L")
     assert resampling.resize_window(grey, (40, 30), (0, 0, 40, 30)) is None
+    narrow = make_image(3, 9000)  # its weights would take much memory
+    assert resampling.resize_window(narrow, (3, 30), (0, 0, 3, 30)) is None
+    assert resampling.resize_window(make_image(3, 9), (3, 9000), (0, 0, 3, 30)) is None
     # More than 16 MiB, so Pillow holds it in several pieces.
     large = Image.new("RGB", (2100, 2100), (9, 200, 31))
     assert resampling.resize_window(large, (40, 30), (0, 0, 40, 30)) is None
