@@ -110,6 +110,7 @@ def convert(
     _report_source(findings)
     stored_otherwise = 0
     problem: NothingUsableError | None = None
+    left_out: NothingUsableError | None = None
     for split, by_file in plans.items():
         _name_lost_fields(data_set, split, by_file)
         for file_kind, sources in by_file.items():
@@ -123,13 +124,16 @@ def convert(
                 # Every record with an image is asked for codes, which only some data sets have.
                 if file_kind == "images" and len(kinds) > 1 and error.is_missing:
                     print(f"{target}: left out: no image that can be read has codes.")
+                    left_out = left_out or error
                 else:
                     problem = problem or error  # after the other files
                 continue
             names |= counts.names
             stored_otherwise += counts.stored_otherwise
             _report(target, counts)
-    if any(target.exists() for target in targets.values()):
+    if not any(target.exists() for target in targets.values()):
+        problem = problem or left_out
+    else:
         write_negatives(data_set, output_dir / NEGATIVES, sorted(names))
     if stored_otherwise and options != AS_STORED:
         print(

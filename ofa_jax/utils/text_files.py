@@ -24,6 +24,7 @@ __all__ = [
     "strip_byte_order_mark",
 ]
 
+_GZIP = b"\x1f\x8b"  # in UTF-8 no text has its second byte there
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32",
                 b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # fmt: skip
@@ -59,6 +60,8 @@ def decode_text(data: bytes, name: str) -> str:
     """
     if problem := describe_pointer(data):
         raise DamagedFileError(f"{name} {problem}.")
+    if data.startswith(_GZIP):
+        raise DamagedFileError(f"{name} is compressed with gzip: unpack it.")
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise DamagedFileError(f"{name} is {encoding}: save it as UTF-8.")

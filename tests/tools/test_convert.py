@@ -286,6 +286,13 @@ def test_a_kind_without_usable_records_does_not_keep_the_others_from_being_writt
     assert not [path for path in out.iterdir() if path.name.startswith(("detection", "images"))]
 
 
+def test_images_alone_that_have_no_codes_are_nothing_to_convert(tmp_path):
+    rows = [{"image": name} for name in write_images(tmp_path, 2)]
+    data = JsonData(str(write_lines(tmp_path / "data.jsonl", rows)))
+    with pytest.raises(ValueError, match="would be empty: .* it has no codes"):
+        convert.convert(data, tmp_path / "out", "tsv")
+
+
 def test_nothing_is_written_where_one_of_the_outputs_is_there(data, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

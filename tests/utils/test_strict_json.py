@@ -1,5 +1,6 @@
 """Tests that JSON whose author may have meant two things is refused or marked."""
 
+import gzip
 import json
 
 import pytest
@@ -49,3 +50,9 @@ def test_numbers_that_are_not_finite_are_refused_unless_they_are_asked_for():
         with pytest.raises(ValueError, match="is not JSON"):
             strict_json.parse(text)
         strict_json.parse(text, only_finite=False)
+
+
+def test_a_file_that_is_compressed_is_called_so(tmp_path):
+    (tmp_path / "a.json").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DamagedFileError, match="a.json is compressed with gzip: unpack it"):
+        read_json(tmp_path / "a.json")

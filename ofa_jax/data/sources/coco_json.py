@@ -40,8 +40,9 @@ BAD_ANNOTATION = declare(
     "malformed annotation",
     Treatment.DROPPED,
     "An annotation of a COCO file is no object, belongs to no image of the file, or has neither a "
-    "caption nor a box of a known category nor a question. Images without an id, and those that "
-    "share it with another one, are left out with their annotations; so is what has a field twice.",
+    "caption nor a box of a known category nor a question. Images without an id, and images "
+    "and categories that share it with another one, are left out with their annotations; so is "
+    "what has a field twice.",
     __name__,
 )
 _LISTS = {"images", "annotations", "categories"}
@@ -128,7 +129,7 @@ def read_coco(
                     f"{shorten(known['image'])} in {paths[0]}: files of CocoData.annotations must "
                     "be about the same images; mix other ones by MixedData."
                 )
-        categories = _categories(content.get("categories")) or class_names or {}
+        categories = _categories(path, content.get("categories"), dropped) or class_names or {}
         for annotation in content.get("annotations") or ():
             # An image is known by all files, but an annotation belongs to one of its own file.
             problem = _add(annotation, images, own, categories)
@@ -185,16 +186,24 @@ def _key(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _categories(given: Any) -> dict[str, str]:
-    """Returns id -> name of the categories; others are left out."""
-    return {
-        key: one["name"]
-        for one in (given if isinstance(given, list) else ())
-        if isinstance(one, dict)
-        and not isinstance(one, MarkedObject)
-        and (key := _key(one.get("id"))) is not None
-        and isinstance(one.get("name"), str)
-    }
+def _categories(path: str, given: Any, dropped: collections.Counter) -> dict[str, str]:
+    """Returns id -> name of the categories; others, and those of two names, are left out."""
+    found: dict[str, str] = {}
+    shared: set[str] = set()
+    for one in given if isinstance(given, list) else ():
+        if isinstance(one, MarkedObject):
+            dropped[f"categories of {path}: {_TWICE}"] += 1
+        elif (
+            isinstance(one, dict)
+            and (key := _key(one.get("id"))) is not None
+            and isinstance(name := one.get("name"), str)
+            and found.setdefault(key, name) != name
+        ):
+            shared.add(key)
+    for key in shared:
+        del found[key]
+        dropped[f"categories of {path}: share their id with another one"] += 1
+    return found
 
 
 def _add(

@@ -10,6 +10,7 @@ dropped by the preprocessor, which counts both.
 """
 
 import dataclasses
+import decimal
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -258,6 +259,8 @@ def _id(value: Any) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite():  # databases export such numbers
+        return str(int(value) if value == value.to_integral_value() else value)
     if isinstance(value, float) and math.isfinite(value):
         is_whole = value.is_integer() and abs(value) < 1 << 53  # pandas makes floats of ids
         return str(int(value) if is_whole else value)
@@ -298,14 +301,16 @@ def read_boxes(field: str, value: Any) -> Float[np.ndarray, "n 4"]:
     boxes = np.full((len(values), 4), np.nan)
     for own, given in zip(boxes, values, strict=True):
         if isinstance(given, list | tuple) and len(given) == 4:
-            if all(
-                isinstance(number, int | float) and not isinstance(number, bool) for number in given
-            ):
+            if all(map(_is_number, given)):
                 try:
-                    own[:] = given
+                    own[:] = [float(number) for number in given]
                 except OverflowError:  # a whole number of hundreds of digits
                     own[:] = np.nan
     return boxes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool)
 
 
 def _corners_of_corner_and_size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

@@ -1,5 +1,6 @@
 """Tests Parquet files and what `datasets.save_to_disk` writes, whole and damaged."""
 
+import decimal
 import json
 import os
 import pickle
@@ -241,3 +242,20 @@ def test_columns_of_one_name_are_refused(tmp_path):
     for name in ("a.parquet", "b.arrow"):
         with pytest.raises(ValueError, match=f"{name} has several columns called captions"):
             ArrowData(str(tmp_path / name)).records("captions", "train")
+
+
+def test_numbers_of_databases_are_boxes_and_ids(tmp_path):
+    (name,) = write_images(tmp_path, 1)
+    numbers = list(map(decimal.Decimal, ("0", "1.25", "9", "9.5")))
+    table = pyarrow.table(
+        {
+            "id": [decimal.Decimal("7.0"), decimal.Decimal("7.5"), None],
+            "image": [name] * 3,
+            "object_labels": [["a"]] * 3,
+            "object_boxes": [[numbers]] * 3,
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    records = ArrowData(str(tmp_path / "a.parquet")).records("objects", "train")
+    assert [records[number]["id"] for number in range(3)] == ["7", "7.5", "2"]
+    np.testing.assert_array_equal(records[2]["object_boxes"], [[0, 1.25, 9, 9.5]])

@@ -106,6 +106,18 @@ def test_a_file_that_is_something_else_is_refused_in_one_sentence(folder, text):
     assert "\n" not in str(raised.value)
 
 
+def test_categories_that_share_an_id_are_left_out_and_counted(folder):
+    categories = [*INSTANCES["categories"], {"id": "18", "name": "dog"}, {"id": 17, "name": "cow"}]
+    (folder / "shared.json").write_text(json.dumps(INSTANCES | {"categories": categories}))
+    with collect() as findings:
+        records = CocoData("shared.json", ".", str(folder)).records("objects", "train")
+    assert [records[n]["object_labels"] for n in range(len(records))] == [["dog"]]
+    assert [finding.detail.replace(f"{folder}/", "") for finding in findings] == [
+        "1 categories of shared.json: share their id with another one",
+        "1 annotations of shared.json: have a box of an unknown category",
+    ]
+
+
 def test_what_has_a_field_twice_is_left_out_and_counted(folder):
     text = json.dumps(INSTANCES)
     for old, new in (
@@ -124,6 +136,7 @@ def test_what_has_a_field_twice_is_left_out_and_counted(folder):
         records = CocoData("twice.json", ".", str(folder)).records("objects", "train")
     assert [records[n]["id"] for n in range(len(records))] == ["11"]
     assert sorted(finding.detail.replace(f"{folder}/", "") for finding in findings) == [
+        "1 categories of twice.json: have a field twice",
         "1 images of twice.json: have a field twice",
         "2 annotations of twice.json: belong to no image of the file",
         "2 annotations of twice.json: have a field twice",
