@@ -6,6 +6,7 @@ found by `resume`.
 
 import contextlib
 import dataclasses
+import logging as python_logging
 import os
 import re
 import threading
@@ -45,8 +46,25 @@ CHECKPOINT_NOT_WRITTEN = declare(
 )
 
 
+class _FurtherFailedWrites(python_logging.Filter):
+    """Drops what asyncio logs of writes that failed after the first one of a save.
+
+    Orbax writes the arrays of a checkpoint in tasks and raises the first error. Those of the other
+    tasks are retrieved by nobody, so asyncio logs each with a traceback whenever they are freed.
+    """
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        """Returns whether to log a record."""
+        message = record.getMessage()
+        return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
+
+
 class SaveError(OSError):
     """Checkpoints cannot be written, so further training would be lost."""
+
+
+_FURTHER_FAILED_WRITES = _FurtherFailedWrites()
+"""One, so that a logger takes it once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +127,7 @@ class Checkpoints:
             policies.append(EveryNSteps(keep_period))
         if best is not None:
             policies.append(_Best(best))
+        python_logging.getLogger("asyncio").addFilter(_FURTHER_FAILED_WRITES)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import logging as python_logging
 import os
 import pathlib
 import resource
@@ -22,7 +23,7 @@ from fault_tools import DRIVER, environment
 from rich.console import Console
 from small_run import make_run
 
-from ofa_jax.checkpoints import checksums
+from ofa_jax.checkpoints import checksums, manager
 from ofa_jax.data.loader import Loader, LoaderError
 from ofa_jax.evaluation import event_writer
 from ofa_jax.evaluation.event_writer import EventWriter
@@ -263,6 +264,15 @@ def test_a_disk_that_is_really_full_ends_in_one_sentence_and_keeps_the_last_chec
         assert checksums.find_damage(tmp_path / "checkpoints" / str(step)) is None
     done = subprocess.run([*command, "--steps=3"], **options)
     assert done.returncode == 0 and "Resuming from step 2 of 3" in done.stdout
+
+
+def test_of_several_failed_writes_of_a_checkpoint_asyncio_logs_none(tmp_path, caplog):
+    manager.Checkpoints(tmp_path).close()
+    logger = python_logging.getLogger("asyncio")
+    task = "future: <Task finished coro=<write() done, defined at /x/orbax/checkpoint/y.py:1>>"
+    logger.error(f"Task exception was never retrieved\n{task}")
+    logger.error("Task exception was never retrieved\nfuture: <Task finished coro=<mine()>>")
+    assert [record.getMessage().endswith("<mine()>>") for record in caplog.records] == [True]
 
 
 # -------------------------------------------------------------------------------- dead processes
