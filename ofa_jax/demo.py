@@ -13,6 +13,7 @@ arguments, reported in one sentence.
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -59,7 +60,14 @@ def main(arguments: Sequence[str]) -> int:
             with_examples=not chosen.no_examples,
             image_generation=_image_generation(chosen),
         )
-    return 0 if server.run() else errors.FAILURE
+    code = 0 if server.run() else errors.FAILURE
+    if server.queue.is_working:
+        # A program is being compiled, which cannot be called off. Where Python ends as usual, it
+        # cuts threads off in the middle of XLA, which aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -173,6 +173,11 @@ class PredictionQueue:
         return self._accepting
 
     @property
+    def is_working(self) -> bool:
+        """Whether the thread of the model has not ended; a program may be being compiled in it."""
+        return self._worker.is_alive()
+
+    @property
     def num_open(self) -> int:
         """The requests that are being prepared, wait, or are being decoded."""
         return self._open

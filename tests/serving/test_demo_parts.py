@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -150,10 +151,15 @@ def test_missing_gradio_is_one_sentence():
 
 
 @pytest.mark.slow  # loads everything once more
-def test_the_command_serves_until_it_is_told_to_stop(run_directory):  # noqa: F811
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_command_serves_until_it_is_told_to_stop(run_directory, tmp_path, compiled):  # noqa: F811
+    """Also while it compiles the program of captions, in a thread that nobody can stop."""
     pytest.importorskip("gradio", reason="Gradio is not installed (the extra demo)")
     command = [sys.executable, "-m", "ofa_jax.demo", str(run_directory), "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    cache = {} if compiled else {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | cache
+    ) as process:
         line = process.stdout.readline()
         assert line.startswith("Serving at http://127.0.0.1:")
         with urllib.request.urlopen(line.split()[-1], timeout=30) as response:
