@@ -40,7 +40,8 @@ ofa_model.OFAConfig:
 
 def test_the_commands_of_the_page_run(small_scenes, tmp_path):
     (tmp_path / "small.gin").write_text(SMALL)
-    (grouped,) = re.findall(r"^```\n(.*?grouped_mixture.*?)^```", PAGE, re.S | re.M)
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```$", PAGE, re.S | re.M)
+    (grouped,) = [text for text in blocks if "import" in text and "grouped_mixture" in text]
     (tmp_path / "grouped.gin").write_text(grouped)
     commands = [
         shlex.split(command)
