@@ -68,6 +68,22 @@ def make_model(t5x, config=SMALL, task=TASK, **options):
     return t5x.OFAModel(config, stream, adamw, **options)
 
 
+def start_t5x(model, variables):
+    """Returns t5x's state with these variables, and its step."""
+    import flax
+    from t5x import train_state as t5x_state
+    from t5x import trainer
+
+    variables = flax.core.freeze(jax.tree.map(np.array, variables))
+    state = t5x_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
+    step = jax.jit(
+        lambda state, batch: trainer.train_with_lr(
+            state, batch, np.float32(0), jax.random.PRNGKey(0), model, None
+        )
+    )
+    return state, step
+
+
 @pytest.fixture(scope="module")
 def first():
     return stream_batch(0, 48)
@@ -84,18 +100,10 @@ def state():
 def test_three_steps_of_t5x_have_our_losses(t5x, state):
     """Float32, in another program: 1e-5 relative."""
     import flax
-    from t5x import train_state as t5x_state
-    from t5x import trainer
 
     new_state, train_step = state
     model, ours = make_model(t5x), new_state()
-    variables = jax.tree.map(np.array, ours.variables)
-    theirs = t5x_state.FlaxOptimTrainState.create(model.optimizer_def, flax.core.freeze(variables))
-    step = jax.jit(
-        lambda state, batch: trainer.train_with_lr(
-            state, batch, np.float32(0), jax.random.PRNGKey(0), model, None
-        )
-    )
+    theirs, step = start_t5x(model, ours.variables)
     for number in range(3):
         batch = stream_batch(number, 48)
         tokens = (batch["decoder_target_tokens"] != SMALL.pad_id).sum()
@@ -114,8 +122,6 @@ def test_three_steps_of_t5x_have_our_losses(t5x, state):
 def test_a_grouped_mixture_has_the_loss_of_two_groups(t5x, grouped):
     """One batch of both streams; frozen batch norm, which would else see them together."""
     import flax
-    from t5x import train_state as t5x_state
-    from t5x import trainer
 
     config = SMALL.replace(freeze_batch_norm=True)
     _, new_state, train_step, _ = make_parts(config)
@@ -125,13 +131,7 @@ def test_a_grouped_mixture_has_the_loss_of_two_groups(t5x, grouped):
         jax.jit(train_step),
     )
     assert model.groups == ("others", "pairs")
-    variables = jax.tree.map(np.array, ours.variables)
-    theirs = t5x_state.FlaxOptimTrainState.create(model.optimizer_def, flax.core.freeze(variables))
-    step = jax.jit(
-        lambda state, batch: trainer.train_with_lr(
-            state, batch, np.float32(0), jax.random.PRNGKey(0), model, None
-        )
-    )
+    theirs, step = start_t5x(model, ours.variables)
     for number in range(3):
         pairs, text = stream_batch(number, 48), stream_batch(100 + number, 48)
         text["decoder_target_tokens"][:, 2:] = SMALL.pad_id  # so that the groups' sizes differ
