@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ofa_jax.data.sources.tsv_file import decode_base64
@@ -24,6 +24,7 @@ from ofa_jax.serving.schemas import (
     MAX_RETURNED,
     REQUEST_SCHEMA,
 )
+from ofa_jax.utils import strict_json
 from ofa_jax.utils.excerpts import truncate
 from ofa_jax.utils.json_values import to_json
 from ofa_jax.utils.suggestions import nearest
@@ -101,29 +102,16 @@ def _load_json(body: bytes) -> Any:
     if not text.strip():
         raise BadFieldError("The body is empty: send a JSON object.")
     try:
-        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant)
-    except BadFieldError:
-        raise
+        return strict_json.parse(text)
+    except strict_json.RepeatedKeyError as error:
+        shown = truncate(clean_text(error.key), 40)
+        raise BadFieldError(f"The field {shown!r} is given more than once: give it once.") from None
+    except strict_json.NotFiniteError as error:
+        raise BadFieldError(f"The body is not JSON: {error.name} is no number of JSON.") from None
     except RecursionError:
         raise BadFieldError("The body is not JSON: it is nested too deeply.") from None
     except ValueError as error:
         raise BadFieldError(f"The body is not JSON ({truncate(str(error))}).") from None
-
-
-def _to_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object. Raises BadFieldError if it has a field twice."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadFieldError(
-            f"The field {truncate(clean_text(twice), 40)!r} is given more than once: give it once."
-        )
-    return fields
-
-
-def _refuse_constant(name: str) -> Any:
-    raise BadFieldError(f"The body is not JSON: {name} is no number of JSON.")
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -12,13 +12,33 @@ from typing import Any, NoReturn
 
 from ofa_jax.utils.excerpts import truncate
 
-__all__ = ["MarkedObject", "RepeatedKeyError", "object_or_mark", "parse"]
+__all__ = ["MarkedObject", "NotFiniteError", "RepeatedKeyError", "object_or_mark", "parse"]
 
 _MAX_SHOWN = 40
 
 
 class RepeatedKeyError(ValueError):
-    """An object has a key twice; the clause says which."""
+    """An object has a key twice; the clause says which.
+
+    Attributes:
+      key: the first one.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"it has the key {json.dumps(truncate(key, _MAX_SHOWN))} twice")
+        self.key = key
+
+
+class NotFiniteError(ValueError):
+    """A number is NaN or infinite.
+
+    Attributes:
+      name: as it is written.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is not JSON")
+        self.name = name
 
 
 class MarkedObject(dict[str, Any]):
@@ -44,6 +64,7 @@ def parse(text: str, only_finite: bool = True, mark_repeated: bool = False) -> A
 
     Raises:
       RepeatedKeyError: an object has a key twice.
+      NotFiniteError: a number is NaN or infinite.
       ValueError: it is not JSON.
       RecursionError: it is nested too deeply.
     """
@@ -63,10 +84,9 @@ def object_or_mark(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_repeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        name = json.dumps(truncate(MarkedObject(pairs).repeated[0], _MAX_SHOWN))
-        raise RepeatedKeyError(f"it has the key {name} twice")
+        raise RepeatedKeyError(MarkedObject(pairs).repeated[0])
     return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise NotFiniteError(name)
